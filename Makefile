@@ -1,0 +1,29 @@
+# Every target makes .venv and installs what it needs: nothing has to be done by hand first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## roll a small world model out on the CPU: eager, Inductor and lightint side by side
+	$(BIN)/lightint demo --out out/demo
+
+test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
+	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist tests/benchmarks
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,38 @@
+"""lightint: a torch.compile backend and FX pass set for interactive video world models.
+
+``torch.compile(model, backend="lightint")`` needs no import of this module: torch finds the backend by its entry point.
+The names below load on first use, so importing the package costs milliseconds and needs neither Triton nor CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightint_compile.backend import report as report
+    from lightint_compile.backend import reset as reset
+    from lightint_compile.errors import LightintError as LightintError
+    from lightint_compile.explaining import explain as explain
+    from lightint_compile.export import export as export
+    from lightint_compile.export import load as load
+    from lightint_compile.options import LightintOptions as LightintOptions
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LightintOptions": "lightint_compile.options",
+    "LightintError": "lightint_compile.errors",
+    "explain": "lightint_compile.explaining",
+    "report": "lightint_compile.backend",
+    "reset": "lightint_compile.backend",
+    "export": "lightint_compile.export",
+    "load": "lightint_compile.export",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

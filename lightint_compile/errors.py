@@ -1,0 +1,71 @@
+"""The one hierarchy of errors: each says what went wrong, where, why, and what to change.
+
+This module imports nothing of ours, so every rung of the import ladder may raise from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LightintError(Exception):
+    """Base of every error that lightint raises on purpose.
+
+    Args:
+        what: one sentence, what is wrong.
+        where: the user's file and line, the option, the key or the argument; empty when there is no such place.
+        why: the fact that makes it wrong (the value seen, the shape expected).
+        fix: the smallest change that would make it right.
+    """
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+        self.what, self.where, self.why, self.fix = what, where, why, fix
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        lines = [self.what]
+        lines += [f"  {label}: {text}" for label, text in self._details() if text]
+        return "\n".join(lines)
+
+    def _details(self) -> tuple[tuple[str, str], ...]:
+        return (("where", self.where), ("why", self.why), ("fix", self.fix))
+
+
+class OptionError(LightintError, ValueError):
+    """An option, preset, role name or pass text that cannot be taken."""
+
+
+class InputError(LightintError, ValueError):
+    """A tensor, pose, grid or argument that does not fit the operation."""
+
+
+class CheckpointError(LightintError, ValueError):
+    """A checkpoint whose keys or shapes are not the model's."""
+
+
+class DeviceError(LightintError, RuntimeError):
+    """A device or kernel that was asked for and is not there."""
+
+
+class CaptureError(LightintError, RuntimeError):
+    """A graph that could not be brought into the normal form."""
+
+
+class PassError(LightintError, RuntimeError):
+    """A pass that broke its contract, or a required rewrite that did not apply."""
+
+
+class ExportError(LightintError, RuntimeError):
+    """A program that could not be written, or an archive that could not be read."""
+
+
+class StateError(LightintError, RuntimeError):
+    """A call that does not fit the runtime state (a compiled module that was never run, pickling a driver)."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as a hint, or the whole list when nothing is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)

@@ -1,0 +1,1 @@
+"""One rewritten graph, written to a file that standard tools load."""

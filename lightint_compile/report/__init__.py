@@ -1,0 +1,1 @@
+"""Remarks turned into something a person or a program reads."""

@@ -1,0 +1,1 @@
+"""What a compiled program does between graphs: camera statistics, decisions, guards and state."""

@@ -1,0 +1,63 @@
+"""What a pass is: a frozen value with a name, typed options and a ``run``."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lightint_compile.passes.program import Fact, Program
+from lightint_compile.passes.remarks import Numerics, Remark
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did.
+
+    Attributes:
+        modified: whether the graph changed; the pipeline verifies the graph and drops facts only when it did.
+        remarks: what was applied, missed, or found out.
+    """
+
+    modified: bool
+    remarks: tuple[Remark, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """A rewrite of a program. Options are dataclass fields, so a pass compares, hashes, prints and parses.
+
+    Contract: ``run`` edits ``program.graph_module`` in place and says so in the result. New nodes carry ``meta["val"]``
+    and the ``stack_trace`` and ``nn_module_stack`` of the nodes they replace (use :class:`~passes.rewriting.Rewriter`).
+    Placeholders and the output's arity stay. Running a pass twice changes nothing the second time. A pass that raises
+    leaves nothing behind: the pipeline restores the graph.
+    """
+
+    name: ClassVar[str]
+    numerics: ClassVar[Numerics]
+    requires: ClassVar[tuple[type[Fact], ...]] = ()
+
+    @abstractmethod
+    def run(self, program: Program) -> PassResult:
+        """Rewrite ``program`` in place."""
+
+    def options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, by name."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in dataclasses.fields(self)
+            if getattr(self, option.name) != option.default
+        }
+
+    def __str__(self) -> str:
+        given = ",".join(f"{key.replace('_', '-')}={_text(value)}" for key, value in self.options().items())
+        return f"{self.name}{{{given}}}" if given else self.name
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "x".join(_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,157 @@
+"""A pipeline is a value: it prints as text, parses from text, and runs its passes with a check between them.
+
+``"canonicalize-attention,hoist-invariants,sparse-attention{density=0.3,tile=4x8x4}"``; options are the pass's dataclass
+fields in kebab-case. After xDSL's pass pipelines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch._dynamo.utils import dynamo_timed
+
+from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.program import Program
+from lightint_compile.passes.registry import pass_class
+from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.verify import verify
+
+log = logging.getLogger(__name__)
+
+#: Called after every pass with the pass, the program as it is now, and what the pass returned.
+Observer = Callable[[Pass, Program, PassResult], None]
+
+_ITEM = re.compile(r"\s*(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
+
+
+@dataclass(frozen=True)
+class PassTiming:
+    """Seconds one pass took, its verification included."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """Remarks in the order they were made, and the time each pass took."""
+
+    modified: bool
+    remarks: tuple[Remark, ...]
+    timings: tuple[PassTiming, ...]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order they run."""
+
+    passes: tuple[Pass, ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.passes))
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """The pipeline written as ``text``; text that does not parse is an :class:`OptionError` that points at the place."""
+        return cls(tuple(_parse(text)))
+
+    def run(self, program: Program, *, strict: bool = False, observer: Observer | None = None) -> PipelineResult:
+        """Run every pass on ``program`` in place.
+
+        A pass that raises, or leaves a graph that does not verify, changes nothing: the graph is restored and a
+        ``failure`` remark says so. Under ``strict`` it raises :class:`PassError` instead (the graph is restored as well).
+        """
+        remarks: list[Remark] = []
+        timings: list[PassTiming] = []
+        modified = False
+        for step in self.passes:
+            start = time.perf_counter()
+            with dynamo_timed(f"lightint.{step.name}"):
+                result = _run_guarded(step, program, strict)
+            timings.append(PassTiming(step.name, time.perf_counter() - start))
+            modified |= result.modified
+            remarks.extend(result.remarks)
+            if observer is not None:
+                observer(step, program, result)
+        return PipelineResult(modified, tuple(remarks), tuple(timings))
+
+
+def _run_guarded(step: Pass, program: Program, strict: bool) -> PassResult:
+    saved = program.snapshot()
+    known = set(program.graph.nodes)
+    try:
+        result = step.run(program)
+        if result.modified:
+            program.changed()
+            verify(program, saved, unchanged=known)
+        return result
+    except Exception as error:
+        program.restore(saved)
+        if strict:
+            if isinstance(error, LightintError):
+                raise
+            raise PassError(
+                f"the pass {step.name} failed", why=f"{type(error).__name__}: {error}", fix=f"leave {step.name} out"
+            ) from error
+        log.warning("the pass %s failed and was undone: %s", step.name, error, exc_info=log.isEnabledFor(logging.DEBUG))
+        message = f"undone, the graph is as it was before: {type(error).__name__}: {error}"
+        return PassResult(False, (Remark(kind=RemarkKind.FAILURE, pass_name=step.name, rule="", message=message),))
+
+
+def _parse(text: str) -> Iterator[Pass]:
+    position = 0
+    while position < len(text):
+        match = _ITEM.match(text, position)
+        if match is None or (match["end"] == "," and match.end() == len(text)):
+            raise OptionError(
+                f"the pass text does not parse: {text!r}",
+                where=f"passes, column {position + 1}",
+                why="a pass is written name or name{option=value,...}, passes are separated by commas",
+                fix='for example "canonicalize-attention,sparse-attention{density=0.3}"',
+            )
+        kind = pass_class(match["name"])
+        yield kind(**_options(kind, match["options"] or ""))
+        position = match.end()
+
+
+def _options(kind: type[Pass], text: str) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    options: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = item.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals or name not in fields:
+            known = [field.replace("_", "-") for field in fields]
+            fix = did_you_mean(key.strip(), known) if known else f"{kind.name} has no options"
+            raise OptionError(f"{kind.name} has no option {key.strip()!r}", where=f"passes, {item!r}", fix=fix)
+        options[name] = _value(hints[name], value.strip(), f"{kind.name}{{{item}}}")
+    return options
+
+
+def _value(hint: Any, text: str, where: str) -> Any:
+    """``text`` as a value of the annotated type: bool, int, float, str, an optional one, or a tuple written ``4x8x4``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text == "none":
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), text, where)
+    if origin is tuple:
+        return tuple(_value(arguments[0], part, where) for part in text.split("x"))
+    if hint is bool and text in ("true", "false"):
+        return text == "true"
+    try:
+        if hint in (int, float, str):
+            return hint(text)
+    except ValueError:
+        pass
+    raise OptionError(f"{text!r} is not a value this option takes", where=f"passes, {where}", why=f"expected {hint}")
