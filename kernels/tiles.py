@@ -1,0 +1,196 @@
+"""Tile geometry of ragged (frames, height, width) grids: counts, token maps, who is protected, how many blocks are kept.
+
+Everything here is integer arithmetic that also holds for symbolic sizes; the meaning of the numbers is stated in
+:mod:`lightint_compile.kernels.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_DENSITY_STEPS = 1_000_000
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Smallest integer not below ``a / b`` for positive ``b``; works on symbolic sizes."""
+    return (a + b - 1) // b
+
+
+def tile_counts(grid: Sequence[int], tile: Sequence[int]) -> tuple[int, int, int]:
+    """Tiles along (frames, height, width), ragged ones counted."""
+    return (ceil_div(grid[0], tile[0]), ceil_div(grid[1], tile[1]), ceil_div(grid[2], tile[2]))
+
+
+def volume(extent: Sequence[int]) -> int:
+    """Product of three extents."""
+    return extent[0] * extent[1] * extent[2]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The block grid of one attention site: context and current frames tiled separately (see ``ops``).
+
+    Attributes:
+        frames: (context frames, current frames).
+        height, width: tokens of a frame.
+        tile: (t, h, w) tokens.
+        prefix: text tokens in front of the visual keys.
+    """
+
+    frames: tuple[int, int]
+    height: int
+    width: int
+    tile: tuple[int, int, int]
+    prefix: int = 0
+
+    @staticmethod
+    def of(query_grid: Sequence[int], key_grid: Sequence[int], tile: Sequence[int], prefix: int = 0) -> Layout:
+        """The layout of grids that were checked already."""
+        frames = (key_grid[0] - query_grid[0], query_grid[0])
+        return Layout(frames, key_grid[1], key_grid[2], (tile[0], tile[1], tile[2]), prefix)
+
+    @property
+    def context_grid(self) -> tuple[int, int, int]:
+        """Grid of the context frames; zero frames where there is no context."""
+        return (self.frames[0], self.height, self.width)
+
+    @property
+    def current_grid(self) -> tuple[int, int, int]:
+        """Grid of the current frames, which is also the query grid."""
+        return (self.frames[1], self.height, self.width)
+
+    @property
+    def blocks_high(self) -> int:
+        """Tiles along the height."""
+        return ceil_div(self.height, self.tile[1])
+
+    @property
+    def blocks_wide(self) -> int:
+        """Tiles along the width."""
+        return ceil_div(self.width, self.tile[2])
+
+    @property
+    def row_blocks(self) -> int:
+        """Tiles of one tile row (all that share their frames)."""
+        return self.blocks_high * self.blocks_wide
+
+    @property
+    def context_rows(self) -> int:
+        """Tile rows of the context frames."""
+        return ceil_div(self.frames[0], self.tile[0])
+
+    @property
+    def current_rows(self) -> int:
+        """Tile rows of the current frames."""
+        return ceil_div(self.frames[1], self.tile[0])
+
+    @property
+    def context_blocks(self) -> int:
+        """Key tiles of the context; block numbers below this are context."""
+        return self.context_rows * self.row_blocks
+
+    @property
+    def query_tiles(self) -> int:
+        """Query tiles, which is also the number of current key tiles."""
+        return self.current_rows * self.row_blocks
+
+    @property
+    def key_blocks(self) -> int:
+        """All visual key tiles."""
+        return self.context_blocks + self.query_tiles
+
+    @property
+    def context_tokens(self) -> int:
+        """Visual tokens of the context."""
+        return volume(self.context_grid)
+
+    @property
+    def current_tokens(self) -> int:
+        """Visual tokens of the current frames."""
+        return volume(self.current_grid)
+
+    @property
+    def key_tokens(self) -> int:
+        """Length of the whole key axis, prefix included."""
+        return self.prefix + self.context_tokens + self.current_tokens
+
+    def first_protected_row(self, protect_frames: int) -> int:
+        """First tile row that holds one of the latest ``protect_frames`` frames; every later row is protected too."""
+        if protect_frames <= 0:
+            return self.context_rows + self.current_rows
+        if protect_frames <= self.frames[1]:
+            return self.context_rows + (self.frames[1] - protect_frames) // self.tile[0]
+        return max(self.frames[0] + self.frames[1] - protect_frames, 0) // self.tile[0]
+
+    def budget(self, density: float) -> int:
+        """Blocks kept for one query tile: ``ceil(density * key_blocks)``, in integers so that symbolic sizes agree."""
+        return ceil_div(self.key_blocks * round(density * _DENSITY_STEPS), _DENSITY_STEPS)
+
+    def list_width(self, density: float, protect_frames: int, neighbours: int) -> int:
+        """Upper bound of a row's list: the budget, or everything forced where that is more."""
+        protected = self.context_rows + self.current_rows - self.first_protected_row(protect_frames)
+        forced = protected * self.row_blocks + ball_size(neighbours)
+        return torch.sym_min(self.key_blocks, torch.sym_max(self.budget(density), forced))
+
+
+def ball_size(radius: int) -> int:
+    """Points of the 3-D integer lattice within Manhattan distance ``radius`` of one (1, 7, 25, ...)."""
+    return (2 * radius + 1) * (2 * radius * radius + 2 * radius + 3) // 3
+
+
+@lru_cache(maxsize=64)
+def token_map(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Which token sits in which slot of which tile.
+
+    Returns:
+        tokens: int64 ``[tiles, slots]`` on the CPU, token number in the span (0 in empty slots).
+        valid: bool ``[tiles, slots]``, False in the empty slots of ragged tiles.
+    """
+    axes = [_axis_map(size, extent) for size, extent in zip(grid, tile, strict=True)]
+    (f, fv), (y, yv), (x, xv) = axes
+    f, y, x = f[:, None, None, :, None, None], y[None, :, None, None, :, None], x[None, None, :, None, None, :]
+    valid = fv[:, None, None, :, None, None] & yv[None, :, None, None, :, None] & xv[None, None, :, None, None, :]
+    tokens = torch.where(valid, (f * grid[1] + y) * grid[2] + x, 0)
+    slots = volume(tile)
+    return tokens.reshape(-1, slots), valid.reshape(-1, slots)
+
+
+def _axis_map(size: int, extent: int) -> tuple[Tensor, Tensor]:
+    positions = torch.arange(ceil_div(size, extent) * extent).view(-1, extent)
+    return positions, positions < size
+
+
+def key_token_map(layout: Layout) -> tuple[Tensor, Tensor]:
+    """:func:`token_map` of all visual key blocks, numbered from the first visual token (prefix not counted)."""
+    current, current_valid = token_map(layout.current_grid, layout.tile)
+    if layout.frames[0] == 0:
+        return current, current_valid
+    context, context_valid = token_map(layout.context_grid, layout.tile)
+    shifted = torch.where(current_valid, current + layout.context_tokens, 0)
+    return torch.cat([context, shifted]), torch.cat([context_valid, current_valid])
+
+
+def valid_counts(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tensor:
+    """Tokens that really exist in each tile, int64 ``[tiles]``."""
+    return token_map(grid, tile)[1].sum(-1)
+
+
+def block_positions(layout: Layout) -> Tensor:
+    """(row, y, x) of every visual key block, int64 ``[key_blocks, 3]``; query tiles are the last ``query_tiles`` rows."""
+    rows = torch.arange(layout.context_rows + layout.current_rows)
+    axes = (rows, torch.arange(layout.blocks_high), torch.arange(layout.blocks_wide))
+    return torch.cartesian_prod(*axes).reshape(-1, 3)
+
+
+def forced_blocks(layout: Layout, protect_frames: int, neighbours: int) -> Tensor:
+    """Blocks every list must hold: latest frames and Manhattan neighbours, bool ``[query_tiles, key_blocks]``."""
+    blocks = block_positions(layout)
+    queries = blocks[layout.context_blocks :]
+    near = (queries[:, None] - blocks[None]).abs().sum(-1) <= neighbours
+    protected = blocks[:, 0] >= layout.first_protected_row(protect_frames)
+    return near | protected[None]
