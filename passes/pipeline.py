@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch._dynamo.utils import dynamo_timed
-
-from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.registry import pass_class
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.passes.verify import verify
+from torch._dynamo.utils import dynamo_timed
+
+from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
 
 log = logging.getLogger(__name__)
 

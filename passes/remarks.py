@@ -7,6 +7,7 @@ disk are three readers of the same list.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -122,18 +123,23 @@ def module_path_of(node: fx.Node) -> str:
     return clean_path(str(next(reversed(stack.values()))[0]))
 
 
-def clean_path(path: str) -> str:
-    """A module path without the spellings that Dynamo and export add around it.
+#: Words that Dynamo puts between the names a user wrote.
+_PLUMBING = frozenset({"__dict__", "_modules", "_parameters", "_buffers"})
+_PATH_WORD = re.compile(r"[^\[\]'\".]+")
 
-    Three are seen in practice: ``L['self'].blocks[3].attn``, ``L__self___blocks_3`` style keys (not handled here: use the
-    value, not the key), and ``_modules['blocks']._modules['3']``. A trailing ``@2`` marks the third call of one module.
+
+def clean_path(path: str, *, of_module: bool = True) -> str:
+    """A module or parameter path as the user writes it: ``blocks.3.attn1.to_q.weight``.
+
+    Spellings seen in practice: ``L['self'].blocks[3]`` and ``L['self'].__dict__['_modules']['blocks'].0`` from Dynamo, where
+    the first local is the module itself, and ``blocks.3`` from export. A trailing ``@2`` (third call of one module) goes.
+    With ``of_module=False`` the path is an argument's: ``L['kwargs']['hidden_states']`` is ``hidden_states``.
     """
-    text = path.split("@")[0]
-    for prefix in ("L['self']", "L['fn']", "L['mod']"):
-        text = text.removeprefix(prefix)
-    text = text.replace("._modules['", ".").replace("['", ".").replace("']", "")
-    text = text.replace("[", ".").replace("]", "")
-    return text.strip(".")
+    words = _PATH_WORD.findall(path.split("@")[0])
+    if words[:1] in (["L"], ["G"]):
+        in_module = of_module or words[1:2] in (["self"], ["kwargs"]) or not _PLUMBING.isdisjoint(words)
+        words = words[2:] if in_module else words[1:]
+    return ".".join(word for word in words if word not in _PLUMBING)
 
 
 def source_of(node: fx.Node) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.fx as fx
 import torch.utils._pytree as pytree
-
 from lightint_compile.passes.program import Program, fake_mode_of
 
 KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")

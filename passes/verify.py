@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from lightint_compile.passes.program import Program, fake_mode_of
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.errors import PassError
-from lightint_compile.passes.program import Program, fake_mode_of
 
 
 def verify(program: Program, before: Program, *, unchanged: Collection[fx.Node] = ()) -> None:
@@ -68,7 +68,9 @@ def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
 
 
 def _check_value(node: fx.Node, mode: Any) -> None:
-    if isinstance(node.target, HigherOrderOperator):  # its branches are graphs of their own, verified when they were made
+    if isinstance(
+        node.target, HigherOrderOperator
+    ):  # its branches are graphs of their own, verified when they were made
         return
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
     with mode:

@@ -1,0 +1,268 @@
+"""Two doors, one middle: what Dynamo or torch.export hands over becomes the normal form that passes work on.
+
+The trace runs the graph through an FX interpreter under ``make_fx(pre_dispatch=True)`` with functionalisation, which keeps
+attention, linear, layer_norm and convolution whole and removes mutation of temporaries. A graph that mutates one of its
+inputs is refused (:class:`CaptureError`): the caller hands such a graph to Inductor as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind as ExportKind
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.traceback import preserve_node_meta
+
+from lightint_compile.errors import CaptureError
+from lightint_compile.normalform import tidy
+from lightint_compile.passes.program import InputKind, Program, ProgramInput, fake_mode_of
+from lightint_compile.passes.remarks import clean_path
+
+
+def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
+    """The program of a graph that Dynamo captured, inside a ``torch.compile`` backend.
+
+    Args:
+        graph_module: the torch-level graph; parameters are already inputs (Dynamo inlines modules).
+        example_inputs: what the backend was called with; only used where a placeholder carries no fake value.
+
+    Raises:
+        CaptureError: the graph mutates an input, or holds an operation that cannot be traced before dispatch.
+    """
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    mode = _mode_of(placeholders, example_inputs)
+    values = [
+        _fake(node.meta.get("example_value"), real, mode)
+        for node, real in zip(placeholders, example_inputs, strict=True)
+    ]
+    entries = [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
+    return _program(graph_module, values, entries, mode, name or _root_name(graph_module))
+
+
+def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
+    """The program of an exported one. Parameters, buffers and constants become placeholders like any other input.
+
+    Raises:
+        CaptureError: the program mutates a buffer or an input.
+    """
+    graph_module = exported.graph_module
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    entries = [_exported_input(node, kinds[node.name]) for node in placeholders]
+    values = [node.meta["val"] for node in placeholders]
+    return _program(graph_module, values, entries, fake_mode_of(placeholders), name or "exported")
+
+
+def trace(
+    module: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Mapping[str, int | Sequence[int]] | None = None,
+) -> Program:
+    """The program that ``torch.compile`` would hand to the backend, without compiling or running it.
+
+    Args:
+        module: a module or function; on the meta device nothing is allocated.
+        dynamic: argument name to the dimension (or dimensions) whose size is symbolic.
+
+    Raises:
+        CaptureError: the call does not capture as one graph, or see :func:`from_dynamo`.
+    """
+    caught: list[Program] = []
+
+    def backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        caught.append(from_dynamo(graph_module, example_inputs, name=_name_of(module)))
+        return _stop
+
+    _mark_dynamic(module, args, kwargs or {}, dynamic or {})
+    torch._dynamo.reset()
+    try:
+        torch.compile(module, backend=backend, fullgraph=True)(*args, **(kwargs or {}))
+    except _Stop:
+        pass
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        raise error.inner_exception from None
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CaptureError("the call does not capture as one graph", where=_name_of(module), why=reason) from error
+    finally:
+        torch._dynamo.reset()
+    return caught[0]
+
+
+class _Stop(Exception):  # noqa: N818 - control flow, not an error
+    """Raised in place of running the captured graph."""
+
+
+def _stop(*_: Any) -> Any:
+    raise _Stop
+
+
+def _program(
+    graph_module: fx.GraphModule, values: list[Any], entries: list[ProgramInput], mode: FakeTensorMode, name: str
+) -> Program:
+    mutated: list[int] = []
+    outputs: list[Any] = []
+
+    def flat(*inputs: Any) -> tuple[Any, ...]:
+        leaves, spec = pytree.tree_flatten(fx.Interpreter(graph_module).run(*inputs))
+        outputs.append(spec)
+        return tuple(leaves)
+
+    with preserve_node_meta(), mode, torch.no_grad() if not torch.is_inference_mode_enabled() else nullcontext():
+        traced = make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+    if mutated:
+        paths = ", ".join(entries[index].path for index in mutated)
+        raise CaptureError("the graph writes to its inputs", where=paths, why="a rewrite must not move such a write")
+    traced.meta["output_spec"] = outputs[-1]
+    inputs = _rename_inputs(traced, entries)
+    tidy(traced)
+    _clean_module_paths(traced.graph)
+    return Program(traced, inputs, name=name)
+
+
+def _functional(function: Callable[..., Any], mutated: list[int]) -> Callable[..., Any]:
+    """``function`` on functional tensors; positions of inputs it writes to are appended to ``mutated``."""
+
+    def run(*args: Any) -> Any:
+        exclude = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize))
+        with exclude, FunctionalTensorMode(pre_dispatch=True, export=True):
+            wrapped = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in args]
+            results = function(*wrapped)
+            mutated[:] = [i for i, w in enumerate(wrapped) if isinstance(w, FunctionalTensor) and _was_written(w)]
+            return pytree.tree_map_only(FunctionalTensor, _unwrap, results)
+
+    return run
+
+
+def _was_written(tensor: FunctionalTensor) -> bool:
+    torch._sync(tensor)
+    return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
+
+
+def _unwrap(tensor: FunctionalTensor) -> torch.Tensor:
+    torch._sync(tensor)
+    return torch._from_functional_tensor(tensor.elem)
+
+
+def _rename_inputs(traced: fx.GraphModule, entries: Sequence[ProgramInput]) -> tuple[ProgramInput, ...]:
+    """Give placeholders their readable names; an entry's name follows the node's, which FX makes unique."""
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    renamed = []
+    for node, entry in zip(placeholders, entries, strict=True):
+        node._rename(entry.name)
+        node.target = node.name
+        renamed.append(ProgramInput(node.name, entry.kind, entry.path))
+    traced.recompile()
+    return tuple(renamed)
+
+
+def _clean_module_paths(graph: fx.Graph) -> None:
+    """Module stacks with paths as the user writes them; a later call of one module keeps its ``@n`` mark."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                str(key): (clean_path(path) + _call_mark(str(key), path), kind) for key, (path, kind) in stack.items()
+            }
+
+
+def _call_mark(key: str, path: str) -> str:
+    for text in (path, key):
+        _, at, call = text.rpartition("@")
+        if at and call.isdigit():
+            return f"@{call}"
+    return ""
+
+
+def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    written = (
+        str(source.name() if callable(getattr(source, "name", None)) else getattr(source, "name", "")) or node.name
+    )
+    path = clean_path(written, of_module=False)
+    if isinstance(real, torch.nn.Parameter):
+        kind = InputKind.PARAMETER
+    elif isinstance(real, torch.Tensor):
+        kind = InputKind.BUFFER if "._buffers" in written or "L['self']" in written else InputKind.TENSOR
+    else:
+        kind = InputKind.SYMBOL
+    return ProgramInput(_identifier(path, kind), kind, path)
+
+
+def _exported_input(node: fx.Node, spec: Any) -> ProgramInput:
+    kind = {
+        ExportKind.PARAMETER: InputKind.PARAMETER,
+        ExportKind.BUFFER: InputKind.BUFFER,
+        ExportKind.CONSTANT_TENSOR: InputKind.BUFFER,
+    }.get(spec.kind, InputKind.TENSOR if isinstance(node.meta["val"], torch.Tensor) else InputKind.SYMBOL)
+    path = spec.target or node.name
+    return ProgramInput(_identifier(path, kind), kind, path)
+
+
+def _identifier(path: str, kind: InputKind) -> str:
+    prefix = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_"}.get(kind, "")
+    text = re.sub(r"\W+", "_", path).strip("_")
+    return prefix + (text or "input") if not text[:1].isdigit() else f"{prefix or 's'}{text}"
+
+
+def _mode_of(placeholders: Sequence[fx.Node], example_inputs: Sequence[Any]) -> FakeTensorMode:
+    for value in [node.meta.get("example_value") for node in placeholders] + list(example_inputs):
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        return context.fake_mode
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def _fake(recorded: Any, real: Any, mode: FakeTensorMode) -> Any:
+    if recorded is not None:
+        return recorded
+    if isinstance(real, torch.Tensor) and not isinstance(real, FakeTensor):
+        return mode.from_tensor(real, static_shapes=True)
+    return real
+
+
+def _root_name(graph_module: fx.GraphModule) -> str:
+    for node in graph_module.graph.nodes:
+        for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+            if clean_path(path) == "":
+                return str(getattr(kind, "__name__", kind))
+    return "graph"
+
+
+def _name_of(module: Callable[..., Any]) -> str:
+    return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, "__name__", "function")
+
+
+def _mark_dynamic(
+    module: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic: Mapping[str, int | Sequence[int]],
+) -> None:
+    if not dynamic:
+        return
+    import inspect
+
+    function = module.forward if isinstance(module, torch.nn.Module) else module
+    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    for name, dims in dynamic.items():
+        if not isinstance(bound.get(name), torch.Tensor):
+            raise CaptureError(
+                f"{name!r} is not a tensor argument of the call", where="dynamic", why=f"known: {sorted(bound)}"
+            )
+        torch._dynamo.mark_dynamic(bound[name], dims)
