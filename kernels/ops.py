@@ -31,3 +31,227 @@ key_heads)``.
 contiguous tensor, or of a contiguous ``[batch, tokens, heads, head_dim]`` when the query's head stride is smaller
 than its token stride (the layout of a projection that was only viewed and transposed).
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from lightint_compile.errors import InputError
+
+from . import checks, dispatch, reference
+from .spans import as_output, empty_output, split_spans
+from .tiles import Layout, tile_counts, volume
+
+NAMESPACE = "lightint"
+
+_SITE = "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile"
+_POLICY = "float density, float? coverage, int protect_frames, int neighbours"
+
+SCHEMAS = {
+    "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SITE}, {_POLICY}, float? scale) -> Tensor",
+    "sparse_attention_segments": (
+        f"(Tensor query, Tensor[] keys, Tensor[] values, {_SITE}, {_POLICY}, float? scale) -> Tensor"
+    ),
+    "pool_tiles": "(Tensor tokens, SymInt[] grid, int[] tile) -> Tensor",
+    "select_blocks": (
+        "(Tensor query_pool, Tensor[] key_pools, SymInt[] query_grid, SymInt[] key_grid, int[] tile, "
+        f"{_POLICY}, float? scale) -> (Tensor index, Tensor count)"
+    ),
+    "block_sparse_attention": (
+        f"(Tensor query, Tensor key, Tensor value, Tensor index, Tensor count, {_SITE}, float? scale) -> Tensor"
+    ),
+    "block_sparse_attention_segments": (
+        f"(Tensor query, Tensor[] keys, Tensor[] values, Tensor index, Tensor count, {_SITE}, float? scale) -> Tensor"
+    ),
+}
+"""Every operator's schema; the strings are what graphs and archives hold, so they only ever grow new names."""
+
+_library = Library(NAMESPACE, "FRAGMENT")
+
+
+def sparse_attention_segments(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    query_grid: Sequence[int],
+    key_grid: Sequence[int],
+    prefix: int,
+    tile: Sequence[int],
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float | None,
+) -> Tensor:
+    """Pool, select and attend; dense attention where nothing is skipped or skipping would not pay."""
+    layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
+    checks.policy(density, coverage, protect_frames, neighbours)
+    scale = _scale(scale, query)
+    keeps_all = density >= 1.0 and (coverage is None or coverage >= 1.0)
+    choice = dispatch.prefers_sparse(query, layout, density, tile)
+    if keeps_all or choice == "dense":
+        return as_output(dispatch.dense(query, keys, values, scale), query)
+    steps = dispatch.load(choice)
+    key_spans, value_spans = split_spans(keys, layout), split_spans(values, layout)
+    visual = [(query, layout.current_grid), (key_spans.current, layout.current_grid)]
+    if layout.frames[0]:
+        visual.insert(1, (key_spans.context, layout.context_grid))
+    query_pool, *key_pools = steps.pool_spans(visual, layout.tile)
+    index, count = steps.select_blocks(
+        query_pool,
+        key_pools,
+        layout,
+        density=density,
+        coverage=coverage,
+        protect_frames=protect_frames,
+        neighbours=neighbours,
+        scale=scale,
+    )
+    return steps.attend(query, key_spans, value_spans, index, count, layout, scale)
+
+
+def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    """:func:`sparse_attention_segments` of one segment."""
+    return sparse_attention_segments(query, [key], [value], *rest)
+
+
+def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    """Mean of each tile of one span, see :func:`reference.pool_tiles`."""
+    checks.pool(tokens, grid, tile)
+    steps = dispatch.load(dispatch.implementation(tokens, tile))
+    return steps.pool_spans([(tokens, _triple(grid))], _triple(tile))[0]
+
+
+def select_blocks(
+    query_pool: Tensor,
+    key_pools: Sequence[Tensor],
+    query_grid: Sequence[int],
+    key_grid: Sequence[int],
+    tile: Sequence[int],
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Block lists from pooled queries and keys, see :func:`reference.select_blocks`."""
+    layout = Layout.of(query_grid, key_grid, tile)
+    checks.pools(query_pool, key_pools, layout)
+    checks.policy(density, coverage, protect_frames, neighbours)
+    return dispatch.selector(query_pool)(
+        query_pool,
+        key_pools,
+        layout,
+        density=density,
+        coverage=coverage,
+        protect_frames=protect_frames,
+        neighbours=neighbours,
+        scale=_scale(scale, query_pool),
+    )
+
+
+def block_sparse_attention_segments(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    index: Tensor,
+    count: Tensor,
+    query_grid: Sequence[int],
+    key_grid: Sequence[int],
+    prefix: int,
+    tile: Sequence[int],
+    scale: float | None,
+) -> Tensor:
+    """Attention over the prefix and the listed blocks, see :func:`reference.attend`."""
+    layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
+    checks.lists(index, count, query, layout)
+    steps = dispatch.load(dispatch.implementation(query, tile))
+    spans = split_spans(keys, layout), split_spans(values, layout)
+    return steps.attend(query, *spans, index, count, layout, _scale(scale, query))
+
+
+def block_sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    """:func:`block_sparse_attention_segments` of one segment."""
+    return block_sparse_attention_segments(query, [key], [value], *rest)
+
+
+def _scale(scale: float | None, query: Tensor) -> float:
+    return float(query.shape[-1]) ** -0.5 if scale is None else scale
+
+
+def _triple(extent: Sequence[int]) -> tuple[int, int, int]:
+    return (extent[0], extent[1], extent[2])
+
+
+def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    return _fake_segments(query, [key], [value], *rest)
+
+
+def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
+    checks.site(query, keys, values, *rest[:4])
+    checks.policy(*rest[4:8])
+    return empty_output(query)
+
+
+def _fake_block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    return _fake_block_segments(query, [key], [value], *rest)
+
+
+def _fake_block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
+    checks.site(query, keys, values, *rest[2:6])
+    return empty_output(query)
+
+
+def _fake_pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    checks.pool(tokens, grid, tile)
+    shape = (tokens.shape[0], tokens.shape[1], volume(tile_counts(grid, tile)), tokens.shape[3])
+    return tokens.new_empty(shape, dtype=reference.accumulate_dtype(tokens.dtype))
+
+
+def _fake_select(
+    query_pool: Tensor,
+    key_pools: Sequence[Tensor],
+    query_grid: Sequence[int],
+    key_grid: Sequence[int],
+    tile: Sequence[int],
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    layout = Layout.of(query_grid, key_grid, tile)
+    checks.pools(query_pool, key_pools, layout)
+    checks.policy(density, coverage, protect_frames, neighbours)
+    rows = (query_pool.shape[0], query_pool.shape[1], layout.query_tiles)
+    width = layout.list_width(density, protect_frames, neighbours)
+    return query_pool.new_empty((*rows, width), dtype=torch.int32), query_pool.new_empty(rows, dtype=torch.int32)
+
+
+def _no_gradient(*_: Any) -> Any:
+    raise InputError(
+        "lightint operators have no gradient",
+        why="they serve inference; a graph that needs gradients is left to Inductor",
+        fix="run under torch.inference_mode() or torch.no_grad(), or detach the inputs",
+    )
+
+
+def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    qualified = f"{NAMESPACE}::{name}"
+    _library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_autograd(qualified, _no_gradient, lib=_library)
+
+
+_register("sparse_attention", sparse_attention, _fake_attention)
+_register("sparse_attention_segments", sparse_attention_segments, _fake_segments)
+_register("pool_tiles", pool_tiles, _fake_pool)
+_register("select_blocks", select_blocks, _fake_select)
+_register("block_sparse_attention", block_sparse_attention, _fake_block)
+_register("block_sparse_attention_segments", block_sparse_attention_segments, _fake_block_segments)

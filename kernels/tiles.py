@@ -1,4 +1,4 @@
-"""Tile geometry of ragged (frames, height, width) grids: counts, token maps, who is protected, how many blocks are kept.
+"""Tile geometry of ragged (frames, height, width) grids: counts, token maps, protection, how many blocks are kept.
 
 Everything here is integer arithmetic that also holds for symbolic sizes; the meaning of the numbers is stated in
 :mod:`lightint_compile.kernels.ops`.
@@ -181,7 +181,7 @@ def valid_counts(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tens
 
 
 def block_positions(layout: Layout) -> Tensor:
-    """(row, y, x) of every visual key block, int64 ``[key_blocks, 3]``; query tiles are the last ``query_tiles`` rows."""
+    """(row, y, x) of every visual key block, int64 ``[key_blocks, 3]``; the query tiles are the last of them."""
     rows = torch.arange(layout.context_rows + layout.current_rows)
     axes = (rows, torch.arange(layout.blocks_high), torch.arange(layout.blocks_wide))
     return torch.cartesian_prod(*axes).reshape(-1, 3)

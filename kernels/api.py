@@ -1,0 +1,209 @@
+"""Python entry points of the operators: keyword arguments with defaults over the schemas of ``ops``.
+
+Checks run once inside the operator, before anything is launched, so that a graph is checked like a direct call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops as _ops  # noqa: F401  registers the operators
+from .dispatch import Choice, implementation, using
+
+Grid = Sequence[int]
+_lightint = torch.ops.lightint
+
+__all__ = [
+    "Choice",
+    "block_sparse_attention",
+    "block_sparse_attention_segments",
+    "implementation",
+    "pool_tiles",
+    "prepare_context",
+    "select_blocks",
+    "sparse_attention",
+    "sparse_attention_segments",
+    "using",
+]
+
+
+def sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    query_grid: Grid,
+    key_grid: Grid,
+    prefix: int = 0,
+    tile: Grid = (4, 8, 4),
+    density: float = 0.3,
+    coverage: float | None = None,
+    protect_frames: int = 0,
+    neighbours: int = 1,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention over a (frames, height, width) token grid that skips key tiles of little weight.
+
+    Args:
+        query: ``[batch, query_heads, query_tokens, head_dim]``; a transposed ``[batch, tokens, heads, dim]`` is fine.
+        key, value: ``[batch, key_heads, prefix + frames * height * width, head_dim]``, prefix first.
+        query_grid: (frames, height, width) of the queries, the last frames of ``key_grid``.
+        key_grid: (frames, height, width) of the visual keys.
+        prefix: text tokens in front; always attended.
+        tile: (t, h, w) tokens of one block.
+        density: kept fraction of the visual key blocks; forced blocks count toward it. 1.0 is dense attention.
+        coverage: keep only as many blocks as hold this share of the estimated attention mass; density then caps it.
+        protect_frames: latest key frames that are always kept.
+        neighbours: blocks within this Manhattan distance in the block grid are always kept (0: the own block).
+        scale: factor of the logits; ``head_dim ** -0.5`` by default.
+
+    Returns:
+        ``[batch, query_heads, query_tokens, head_dim]``; memory order as stated in ``ops``.
+
+    Raises:
+        InputError: arguments that do not fit together, before anything is launched.
+    """
+    return _lightint.sparse_attention(
+        query, key, value, query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale
+    )
+
+
+def sparse_attention_segments(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    query_grid: Grid,
+    key_grid: Grid,
+    prefix: int = 0,
+    tile: Grid = (4, 8, 4),
+    density: float = 0.3,
+    coverage: float | None = None,
+    protect_frames: int = 0,
+    neighbours: int = 1,
+    scale: float | None = None,
+) -> Tensor:
+    """:func:`sparse_attention` with keys and values as consecutive segments (text, cached context, current).
+
+    Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
+    """
+    return _lightint.sparse_attention_segments(
+        query,
+        list(keys),
+        list(values),
+        query_grid,
+        key_grid,
+        prefix,
+        tile,
+        density,
+        coverage,
+        protect_frames,
+        neighbours,
+        scale,
+    )
+
+
+def pool_tiles(tokens: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:
+    """Mean of the existing tokens of each tile of one span.
+
+    Args:
+        tokens: ``[batch, heads, frames * height * width, head_dim]``.
+
+    Returns:
+        float32 ``[batch, heads, tiles, head_dim]`` (float64 for float64 tokens).
+
+    Raises:
+        InputError: a grid that is not the tokens', or a tile that does not fit.
+    """
+    return _lightint.pool_tiles(tokens, grid, tile)
+
+
+def prepare_context(key: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:
+    """Pooled context keys, computed once a chunk and given to :func:`select_blocks` at every step.
+
+    ``key`` are the context's visual keys alone (no text), ``grid`` its (frames, height, width).
+    """
+    return pool_tiles(key, grid=grid, tile=tile)
+
+
+def select_blocks(
+    query_pool: Tensor,
+    key_pools: Sequence[Tensor],
+    *,
+    query_grid: Grid,
+    key_grid: Grid,
+    tile: Grid = (4, 8, 4),
+    density: float = 0.3,
+    coverage: float | None = None,
+    protect_frames: int = 0,
+    neighbours: int = 1,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ascending lists of the kept key blocks of every query tile.
+
+    Args:
+        query_pool: ``[batch, query_heads, query_tiles, head_dim]`` of :func:`pool_tiles`.
+        key_pools: pooled context keys (if there is context), then pooled current keys.
+
+    Returns:
+        index: int32 ``[batch, query_heads, query_tiles, width]``.
+        count: int32 ``[batch, query_heads, query_tiles]``.
+
+    Raises:
+        InputError: pools that do not belong to the grids, or a density out of range.
+    """
+    return _lightint.select_blocks(
+        query_pool,
+        list(key_pools),
+        query_grid,
+        key_grid,
+        tile,
+        density,
+        coverage,
+        protect_frames,
+        neighbours,
+        scale,
+    )
+
+
+def block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: Tensor,
+    count: Tensor,
+    *,
+    query_grid: Grid,
+    key_grid: Grid,
+    prefix: int = 0,
+    tile: Grid = (4, 8, 4),
+    scale: float | None = None,
+) -> Tensor:
+    """Attention over the prefix and the listed key blocks only; ``index`` and ``count`` as :func:`select_blocks` gives.
+
+    Raises:
+        InputError: arguments that do not fit together; with ``LIGHTINT_DEBUG=1`` also a block out of range.
+    """
+    return _lightint.block_sparse_attention(query, key, value, index, count, query_grid, key_grid, prefix, tile, scale)
+
+
+def block_sparse_attention_segments(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    index: Tensor,
+    count: Tensor,
+    *,
+    query_grid: Grid,
+    key_grid: Grid,
+    prefix: int = 0,
+    tile: Grid = (4, 8, 4),
+    scale: float | None = None,
+) -> Tensor:
+    """:func:`block_sparse_attention` with keys and values as consecutive segments."""
+    return _lightint.block_sparse_attention_segments(
+        query, list(keys), list(values), index, count, query_grid, key_grid, prefix, tile, scale
+    )

@@ -1,0 +1,157 @@
+"""Which implementation runs a call, and why: chosen by capability, visible to the caller, never a crash.
+
+The order is Hopper Gluon, portable Triton, then plain torch. Whether sparse attention runs at all is the cost model's
+decision, so that sparse never loses; :func:`using` overrides both, for tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from lightint_compile.errors import OptionError, did_you_mean
+
+from .tiles import Layout
+
+NAMES = ("dense", "reference", "gather", "portable", "hopper")
+_forced: ContextVar[str | None] = ContextVar("lightint_forced_implementation", default=None)
+
+
+class Implementation(Protocol):
+    """A module that runs the three steps of sparse attention; the contracts are those of ``reference``."""
+
+    pool_spans: Callable[..., list[Tensor]]
+    select_blocks: Callable[..., tuple[Tensor, Tensor]]
+    attend: Callable[..., Tensor]
+
+
+class Choice(str):
+    """The name of an implementation, with the reason for it."""
+
+    reason: str
+
+    def __new__(cls, name: str, reason: str) -> Choice:
+        """A choice that compares and prints as its name."""
+        choice = super().__new__(cls, name)
+        choice.reason = reason
+        return choice
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Force an implementation inside the block (``dense`` skips sparsity, the others skip the cost model).
+
+    Raises:
+        OptionError: a name that is not one of :data:`NAMES`.
+    """
+    if name not in NAMES:
+        raise OptionError(f"no implementation is called {name!r}", fix=did_you_mean(name, NAMES))
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def implementation(query: Tensor, tile: Sequence[int] = (4, 8, 4)) -> Choice:
+    """The implementation that runs block-sparse attention for such a query (device, dtype, head_dim) and tile."""
+    forced = _forced.get()
+    if forced not in (None, "dense"):
+        return Choice(cast(str, forced), "forced by the caller")
+    return _by_capability(query.device, query.dtype, query.shape[3], tuple(tile))
+
+
+@lru_cache(maxsize=256)
+def _by_capability(device: torch.device, dtype: torch.dtype, head_dim: int, tile: tuple[int, ...]) -> Choice:
+    if device.type == "cpu":
+        return Choice("gather", "the CPU gathers kept tiles and attends them in batches")
+    if device.type != "cuda":
+        return Choice("reference", f"no kernel for {device.type} devices")
+    obstacle = _portable_obstacle(device, dtype, head_dim)
+    if obstacle:
+        return Choice("reference", obstacle)
+    obstacle = _hopper_obstacle(device, dtype, head_dim, tile)
+    return Choice("portable", obstacle) if obstacle else Choice("hopper", "Gluon kernel for sm_90")
+
+
+def _portable_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the GPU kernels take bfloat16 and float16, not {dtype}"
+    if head_dim not in (64, 96, 128):
+        return f"the GPU kernels take head_dim 64, 96 and 128, not {head_dim}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the portable kernel needs sm_80 or later"
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    return ""
+
+
+def _hopper_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int, tile: tuple[int, ...]) -> str:
+    """Why the Gluon kernel cannot run; it is experimental in Triton, so any failure to load it only means portable."""
+    try:
+        hopper = importlib.import_module("lightint_compile.kernels.hopper")
+        example = torch.empty((1, 1, 0, head_dim), dtype=dtype, device=device)
+        return str(hopper.supported(example, tile=tile) or "")
+    except Exception as error:
+        return f"the Gluon kernel is not available: {type(error).__name__}: {error}"
+
+
+def load(choice: str) -> Implementation:
+    """The module behind a choice."""
+    home = {"hopper": "hopper_adapter"}.get(choice, choice)
+    return cast(Implementation, importlib.import_module(f"lightint_compile.kernels.{home}"))
+
+
+def selector(query_pool: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The selection that runs for such pools; they are float32 whatever the tokens were."""
+    forced = _forced.get()
+    if forced in ("portable", "hopper") or (forced is None and _pools_on_gpu(query_pool)):
+        return load("portable").select_blocks
+    return load("reference").select_blocks
+
+
+def _pools_on_gpu(pool: Tensor) -> bool:
+    return pool.is_cuda and not _portable_obstacle(pool.device, torch.bfloat16, pool.shape[3])
+
+
+def prefers_sparse(query: Tensor, layout: Layout, density: float, tile: Sequence[int]) -> Choice:
+    """``dense`` or the implementation that will run, for one call of sparse attention."""
+    forced = _forced.get()
+    if forced == "dense":
+        return Choice("dense", "forced by the caller")
+    chosen = implementation(query, tile)
+    if forced:
+        return chosen
+    if chosen == "reference":
+        return Choice("dense", chosen.reason)
+    batch, heads, tokens, head_dim = query.shape
+    shape = (batch, heads, head_dim, tokens, layout.key_tokens)
+    if _cost(query.device, query.dtype, *shape, density):
+        return chosen
+    return Choice("dense", "the cost model expects no gain from skipping blocks")
+
+
+@lru_cache(maxsize=1024)
+def _cost(device: torch.device, dtype: torch.dtype, *shape_density: Any) -> bool:
+    batch, heads, head_dim, query_tokens, key_tokens, density = shape_density
+    try:
+        cost = importlib.import_module("lightint_compile.kernels.cost")
+    except ModuleNotFoundError:
+        return bool(key_tokens >= 4096 and density <= 0.5)
+    return bool(cost.prefers_sparse(device, dtype, batch, heads, head_dim, query_tokens, key_tokens, density))
+
+
+def dense(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float) -> Tensor:
+    """Ordinary attention over all keys; segments are concatenated."""
+    key, value = (parts[0] if len(parts) == 1 else torch.cat(list(parts), 2) for parts in (keys, values))
+    grouped = key.shape[1] != query.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)

@@ -1,0 +1,87 @@
+"""How tensors are cut: the key axis into prefix, context and current frames, token order into tiles and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tiles import Layout, tile_counts
+
+
+class Spans(NamedTuple):
+    """Keys (or values) cut at the only two places that matter; any of the first two may have no tokens.
+
+    Each is ``[batch, key_heads, tokens, head_dim]`` with whatever strides its source had.
+    """
+
+    prefix: Tensor
+    context: Tensor
+    current: Tensor
+
+
+def split_spans(segments: Sequence[Tensor], layout: Layout) -> Spans:
+    """Cut a segmented key axis at the end of the prefix and of the context.
+
+    Views wherever a span lies inside one segment, which is so for one whole tensor and for the usual
+    (text, cached context, current) list; a span spread over several segments is concatenated.
+    """
+    lengths = (layout.prefix, layout.context_tokens, layout.current_tokens)
+    starts = (0, lengths[0], lengths[0] + lengths[1])
+    prefix, context, current = (_cut(segments, a, n) for a, n in zip(starts, lengths, strict=True))
+    return Spans(prefix, context, current)
+
+
+def _cut(segments: Sequence[Tensor], start: int, length: int) -> Tensor:
+    pieces, begin = [], 0
+    for segment in segments:
+        low, high = max(start - begin, 0), min(start + length - begin, segment.shape[2])
+        if low < high:
+            pieces.append(segment.narrow(2, low, high - low))
+        begin += segment.shape[2]
+    if not pieces:
+        return segments[0].narrow(2, 0, 0)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+
+
+def to_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    """``[batch, heads, tokens, dim]`` in token order to ``[batch, heads, tiles, slots, dim]``, zeros in empty slots."""
+    batch, heads, _, dim = tokens.shape
+    counts = tile_counts(grid, tile)
+    pads = [n * extent - size for n, extent, size in zip(counts, tile, grid, strict=True)]
+    volume = tokens.reshape(batch, heads, *grid, dim)
+    if any(pads):
+        volume = F.pad(volume, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+    split = volume.reshape(batch, heads, counts[0], tile[0], counts[1], tile[1], counts[2], tile[2], dim)
+    return split.permute(0, 1, 2, 4, 6, 3, 5, 7, 8).reshape(batch, heads, counts[0] * counts[1] * counts[2], -1, dim)
+
+
+def from_tiles(tiles: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    """Inverse of :func:`to_tiles`: ``[batch, heads, tokens, dim]``, empty slots dropped."""
+    batch, heads, _, _, dim = tiles.shape
+    counts = tile_counts(grid, tile)
+    split = tiles.view(batch, heads, *counts, *tile, dim).permute(0, 1, 2, 5, 3, 6, 4, 7, 8)
+    volume = split.reshape(batch, heads, *(n * extent for n, extent in zip(counts, tile, strict=True)), dim)
+    return volume[:, :, : grid[0], : grid[1], : grid[2]].reshape(batch, heads, -1, dim)
+
+
+def heads_last(query: Tensor) -> bool:
+    """Whether the query lies in memory as ``[batch, tokens, heads, head_dim]``, which the output then follows."""
+    return bool(query.stride(1) < query.stride(2))
+
+
+def empty_output(query: Tensor) -> Tensor:
+    """Uninitialised ``[batch, heads, tokens, head_dim]`` in the documented memory order."""
+    if heads_last(query):
+        return query.new_empty([query.shape[i] for i in (0, 2, 1, 3)]).transpose(1, 2)
+    return query.new_empty(query.shape)
+
+
+def as_output(result: Tensor, query: Tensor) -> Tensor:
+    """``result`` in the documented memory order and dtype, copied only if it is not so already."""
+    order = (0, 2, 1, 3) if heads_last(query) else (0, 1, 2, 3)
+    ordered = result.to(query.dtype).permute(order).contiguous()
+    return ordered.permute(order)
