@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 
+from lightint_compile.autocasting import ModeInterpreter, make_casts_explicit, uses_autocast
 from lightint_compile.errors import CaptureError
 from lightint_compile.normalform import tidy
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, fake_mode_of
@@ -114,13 +114,14 @@ def _program(
 ) -> Program:
     mutated: list[int] = []
     outputs: list[Any] = []
+    autocast = uses_autocast(graph_module)
 
     def flat(*inputs: Any) -> tuple[Any, ...]:
-        leaves, spec = pytree.tree_flatten(fx.Interpreter(graph_module).run(*inputs))
+        leaves, spec = pytree.tree_flatten(ModeInterpreter(graph_module).run(*inputs))
         outputs.append(spec)
         return tuple(leaves)
 
-    with preserve_node_meta(), mode, torch.no_grad() if not torch.is_inference_mode_enabled() else nullcontext():
+    with preserve_node_meta(), mode, torch.no_grad():
         traced = make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
     if mutated:
         paths = ", ".join(entries[index].path for index in mutated)
@@ -128,6 +129,8 @@ def _program(
     traced.meta["output_spec"] = outputs[-1]
     inputs = _rename_inputs(traced, entries)
     tidy(traced)
+    if autocast:
+        make_casts_explicit(traced)
     _clean_module_paths(traced.graph)
     return Program(traced, inputs, name=name)
 

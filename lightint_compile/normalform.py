@@ -8,10 +8,12 @@ import torch
 import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from lightint_compile.autocasting import MODE_SWITCHES
+
 aten = torch.ops.aten
 
-#: Assertions that functionalisation leaves behind; the guards of the capture already hold them.
-_ASSERTIONS = {aten._assert_tensor_metadata.default}
+#: What a trace leaves behind and nothing reads: assertions the guards already hold, switches the dtypes already show.
+_LEFTOVERS = {aten._assert_tensor_metadata.default, *MODE_SWITCHES}
 
 #: Operations that return their first argument unchanged in a functional graph.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
@@ -19,10 +21,10 @@ _ALIASES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default, at
 
 def tidy(graph_module: fx.GraphModule) -> None:
     """Remove what does nothing and fold spellings, in place; dead code goes with it."""
-    for node in list(graph_module.graph.nodes):
+    for node in reversed(graph_module.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _ASSERTIONS:
+        if node.target in _LEFTOVERS:
             graph_module.graph.erase_node(node)
         elif _does_nothing(node):
             node.replace_all_uses_with(node.args[0], propagate_meta=False)
