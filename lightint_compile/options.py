@@ -1,0 +1,159 @@
+"""What a user may ask for: one frozen value, checked when it is made, equal and hashed by content.
+
+``torch.compile(model, backend="lightint", options={"preset": "sparse", "density": 0.25})`` reaches
+:meth:`LightintOptions.from_mapping`. Equal options compare equal, so Dynamo does not compile a second time for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightint_compile.errors import OptionError, did_you_mean
+
+DELEGATES = ("inductor", "eager")
+"""Who runs the rewritten regions: Inductor, or plain PyTorch (for debugging and for machines without a compiler)."""
+
+ROLES = ("latent", "context", "camera", "intrinsics", "timestep", "text", "action", "parameter")
+"""What an input can be to a world model; see ``roles`` of :class:`LightintOptions`."""
+
+DEFAULT_PRESET = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightintOptions:
+    """Options of the backend, of ``explain`` and of ``export``.
+
+    Attributes:
+        preset: which rewrites run; see ``presets.py``.
+        passes: a pipeline text that replaces the preset's, ``"canonicalize-attention,dead-tail"``; ``""`` runs no pass.
+        roles: input path to role, overriding what is inferred; kept as sorted pairs.
+        require: passes that must rewrite something; else compiling raises :class:`~lightint_compile.errors.PassError`.
+        strict: a pass that fails raises instead of being undone.
+        delegate: ``"inductor"`` or ``"eager"``.
+        density: kept fraction of key blocks of sparse attention, in (0, 1]; ``None`` leaves it to the pass.
+
+    Raises:
+        OptionError: a value that cannot be taken, with the nearest one that can.
+    """
+
+    preset: str = DEFAULT_PRESET
+    passes: str | None = None
+    roles: tuple[tuple[str, str], ...] = ()
+    require: tuple[str, ...] = ()
+    strict: bool = False
+    delegate: str = "inductor"
+    density: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(getattr(self, name)))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any] | None) -> LightintOptions:
+        """The options that a user's dictionary spells; an unknown key is an :class:`OptionError` with a hint."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in mapping or {}:
+            if key not in known:
+                raise OptionError(
+                    f"there is no option {key!r}", where=f"options[{key!r}]", fix=did_you_mean(str(key), known)
+                )
+        return cls(**(mapping or {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain data; :meth:`from_mapping` takes it back."""
+        given = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        plain = {"roles": dict, "require": list}
+        return {name: plain[name](value) if name in plain else value for name, value in given.items()}
+
+    def __str__(self) -> str:
+        rest = {name: value for name, value in self.to_dict().items() if name != "preset"}
+        return ", ".join([f"preset={self.preset}", *(f"{name}={value}" for name, value in rest.items())])
+
+
+def _one_of(option: str, known: Iterable[str]) -> Callable[[Any], str]:
+    names = tuple(known)
+
+    def check(value: Any) -> str:
+        if value not in names:
+            raise OptionError(
+                f"{value!r} is no {option}", where=f"options[{option!r}]", fix=did_you_mean(str(value), names)
+            )
+        return str(value)
+
+    return check
+
+
+def _preset(value: Any) -> str:
+    from lightint_compile.presets import PRESETS
+
+    return _one_of("preset", PRESETS)(value)
+
+
+def _passes(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise _wrong("passes", value, "a pipeline text", '"canonicalize-attention,dead-tail"')
+    from lightint_compile.passes.pipeline import Pipeline
+
+    return str(Pipeline.parse(value))
+
+
+def _roles(value: Any) -> tuple[tuple[str, str], ...]:
+    try:
+        pairs = dict(value)
+    except (TypeError, ValueError):
+        raise _wrong("roles", value, "input names with a role each", '{"past_latents": "context"}') from None
+    for path, role in pairs.items():
+        if role not in ROLES:
+            fix = did_you_mean(str(role), ROLES)
+            raise OptionError(f"{role!r} is no role", where=f"options['roles'][{path!r}]", fix=fix)
+    return tuple(sorted((str(path), str(role)) for path, role in pairs.items()))
+
+
+def _require(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _wrong("require", value, "a list of pass names", '["canonicalize-attention"]')
+    from lightint_compile.passes.registry import PASSES
+
+    return tuple(_one_of("require", PASSES)(name) for name in value)
+
+
+def _strict(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong("strict", value, "true or false", "True")
+    return value
+
+
+def _density(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        raise _wrong("density", value, "the kept fraction of key blocks, above 0 and at most 1", "0.3")
+    return float(value)
+
+
+def _wrong(option: str, value: Any, expected: str, example: str) -> OptionError:
+    why = f"expected {expected}"
+    return OptionError(
+        f"{value!r} cannot be taken", where=f"options[{option!r}]", why=why, fix=f"for example {example}"
+    )
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "preset": _preset,
+    "passes": _passes,
+    "roles": _roles,
+    "require": _require,
+    "strict": _strict,
+    "delegate": _one_of("delegate", DELEGATES),
+    "density": _density,
+}

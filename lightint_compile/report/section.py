@@ -1,0 +1,172 @@
+"""One graph's part of a report, as plain data made from a rewritten program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch.fx as fx
+
+from lightint_compile.passes.remarks import Remark, RemarkKind, generic_path, merged
+
+if TYPE_CHECKING:
+    from lightint_compile.rewrite import Rewritten
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """One pass in numbers: places rewritten, places that came near, seconds, and the FLOPs around it if counted."""
+
+    name: str
+    rewritten: int
+    missed: int
+    seconds: float
+    numerics: str = ""
+    flops_before: int | None = None
+    flops_after: int | None = None
+
+    @property
+    def found(self) -> int:
+        """Places that looked like what the pass rewrites."""
+        return self.rewritten + self.missed
+
+
+@dataclass(frozen=True)
+class Section:
+    """What happened to one graph.
+
+    Attributes:
+        name: the user's class or function name.
+        pipeline: the passes as text; empty when the graph was left alone.
+        options: the options that differ from their defaults.
+        nodes_before, nodes_after: calls in the graph.
+        passes: one row a pass, in the order they ran.
+        remarks: repeated places folded into one with a count.
+        measurements: seconds and counts known after compilation, by name (``"trace seconds"``, ``"cache hits"``).
+        untouched: why the graph was handed on as it is; empty when the passes ran.
+        graph, original: the FX graphs after and before, not part of the data.
+    """
+
+    name: str
+    pipeline: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    nodes_before: int = 0
+    nodes_after: int = 0
+    passes: tuple[PassRow, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    untouched: str = ""
+    graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+    original: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, rewritten: Rewritten, measurements: Mapping[str, float] | None = None) -> Section:
+        """The section of a rewritten program."""
+        return cls(
+            name=rewritten.program.name,
+            pipeline=rewritten.pipeline,
+            options=rewritten.options.to_dict(),
+            nodes_before=_calls(rewritten.original.graph),
+            nodes_after=_calls(rewritten.program.graph),
+            passes=tuple(_rows(rewritten)),
+            remarks=tuple(_readable(rewritten.remarks)),
+            measurements=dict(measurements or {}),
+            graph=rewritten.program.graph_module,
+            original=rewritten.original.graph_module,
+        )
+
+    @property
+    def rewritten(self) -> int:
+        """Places that were rewritten."""
+        return sum(row.rewritten for row in self.passes)
+
+    @property
+    def missed(self) -> int:
+        """Places that came near a rewrite and were left alone."""
+        return sum(row.missed for row in self.passes)
+
+    @property
+    def flops(self) -> tuple[int, int] | None:
+        """Floating-point operations before and after all passes, ``None`` when they were not counted."""
+        counted = [row for row in self.passes if row.flops_before is not None and row.flops_after is not None]
+        if not counted:
+            return None
+        return counted[0].flops_before or 0, counted[-1].flops_after or 0
+
+    def of_kind(self, kind: RemarkKind) -> list[Remark]:
+        """The remarks of one kind, in order."""
+        return [remark for remark in self.remarks if remark.kind is kind]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The section as JSON-ready data, without the graphs."""
+        return {
+            "name": self.name,
+            "pipeline": self.pipeline,
+            "options": dict(self.options),
+            "nodes_before": self.nodes_before,
+            "nodes_after": self.nodes_after,
+            "passes": [dataclasses.asdict(row) for row in self.passes],
+            "remarks": [remark.to_dict() for remark in self.remarks],
+            "measurements": dict(self.measurements),
+            "untouched": self.untouched,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Section:
+        """The inverse of :meth:`to_dict`."""
+        rows = tuple(PassRow(**row) for row in data["passes"])
+        remarks = tuple(Remark.from_dict(remark) for remark in data["remarks"])
+        return cls(**{**data, "passes": rows, "remarks": remarks})
+
+
+def _rows(rewritten: Rewritten) -> Iterable[PassRow]:
+    from lightint_compile.passes.registry import pass_class
+
+    for index, timing in enumerate(rewritten.timings):
+        own = [remark for remark in rewritten.remarks if remark.pass_name == timing.name]
+        around = rewritten.flops[index : index + 2]
+        yield PassRow(
+            name=timing.name,
+            rewritten=sum(r.count for r in own if r.kind is RemarkKind.APPLIED),
+            missed=sum(r.count for r in own if r.kind is RemarkKind.MISSED),
+            seconds=timing.seconds,
+            numerics=str(pass_class(timing.name).numerics),
+            flops_before=around[0] if len(around) == 2 else None,
+            flops_after=around[1] if len(around) == 2 else None,
+        )
+
+
+def _calls(graph: fx.Graph) -> int:
+    return sum(node.op not in ("placeholder", "output", "get_attr") for node in graph.nodes)
+
+
+def _readable(remarks: tuple[Remark, ...]) -> list[Remark]:
+    """Repeated places folded, with ``blocks.*`` narrowed to the indices that occur (``blocks.0-29``)."""
+    return [dataclasses.replace(row, module_path=_spelled(row, remarks)) for row in merged(remarks)]
+
+
+def _spelled(row: Remark, remarks: Iterable[Remark]) -> str:
+    if "*" not in row.module_path:
+        return row.module_path
+    same = [remark.module_path.split(".") for remark in remarks if _same_place(remark, row)]
+    return ".".join(_range(column) for column in zip(*same, strict=True))
+
+
+def _same_place(remark: Remark, row: Remark) -> bool:
+    said = (remark.kind, remark.pass_name, remark.rule, remark.message)
+    return said == (row.kind, row.pass_name, row.rule, row.message) and (
+        generic_path(remark.module_path) == row.module_path
+    )
+
+
+def _range(parts: Iterable[str]) -> str:
+    """``0-29`` for numbers without a gap, ``0,2,5`` for a few others, ``*`` for many; a name stays a name."""
+    distinct = sorted(set(parts), key=lambda part: int(part) if part.isdigit() else -1)
+    if len(distinct) == 1:
+        return distinct[0]
+    numbers = [int(part) for part in distinct]
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(distinct) if len(distinct) <= 6 else "*"

@@ -1,0 +1,131 @@
+"""Running the pipeline that options ask for, and telling the log and tlparse what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch._logging._internal import trace_structured
+
+from lightint_compile.errors import PassError
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.pipeline import PassTiming
+from lightint_compile.passes.program import Program
+from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.presets import asked_passes, pipeline_of
+
+log = logging.getLogger(__name__)
+
+NOTHING_ALIKE = "it found no place that looks like what it rewrites"
+"""Why a pass did nothing when it has no near miss to tell of."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A program after its passes, and everything a report needs to know about how it came to be.
+
+    Attributes:
+        program: the rewritten program.
+        original: the program as it was captured; its fake values are shared with ``program``.
+        remarks: in the order they were made.
+        timings: seconds of each pass, verification included.
+        pipeline: the passes as text; parses back.
+        options: what was asked for.
+        flops: of the captured program and after each pass; empty when they cannot be counted.
+    """
+
+    program: Program
+    original: Program
+    remarks: tuple[Remark, ...]
+    timings: tuple[PassTiming, ...]
+    pipeline: str
+    options: LightintOptions
+    flops: tuple[int, ...] = ()
+
+    def applied(self) -> int:
+        """Places that were rewritten."""
+        return _count(self.remarks, RemarkKind.APPLIED)
+
+    def missed(self) -> int:
+        """Places that came near a rewrite and were left alone."""
+        return _count(self.remarks, RemarkKind.MISSED)
+
+
+def rewrite(program: Program, options: LightintOptions) -> Rewritten:
+    """Run the passes of ``options`` on ``program``, in place.
+
+    Raises:
+        PassError: a pass failed under ``strict``, or a pass named by ``require`` rewrote nothing.
+        OptionError: the options do not make a pipeline.
+    """
+    pipeline = pipeline_of(options)
+    program.roles.update(options.roles)
+    original = program.snapshot()
+    result = pipeline.run(program, strict=options.strict)
+    program.graph_module.recompile()
+    rewritten = Rewritten(program, original, result.remarks, result.timings, str(pipeline), options)
+    _check_required(rewritten)
+    _tell(rewritten)
+    return rewritten
+
+
+def _check_required(rewritten: Rewritten) -> None:
+    for name in rewritten.options.require:
+        if name not in _applied_passes(rewritten.remarks):
+            miss = _nearest_miss(rewritten.remarks, name)
+            raise PassError(
+                f"the required pass {name} rewrote nothing in {rewritten.program.name}",
+                where=miss.source or miss.module_path if miss else "",
+                why=miss.message if miss else "it found no place that looks like what it rewrites",
+                fix=miss.hint
+                if miss and miss.hint
+                else "call lightint_compile.explain(model, *inputs) for the details",
+            )
+
+
+def _tell(rewritten: Rewritten) -> None:
+    for name in asked_passes(rewritten.options):
+        if name not in _applied_passes(rewritten.remarks):
+            miss = _nearest_miss(rewritten.remarks, name)
+            why = miss.message if miss else NOTHING_ALIKE
+            log.warning("%s was asked for and rewrote nothing in %s: %s", name, rewritten.program.name, why)
+    seconds = sum(timing.seconds for timing in rewritten.timings)
+    log.info(
+        "%s: %d rewritten, %d near misses, %.0f ms of passes (%s)",
+        rewritten.program.name,
+        rewritten.applied(),
+        rewritten.missed(),
+        1000 * seconds,
+        rewritten.options,
+    )
+    _trace(rewritten)
+
+
+def _trace(rewritten: Rewritten) -> None:
+    """Artifacts that tlparse shows; nothing is rendered unless a trace is being written."""
+    from lightint_compile.report import Report
+
+    def artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+        trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+    artifact("lightint_report", "json", lambda: json.dumps(Report.of(rewritten).to_dict(), indent=1))
+    for name, program in (("before", rewritten.original), ("after", rewritten.program)):
+        graph_module = program.graph_module
+        artifact(f"lightint_graph_{name}", "string", lambda m=graph_module: m.print_readable(print_output=False))
+
+
+def _applied_passes(remarks: Sequence[Remark]) -> set[str]:
+    return {remark.pass_name for remark in remarks if remark.kind is RemarkKind.APPLIED}
+
+
+def _nearest_miss(remarks: Sequence[Remark], name: str) -> Remark | None:
+    """The miss or failure to name when ``name`` did nothing: one with a hint first."""
+    kinds = (RemarkKind.MISSED, RemarkKind.FAILURE)
+    found = [remark for remark in remarks if remark.pass_name == name and remark.kind in kinds]
+    return min(found, key=lambda remark: not remark.hint, default=None)
+
+
+def _count(remarks: Sequence[Remark], kind: RemarkKind) -> int:
+    return sum(remark.count for remark in remarks if remark.kind is kind)
