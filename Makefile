@@ -20,7 +20,7 @@ test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	.ci/types
 
 bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
 	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist tests/benchmarks

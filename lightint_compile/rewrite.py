@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch._logging._internal import trace_structured
 
@@ -107,13 +108,17 @@ def _trace(rewritten: Rewritten) -> None:
     """Artifacts that tlparse shows; nothing is rendered unless a trace is being written."""
     from lightint_compile.report import Report
 
-    def artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
-        trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+    _artifact("lightint_report", "json", lambda: json.dumps(Report.of(rewritten).to_dict(), indent=1))
+    _artifact("lightint_graph_before", "string", partial(_code, rewritten.original))
+    _artifact("lightint_graph_after", "string", partial(_code, rewritten.program))
 
-    artifact("lightint_report", "json", lambda: json.dumps(Report.of(rewritten).to_dict(), indent=1))
-    for name, program in (("before", rewritten.original), ("after", rewritten.program)):
-        graph_module = program.graph_module
-        artifact(f"lightint_graph_{name}", "string", lambda m=graph_module: m.print_readable(print_output=False))
+
+def _artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+
+def _code(program: Program) -> str:
+    return str(program.graph_module.print_readable(print_output=False))
 
 
 def _applied_passes(remarks: Sequence[Remark]) -> set[str]:
