@@ -1,6 +1,7 @@
-"""Block-sparse attention on the CPU: kept tiles are gathered per query tile and attended in batches of equal count.
+"""Block-sparse attention on the CPU: kept tiles are gathered per query tile and attended in cache-sized pieces.
 
-Skipped blocks cost nothing; rows of one batch share their length, so that one SDPA call uses all cores.
+Skipped blocks cost nothing. Rows with equal counts run as one batch, so that one attention call uses all cores; long
+lists are cut into pieces whose partial results are merged by their log-sum-exp, and the prefix is one more such piece.
 """
 
 from __future__ import annotations
@@ -8,78 +9,94 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import pool_spans, select_blocks
+from .reference import accumulate_dtype, pool_spans, select_blocks
 from .spans import Spans, as_output, from_tiles, to_tiles
 from .tiles import Layout, key_token_map
 
 __all__ = ["attend", "pool_spans", "select_blocks"]
 
-_GATHER_BYTES = 8 << 20
-"""Bytes of gathered keys and values of one batch: what stays in the last-level cache of a small machine."""
+_PIECE_BYTES = 1 << 20
+"""Bytes of gathered keys and values of one attention call: small enough to be read back from the second-level cache."""
 
 
 def attend(
     query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
 ) -> Tensor:
     """Same contract as :func:`reference.attend`."""
-    rows = to_tiles(query, layout.current_grid, layout.tile).flatten(0, 2)
     job = _Job(query, keys, values, layout, scale)
-    result = torch.zeros_like(rows)
-    for chosen, kept in _equal_rows(count.flatten(), job.row_bytes):
-        if kept or layout.prefix:
-            blocks = index.flatten(0, 2)[chosen, :kept].long()
-            result[chosen] = job.run(rows[chosen], chosen, blocks)
-    tiled = result.view(*query.shape[:2], layout.query_tiles, -1, query.shape[3])
+    lists = index.flatten(0, 2).long()
+    for rows, kept in _equal_rows(count.flatten(), job.piece):
+        for blocks in lists[rows, :kept].split(job.piece, 1):
+            job.merge(rows, blocks)
+    tiled = job.result.view(*query.shape[:2], layout.query_tiles, -1, query.shape[3])
     return as_output(from_tiles(tiled, layout.current_grid, layout.tile), query)
 
 
-def _equal_rows(count: Tensor, row_bytes: int) -> Iterator[tuple[Tensor, int]]:
-    """Rows of one count at a time, at most the cache's worth of gathered tiles each."""
+def _equal_rows(count: Tensor, piece: int) -> Iterator[tuple[Tensor, int]]:
+    """Rows of one non-zero count at a time, as many as fill a piece."""
     for kept in count.unique().tolist():
-        rows = (count == kept).nonzero().flatten()
-        size = max(1, _GATHER_BYTES // max(1, kept * row_bytes))
-        for chosen in rows.split(size):
-            yield chosen, kept
+        if kept:
+            rows = (count == kept).nonzero().flatten()
+            yield from ((some, kept) for some in rows.split(max(1, piece // kept)))
 
 
 class _Job:
-    """The tiled keys and values of one call, and the attention of a batch of query tiles over them."""
+    """One call: its tiled tensors and the running result of every query tile.
+
+    Attributes:
+        result: ``[rows, slots, head_dim]`` in the accumulation dtype, attention over the keys seen so far; a row is one (batch, head, query tile).
+        mass: ``[rows, slots]``, log-sum-exp of the logits seen so far; -inf before the first.
+        piece: tiles gathered for one attention call.
+    """
 
     def __init__(self, query: Tensor, keys: Spans, values: Spans, layout: Layout, scale: float) -> None:
         self.layout, self.scale = layout, scale
         self.groups = query.shape[1] // keys.current.shape[1]
-        self.heads = keys.current.shape[1]
+        self.query = to_tiles(query, layout.current_grid, layout.tile).flatten(0, 2)
         self.key, self.value = _tiled(keys, layout), _tiled(values, layout)
-        self.prefix = [span.prefix.flatten(0, 1) for span in (keys, values)]
         self.bias = _slot_bias(layout, query.dtype)
-        self.row_bytes = 2 * self.key[0].numel() * self.key.element_size()
+        tile_bytes = 2 * self.key[0].numel() * self.key.element_size()
+        self.piece = max(1, _PIECE_BYTES // tile_bytes)
+        self.result, self.mass = self._start(query, keys.prefix, values.prefix)
 
-    def run(self, rows: Tensor, chosen: Tensor, blocks: Tensor) -> Tensor:
-        """Attention of query tiles ``rows [n, slots, dim]`` (flat numbers ``chosen``) over ``blocks [n, kept]``."""
-        source = chosen // self.layout.query_tiles // self.groups
+    def _start(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = accumulate_dtype(query.dtype)
+        if key.shape[2] == 0:
+            mass = torch.full(self.query.shape[:2], float("-inf"), dtype=dtype)
+            return torch.zeros_like(self.query, dtype=dtype), mass
+        key, value = (part.repeat_interleave(self.groups, 1) for part in (key, value))
+        tiled = self.query.view(query.shape[0], query.shape[1], -1, query.shape[3])
+        result, mass = _attention(tiled, key, value, None, self.scale)
+        return result.reshape(self.query.shape).to(dtype), mass.reshape(self.query.shape[:2]).to(dtype)
+
+    def merge(self, rows: Tensor, blocks: Tensor) -> None:
+        """Let query tiles ``rows [n]`` attend to ``blocks [n, kept]`` as well."""
+        source = rows // self.layout.query_tiles // self.groups
         tiles = (blocks + source[:, None] * self.layout.key_blocks).flatten()
         key, value = (
-            self._with_prefix(prefix, tensor.index_select(0, tiles), source)
-            for prefix, tensor in zip(self.prefix, (self.key, self.value), strict=True)
+            tensor.index_select(0, tiles).view(len(rows), 1, -1, tensor.shape[-1]) for tensor in (self.key, self.value)
         )
-        mask = None if self.bias is None else self._mask(blocks)
-        return F.scaled_dot_product_attention(rows[:, None], key, value, mask, scale=self.scale)[:, 0]
+        bias = None if self.bias is None else self.bias[blocks].flatten(1)[:, None, None]
+        part, mass = (t[:, 0] for t in _attention(self.query[rows, None], key, value, bias, self.scale))
+        mass = mass.to(self.mass.dtype)
+        total = torch.logaddexp(self.mass[rows], mass)
+        before = (self.mass[rows] - total).exp_()[..., None]
+        self.result[rows] = self.result[rows] * before + part * (mass - total).exp_()[..., None]
+        self.mass[rows] = total
 
-    def _with_prefix(self, prefix: Tensor, tiles: Tensor, source: Tensor) -> Tensor:
-        gathered = tiles.view(len(source), 1, -1, tiles.shape[-1])
-        return torch.cat([prefix[source, None], gathered], 2) if self.layout.prefix else gathered
 
-    def _mask(self, blocks: Tensor) -> Tensor:
-        assert self.bias is not None
-        visual = self.bias[blocks].flatten(1)
-        return F.pad(visual, (self.layout.prefix, 0))[:, None, None]
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp ``[batch, heads, queries]``; the operator behind SDPA on the CPU."""
+    result, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=bias, scale=scale
+    )
+    return result, mass
 
 
 def _tiled(spans: Spans, layout: Layout) -> Tensor:
-    """All visual tiles of all heads, ``[batch * heads * key_blocks, slots, dim]``."""
+    """All visual tiles of all heads, ``[batch * heads * key_blocks, slots, head_dim]``."""
     current = to_tiles(spans.current, layout.current_grid, layout.tile)
     if layout.frames[0]:
         current = torch.cat([to_tiles(spans.context, layout.context_grid, layout.tile), current], 2)
