@@ -1,8 +1,28 @@
 """HY-WorldPlay: the 8B autoregressive video world model, at any size."""
 
+from .checkpoint import load_checkpoint, load_chunk
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
-from .examples import example_inputs, fill_random
+from .examples import example_inputs, example_scene, fill_random
+from .pose_files import load_trajectory
+from .rollout import ChunkResult, Scene, mark_frames_dynamic, rollout
+from .trajectory import Trajectory, parse_pose_string
 from .transformer import WorldPlayTransformer
 
-__all__ = ["WorldPlayChunk", "WorldPlayConfig", "WorldPlayTransformer", "example_inputs", "fill_random"]
+__all__ = [
+    "ChunkResult",
+    "Scene",
+    "Trajectory",
+    "WorldPlayChunk",
+    "WorldPlayConfig",
+    "WorldPlayTransformer",
+    "example_inputs",
+    "example_scene",
+    "fill_random",
+    "load_checkpoint",
+    "load_chunk",
+    "load_trajectory",
+    "mark_frames_dynamic",
+    "parse_pose_string",
+    "rollout",
+]

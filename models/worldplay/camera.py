@@ -59,8 +59,8 @@ def _focal_matrix(intrinsics: Tensor, inverse: bool) -> Tensor:
 def invert_rigid(extrinsics: Tensor) -> Tensor:
     """Inverse [..., 4, 4] of rigid transforms, `[R^T, -R^T t]`: exact where a general inverse would lose digits."""
     rotation = extrinsics[..., :3, :3].transpose(-1, -2)
-    translation = -(rotation @ extrinsics[..., :3, 3:])
-    return torch.cat([torch.cat([rotation, translation], dim=-1), extrinsics[..., 3:, :]], dim=-2)
+    translation = -(extrinsics[..., :3, :3] * extrinsics[..., :3, 3:]).sum(dim=-2)
+    return torch.cat([torch.cat([rotation, translation[..., None]], dim=-1), extrinsics[..., 3:, :]], dim=-2)
 
 
 def projection_matrices(extrinsics: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:

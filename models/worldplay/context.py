@@ -73,7 +73,8 @@ class ContextSelector(nn.Module):
         """
         points = self.points
         current, remembered = current.to(points.dtype), remembered.to(points.dtype)
-        poses = current[:, :, None] @ invert_rigid(remembered)[:, None]
+        # A product and a sum: the poses stay exact where float32 matmul is allowed to round to TF32.
+        poses = (current[:, :, None, :, :, None] * invert_rigid(remembered)[:, None, :, None]).sum(dim=-2)
         forward, centre = poses[..., :3, 2], poses[..., :3, 3]
         yaw = torch.atan2(forward[..., 0], forward[..., 2])
         pitch = torch.atan2(forward[..., 1], torch.hypot(forward[..., 0], forward[..., 2]))
@@ -106,7 +107,8 @@ class ContextSelector(nn.Module):
     def _retrieve(self, extrinsics: Tensor, history_frames: int) -> Tensor:
         config, clip = self.config, self.config.chunk_frames
         wanted = config.retrieved_clips
-        starts = torch.arange(config.sink, history_frames + clip * wanted, clip, device=extrinsics.device)
+        # At least one start more than wanted, and never a single one: a traced graph would be tied to that length.
+        starts = torch.arange(config.sink, history_frames + clip * (wanted + 1), clip, device=extrinsics.device)
         scores = self._clip_scores(extrinsics, starts, history_frames)
         # A clip that reaches into the recent window scores below any overlap, the earlier the better: while the history
         # fits in memory the pick is then clips sink, sink + 4, ..., and the selection every frame.

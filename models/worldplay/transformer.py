@@ -101,7 +101,8 @@ class WorldPlayTransformer(nn.Module):
         self, timestep: Tensor, actions: Tensor, extrinsics: Tensor, intrinsics: Tensor, first_position: int
     ) -> TokenConditions:
         per_frame = self.config.tokens_per_frame
-        vector = self.time_in(timestep) + self.action_in(actions)
+        vector = self.time_in(timestep.flatten()) + self.action_in(actions.flatten())
+        vector = vector.unflatten(0, timestep.shape)
         rope = rope_table(self.config, timestep.shape[1], first_position, vector.device, wide(vector.dtype))
         return TokenConditions(
             vector=vector.repeat_interleave(per_frame, dim=1),
