@@ -98,6 +98,8 @@ def trace(
         raise CaptureError("the call does not capture as one graph", where=_name_of(module), why=reason) from error
     finally:
         torch._dynamo.reset()
+    if not caught:
+        raise CaptureError("the call ran no tensor operation", where=_name_of(module), why="there is nothing to compile")
     return caught[0]
 
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch.fx as fx
 from torch._logging._internal import trace_structured
 
 from lightint_compile.errors import PassError
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.pipeline import PassTiming
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
@@ -34,7 +37,7 @@ class Rewritten:
         timings: seconds of each pass, verification included.
         pipeline: the passes as text; parses back.
         options: what was asked for.
-        flops: of the captured program and after each pass; empty when they cannot be counted.
+        flops: of the captured program and after each pass.
     """
 
     program: Program
@@ -43,7 +46,7 @@ class Rewritten:
     timings: tuple[PassTiming, ...]
     pipeline: str
     options: LightintOptions
-    flops: tuple[int, ...] = ()
+    flops: tuple[int, ...]
 
     def applied(self) -> int:
         """Places that were rewritten."""
@@ -64,12 +67,33 @@ def rewrite(program: Program, options: LightintOptions) -> Rewritten:
     pipeline = pipeline_of(options)
     program.roles.update(options.roles)
     original = program.snapshot()
-    result = pipeline.run(program, strict=options.strict)
+    flops = [work_of(program.graph_module)]
+
+    def count(_: Pass, now: Program, result: PassResult) -> None:
+        flops.append(work_of(now.graph_module) if result.modified else flops[-1])
+
+    result = pipeline.run(program, strict=options.strict, observer=count)
     program.graph_module.recompile()
-    rewritten = Rewritten(program, original, result.remarks, result.timings, str(pipeline), options)
+    rewritten = Rewritten(program, original, result.remarks, result.timings, str(pipeline), options, tuple(flops))
     _check_required(rewritten)
     _tell(rewritten)
     return rewritten
+
+
+def work_of(graph_module: fx.GraphModule) -> int:
+    """FLOPs of a graph and of the regions it calls, each as often as it is called; symbolic sizes at their hints."""
+    regions = {
+        name: work_of(region) for name, region in graph_module.named_children() if isinstance(region, fx.GraphModule)
+    }
+    total = 0
+    for node in graph_module.graph.nodes:
+        called = (
+            [node.target]
+            if node.op == "call_module"
+            else [n.target for n in node.all_input_nodes if n.op == "get_attr"]
+        )
+        total += flops_of(node) + sum(regions.get(str(name), 0) for name in called)
+    return total
 
 
 def _check_required(rewritten: Rewritten) -> None:

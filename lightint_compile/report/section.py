@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassRow:
-    """One pass in numbers: places rewritten, places that came near, seconds, and the FLOPs around it if counted."""
+    """One pass in numbers: places rewritten, places that came near, seconds, and the graph's FLOPs around it."""
 
     name: str
     rewritten: int
     missed: int
     seconds: float
-    numerics: str = ""
-    flops_before: int | None = None
-    flops_after: int | None = None
+    numerics: str
+    flops_before: int = 0
+    flops_after: int = 0
 
     @property
     def found(self) -> int:
@@ -77,6 +77,14 @@ class Section:
             original=rewritten.original.graph_module,
         )
 
+    def with_remark(self, remark: Remark) -> Section:
+        """This section with one more remark at the end."""
+        return dataclasses.replace(self, remarks=(*self.remarks, remark))
+
+    def with_measurements(self, measurements: Mapping[str, float]) -> Section:
+        """This section with more (or newer) measurements."""
+        return dataclasses.replace(self, measurements={**self.measurements, **measurements})
+
     @property
     def rewritten(self) -> int:
         """Places that were rewritten."""
@@ -88,12 +96,9 @@ class Section:
         return sum(row.missed for row in self.passes)
 
     @property
-    def flops(self) -> tuple[int, int] | None:
-        """Floating-point operations before and after all passes, ``None`` when they were not counted."""
-        counted = [row for row in self.passes if row.flops_before is not None and row.flops_after is not None]
-        if not counted:
-            return None
-        return counted[0].flops_before or 0, counted[-1].flops_after or 0
+    def flops(self) -> tuple[int, int]:
+        """Floating-point operations before and after all passes; zero when no pass ran."""
+        return (self.passes[0].flops_before, self.passes[-1].flops_after) if self.passes else (0, 0)
 
     def of_kind(self, kind: RemarkKind) -> list[Remark]:
         """The remarks of one kind, in order."""
@@ -126,15 +131,14 @@ def _rows(rewritten: Rewritten) -> Iterable[PassRow]:
 
     for index, timing in enumerate(rewritten.timings):
         own = [remark for remark in rewritten.remarks if remark.pass_name == timing.name]
-        around = rewritten.flops[index : index + 2]
         yield PassRow(
             name=timing.name,
             rewritten=sum(r.count for r in own if r.kind is RemarkKind.APPLIED),
             missed=sum(r.count for r in own if r.kind is RemarkKind.MISSED),
             seconds=timing.seconds,
             numerics=str(pass_class(timing.name).numerics),
-            flops_before=around[0] if len(around) == 2 else None,
-            flops_after=around[1] if len(around) == 2 else None,
+            flops_before=rewritten.flops[index],
+            flops_after=rewritten.flops[index + 1],
         )
 
 

@@ -41,8 +41,9 @@ def _section(section: Section, number: str) -> Iterator[str]:
         yield from _wrap(f"left as it is: {section.untouched}", "  ", "  ")
         return
     yield from _wrap(_sizes(section), "  ", "  ")
-    yield ""
-    yield from _table(section.passes)
+    if section.passes:
+        yield ""
+        yield from _table(section.passes)
     for kind in _TITLES:
         yield from _group(_TITLES[kind], section.of_kind(kind))
     yield from _nothing(section)
@@ -64,23 +65,17 @@ def _sentence(section: Section) -> str:
 
 def _sizes(section: Section) -> str:
     text = f"{section.nodes_before} operations became {section.nodes_after}"
-    if section.flops is None or not section.flops[0]:
-        return text
     before, after = section.flops
+    if not before:
+        return text
     return f"{text}; {_flops(before)} became {_flops(after)} ({100 * (after - before) / before:+.1f} %)"
 
 
 def _table(rows: Iterable[PassRow]) -> Iterator[str]:
-    rows = list(rows)
-    if not rows:
-        return
-    counted = any(row.flops_before is not None for row in rows)
-    tail = f"{'FLOPs':>8}" if counted else ""
-    yield f"  {'pass':<23}{'found':>6}{'rewritten':>11}{'near miss':>11}{'ms':>8}{tail}  numerics"
+    yield f"  {'pass':<23}{'found':>6}{'rewritten':>10}{'near miss':>10}{'ms':>8}{'FLOPs':>9}  numerics"
     for row in rows:
-        saved = f"{_change(row):>8}" if counted else ""
-        counts = f"{row.found:>6}{row.rewritten:>11}{row.missed:>11}{1000 * row.seconds:>8.1f}"
-        yield f"  {row.name:<23}{counts}{saved}  {_NUMERICS.get(row.numerics, row.numerics)}"
+        counts = f"{row.found:>6}{row.rewritten:>10}{row.missed:>10}{1000 * row.seconds:>8.0f}{_change(row):>9}"
+        yield f"  {row.name:<23}{counts}  {_NUMERICS.get(row.numerics, row.numerics)}"
 
 
 #: Spelled short enough for the last column.
@@ -88,7 +83,7 @@ _NUMERICS = {"reassociates": "reorders", "approximate": "approx."}
 
 
 def _change(row: PassRow) -> str:
-    if not row.flops_before or row.flops_after is None or row.flops_before == row.flops_after:
+    if row.flops_before == row.flops_after:
         return "="
     return f"{100 * (row.flops_after - row.flops_before) / row.flops_before:+.1f} %"
 
