@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightint_compile.backend import report as report
-    from lightint_compile.backend import reset as reset
+    from lightint_compile.graphs import report as report
+    from lightint_compile.graphs import reset as reset
     from lightint_compile.errors import LightintError as LightintError
     from lightint_compile.explaining import explain as explain
     from lightint_compile.export import export as export
@@ -24,8 +24,8 @@ _HOME = {
     "LightintOptions": "lightint_compile.options",
     "LightintError": "lightint_compile.errors",
     "explain": "lightint_compile.explaining",
-    "report": "lightint_compile.backend",
-    "reset": "lightint_compile.backend",
+    "report": "lightint_compile.graphs",
+    "reset": "lightint_compile.graphs",
     "export": "lightint_compile.export",
     "load": "lightint_compile.export",
 }

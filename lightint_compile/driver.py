@@ -1,0 +1,95 @@
+"""The driver: generated Python over the root graph, calling leaves. It keeps no state but the memos it names."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+from lightint_compile.errors import StateError
+from lightint_compile.leaf import Leaf
+from lightint_compile.memo import Memo
+
+#: The names a driver's source may use besides ``self``; one that needs more is not kept on disk.
+NAMES: Mapping[str, Any] = {
+    "torch": torch,
+    "device": torch.device,
+    "inf": math.inf,
+    "nan": math.nan,
+    "NoneType": type(None),
+    "math": math,
+    "operator": operator,
+    "_operator": operator,
+    "pytree": pytree,
+}
+
+
+def driver_source(root: fx.GraphModule) -> str:
+    """The root graph as a Python function ``forward(self, ...)`` whose ``self`` holds the leaves."""
+    root.graph.set_codegen(fx.graph.CodeGen())
+    return str(root.graph.python_code(root_module="self").src)
+
+
+def is_self_contained(root: fx.GraphModule) -> bool:
+    """Whether the driver's source needs no object besides :data:`NAMES`, so that it can be kept on disk."""
+    code = root.graph.python_code(root_module="self")
+    words = set(re.findall(r"\w+", code.src))
+    return all(NAMES.get(name) is value for name, value in code.globals.items() if name in words)
+
+
+class Driver:
+    """A compiled program: call it with the program's inputs, get its flat outputs.
+
+    Attributes:
+        source: the generated Python, for a person to read.
+        leaves: the compiled regions by name.
+        memos: the regions whose results are kept between calls.
+    """
+
+    def __init__(
+        self, source: str, leaves: Mapping[str, Leaf], memoised: Sequence[str], extra: Mapping[str, Any] | None = None
+    ) -> None:
+        self.source = source
+        self.leaves = dict(leaves)
+        self.memos = {name: Memo(leaves[name]) for name in memoised}
+        self._self = SimpleNamespace(**{**self.leaves, **self.memos})
+        self._forward = _compiled(source, {**NAMES, **(extra or {})})
+
+    @property
+    def compilations(self) -> int:
+        """How many times a region was compiled in this process; a warm start begins at 0."""
+        return sum(leaf.compilations for leaf in self.leaves.values())
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the program."""
+        return self._forward(self._self, *args)
+
+    def reset(self) -> None:
+        """Forget every result kept between calls."""
+        for memo in self.memos.values():
+            memo.reset()
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "a compiled program cannot be pickled",
+            why="it holds kernels loaded into this process and results kept between calls",
+            fix="pickle the module itself and compile it again, or use lightint_compile.export",
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Driver:
+        """A driver with the same kernels and no kept results."""
+        return Driver(self.source, self.leaves, tuple(self.memos), self._forward.__globals__)
+
+
+def _compiled(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    namespace = dict(names)
+    exec(compile(source, "<lightint driver>", "exec"), namespace)
+    forward: Callable[..., Any] = namespace["forward"]
+    return forward

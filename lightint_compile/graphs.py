@@ -1,0 +1,114 @@
+"""Compiled graphs and the modules they belong to, so that a report can be asked for by compiled module."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
+
+from lightint_compile.driver import Driver
+from lightint_compile.errors import StateError
+from lightint_compile.report import Report
+from lightint_compile.report.section import Section
+
+
+class CompiledGraph:
+    """What the backend returns to Dynamo for one graph.
+
+    Attributes:
+        function: takes the graph's flat inputs, returns its flat outputs.
+        section: its part of the report.
+        driver: the driver, ``None`` when Inductor got the graph as it is.
+    """
+
+    _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
+    _made: ClassVar[int] = 0
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(
+        self, function: Callable[..., Any], section: Section, inputs: Sequence[Any], *, driver: Driver | None = None
+    ) -> None:
+        self.function, self.section, self.driver = function, section, driver
+        self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
+        with self._lock:
+            type(self)._made += 1
+            self.order = type(self)._made
+            self._all.add(self)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph."""
+        return self.function(*args)
+
+    def serves(self, module: torch.nn.Module) -> bool:
+        """Whether the graph was captured from ``module`` (or a part of it): they share a parameter."""
+        return any(id(parameter) in self._parameters for parameter in module.parameters())
+
+    @classmethod
+    def forget_all(cls) -> None:
+        """Drop every graph; their kept results go with them."""
+        for graph in cls._all:
+            if graph.driver is not None:
+                graph.driver.reset()
+        cls._all.clear()
+
+    @classmethod
+    def of(cls, compiled: Any) -> list[CompiledGraph]:
+        """The graphs of a compiled module or function, in the order they were compiled.
+
+        Raises:
+            StateError: it was not compiled by lightint, or was never called.
+        """
+        module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
+        found = {graph for graph in cls._all if isinstance(module, torch.nn.Module) and graph.serves(module)}
+        if not found:
+            function = type(module).forward if isinstance(module, torch.nn.Module) else innermost_fn(module)
+            found = set(_graphs_in(function))
+        if not found:
+            raise StateError(
+                "there is no compiled graph to report on",
+                why="the module was not called since torch.compile, or has another backend",
+                fix='call torch.compile(module, backend="lightint") and run it once',
+            )
+        return sorted(found, key=lambda graph: graph.order)
+
+
+def _graphs_in(function: Any) -> Iterator[CompiledGraph]:
+    """The graphs that the code Dynamo made for ``function`` calls."""
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    code = getattr(function, "__code__", None)
+    for entry in _debug_get_cache_entry_list(code) if code else ():
+        for name in entry.code.co_names:
+            yield from _unwrapped(function.__globals__.get(name))
+
+
+def _unwrapped(candidate: Any) -> Iterator[CompiledGraph]:
+    while candidate is not None:
+        if isinstance(candidate, CompiledGraph):
+            yield candidate
+            return
+        candidate = getattr(candidate, "_torchdynamo_orig_callable", None) or getattr(candidate, "__wrapped__", None)
+
+
+def report(compiled: Any) -> Report:
+    """What lightint did to a compiled module: one section a graph.
+
+    Raises:
+        StateError: the module was never called, or was compiled by another backend.
+    """
+    return Report.of(*(graph.section for graph in CompiledGraph.of(compiled)))
+
+
+def reset(compiled: Any) -> None:
+    """Forget everything that a compiled module keeps between calls; the kernels stay.
+
+    Raises:
+        StateError: as of :func:`report`.
+    """
+    for graph in CompiledGraph.of(compiled):
+        if graph.driver is not None:
+            graph.driver.reset()

@@ -1,0 +1,147 @@
+"""A leaf: one region compiled once, with its weights as arguments, and called as often as it occurs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._inductor import config as inductor_config
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+
+from lightint_compile.freshshapes import BoundSymbol, FreshInputs, fresh_inputs
+
+#: Compiles a graph on example inputs into a callable on a flat argument list (Inductor's, or the graph itself).
+Compiler = Callable[[fx.GraphModule, FreshInputs], "Variant"]
+
+#: Makes a region's graph by name, when a call has sizes that no compiled form of it covers.
+RegionSource = Callable[[str], fx.GraphModule]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a region.
+
+    Attributes:
+        function: takes the region's arguments, returns a flat tuple.
+        guard: the condition on sizes under which it holds, as text over ``L['t0']``, ``L['t1']``, ...; ``None`` for always.
+        bindings: where the sizes in ``guard`` are read.
+        save: writes the compiled form to a file; ``None`` where it cannot be written.
+    """
+
+    function: Callable[..., Sequence[Any]]
+    guard: str | None = None
+    bindings: tuple[BoundSymbol, ...] = ()
+    save: Callable[[str], None] | None = None
+
+    @cached_property
+    def _code(self) -> CodeType | None:
+        return None if self.guard is None else compile(self.guard, "<guard of a region>", "eval")
+
+    def holds(self, args: Sequence[Any]) -> bool:
+        """Whether the sizes of this call satisfy the guard."""
+        if self._code is None:
+            return True
+        sizes = {f"t{index}": bound.read(args) for index, bound in enumerate(self.bindings)}
+        return bool(eval(self._code, SYMPY_INTERP, {"L": sizes}))
+
+
+@dataclass
+class Leaf:
+    """A region that runs: the variant whose guard holds, or a new one compiled for sizes that none covers.
+
+    Attributes:
+        name: the region's name in the driver (``block_0``).
+        graph: the region in normal form; ``None`` after a warm start, when only the artifact was loaded.
+    """
+
+    name: str
+    graph: Callable[[], fx.GraphModule]
+    compiler: Compiler
+    variants: list[Variant] = field(default_factory=list)
+    compilations: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def compile(self, hints: Sequence[Any] | None = None) -> Variant:
+        """Compile the region for the sizes it was traced with, or for those of a call."""
+        graph = self.graph()
+        values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        inputs = fresh_inputs(values, hints)
+        variant = self.compiler(standalone(graph, inputs), inputs)
+        self.variants.append(variant)
+        self.compilations += 1
+        return variant
+
+    def __call__(self, *args: Any) -> Sequence[Any]:
+        """Run the region."""
+        for variant in self.variants:
+            if variant.holds(args):
+                return variant.function(*args)
+        with self._lock:
+            return self.compile(args).function(*args)
+
+
+def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphModule:
+    """A copy of a region whose placeholders carry ``inputs`` and whose other values are left for the compiler to find."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    values = iter(inputs.values)
+    anchor = next((value for value in inputs.values if isinstance(value, torch.Tensor)), None)
+    for node in graph_module.graph.nodes:
+        copied = mapping[node] = graph.node_copy(node, lambda old: mapping[old])
+        copied.meta = {key: value for key, value in copy.copy(node.meta).items() if key in _KEPT}
+        if node.op == "placeholder":
+            copied.meta["val"] = copied.meta["example_value"] = next(values)
+    for node in graph.output_node().all_input_nodes:
+        # standalone_compile finds its fake mode on an output; any value of that mode will do.
+        node.meta.setdefault("example_value", anchor)
+    return fx.GraphModule(graph_module, graph)
+
+
+_KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+
+def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
+    """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
+    return Variant(graph_module)
+
+
+def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
+    """Inductor on one region, outside Dynamo's tracing context, under ``config_patches``."""
+
+    def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
+        with torch.no_grad(), inductor_config.patch(config_patches), _autocast_off():
+            artifact = torch._inductor.standalone_compile(
+                graph_module, list(inputs.values), dynamic_shapes="from_graph", options={}
+            )
+        guard = None
+        if inputs.symbols:
+            assert inputs.mode.shape_env is not None
+            guard = inputs.mode.shape_env.produce_guards_expression(inputs.symbols)
+        save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
+        return Variant(artifact, guard, inputs.bindings, save)
+
+    return compile_region
+
+
+def _saver(artifact: Any) -> Callable[[str], None]:
+    return lambda path: artifact.save(path=path, format="binary")
+
+
+class _autocast_off:  # noqa: N801 - reads as the state it sets
+    """Casts are in the graph already (see autocasting.py): none may be added while a region is traced."""
+
+    def __enter__(self) -> None:
+        self._saved = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+        for device, _ in self._saved:
+            torch.set_autocast_enabled(device, False)
+
+    def __exit__(self, *_: object) -> None:
+        for device, enabled in self._saved:
+            torch.set_autocast_enabled(device, enabled)
