@@ -71,27 +71,33 @@ class ContextSelector(nn.Module):
 
         current [B, Q, 4, 4] and remembered [B, M, 4, 4] are world-to-camera; the result is [B, Q, M]. Roll is ignored.
         """
-        points = self.points
-        current, remembered = current.to(points.dtype), remembered.to(points.dtype)
+        return self._shared(current, remembered) / self._visible().sum().clamp_min(1)
+
+    def _visible(self) -> Tensor:
+        straight = torch.zeros((), device=self.points.device, dtype=self.points.dtype)
+        return _inside(self.points, straight, straight)
+
+    def _shared(self, current: Tensor, remembered: Tensor) -> Tensor:
+        """Number of points in both views [B, Q, M], a whole number in the dtype of the points."""
+        dtype = self.points.dtype
+        current, inverse = current.to(dtype), invert_rigid(remembered.to(dtype))
         # A product and a sum: the poses stay exact where float32 matmul is allowed to round to TF32.
-        poses = (current[:, :, None, :, :, None] * invert_rigid(remembered)[:, None, :, None]).sum(dim=-2)
+        poses = (current[:, :, None, :, :, None] * inverse[:, None, :, None]).sum(dim=-2)
         forward, centre = poses[..., :3, 2], poses[..., :3, 3]
         yaw = torch.atan2(forward[..., 0], forward[..., 2])
         pitch = torch.atan2(forward[..., 1], torch.hypot(forward[..., 0], forward[..., 2]))
-        relative = points - centre[..., None, :]
+        relative = self.points - centre[..., None, :]
         near = relative.pow(2).sum(-1) <= RADIUS * RADIUS
         seen = _inside(relative, yaw[..., None], pitch[..., None]) & near
-        zero = torch.zeros((), device=points.device, dtype=points.dtype)
-        visible = _inside(points, zero, zero)
-        both = (seen & visible).sum(-1).to(points.dtype)
-        return both / visible.sum().clamp_min(1).to(points.dtype)
+        return (seen & self._visible()).sum(-1).to(dtype)
 
     def forward(self, extrinsics: Tensor, history_frames: int) -> Tensor:
         """Sorted frame numbers [min(history_frames, memory)], int64.
 
         extrinsics [B, history_frames + chunk, 4, 4] world-to-camera, the current chunk last. Up to `memory` frames are
         all taken. Beyond, the `sink` first, the `recent` newest, and between them the clips with the largest mean
-        overlap, averaged over the batch, which shares one selection. `history_frames` is a multiple of the chunk.
+        overlap, the earliest of equals. A batch shares one selection, by its summed overlap. `history_frames` is a
+        multiple of the chunk.
         """
         config = self.config
         count = torch.sym_min(history_frames, config.memory)
@@ -118,7 +124,8 @@ class ContextSelector(nn.Module):
         return (chosen[:, None] + torch.arange(clip, device=chosen.device)).flatten()
 
     def _clip_scores(self, extrinsics: Tensor, starts: Tensor, history_frames: int) -> Tensor:
+        """Points that the chunk shares with each clip [starts]; whole numbers, so that equal clips tie exactly."""
         probes = torch.stack([starts, starts + self.config.chunk_frames // 2], dim=-1).clamp_max(history_frames - 1)
         current = extrinsics[:, -self.config.chunk_frames :]
         remembered = extrinsics.index_select(1, probes.flatten())
-        return self.overlap(current, remembered).mean(dim=(0, 1)).unflatten(0, (-1, 2)).mean(-1)
+        return self._shared(current, remembered).sum(dim=(0, 1)).unflatten(0, (-1, 2)).sum(-1)

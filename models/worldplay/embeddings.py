@@ -31,8 +31,8 @@ class ScalarEmbedder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """values [...] float -> [..., hidden] in the weights' dtype; the sinusoid is at least float32."""
-        weight = self.mlp[0].weight
-        return self.mlp(sinusoid(values.to(wide(weight.dtype))).to(weight.dtype))
+        dtype = next(self.mlp.parameters()).dtype
+        return self.mlp(sinusoid(values.to(wide(dtype))).to(dtype))
 
 
 class PatchEmbed(nn.Module):

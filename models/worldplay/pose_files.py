@@ -24,7 +24,7 @@ from .trajectory import MOVE_SPEED, Trajectory, normalise_intrinsics
 
 @dataclass(frozen=True)
 class RecordedPath:
-    """Camera-to-world `poses` [n, 4, 4] float64 at `times` [n] (seconds or indices), and `intrinsics` where recorded."""
+    """Camera-to-world `poses` [n, 4, 4] float64 at `times` [n] (seconds or indices), perhaps with `intrinsics`."""
 
     poses: Tensor
     times: Tensor
@@ -95,7 +95,8 @@ def _numbers(line: str, where: str) -> list[float]:
 
 
 def _tum(rows: list[tuple[int, list[float]]], name: str) -> RecordedPath:
-    poses, times = [], []
+    poses: list[Tensor] = []
+    times: list[float] = []
     for number, row in rows:
         if times and row[0] <= times[-1]:
             why = f"time {row[0]} follows {times[-1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class WorldPlayTransformer(nn.Module):
         self.final_layer = FinalLayer(config)
         self.cond_type_embedding = nn.Embedding(3, hidden)
         self.action_in = ScalarEmbedder(hidden)
-        nn.init.zeros_(self.action_in.mlp[2].weight)
-        nn.init.zeros_(self.action_in.mlp[2].bias)
+        for parameter in self.action_in.mlp[2].parameters():
+            nn.init.zeros_(parameter)
 
     def text_cache(self, text: Tensor, glyphs: Tensor, vision: Tensor) -> list[KeyValue]:
         """Text keys and values [B, heads, Ltxt, head_dim] of every block; token order vision, glyphs, text.
@@ -52,7 +53,7 @@ class WorldPlayTransformer(nn.Module):
         vector = self.time_in(torch.zeros(tokens.shape[0], 1, device=tokens.device))
         cache = []
         for block in self.double_blocks:
-            tokens, entry = block.text(tokens, vector)
+            tokens, entry = cast(DoubleBlock, block).text(tokens, vector)
             cache.append(entry)
         return cache
 
