@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lightint_compile.graphs import reset as reset
     from lightint_compile.errors import LightintError as LightintError
     from lightint_compile.explaining import explain as explain
-    from lightint_compile.export import export as export
-    from lightint_compile.export import load as load
+    from lightint_compile.exporting import export as export
+    from lightint_compile.exporting import load as load
     from lightint_compile.options import LightintOptions as LightintOptions
 
 __version__ = "0.1.0"
@@ -26,8 +26,8 @@ _HOME = {
     "explain": "lightint_compile.explaining",
     "report": "lightint_compile.graphs",
     "reset": "lightint_compile.graphs",
-    "export": "lightint_compile.export",
-    "load": "lightint_compile.export",
+    "export": "lightint_compile.exporting",
+    "load": "lightint_compile.exporting",
 }
 __all__ = [*_HOME, "__version__"]
 

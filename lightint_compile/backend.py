@@ -23,7 +23,7 @@ from lightint_compile.lowering import compiler_of, lower
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.registry import PASSES
 from lightint_compile.passes.remarks import Remark, RemarkKind
-from lightint_compile.report.section import Section
+from lightint_compile.reporting.section import Section
 from lightint_compile.rewrite import Rewritten, rewrite
 from lightint_compile.store import Store, guard_holds, guard_of, key_of
 

@@ -13,7 +13,7 @@ from lightint_compile.errors import CaptureError
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
-from lightint_compile.report import Report, Section
+from lightint_compile.reporting import Report, Section
 from lightint_compile.rewrite import rewrite
 
 Dynamic = Mapping[str, int | Sequence[int]]

@@ -12,8 +12,8 @@ from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 
 from lightint_compile.driver import Driver
 from lightint_compile.errors import StateError
-from lightint_compile.report import Report
-from lightint_compile.report.section import Section
+from lightint_compile.reporting import Report
+from lightint_compile.reporting.section import Section
 
 
 class CompiledGraph:

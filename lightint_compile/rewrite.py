@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from lightint_compile.errors import PassError
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.flops import flops_of
-from lightint_compile.passes.pipeline import PassTiming
+from lightint_compile.passes.pipeline import PassTiming, Pipeline
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.presets import asked_passes, pipeline_of
@@ -57,14 +57,17 @@ class Rewritten:
         return _count(self.remarks, RemarkKind.MISSED)
 
 
-def rewrite(program: Program, options: LightintOptions) -> Rewritten:
+def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection[str] = ()) -> Rewritten:
     """Run the passes of ``options`` on ``program``, in place.
+
+    Args:
+        leave_out: passes that the caller has no use for (a file format has no regions).
 
     Raises:
         PassError: a pass failed under ``strict``, or a pass named by ``require`` rewrote nothing.
         OptionError: the options do not make a pipeline.
     """
-    pipeline = pipeline_of(options)
+    pipeline = Pipeline(tuple(step for step in pipeline_of(options).passes if step.name not in leave_out))
     program.roles.update(options.roles)
     original = program.snapshot()
     flops = [work_of(program.graph_module)]
@@ -130,7 +133,7 @@ def _tell(rewritten: Rewritten) -> None:
 
 def _trace(rewritten: Rewritten) -> None:
     """Artifacts that tlparse shows; nothing is rendered unless a trace is being written."""
-    from lightint_compile.report import Report
+    from lightint_compile.reporting import Report
 
     _artifact("lightint_report", "json", lambda: json.dumps(Report.of(rewritten).to_dict(), indent=1))
     _artifact("lightint_graph_before", "string", partial(_code, rewritten.original))

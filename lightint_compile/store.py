@@ -31,7 +31,7 @@ from lightint_compile.leaf import Compiler, Leaf, RegionSource, Variant
 from lightint_compile.lowering import Lowered
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.remarks import source_of
-from lightint_compile.report.section import Section
+from lightint_compile.reporting.section import Section
 
 log = logging.getLogger(__name__)
 

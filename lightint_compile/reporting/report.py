@@ -10,7 +10,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.errors import InputError, StateError
-from lightint_compile.report.section import Section
+from lightint_compile.reporting.section import Section
 
 if TYPE_CHECKING:
     from lightint_compile.rewrite import Rewritten
@@ -87,7 +87,7 @@ class Report:
         return cls(sections, data["reproduce"], tuple(data["versions"].items()))
 
     def __str__(self) -> str:
-        from lightint_compile.report.text import render
+        from lightint_compile.reporting.text import render
 
         return render(self)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lightint_compile.passes.remarks import Remark, RemarkKind
-from lightint_compile.report.section import PassRow, Section
+from lightint_compile.reporting.section import PassRow, Section
 
 if TYPE_CHECKING:
-    from lightint_compile.report.report import Report
+    from lightint_compile.reporting.report import Report
 
 WIDTH = 80
 

@@ -1,0 +1,139 @@
+"""The commands and their arguments; each hands over to the module that does the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lightint_compile.errors import LightintError
+
+app = typer.Typer(
+    name="lightint",
+    help="A torch.compile backend and FX pass set for interactive video world models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measurements.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Target = Annotated[
+    str, typer.Argument(help="worldplay:tiny, worldplay:demo, worldplay:8b-480p, or package.module:factory")
+]
+PresetName = Annotated[str, typer.Option("--preset", "-p", help="off, exact or sparse")]
+OptionPairs = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="further options as KEY=VALUE, VALUE plain or JSON")
+]
+DynamicPairs = Annotated[
+    list[str] | None, typer.Option("--dynamic", "-d", help="a symbolic size as ARGUMENT=DIMENSION[,DIMENSION]")
+]
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit code 2."""
+    try:
+        app()
+    except LightintError as error:
+        typer.echo(f"lightint: {one_line(error)}", err=True)
+        sys.exit(2)
+
+
+def one_line(error: LightintError) -> str:
+    """What, where, why and fix of an error in one line."""
+    parts = [("", error.what), ("at ", error.where), ("", error.why), ("fix: ", error.fix)]
+    return " · ".join(label + " ".join(text.split()) for label, text in parts if text)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the picture, the table and the report")] = Path("out/demo"),
+    chunks: Annotated[int, typer.Option(min=2, help="chunks of each rollout")] = 8,
+    preset: PresetName = "exact",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of PyTorch; 0 keeps its default")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of weights, noise and the hand-held path")] = 0,
+) -> None:
+    """Roll a small world model out on the CPU: eager, Inductor and lightint side by side."""
+    from lightint_compile.demo import run_demo
+
+    run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed)
+
+
+@app.command()
+def explain(
+    target: Target,
+    preset: PresetName = "exact",
+    option: OptionPairs = None,
+    dynamic: DynamicPairs = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the report as JSON")] = None,
+) -> None:
+    """Say what would be rewritten in TARGET, what not, and why; nothing is compiled."""
+    from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
+    from lightint_compile.explaining import explain as explain_module
+
+    options = parse_options(preset, option or [])
+    subject = resolve(target)
+    report = explain_module(
+        subject.module, *subject.args, dynamic=parse_dynamic(dynamic or []), options=options, **subject.kwargs
+    )
+    typer.echo(str(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+
+
+@app.command()
+def export(
+    target: Target,
+    path: Annotated[Path, typer.Argument(help="where to write; the suffix names the format: .pt2")],
+    preset: PresetName = "exact",
+    option: OptionPairs = None,
+    dynamic: DynamicPairs = None,
+) -> None:
+    """Write the rewritten program of TARGET to PATH, and check it by running it in a fresh process."""
+    from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
+    from lightint_compile.exporting import check_suffix
+    from lightint_compile.exporting import export as export_module
+
+    check_suffix(path)
+    options = parse_options(preset, option or [])
+    subject = resolve(target)
+    written = export_module(
+        subject.module,
+        subject.args,
+        path,
+        kwargs=subject.kwargs,
+        options=options,
+        dynamic=parse_dynamic(dynamic or []),
+    )
+    typer.echo(str(written))
+
+
+@app.command()
+def passes() -> None:
+    """List the passes, what they do to the numbers, and their options; and the presets made of them."""
+    from lightint_compile.cli.listing import print_passes
+
+    print_passes()
+
+
+@app.command()
+def doctor() -> None:
+    """Check that PyTorch, a C++ compiler, Triton and the device are in working order."""
+    from lightint_compile.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(str(finding))
+    if any(finding.broken for finding in findings):
+        raise typer.Exit(1)
+
+
+@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def kernels(context: typer.Context) -> None:
+    """Time the attention operators against dense attention; further arguments go to the benchmark."""
+    from lightint_compile.bench.kernels import main as bench_kernels
+
+    bench_kernels(context.args)

@@ -1,0 +1,113 @@
+"""What the command line is pointed at: a model by name, or a factory of the user's; and its options as text."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightint_compile.errors import InputError, OptionError, did_you_mean
+
+BUILT_IN = ("worldplay:tiny", "worldplay:demo", "worldplay:8b-480p")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module (or function) and one call of it."""
+
+    module: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+def resolve(target: str) -> Subject:
+    """The subject of ``worldplay:SIZE`` or ``package.module:factory``; the factory returns (module, args, kwargs).
+
+    The current folder is importable, as under ``python -m``. The 8B model lives on the meta device: no weights.
+    """
+    if target.startswith("worldplay:"):
+        return _worldplay(target)
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not module_name or not attribute:
+        raise _unknown(target, "it is not of the form package.module:factory")
+    return _from_factory(target, module_name, attribute)
+
+
+def _worldplay(target: str) -> Subject:
+    import torch
+
+    from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
+
+    if target not in BUILT_IN:
+        raise _unknown(target, "there is no such size")
+    if target == "worldplay:8b-480p":
+        config = WorldPlayConfig.hy_8b_480p()
+        with torch.device("meta"):
+            chunk = WorldPlayChunk(config)
+        args, kwargs = example_inputs(config, 40, device="meta", dtype=torch.bfloat16, text_tokens=119)
+        return Subject(chunk.to(torch.bfloat16).eval(), args, kwargs)
+    config = WorldPlayConfig.tiny() if target.endswith("tiny") else WorldPlayConfig.demo()
+    args, kwargs = example_inputs(config, 2 * config.chunk_frames)
+    return Subject(fill_random(WorldPlayChunk(config)).eval(), args, kwargs)
+
+
+def _from_factory(target: str, module_name: str, attribute: str) -> Subject:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise _unknown(target, f"{module_name} cannot be imported: {error}") from error
+    if not hasattr(module, attribute):
+        fix = did_you_mean(attribute, [name for name in vars(module) if not name.startswith("_")])
+        raise InputError(f"{module_name} has no {attribute!r}", where=target, fix=fix)
+    made = getattr(module, attribute)()
+    try:
+        subject, args, kwargs = made
+        return Subject(subject, tuple(args), dict(kwargs))
+    except (TypeError, ValueError):
+        why = f"it returned {type(made).__name__}"
+        raise InputError("the factory does not return a call", where=target, why=why, fix=_CALL) from None
+
+
+_CALL = "return (module, args, kwargs), for example (model, (latents,), {})"
+
+
+def _unknown(target: str, why: str) -> InputError:
+    fix = f"{did_you_mean(target, BUILT_IN)} or name package.module:factory"
+    return InputError(f"there is no target {target!r}", where="TARGET", why=why, fix=fix)
+
+
+def parse_options(preset: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """The options that ``--preset`` and ``--option KEY=VALUE`` spell; a value is JSON where it parses as JSON."""
+    options: dict[str, Any] = {"preset": preset}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"{pair!r} is not KEY=VALUE", where="--option", fix="for example density=0.3")
+        options[key.strip()] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_dynamic(pairs: Sequence[str]) -> dict[str, list[int]] | None:
+    """Argument name to symbolic dimensions, from ``history=2`` or ``tokens=0,1``; ``None`` when there are none."""
+    dynamic: dict[str, list[int]] = {}
+    for pair in pairs:
+        name, _, dimensions = pair.partition("=")
+        try:
+            dynamic[name.strip()] = [int(dimension) for dimension in dimensions.split(",")]
+        except ValueError:
+            fix = "for example history=2"
+            raise OptionError(f"{pair!r} is not ARGUMENT=DIMENSION", where="--dynamic", fix=fix) from None
+    return dynamic or None

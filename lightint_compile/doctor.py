@@ -1,0 +1,115 @@
+"""Is this machine able to compile? Each check is one line that says what was found and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """How a check came out; only ``BROKEN`` keeps lightint from running."""
+
+    GOOD = "ok"
+    ABSENT = "absent"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, how it stands, and what that means or needs."""
+
+    subject: str
+    state: State
+    detail: str
+
+    @property
+    def broken(self) -> bool:
+        """Whether lightint cannot run until this is mended."""
+        return self.state is State.BROKEN
+
+    def __str__(self) -> str:
+        return f"{self.state:<7} {self.subject:<14} {self.detail}"
+
+
+def examine() -> list[Finding]:
+    """Every check, in the order in which one would mend them."""
+    return [finding for check in _CHECKS for finding in check()]
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("python", State.GOOD, f"{platform.python_version()} on {platform.platform()}")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    fits = (2, 11) <= version < (2, 14)
+    detail = str(torch.__version__) + ("" if fits else ": outside of 2.11 to 2.13, the versions that are tested")
+    yield Finding("torch", State.GOOD if fits else State.BROKEN, detail)
+
+
+def _backend() -> Iterator[Finding]:
+    entries = importlib.metadata.entry_points(group="torch_dynamo_backends")
+    if "lightint" in {entry.name for entry in entries}:
+        yield Finding("backend", State.GOOD, 'torch.compile(model, backend="lightint") is registered')
+    else:
+        yield Finding("backend", State.BROKEN, "its entry point is not installed: run pip install -e . again")
+
+
+def _compiler() -> Iterator[Finding]:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        found = str(get_cpp_compiler())
+    except Exception as error:
+        why = str(error).strip().splitlines()[0]
+        yield Finding("C++ compiler", State.ABSENT, f'{why}; install g++ or clang++, or use delegate="eager"')
+        return
+    location = shutil.which(found)
+    state = State.GOOD if location else State.ABSENT
+    yield Finding("C++ compiler", state, location or f'{found} is not on the path; or use delegate="eager"')
+
+
+def _triton() -> Iterator[Finding]:
+    if importlib.util.find_spec("triton") is None:
+        yield Finding("triton", State.ABSENT, "needed for the GPU kernels only: pip install triton")
+    else:
+        yield Finding("triton", State.GOOD, importlib.metadata.version("triton"))
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("cpu", State.GOOD, f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        yield Finding("cuda", State.ABSENT, "no GPU is visible: everything runs on the CPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        yield Finding(f"cuda:{index}", State.GOOD, f"{device.name}, sm_{device.major}{device.minor}, {memory}")
+
+
+def _extras() -> Iterator[Finding]:
+    for name, use in (("diffusers", "third-party transformers"), ("onnxruntime", "checking ONNX exports")):
+        if importlib.util.find_spec(name) is None:
+            yield Finding(name, State.ABSENT, f"optional: {use}")
+        else:
+            yield Finding(name, State.GOOD, importlib.metadata.version(name))
+
+
+_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _torch,
+    _backend,
+    _compiler,
+    _triton,
+    _device,
+    _extras,
+)

@@ -1,1 +1,0 @@
-"""One rewritten graph, written to a file that standard tools load."""
