@@ -1,0 +1,101 @@
+"""Sizes and fake values of nodes: symbolic sizes as expressions or hints, and bringing stale values up to date."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from lightint_compile.passes.program import Program, fake_mode_of
+from torch._ops import HigherOrderOperator
+
+#: A size: a plain integer, or an expression over the symbols of the capture.
+Size = int | sympy.Expr
+
+
+def size_of(value: Any) -> Size:
+    """An integer or ``SymInt`` as a :data:`Size`; nothing is guarded."""
+    if isinstance(value, torch.SymInt):
+        return plain(value.node.expr)
+    return int(value)
+
+
+def plain(expression: Any) -> Size:
+    """An expression as an ``int`` where it is one."""
+    return int(expression) if isinstance(expression, (int, sympy.Integer)) else expression
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
+    """The sizes of a fake tensor."""
+    return tuple(size_of(size) for size in tensor.shape)
+
+
+def hint_of(value: Any) -> int:
+    """The size seen at capture: an integer itself, a ``SymInt``'s hint; a size nobody has seen yet counts as one."""
+    if isinstance(value, torch.SymInt):
+        known = value.node.hint if value.node.has_hint() else None
+        return int(known) if isinstance(known, (int, sympy.Integer)) else 1
+    return int(value)
+
+
+def hinted_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of a fake tensor at capture."""
+    return tuple(hint_of(size) for size in tensor.shape)
+
+
+def numel_hint(tensor: torch.Tensor) -> int:
+    """Elements of a fake tensor at capture."""
+    count = 1
+    for size in tensor.shape:
+        count *= hint_of(size)
+    return count
+
+
+def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
+    """Recompute the fake values downstream of ``changed`` for as long as sizes or strides differ from the recorded.
+
+    A rewrite may move a value into another memory layout. A ``view`` that only the old layout allowed becomes a
+    ``reshape``, which is the same values by definition.
+    """
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
+    mode = fake_mode_of(program.graph.nodes)
+    pending = [order[user] for node in changed for user in node.users]
+    nodes = list(program.graph.nodes)
+    heapq.heapify(pending)
+    done = -1
+    while pending:
+        index = heapq.heappop(pending)
+        if index == done or nodes[index].op != "call_function" or isinstance(nodes[index].target, HigherOrderOperator):
+            continue
+        done = index
+        if _reevaluate(nodes[index], mode):
+            for user in nodes[index].users:
+                heapq.heappush(pending, order[user])
+
+
+def _reevaluate(node: fx.Node, mode: Any) -> bool:
+    """Whether the recorded value of ``node`` was stale; it is up to date afterwards."""
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+    with mode:
+        try:
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, ValueError):
+            if node.target is not torch.ops.aten.view.default:
+                raise
+            node.target = torch.ops.aten.reshape.default
+            value = node.target(*args, **kwargs)
+    if _layouts(value) == _layouts(node.meta["val"]):
+        return False
+    node.meta["val"] = value
+    return True
+
+
+def _layouts(value: Any) -> list[Any]:
+    return [
+        (shape_of(leaf), tuple(map(size_of, leaf.stride()))) if isinstance(leaf, torch.Tensor) else None
+        for leaf in pytree.tree_leaves(value)
+    ]
