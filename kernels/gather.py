@@ -46,7 +46,7 @@ class _Job:
     """One call: its tiled tensors and the running result of every query tile.
 
     Attributes:
-        result: ``[rows, slots, head_dim]`` in the accumulation dtype, attention over the keys seen so far; a row is one (batch, head, query tile).
+        result: ``[rows, slots, head_dim]``, attention over the keys seen so far; a row is one query tile of one head.
         mass: ``[rows, slots]``, log-sum-exp of the logits seen so far; -inf before the first.
         piece: tiles gathered for one attention call.
     """

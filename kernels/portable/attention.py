@@ -1,0 +1,175 @@
+"""Block-sparse flash attention from token order to token order, plain loads only: Ampere upward, Triton 3.4 to 3.9.
+
+Tiles are gathered in place: a slot's token number gives its address in whichever span holds the tile, and slots that do
+not exist are masked. The softmax runs online in base 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from ..spans import Spans, empty_output
+from ..tiles import Layout, volume
+from .geometry import matrix_offsets, tile_tokens
+
+
+@triton.jit
+def _online(query, key, value, exist, total, mass, peak, factor):
+    """One more piece of keys ``[dims, keys]`` and values ``[keys, dims]`` in the running softmax."""
+    logits = tl.dot(query, key, input_precision="ieee") * factor
+    logits = tl.where(exist[None, :], logits, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(logits, 1))
+    # A row that has seen no key yet has peak -inf; 0 instead keeps -inf - -inf out of the exponentials.
+    safe = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    weight = tl.exp2(logits - safe[:, None])
+    shrink = tl.exp2(peak - safe)
+    total = total * shrink[:, None]
+    total = tl.dot(weight.to(value.dtype), value, total, input_precision="ieee")
+    return total, mass * shrink + tl.sum(weight, 1), new_peak
+
+
+@triton.jit
+def _attention_kernel(
+    query, out, prefix_key, context_key, current_key, prefix_value, context_value, current_value, index, count,
+    query_batch, query_head, query_token, out_batch, out_head, out_token,
+    pk_batch, pk_head, pk_token, ck_batch, ck_head, ck_token, uk_batch, uk_head, uk_token,
+    pv_batch, pv_head, pv_token, cv_batch, cv_head, cv_token, uv_batch, uv_head, uv_token,
+    heads, groups, query_tiles, prefix, context_blocks, context_frames, current_frames, height, width,
+    blocks_high, blocks_wide, list_width, factor,
+    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """``QUERIES`` slots of one query tile of one head; grid ``(query tiles * parts, batch * heads)``."""
+    PARTS: tl.constexpr = (T * H * W + QUERIES - 1) // QUERIES
+    PIECES: tl.constexpr = (T * H * W + KEYS - 1) // KEYS
+    tile = tl.program_id(0) // PARTS
+    slots = tl.program_id(0) % PARTS * QUERIES + tl.arange(0, QUERIES)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    source = head // groups
+    dims = tl.arange(0, DIM)
+    real_dims = dims < HEAD_DIM
+
+    tokens, exist = tile_tokens(tile, slots, current_frames, height, width, blocks_high, blocks_wide, T, H, W)
+    inside = exist[:, None] & real_dims[None, :]
+    rows = tl.load(
+        query + batch * query_batch + head.to(tl.int64) * query_head + matrix_offsets(tokens, dims, query_token),
+        mask=inside,
+        other=0.0,
+    )
+    total = tl.zeros([QUERIES, DIM], tl.float32)
+    mass = tl.zeros([QUERIES], tl.float32)
+    peak = tl.full([QUERIES], float("-inf"), tl.float32)
+    pieces = tl.arange(0, KEYS)
+
+    key_base = prefix_key + batch * pk_batch + source.to(tl.int64) * pk_head
+    value_base = prefix_value + batch * pv_batch + source.to(tl.int64) * pv_head
+    for start in range(0, prefix, KEYS):
+        place = start + pieces
+        here = place < prefix
+        mask = here[:, None] & real_dims[None, :]
+        key = tl.load(key_base + matrix_offsets(place, dims, pk_token), mask=mask, other=0.0)
+        value = tl.load(value_base + matrix_offsets(place, dims, pv_token), mask=mask, other=0.0)
+        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor)
+
+    context_key += batch * ck_batch + source.to(tl.int64) * ck_head
+    context_value += batch * cv_batch + source.to(tl.int64) * cv_head
+    current_key += batch * uk_batch + source.to(tl.int64) * uk_head
+    current_value += batch * uv_batch + source.to(tl.int64) * uv_head
+    line = tl.program_id(1).to(tl.int64) * query_tiles + tile
+    listed = tl.load(count + line)
+    for step in range(0, listed * PIECES):
+        block = tl.load(index + line * list_width + step // PIECES)
+        from_context = block < context_blocks
+        local = tl.where(from_context, block, block - context_blocks)
+        frames = tl.where(from_context, context_frames, current_frames)
+        place, here = tile_tokens(
+            local, step % PIECES * KEYS + pieces, frames, height, width, blocks_high, blocks_wide, T, H, W
+        )
+        mask = here[:, None] & real_dims[None, :]
+        key_base = tl.where(from_context, context_key, current_key)
+        key_token = tl.where(from_context, ck_token, uk_token)
+        value_base = tl.where(from_context, context_value, current_value)
+        value_token = tl.where(from_context, cv_token, uv_token)
+        key = tl.load(key_base + matrix_offsets(place, dims, key_token), mask=mask, other=0.0)
+        value = tl.load(value_base + matrix_offsets(place, dims, value_token), mask=mask, other=0.0)
+        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor)
+
+    result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
+    target = out + batch * out_batch + head.to(tl.int64) * out_head + matrix_offsets(tokens, dims, out_token)
+    tl.store(target, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton_op("lightint::portable_attend", mutates_args={})
+def portable_attend(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], index: Tensor, count: Tensor, prefix: int,
+    context_frames: int, current_frames: int, height: int, width: int, tile: Sequence[int], scale: float,
+) -> Tensor:  # fmt: skip
+    """Attention over three spans (prefix, context, current) with adjacent dims; a span without tokens is not read."""
+    batch, heads, _, head_dim = query.shape
+    layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]), prefix)
+    out = empty_output(query)
+    slots = volume(tile)
+    queries = min(128, max(16, triton.next_power_of_2(slots)))
+    spans = [*keys, *values]
+    wrap_triton(_attention_kernel)[(layout.query_tiles * triton.cdiv(slots, queries), batch * heads)](
+        query,
+        out,
+        *spans,
+        index,
+        count,
+        *[tensor.stride(i) for tensor in (query, out, *spans) for i in range(3)],
+        heads,
+        heads // keys[-1].shape[1],
+        layout.query_tiles,
+        prefix,
+        layout.context_blocks,
+        context_frames,
+        current_frames,
+        height,
+        width,
+        layout.blocks_high,
+        layout.blocks_wide,
+        index.shape[3],
+        scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
+        T=tile[0],
+        H=tile[1],
+        W=tile[2],
+        HEAD_DIM=head_dim,
+        DIM=max(16, triton.next_power_of_2(head_dim)),
+        QUERIES=queries,
+        KEYS=min(64, queries),
+        num_warps=8 if queries == 128 else 4,
+        num_stages=3,
+    )
+    return out
+
+
+def attend(
+    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
+) -> Tensor:
+    """Same contract as :func:`reference.attend`."""
+    result: Tensor = torch.ops.lightint.portable_attend(
+        _adjacent(query),
+        [_adjacent(key if key.shape[2] else keys.current) for key in keys],
+        [_adjacent(value if value.shape[2] else values.current) for value in values],
+        index,
+        count,
+        layout.prefix,
+        *layout.frames,
+        layout.height,
+        layout.width,
+        layout.tile,
+        scale,
+    )
+    return result
+
+
+def _adjacent(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()

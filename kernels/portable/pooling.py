@@ -1,0 +1,96 @@
+"""Means of tiles: queries, context keys and current keys in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from ..tiles import tile_counts, volume
+from .geometry import matrix_offsets, tile_tokens
+
+
+@triton.jit
+def _pool_kernel(
+    a, b, c, a_out, b_out, c_out,
+    a_batch, a_head, a_token, b_batch, b_head, b_token, c_batch, c_head, c_token,
+    a_heads, b_heads, c_heads, a_frames, b_frames, c_frames, a_tiles, b_tiles, c_tiles,
+    height, width, blocks_high, blocks_wide, most_heads,
+    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """One tile of one head of one of three spans; grid ``(all tiles, batch * most_heads)``."""
+    place = tl.program_id(0)
+    batch = (tl.program_id(1) // most_heads).to(tl.int64)
+    head = tl.program_id(1) % most_heads
+    first, second = place < a_tiles, place < a_tiles + b_tiles
+    tile = tl.where(first, place, tl.where(second, place - a_tiles, place - a_tiles - b_tiles))
+    frames = tl.where(first, a_frames, tl.where(second, b_frames, c_frames))
+    heads = tl.where(first, a_heads, tl.where(second, b_heads, c_heads))
+    tiles = tl.where(first, a_tiles, tl.where(second, b_tiles, c_tiles))
+    token_stride = tl.where(first, a_token, tl.where(second, b_token, c_token))
+    base = tl.where(
+        first,
+        a + batch * a_batch + head * a_head,
+        tl.where(second, b + batch * b_batch + head * b_head, c + batch * c_batch + head * c_head),
+    )
+    out = tl.where(first, a_out, tl.where(second, b_out, c_out))
+    if head < heads:
+        slots, dims = tl.arange(0, SLOTS), tl.arange(0, DIM)
+        tokens, exist = tile_tokens(tile, slots, frames, height, width, blocks_high, blocks_wide, T, H, W)
+        inside = exist[:, None] & (dims < HEAD_DIM)[None, :]
+        values = tl.load(base + matrix_offsets(tokens, dims, token_stride), mask=inside, other=0.0)
+        mean = tl.sum(values.to(tl.float32), 0) / tl.sum(exist.to(tl.float32), 0)
+        row = (batch * heads + head) * tiles + tile
+        tl.store(out + row * HEAD_DIM + dims, mean, mask=dims < HEAD_DIM)
+
+
+@triton_op("lightint::portable_pool", mutates_args={})
+def portable_pool(tokens: Sequence[Tensor], frames: Sequence[int], height: int, width: int, tile: Sequence[int]) -> list[Tensor]:  # fmt: skip  # noqa: E501
+    """Pool up to three spans ``[batch, heads, tokens, head_dim]`` of ``frames[i]`` frames each, float32 results."""
+    batch, _, _, head_dim = tokens[0].shape
+    tiles = [volume(tile_counts((count, height, width), tile)) for count in frames]
+    pools = [
+        part.new_empty((batch, part.shape[1], count, head_dim), dtype=torch.float32)
+        for part, count in zip(tokens, tiles, strict=True)
+    ]
+    absent = 3 - len(tokens)
+    sources = [*tokens, *[tokens[0]] * absent]
+    targets = [*pools, *[pools[0]] * absent]
+    counts = [*tiles, *[0] * absent]
+    heads = [part.shape[1] for part in sources]
+    most = max(heads)
+    _, high, wide = tile_counts((1, height, width), tile)
+    wrap_triton(_pool_kernel)[(sum(tiles), batch * most)](
+        *sources,
+        *targets,
+        *[part.stride(i) for part in sources for i in range(3)],
+        *heads,
+        *[*frames, *[0] * absent],
+        *counts,
+        height,
+        width,
+        high,
+        wide,
+        most,
+        T=tile[0],
+        H=tile[1],
+        W=tile[2],
+        SLOTS=triton.next_power_of_2(volume(tile)),
+        HEAD_DIM=head_dim,
+        DIM=triton.next_power_of_2(head_dim),
+        num_warps=4,
+    )
+    return pools
+
+
+def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple[int, int, int]) -> list[Tensor]:
+    """Same contract as :func:`reference.pool_spans` for at most three spans of one height and width."""
+    _, height, width = spans[0][1]
+    tokens = [part if part.stride(3) == 1 else part.contiguous() for part, _ in spans]
+    pools: list[Tensor] = torch.ops.lightint.portable_pool(tokens, [grid[0] for _, grid in spans], height, width, tile)
+    return pools

@@ -1,0 +1,227 @@
+"""Block lists in two launches: scores of pooled queries and keys, then one program per query tile that picks and sorts.
+
+The k-th largest score of a row is found by building its bit pattern from the top (a count per bit), so nothing is
+sorted, nothing leaves the registers and no size depends on the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from .. import reference
+from ..tiles import Layout
+from .geometry import matrix_offsets, tile_size
+
+MAX_BLOCKS = 16384
+"""Key blocks that one row can hold in registers; beyond it selection runs in plain torch."""
+
+_SCORE_TILE = 64
+
+
+@triton.jit
+def _score_kernel(
+    query_pool, context_pool, current_pool, scores,
+    heads, groups, query_tiles, context_blocks, scale,
+    HEAD_DIM: tl.constexpr, PIECE: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """Scaled products ``[EDGE, EDGE]`` of contiguous pools; grid ``(query edges, key edges, batch * heads)``."""
+    pair = tl.program_id(2).to(tl.int64)
+    source = pair // heads * (heads // groups) + pair % heads // groups
+    rows = tl.program_id(0) * EDGE + tl.arange(0, EDGE)
+    blocks = tl.program_id(1) * EDGE + tl.arange(0, EDGE)
+    key_blocks = context_blocks + query_tiles
+    from_context = blocks < context_blocks
+    context = context_pool + (source * context_blocks + blocks) * HEAD_DIM
+    current = current_pool + (source * query_tiles + blocks - context_blocks) * HEAD_DIM
+    keys = tl.where(from_context, context, current)
+    queries = query_pool + pair * query_tiles * HEAD_DIM
+    total = tl.zeros([EDGE, EDGE], tl.float32)
+    for start in range(0, HEAD_DIM, PIECE):
+        dims = start + tl.arange(0, PIECE)
+        query = tl.load(queries + matrix_offsets(rows, dims, HEAD_DIM), mask=(rows < query_tiles)[:, None], other=0.0)
+        key = tl.load(keys[None, :] + dims[:, None], mask=(blocks < key_blocks)[None, :], other=0.0)
+        total = tl.dot(query, key, total, input_precision="tf32x3")
+    place = scores + (pair * query_tiles + rows)[:, None] * key_blocks + blocks[None, :]
+    tl.store(place, total * scale, mask=(rows < query_tiles)[:, None] & (blocks < key_blocks)[None, :])
+
+
+@triton.jit
+def _ordered(score):
+    """Unsigned integers that sort like the floats."""
+    bits = score.to(tl.uint32, bitcast=True)
+    return tl.where(bits >= 0x80000000, ~bits, bits | 0x80000000)
+
+
+@triton.jit
+def _threshold(order, weight, target):
+    """Largest pattern such that the weights of all entries at or above it still reach ``target``."""
+    found = tl.full([1], 0, tl.uint32)
+    bit = tl.full([1], 0x80000000, tl.uint32)
+    for _ in range(32):
+        candidate = found | bit
+        reached = tl.sum(tl.where(order >= candidate, weight, 0), 0) >= target
+        found = tl.where(reached, candidate, found)
+        bit = bit >> 1
+    return found
+
+
+@triton.jit
+def _covering(order, mass, coverage):
+    """How many of the largest entries hold ``coverage`` of the mass."""
+    edge = _threshold(order, mass, coverage)
+    above, tied = order > edge, order == edge
+    missing = coverage - tl.sum(tl.where(above, mass, 0.0), 0)
+    each = tl.maximum(tl.max(tl.where(tied, mass, 0.0), 0), 1e-30)
+    return tl.sum(above.to(tl.int32), 0) + tl.minimum(tl.ceil(missing / each), 1e6).to(tl.int32)
+
+
+@triton.jit
+def _forced(own, blocks, blocks_high, blocks_wide, first_protected_row, neighbours):
+    """Blocks near the query tile's own block or of a protected row."""
+    row_blocks = blocks_high * blocks_wide
+    distance = tl.abs(own // row_blocks - blocks // row_blocks)
+    distance += tl.abs(own // blocks_wide % blocks_high - blocks // blocks_wide % blocks_high)
+    distance += tl.abs(own % blocks_wide - blocks % blocks_wide)
+    return (distance <= neighbours) | (blocks >= first_protected_row * row_blocks)
+
+
+@triton.jit
+def _select_kernel(
+    scores, index, count,
+    query_tiles, context_blocks, context_frames, current_frames, height, width,
+    blocks_high, blocks_wide, first_protected_row, neighbours, budget, list_width, coverage,
+    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr, COVER: tl.constexpr,
+):  # fmt: skip
+    """The list of one query tile of one head; grid ``(query tiles, batch * heads)``."""
+    line = tl.program_id(1).to(tl.int64) * query_tiles + tl.program_id(0)
+    key_blocks = context_blocks + query_tiles
+    blocks = tl.arange(0, BLOCKS)
+    real = blocks < key_blocks
+    local = tl.where(blocks < context_blocks, blocks, blocks - context_blocks)
+    frames = tl.where(blocks < context_blocks, context_frames, current_frames)
+    size = tile_size(local, frames, height, width, blocks_high, blocks_wide, T, H, W)
+    score = tl.load(scores + line * key_blocks + blocks, mask=real, other=0.0) + tl.log(size.to(tl.float32))
+    own = context_blocks + tl.program_id(0)
+    forced = real & _forced(own, blocks, blocks_high, blocks_wide, first_protected_row, neighbours)
+    order = tl.where(forced, 0xFFFFFFFF, tl.where(real, _ordered(score), 0)).to(tl.uint32)
+
+    least = tl.sum(forced.to(tl.int32), 0)
+    number = tl.maximum(least, budget)
+    if COVER:
+        highest = tl.max(tl.where(real, score, -3.0e38), 0)
+        mass = tl.where(real, tl.exp(score - highest), 0.0)
+        covering = _covering(order, mass / tl.sum(mass, 0), coverage)
+        number = tl.maximum(tl.minimum(covering, number), least)
+
+    edge = _threshold(order, tl.full([BLOCKS], 1, tl.int32), number)
+    above, tied = order > edge, real & (order == edge)
+    room = number - tl.sum(above.to(tl.int32), 0)
+    keep = real & (above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room)))
+    place = tl.cumsum(keep.to(tl.int32), 0) - 1
+    start = index + line * list_width
+    tl.store(start + place, blocks, mask=keep)
+    tl.store(start + blocks, tl.zeros([BLOCKS], tl.int32), mask=(blocks >= number) & (blocks < list_width))
+    tl.store(count + line, number)
+
+
+@triton_op("lightint::portable_select", mutates_args={})
+def portable_select(
+    query_pool: Tensor, context_pool: Tensor, current_pool: Tensor, context_frames: int, current_frames: int,
+    height: int, width: int, tile: Sequence[int], first_protected_row: int, neighbours: int, budget: int,
+    list_width: int, coverage: float, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Lists from contiguous float32 pools; ``context_pool`` is not read when there are no context frames."""
+    batch, heads, query_tiles, head_dim = query_pool.shape
+    layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]))
+    index = query_pool.new_empty((batch, heads, query_tiles, list_width), dtype=torch.int32)
+    count = query_pool.new_empty((batch, heads, query_tiles), dtype=torch.int32)
+    scores = query_pool.new_empty((batch, heads, query_tiles, layout.key_blocks))
+    edges = (triton.cdiv(query_tiles, _SCORE_TILE), triton.cdiv(layout.key_blocks, _SCORE_TILE), batch * heads)
+    wrap_triton(_score_kernel)[edges](
+        query_pool,
+        context_pool,
+        current_pool,
+        scores,
+        heads,
+        heads // current_pool.shape[1],
+        query_tiles,
+        layout.context_blocks,
+        scale,
+        HEAD_DIM=head_dim,
+        PIECE=16,
+        EDGE=_SCORE_TILE,
+        num_warps=4,
+    )
+    blocks = triton.next_power_of_2(int(layout.key_blocks))
+    wrap_triton(_select_kernel)[(query_tiles, batch * heads)](
+        scores,
+        index,
+        count,
+        query_tiles,
+        layout.context_blocks,
+        context_frames,
+        current_frames,
+        height,
+        width,
+        layout.blocks_high,
+        layout.blocks_wide,
+        first_protected_row,
+        neighbours,
+        budget,
+        list_width,
+        coverage,
+        T=tile[0],
+        H=tile[1],
+        W=tile[2],
+        BLOCKS=blocks,
+        COVER=coverage < 1.0,
+        num_warps=4 if blocks <= 1024 else 8,
+    )
+    return index, count
+
+
+def select_blocks(
+    query_pool: Tensor,
+    key_pools: Sequence[Tensor],
+    layout: Layout,
+    *,
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Same contract as :func:`reference.select_blocks`; no host synchronisation up to :data:`MAX_BLOCKS` blocks."""
+    if layout.key_blocks > MAX_BLOCKS or query_pool.shape[3] % 16:
+        return reference.select_blocks(
+            query_pool,
+            key_pools,
+            layout,
+            density=density,
+            coverage=coverage,
+            protect_frames=protect_frames,
+            neighbours=neighbours,
+            scale=scale,
+        )
+    lists: tuple[Tensor, Tensor] = torch.ops.lightint.portable_select(
+        query_pool.contiguous(),
+        key_pools[0].contiguous(),
+        key_pools[-1].contiguous(),
+        *layout.frames,
+        layout.height,
+        layout.width,
+        layout.tile,
+        layout.first_protected_row(protect_frames),
+        neighbours,
+        layout.budget(density),
+        layout.list_width(density, protect_frames, neighbours),
+        1.0 if coverage is None else coverage,
+        scale,
+    )
+    return lists
