@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ BUILT_IN = ("worldplay:tiny", "worldplay:demo", "worldplay:8b-480p")
 class Subject:
     """A module (or function) and one call of it."""
 
-    module: Callable[..., Any]
+    module: Any
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
 

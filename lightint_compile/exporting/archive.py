@@ -45,8 +45,8 @@ _KEPT = ("val", "stack_trace", "nn_module_stack")
 
 
 def _portable(graph: fx.Graph) -> fx.Graph:
-    copied = fx.Graph()
-    outputs = copied.graph_copy(graph, mapping := {})
+    copied, mapping = fx.Graph(), dict[fx.Node, fx.Node]()
+    outputs = copied.graph_copy(graph, mapping)
     copied.output(outputs)
     for old, new in mapping.items():
         new.meta = {key: old.meta[key] for key in _KEPT if key in old.meta}

@@ -78,6 +78,9 @@ def export(
     """
     path, kwargs = Path(path), dict(kwargs or {})
     check_suffix(path)
+    if not isinstance(module, (torch.nn.Module, ExportedProgram)):
+        fix = "wrap the function in a torch.nn.Module"
+        raise ExportError("only a module or an exported program can be written", why=f"it is {module!r}", fix=fix)
     wanted = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
     with torch.no_grad():
         captured = _captured(module, tuple(args), kwargs, dynamic or {})

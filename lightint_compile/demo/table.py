@@ -1,0 +1,58 @@
+"""The table at the end of a demo, for a terminal and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lightint_compile.demo.measure import Run
+
+
+def summary(runs: Sequence[Run], rewrites: int, baseline: str = "eager") -> list[dict[str, Any]]:
+    """One row a run: seconds, and the difference to the ``baseline`` run along the same path."""
+    reference = {run.path: run for run in runs if run.variant == baseline}
+    return [
+        {
+            "path": run.path,
+            "variant": run.variant,
+            "trace seconds": run.trace_seconds,
+            "compile seconds": run.compile_seconds,
+            "seconds a chunk": run.steady_seconds,
+            "speed": reference[run.path].steady_seconds / run.steady_seconds,
+            "difference": run.difference(reference[run.path]),
+            "rewrites": rewrites if run.variant == "lightint" else 0,
+            "chunk seconds": list(run.chunk_seconds),
+        }
+        for run in runs
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    made = Table(title="one world model, three ways to run it", title_justify="left")
+    made.add_column("camera path")
+    made.add_column("run by")
+    for name in ("trace s", "compile s", "s a chunk", "against eager", "difference", "rewrites"):
+        made.add_column(name, justify="right")
+    for row in rows:
+        made.add_row(*_cells(row), end_section=row["variant"] == "lightint")
+    made.caption = (
+        "s a chunk: median without the chunks that compile; difference: relative L2 of the latents, "
+        "each rollout fed with its own frames"
+    )
+    return made
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["path"],
+        row["variant"],
+        f"{row['trace seconds']:.1f}",
+        f"{row['compile seconds']:.1f}",
+        f"{row['seconds a chunk']:.2f}",
+        f"{row['speed']:.2f}x",
+        f"{row['difference']:.1e}",
+        str(row["rewrites"] or "–"),
+    )
