@@ -1,31 +1,7 @@
-"""The Gluon kernel as an implementation: portable pooling and selection, Hopper attention."""
+"""The sm_90 kernel as an implementation: portable pooling and selection, Gluon attention."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from . import hopper
-from .portable import pool_spans, select_blocks
-from .spans import Spans
-from .tiles import Layout
-
-__all__ = ["attend", "pool_spans", "select_blocks"]
-
-
-def attend(
-    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
-) -> Tensor:
-    """Same contract as :func:`reference.attend`."""
-    present = [i for i, key in enumerate(keys) if key.shape[2]]
-    return hopper.block_sparse_attention(
-        query,
-        [keys[i] for i in present],
-        [values[i] for i in present],
-        index,
-        count,
-        query_grid=layout.current_grid,
-        key_grid=(sum(layout.frames), layout.height, layout.width),
-        prefix=layout.prefix,
-        tile=layout.tile,
-        scale=scale,
-    )
+from .hopper import attend as attend
+from .portable import pool_spans as pool_spans
+from .portable import select_blocks as select_blocks
