@@ -1,8 +1,7 @@
 """Tiny random-weight video transformers of diffusers, one call away: ``zoo.build("wan") -> (module, kwargs)``.
 
-Every model has real architecture and toy widths (under half a megabyte of weights, except ``hunyuan_video15``, whose byT5 projector has a fixed width),
-so that it traces in seconds. Weights and inputs come from fixed seeds, and tables that start at zero are randomised:
-otherwise adaptive norms and gates would hide errors.
+Every model has its real architecture at toy width, so that it traces in seconds. Weights and inputs come from fixed
+seeds, and tables that start at zero are randomised: otherwise adaptive norms and gates would hide errors.
 """
 
 from __future__ import annotations
