@@ -1,0 +1,43 @@
+"""What was decided for one chunk, with the numbers that led there."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One chunk's decision.
+
+    Attributes:
+        chunk: its number in the rollout, from 0.
+        context_frames: latent frames gathered as context, ascending.
+        reused_steps: denoising steps that may reuse an earlier output (the drift check may still refuse them).
+        overlap: largest overlap of the coming views with a remembered clip, in [0, 1]; 0 when there is no candidate.
+        threshold: the overlap from which the coming views count as seen before.
+        novel: whether the camera looks at something it has not seen before the recent window.
+        dynamics: relative change between the newest latents, ``None`` when they were not looked at.
+        saved_frames: context frames fewer than the unaccelerated model gathers.
+        refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
+    """
+
+    chunk: int
+    context_frames: tuple[int, ...]
+    reused_steps: tuple[int, ...] = ()
+    overlap: float = 0.0
+    threshold: float = 0.0
+    novel: bool = True
+    dynamics: float | None = None
+    saved_frames: int = 0
+    refused_steps: tuple[int, ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """How far the overlap is from the threshold; small means that the decision was close."""
+        return self.overlap - self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision as JSON-ready data, its margin included."""
+        return dataclasses.asdict(self) | {"margin": self.margin}

@@ -1,0 +1,214 @@
+"""Rules that turn camera statistics into a decision: the model's own, the published ones, and ours.
+
+The published rules are those of the Light Interaction release (arXiv 2605.31158), constants included. Ours differ where that
+release is weak: a view counts as seen before only if it was seen *before the recent window* (walking forward always sees what
+was just seen), the threshold has hysteresis, remembered clips are chosen for what they add together, and the recent window
+follows how much the latents change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightint_compile.errors import OptionError
+from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.views import AngularView, View
+
+CLIP = 4
+"""Latent frames of a remembered clip, and of a chunk."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a rule sees of one chunk.
+
+    Attributes:
+        chunk: its number.
+        extrinsics: [F + chunk, 4, 4] float64 world-to-camera of the history and of the chunk, the chunk last.
+        dynamics: relative change between the newest latents, ``None`` when unknown.
+        before: the decision for the chunk before, which hysteresis looks at.
+    """
+
+    chunk: int
+    extrinsics: Tensor
+    dynamics: float | None = None
+    before: Decision | None = None
+
+    @property
+    def frames(self) -> int:
+        """Latent frames in the history."""
+        return int(self.extrinsics.shape[0]) - CLIP
+
+
+@dataclass(frozen=True)
+class Rules(ABC):
+    """How context and steps are chosen. ``view`` is the model's own definition of a field of view.
+
+    Attributes:
+        memory: most context frames of the unaccelerated model.
+        recent: newest frames that are always kept, in the unaccelerated model.
+    """
+
+    view: View = field(default_factory=AngularView)
+    memory: int = 20
+    recent: int = 12
+
+    @abstractmethod
+    def decide(self, situation: Situation) -> Decision:
+        """The decision for one chunk."""
+
+    def clip_overlap(self, situation: Situation, recent: int) -> tuple[list[int], Tensor]:
+        """First frames of the clips before the recent window, and each one's overlap with the coming views.
+
+        A clip's overlap is the mean over the coming frames and its frames +0 and +2.
+        """
+        starts = list(range(CLIP, situation.frames - recent, CLIP))
+        if not starts:
+            return starts, torch.zeros(0, dtype=torch.float64)
+        probes = [frame for start in starts for frame in (start, start + CLIP // 2)]
+        seen = self.view.overlap(situation.extrinsics[-CLIP:], situation.extrinsics[probes])
+        return starts, seen.reshape(CLIP, len(starts), 2).mean((0, 2))
+
+    def usual(self, frames: int) -> int:
+        """Context frames that the unaccelerated model gathers from a history of ``frames``."""
+        return min(frames, self.memory)
+
+
+@dataclass(frozen=True)
+class ModelRules(Rules):
+    """What the model does by itself: sink, the best clip, the recent window; every step is computed."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """See :meth:`Rules.decide`."""
+        frames = situation.frames
+        if frames <= self.memory:
+            return Decision(chunk=situation.chunk, context_frames=tuple(range(frames)))
+        starts, overlap = self.clip_overlap(situation, self.recent)
+        wanted = (self.memory - self.recent - CLIP) // CLIP
+        best = sorted(range(len(starts)), key=lambda i: (-float(overlap[i]), i))[:wanted]
+        return Decision(
+            chunk=situation.chunk,
+            context_frames=_joined(frames, self.recent, [starts[i] for i in best]),
+            overlap=float(overlap.max()),
+        )
+
+
+@dataclass(frozen=True)
+class PublishedRules(Rules):
+    """The release's rules: 12 frames of memory, 4 recent, overlap gate 0.7 for context and for reuse of steps 1 and 2."""
+
+    kept: int = 12
+    window: int = 4
+    gate: float = 0.7
+    steps: tuple[int, ...] = (1, 2)
+
+    def decide(self, situation: Situation) -> Decision:
+        """See :meth:`Rules.decide`."""
+        frames = situation.frames
+        if frames < self.kept:
+            return Decision(chunk=situation.chunk, context_frames=tuple(range(max(frames, 0))), threshold=self.gate)
+        starts, overlap = self.clip_overlap(situation, self.window)
+        best = int(overlap.argmax())
+        passes = bool(overlap[best] >= self.gate)
+        context = _joined(frames, self.window, [starts[best]] if passes else [])
+        return Decision(
+            chunk=situation.chunk,
+            context_frames=context,
+            reused_steps=self.steps if passes else (),
+            overlap=float(overlap[best]),
+            threshold=self.gate,
+            novel=not passes,
+            saved_frames=self.usual(frames) - len(context),
+        )
+
+
+@dataclass(frozen=True)
+class AdaptiveRules(Rules):
+    """Ours; see the module's text.
+
+    Attributes:
+        enter, leave: overlap at which a view starts, and stops, to count as seen before.
+        shortest, longest: bounds of the recent window in latent frames.
+        lively: relative change between the newest latents from which the window is longest.
+        clips: most remembered clips.
+        gain: share of the coming view that a further clip must add.
+        adapt_context, reuse: whether context, and steps, are decided at all.
+        steps: the interior steps that may be reused.
+    """
+
+    enter: float = 0.72
+    leave: float = 0.68
+    shortest: int = 4
+    longest: int = 12
+    lively: float = 1.6
+    clips: int = 1
+    gain: float = 0.05
+    adapt_context: bool = True
+    reuse: bool = True
+    steps: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        ordered = 0 <= self.leave <= self.enter <= 1 and CLIP <= self.shortest <= self.longest
+        if not ordered:
+            why = f"leave={self.leave}, enter={self.enter}, shortest={self.shortest}, longest={self.longest}"
+            fix = "0 <= leave <= enter <= 1 and 4 <= shortest <= longest"
+            raise OptionError("thresholds out of range", where="options", why=why, fix=fix)
+
+    def decide(self, situation: Situation) -> Decision:
+        """See :meth:`Rules.decide`. Only clips older than the longest recent window speak for a revisit."""
+        starts, overlap = self.clip_overlap(situation, self.longest)
+        best = float(overlap.max()) if starts else 0.0
+        threshold = self.leave if situation.before is not None and not situation.before.novel else self.enter
+        novel = best < threshold
+        context = self._context(situation, starts, novel)
+        return Decision(
+            chunk=situation.chunk,
+            context_frames=context,
+            reused_steps=self.steps if self.reuse and not novel else (),
+            overlap=best,
+            threshold=threshold,
+            novel=novel,
+            dynamics=situation.dynamics,
+            saved_frames=self.usual(situation.frames) - len(context),
+        )
+
+    def _context(self, situation: Situation, starts: Sequence[int], novel: bool) -> tuple[int, ...]:
+        frames = situation.frames
+        if not self.adapt_context:
+            return ModelRules(self.view, self.memory, self.recent).decide(situation).context_frames
+        window = self._window(situation.dynamics)
+        if frames <= CLIP + window:
+            return tuple(range(frames))
+        return _joined(frames, window, [] if novel else self._covering(situation, starts))
+
+    def _window(self, dynamics: float | None) -> int:
+        """The recent window, in whole clips, between the bounds: linear in the relative change of the latents."""
+        share = 0.0 if dynamics is None else min(max(dynamics / self.lively - 1.0, 0.0), 1.0)
+        return self.shortest + CLIP * round(share * (self.longest - self.shortest) / CLIP)
+
+    def _covering(self, situation: Situation, starts: Sequence[int]) -> list[int]:
+        """Clips chosen one by one for the part of the coming views that those before do not cover."""
+        coming = situation.extrinsics[-CLIP:]
+        views = {s: self.view.covers(coming, situation.extrinsics[[s, s + CLIP // 2]]).any(1) for s in starts}
+        covered = torch.zeros(CLIP, len(self.view.points), dtype=torch.bool)
+        chosen: list[int] = []
+        while len(chosen) < min(self.clips, len(starts)):
+            added = {s: float((views[s] & ~covered).double().mean()) for s in starts if s not in chosen}
+            best = max(added, key=lambda s: (added[s], -s))
+            if chosen and added[best] < self.gain:
+                break
+            chosen.append(best)
+            covered |= views[best]
+        return chosen
+
+
+def _joined(frames: int, window: int, clips: Sequence[int]) -> tuple[int, ...]:
+    """The first clip, the given clips and the newest ``window`` frames, each once, ascending."""
+    chosen = {*range(min(CLIP, frames)), *range(max(frames - window, 0), frames)}
+    chosen.update(frame for start in clips for frame in range(start, start + CLIP))
+    return tuple(sorted(chosen))
