@@ -1,0 +1,167 @@
+"""Axes as ordered products of atoms, so that a layout is known by what it holds and not by how big it is.
+
+A tensor of shape ``[batch * heads, tokens, head_dim]`` has the axes ``((b, h), (t,), (d,))``. Two axes of equal size are
+still two axes; a fold is undone by a later view only where it splits at the same place; a repeated head (``repeat``
+puts the copies outside, ``repeat_interleave`` inside) shows in the order of the atoms. After einops' notation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+#: A plain or symbolic size.
+Size = Any
+
+
+class AxisError(Exception):
+    """Two axes, or an axis and a size, that cannot be brought together."""
+
+
+class Atom:
+    """One factor of an axis. An atom is one of: free, the same as another, or split into others (``parts``)."""
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.parts: tuple[Atom, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.size}>" if self.parts is None else repr(self.parts)
+
+
+#: The factors of one dimension, outermost first. An axis of size one may be empty or hold atoms of size one.
+Axis = tuple[Atom, ...]
+Axes = tuple[Axis, ...]
+
+
+def fresh(size: Size) -> Axis:
+    """A new axis that is equal to no other."""
+    return (Atom(size),)
+
+
+def fresh_axes(shape: Sequence[Size]) -> Axes:
+    """New axes for a tensor about which nothing is known."""
+    return tuple(fresh(size) for size in shape)
+
+
+def atoms(axis: Axis) -> Axis:
+    """The free atoms of an axis with everything learnt so far; atoms of size one are left out."""
+    found: list[Atom] = []
+    for atom in axis:
+        if atom.parts is not None:
+            found.extend(atoms(atom.parts))
+        elif not equal(atom.size, 1):
+            found.append(atom)
+    return tuple(found)
+
+
+def all_atoms(axes: Sequence[Axis]) -> frozenset[Atom]:
+    """The free atoms of a whole tensor."""
+    return frozenset(atom for axis in axes for atom in atoms(axis))
+
+
+def resolved(axes: Sequence[Axis]) -> Axes:
+    """Every axis as its free atoms."""
+    return tuple(map(atoms, axes))
+
+
+def size_of(axis: Axis) -> Size:
+    """The number of elements along an axis."""
+    return math.prod(atom.size for atom in atoms(axis))
+
+
+def equal(left: Size, right: Size) -> bool:
+    """Whether two sizes are equal, known without a new guard."""
+    return statically_known_true(left == right)
+
+
+def unify(left: Axis, right: Axis) -> None:
+    """Learn that two axes are the same one, factor by factor.
+
+    Raises:
+        AxisError: their sizes differ, or cannot be related without a guard.
+    """
+    one, other = list(atoms(left)), list(atoms(right))
+    while one and other:
+        a, b = one.pop(0), other.pop(0)
+        if a is b:
+            continue
+        if equal(a.size, b.size):
+            b.parts = (a,)
+        elif (rest := _quotient(a.size, b.size)) is not None:
+            one.insert(0, _split(a, b, rest))
+        elif (rest := _quotient(b.size, a.size)) is not None:
+            other.insert(0, _split(b, a, rest))
+        else:
+            raise AxisError(f"sizes {a.size} and {b.size} have no common factor that is known")
+        one, other = list(atoms(tuple(one))), list(atoms(tuple(other)))
+    if one or other:
+        raise AxisError(f"sizes {size_of(left)} and {size_of(right)} differ")
+
+
+def broadcast(left: Sequence[Axis], right: Sequence[Axis]) -> Axes:
+    """The axes of an elementwise operation: aligned at the right, an axis of size one fits any.
+
+    Raises:
+        AxisError: see :func:`unify`.
+    """
+    rank = max(len(left), len(right))
+    padded = [((),) * (rank - len(axes)) + tuple(axes) for axes in (left, right)]
+    result = []
+    for a, b in zip(*padded, strict=True):
+        if atoms(a) and atoms(b):
+            unify(a, b)
+        result.append(a if atoms(a) else b)
+    return tuple(result)
+
+
+def regroup(axes: Sequence[Axis], shape: Sequence[Size]) -> Axes:
+    """The axes after a view to ``shape``.
+
+    Raises:
+        AxisError: the view cuts through an axis at a place that its factors do not allow.
+    """
+    pending = [atom for axis in axes for atom in atoms(axis)]
+    result = [_take(pending, size) for size in shape]
+    if pending:
+        raise AxisError("the view has fewer elements than its operand")
+    return tuple(result)
+
+
+def _take(pending: list[Atom], size: Size) -> Axis:
+    """The first atoms of ``pending`` whose product is ``size``, splitting the last one if need be."""
+    taken: list[Atom] = []
+    missing = size
+    while not equal(missing, 1):
+        if not pending:
+            raise AxisError("the view has more elements than its operand")
+        atom = pending.pop(0)
+        if (rest := _quotient(missing, atom.size)) is not None:
+            missing = rest
+        elif (rest := _quotient(atom.size, missing)) is not None:
+            head = Atom(missing)
+            pending.insert(0, _split(atom, head, rest))
+            atom, missing = head, 1
+        else:
+            raise AxisError(f"the view cuts an axis of size {atom.size} at {missing}")
+        taken.append(atom)
+    return tuple(taken) or fresh(1)
+
+
+def _split(atom: Atom, head: Atom, rest: Size) -> Atom:
+    tail = Atom(rest)
+    atom.parts = (head, tail)
+    return tail
+
+
+def _quotient(size: Size, divisor: Size) -> Size | None:
+    """``size / divisor`` where it is known to be whole."""
+    if equal(divisor, 0):
+        return None
+    quotient = size // divisor
+    return quotient if equal(quotient * divisor, size) else None

@@ -1,0 +1,27 @@
+"""A small pattern matcher on FX graphs: patterns read as the formula, alternatives carry tags, a miss says why.
+
+After onnxscript's rewriter (alternatives with tags, the best partial match is kept) and tinygrad's patterns. A pattern
+only says what a graph looks like; whoever uses it verifies sizes, axes and users before acting on a match.
+"""
+
+from lightint_compile.passes.matching.matcher import match, matches
+from lightint_compile.passes.matching.pattern import Anything, Either, Number, Op, Pattern, Var, arguments, number_of, op
+from lightint_compile.passes.matching.result import Failure, MatchError, MatchResult, furthest
+
+__all__ = [
+    "Anything",
+    "Either",
+    "Failure",
+    "MatchError",
+    "MatchResult",
+    "Number",
+    "Op",
+    "Pattern",
+    "Var",
+    "arguments",
+    "furthest",
+    "match",
+    "matches",
+    "number_of",
+    "op",
+]
