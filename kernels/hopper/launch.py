@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ..spans import Spans, empty_output
+from ..spans import Spans, as_output, empty_output
 from ..tiles import Layout, ceil_div, volume
 from .attention import block_sparse_attention
 
@@ -50,10 +50,12 @@ def attend(
 
     ``scale`` must be positive: the running maximum is taken before scaling.
     """
-    output = empty_output(query)
     if query.numel() == 0:
-        return output
+        return empty_output(query)
     job = _Job(layout, query.shape[1], keys.current.shape[1], query.shape[3])
+    output = empty_output(query)
+    if not job.expressible(output):
+        output = query.new_empty(query.shape)
     tensors = job.descriptors(query, output, keys, values)
     grid = (layout.query_tiles, query.shape[0] * query.shape[1])
     with torch.cuda.device(query.device):
@@ -63,7 +65,7 @@ def attend(
             BT=layout.tile[0], BH=layout.tile[1], BW=layout.tile[2], STAGES=STAGES[query.shape[3]],
             num_warps=4, maxnreg=_REGISTERS,
         )  # fmt: skip
-    return output
+    return as_output(output, query)
 
 
 class _Job:
@@ -111,26 +113,29 @@ class _Job:
     def _folded(self, tensor: Tensor) -> tuple[Tensor, tuple[int, int], int]:
         """The tensor (copied if it must be), ``(size, stride)`` of the outer axis, size of the inner one."""
         batch, heads, _, dim = tensor.shape
-        tensor = _aligned(tensor)
-        batched = batch > 1 and tensor.stride(0) != 0
-        inside = heads > 1 and tensor.stride(1) == dim == self.box
-        if batched and heads > 1 and not inside and tensor.stride(0) != heads * tensor.stride(1):
+        if not self.expressible(tensor):
             tensor = tensor.contiguous()
+        inside, batched = self._inside(tensor), batch > 1 and tensor.stride(0) != 0
         self._note(inside, batched)
         batches = batch if batched else 1
         if inside:
             return tensor, (batches, tensor.stride(0 if batched else 2)), heads * dim
         return tensor, (batches * heads, tensor.stride(1 if heads > 1 else 0) or tensor.stride(2)), dim
 
+    def expressible(self, tensor: Tensor) -> bool:
+        """Whether descriptors can read the tensor where it lies."""
+        strides = [stride * tensor.element_size() for stride in tensor.stride()[:3]]
+        if tensor.stride(3) != 1 or tensor.data_ptr() % _ALIGNMENT or any(stride % _ALIGNMENT for stride in strides):
+            return False
+        batched, heads = tensor.shape[0] > 1 and tensor.stride(0) != 0, tensor.shape[1]
+        return self._inside(tensor) or not batched or heads == 1 or tensor.stride(0) == heads * tensor.stride(1)
+
+    def _inside(self, tensor: Tensor) -> bool:
+        return tensor.shape[1] > 1 and tensor.stride(1) == tensor.shape[3] == self.box
+
     def _note(self, inside: bool, batched: bool) -> None:
         self.places |= (int(inside) | int(batched) << 8) << self.made
         self.made += 1
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    strides = [stride * tensor.element_size() for stride in tensor.stride()[:3]]
-    bad = tensor.stride(3) != 1 or tensor.data_ptr() % _ALIGNMENT or any(stride % _ALIGNMENT for stride in strides)
-    return tensor.contiguous() if bad else tensor
 
 
 @functools.cache

