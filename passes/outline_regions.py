@@ -1,0 +1,99 @@
+"""outline-regions: repeated regions become one submodule called many times; the root a short readable driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.facts.regions import Regions
+from lightint_compile.passes.outlining.forms import form_of
+from lightint_compile.passes.outlining.naming import call_names
+from lightint_compile.passes.outlining.nodes import Dependencies
+from lightint_compile.passes.outlining.pieces import cut
+from lightint_compile.passes.outlining.root import Root
+from lightint_compile.passes.outlining.submodules import Outlined, outlined
+from lightint_compile.passes.outlining.values import Tokens
+from lightint_compile.passes.program import Fact, Program
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, generic_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlineRegions(Pass):
+    """Cuts the graph into submodules, one for each distinct piece, and leaves their calls in the root.
+
+    Compile time then grows with the number of distinct pieces, not with blocks times steps: 54 blocks in four denoising
+    steps are one submodule called 216 times. See ``docs/passes/outline-regions.md``.
+    """
+
+    name: ClassVar[str] = "outline-regions"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[tuple[type[Fact], ...]] = (Regions,)
+
+    def run(self, program: Program) -> PassResult:
+        """Replace the graph by calls of submodules; a graph that already has such calls is left alone."""
+        if any(node.op == "call_module" for node in program.graph.nodes):
+            return PassResult(False)
+        program.graph.eliminate_dead_code()
+        before = len(program.graph.nodes)
+        entries = _outline(program)
+        if not entries:
+            return PassResult(False)
+        return PassResult(True, tuple(_remarks(program, entries, before)))
+
+
+def _outline(program: Program) -> list[Outlined]:
+    dependencies, tokens = Dependencies(program.graph), Tokens()
+    regions = program.fact(Regions)
+    pieces = cut(regions, frozenset(), dependencies, tokens)
+    pieces.sort(key=lambda piece: min(map(dependencies.position.__getitem__, piece.nodes)))
+    forms = [form_of(piece.nodes, dependencies, tokens, exact=piece.kind == "block") for piece in pieces]
+    entries = outlined(pieces, dict(enumerate(forms)))
+    if entries:
+        graph = Root(entries, call_names(entries, pieces)).build(pieces, dependencies)
+        for entry in entries:
+            program.graph_module.add_submodule(entry.name, entry.module())
+        program.graph_module.graph = graph
+        graph.eliminate_dead_code()
+        program.graph_module.recompile()
+    return entries
+
+
+def _remarks(program: Program, entries: Sequence[Outlined], before: int) -> list[Remark]:
+    inner = sum(len(entry.forms[0].nodes) for entry in entries)
+    after = len(program.graph.nodes)
+    calls = sum(len(entry.pieces) for entry in entries)
+    summary = Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=OutlineRegions.name,
+        rule="outline",
+        message=f"{before} nodes became {len(entries)} regions of {inner} nodes and a root of {after}",
+        numerics=Numerics.EXACT,
+        args={
+            "nodes_before": before,
+            "root_nodes": after,
+            "region_nodes": inner,
+            "regions": len(entries),
+            "calls": calls,
+        },
+    )
+    return [summary, *(_remark(entry) for entry in entries if len(entry.pieces) > 1)]
+
+
+def _remark(entry: Outlined) -> Remark:
+    calls, nodes = len(entry.pieces), entry.forms[0].nodes
+    modules = {piece.path.split("@")[0] for piece in entry.pieces if piece.path}
+    where = {generic_path(path) for path in modules}
+    times = (
+        f"{len(modules)} blocks x {calls // len(modules)} steps" if modules and calls % len(modules) == 0 else "pieces"
+    )
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=OutlineRegions.name,
+        rule=entry.kind,
+        message=f"{times} -> 1 region called {calls} times ({calls * len(nodes)} nodes -> {len(nodes)})",
+        module_path=where.pop() if len(where) == 1 else "",
+        numerics=Numerics.EXACT,
+        args={"region": entry.name, "calls": calls, "nodes_before": calls * len(nodes), "nodes_after": len(nodes)},
+    )

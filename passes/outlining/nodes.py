@@ -1,0 +1,109 @@
+"""What a node is to outlining: an operation that can move into a submodule, or one that stays in the root."""
+
+from __future__ import annotations
+
+import operator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._ops import HigherOrderOperator
+
+#: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
+MEMO = "memo"
+
+
+def is_movable(node: fx.Node) -> bool:
+    """Whether a node may live in a submodule: it computes tensors, and is not control flow, which is the driver's."""
+    if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
+        return False
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return is_movable(node.args[0])
+    return not is_scalar(node)
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Whether a node's value is one number: a size, a condition on sizes, an item read from a tensor."""
+    return isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_tuple(node: fx.Node) -> bool:
+    """Whether a node's value is a tuple, which only ``getitem`` reads."""
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def alias_source(node: fx.Node) -> fx.Node | None:
+    """The node whose memory the result of ``node`` may share, by its operator's schema; ``None`` for a fresh tensor.
+
+    ``reshape`` or ``contiguous`` may copy or not; they count as sharing.
+    """
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem:
+        tupled = node.args[0]
+        return alias_source(tupled) if isinstance(tupled, fx.Node) and is_tuple(tupled) else None
+    if not isinstance(node.target, torch._ops.OpOverload) or not _returns_alias(node.target):
+        return None
+    source = node.args[0] if node.args else None
+    return source if isinstance(source, fx.Node) else None
+
+
+@cache
+def _returns_alias(target: torch._ops.OpOverload) -> bool:
+    return any(entry.alias_info is not None and not entry.alias_info.is_write for entry in target._schema.returns)
+
+
+aten = torch.ops.aten
+
+_LOOKUPS = {aten.index_select.default, aten.embedding.default, aten.gather.default, aten.index.Tensor}
+
+
+def is_lookup(node: fx.Node) -> bool:
+    """Whether a node makes or picks a value rather than computing one: a constant, a view, a row of a table."""
+    return node.target in _LOOKUPS or alias_source(node) is not None or not node.all_input_nodes
+
+
+def is_ordered(node: fx.Node) -> bool:
+    """Whether a node must keep its place among its kind: it draws random numbers or has a side effect."""
+    if node.op != "call_function":
+        return False
+    return _is_random(node.target) or bool(node.is_impure())
+
+
+@cache
+def _is_random(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+class Dependencies:
+    """Who must run before whom: data, and the order of random and side-effecting operations.
+
+    Attributes:
+        order: every node of the graph, in execution order.
+        position: the inverse of ``order``.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.order = list(graph.nodes)
+        self.position = {node: index for index, node in enumerate(self.order)}
+        self._after: dict[fx.Node, fx.Node] = {}
+        self._before: dict[fx.Node, fx.Node] = {}
+        last: fx.Node | None = None
+        for node in self.order:
+            if is_ordered(node):
+                if last is not None:
+                    self._after[node], self._before[last] = last, node
+                last = node
+
+    def before(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that ``node`` directly waits for."""
+        inputs = node.all_input_nodes
+        previous = self._after.get(node)
+        return inputs if previous is None or previous in inputs else [*inputs, previous]
+
+    def after(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that directly wait for ``node``."""
+        users = list(node.users)
+        following = self._before.get(node)
+        return users if following is None or following in node.users else [*users, following]

@@ -1,0 +1,151 @@
+"""The graph cut into pieces that run as one step each: the repeated regions, and what lies between them as glue.
+
+Glue is cut by level: the number of regions and loop boundaries on the longest way to a node. Nodes of one level never
+wait for each other through another level, so no cut closes a cycle. Within a level, connected glue that occurs on other
+levels too stays a piece of its own, called again and again; all the rest of the level is one piece.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+
+import torch.fx as fx
+from lightint_compile.passes.facts.regions import RegionGroup
+from lightint_compile.passes.outlining.contraction import Contraction
+from lightint_compile.passes.outlining.forms import form_of
+from lightint_compile.passes.outlining.nodes import MEMO, Dependencies, alias_source, is_movable, is_tuple
+from lightint_compile.passes.outlining.values import Tokens
+
+
+@dataclass
+class Piece:
+    """Nodes that become one call.
+
+    Attributes:
+        kind: ``block`` for a copy of a repeated region, ``glue`` for what lies between, ``memo`` for either of them
+            when its result is kept between calls.
+        memo: the mark of its nodes, which says what they depend on; ``None`` for other kinds.
+        path: the module it came from, empty where unknown.
+    """
+
+    kind: str
+    nodes: list[fx.Node]
+    memo: str | None = None
+    path: str = ""
+
+
+def cut(
+    groups: Iterable[RegionGroup], boundaries: Set[fx.Node], dependencies: Dependencies, tokens: Tokens
+) -> list[Piece]:
+    """All pieces of a graph; nodes in none of them stay in the root.
+
+    Args:
+        boundaries: values after which a new level begins: what a denoising loop carries from step to step.
+    """
+    regions = [
+        Piece(_kind("block", nodes[0]), _with_elements(nodes), nodes[0].meta.get(MEMO), path)
+        for group in groups
+        for nodes, path in zip(group.instances, group.paths, strict=True)
+    ]
+    levels = _levels(regions, boundaries, dependencies)
+    _postpone_views(levels, boundaries, dependencies)
+    return [*regions, *_glue(levels, dependencies, tokens)]
+
+
+def _kind(kind: str, node: fx.Node) -> str:
+    return "memo" if node.meta.get(MEMO) else kind
+
+
+def _with_elements(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """``nodes`` and the elements read from their tuples, so that no tuple crosses a border."""
+    inside = set(nodes)
+    elements = [user for node in nodes if is_tuple(node) for user in node.users if user not in inside]
+    return [*nodes, *elements]
+
+
+def _levels(regions: Sequence[Piece], boundaries: Set[fx.Node], dependencies: Dependencies) -> dict[fx.Node, int]:
+    """The level of every glue node."""
+    contraction = Contraction([piece.nodes for piece in regions], dependencies)
+    reached = [0] * len(contraction.steps)
+    glue: dict[fx.Node, int] = {}
+    for step in contraction.order():
+        node = contraction.steps[step][0]
+        if step < len(regions):
+            reached[step] = 1 + max((reached[source] for source in contraction.before(step)), default=0)
+            continue
+        level = 0
+        for source in dependencies.before(node):
+            number = contraction.step_of[source]
+            level = max(level, reached[number] + _rises(source, node, source in glue, boundaries))
+        reached[step] = level
+        if is_movable(node):
+            glue[node] = level
+    return glue
+
+
+def _rises(source: fx.Node, node: fx.Node, from_glue: bool, boundaries: Set[fx.Node]) -> int:
+    """Whether the way from ``source`` to ``node`` enters a new level."""
+    if source in boundaries:
+        return 1
+    if not from_glue:
+        return 0
+    return int(not is_movable(node) or source.meta.get(MEMO) != node.meta.get(MEMO))
+
+
+def _postpone_views(levels: dict[fx.Node, int], boundaries: Set[fx.Node], dependencies: Dependencies) -> None:
+    """Move views to the level of the glue that reads them: a view that crosses a border is an alias in two pieces."""
+    for node in reversed(dependencies.order):
+        if node not in levels or alias_source(node) is None or node.target is operator.getitem:
+            continue
+        read = list(node.users) if is_tuple(node) else [node]
+        if not boundaries.isdisjoint(read):
+            continue
+        readers = [user for member in read for user in member.users]
+        wanted = {levels.get(reader, -1) for reader in readers}
+        if len(wanted) == 1 and all(reader.meta.get(MEMO) == node.meta.get(MEMO) for reader in readers):
+            level = wanted.pop()
+            if level > levels[node]:
+                levels.update(dict.fromkeys([node, *read], level))
+
+
+def _glue(levels: dict[fx.Node, int], dependencies: Dependencies, tokens: Tokens) -> list[Piece]:
+    components = _components(levels, dependencies)
+    keys = [form_of(nodes, dependencies, tokens, exact=False).key for nodes in components]
+    found_on: dict[int, set[int]] = defaultdict(set)
+    for nodes, key in zip(components, keys, strict=True):
+        found_on[key].add(levels[nodes[0]])
+    pieces: list[Piece] = []
+    rest: dict[tuple[int, str | None], list[fx.Node]] = defaultdict(list)
+    for nodes, key in zip(components, keys, strict=True):
+        memo = nodes[0].meta.get(MEMO)
+        if all(alias_source(node) is not None for node in nodes):
+            continue
+        if len(found_on[key]) > 1:
+            pieces.append(Piece(_kind("glue", nodes[0]), nodes, memo))
+        else:
+            rest[levels[nodes[0]], memo] += nodes
+    return pieces + [Piece(_kind("glue", nodes[0]), nodes, nodes[0].meta.get(MEMO)) for nodes in rest.values()]
+
+
+def _components(levels: dict[fx.Node, int], dependencies: Dependencies) -> list[list[fx.Node]]:
+    """Glue of one level and mark that hangs together, in execution order."""
+    seen: set[fx.Node] = set()
+    components = []
+    for start in dependencies.order:
+        if start not in levels or start in seen:
+            continue
+        key = (levels[start], start.meta.get(MEMO))
+        component, pending = [], [start]
+        seen.add(start)
+        while pending:
+            node = pending.pop()
+            component.append(node)
+            for other in [*dependencies.before(node), *dependencies.after(node)]:
+                if other not in seen and other in levels and (levels[other], other.meta.get(MEMO)) == key:
+                    seen.add(other)
+                    pending.append(other)
+        components.append(sorted(component, key=dependencies.position.__getitem__))
+    return components

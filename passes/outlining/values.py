@@ -1,0 +1,121 @@
+"""Values and nodes as comparable data: dtype, device, sizes and strides, operator and constants, wiring left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+
+#: A size or stride as it is compared: an integer, or what a rule makes of a symbolic expression.
+Rule = Callable[[sympy.Expr], Hashable]
+
+
+def anonymous(expression: sympy.Expr) -> Hashable:
+    """The rule under which all symbolic sizes are alike; used to propose candidates, never to decide."""
+    return "?"
+
+
+def described(value: Any, rule: Rule) -> Hashable:
+    """A fake value as data: everything that code compiled for it may rely on.
+
+    The stride of a dimension of size one is left out: no element is ever reached through it.
+    """
+    if isinstance(value, torch.Tensor):
+        sizes = [size_described(size, rule) for size in value.shape]
+        strides: tuple[Hashable, ...] = ()
+        if value.layout is torch.strided:
+            strides = tuple(
+                None if size == 1 else size_described(stride, rule)
+                for size, stride in zip(sizes, value.stride(), strict=True)
+            )
+        return ("tensor", value.dtype, str(value.device), tuple(sizes), strides)
+    if isinstance(value, (tuple, list)):
+        return ("tuple", tuple(described(item, rule) for item in value))
+    if isinstance(value, torch.SymInt):
+        return ("size", size_described(value, rule))
+    return (type(value).__name__,) if isinstance(value, (torch.SymFloat, torch.SymBool)) else constant(value)
+
+
+def size_described(size: Any, rule: Rule) -> Hashable:
+    """One size or stride as data."""
+    if isinstance(size, torch.SymInt):
+        expression = size.node.expr
+        return int(expression) if isinstance(expression, sympy.Integer) else rule(expression)
+    return int(size)
+
+
+def constant(value: Any) -> Hashable:
+    """A Python constant as data: ``1``, ``1.0`` and ``True`` differ, and so do ``0.0`` and ``-0.0``."""
+    if isinstance(value, (tuple, list)):
+        return tuple(constant(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, constant(item)) for key, item in sorted(value.items()))
+    if isinstance(value, slice):
+        return ("slice", constant(value.start), constant(value.stop), constant(value.step))
+    return (type(value).__name__, repr(value))
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Stands for a node among a call's arguments."""
+
+
+_INPUT = _Input()
+
+
+def wiring_free(arguments: Any) -> Hashable:
+    """A call's arguments as data, with every node replaced by one mark."""
+    if isinstance(arguments, fx.Node):
+        return _INPUT
+    if isinstance(arguments, (tuple, list)):
+        return tuple(wiring_free(item) for item in arguments)
+    if isinstance(arguments, dict):
+        return tuple((key, wiring_free(item)) for key, item in sorted(arguments.items()))
+    if isinstance(arguments, slice):
+        return ("slice", wiring_free(arguments.start), wiring_free(arguments.stop), wiring_free(arguments.step))
+    return constant(arguments)
+
+
+def argument_nodes(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a call's arguments, in order and with repetitions (``all_input_nodes`` drops repetitions)."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, {key: node.kwargs[key] for key in sorted(node.kwargs)}), _collector(found))
+    return found
+
+
+def _collector(found: list[fx.Node]) -> Callable[[fx.Node], fx.Node]:
+    def collect(node: fx.Node) -> fx.Node:
+        found.append(node)
+        return node
+
+    return collect
+
+
+class Tokens:
+    """Small integers that stand for nodes up to wiring: same operator, constants and value."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self._of: dict[fx.Node, int] = {}
+
+    def number(self, key: Hashable) -> int:
+        """A number for ``key``, the same for equal keys."""
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def of(self, node: fx.Node) -> int:
+        """The token of one node; placeholders are alike when their values are."""
+        token = self._of.get(node)
+        if token is None:
+            self._of[node] = token = self.number(self._key(node))
+        return token
+
+    def _key(self, node: fx.Node) -> Hashable:
+        value = described(node.meta.get("val"), anonymous)
+        if node.op in ("placeholder", "get_attr"):
+            return ("input", value)
+        memo = node.meta.get("memo")
+        return (node.op, node.target, wiring_free(node.args), wiring_free(node.kwargs), value, memo)
