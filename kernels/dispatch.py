@@ -63,8 +63,8 @@ def using(name: str) -> Iterator[None]:
 def implementation(query: Tensor, tile: Sequence[int] = (4, 8, 4)) -> Choice:
     """The implementation that runs block-sparse attention for such a query (device, dtype, head_dim) and tile."""
     forced = _forced.get()
-    if forced not in (None, "dense"):
-        return Choice(cast(str, forced), "forced by the caller")
+    if forced and forced != "dense":
+        return Choice(forced, "forced by the caller")
     return _by_capability(query.device, query.dtype, query.shape[3], tuple(tile))
 
 
