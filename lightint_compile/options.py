@@ -121,9 +121,12 @@ def _roles(value: Any) -> tuple[tuple[str, str], ...]:
 def _require(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise _wrong("require", value, "a list of pass names", '["canonicalize-attention"]')
+    names = tuple(value)
+    if not names:
+        return ()
     from lightint_compile.passes.registry import PASSES
 
-    return tuple(_one_of("require", PASSES)(name) for name in value)
+    return tuple(_one_of("require", PASSES)(name) for name in names)
 
 
 def _strict(value: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +81,7 @@ def explain(
     report = explain_module(
         subject.module, *subject.args, dynamic=parse_dynamic(dynamic or []), options=options, **subject.kwargs
     )
+    report = dataclasses.replace(report, reproduce=" ".join(["lightint", *map(shlex.quote, sys.argv[1:])]))
     typer.echo(str(report))
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")

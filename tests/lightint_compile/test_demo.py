@@ -1,0 +1,78 @@
+"""The parts of the demo: the hand-held path, the numbers of a run, the table and the picture; `make demo` is the whole."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightint_compile.models.worldplay import WorldPlayConfig
+
+from lightint_compile.demo.handheld import RATE, handheld_poses, handheld_trajectory
+from lightint_compile.demo.job import LEAST_CHUNKS, Setup
+from lightint_compile.demo.measure import Run, measure
+from lightint_compile.demo.picture import context_map, draw
+from lightint_compile.demo.table import summary, table
+from lightint_compile.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return Setup.make(WorldPlayConfig.tiny(), LEAST_CHUNKS, seed=0)
+
+
+def test_the_hand_held_path_moves_like_a_person() -> None:
+    poses, times = handheld_poses(300)
+    centres, forward = poses[:, :3, 3], poses[:, :3, 2]
+    identity = torch.eye(3, dtype=torch.float64).expand(300, 3, 3)
+    torch.testing.assert_close(poses[:, :3, :3] @ poses[:, :3, :3].mT, identity)
+    speed = (centres[1:] - centres[:-1]).norm(dim=-1) * RATE
+    assert 1.0 < speed.median() < 1.6
+    assert 0.02 < centres[:, 1].abs().max() < 0.03
+    turned = torch.acos((forward[1:] * forward[:-1]).sum(-1).clamp(-1, 1)) * RATE
+    assert math.radians(1) < turned.median() < math.radians(90)
+    assert float(times[-1]) == 299 / RATE
+
+
+def test_the_hand_held_path_depends_on_its_seed_alone() -> None:
+    first, again, other = (handheld_trajectory(16, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.extrinsics, again.extrinsics) and not torch.equal(first.extrinsics, other.extrinsics)
+    assert len(first) == 16
+
+
+def test_every_path_is_as_long_as_asked(setup: Setup) -> None:
+    assert [len(path) for path in setup.paths.values()] == [4 * LEAST_CHUNKS] * 2
+    assert next(iter(setup.paths)) == "left-5,right-6"
+
+
+def test_too_few_chunks_are_an_error() -> None:
+    with pytest.raises(OptionError, match="2 chunks are too few"):
+        Setup.make(WorldPlayConfig.tiny(), 2, seed=0)
+
+
+def test_a_run_is_measured_chunk_by_chunk_and_compares_with_itself(setup: Setup, tmp_path: Path) -> None:
+    heard: list[float] = []
+    runs = [
+        measure("eager", path, setup.chunk, setup.chunk.config, setup.scene, cameras, seed=0, after_chunk=heard.append)
+        for path, cameras in setup.paths.items()
+    ]
+    assert [len(run.chunk_seconds) for run in runs] == [LEAST_CHUNKS] * 2 and len(heard) == 2 * LEAST_CHUNKS
+    assert runs[0].video.shape == (1, 4, 4 * LEAST_CHUNKS, 4, 6)
+    assert runs[0].trace_seconds == runs[0].compile_seconds == 0.0
+    rows = summary(runs, rewrites=7)
+    assert [row["difference"] for row in rows] == [0.0, 0.0] and [row["speed"] for row in rows] == [1.0, 1.0]
+    assert table(rows).row_count == 2
+    contexts = {path: context_map(setup.chunk, cameras) for path, cameras in setup.paths.items()}
+    draw(tmp_path / "demo.png", runs, contexts)
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_context_map_shows_new_frames_and_those_looked_back_at(setup: Setup) -> None:
+    used = context_map(setup.chunk, next(iter(setup.paths.values())))
+    assert used.tolist() == [[2] * 4 + [0] * 8, [1] * 4 + [2] * 4 + [0] * 4, [1] * 8 + [2] * 4]
+
+
+def test_steady_seconds_leave_out_the_chunks_that_compile() -> None:
+    run = Run("x", "path", (100.0, 50.0, 1.0, 2.0, 3.0), 0.0, 0.0, torch.ones(1))
+    assert run.steady_seconds == 2.0

@@ -1,0 +1,111 @@
+"""The dry run: one graph or several, nothing compiled, nothing allocated, honest when nothing applies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightint_compile.passes.remarks import RemarkKind
+
+import lightint_compile
+from lightint_compile.errors import OptionError, PassError
+
+PLAIN = {"passes": "outline-regions"}
+
+
+class Block(torch.nn.Module):
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(8)
+        self.linear = torch.nn.Linear(8, 8)
+        self.breaks = breaks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.gelu(self.linear(self.norm(x)))
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return x + y
+
+
+def stack(breaks: bool = False) -> torch.nn.Module:
+    return torch.nn.Sequential(*(Block(breaks and index == 1) for index in range(4))).requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a dry run must not compile")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", refuse)
+    monkeypatch.setattr("torch._inductor.standalone_compile", refuse)
+
+
+def test_one_graph_is_one_section_named_after_the_module() -> None:
+    report = lightint_compile.explain(stack(), torch.randn(2, 8), options=PLAIN)
+    assert [section.name for section in report.sections] == ["Sequential"]
+    assert report.rewritten > 0
+    assert len(report.graph.graph.nodes) < len(report.original.graph.nodes)
+
+
+def test_the_call_is_not_run_when_it_is_one_graph() -> None:
+    report = lightint_compile.explain(stack().to("meta"), torch.empty(2, 8, device="meta"), options=PLAIN)
+    assert report.rewritten > 0
+
+
+def test_a_graph_break_makes_a_section_each() -> None:
+    report = lightint_compile.explain(stack(breaks=True), torch.randn(2, 8), options=PLAIN)
+    assert len(report.sections) > 1 and {section.name for section in report.sections} == {"Sequential"}
+    assert f"(graph 2 of {len(report.sections)})" in str(report)
+
+
+def test_errors_of_options_and_requirements_come_through_graph_breaks() -> None:
+    with pytest.raises(OptionError):
+        lightint_compile.explain(stack(), torch.randn(2, 8), options={"preset": "exakt"})
+    options = {"passes": "canonicalize-attention", "require": ["canonicalize-attention"]}
+    for breaks in (False, True):
+        with pytest.raises(PassError, match="rewrote nothing"):
+            lightint_compile.explain(stack(breaks), torch.randn(2, 8), options=options)
+
+
+def test_a_graph_that_writes_to_its_input_is_left_alone_and_says_why() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        return x * 2
+
+    report = lightint_compile.explain(step, torch.randn(2), options=PLAIN)
+    assert "writes to its inputs" in report.sections[0].untouched
+    assert "left as it is" in str(report)
+
+
+def test_preset_off_is_said_to_leave_the_graph_alone() -> None:
+    report = lightint_compile.explain(stack(), torch.randn(2, 8), options={"preset": "off"})
+    assert "hands the graph to Inductor as it is" in str(report)
+
+
+def test_a_model_that_would_need_gradients_is_explained_as_inference() -> None:
+    model = stack().requires_grad_(True)
+    remarks = lightint_compile.explain(model, torch.randn(2, 8), options=PLAIN).sections[0].remarks
+    assert (remarks[-1].kind, remarks[-1].rule) == (RemarkKind.ANALYSIS, "inference")
+    with torch.no_grad():
+        remarks = lightint_compile.explain(model, torch.randn(2, 8), options=PLAIN).sections[0].remarks
+    assert all(remark.rule != "inference" for remark in remarks)
+
+
+def test_a_compiled_module_is_explained_like_the_module_itself() -> None:
+    compiled = torch.compile(stack(), backend="lightint", options=PLAIN)
+    assert lightint_compile.explain(compiled, torch.randn(2, 8), options=PLAIN).rewritten > 0
+
+
+def test_symbolic_sizes_are_explained() -> None:
+    report = lightint_compile.explain(stack(), torch.randn(5, 8), dynamic={"input": 0}, options=PLAIN)
+    first = next(node for node in report.original.graph.nodes if node.op == "call_function")
+    assert isinstance(first.meta["val"].shape[0], torch.SymInt)
+
+
+def test_a_call_without_tensor_operations_has_nothing_to_report() -> None:
+    report = lightint_compile.explain(lambda: 3, options=PLAIN)
+    assert report.sections == () and "nothing was captured" in str(report)
+
+
+def test_an_error_of_the_model_is_the_users_to_see() -> None:
+    with pytest.raises(Exception, match=r"shape|size"):
+        lightint_compile.explain(stack(), torch.randn(2, 9), options=PLAIN)

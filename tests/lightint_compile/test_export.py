@@ -1,0 +1,153 @@
+"""Export to .pt2: checked by a fresh process, replaced in one step or not at all, and an error for everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lightint_compile
+from lightint_compile.errors import ExportError
+from lightint_compile.exporting.check import relative_difference, worst_difference
+
+PLAIN = {"passes": "canonicalize-attention"}
+
+
+class Attention(torch.nn.Module):
+    """Attention written by hand, with a buffer, nested outputs and a keyword argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.to_qkv = torch.nn.Linear(16, 48)
+        self.register_buffer("shift", torch.ones(16))
+
+    def forward(self, x: torch.Tensor, *, bias: torch.Tensor | None = None) -> dict[str, object]:
+        q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.to_qkv(x).chunk(3, dim=-1))
+        weights = torch.softmax(q @ k.transpose(-2, -1) * 8**-0.5, dim=-1)
+        out = (weights @ v).transpose(1, 2).flatten(2) + self.shift
+        return {"out": out if bias is None else out + bias, "frames": x.shape[1], "parts": [out.mean(), None]}
+
+
+@pytest.fixture
+def call() -> tuple[Attention, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, bias = (torch.randn(1, 6, 16, generator=generator) for _ in range(2))
+    return Attention().eval(), x, bias
+
+
+def test_the_rewritten_program_is_written_and_runs_in_a_fresh_process(
+    call: tuple[Attention, torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    module, x, bias = call
+    path = tmp_path / "deep" / "attention.pt2"
+    written = lightint_compile.export(
+        module, (x,), path, kwargs={"bias": bias}, options=PLAIN, dynamic={"x": 1, "bias": 1}
+    )
+    assert written.path == path and written.difference < 1e-4 and written.compared_with == "the module"
+    assert "checked in a fresh process" in str(written)
+    assert [file.name for file in path.parent.iterdir()] == ["attention.pt2"]
+
+    loaded = lightint_compile.load(path)
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    assert [node.target for node in loaded.program.graph.nodes].count(attention) == 1
+    assert loaded.report == written.report and loaded.report.rewritten == 1
+
+    longer = torch.randn(1, 9, 16)
+    found, expected = loaded(longer, bias=longer), module(longer, bias=longer)
+    assert found["frames"] == 9 and found["parts"][1] is None
+    torch.testing.assert_close(found["out"], expected["out"])
+    torch.testing.assert_close(found["parts"][0], expected["parts"][0])
+
+
+def test_a_captured_program_can_be_written_too(
+    call: tuple[Attention, torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    module, x, _ = call
+    captured = torch.export.export(module, (x,))
+    lightint_compile.export(captured, (x,), tmp_path / "a.pt2", options=PLAIN)
+    torch.testing.assert_close(lightint_compile.load(tmp_path / "a.pt2")(x)["out"], module(x)["out"])
+    with pytest.raises(ExportError, match="dynamic sizes cannot be added"):
+        lightint_compile.export(captured, (x,), tmp_path / "a.pt2", options=PLAIN, dynamic={"x": 1})
+
+
+def test_a_failed_check_leaves_the_old_file(
+    call: tuple[Attention, torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x, _ = call
+    path = tmp_path / "a.pt2"
+    path.write_text("precious")
+    monkeypatch.setattr("lightint_compile.exporting.writing.run_fresh", lambda *_: [torch.zeros(1, 6, 16)] * 4)
+    with pytest.raises(ExportError, match="computes something else"):
+        lightint_compile.export(module, (x,), path, options=PLAIN)
+    assert path.read_text() == "precious" and [file.name for file in tmp_path.iterdir()] == ["a.pt2"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.so", "model"])
+def test_an_unknown_suffix_says_what_is_known(name: str, tmp_path: Path) -> None:
+    for act in (
+        lambda: lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / name),
+        lambda: lightint_compile.load(tmp_path / name),
+    ):
+        with pytest.raises(ExportError, match=r"known: \.pt2"):
+            act()
+
+
+class Branching(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+class Writing(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.add_(1) * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "said"),
+    [
+        (Branching(), {}, "torch.export cannot capture the call"),
+        (Writing(), {}, "the program cannot be rewritten"),
+        (torch.nn.Linear(2, 2, device="meta"), {}, "there are no weights to write"),
+        (torch.nn.Linear(2, 2), {"dynamic": {"y": 0}}, "'y' is not a tensor argument"),
+        (torch.relu, {}, "only a module or an exported program"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error(
+    module: torch.nn.Module, extra: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=said):
+        lightint_compile.export(module, (torch.randn(2, 2),), tmp_path / "m.pt2", options={"passes": ""}, **extra)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there is no such file"):
+        lightint_compile.load(tmp_path / "absent.pt2")
+    (tmp_path / "torn.pt2").write_bytes(b"not an archive")
+    with pytest.raises(ExportError, match="the archive cannot be read"):
+        lightint_compile.load(tmp_path / "torn.pt2")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([torch.ones(2)], "has other outputs"),
+        ([torch.ones(3), 1], "another type"),
+        ([torch.ones(2).double(), 1], "another type"),
+        ([torch.ones(2) * 1.001, 1], "something else"),
+        ([torch.full((2,), float("nan")), 1], "something else"),
+        ([torch.ones(2), 2], "another value"),
+    ],
+)
+def test_the_comparison_notices_every_kind_of_difference(found: list[object], said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        worst_difference(found, (torch.ones(2), 1))
+
+
+def test_the_comparison_allows_rounding_and_equal_infinities() -> None:
+    assert 0 < worst_difference([torch.ones(2) * (1 + 1e-6)], torch.ones(2)) < 1e-5
+    endless = torch.tensor([float("inf"), 1.0])
+    assert relative_difference(endless, endless.clone()) == 0.0
+    assert worst_difference([torch.tensor([1, 2])], torch.tensor([1, 2])) == 0.0

@@ -1,0 +1,98 @@
+"""Options: equality, hashing, the dictionary form, and an error with a hint for everything that cannot be taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightint_compile import LightintOptions
+from lightint_compile.errors import OptionError
+from lightint_compile.presets import PRESETS, asked_passes, pipeline_of
+
+
+def test_defaults_are_the_exact_preset_through_inductor() -> None:
+    options = LightintOptions()
+    assert (options.preset, options.delegate, options.strict, options.passes) == ("exact", "inductor", False, None)
+    assert LightintOptions.from_mapping(None) == LightintOptions.from_mapping({}) == options
+
+
+def test_equal_options_are_equal_and_hash_alike() -> None:
+    left = LightintOptions.from_mapping({"roles": {"b": "camera", "a": "latent"}, "require": ["dead-tail"]})
+    right = LightintOptions(roles=(("a", "latent"), ("b", "camera")), require=("dead-tail",))
+    assert left == right and hash(left) == hash(right)
+    assert left != LightintOptions()
+
+
+def test_the_dictionary_form_round_trips() -> None:
+    given = {"preset": "sparse", "density": 0.25, "roles": {"x": "latent"}, "require": ["dead-tail"], "strict": True}
+    options = LightintOptions.from_mapping(given)
+    assert options.to_dict() == given
+    assert LightintOptions.from_mapping(options.to_dict()) == options
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        LightintOptions().preset = "off"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({"presset": "exact"}, "did you mean 'preset'?"),
+        ({"zzz": 1}, "known: delegate, density"),
+        ({"preset": "exakt"}, "did you mean 'exact'?"),
+        ({"preset": "all"}, "known: exact, off, sparse"),
+        ({"preset": None}, "known: exact"),
+        ({"delegate": "inductr"}, "did you mean 'inductor'?"),
+        ({"roles": {"x": "latnet"}}, "did you mean 'latent'?"),
+        ({"roles": "latent"}, "input names with a role each"),
+        ({"roles": 3}, "input names with a role each"),
+        ({"require": ["ded-tail"]}, "did you mean 'dead-tail'?"),
+        ({"require": "dead-tail"}, "a list of pass names"),
+        ({"strict": 1}, "true or false"),
+        ({"density": 0}, "above 0 and at most 1"),
+        ({"density": 1.5}, "above 0 and at most 1"),
+        ({"density": True}, "above 0 and at most 1"),
+        ({"density": "half"}, "above 0 and at most 1"),
+        ({"density": float("nan")}, "above 0 and at most 1"),
+        ({"passes": 3}, "a pipeline text"),
+        ({"passes": "outline-region"}, "did you mean 'outline-regions'?"),
+        ({"passes": "outline-regions,"}, "does not parse"),
+    ],
+)
+def test_what_cannot_be_taken_is_an_error_with_a_hint(mapping: dict[str, object], said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        LightintOptions.from_mapping(mapping)
+    assert said in str(caught.value)
+    assert caught.value.where
+
+
+def test_a_pipeline_text_replaces_that_of_the_preset() -> None:
+    assert str(pipeline_of(LightintOptions(passes="outline-regions"))) == "outline-regions"
+    assert str(pipeline_of(LightintOptions(passes=""))) == ""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_makes_a_pipeline_that_parses_back(preset: str) -> None:
+    pipeline = pipeline_of(LightintOptions(preset=preset))
+    assert type(pipeline).parse(str(pipeline)) == pipeline
+    assert [step.name for step in pipeline.passes] == list(PRESETS[preset].passes)
+
+
+def test_an_option_goes_to_the_pass_that_has_it() -> None:
+    assert "density=0.25" in str(pipeline_of(LightintOptions(preset="sparse", density=0.25)))
+
+
+def test_an_option_that_no_pass_takes_is_an_error() -> None:
+    with pytest.raises(OptionError, match="no pass of the pipeline takes the option 'density'"):
+        pipeline_of(LightintOptions(passes="outline-regions", density=0.5))
+
+
+def test_a_required_pass_must_be_in_the_pipeline() -> None:
+    with pytest.raises(OptionError, match="'sparse-attention' is not part of the pipeline"):
+        pipeline_of(LightintOptions(passes="outline-regions", require=("sparse-attention",)))
+
+
+def test_passes_count_as_asked_for_when_written_or_when_the_preset_is_there_for_them() -> None:
+    assert asked_passes(LightintOptions()) == ()
+    assert asked_passes(LightintOptions(preset="sparse")) == ("sparse-attention",)
+    assert asked_passes(LightintOptions(passes="outline-regions")) == ("outline-regions",)
