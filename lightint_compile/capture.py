@@ -99,7 +99,9 @@ def trace(
     finally:
         torch._dynamo.reset()
     if not caught:
-        raise CaptureError("the call ran no tensor operation", where=_name_of(module), why="there is nothing to compile")
+        raise CaptureError(
+            "the call ran no tensor operation", where=_name_of(module), why="there is nothing to compile"
+        )
     return caught[0]
 
 
@@ -119,9 +121,10 @@ def _program(
     autocast = uses_autocast(graph_module)
 
     def flat(*inputs: Any) -> tuple[Any, ...]:
-        leaves, spec = pytree.tree_flatten(ModeInterpreter(graph_module).run(*inputs))
+        interpreter = ModeInterpreter(graph_module)
+        leaves, spec = pytree.tree_flatten(interpreter.run(*inputs))
         outputs.append(spec)
-        return tuple(leaves)
+        return (*leaves, *_unread(interpreter))
 
     with preserve_node_meta(), mode, torch.no_grad():
         traced = make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
@@ -134,7 +137,22 @@ def _program(
     if autocast:
         make_casts_explicit(traced)
     _clean_module_paths(traced.graph)
+    _drop_outputs(traced, outputs[-1].num_leaves)
     return Program(traced, inputs, name=name)
+
+
+def _unread(interpreter: fx.Interpreter) -> list[torch.Tensor]:
+    """Tensors that were computed and never read. They are traced as outputs, so that a pass can see and report them."""
+    nodes = [node for node in interpreter.module.graph.nodes if node.op != "placeholder" and not node.users]  # type: ignore[union-attr]
+    values = [interpreter.env.get(node) for node in nodes if node.op != "output"]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _drop_outputs(traced: fx.GraphModule, count: int) -> None:
+    """Keep the first ``count`` outputs; what only the others needed stays in the graph as dead code."""
+    output = traced.graph.output_node()
+    output.args = (tuple(output.args[0][:count]),)  # type: ignore[index,arg-type]
+    traced.recompile()
 
 
 def _functional(function: Callable[..., Any], mutated: list[int]) -> Callable[..., Any]:

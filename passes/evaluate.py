@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -14,7 +14,7 @@ from lightint_compile.passes.program import Program, fake_mode_of
 from torch._ops import HigherOrderOperator
 
 #: A size: a plain integer, or an expression over the symbols of the capture.
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 
 
 def size_of(value: Any) -> Size:

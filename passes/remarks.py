@@ -155,6 +155,6 @@ def source_of(node: fx.Node) -> str:
     return ""
 
 
-def at(node: fx.Node) -> dict[str, str]:
+def at(node: fx.Node) -> dict[str, Any]:
     """The place of ``node`` as keyword arguments for :class:`Remark`."""
     return {"module_path": module_path_of(node), "source": source_of(node)}

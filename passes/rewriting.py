@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.program import Program, fake_mode_of
 
 KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
@@ -61,7 +62,7 @@ class Rewriter:
             candidate = pending.pop()
             if candidate._erased or candidate.users or candidate.op in ("placeholder", "output"):
                 continue
-            if candidate.is_impure():
+            if not is_pure(candidate):
                 continue
             producers = list(candidate.all_input_nodes)
             self._graph.erase_node(candidate)

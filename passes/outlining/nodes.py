@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 from functools import cache
-from typing import Any
 
 import torch
 import torch.fx as fx
+from lightint_compile.passes.effects import is_pure
 from torch._ops import HigherOrderOperator
 
 #: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
@@ -66,14 +66,7 @@ def is_lookup(node: fx.Node) -> bool:
 
 def is_ordered(node: fx.Node) -> bool:
     """Whether a node must keep its place among its kind: it draws random numbers or has a side effect."""
-    if node.op != "call_function":
-        return False
-    return _is_random(node.target) or bool(node.is_impure())
-
-
-@cache
-def _is_random(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+    return node.op == "call_function" and not is_pure(node)
 
 
 class Dependencies:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.fx as fx
+from lightint_compile.passes.effects import draws_random
 from lightint_compile.passes.row_repeats.layout import Layout, full, repeats
 from lightint_compile.passes.row_repeats.plan import Blocked, Plan, Rule, is_tensor, shape
-from lightint_compile.passes.row_repeats.rowwise import ROWWISE, is_pointwise, is_random, pointwise
+from lightint_compile.passes.row_repeats.rowwise import ROWWISE, is_pointwise, pointwise
 from lightint_compile.passes.row_repeats.views import FILLS, REPETITIONS, VIEWS, getitem
 
 _RULES: dict[Any, Rule] = {**FILLS, **REPETITIONS, **VIEWS, **ROWWISE}
@@ -77,7 +78,7 @@ def _apply(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
     if node.target is operator.getitem:
         parent = analysis.sunk.get(node.args[0])  # type: ignore[arg-type]
         return Blocked("its parent does not repeat", mixes=True) if parent is None else getitem(node, parent.plan)
-    if is_random(node):
+    if draws_random(node):
         return Blocked("it draws random numbers anew for every row")
     rule = _RULES.get(node.target) or (pointwise if is_pointwise(node) and is_tensor(node) else None)
     if rule is None:

@@ -34,12 +34,6 @@ def is_pointwise(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
-def is_random(node: fx.Node) -> bool:
-    """Whether two evaluations with the same arguments may differ."""
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
-
-
 def pointwise(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     """Axes on which all operands repeat alike stay repeated; an operand of size one on an axis has no say there."""
     operands = [operand for operand in node.all_input_nodes if is_tensor(operand)]

@@ -1,0 +1,119 @@
+"""What a program computes from its text inputs alone, marked so that outlining can keep it from call to call."""
+
+from __future__ import annotations
+
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from lightint_compile.passes.effects import is_pure
+from lightint_compile.passes.flops import flops_of, program_flops
+from lightint_compile.passes.outlining.nodes import MEMO, alias_source
+from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
+from torch._ops import HigherOrderOperator
+
+TEXT = "text"
+
+#: Parts of argument names that hold features of the prompt or of the first image.
+_TEXT_NAMES = (
+    "text",
+    "txt",
+    "prompt",
+    "caption",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "byt5",
+    "glyph",
+    "vision",
+    "image_embeds",
+    "pooled_projections",
+)
+
+#: Below this part of the program's FLOPs a value is not worth being kept.
+_WORTH = 1e-4
+
+
+def mark_text(program: Program, pass_name: str) -> Remark | None:
+    """Set ``meta["memo"] = "text"`` on what depends on text inputs and parameters only; ``None`` when nothing new is.
+
+    The set is closed: every producer of a marked node is marked, or an input that is text, a parameter or a buffer. A
+    program output, or what shares memory with one, is not marked: the caller may write to it.
+    """
+    nodes = _text_nodes(program)
+    flops = sum(map(flops_of, nodes))
+    if flops <= _WORTH * program_flops(program)["total"] or all(node.meta.get(MEMO) == TEXT for node in nodes):
+        return None
+    for node in nodes:
+        node.meta[MEMO] = TEXT
+    names = [entry.path for entry in _text_inputs(program)]
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=pass_name,
+        rule="memo",
+        message=f"kept between calls for as long as these are the same tensors: {', '.join(names)}",
+        args={"inputs": names, "operations": len(nodes)},
+        flops_before=flops,
+        flops_after=0,
+        numerics=Numerics.EXACT,
+    )
+
+
+def is_text(program: Program, entry: ProgramInput, node: fx.Node) -> bool:
+    """Whether an input holds the prompt: by the role the user stated, else by its name and a rank below a video's."""
+    stated = program.roles.get(entry.path)
+    if stated is not None or entry.kind not in (InputKind.TENSOR, InputKind.SYMBOL):
+        return stated == TEXT
+    tensor = tensor_of(node)
+    path = entry.path.lower()
+    return (tensor is None or tensor.dim() < 4) and "timestep" not in path and any(n in path for n in _TEXT_NAMES)
+
+
+def _text_inputs(program: Program) -> list[ProgramInput]:
+    pairs = zip(program.inputs, program.placeholders(), strict=True)
+    return [entry for entry, node in pairs if entry.kind is InputKind.TENSOR and is_text(program, entry, node)]
+
+
+def _text_nodes(program: Program) -> list[fx.Node]:
+    """Nodes computed from text, and what they need of what is computed from parameters alone, in graph order."""
+    constant, text = _sources(program)
+    outputs = _output_memory(program.graph)
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not is_pure(node) or isinstance(node.target, HigherOrderOperator):
+            continue
+        producers = node.all_input_nodes
+        if node in outputs or not all(p in constant or p in text for p in producers):
+            continue
+        (text if any(p in text for p in producers) else constant).add(node)
+    return _closed(program.graph, text, constant)
+
+
+def _sources(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Placeholders that never change, and placeholders that change with the prompt."""
+    constant, text = set(), set()
+    for entry, node in zip(program.inputs, program.placeholders(), strict=True):
+        if is_text(program, entry, node):
+            text.add(node)
+        elif entry.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            constant.add(node)
+    return constant, text
+
+
+def _closed(graph: fx.Graph, text: set[fx.Node], constant: set[fx.Node]) -> list[fx.Node]:
+    needed = set(text)
+    pending = list(text)
+    while pending:
+        for producer in pending.pop().all_input_nodes:
+            if producer in constant and producer not in needed:
+                needed.add(producer)
+                pending.append(producer)
+    return [node for node in graph.nodes if node in needed and node.op == "call_function"]
+
+
+def _output_memory(graph: fx.Graph) -> set[fx.Node]:
+    """Outputs, and the nodes whose memory they may share."""
+    found: set[fx.Node] = set()
+    for leaf in pytree.tree_leaves(graph.output_node().args):
+        node = leaf if isinstance(leaf, fx.Node) else None
+        while node is not None:
+            found.add(node)
+            node = alias_source(node)
+    return found
