@@ -14,8 +14,7 @@ from typing import TypeAlias
 
 import sympy
 import torch
-
-Size: TypeAlias = int | sympy.Expr
+from lightint_compile.passes.evaluate import Size, plain
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,7 @@ Axes: TypeAlias = tuple[Axis, ...]
 
 def size_of(value: int | torch.SymInt | sympy.Expr) -> Size:
     """A size as the value of arithmetic that adds no guards: an int, or the expression of a symbolic one."""
-    if isinstance(value, torch.SymInt):
-        value = value.node.expr
-    if isinstance(value, sympy.Integer):
-        return int(value)
-    return value
+    return plain(value.node.expr if isinstance(value, torch.SymInt) else value)
 
 
 @lru_cache(maxsize=65536)

@@ -18,10 +18,11 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from lightint_compile.passes.evaluate import Size
 from lightint_compile.passes.facts import axis_layout, axis_math  # noqa: F401 - their rules register themselves
-from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, Size, extent, same, size_of
+from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, extent, same, size_of
 from lightint_compile.passes.facts.axis_rules import rule_for, shape_of, tensors
-from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.program import InputKind, Program, tensor_of
 
 ROLES = ("frames", "height", "width")
 
@@ -191,10 +192,13 @@ def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -
     """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
     known: dict[fx.Node, Axes] = {}
     several: dict[fx.Node, list[Axes]] = {}
+    kinds = {entry.name: entry.kind for entry in program.inputs}
     for node in program.graph.nodes:
         tensor = tensor_of(node)
         if node.op == "placeholder" and tensor is not None:
-            known[node] = tuple(_input_axis(node, number, size, hints) for number, size in enumerate(shape_of(node)))
+            weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
+            axes = (_input_axis(node, number, size, hints, weight) for number, size in enumerate(shape_of(node)))
+            known[node] = tuple(axes)
         elif node.op == "call_function":
             result = _apply(node, known, several)
             if tensor is not None:
@@ -206,12 +210,15 @@ def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -
     return known
 
 
-def _input_axis(node: fx.Node, number: int, size: Size, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> Axis:
+def _input_axis(
+    node: fx.Node, number: int, size: Size, hints: Mapping[Origin, tuple[Size, Size, Size]], weight: bool
+) -> Axis:
     origin = Origin(node.name, number, len(shape_of(node)))
     if origin in hints:
         sizes = zip(ROLES, hints[origin], strict=True)
         return tuple(Atom(part, role=role, origin=replace(origin, axis=-1 - i)) for i, (role, part) in enumerate(sizes))
-    return (Atom(size, origin=origin, note=f"axis {number} of the input {node.name}, whose grid is not known"),)
+    note = "" if weight else f"axis {number} of the input {node.name}, whose grid is not known"
+    return (Atom(size, origin=origin, note=note),)
 
 
 def _apply(node: fx.Node, known: Mapping[fx.Node, Axes], several: Mapping[fx.Node, list[Axes]]) -> Any:
@@ -275,6 +282,8 @@ def _note(axis: Axis) -> str:
     roles = [atom.role for atom in atoms if atom.role in ROLES]
     if roles:
         return f"it holds {' and '.join(roles)} only"
+    if len(atoms) == 1 and atoms[0].origin and atoms[0].origin.rank >= 5:
+        return f"it holds axis {atoms[0].origin.axis} of {atoms[0].origin.node} only"
     return next((atom.note for atom in atoms if atom.note), "")
 
 
