@@ -1,4 +1,4 @@
-"""The parts of the demo: the hand-held path, the numbers of a run, the table and the picture; `make demo` is the whole."""
+"""The parts of the demo: the hand-held path, a run in numbers, the table, the picture. `make demo` runs it whole."""
 
 from __future__ import annotations
 
