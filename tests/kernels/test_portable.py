@@ -1,0 +1,92 @@
+"""The portable Triton kernels without a GPU: run by the interpreter, compiled ahead of time for Ampere."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+PROGRAM = Path(__file__).parents[1] / "support/portable_interpreted.py"
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_attention_equals_the_specification(interpreted):
+    for case, error in interpreted["attention"].items():
+        assert error < (2e-3 if "float16" in case else 1e-5), case
+
+
+def test_selection_equals_the_specification(interpreted):
+    assert interpreted["selection"] == dict.fromkeys(interpreted["selection"], 0)
+
+
+def test_blocks_that_are_not_listed_are_never_read(interpreted):
+    assert interpreted["poison"] == 0.0
+
+
+def test_all_steps_together_equal_the_specification(interpreted):
+    assert interpreted["whole"] < 1e-5
+
+
+def compile_ahead(kernel, pointers, constants, floats, capability, warps):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    kinds = {**dict.fromkeys(floats, "fp32"), **dict.fromkeys(constants, "constexpr"), **pointers}
+    signature = {name: kinds.get(name, "i32") for name in names}
+    divisible = [i for i, n in enumerate(names) if n in pointers or n.endswith(("_batch", "_head", "_token"))]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+    source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 3})
+
+
+TILE = {"T": 4, "H": 8, "W": 4}
+AMPERE_SHARED_BYTES = 163 * 1024
+
+
+@pytest.mark.parametrize(("head_dim", "dim", "dtype"), [(64, 64, "*bf16"), (96, 128, "*bf16"), (128, 128, "*fp16")])
+def test_attention_compiles_for_ampere(head_dim, dim, dtype):
+    from lightint_compile.kernels.portable.attention import _attention_kernel
+
+    names = [
+        "query",
+        "out",
+        "prefix_key",
+        "context_key",
+        "current_key",
+        "prefix_value",
+        "context_value",
+        "current_value",
+    ]
+    pointers = {**dict.fromkeys(names, dtype), "index": "*i32", "count": "*i32"}
+    constants = {**TILE, "HEAD_DIM": head_dim, "DIM": dim, "QUERIES": 128, "KEYS": 64}
+    kernel = compile_ahead(_attention_kernel, pointers, constants, ["factor"], 80, 8)
+    assert kernel.metadata.shared <= AMPERE_SHARED_BYTES
+    assert "mma.sync" in kernel.asm["ptx"] and "cp.async" in kernel.asm["ptx"]
+
+
+def test_pooling_and_selection_compile_for_ampere():
+    from lightint_compile.kernels.portable.pooling import _pool_kernel
+    from lightint_compile.kernels.portable.selection import _score_kernel, _select_kernel
+
+    spans = {**dict.fromkeys("abc", "*bf16"), **{f"{name}_out": "*fp32" for name in "abc"}}
+    pools = dict.fromkeys(("query_pool", "context_pool", "current_pool", "scores"), "*fp32")
+    lists = {"scores": "*fp32", "index": "*i32", "count": "*i32"}
+    compile_ahead(_pool_kernel, spans, {**TILE, "SLOTS": 128, "HEAD_DIM": 128, "DIM": 128}, [], 80, 4)
+    compile_ahead(_score_kernel, pools, {"HEAD_DIM": 128, "PIECE": 16, "EDGE": 64}, ["scale"], 80, 4)
+    for cover in (False, True):
+        compile_ahead(_select_kernel, lists, {**TILE, "BLOCKS": 512, "COVER": cover}, ["coverage"], 80, 4)
