@@ -1,0 +1,236 @@
+"""``lightint bench kernels``: block-sparse attention against dense attention and its peers, on this machine.
+
+The first table takes the attention sites of a WorldPlay chunk with the published budgets; every row is one way to
+compute them, whole operators with selection and layout and bare kernels on lists that exist already. The second sweeps
+self-attention over length and density: sparse attention forced, and as the cost model would run it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightint_compile.kernels import api, dispatch
+from lightint_compile.kernels.tiles import Layout
+
+from .sites import BLOCK, Site, Tensors, square, worldplay
+from .timing import milliseconds
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+Way = tuple[str, Callable[[], object], float]
+"""A name, a call, and the floating-point operations that the call is credited with."""
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Measure and print; ``--json PATH`` also writes every figure."""
+    options = _parser().parse_args(list(arguments))
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    console = Console(width=options.width)
+    console.print(f"{_device_name(device)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
+    figures: dict[str, Any] = {"device": _device_name(device), "torch": torch.__version__}
+    if "sites" in options.tables:
+        sites = worldplay() if device.type == "cuda" else [_small_site()]
+        figures["sites"] = [_measure_site(site, device, dtype, options, console) for site in sites]
+    if "sweep" in options.tables:
+        figures["sweep"] = _measure_sweep(device, dtype, options, console)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightint bench kernels")
+    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
+    parser.add_argument("--tables", nargs="+", choices=("sites", "sweep"), default=("sites", "sweep"))
+    parser.add_argument("--lengths", nargs="+", type=int, default=None, help="tokens of the sweep, powers of two")
+    parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
+    parser.add_argument("--seconds", type=float, default=0.2, help="time spent on one figure")
+    parser.add_argument("--flex", action="store_true", help="also FlexAttention with the same block mask (compiles)")
+    parser.add_argument("--width", type=int, default=100, help="columns of the printed tables")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    return parser
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _small_site() -> Site:
+    return Site("denoise, 4 context frames", Layout((4, 4), 15, 26, (4, 8, 4), 77), 0.3, 4, heads=4, head_dim=64)
+
+
+def _measure_site(
+    site: Site, device: torch.device, dtype: torch.dtype, options: argparse.Namespace, console: Console
+) -> dict[str, Any]:
+    tensors = Tensors.random(site, device, dtype)
+    table = Table(title=f"{site.name}: {tensors.query.shape[2]} queries, {site.layout.key_tokens} keys", expand=True)
+    for column in ("way", "ms", "TFLOP/s", "x best dense"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    figures: dict[str, float] = {}
+    for name, call, flops in _ways(site, tensors, options.flex):
+        figures[name] = time = milliseconds(call, device, options.seconds)
+        dense = min(value for key, value in figures.items() if key.startswith("dense"))
+        table.add_row(name, f"{time:.3f}", f"{flops / time / 1e9:.0f}" if flops else "", f"{dense / time:.2f}")
+    console.print(table)
+    return {"site": site.name, "kept": site.kept, "blocks": site.layout.key_blocks, "ms": figures}
+
+
+def _ways(site: Site, tensors: Tensors, flex: bool) -> Iterator[Way]:
+    yield from _dense_ways(site, tensors)
+    on_gpu = tensors.query.is_cuda
+    if on_gpu and flex:
+        yield _flex_way(site, tensors)
+    if on_gpu:
+        yield from _published_ways(site, tensors)
+    implementations = ["portable"] if on_gpu else []
+    best = str(dispatch.implementation(tensors.query, site.layout.tile))
+    for name in dict.fromkeys([*implementations, best]):
+        yield from _our_ways(site, tensors, name)
+
+
+def _dense_ways(site: Site, tensors: Tensors) -> Iterator[Way]:
+    key, value = tensors.whole()
+    backends = {"dense, cuDNN": SDPBackend.CUDNN_ATTENTION, "dense, FlashAttention-2": SDPBackend.FLASH_ATTENTION}
+
+    def attend() -> Tensor:
+        return functional.scaled_dot_product_attention(tensors.query, key, value, scale=site.scale)
+
+    def attend_by(backend: SDPBackend) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            with sdpa_kernel(backend):
+                return attend()
+
+        return call
+
+    if tensors.query.is_cuda:
+        for name, backend in backends.items():
+            yield name, attend_by(backend), site.dense_flops
+    yield "dense, as torch chooses", attend, site.dense_flops
+
+
+def _published_ways(site: Site, tensors: Tensors) -> Iterator[Way]:
+    from .published import Published
+
+    peer = Published(site, tensors)
+    yield "published steps: whole", peer.whole, 0.0
+    peer.whole()
+    yield "published steps: tile and pool", peer.prepare, 0.0
+    yield "published steps: select", peer.select, 0.0
+    yield "published steps: list kernel", lambda: peer.attend(*peer.lists), site.kept_flops
+
+
+def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
+    ours = dispatch.load(name)
+    layout, keys = site.layout, tensors.keys
+    spans = [(tensors.query, layout.current_grid), (keys.current, layout.current_grid)]
+    if layout.frames[0]:
+        spans.insert(1, (keys.context, layout.context_grid))
+    pools = ours.pool_spans(spans, layout.tile)
+    lists = ours.select_blocks(pools[0], pools[1:], layout, **site.policy())
+    yield f"{name}: whole", lambda: _whole(site, tensors, name), 0.0
+    yield f"{name}: pool", lambda: ours.pool_spans(spans, layout.tile), 0.0
+    yield f"{name}: select", lambda: ours.select_blocks(pools[0], pools[1:], layout, **site.policy()), 0.0
+    attend = ours.attend
+    yield (
+        f"{name}: kernel",
+        lambda: attend(tensors.query, keys, tensors.values, *lists, layout, site.scale),
+        site.kept_flops,
+    )
+
+
+def _whole(site: Site, tensors: Tensors, name: str | None) -> Tensor:
+    """The operator as a model calls it; ``name`` forces an implementation, None asks the cost model."""
+    layout = site.layout
+    keys, values = tensors.pieces()
+    key_grid = (sum(layout.frames), layout.height, layout.width)
+    arguments: dict[str, Any] = {
+        "query_grid": layout.current_grid, "key_grid": key_grid, "prefix": layout.prefix, "tile": layout.tile,
+        **site.policy(),
+    }  # fmt: skip
+    if name is None:
+        return api.sparse_attention_segments(tensors.query, keys, values, **arguments)
+    with api.using(name):
+        return api.sparse_attention_segments(tensors.query, keys, values, **arguments)
+
+
+def _flex_way(site: Site, tensors: Tensors) -> Way:
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    from .published import Published
+
+    peer = Published(site, tensors)
+    peer.whole()
+    index, count = (part[None] for part in peer.lists)
+    queries, blocks = site.layout.query_tiles * BLOCK, peer.blocks
+    full = torch.zeros(*index.shape[:3], blocks, dtype=torch.int32, device=index.device)
+    full[..., : index.shape[3]] = index
+    none = torch.zeros_like(count)
+    mask = BlockMask.from_kv_blocks(none, full, count, full, BLOCK_SIZE=BLOCK, seq_lengths=(queries, blocks * BLOCK))
+    query, key, value = (t.flatten(1, 2)[None] for t in (peer.query_tiles, peer.key_tiles, peer.value_tiles))
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def call() -> object:
+        return compiled(query, key, value, block_mask=mask, scale=site.scale, kernel_options={"USE_TMA": True})
+
+    return "FlexAttention, tiles prepared", call, site.kept_flops
+
+
+def _measure_sweep(
+    device: torch.device, dtype: torch.dtype, options: argparse.Namespace, console: Console
+) -> list[dict[str, float]]:
+    lengths = options.lengths or (LENGTHS if device.type == "cuda" else LENGTHS[:4])
+    table = Table(title="speed over dense by density: forced, and as the cost model runs it", expand=True)
+    table.add_column("tokens", justify="right")
+    table.add_column("dense ms", justify="right")
+    for density in options.densities:
+        table.add_column(f"{density:g}", justify="right")
+    rows: list[dict[str, float]] = []
+    for length in lengths:
+        measured = _sweep_length(length, device, dtype, options)
+        rows += measured
+        cells = [f"{row['dense'] / row['forced']:.2f} {row['dense'] / row['chosen']:.2f}" for row in measured]
+        table.add_row(str(length), f"{measured[0]['dense']:.3f}", *cells)
+    console.print(table)
+    return rows
+
+
+def _sweep_length(
+    length: int, device: torch.device, dtype: torch.dtype, options: argparse.Namespace
+) -> list[dict[str, float]]:
+    shape = {"heads": 16, "head_dim": 128} if device.type == "cuda" else {"heads": 4, "head_dim": 64}
+    sites = [square(length, density, **shape) for density in options.densities]
+    tensors = Tensors.random(sites[0], device, dtype)
+    best = str(dispatch.implementation(tensors.query, sites[0].layout.tile))
+
+    def time(site: Site, name: str | None) -> float:
+        return milliseconds(lambda: _whole(site, tensors, name), device, options.seconds)
+
+    dense = min(milliseconds(call, device, options.seconds) for _, call, _ in _dense_ways(sites[0], tensors))
+    return [
+        {
+            "tokens": length,
+            "density": site.density,
+            "dense": dense,
+            "forced": time(site, best),
+            "chosen": time(site, None),
+        }
+        for site in sites
+    ]
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

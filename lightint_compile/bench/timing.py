@@ -1,0 +1,35 @@
+"""Medians of repeated calls, on the device's own clock where there is one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Call = Callable[[], object]
+
+
+def milliseconds(call: Call, device: torch.device, budget: float = 0.2) -> float:
+    """Median time of one call, after a warm-up, within about ``budget`` seconds.
+
+    On CUDA each call is bracketed by events and the L2 cache is overwritten in between, so that no call finds its
+    inputs where the last one left them.
+    """
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        median = do_bench(call, warmup=int(budget * 250), rep=int(budget * 1000), return_mode="median")
+        return float(median)
+    call()
+    return 1e3 * statistics.median(_wall_clock(call, budget))
+
+
+def _wall_clock(call: Call, budget: float) -> list[float]:
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < budget:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
