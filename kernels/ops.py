@@ -44,7 +44,7 @@ from torch.library import Library
 from lightint_compile.errors import InputError
 
 from . import checks, dispatch, reference
-from .spans import as_output, empty_output, split_spans
+from .spans import Spans, as_output, empty_output, split_spans
 from .tiles import Layout, tile_counts, volume
 
 NAMESPACE = "lightint"
@@ -91,28 +91,44 @@ def sparse_attention_segments(
     """Pool, select and attend; dense attention where nothing is skipped or skipping would not pay."""
     layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
     checks.policy(density, coverage, protect_frames, neighbours)
-    scale = _scale(scale, query)
     keeps_all = density >= 1.0 and (coverage is None or coverage >= 1.0)
     choice = dispatch.prefers_sparse(query, layout, density, tile)
     if keeps_all or choice == "dense":
-        return as_output(dispatch.dense(query, keys, values, scale), query)
+        return as_output(dispatch.dense(query, keys, values, default_scale(scale, query)), query)
+    spans = split_spans(keys, layout), split_spans(values, layout)
     steps = dispatch.load(choice)
-    key_spans, value_spans = split_spans(keys, layout), split_spans(values, layout)
-    visual = [(query, layout.current_grid), (key_spans.current, layout.current_grid)]
+    return run_steps(steps, query, *spans, layout, density, coverage, protect_frames, neighbours, scale)
+
+
+def run_steps(
+    steps: dispatch.Implementation, query: Tensor, keys: Spans, values: Spans, layout: Layout, *policy_values: Any
+) -> Tensor:
+    """Pool, select and attend with one implementation; ``policy_values`` as :func:`policy` takes them."""
+    visual = [(query, layout.current_grid), (keys.current, layout.current_grid)]
     if layout.frames[0]:
-        visual.insert(1, (key_spans.context, layout.context_grid))
+        visual.insert(1, (keys.context, layout.context_grid))
     query_pool, *key_pools = steps.pool_spans(visual, layout.tile)
-    index, count = steps.select_blocks(
-        query_pool,
-        key_pools,
-        layout,
-        density=density,
-        coverage=coverage,
-        protect_frames=protect_frames,
-        neighbours=neighbours,
-        scale=scale,
-    )
-    return steps.attend(query, key_spans, value_spans, index, count, layout, scale)
+    chosen = policy(query, *policy_values)
+    index, count = steps.select_blocks(query_pool, key_pools, layout, **chosen)
+    return steps.attend(query, keys, values, index, count, layout, chosen["scale"])
+
+
+def policy(
+    query: Tensor, density: float, coverage: float | None, protect_frames: int, neighbours: int, scale: float | None
+) -> dict[str, Any]:
+    """The keyword arguments of an implementation's ``select_blocks``."""
+    return {
+        "density": density,
+        "coverage": coverage,
+        "protect_frames": protect_frames,
+        "neighbours": neighbours,
+        "scale": default_scale(scale, query),
+    }
+
+
+def default_scale(scale: float | None, query: Tensor) -> float:
+    """``scale``, or ``head_dim ** -0.5``."""
+    return float(query.shape[-1]) ** -0.5 if scale is None else scale
 
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
@@ -143,16 +159,8 @@ def select_blocks(
     layout = Layout.of(query_grid, key_grid, tile)
     checks.pools(query_pool, key_pools, layout)
     checks.policy(density, coverage, protect_frames, neighbours)
-    return dispatch.selector(query_pool)(
-        query_pool,
-        key_pools,
-        layout,
-        density=density,
-        coverage=coverage,
-        protect_frames=protect_frames,
-        neighbours=neighbours,
-        scale=_scale(scale, query_pool),
-    )
+    chosen = policy(query_pool, density, coverage, protect_frames, neighbours, scale)
+    return dispatch.selector(query_pool)(query_pool, key_pools, layout, **chosen)
 
 
 def block_sparse_attention_segments(
@@ -172,16 +180,12 @@ def block_sparse_attention_segments(
     checks.lists(index, count, query, layout)
     steps = dispatch.load(dispatch.implementation(query, tile))
     spans = split_spans(keys, layout), split_spans(values, layout)
-    return steps.attend(query, *spans, index, count, layout, _scale(scale, query))
+    return steps.attend(query, *spans, index, count, layout, default_scale(scale, query))
 
 
 def block_sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     """:func:`block_sparse_attention_segments` of one segment."""
     return block_sparse_attention_segments(query, [key], [value], *rest)
-
-
-def _scale(scale: float | None, query: Tensor) -> float:
-    return float(query.shape[-1]) ** -0.5 if scale is None else scale
 
 
 def _triple(extent: Sequence[int]) -> tuple[int, int, int]:

@@ -1,0 +1,75 @@
+"""Sparse attention as its three portable Triton steps, for archives that must run without Python.
+
+An AOTInductor package cannot call a Python operator; the portable steps are ``triton_op``s, which Inductor compiles
+into the package. ``exported.run_decompositions(portable_table())`` puts them in place of the operators of ``ops``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .spans import split_spans
+from .tiles import Layout
+
+
+def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """Decompositions of every operator that reads tokens into portable steps.
+
+    The cost model is not asked: an archive does not know its device, and a site that was rewritten stays sparse.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    from . import portable  # noqa: F401  registers the steps
+
+    lightint = getattr(torch.ops, ops.NAMESPACE)
+    return {
+        lightint.sparse_attention.default: _sparse,
+        lightint.sparse_attention_segments.default: _sparse_segments,
+        lightint.pool_tiles.default: _pool,
+        lightint.select_blocks.default: _select,
+        lightint.block_sparse_attention.default: _block,
+        lightint.block_sparse_attention_segments.default: _block_segments,
+    }
+
+
+def _sparse(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    return _sparse_segments(query, [key], [value], *rest)
+
+
+def _sparse_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
+    from . import portable
+
+    layout = Layout.of(rest[0], rest[1], rest[3], rest[2])
+    return ops.run_steps(portable, query, split_spans(keys, layout), split_spans(values, layout), layout, *rest[4:])
+
+
+def _pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    from . import portable
+
+    return portable.pool_spans([(tokens, (grid[0], grid[1], grid[2]))], (tile[0], tile[1], tile[2]))[0]
+
+
+def _select(query_pool: Tensor, key_pools: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    from . import portable
+
+    layout = Layout.of(rest[0], rest[1], rest[2])
+    return portable.select_blocks(query_pool, key_pools, layout, **ops.policy(query_pool, *rest[3:]))
+
+
+def _block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    return _block_segments(query, [key], [value], *rest)
+
+
+def _block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
+    from . import portable
+
+    index, count, query_grid, key_grid, prefix, tile, scale = rest
+    layout = Layout.of(query_grid, key_grid, tile, prefix)
+    factor = ops.default_scale(scale, query)
+    return portable.attend(query, split_spans(keys, layout), split_spans(values, layout), index, count, layout, factor)

@@ -1,0 +1,125 @@
+"""Which implementation runs, and that a device or Triton that cannot run one falls to the next with a reason."""
+
+import sys
+import types
+
+import pytest
+import torch
+from attention_cases import SITES
+from lightint_compile.kernels import dispatch
+
+from lightint_compile import kernels
+
+GPU = torch.device("cuda", 0)
+TILE = (4, 8, 4)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    caches = dispatch._by_capability, dispatch._cost
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def pretend(monkeypatch, capability, hopper):
+    """A CUDA device of a stated capability, and a Gluon package that answers as stated."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: None)
+    module = types.ModuleType("lightint_compile.kernels.hopper")
+    if hopper is not None:
+        module.supported = hopper
+    monkeypatch.setitem(sys.modules, "lightint_compile.kernels.hopper", module)
+
+
+def test_the_cpu_gathers():
+    choice = kernels.implementation(torch.zeros(1, 1, 1, 64))
+    assert choice == "gather" and choice.reason
+
+
+def test_other_devices_fall_to_the_reference():
+    choice = kernels.implementation(torch.zeros(1, 1, 1, 64, device="meta"))
+    assert choice == "reference" and "meta" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "hopper", "dtype", "head_dim", "expected"),
+    [
+        ((9, 0), lambda query, tile: None, torch.bfloat16, 128, "hopper"),
+        ((9, 0), lambda query, tile: "tile of 100 slots", torch.bfloat16, 128, "portable"),
+        ((9, 0), None, torch.bfloat16, 128, "portable"),
+        ((8, 0), lambda query, tile: "not sm_90", torch.float16, 64, "portable"),
+        ((7, 5), lambda query, tile: None, torch.float16, 64, "reference"),
+        ((9, 0), lambda query, tile: None, torch.float32, 64, "reference"),
+        ((9, 0), lambda query, tile: None, torch.bfloat16, 80, "reference"),
+    ],
+)
+def test_a_gpu_takes_the_best_kernel_it_can_run(monkeypatch, capability, hopper, dtype, head_dim, expected):
+    pytest.importorskip("triton")
+    pretend(monkeypatch, capability, hopper)
+    choice = dispatch._by_capability(GPU, dtype, head_dim, TILE)
+    assert choice == expected and choice.reason
+
+
+def test_a_gluon_kernel_that_cannot_be_loaded_is_a_reason_not_a_crash(monkeypatch):
+    pytest.importorskip("triton")
+
+    def broken(query, tile):
+        raise RuntimeError("no such instruction")
+
+    pretend(monkeypatch, (9, 0), broken)
+    choice = dispatch._by_capability(GPU, torch.bfloat16, 128, TILE)
+    assert choice == "portable" and "no such instruction" in choice.reason
+
+
+def test_the_cost_model_decides_and_using_overrides(monkeypatch):
+    site = SITES["aligned"]
+    query, key, value = site.tensors(torch.float64)
+    cost = types.ModuleType("lightint_compile.kernels.cost")
+    monkeypatch.setitem(sys.modules, "lightint_compile.kernels.cost", cost)
+    asked = []
+    for answer, expected in ((True, "gather"), (False, "dense")):
+        dispatch._cost.cache_clear()
+        cost.prefers_sparse = lambda *arguments, answer=answer: asked.append(arguments) or answer
+        assert dispatch.prefers_sparse(query, site.layout, 0.3, site.tile) == expected
+    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, 0.3)
+    dense = kernels.sparse_attention(query, key, value, density=0.3, **site.grids)
+    torch.testing.assert_close(dense, torch.nn.functional.scaled_dot_product_attention(query, key, value))
+    with kernels.using("gather"):
+        sparse = kernels.sparse_attention(query, key, value, density=0.3, **site.grids)
+    assert (sparse - dense).abs().max() > 1e-3
+
+
+def test_importing_the_package_needs_no_triton():
+    """The operators and the CPU implementation load in a process where Triton cannot be imported."""
+    import subprocess
+
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from lightint_compile import kernels\n"
+        "x = torch.randn(1, 1, 16, 8)\n"
+        "print(kernels.sparse_attention(x, x, x, query_grid=(1, 4, 4), key_grid=(1, 4, 4)).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_decompositions_reach_the_portable_steps():
+    """Every operator traces to portable steps alone, so that an archive can hold compiled kernels."""
+    pytest.importorskip("triton")
+    from lightint_compile.kernels.decompositions import portable_table
+
+    site = SITES["ragged"]
+
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            return kernels.sparse_attention(query, key, value, **site.grids)
+
+    exported = torch.export.export(Attention(), site.tensors(torch.float32), strict=False)
+    names = {str(node.target) for node in exported.graph.nodes if "lightint" in str(node.target)}
+    assert names == {"lightint.sparse_attention.default"}
+    lowered = exported.run_decompositions(portable_table())
+    steps = [str(node.target) for node in lowered.graph.nodes if "lightint" in str(node.target)]
+    assert steps == [f"lightint.portable_{step}.default" for step in ("pool", "select", "attend")]
