@@ -1,8 +1,9 @@
 """Example inputs for compiling one region on its own: the same shapes with fresh symbols.
 
 A region sees sizes such as ``24*Min(20, s0)`` whose symbol ``s0`` belongs to the whole program. Compiled alone, it needs
-symbols that its own inputs bind: every distinct expression that cannot be written with symbols already bound becomes a
-fresh one (``24*m`` and ``24*m + 96`` become ``24*t`` and ``24*t + 96`` when ``m`` is an input, ``u`` and ``u + 96`` when not).
+symbols that its own inputs bind. Every part of a size that is not a sum or product, ``Min(20, s0)`` here, becomes a fresh
+symbol ``n``: sizes become polynomials in fresh symbols (``24*n``, ``24*n + 96``), and the value of each is found at run time
+from a size that is linear in it. A symbol that is no input by itself is handed to the region as an integer before the rest.
 """
 
 from __future__ import annotations
@@ -16,19 +17,39 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils._sympy.functions import Max
+
+from lightint_compile.errors import CaptureError
 
 
 @dataclass(frozen=True)
 class BoundSymbol:
-    """Where the value of a fresh symbol is read at run time: an integer argument, or one size of a tensor argument."""
+    """Where the value of a fresh symbol is read at run time: ``(size - offset) / factor``.
+
+    Attributes:
+        argument: position among the region's arguments.
+        dim: the dimension of a tensor argument; ``None`` for an integer argument.
+        factor, offset: the size is ``factor * symbol + offset``.
+        of_stride: the stride of that dimension is read, not its size.
+    """
 
     argument: int
     dim: int | None
+    factor: int = 1
+    offset: int = 0
+    of_stride: bool = False
 
     def read(self, args: Sequence[Any]) -> int:
         """The symbol's value in a call."""
         value = args[self.argument]
-        return int(value if self.dim is None else value.shape[self.dim])
+        if self.dim is not None:
+            value = value.stride(self.dim) if self.of_stride else value.shape[self.dim]
+        return (int(value) - self.offset) // self.factor
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the size is the symbol itself."""
+        return self.factor == 1 and self.offset == 0 and not self.of_stride
 
 
 @dataclass(frozen=True)
@@ -39,12 +60,14 @@ class FreshInputs:
         values: one a placeholder: fake tensors, symbolic or plain integers.
         symbols: the fresh symbolic integers, in the order of ``bindings``.
         bindings: where each fresh symbol is read at run time.
+        extra: positions in ``symbols`` of those that the region gets as integer arguments of their own, before ``values``.
     """
 
     mode: FakeTensorMode
     values: tuple[Any, ...]
     symbols: tuple[torch.SymInt, ...]
     bindings: tuple[BoundSymbol, ...]
+    extra: tuple[int, ...]
 
 
 def fresh_inputs(values: Sequence[Any], hints: Sequence[Any] | None = None) -> FreshInputs:
@@ -53,81 +76,129 @@ def fresh_inputs(values: Sequence[Any], hints: Sequence[Any] | None = None) -> F
     Args:
         values: fake tensors and symbolic or plain integers of the program the region was cut from.
         hints: real arguments of a call; their sizes replace the hints that the program was traced with.
+
+    Raises:
+        CaptureError: a symbol whose value no size gives away.
     """
     return _Freshener(values, hints).build()
 
 
-class _Freshener:
-    """Old expressions are held with dummy symbols, so that an old ``s0`` is never taken for a fresh ``s0``."""
+@dataclass(frozen=True)
+class _Place:
+    """One symbolic size among the inputs: its polynomial in the atoms, its value in the example, where it stands."""
 
+    polynomial: sympy.Expr
+    hint: int
+    argument: int
+    dim: int | None
+    of_stride: bool = False
+
+
+class _Freshener:
     def __init__(self, values: Sequence[Any], hints: Sequence[Any] | None) -> None:
         self._values = values
         self._hints = hints
         self._env = ShapeEnv()
         self._mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
-        self._dummies: dict[sympy.Symbol, sympy.Dummy] = {}
-        self._known: dict[sympy.Expr, sympy.Expr] = {}
-        self._bound: list[tuple[torch.SymInt, BoundSymbol]] = []
-        self._hint_of: dict[sympy.Symbol, int] = {}
+        self._atoms: dict[sympy.Expr, sympy.Dummy] = {}
+        self._fresh: dict[sympy.Dummy, sympy.Expr] = {}
+        self._hint_of: dict[sympy.Dummy, int] = {}
 
     def build(self) -> FreshInputs:
-        places = sorted(self._places(), key=lambda place: (place[2].dim is not None, place[0].count_ops()))
-        for expression, hint, bound in places:
-            self._bind(expression, hint, bound)
+        """Find the atoms, bind each, and make the inputs."""
+        places = [*self._places(), *self._stride_places()]
+        bound = [self._bind(atom, places) for atom in self._atoms.values()]
+        dynamic = [(symint, place) for symint, place in bound if isinstance(symint, torch.SymInt)]
         values = tuple(map(self._renew, self._values))
-        return FreshInputs(self._mode, values, tuple(s for s, _ in self._bound), tuple(b for _, b in self._bound))
+        extra = tuple(index for index, (_, place) in enumerate(dynamic) if not place.is_plain)
+        return FreshInputs(self._mode, values, tuple(s for s, _ in dynamic), tuple(p for _, p in dynamic), extra)
 
-    def _places(self) -> Iterator[tuple[sympy.Expr, int, BoundSymbol]]:
+    def _places(self) -> Iterator[_Place]:
         for index, value in enumerate(self._values):
             real = None if self._hints is None else self._hints[index]
             if isinstance(value, torch.SymInt):
-                yield self._old(value), _hint(value, real), BoundSymbol(index, None)
+                yield _Place(self._polynomial(value), _hint(value, real), index, None)
             elif isinstance(value, torch.Tensor):
                 for dim, size in enumerate(value.shape):
                     if isinstance(size, torch.SymInt):
                         seen = _hint(size, None if real is None else real.shape[dim])
-                        yield self._old(size), seen, BoundSymbol(index, dim)
+                        yield _Place(self._polynomial(size), seen, index, dim)
 
-    def _bind(self, expression: sympy.Expr, hint: int, bound: BoundSymbol) -> None:
-        if not self._rewritten(expression).atoms(sympy.Dummy):
-            return
-        source = ConstantSource(f"__region_size_{len(self._known)}")
+    def _stride_places(self) -> Iterator[_Place]:
+        """Strides, for a view whose base had a size that the view's own sizes no longer show."""
+        for index, value in enumerate(self._values):
+            for dim, stride in enumerate(_strides(value)):
+                if isinstance(stride, torch.SymInt):
+                    real = None if self._hints is None else self._hints[index].stride(dim)
+                    yield _Place(self._polynomial(stride), _hint(stride, real), index, dim, of_stride=True)
+
+    def _polynomial(self, size: int | torch.SymInt) -> sympy.Expr:
+        if not isinstance(size, torch.SymInt):
+            return sympy.Integer(size)
+        return self._in_atoms(size.node.expr)
+
+    def _in_atoms(self, expression: sympy.Expr) -> sympy.Expr:
+        """``expression`` with everything below sums and products replaced by one dummy each."""
+        if expression.is_number:
+            return expression
+        if expression.is_Add or expression.is_Mul:
+            return expression.func(*map(self._in_atoms, expression.args))
+        if isinstance(expression, Max) and len(expression.args) == 2 and expression.args[0] == 1:
+            # Contiguous strides are written Max(1, size); a fresh symbol is never 0.
+            return self._in_atoms(expression.args[1])
+        if expression not in self._atoms:
+            self._atoms[expression] = sympy.Dummy(f"size{len(self._atoms)}", integer=True, positive=True)
+        return self._atoms[expression]
+
+    def _bind(self, atom: sympy.Dummy, places: Sequence[_Place]) -> tuple[Any, BoundSymbol]:
+        """A fresh symbol for ``atom``, read from the plainest size that is linear in it alone."""
+        found = [(bound, place) for place in places if (bound := _linear(place, atom)) is not None]
+        if not found:
+            sizes = ", ".join(sorted({str(place.polynomial) for place in places}))
+            raise CaptureError(
+                "a size inside a region cannot be told from the sizes of its inputs", why=f"they are {sizes}"
+            )
+        bound, place = min(found, key=lambda pair: (pair[0].of_stride, not pair[0].is_plain, pair[0].dim is not None))
+        hint = (place.hint - bound.offset) // bound.factor
+        source = ConstantSource(f"__region_size_{len(self._fresh)}")
         symbol = self._env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
-        self._known[expression] = symbol
-        if isinstance(symbol, sympy.Symbol):
-            self._hint_of[symbol] = hint
-            symint = self._env.create_symintnode(symbol, hint=hint, source=source)
-            assert isinstance(symint, torch.SymInt)
-            self._bound.append((symint, bound))
-
-    def _old(self, size: torch.SymInt) -> sympy.Expr:
-        expression: sympy.Expr = size.node.expr
-        for symbol in expression.free_symbols:
-            self._dummies.setdefault(symbol, sympy.Dummy(symbol.name, integer=True, positive=True))
-        return expression.xreplace(self._dummies)
-
-    def _rewritten(self, expression: sympy.Expr) -> sympy.Expr:
-        """``expression`` with every bound expression, largest first, replaced by its fresh symbol."""
-        for old in sorted(self._known, key=lambda known: -known.count_ops()):
-            expression = expression.subs(old, self._known[old])
-        return expression
+        self._fresh[atom], self._hint_of[atom] = symbol, hint
+        return self._env.create_symintnode(symbol, hint=hint, source=source), bound
 
     def _renew(self, value: Any) -> Any:
         if isinstance(value, torch.SymInt):
             return self._size(value)
         if not isinstance(value, torch.Tensor):
             return value
-        sizes, strides = ([self._size(n) for n in numbers] for numbers in (value.shape, value.stride()))
+        sizes, strides = ([self._size(n) for n in numbers] for numbers in (value.shape, _strides(value)))
         with self._mode:
             return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
 
     def _size(self, size: int | torch.SymInt) -> Any:
-        if not isinstance(size, torch.SymInt):
-            return size
-        expression = self._rewritten(self._old(size))
+        polynomial = self._polynomial(size)
+        expression = polynomial.xreplace(self._fresh)
         if expression.is_number:
             return int(expression)
-        return self._env.create_symintnode(expression, hint=int(expression.subs(self._hint_of)))
+        return self._env.create_symintnode(expression, hint=int(polynomial.xreplace(self._hint_of)))
+
+
+def _strides(value: Any) -> tuple[int | torch.SymInt, ...]:
+    """Strides as they matter: that of a dimension of size 1 addresses nothing and is 1."""
+    if not isinstance(value, torch.Tensor):
+        return ()
+    pairs = zip(value.shape, value.stride(), strict=True)
+    return tuple(1 if isinstance(size, int) and size == 1 else stride for size, stride in pairs)
+
+
+def _linear(place: _Place, atom: sympy.Dummy) -> BoundSymbol | None:
+    """How to read ``atom`` from a size that is ``factor * atom + offset``; ``None`` when the size is anything else."""
+    if place.polynomial.free_symbols != {atom}:
+        return None
+    polynomial = sympy.Poly(place.polynomial, atom)
+    if polynomial.degree() != 1:
+        return None
+    factor, offset = map(int, polynomial.all_coeffs())
+    return BoundSymbol(place.argument, place.dim, factor, offset, place.of_stride)
 
 
 def _hint(size: torch.SymInt, real: Any) -> int:

@@ -32,12 +32,14 @@ class Variant:
         function: takes the region's arguments, returns a flat tuple.
         guard: the condition on sizes under which it holds, as text over ``L['t0']``, ``L['t1']``, ...; ``None`` for always.
         bindings: where the sizes in ``guard`` are read.
+        extra: positions in ``bindings`` of the sizes that ``function`` takes as integers before the region's arguments.
         save: writes the compiled form to a file; ``None`` where it cannot be written.
     """
 
     function: Callable[..., Sequence[Any]]
     guard: str | None = None
     bindings: tuple[BoundSymbol, ...] = ()
+    extra: tuple[int, ...] = ()
     save: Callable[[str], None] | None = None
 
     @cached_property
@@ -50,6 +52,12 @@ class Variant:
             return True
         sizes = {f"t{index}": bound.read(args) for index, bound in enumerate(self.bindings)}
         return bool(eval(self._code, SYMPY_INTERP, {"L": sizes}))
+
+    def __call__(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Run the compiled form on the region's arguments."""
+        if not self.extra:
+            return self.function(*args)
+        return self.function(*(self.bindings[index].read(args) for index in self.extra), *args)
 
 
 @dataclass
@@ -82,9 +90,9 @@ class Leaf:
         """Run the region."""
         for variant in self.variants:
             if variant.holds(args):
-                return variant.function(*args)
+                return variant(args)
         with self._lock:
-            return self.compile(args).function(*args)
+            return self.compile(args)(args)
 
 
 def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphModule:
@@ -92,6 +100,9 @@ def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphMod
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     values = iter(inputs.values)
+    for index in inputs.extra:
+        size = graph.placeholder(f"size_{index}")
+        size.meta["val"] = size.meta["example_value"] = inputs.symbols[index]
     anchor = next((value for value in inputs.values if isinstance(value, torch.Tensor)), None)
     for node in graph_module.graph.nodes:
         copied = mapping[node] = graph.node_copy(node, lambda old: mapping[old])
@@ -109,23 +120,24 @@ _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
     """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
-    return Variant(graph_module)
+    return Variant(graph_module, bindings=inputs.bindings, extra=inputs.extra)
 
 
 def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
     """Inductor on one region, outside Dynamo's tracing context, under ``config_patches``."""
 
     def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
+        examples = [inputs.symbols[index] for index in inputs.extra] + list(inputs.values)
         with torch.no_grad(), inductor_config.patch(config_patches), _autocast_off():
             artifact = torch._inductor.standalone_compile(
-                graph_module, list(inputs.values), dynamic_shapes="from_graph", options={}
+                graph_module, examples, dynamic_shapes="from_graph", options={}
             )
         guard = None
         if inputs.symbols:
             assert inputs.mode.shape_env is not None
             guard = inputs.mode.shape_env.produce_guards_expression(inputs.symbols)
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
-        return Variant(artifact, guard, inputs.bindings, save)
+        return Variant(artifact, guard, inputs.bindings, inputs.extra, save)
 
     return compile_region
 

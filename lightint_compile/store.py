@@ -98,7 +98,8 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
         except (RuntimeError, AssertionError) as error:
             log.info("the program is not kept on disk: region %s has no artifact (%s)", name, error)
             return None
-        leaves[name] = {"guard": variant.guard, "bindings": [asdict(bound) for bound in variant.bindings]}
+        bindings = [asdict(bound) for bound in variant.bindings]
+        leaves[name] = {"guard": variant.guard, "bindings": bindings, "extra": list(variant.extra)}
     return {
         "source": driver.source,
         "leaves": leaves,
@@ -111,7 +112,8 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
 def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, regions: RegionSource) -> Leaf:
     artifact = CompiledArtifact.load(path=str(folder / f"{name}.bin"), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
-    return Leaf(name, functools.partial(regions, name), compiler, [Variant(artifact, data["guard"], bindings)])
+    variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]))
+    return Leaf(name, functools.partial(regions, name), compiler, [variant])
 
 
 def key_of(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]) -> str | None:
@@ -164,7 +166,9 @@ def _attribute_lines(graph_module: fx.GraphModule, name: str) -> Iterator[str]:
     if isinstance(value, fx.GraphModule):
         yield from _graph_lines(value)
     elif isinstance(value, torch.Tensor):
-        yield _described(value) + hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+        yield (
+            _described(value) + hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+        )
     else:
         raise _Unhashable(f"the attribute {name} is a {type(value).__name__}")
 
