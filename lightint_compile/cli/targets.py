@@ -49,10 +49,10 @@ def _worldplay(target: str) -> Subject:
         with torch.device("meta"):
             chunk = WorldPlayChunk(config)
         args, kwargs = example_inputs(config, 40, device="meta", dtype=torch.bfloat16, text_tokens=119)
-        return Subject(chunk.to(torch.bfloat16).eval(), args, kwargs)
+        return Subject(chunk.to(torch.bfloat16).eval().requires_grad_(False), args, kwargs)
     config = WorldPlayConfig.tiny() if target.endswith("tiny") else WorldPlayConfig.demo()
     args, kwargs = example_inputs(config, 2 * config.chunk_frames)
-    return Subject(fill_random(WorldPlayChunk(config)).eval(), args, kwargs)
+    return Subject(fill_random(WorldPlayChunk(config)).eval().requires_grad_(False), args, kwargs)
 
 
 def _from_factory(target: str, module_name: str, attribute: str) -> Subject:
