@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .softmax import faded, folded_sum, weigh
+from .softmax import LIMIT, faded, folded_sum, weigh, weigh_below
 
 CONSUMERS = gl.constexpr(2)
 _INTEGERS = (
@@ -119,14 +119,58 @@ def _fetch(
 
 
 @gluon.jit
+def _stream(
+    keys, values, tiles, barriers, list_ptr, base, blocks, extents, high, wide, places, batch, head, heads,
+    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    # One pass over the list; ``base`` blocks went through the buffers before. Step i fetches K of block i and V of
+    # block i - 1: K leads, because it is needed one block earlier.
+    _, key_tile, value_tile, missing, _ = tiles
+    _, key_full, key_empty, value_full, value_empty, _ = barriers
+    prefix_blocks = extents[1]
+    previous = 0
+    block = _listed(list_ptr, 0, prefix_blocks, blocks)
+    for i in range(0, blocks + 1):
+        following = _listed(list_ptr, i + 1, prefix_blocks, blocks)
+        if i < blocks:
+            stage = (base + i) % STAGES
+            row, y, x = _position(block, high, wide)
+            code = _missing_code(i, block, row, y, x, extents, BT, BH, BW)
+            mbarrier.wait(key_empty.index(stage), (((base + i) // STAGES) & 1) ^ 1)
+            # Stored before the arrival that expects the bytes, by the same warp: visible to whoever waits for K.
+            missing.index(stage).store(gl.full([1], code, gl.int32, _one_layout()))
+            _fetch(
+                keys, 2, i, block, row, y, x, key_full.index(stage), key_tile.index(stage), extents, places, batch,
+                head, heads, HEAD_DIM, BT, BH, BW,
+            )  # fmt: skip
+        if i > 0:
+            stage = (base + i - 1) % STAGES
+            row, y, x = _position(previous, high, wide)
+            mbarrier.wait(value_empty.index(stage), (((base + i - 1) // STAGES) & 1) ^ 1)
+            _fetch(
+                values, 3, i - 1, previous, row, y, x, value_full.index(stage), value_tile.index(stage), extents,
+                places, batch, head, heads, HEAD_DIM, BT, BH, BW,
+            )  # fmt: skip
+        previous = block
+        block = following
+
+
+@gluon.jit
+def _again(verdict, judged):
+    # Whether a half of the tile asked for the exact pass; every warp of the program decides alike.
+    mbarrier.wait(judged.index(0), 0)
+    return (_one(verdict.index(0)) | _one(verdict.index(1))) != 0
+
+
+@gluon.jit
 def _produce(
     query, keys, values, tiles, barriers, list_ptr, blocks, extents, high, wide,
     places, batch, head, heads, key_heads, frame, line, column,
     HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+    EXACT: gl.constexpr,
 ):  # fmt: skip
-    query_tile, key_tile, value_tile, missing = tiles
-    query_full, key_full, key_empty, value_full, value_empty = barriers
-    prefix_blocks = extents[1]
+    query_tile, _, _, _, verdict = tiles
+    query_full, _, _, _, _, judged = barriers
     key_head = head // (heads // key_heads)
     outer, inner = _ends(places, 0, batch, head, heads, HEAD_DIM)
     if blocks > 0:
@@ -134,32 +178,16 @@ def _produce(
             mbarrier.expect(query_full.index(half), query.block_type.nbytes)
             corner = [outer, frame + half * (BT // CONSUMERS), line, column, inner]
             tma.async_copy_global_to_shared(query, corner, query_full.index(half), query_tile.index(half))
-    # Step i fetches K of block i and V of block i - 1: K leads, because it is needed one block earlier.
-    previous = 0
-    block = _listed(list_ptr, 0, prefix_blocks, blocks)
-    for i in range(0, blocks + 1):
-        following = _listed(list_ptr, i + 1, prefix_blocks, blocks)
-        if i < blocks:
-            stage = i % STAGES
-            row, y, x = _position(block, high, wide)
-            code = _missing_code(i, block, row, y, x, extents, BT, BH, BW)
-            mbarrier.wait(key_empty.index(stage), ((i // STAGES) & 1) ^ 1)
-            # Stored before the arrival that expects the bytes, by the same warp: visible to whoever waits for K.
-            missing.index(stage).store(gl.full([1], code, gl.int32, _one_layout()))
-            _fetch(
-                keys, 2, i, block, row, y, x, key_full.index(stage), key_tile.index(stage), extents, places, batch,
-                key_head, key_heads, HEAD_DIM, BT, BH, BW,
-            )  # fmt: skip
-        if i > 0:
-            stage = (i - 1) % STAGES
-            row, y, x = _position(previous, high, wide)
-            mbarrier.wait(value_empty.index(stage), (((i - 1) // STAGES) & 1) ^ 1)
-            _fetch(
-                values, 3, i - 1, previous, row, y, x, value_full.index(stage), value_tile.index(stage), extents,
-                places, batch, key_head, key_heads, HEAD_DIM, BT, BH, BW,
-            )  # fmt: skip
-        previous = block
-        block = following
+        _stream(
+            keys, values, tiles, barriers, list_ptr, 0, blocks, extents, high, wide, places, batch, key_head, key_heads,
+            HEAD_DIM, BT, BH, BW, STAGES,
+        )  # fmt: skip
+        if not EXACT:
+            if _again(verdict, judged):
+                _stream(
+                    keys, values, tiles, barriers, list_ptr, blocks, blocks, extents, high, wide, places, batch,
+                    key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES,
+                )  # fmt: skip
 
 
 @gluon.jit
@@ -169,61 +197,98 @@ def _scores(query, key, BM: gl.constexpr, BN: gl.constexpr, layout: gl.constexpr
 
 
 @gluon.jit
-def _consume(
-    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-    HALF: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+def _weigh(
+    scores, peak, norm, scale, dtype: gl.constexpr, layout: gl.constexpr, EXACT: gl.constexpr
 ):  # fmt: skip
-    query_tile, key_tile, value_tile, missing = tiles
-    query_full, key_full, key_empty, value_full, value_empty = barriers
+    if EXACT:
+        weights, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, layout)
+    else:
+        weights, norm = weigh_below(scores, peak, norm, scale, dtype, layout)
+        fade = peak
+    return weights, fade, peak, norm
+
+
+@gluon.jit
+def _attend(
+    query, tiles, barriers, base, blocks, scale, D: gl.constexpr, dtype: gl.constexpr,
+    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr,
+):  # fmt: skip
+    # One pass over the list: sums of weighted values, row sums of weights.
+    _, key_tile, value_tile, missing, _ = tiles
+    _, key_full, key_empty, value_full, value_empty, _ = barriers
     BN: gl.constexpr = BT * BH * BW
     BM: gl.constexpr = BN // CONSUMERS
-    D: gl.constexpr = output.block_type.shape[4]
-    dtype: gl.constexpr = output.dtype
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     output_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     weight_layout: gl.constexpr = gl.DotOperandLayout(0, output_layout, 2)
+    total = gl.zeros([BM, D], gl.float32, output_layout)
+    stage = base % STAGES
+    mbarrier.wait(key_full.index(stage), (base // STAGES) & 1)
+    started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
+    code = _one(missing.index(stage))
+    scores = warpgroup_mma_wait(0, deps=(started,))
+    mbarrier.arrive(key_empty.index(stage), count=1)
+    if code != 0:
+        scores = _without_missing(scores, code, BH, BW)
+    peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, score_layout))
+    norm = folded_sum(gl.zeros([BM, BN], gl.float32, score_layout))
+    operand, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
+    for i in range(1, blocks):
+        stage = (base + i) % STAGES
+        last = (base + i - 1) % STAGES
+        mbarrier.wait(key_full.index(stage), ((base + i) // STAGES) & 1)
+        started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
+        code = _one(missing.index(stage))
+        mbarrier.wait(value_full.index(last), ((base + i - 1) // STAGES) & 1)
+        adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=(started,))
+        mbarrier.arrive(key_empty.index(stage), count=1)
+        # The softmax stands in both branches: the assembler moves the wait below ahead of anything in its own
+        # block, and the exponentials are to run while P V is in flight.
+        if code == 0:
+            weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+        else:
+            scores = _without_missing(scores, code, BH, BW)
+            weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+        total = warpgroup_mma_wait(0, deps=(adding,))
+        mbarrier.arrive(value_empty.index(last), count=1)
+        if EXACT:
+            total = faded(total, gl.convert_layout(fade, gl.SliceLayout(1, output_layout)))
+        operand = weights
+    last = (base + blocks - 1) % STAGES
+    mbarrier.wait(value_full.index(last), ((base + blocks - 1) // STAGES) & 1)
+    adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
+    total = warpgroup_mma_wait(0, deps=(adding,))
+    mbarrier.arrive(value_empty.index(last), count=1)
+    return total, gl.convert_layout(gl.sum(norm, 1), gl.SliceLayout(1, output_layout))
+
+
+@gluon.jit
+def _consume(
+    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
+    HALF: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+    EXACT: gl.constexpr,
+):  # fmt: skip
+    query_tile, _, _, _, verdict = tiles
+    query_full, _, _, _, _, judged = barriers
+    D: gl.constexpr = output.block_type.shape[4]
+    BM: gl.constexpr = BT * BH * BW // CONSUMERS
+    dtype: gl.constexpr = output.dtype
+    output_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     tile = query_tile.index(HALF)
     query = tile.reshape((BM, D))
-    total = gl.zeros([BM, D], gl.float32, output_layout)
+    result = gl.zeros([BM, D], dtype, output_layout)
     if blocks > 0:
         mbarrier.wait(query_full.index(HALF), 0)
-        mbarrier.wait(key_full.index(0), 0)
-        started = _scores(query, key_tile.index(0).reshape((BN, D)), BM, BN, score_layout)
-        code = _one(missing.index(0))
-        scores = warpgroup_mma_wait(0, deps=(started,))
-        mbarrier.arrive(key_empty.index(0), count=1)
-        if code != 0:
-            scores = _without_missing(scores, code, BH, BW)
-        peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, score_layout))
-        norm = folded_sum(gl.zeros([BM, BN], gl.float32, score_layout))
-        operand, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
-        for i in range(1, blocks):
-            stage = i % STAGES
-            last = (i - 1) % STAGES
-            mbarrier.wait(key_full.index(stage), (i // STAGES) & 1)
-            started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
-            code = _one(missing.index(stage))
-            mbarrier.wait(value_full.index(last), ((i - 1) // STAGES) & 1)
-            adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=(started,))
-            mbarrier.arrive(key_empty.index(stage), count=1)
-            # The softmax stands in both branches: the assembler moves the wait below ahead of anything in its own
-            # block, and the exponentials are to run while P V is in flight.
-            if code == 0:
-                weights, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
-            else:
-                scores = _without_missing(scores, code, BH, BW)
-                weights, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
-            total = warpgroup_mma_wait(0, deps=(adding,))
-            mbarrier.arrive(value_empty.index(last), count=1)
-            total = faded(total, gl.convert_layout(fade, gl.SliceLayout(1, output_layout)))
-            operand = weights
-        last = (blocks - 1) % STAGES
-        mbarrier.wait(value_full.index(last), ((blocks - 1) // STAGES) & 1)
-        adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
-        total = warpgroup_mma_wait(0, deps=(adding,))
-        total = total / gl.convert_layout(gl.sum(norm, 1), gl.SliceLayout(1, output_layout))[:, None]
-    query.store(total.to(dtype))
+        total, norm = _attend(query, tiles, barriers, 0, blocks, scale, D, dtype, BT, BH, BW, STAGES, EXACT)
+        if not EXACT:
+            excess = gl.max(gl.where(norm < LIMIT, 0, 1), 0)
+            verdict.index(HALF).store(gl.full([1], excess, gl.int32, _one_layout(gl.num_warps())))
+            mbarrier.arrive(judged.index(0), count=1)
+            if _again(verdict, judged):
+                total, norm = _attend(query, tiles, barriers, blocks, blocks, scale, D, dtype, BT, BH, BW, STAGES, True)
+        result = (total / norm[:, None]).to(dtype)
+    query.store(result)
     fence_async_shared()
     tma.async_copy_shared_to_global(output, [outer, frame + HALF * (BT // CONSUMERS), line, column, inner], tile)
     tma.store_wait(0)
@@ -236,6 +301,7 @@ def block_sparse_attention(
     prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
     high, wide,
     HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+    EXACT: gl.constexpr,
 ):  # fmt: skip
     """One query tile of one head; grid ``(query tiles, batch * heads)``, so that one head's K and V stay in L2.
 
@@ -252,11 +318,14 @@ def block_sparse_attention(
     key_tile = gl.allocate_shared_memory(query.dtype, [STAGES, 1, BT, BH, BW, D], query.layout)
     value_tile = gl.allocate_shared_memory(query.dtype, [STAGES, 1, BT, BH, BW, D], query.layout)
     missing = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    verdict = gl.allocate_shared_memory(gl.int32, [CONSUMERS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     query_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     key_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     key_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    judged = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(judged.index(0), count=CONSUMERS)
     for half in gl.static_range(CONSUMERS):
         mbarrier.init(query_full.index(half), count=1)
     for stage in gl.static_range(STAGES):
@@ -273,8 +342,8 @@ def block_sparse_attention(
     line = tile // wide % high * BH
     column = tile % wide * BW
     outer, inner = _ends(places, 1, batch, head, heads, HEAD_DIM)
-    tiles = (query_tile, key_tile, value_tile, missing)
-    barriers = (query_full, key_full, key_empty, value_full, value_empty)
+    tiles = (query_tile, key_tile, value_tile, missing, verdict)
+    barriers = (query_full, key_full, key_empty, value_full, value_empty, judged)
     extents = (
         prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
     )  # fmt: skip
@@ -286,21 +355,21 @@ def block_sparse_attention(
                 _consume,
                 (
                     output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-                    FIRST, BT, BH, BW, STAGES,
+                    FIRST, BT, BH, BW, STAGES, EXACT,
                 ),
             ),
             (
                 _consume,
                 (
                     output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-                    SECOND, BT, BH, BW, STAGES,
+                    SECOND, BT, BH, BW, STAGES, EXACT,
                 ),
             ),
             (
                 _produce,
                 (
                     query, keys, values, tiles, barriers, list_ptr, blocks, extents, high, wide,
-                    places, batch, head, heads, key_heads, frame, line, column, HEAD_DIM, BT, BH, BW, STAGES,
+                    places, batch, head, heads, key_heads, frame, line, column, HEAD_DIM, BT, BH, BW, STAGES, EXACT,
                 ),
             ),
         ],

@@ -46,12 +46,12 @@ def supported(query: Tensor, tile: tuple[int, ...]) -> str | None:
 def attend(
     query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
 ) -> Tensor:
-    """Attention over the prefix and the listed blocks; same contract as ``reference.attend``.
-
-    ``scale`` must be positive: the running maximum is taken before scaling.
-    """
+    """Attention over the prefix and the listed blocks; same contract as ``reference.attend``."""
     if query.numel() == 0:
         return empty_output(query)
+    if scale <= 0:
+        # The kernel takes the maximum of unscaled scores, so the sign goes into the query.
+        query, scale = (-query, -scale) if scale else (torch.zeros_like(query), 1.0)
     job = _Job(layout, query.shape[1], keys.current.shape[1], query.shape[3])
     output = empty_output(query)
     if not job.expressible(output):
@@ -63,6 +63,7 @@ def attend(
             *tensors, index, count, scale * math.log2(math.e), query.shape[1], keys.current.shape[1], index.shape[3],
             job.places, *job.extents(), HEAD_DIM=query.shape[3],
             BT=layout.tile[0], BH=layout.tile[1], BW=layout.tile[2], STAGES=STAGES[query.shape[3]],
+            EXACT=query.dtype == torch.float16,
             num_warps=4, maxnreg=_REGISTERS,
         )  # fmt: skip
     return as_output(output, query)

@@ -8,6 +8,9 @@ from triton.experimental.gluon import language as gl
 SLACK = gl.constexpr(8.0)
 """Powers of two by which weights may exceed one before the running maximum follows (fp16 weights stay below 65504)."""
 
+LIMIT = gl.constexpr(2.0**64)
+"""Row sums below this are as exact as any: bfloat16 and float32 keep their relative precision, nothing overflowed."""
+
 
 @gluon.jit
 def _halves(matrix):
@@ -46,6 +49,13 @@ def weigh(scores, peak, norm, scale, dtype: gl.constexpr, layout: gl.constexpr):
     fade = gl.exp2((peak - higher) * scale)
     norm = norm * gl.convert_layout(fade, gl.SliceLayout(1, norm.type.layout))[:, None] + folded_sum(weights)
     return gl.convert_layout(weights.to(dtype), layout), fade, higher, norm
+
+
+@gluon.jit
+def weigh_below(scores, peak, norm, scale, dtype: gl.constexpr, layout: gl.constexpr):
+    """:func:`weigh` against a maximum that stays: weights may exceed one, the row sums tell whether by too much."""
+    weights = gl.exp2(scores * scale - (peak * scale)[:, None])
+    return gl.convert_layout(weights.to(dtype), layout), norm + folded_sum(weights)
 
 
 @gluon.constexpr_function

@@ -123,6 +123,30 @@ def test_agrees_with_the_specification(hopper, case):
     assert case.heads == 1 or out.stride() == query.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("growth", [1.0, 8.0, 60.0], ids=["little", "much", "beyond_the_limit"])
+def test_scores_that_outgrow_the_first_block(hopper, growth, dtype):
+    """Rows whose later scores exceed the first block's by up to hundreds of powers of two, and rows that do not."""
+    case = Case(dtype=dtype, heads=3, key_heads=3)
+    query, keys, values = case.tensors()
+    query[:, :, ::3] /= 50
+    grown = Spans(keys.prefix, keys.context * growth, keys.current * (1 + growth / 4))
+    index, count = case.lists(torch.full((1, 3, case.layout.query_tiles), 5, dtype=torch.int32))
+    arguments = (index, count, case.layout, case.head_dim**-0.5)
+    ref = expected(query, grown, values, *arguments)
+    out = hopper.attend(query, grown, values, *arguments)
+    assert_as_good_as_torch(out, ref, same_dtype(query, grown, values, *arguments))
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_scales_that_are_not_positive(hopper, scale):
+    case = Case()
+    query, keys, values = case.tensors()
+    arguments = (*case.lists(), case.layout, scale)
+    ref = expected(query, keys, values, *arguments)
+    assert (hopper.attend(query, keys, values, *arguments).double() - ref).norm() / ref.norm() < 6e-3
+
+
 def test_everything_kept_is_dense_attention(hopper):
     case = Case(heads=3, key_heads=3)
     query, keys, values = case.tensors()
