@@ -1,4 +1,8 @@
-"""The driver: generated Python over the root graph, calling leaves. It keeps no state but the memos it names."""
+"""The driver: generated Python over the root graph, calling leaves.
+
+It keeps no state but the memos it names and the decisions of its decision points. Branches of the graph (``cond``) are functions
+beside ``forward``; which one runs is decided on the host, so the other one costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +21,14 @@ import torch.utils._pytree as pytree
 from lightint_compile.errors import StateError
 from lightint_compile.leaf import Leaf
 from lightint_compile.memo import Memo
+from lightint_compile.passes.decisions.points import PointSpec
+from lightint_compile.runtime.decisions import Decisions
+
+
+def choose(condition: bool, then: Callable[..., Any], otherwise: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """``cond`` with a condition that is known on the host."""
+    return (then if condition else otherwise)(*operands)
+
 
 #: The names a driver's source may use besides ``self``; one that needs more is not kept on disk.
 NAMES: Mapping[str, Any] = {
@@ -28,13 +41,16 @@ NAMES: Mapping[str, Any] = {
     "operator": operator,
     "_operator": operator,
     "pytree": pytree,
+    "choose": choose,
 }
+
+_COND = "torch.ops.higher_order.cond("
 
 
 def driver_source(root: fx.GraphModule) -> str:
     """The root graph as a Python function ``forward(self, ...)`` whose ``self`` holds the leaves."""
     root.graph.set_codegen(fx.graph.CodeGen())
-    return str(root.graph.python_code(root_module="self").src)
+    return str(root.graph.python_code(root_module="self").src).replace(_COND, "choose(")
 
 
 def is_self_contained(root: fx.GraphModule) -> bool:
@@ -51,16 +67,31 @@ class Driver:
         source: the generated Python, for a person to read.
         leaves: the compiled regions by name.
         memos: the regions whose results are kept between calls.
+        branches: the sources of the functions that ``choose`` picks from, by name.
+        decisions: what answers the decision points.
     """
 
     def __init__(
-        self, source: str, leaves: Mapping[str, Leaf], memoised: Sequence[str], extra: Mapping[str, Any] | None = None
+        self,
+        source: str,
+        leaves: Mapping[str, Leaf],
+        memoised: Sequence[str],
+        extra: Mapping[str, Any] | None = None,
+        *,
+        branches: Mapping[str, str] | None = None,
+        points: Mapping[str, PointSpec] | None = None,
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
         self.memos = {name: Memo(leaves[name]) for name in memoised}
-        self._self = SimpleNamespace(**{**self.leaves, **self.memos})
-        self._forward = _compiled(source, {**NAMES, **(extra or {})})
+        self.branches = dict(branches or {})
+        self.decisions = Decisions(points or {})
+        self._extra = dict(extra or {})
+        self._self = SimpleNamespace(**{**self.leaves, **self.memos, **self.decisions.bound})
+        names = {**NAMES, **self._extra}
+        for name, text in self.branches.items():
+            setattr(self._self, name, partial(_compiled(text, names), self._self))
+        self._forward = _compiled(source, names)
 
     @property
     def compilations(self) -> int:
@@ -75,6 +106,7 @@ class Driver:
         """Forget every result kept between calls."""
         for memo in self.memos.values():
             memo.reset()
+        self.decisions.reset()
 
     def __reduce__(self) -> Any:
         raise StateError(
@@ -84,8 +116,15 @@ class Driver:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Driver:
-        """A driver with the same kernels and no kept results."""
-        return Driver(self.source, self.leaves, tuple(self.memos), self._forward.__globals__)
+        """A driver with the same kernels, no kept results and no decisions made."""
+        return Driver(
+            self.source,
+            self.leaves,
+            tuple(self.memos),
+            self._extra,
+            branches=self.branches,
+            points=self.decisions.points,
+        )
 
 
 def _compiled(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ import torch.fx as fx
 from lightint_compile.driver import Driver, driver_source, is_self_contained
 from lightint_compile.leaf import Compiler, Leaf, eager_compiler, inductor_compiler
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.decisions.points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.program import Program
 
 WHOLE = "whole"
@@ -52,11 +53,14 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
         start = time.perf_counter()
         leaves[name].compile()
         seconds[name] = time.perf_counter() - start
-    calls = [node for node in root.graph.nodes if node.op == "call_module"]
+    branches = _branches(root)
+    graphs = [root, *branches.values()]
+    calls = [node for graph in graphs for node in graph.graph.nodes if is_region_call(graph, node)]
     memoised = sorted({str(node.target) for node in calls if node.meta.get("memo")})
-    storable = is_self_contained(root)
-    extra = root.graph.python_code(root_module="self").globals
-    driver = Driver(driver_source(root), leaves, memoised, extra)
+    storable = all(map(is_self_contained, graphs))
+    extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
+    sources = {name: driver_source(branch) for name, branch in branches.items()}
+    driver = Driver(driver_source(root), leaves, memoised, extra, branches=sources, points=_points(root))
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     return Lowered(driver, regions, counts, seconds, storable)
 
@@ -71,17 +75,31 @@ def _region(region: fx.GraphModule) -> fx.GraphModule:
 
 
 def _outlined(program: Program) -> bool:
-    return any(node.op == "call_module" for node in program.graph.nodes)
+    return is_outlined(program.graph_module, program.graph)
 
 
 def _regions(root: fx.GraphModule) -> dict[str, fx.GraphModule]:
+    """The distinct regions that the root or one of its branches calls."""
     found: dict[str, fx.GraphModule] = {}
-    for node in root.graph.nodes:
-        if node.op == "call_module":
-            region = root.get_submodule(str(node.target))
-            assert isinstance(region, fx.GraphModule)
-            found[str(node.target)] = region
+    for graph in (root, *_branches(root).values()):
+        for node in graph.graph.nodes:
+            if is_region_call(graph, node):
+                region = graph.get_submodule(str(node.target))
+                assert isinstance(region, fx.GraphModule)
+                found[str(node.target)] = region
     return found
+
+
+def _branches(root: fx.GraphModule) -> dict[str, fx.GraphModule]:
+    """The graphs that control flow in the root chooses from."""
+    attributes = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
+    modules = {name: module for name, module in root.named_children() if name in attributes}
+    return {name: module for name, module in modules.items() if isinstance(module, fx.GraphModule)}
+
+
+def _points(root: fx.GraphModule) -> dict[str, PointSpec]:
+    points = {str(node.target): point_of(root, node) for node in root.graph.nodes}
+    return {name: spec for name, spec in points.items() if spec is not None}
 
 
 def _wrapped(graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -30,6 +30,7 @@ from lightint_compile.freshshapes import BoundSymbol
 from lightint_compile.leaf import Compiler, Leaf, RegionSource, Variant
 from lightint_compile.lowering import Lowered
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.decisions.points import point_from
 from lightint_compile.passes.remarks import source_of
 from lightint_compile.reporting.section import Section
 
@@ -82,7 +83,8 @@ class Store:
             log.warning("the kept program %s cannot be read and is made again: %s", key, error)
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        driver = Driver(record["source"], leaves, record["memoised"])
+        points = {name: point_from(data) for name, data in record["points"].items()}
+        driver = Driver(record["source"], leaves, record["memoised"], branches=record["branches"], points=points)
         return Stored(driver, Section.from_dict(record["section"]), record["guard"])
 
 
@@ -104,6 +106,8 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
         "source": driver.source,
         "leaves": leaves,
         "memoised": list(driver.memos),
+        "branches": driver.branches,
+        "points": {name: spec.to_dict() for name, spec in driver.decisions.points.items()},
         "section": section.to_dict(),
         "guard": guard,
     }

@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "sink-row-repeats": "sink_row_repeats:SinkRowRepeats",
     "hoist-invariants": "hoist_invariants:HoistInvariants",
     "dead-tail": "dead_tail:DeadTail",
+    "adaptive-context": "adaptive_context:AdaptiveContext",
     "sparse-attention": "sparse_attention:SparseAttention",
     "outline-regions": "outline_regions:OutlineRegions",
 }

@@ -38,6 +38,14 @@ class Decision:
         """How far the overlap is from the threshold; small means that the decision was close."""
         return self.overlap - self.threshold
 
+    def __str__(self) -> str:
+        seen = "seen before" if not self.novel else "not seen before"
+        steps = [f"steps {', '.join(map(str, self.reused_steps))} may be reused"] if self.reused_steps else []
+        refused = [f"refused {', '.join(map(str, self.refused_steps))}"] if self.refused_steps else []
+        context = f"{len(self.context_frames)} context frames ({self.saved_frames} fewer)"
+        view = f"overlap {self.overlap:.3f} against {self.threshold:.2f}, {seen}"
+        return f"chunk {self.chunk}: " + "; ".join([context, view, *steps, *refused])
+
     def to_dict(self) -> dict[str, Any]:
         """The decision as JSON-ready data, its margin included."""
         return dataclasses.asdict(self) | {"margin": self.margin}

@@ -1,8 +1,12 @@
-"""Decisions over a rollout: one planner a rollout, asked once a chunk, with a log of what it said."""
+"""Decisions over rollouts: asked once a chunk, with a log of what was said in each."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,52 +16,116 @@ from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import CLIP, Rules, Situation
 from lightint_compile.runtime.views import check_cameras
 
+log = logging.getLogger("lightint_compile.runtime")
+
+SLOTS = 4
+"""Rollouts that are told apart; the one unused for longest makes room."""
+
+
+@dataclass
+class _Rollout:
+    """Cameras [B, F, 4, 4] so far, and the decision of each chunk."""
+
+    cameras: Tensor
+    decisions: list[Decision] = field(default_factory=list)
+
+    def leads_to(self, cameras: Tensor) -> bool:
+        """Whether ``cameras`` are these, or these and more."""
+        frames = self.cameras.shape[1]
+        same_batch = self.cameras.shape[0] == cameras.shape[0]
+        return same_batch and frames <= cameras.shape[1] and torch.equal(cameras[:, :frames], self.cameras)
+
 
 class Planner:
     """Applies :class:`Rules` chunk by chunk and remembers its decisions.
 
-    A call whose cameras do not continue the ones before (another trajectory, a scene cut, a new rollout) starts over: no
-    decision of one rollout reaches another.
+    A call belongs to the rollout whose cameras it continues; one whose cameras continue none (another trajectory, a scene
+    cut) begins another. The same chunk asked again, after an exception or for the second half of a guidance pair, is
+    decided again from the chunk before it. No decision of one rollout reaches another.
     """
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.decisions: list[Decision] = []
-        self._cameras: Tensor | None = None
+        self._rollouts: list[_Rollout] = []
         self._lock = threading.Lock()
 
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decisions of the rollout that was asked last, chunk by chunk."""
+        with self._lock:
+            return list(self._rollouts[-1].decisions) if self._rollouts else []
+
     def decide(self, extrinsics: Tensor, dynamics: float | None = None) -> Decision:
-        """The decision for the chunk that the last four of ``extrinsics`` [F + 4, 4, 4] (world-to-camera) belong to.
+        """The decision for the chunk that the last four of ``extrinsics`` (world-to-camera) belong to.
+
+        Args:
+            extrinsics: [F + 4, 4, 4], or [B, F + 4, 4, 4] for a batch, which shares one decision: frames that any
+                element wants as context, steps that all may reuse.
 
         Raises:
             InputError: cameras that are not rigid transforms, or not a whole number of chunks.
         """
         cameras = extrinsics.detach().to("cpu", torch.float64)
-        if cameras.dim() != 3 or cameras.shape[0] < CLIP or cameras.shape[0] % CLIP:
+        if cameras.dim() not in (3, 4) or cameras.shape[-3] < CLIP or cameras.shape[-3] % CLIP:
             why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {CLIP} latent frames"
             raise InputError("The cameras are no whole number of chunks.", where="extrinsics", why=why)
         check_cameras(cameras)
+        cameras = cameras.reshape(-1, *cameras.shape[-3:])
         with self._lock:
-            if not self._continues(cameras):
-                self.decisions.clear()
-            before = self.decisions[-1] if self.decisions else None
-            situation = Situation(cameras.shape[0] // CLIP - 1, cameras, dynamics, before)
-            decision = self.rules.decide(situation)
-            self.decisions.append(decision)
-            self._cameras = cameras
-            return decision
+            rollout = self._rollout(cameras)
+            chunk = cameras.shape[1] // CLIP - 1
+            rollout.decisions = [decision for decision in rollout.decisions if decision.chunk < chunk]
+            before = next((d for d in rollout.decisions[-1:] if d.chunk == chunk - 1), None)
+            asked = [Situation(chunk, each, dynamics, before) for each in _distinct(cameras)]
+            decision = agreed([self.rules.decide(situation) for situation in asked])
+            rollout.decisions.append(decision)
+            rollout.cameras = cameras
+        log.info("%s", decision)
+        return decision
+
+    def refuse(self, decision: Decision, step: int) -> Decision:
+        """Write down that the drift check refused to reuse ``step``; the decision as it reads now."""
+        refused = dataclasses.replace(decision, refused_steps=(*decision.refused_steps, step))
+        with self._lock:
+            for rollout in self._rollouts:
+                rollout.decisions = [refused if each is decision else each for each in rollout.decisions]
+        return refused
 
     def reset(self) -> None:
-        """Forget the rollout."""
+        """Forget every rollout."""
         with self._lock:
-            self.decisions.clear()
-            self._cameras = None
+            self._rollouts.clear()
 
-    def _continues(self, cameras: Tensor) -> bool:
-        known = self._cameras
-        if known is None or known.shape[0] >= cameras.shape[0]:
-            return False
-        return torch.equal(cameras[: known.shape[0]], known)
+    def _rollout(self, cameras: Tensor) -> _Rollout:
+        """The rollout that ``cameras`` continue, of several the longest, moved to the end; a new one where there is none."""
+        known = [rollout for rollout in self._rollouts if rollout.leads_to(cameras)]
+        found = max(known, key=lambda rollout: rollout.cameras.shape[1], default=None) or _Rollout(cameras)
+        others = [rollout for rollout in self._rollouts if rollout is not found]
+        self._rollouts = [*others[-(SLOTS - 1) :], found]
+        return found
+
+
+def agreed(decisions: Sequence[Decision]) -> Decision:
+    """One decision for a batch: context that any element wants, steps that all may reuse, the least of the overlaps."""
+    least = min(decisions, key=lambda decision: decision.overlap)
+    if len(decisions) == 1:
+        return least
+    context = tuple(sorted({frame for decision in decisions for frame in decision.context_frames}))
+    reused = tuple(step for step in least.reused_steps if all(step in d.reused_steps for d in decisions))
+    fewest = max(len(decision.context_frames) + decision.saved_frames for decision in decisions)
+    novel = any(decision.novel for decision in decisions)
+    return dataclasses.replace(
+        least, context_frames=context, reused_steps=reused, novel=novel, saved_frames=fewest - len(context)
+    )
+
+
+def _distinct(cameras: Tensor) -> list[Tensor]:
+    """The elements of a batch [B, F, 4, 4] without repetition: guidance pairs share their cameras."""
+    found: list[Tensor] = []
+    for each in cameras:
+        if not any(torch.equal(each, known) for known in found):
+            found.append(each)
+    return found
 
 
 def plan(extrinsics: Tensor, rules: Rules) -> list[Decision]:

@@ -1,0 +1,152 @@
+"""Answers to a program's decision points: the state of one driver, and how it is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightint_compile.errors import InputError
+from lightint_compile.passes.decisions.points import PlanPoint, PointSpec, StepPoint
+from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.measures import latent_dynamics, relative_change
+from lightint_compile.runtime.planner import Planner
+from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
+
+log = logging.getLogger("lightint_compile.runtime")
+
+HYSTERESIS = 0.04
+"""How far below the overlap at which a view starts to count as seen before it stops to."""
+
+
+def rules_of(policy: Policy) -> Rules:
+    """The rules that a policy spells."""
+    if policy.rules == "published":
+        gate = {} if policy.overlap is None else {"gate": policy.overlap}
+        return PublishedRules(memory=policy.memory, steps=policy.steps, **gate)  # type: ignore[arg-type]
+    gate = {} if policy.overlap is None else {"enter": policy.overlap, "leave": max(policy.overlap - HYSTERESIS, 0.0)}
+    return AdaptiveRules(
+        memory=policy.memory,
+        adapt_context=policy.adapt_context,
+        reuse=bool(policy.steps),
+        steps=policy.steps,
+        **gate,  # type: ignore[arg-type]
+    )
+
+
+@dataclass
+class Record:
+    """One chunk's decision while the chunk runs. It belongs to the call, so two threads do not meet in it."""
+
+    planner: Planner
+    decision: Decision
+
+    def refuse(self, step: int) -> None:
+        """The drift check refused to reuse ``step``."""
+        self.decision = self.planner.refuse(self.decision, step)
+        log.info("chunk %d: step %d is computed, its activations have drifted", self.decision.chunk, step)
+
+
+class Decisions:
+    """The decision points of one driver, bound to a planner of their own.
+
+    Attributes:
+        bound: what answers each point, by the point's name.
+    """
+
+    def __init__(self, points: Mapping[str, PointSpec]) -> None:
+        self.points = dict(points)
+        plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
+        self._planner = Planner(rules_of(plans[0].policy)) if plans else None
+        self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
+
+    @property
+    def made(self) -> list[Decision]:
+        """The decisions of the rollout that ran last, chunk by chunk."""
+        return self._planner.decisions if self._planner else []
+
+    def reset(self) -> None:
+        """Forget every rollout."""
+        if self._planner:
+            self._planner.reset()
+
+    def _answer(self, spec: PointSpec) -> Callable[..., Any]:
+        if isinstance(spec, StepPoint):
+            return _StepGuard(spec)
+        assert self._planner is not None
+        return _Plan(spec.policy, self._planner)
+
+
+class _Plan:
+    """Answers the plan point: one transfer from the device a chunk."""
+
+    def __init__(self, policy: Policy, planner: Planner) -> None:
+        self._policy, self._planner = policy, planner
+        self._looks_at_latents = policy.adapt_context and policy.rules == "adaptive"
+
+    def __call__(self, extrinsics: Tensor, history: Tensor | None = None) -> tuple[Tensor | None, Record]:
+        dynamics, cameras = self._read(extrinsics, history)
+        decision = self._decide(cameras, dynamics)
+        index = None
+        if self._policy.adapt_context:
+            assert history is not None
+            frames = torch.tensor(_within(decision, history), dtype=torch.int64)
+            index = frames.to(history.device, non_blocking=True)
+        return index, Record(self._planner, decision)
+
+    def _read(self, extrinsics: Tensor, history: Tensor | None) -> tuple[float | None, Tensor]:
+        if history is None or not self._looks_at_latents:
+            return None, extrinsics.detach().to("cpu", torch.float64)
+        change = latent_dynamics(history.detach()).to(torch.float64).reshape(1)
+        flat = torch.cat([change, extrinsics.detach().to(torch.float64).flatten()]).cpu()
+        return float(flat[0]), flat[1:].reshape(extrinsics.shape)
+
+    def _decide(self, cameras: Tensor, dynamics: float | None) -> Decision:
+        try:
+            return self._planner.decide(cameras, dynamics)
+        except InputError as error:
+            log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
+            return _cautious(cameras, self._policy.memory)
+
+
+def _within(decision: Decision, history: Tensor) -> tuple[int, ...]:
+    """The context frames, which must lie in the history.
+
+    Raises:
+        InputError: the cameras belong to a longer history than the latents.
+    """
+    if max(decision.context_frames, default=-1) >= history.shape[2] or not decision.context_frames:
+        why = f"context frames {decision.context_frames} of a history of {history.shape[2]} latent frames"
+        fix = f"give the cameras of the history and of the next {CLIP} latent frames"
+        raise InputError("The cameras do not belong to the history.", where="extrinsics", why=why, fix=fix)
+    return decision.context_frames
+
+
+def _cautious(cameras: Tensor, memory: int) -> Decision:
+    """What is done when the cameras cannot be understood: the first clip and as many of the newest frames as fit."""
+    chunk = cameras.shape[-3] // CLIP - 1
+    frames = max(cameras.shape[-3] - CLIP, 0)
+    kept = {*range(min(CLIP, frames)), *range(max(frames - memory + CLIP, 0), frames)}
+    return Decision(chunk=chunk, context_frames=tuple(sorted(kept)))
+
+
+class _StepGuard:
+    """Answers a step point: the decision's word, then the drift of an activation, which is one small transfer."""
+
+    def __init__(self, spec: StepPoint) -> None:
+        self._spec = spec
+
+    def __call__(self, record: Record, now: Tensor | None = None, before: Tensor | None = None) -> bool:
+        if self._spec.step not in record.decision.reused_steps:
+            return False
+        if self._spec.drift is None or now is None or before is None:
+            return True
+        if float(relative_change(now, before)) <= self._spec.drift:
+            return True
+        record.refuse(self._spec.step)
+        return False

@@ -1,0 +1,138 @@
+"""The gather of context: several tensors read along their frame axis with one list of frame numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import sympy
+import torch
+import torch.fx as fx
+from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
+from lightint_compile.passes.evaluate import hint_of, size_of
+from lightint_compile.passes.program import Program, tensor_of
+
+aten = torch.ops.aten
+
+CHUNK = 4
+"""Latent frames of a chunk, which the rules of the runtime count in."""
+
+
+@dataclass(frozen=True)
+class ContextGather:
+    """One selection of context frames.
+
+    Attributes:
+        index: the frame numbers [m], m at most ``memory``.
+        gathers: the nodes that read with it.
+        history: the latents [B, C, F, h, w] it reads from.
+        cameras: world-to-camera of the history and of the chunk, [B, F + 4, 4, 4] or [F + 4, 4, 4].
+        size: m as an expression over the sizes of the capture.
+        memory: the largest m.
+    """
+
+    index: fx.Node
+    gathers: tuple[fx.Node, ...]
+    history: fx.Node
+    cameras: fx.Node
+    size: sympy.Expr
+    memory: int
+
+
+@dataclass(frozen=True)
+class NoGather:
+    """Why a place that looked like a gather of context was left alone.
+
+    Attributes:
+        node: where it was looked at.
+        reason: what stood in the way.
+        hint: the smallest change that would remove it.
+    """
+
+    node: fx.Node
+    reason: str
+    hint: str
+
+
+def find_gather(program: Program) -> ContextGather | NoGather | None:
+    """The gather of context of ``program``; ``None`` where nothing looks like one."""
+    misses: list[NoGather] = []
+    for index, gathers in _by_index(program).items():
+        found = _examine(program, index, gathers)
+        if isinstance(found, ContextGather):
+            return found
+        if found is not None:
+            misses.append(found)
+    return misses[0] if misses else None
+
+
+def _by_index(program: Program) -> Mapping[fx.Node, list[fx.Node]]:
+    """Reads along one axis, by the node that holds the positions."""
+    found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node, _, _, index in _reads(program):
+        found[index].append(node)
+    return found
+
+
+def _reads(program: Program) -> Iterator[tuple[fx.Node, fx.Node, int, fx.Node]]:
+    """Every read along one axis: node, source, axis, positions. ``index_select`` and ``x[:, :, index]`` are seen in practice."""
+    for node in program.calls(aten.index_select.default):
+        source, axis, index = node.args
+        if isinstance(source, fx.Node) and isinstance(index, fx.Node) and isinstance(axis, int):
+            yield node, source, axis, index
+    for node in program.calls(aten.index.Tensor):
+        source, indices = node.args
+        given = [(axis, index) for axis, index in enumerate(indices) if index is not None]  # type: ignore[union-attr,arg-type]
+        if len(given) == 1 and isinstance(source, fx.Node) and isinstance(given[0][1], fx.Node):
+            yield node, source, given[0][0], given[0][1]
+
+
+def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> ContextGather | NoGather | None:
+    positions = tensor_of(index)
+    sources = {node: source for node, source, _, read in _reads(program) if read is index}
+    history = _frames_of(program, gathers, sources)
+    if positions is None or positions.dim() != 1 or history is None:
+        return None
+    if index.op == "placeholder":
+        return NoGather(
+            index, "the frame numbers are an input: they are chosen outside", "choose them inside the module"
+        )
+    gathered = [source for source in sources.values() if is_camera_shaped(source)]
+    cameras = gathered[0] if gathered else camera_input(program)
+    if cameras is None:
+        return NoGather(index, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
+    size = size_of(positions.shape[0])
+    if isinstance(size, int):
+        reason = f"{size} context frames are fixed in the captured graph"
+        return NoGather(
+            index, reason, "mark the frame axis of the history dynamic: torch._dynamo.mark_dynamic(history, 2)"
+        )
+    memory = _largest(size)
+    if memory is None:
+        return NoGather(
+            index, f"the number of context frames, {size}, has no bound", "write it as min(history, memory)"
+        )
+    if not _whole_chunk(history, cameras):
+        reason = f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
+        return NoGather(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
+    return ContextGather(index, tuple(gathers), history, cameras, size, memory)
+
+
+def _frames_of(program: Program, gathers: list[fx.Node], sources: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
+    """The latents that are read along their frame axis, if any of ``gathers`` does that."""
+    along_frames = {node for node, _, axis, _ in _reads(program) if axis in (2, -3)}
+    return latents_so_far(program, [sources[node] for node in gathers if node in along_frames])
+
+
+def _largest(size: sympy.Expr) -> int | None:
+    """The constant that bounds a size such as ``Min(20, s)``."""
+    constants = [int(part) for part in size.args if part.is_Integer] if size.func.__name__ == "Min" else []
+    return min(constants, default=None)
+
+
+def _whole_chunk(history: fx.Node, cameras: fx.Node) -> bool:
+    """Whether the sizes at capture fit; they are looked at again in every call."""
+    latents, matrices = tensor_of(history), tensor_of(cameras)
+    assert latents is not None and matrices is not None
+    return hint_of(matrices.shape[-3]) == hint_of(latents.shape[2]) + CHUNK

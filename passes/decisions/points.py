@@ -1,0 +1,104 @@
+"""Decision points: calls in the root graph that the driver answers on the host.
+
+A point is a module without weights or kernels. Its call is a node like any other, so that a rewritten graph prints, prunes
+and snapshots; what answers it is bound when the program is lowered (state belongs to the driver, never to the graph).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx as fx
+from lightint_compile.passes.decisions.policy import Policy
+
+from lightint_compile.errors import StateError
+
+PLAN = "plan"
+"""The name of the one point that decides a chunk: its node and its module."""
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """Called once a chunk, in front of everything else: ``plan(extrinsics[, history]) -> (context index, record)``.
+
+    ``extrinsics`` are [B, F + 4, 4, 4] or [F + 4, 4, 4] world-to-camera, of the history and of the chunk; ``history``
+    [B, C, F, h, w] is there for its latest changes. The index is int64 [m] on the device of the history (``None`` when
+    context is not decided); the record is what step points are asked with.
+    """
+
+    policy: Policy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "plan", "policy": self.policy.to_dict()}
+
+
+@dataclass(frozen=True)
+class StepPoint:
+    """Asked in front of one denoising step: ``step(record[, now, before]) -> bool``, true when the step may be reused.
+
+    Attributes:
+        step: its number in the loop.
+        drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels] of
+            this step and of the latest computed one) at which the step is still reused; ``None`` when nothing is checked.
+    """
+
+    step: int
+    drift: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "step", "step": self.step, "drift": self.drift}
+
+
+PointSpec: TypeAlias = PlanPoint | StepPoint
+
+
+def point_from(data: Mapping[str, Any]) -> PointSpec:
+    """The inverse of ``to_dict`` of either point."""
+    if data["kind"] == "plan":
+        return PlanPoint(Policy.from_dict(data["policy"]))
+    return StepPoint(int(data["step"]), data["drift"])
+
+
+class DecisionPoint(torch.nn.Module):
+    """The module that a decision node calls.
+
+    Attributes:
+        spec: what is decided.
+    """
+
+    _is_impure = True  # a decision is written down even if nothing reads its value
+
+    def __init__(self, spec: PointSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, *args: Any) -> Any:
+        """Nothing: a graph with decisions runs through its driver."""
+        raise StateError(
+            "a decision was asked of the graph",
+            why="decisions are bound when the program is lowered",
+            fix="run the compiled module; to run the bare graph, leave adaptive-context and step-cache out",
+        )
+
+
+def point_of(module: torch.nn.Module, node: fx.Node) -> PointSpec | None:
+    """The point that ``node`` calls; ``None`` for every other node."""
+    if node.op != "call_module":
+        return None
+    called = module.get_submodule(str(node.target))
+    return called.spec if isinstance(called, DecisionPoint) else None
+
+
+def is_region_call(module: torch.nn.Module, node: fx.Node) -> bool:
+    """Whether ``node`` calls an outlined region."""
+    return node.op == "call_module" and point_of(module, node) is None
+
+
+def is_outlined(module: torch.nn.Module, graph: fx.Graph) -> bool:
+    """Whether a graph calls regions, so that it is a root already."""
+    return any(is_region_call(module, node) for node in graph.nodes)

@@ -1,0 +1,56 @@
+"""What is decided, by which rules, with which thresholds: plain data that travels from a pass to the runtime and to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightint_compile.errors import OptionError, did_you_mean
+
+RULES = ("adaptive", "published")
+"""Whose rules decide: ours, or those of the Light Interaction release with its constants."""
+
+STRATEGIES = ("hold", "extrapolate")
+"""What a reused step gives: the latest computed prediction, or the line in sigma through the two latest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How one program's chunks are decided.
+
+    Attributes:
+        rules: one of :data:`RULES`.
+        memory: most context frames that the unaccelerated model gathers.
+        adapt_context: whether context frames are decided; else the model's own are only written down.
+        steps: the interior denoising steps that may be reused; empty for none.
+        overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
+    """
+
+    rules: str = "adaptive"
+    memory: int = 20
+    adapt_context: bool = False
+    steps: tuple[int, ...] = ()
+    overlap: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_dict` takes it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """The inverse of :meth:`to_dict`, also after a way through JSON."""
+        return cls(**{**data, "steps": tuple(data["steps"])})
+
+
+def check_rules(rules: str, where: str) -> None:
+    """Raise :class:`OptionError` unless ``rules`` is one of :data:`RULES`."""
+    if rules not in RULES:
+        raise OptionError(f"there are no rules called {rules!r}", where=where, fix=did_you_mean(rules, RULES))
+
+
+def check_overlap(overlap: float | None, where: str) -> None:
+    """Raise :class:`OptionError` unless ``overlap`` is a share."""
+    if overlap is not None and not 0 <= overlap <= 1:
+        raise OptionError(f"an overlap of {overlap} does not exist", where=where, why="it is a share, from 0 to 1")

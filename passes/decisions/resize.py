@@ -1,0 +1,93 @@
+"""Giving a size that was computed a life of its own: what was ``Min(20, s)`` becomes a fresh symbol that a decision sets.
+
+Fake values downstream are renamed, not recomputed: forty thousand nodes take a second, and no guard is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from lightint_compile.passes.evaluate import hint_of
+from lightint_compile.passes.program import Program, fake_mode_of
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+from lightint_compile.errors import PassError
+
+
+def fresh_size(program: Program, like: torch.SymInt, name: str) -> torch.SymInt:
+    """A symbol that no size of the program is related to, at least 2, with the hint of ``like``."""
+    env = fake_mode_of(program.graph.nodes).shape_env
+    assert env is not None
+    source = ConstantSource(name)
+    symbol = env.create_symbol(hint_of(like), source=source, dynamic_dim=DimDynamic.DYNAMIC)
+    size = env.create_symintnode(symbol, hint=hint_of(like), source=source)
+    assert isinstance(size, torch.SymInt)
+    return size
+
+
+class Resize:
+    """Renames the size ``old`` to ``new`` in the fake values of everything that depends on the nodes that make it."""
+
+    def __init__(self, program: Program, old: sympy.Expr, new: torch.SymInt) -> None:
+        self._program = program
+        self._mode = fake_mode_of(program.graph.nodes)
+        self._old, self._new = old, new
+        self._sizes: dict[sympy.Expr, torch.SymInt] = {}
+
+    def below(self, sources: Iterable[fx.Node]) -> int:
+        """Rename below ``sources``, whose values are new already; how many nodes were renamed.
+
+        Raises:
+            PassError: a renamed value meets one whose size is still the old: they may differ from now on.
+        """
+        reached = set(sources)
+        renamed = 0
+        for node in self._program.graph.nodes:
+            if node in reached or node.op == "output" or not any(source in reached for source in node.all_input_nodes):
+                continue
+            reached.add(node)
+            if self._mentions(node.meta.get("val")):
+                self._check_sources(node, reached)
+                node.meta["val"] = self._renamed(node.meta["val"])
+                renamed += 1
+        return renamed
+
+    def _check_sources(self, node: fx.Node, reached: set[fx.Node]) -> None:
+        for source in node.all_input_nodes:
+            if source not in reached and self._mentions(source.meta.get("val")):
+                raise PassError(
+                    f"{source.name} has as many frames as the context without being read with its frame numbers",
+                    where=node.name,
+                    why=f"both are {self._old} long today, and only one of them follows the decision",
+                )
+
+    def _mentions(self, value: Any) -> bool:
+        return any(
+            isinstance(size, torch.SymInt) and size.node.expr.has(self._old)
+            for leaf in pytree.tree_leaves(value)
+            for size in (leaf.shape if isinstance(leaf, torch.Tensor) else (leaf,))
+        )
+
+    def _renamed(self, value: Any) -> Any:
+        return pytree.tree_map_only((torch.Tensor, torch.SymInt), self._leaf, value)
+
+    def _leaf(self, value: torch.Tensor | torch.SymInt) -> Any:
+        if isinstance(value, torch.SymInt):
+            return self._size(value)
+        shape, stride = ([self._size(size) for size in sizes] for sizes in (value.shape, value.stride()))
+        with self._mode:
+            return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
+
+    def _size(self, size: int | torch.SymInt) -> Any:
+        if not isinstance(size, torch.SymInt) or not size.node.expr.has(self._old):
+            return size
+        expression = size.node.expr.xreplace({self._old: self._new.node.expr})
+        if expression not in self._sizes:
+            self._sizes[expression] = size.node.shape_env.create_symintnode(expression, hint=hint_of(size))
+        return self._sizes[expression]
