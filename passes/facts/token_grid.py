@@ -12,6 +12,7 @@ import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import sympy
@@ -65,7 +66,7 @@ class Grid:
         return same(self.height, other.height) and same(self.width, other.width)
 
     def __str__(self) -> str:
-        return "x".join(map(str, self.shape))
+        return "x".join(f"({size})" if " " in str(size) else str(size) for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,18 @@ class TokenGrid:
         found = {number: self.of(node, number) for number in range(len(self.axes.get(node, ())))}
         return {number: axis for number, axis in found.items() if axis is not None and axis.grids}
 
-    def holder(self, atom_origin: Origin, extent_: Size) -> tuple[fx.Node, int] | None:
+    def holder(self, origin: Origin | None, size: Size) -> tuple[fx.Node, int] | None:
         """The first node with an axis that is exactly this one axis of a grid, where a rewrite can read its size."""
+        return self._holders.get((origin, size))
+
+    @cached_property
+    def _holders(self) -> dict[tuple[Origin | None, Size], tuple[fx.Node, int]]:
+        holders: dict[tuple[Origin | None, Size], tuple[fx.Node, int]] = {}
         for node, axes in self.axes.items():
             for number, axis in enumerate(axes):
-                if len(axis) == 1 and axis[0].origin == atom_origin and same(axis[0].size, extent_):
-                    return node, number
-        return None
+                if len(axis) == 1:
+                    holders.setdefault((axis[0].origin, axis[0].size), (node, number))
+        return holders
 
 
 def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:

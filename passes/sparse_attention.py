@@ -1,0 +1,246 @@
+"""Attention over a token grid becomes block-sparse attention: tiles of keys are scored, and the best ones are read.
+
+The idea is that of the published method for interactive video models: mean-pooled queries and keys of 3-D tiles decide
+which key tiles a query tile reads; text, the neighbourhood and, in a denoising step, the frames being made are always
+read. Here a site is found by what its axes mean, not by the model's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from lightint_compile.kernels.checks import SUPPORTED_DTYPES
+from lightint_compile.kernels.tiles import Layout
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.evaluate import hinted_shape, refresh
+from lightint_compile.passes.facts.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
+from lightint_compile.passes.facts.axes import same, size_of
+from lightint_compile.passes.facts.token_grid import TokenGrid
+from lightint_compile.passes.flops import flops_of
+from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at, module_path_of
+from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.sparse_rewrite import Choice, GridSizes, one_sided, rewrite_site
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from lightint_compile.errors import OptionError
+
+SHORTEST = 4096
+"""Keys below which skipping does not pay, where no measured cost model says otherwise."""
+
+
+class Obstacle(NamedTuple):
+    """Why a site stays dense."""
+
+    rule: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseAttention(Pass):
+    """Rewrite attention sites whose axes hold one block of frames.
+
+    Attributes:
+        density: kept fraction of the visual key tiles where the grid attends to itself.
+        context_density: kept fraction of the context tiles in a denoising step, where the current frames are all kept;
+            ``none`` applies ``density`` to all tiles there as well.
+        coverage: softmax mass of the pooled scores at which a query tile may stop before its budget.
+        tile: (frames, height, width) tokens of a tile.
+        protect_frames: latest frames that every query keeps.
+        neighbours: Manhattan radius in tiles that every query keeps.
+        min_tokens: keys below which a site stays dense; ``none`` asks the cost model of the device.
+        skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
+    """
+
+    name: ClassVar[str] = "sparse-attention"
+    numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
+    requires = (AttentionSites,)
+
+    density: float = 0.3
+    context_density: float | None = 0.175
+    coverage: float | None = None
+    tile: tuple[int, ...] = (4, 8, 4)
+    protect_frames: int = 0
+    neighbours: int = 1
+    min_tokens: int | None = None
+    skip_first: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("density", "context_density", "coverage"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise OptionError(f"{name} is a kept fraction in (0, 1]", where=self.name, why=f"got {value}")
+        if len(self.tile) != 3 or any(extent < 1 for extent in self.tile):
+            raise OptionError("a tile has three positive extents", where=self.name, fix="for example tile=4x8x4")
+        for name in ("protect_frames", "neighbours", "skip_first"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} is not negative", where=self.name, why=f"got {getattr(self, name)}")
+
+    def run(self, program: Program) -> PassResult:
+        """Rewrite every site that can and should be sparse, and say of every other why not."""
+        sizes = GridSizes(program.fact(TokenGrid))
+        rewriter = Rewriter(program, self.name)
+        remarks, changed = [], []
+        for site in program.fact(AttentionSites):
+            verdict = self._judge(site, sizes)
+            if isinstance(verdict, Obstacle):
+                remarks.append(_missed(site, verdict))
+                continue
+            remarks.append(_applied(site, verdict))
+            with rewriter.at(site.node, rule=str(site.kind)):
+                found = rewrite_site(site, verdict, sizes, rewriter)
+            rewriter.replace(site.node, found)
+            changed.append(found)
+        refresh(program, changed)
+        return PassResult(bool(changed), tuple(remarks))
+
+    def _judge(self, site: AttentionSite, sizes: GridSizes) -> Choice | Obstacle:
+        obstacle = next(_obstacles(site), None)
+        if obstacle is not None:
+            return obstacle
+        if _block_number(site) < self.skip_first:
+            return Obstacle("skip-first", f"the first {self.skip_first} blocks stay dense")
+        layout = self._layout(site, sizes)
+        if layout is None:
+            return Obstacle("data-dependent", "a size of its grid is only known at run time")
+        choice = self._choice(site, layout)
+        return self._no_gain(site, choice) or choice
+
+    def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
+        assert site.query_grid is not None
+        current = sizes.hints(site.query_grid)
+        keys = [sizes.hints(grid) for grid in site.key_axis.grids]
+        if current is None or None in keys:
+            return None
+        total = sum(shape[0] for shape in keys if shape)
+        prefix = hinted_shape(site.key.meta["val"])[2] - total * current[1] * current[2]
+        return Layout.of(current, (total, *current[1:]), self.tile, prefix)
+
+    def _choice(self, site: AttentionSite, layout: Layout) -> Choice:
+        """The published budgets: a share of everything, or the current frames and a share of the context."""
+        assert site.query_grid is not None
+        frames = site.query_grid.frames
+        if site.kind is not SiteKind.DENOISE or self.context_density is None or not isinstance(frames, int):
+            return Choice(layout, self.density, self.coverage, self.protect_frames, self.neighbours)
+        kept = layout.query_tiles + math.ceil(self.context_density * layout.context_blocks)
+        density = min((kept - 0.5) / layout.key_blocks, 1.0)  # half a block below: the budget is rounded up
+        return Choice(layout, density, self.coverage, max(self.protect_frames, frames), self.neighbours)
+
+    def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
+        batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
+        keys = choice.layout.key_tokens
+        if choice.kept_blocks >= choice.layout.key_blocks:
+            blocks = f"{choice.layout.key_blocks} tiles of keys, and {choice.kept_blocks} would be kept"
+            return Obstacle("nothing-to-skip", f"it has {blocks}", "use a smaller tile or density")
+        if self.min_tokens is not None:
+            if keys < self.min_tokens:
+                return Obstacle("too-short", f"{keys} keys, fewer than min-tokens {self.min_tokens}")
+            return None
+        query = site.query.meta["val"]
+        shape = (batch, heads, head_dim, queries, keys)
+        if not _prefers_sparse(query, shape, choice.kept_fraction):
+            return Obstacle("too-short", f"skipping does not pay with {keys} keys", "min-tokens=0 rewrites regardless")
+        return None
+
+
+def _prefers_sparse(query: torch.Tensor, shape: tuple[int, ...], density: float) -> bool:
+    """The device's cost model; a plain length where there is none."""
+    try:
+        prefers: Callable[..., bool] = importlib.import_module("lightint_compile.kernels.cost").prefers_sparse
+    except (ModuleNotFoundError, AttributeError):
+        return shape[-1] >= SHORTEST
+    return bool(prefers(query.device, query.dtype, *shape, density))
+
+
+_ALL_TRUE = "where the mask is all true (no padding), leave it out"
+
+
+def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
+    """What keeps a site dense whatever its size, most telling first."""
+    if site.kind is SiteKind.TEXT:
+        yield Obstacle("no-grid", site.reason)
+    if site.kind is SiteKind.CROSS:
+        yield Obstacle("cross-attention", site.reason)
+    if site.query_grid is None:
+        yield Obstacle("several-grids", site.reason)
+    if site.mask_kind is MaskKind.CAUSAL:
+        yield Obstacle("mask", "it is causal", "block-sparse attention has no causal form")
+    elif site.mask_kind is not MaskKind.NONE:
+        shape = "x".join(map(str, site.mask_shape))
+        yield Obstacle("mask", f"it has a {site.mask_kind} mask of {shape}", _ALL_TRUE)
+    if site.dropout:
+        yield Obstacle("dropout", f"it drops scores with probability {site.dropout}", "call the model in eval mode")
+    yield from _operand_obstacles(site)
+
+
+def _operand_obstacles(site: AttentionSite) -> Iterator[Obstacle]:
+    query, key, value = (tensor_of(node) for node in (site.query, site.key, site.value))
+    assert query is not None and key is not None and value is not None
+    if query.dim() != 4:
+        yield Obstacle("layout", f"its operands have {query.dim()} axes", "use [batch, heads, tokens, head_dim]")
+        return
+    if query.dtype not in SUPPORTED_DTYPES:
+        yield Obstacle("dtype", f"there is no kernel for {query.dtype}")
+    pairs = [*zip(key.shape, value.shape, strict=True), (query.shape[0], key.shape[0]), (query.shape[3], key.shape[3])]
+    if not all(same(size_of(left), size_of(right)) for left, right in pairs):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (query, key, value))
+        yield Obstacle("layout", f"query, key and value do not share batch, tokens and head_dim: {shapes}")
+    if any(free_unbacked_symbols(tensor) for tensor in (query, key, value)):
+        yield Obstacle("data-dependent", "the number of tokens depends on data (boolean indexing, nonzero)")
+    if not one_sided(site.query_axis) or not one_sided(site.key_axis):
+        yield Obstacle("text-on-both-sides", f"queries {site.query_axis}, keys {site.key_axis}")
+
+
+def _block_number(site: AttentionSite) -> float:
+    """The first number in the module path, ``blocks.3.attn1``; infinite where there is none."""
+    found = re.search(r"\.(\d+)(?:\.|$)", module_path_of(site.node).split("@")[0])
+    return float(found[1]) if found else math.inf
+
+
+def _missed(site: AttentionSite, obstacle: Obstacle) -> Remark:
+    return Remark(
+        kind=RemarkKind.MISSED,
+        pass_name=SparseAttention.name,
+        rule=obstacle.rule,
+        message=f"stays dense: {obstacle.message}",
+        hint=obstacle.hint,
+        flops_before=flops_of(site.node),
+        args={"query": str(site.query_axis), "key": str(site.key_axis)},
+        **at(site.node),
+    )
+
+
+def _applied(site: AttentionSite, choice: Choice) -> Remark:
+    before = flops_of(site.node)
+    layout = choice.layout
+    keys = layout.prefix + choice.kept_fraction * (layout.key_tokens - layout.prefix)
+    queries = hinted_shape(site.query.meta["val"])[2]
+    read = layout.current_tokens * keys + (queries - layout.current_tokens) * layout.key_tokens
+    after = before * read / (queries * layout.key_tokens)
+    kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles"
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=SparseAttention.name,
+        rule=str(site.kind),
+        message=f"grid {site.query_grid} attends to {kept} of {site.key_grid}, and to {layout.prefix} text tokens",
+        args={
+            "query_grid": str(site.query_grid),
+            "key_grid": str(site.key_grid),
+            "prefix": layout.prefix,
+            "tile": list(layout.tile),
+            "density": round(choice.density, 4),
+            "kept_blocks": choice.kept_blocks,
+            "key_blocks": int(layout.key_blocks),
+        },
+        flops_before=before,
+        flops_after=int(after),
+        numerics=Numerics.APPROXIMATE,
+        **at(site.node),
+    )

@@ -1,0 +1,246 @@
+"""Writing one attention site as block-sparse attention: sizes as graph arguments, text first, no concatenation read."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
+from lightint_compile.kernels.tiles import Layout
+from lightint_compile.passes.evaluate import Size, hint_of
+from lightint_compile.passes.facts.attention_sites import ATTENTION, AttentionSite, Piece, SpanKind
+from lightint_compile.passes.facts.axes import Origin, same, size_of
+from lightint_compile.passes.facts.axis_rules import argument
+from lightint_compile.passes.facts.token_grid import Grid, Span, TokenAxis, TokenGrid
+from lightint_compile.passes.rewriting import Rewriter
+
+aten = torch.ops.aten
+END = 2**63 - 1
+
+#: A size as an argument of a node: a number, or the node that computes it.
+SizeArgument = int | fx.Node
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a site keeps.
+
+    Attributes:
+        layout: its tiles, symbolic sizes at the values seen at capture.
+        density: kept fraction of all visual key blocks, the forced ones included.
+        coverage: softmax mass at which a query tile may stop earlier.
+        protect_frames: latest frames that every query keeps.
+        neighbours: Manhattan radius, in tiles, that every query keeps.
+    """
+
+    layout: Layout
+    density: float
+    coverage: float | None
+    protect_frames: int
+    neighbours: int
+
+    @property
+    def kept_blocks(self) -> int:
+        """Key blocks that a query tile reads at most."""
+        return int(self.layout.list_width(self.density, self.protect_frames, self.neighbours))
+
+    @property
+    def kept_fraction(self) -> float:
+        """The same as a fraction of the visual key blocks."""
+        return self.kept_blocks / int(self.layout.key_blocks)
+
+
+class GridSizes:
+    """Extents of grids: what they were at capture, and as arguments of new nodes."""
+
+    def __init__(self, grids: TokenGrid) -> None:
+        self._grids = grids
+        self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
+
+    def hints(self, grid: Grid) -> tuple[int, int, int] | None:
+        """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
+        sizes = [self._hint(size, origin) for size, origin in zip(grid.shape, grid.origins, strict=True)]
+        return (sizes[0], sizes[1], sizes[2]) if None not in sizes else None  # type: ignore[return-value]
+
+    def _hint(self, size: Size, origin: Origin | None) -> int | None:
+        if isinstance(size, int):
+            return size
+        holder = self._grids.holder(origin, size)
+        return None if holder is None else hint_of(holder[0].meta["val"].shape[holder[1]])
+
+    def arguments(self, grid: Grid, rewriter: Rewriter) -> list[SizeArgument]:
+        """(frames, height, width) for a new node; only for a grid that has :meth:`hints`."""
+        return [self._argument(size, origin, rewriter) for size, origin in zip(grid.shape, grid.origins, strict=True)]
+
+    def _argument(self, size: Size, origin: Origin | None, rewriter: Rewriter) -> SizeArgument:
+        if isinstance(size, int):
+            return size
+        if (origin, size) not in self._made:  # sites are rewritten in order: a later one may read an earlier one's node
+            holder = self._grids.holder(origin, size)
+            assert holder is not None
+            self._made[origin, size] = rewriter.call(aten.sym_size.int, *holder)
+        return self._made[origin, size]
+
+
+def one_sided(axis: TokenAxis) -> bool:
+    """Whether tokens without a grid lie on at most one side of the grid."""
+    return same(axis.prefix, 0) or same(axis.suffix, 0)
+
+
+def rewrite_site(site: AttentionSite, choice: Choice, sizes: GridSizes, rewriter: Rewriter) -> fx.Node:
+    """Insert the sparse form of ``site`` in front of its node and give the node with the result.
+
+    Text queries that share the axis with the grid attend to every key, as they did: the axis is cut, and joined again.
+    """
+    assert site.query_grid is not None
+    query_grid = sizes.arguments(site.query_grid, rewriter)
+    frames = [sizes.arguments(grid, rewriter)[0] for grid in site.key_axis.grids]
+    key_grid = [_sum(frames, rewriter), *query_grid[1:]]
+    visual = _product(query_grid, rewriter)
+    keys, values = _segments(site, _product(key_grid, rewriter), rewriter)
+    prefix = _prefix(site, keys, key_grid, rewriter)
+    queries = _Queries.cut(site, visual, rewriter)
+    policy = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours, _stated_scale(site))
+    where = (query_grid, key_grid, prefix, list(choice.layout.tile))
+    if len(keys) == 1:
+        target = torch.ops.lightint.sparse_attention.default
+        found = rewriter.call(target, queries.visual, keys[0], values[0], *where, *policy)
+    else:
+        target = torch.ops.lightint.sparse_attention_segments.default
+        found = rewriter.call(target, queries.visual, keys, values, *where, *policy)
+    return queries.join(site, found, rewriter)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The query axis cut into the grid and the text on one side of it."""
+
+    visual: fx.Node
+    text: fx.Node | None
+    text_first: bool
+
+    @classmethod
+    def cut(cls, site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> _Queries:
+        axis, query = site.query_axis, site.query
+        if same(axis.prefix, 0) and same(axis.suffix, 0):
+            return cls(query, None, False)
+        if same(axis.prefix, 0):
+            return cls(_range(query, 0, visual, rewriter), _range(query, visual, END, rewriter), False)
+        start = _difference(_length(query, 2, rewriter), visual, rewriter)
+        return cls(_range(query, start, END, rewriter), _range(query, 0, start, rewriter), True)
+
+    def join(self, site: AttentionSite, found: fx.Node, rewriter: Rewriter) -> fx.Node:
+        if self.text is None:
+            return found
+        text = rewriter.call(
+            ATTENTION, self.text, site.key, site.value, scale=_stated_scale(site), enable_gqa=site.grouped
+        )
+        parts = [text, found] if self.text_first else [found, text]
+        return rewriter.call(aten.cat.default, parts, 2)
+
+
+def _segments(site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Keys and values with the text in front: what was concatenated, or one tensor, cut where the text lies behind."""
+    pairs = list(zip(site.key_pieces, site.value_pieces, strict=False))
+    aligned = len(site.key_pieces) == len(site.value_pieces) and all(same(k.length, v.length) for k, v in pairs)
+    order = _text_first(site) if aligned else None
+    if order is not None:
+        keys, values = ([_laid_out(pair[side], rewriter) for pair in pairs] for side in (0, 1))
+        return [keys[place] for place in order], [values[place] for place in order]
+    if same(site.key_axis.suffix, 0):
+        return [site.key], [site.value]
+    cut = [(_range(node, visual, END, rewriter), _range(node, 0, visual, rewriter)) for node in (site.key, site.value)]
+    return list(cut[0]), list(cut[1])
+
+
+def _text_first(site: AttentionSite) -> list[int] | None:
+    """The order of the pieces that puts text in front; ``None`` when a piece that must move holds text and grid."""
+    if len(site.key_pieces) == 1:
+        return [0] if same(site.key_axis.suffix, 0) else None
+    if same(site.key_axis.suffix, 0):
+        return list(range(len(site.key_pieces)))
+    kinds = _piece_kinds(site.key_pieces, site)
+    if kinds is None:
+        return None
+    return sorted(range(len(kinds)), key=lambda place: kinds[place] != SpanKind.TEXT)
+
+
+def _piece_kinds(pieces: Sequence[Piece], site: AttentionSite) -> list[SpanKind] | None:
+    """The kind of each piece, where its end is the end of a span."""
+    kinds: list[SpanKind] = []
+    spans = list(site.key_spans)
+    for piece in pieces:
+        length: Size = 0
+        seen: set[bool] = set()
+        while spans and not same(length, piece.length):
+            span = spans.pop(0)
+            seen.add(span.kind is SpanKind.TEXT)
+            length = size_of(length + span.length)
+        if len(seen) != 1 or not same(length, piece.length):
+            return None
+        kinds.append(SpanKind.TEXT if True in seen else SpanKind.CURRENT)
+    return kinds
+
+
+def _laid_out(piece: Piece, rewriter: Rewriter) -> fx.Node:
+    node = piece.node
+    for order in piece.layout:
+        node = rewriter.call(aten.permute.default, node, list(order))
+    return node
+
+
+def _prefix(
+    site: AttentionSite, keys: Sequence[fx.Node], key_grid: Sequence[SizeArgument], rewriter: Rewriter
+) -> SizeArgument:
+    text = _text_length(site.key_axis.spans)
+    if isinstance(text, int):
+        return text
+    total = _sum([_length(key, 2, rewriter) for key in keys], rewriter)
+    return _difference(total, _product(key_grid, rewriter), rewriter)
+
+
+def _text_length(spans: Sequence[Span]) -> Size:
+    total: Size = 0
+    for span in spans:
+        total = size_of(total + (0 if span.grid else span.length))
+    return total
+
+
+def _stated_scale(site: AttentionSite) -> float | None:
+    scale: float | None = argument(site.node, "scale")
+    return scale
+
+
+# --- arithmetic on sizes that may be nodes ---------------------------------------------------------------------------
+
+
+def _length(node: fx.Node, axis: int, rewriter: Rewriter) -> SizeArgument:
+    size = size_of(node.meta["val"].shape[axis])
+    return size if isinstance(size, int) else rewriter.call(aten.sym_size.int, node, axis)
+
+
+def _range(node: fx.Node, start: SizeArgument, stop: SizeArgument, rewriter: Rewriter) -> fx.Node:
+    return rewriter.call(aten.slice.Tensor, node, 2, start, stop)
+
+
+def _product(sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+    return _fold(operator.mul, sizes, rewriter)
+
+
+def _sum(sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+    return _fold(operator.add, sizes, rewriter)
+
+
+def _difference(left: SizeArgument, right: SizeArgument, rewriter: Rewriter) -> SizeArgument:
+    return _fold(operator.sub, (left, right), rewriter)
+
+
+def _fold(combine: object, sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+    result, *rest = sizes
+    for size in rest:
+        plain = isinstance(result, int) and isinstance(size, int)
+        result = combine(result, size) if plain else rewriter.call(combine, result, size)  # type: ignore[operator,arg-type]
+    return result
