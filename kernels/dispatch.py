@@ -135,19 +135,16 @@ def prefers_sparse(query: Tensor, layout: Layout, density: float, tile: Sequence
         return Choice("dense", chosen.reason)
     batch, heads, tokens, head_dim = query.shape
     shape = (batch, heads, head_dim, tokens, layout.key_tokens)
-    if _cost(query.device, query.dtype, *shape, density):
+    kept = (layout.prefix + density * (layout.key_tokens - layout.prefix)) / layout.key_tokens
+    if _cost(query.device, query.dtype, *shape, kept, str(chosen)):
         return chosen
     return Choice("dense", "the cost model expects no gain from skipping blocks")
 
 
 @lru_cache(maxsize=1024)
-def _cost(device: torch.device, dtype: torch.dtype, *shape_density: Any) -> bool:
-    batch, heads, head_dim, query_tokens, key_tokens, density = shape_density
-    try:
-        cost = importlib.import_module("lightint_compile.kernels.cost")
-    except ModuleNotFoundError:
-        return bool(key_tokens >= 4096 and density <= 0.5)
-    return bool(cost.prefers_sparse(device, dtype, batch, heads, head_dim, query_tokens, key_tokens, density))
+def _cost(device: torch.device, dtype: torch.dtype, *shape_density_implementation: Any) -> bool:
+    cost = importlib.import_module("lightint_compile.kernels.cost")
+    return bool(cost.prefers_sparse(device, dtype, *shape_density_implementation))
 
 
 def dense(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float) -> Tensor:

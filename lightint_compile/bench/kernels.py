@@ -139,7 +139,7 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
         spans.insert(1, (keys.context, layout.context_grid))
     pools = ours.pool_spans(spans, layout.tile)
     lists = ours.select_blocks(pools[0], pools[1:], layout, **site.policy())
-    yield f"{name}: whole", lambda: _whole(site, tensors, name), 0.0
+    yield f"{name}: whole", lambda: whole_operator(site, tensors, name), 0.0
     yield f"{name}: pool", lambda: ours.pool_spans(spans, layout.tile), 0.0
     yield f"{name}: select", lambda: ours.select_blocks(pools[0], pools[1:], layout, **site.policy()), 0.0
     attend = ours.attend
@@ -150,7 +150,7 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
     )
 
 
-def _whole(site: Site, tensors: Tensors, name: str | None) -> Tensor:
+def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
     """The operator as a model calls it; ``name`` forces an implementation, None asks the cost model."""
     layout = site.layout
     keys, values = tensors.pieces()
@@ -215,7 +215,7 @@ def _sweep_length(
     best = str(dispatch.implementation(tensors.query, sites[0].layout.tile))
 
     def time(site: Site, name: str | None) -> float:
-        return milliseconds(lambda: _whole(site, tensors, name), device, options.seconds)
+        return milliseconds(lambda: whole_operator(site, tensors, name), device, options.seconds)
 
     dense = min(milliseconds(call, device, options.seconds) for _, call, _ in _dense_ways(sites[0], tensors))
     return [

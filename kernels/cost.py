@@ -1,0 +1,237 @@
+"""Dense or sparse: predicted times from a handful of rates per device, measured once and kept on disk.
+
+Both kinds of attention are taken as a fixed part, the time until the last launch is under way, plus waves of programs:
+a program handles 128 queries of one head, and as many run at a time as the device has multiprocessors. Sparse attention
+also reads queries and keys once more, to pool them. Sparse wins only by a margin that covers the spread of the model,
+so that choosing it never loses. Deciding is host arithmetic: nothing is measured, read or synchronised on the way.
+
+Rates come from :func:`measure` where it ran on this machine, else from the table of known devices, else from a guess
+that leaves dense attention in place unless much is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+_PROGRAM = 128
+_FEWEST_BLOCKS = 7
+"""Blocks that the default neighbourhood keeps whatever the density."""
+MARGIN = 0.95
+"""Sparse attention is chosen when its predicted time is below this share of the dense one."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one device does in float16 or bfloat16 (float32 on a CPU).
+
+    Attributes:
+        dense_fixed, sparse_fixed: microseconds of a call that has next to nothing to compute.
+        dense_rate, sparse_rate: TFLOP/s of full waves, head_dim 128.
+        narrow: factor of both rates at head_dim 64 and below.
+        pool_rate: GB/s at which queries and keys are read for pooling and selection.
+        units: programs that run at a time.
+    """
+
+    dense_fixed: float
+    dense_rate: float
+    sparse_fixed: float
+    sparse_rate: float
+    pool_rate: float
+    units: int
+    narrow: float = 0.75
+
+
+KNOWN = {
+    ("H200", "hopper"): Rates(20.0, 590.0, 300.0, 640.0, 2000.0, 132),
+    ("H200", "portable"): Rates(20.0, 590.0, 250.0, 330.0, 2000.0, 132),
+    ("H100", "hopper"): Rates(20.0, 600.0, 300.0, 640.0, 1500.0, 132),
+    ("H100", "portable"): Rates(20.0, 600.0, 250.0, 330.0, 1500.0, 132),
+}
+"""Rates by part of the device's name and implementation; H200 measured (docs/measurements.md), H100 after it."""
+
+_UNKNOWN_GPU = Rates(20.0, 150.0, 300.0, 75.0, 500.0, 108)
+_CPU = Rates(100.0, 0.1, 1000.0, 0.07, 2.0, 1, narrow=1.0)
+
+
+def prefers_sparse(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    head_dim: int,
+    query_tokens: int,
+    key_tokens: int,
+    density: float,
+    implementation: str | None = None,
+) -> bool:
+    """Whether block-sparse attention is expected to beat dense attention by :data:`MARGIN`.
+
+    Args:
+        density: kept fraction of all keys, a prefix included.
+        implementation: the sparse implementation that would run; None: the best of the device.
+    """
+    rates = rates_of(torch.device(device), implementation)
+    shape = (batch * heads, head_dim, query_tokens, key_tokens)
+    width = dtype.itemsize
+    return sparse_time(rates, *shape, density, width) < MARGIN * dense_time(rates, *shape)
+
+
+def dense_time(rates: Rates, rows: int, head_dim: int, query_tokens: int, key_tokens: int) -> float:
+    """Predicted microseconds of dense attention; ``rows`` is batch times heads."""
+    return rates.dense_fixed + _wave_time(rates, rates.dense_rate, rows, head_dim, query_tokens, key_tokens)
+
+
+def sparse_time(
+    rates: Rates, rows: int, head_dim: int, query_tokens: int, key_tokens: int, density: float, width: int = 2
+) -> float:
+    """Predicted microseconds of sparse attention with pooling and selection, ``width`` bytes an element."""
+    kept = min(max(density * key_tokens, _FEWEST_BLOCKS * _PROGRAM), key_tokens)
+    pooled = rows * head_dim * (query_tokens + key_tokens) * width / rates.pool_rate / 1e3
+    return rates.sparse_fixed + pooled + _wave_time(rates, rates.sparse_rate, rows, head_dim, query_tokens, kept)
+
+
+def _wave_time(rates: Rates, rate: float, rows: int, head_dim: int, query_tokens: int, key_tokens: float) -> float:
+    waves = math.ceil(rows * math.ceil(query_tokens / _PROGRAM) / rates.units)
+    flops = 4.0 * waves * rates.units * _PROGRAM * key_tokens * head_dim
+    return flops / (rate * (1.0 if head_dim > 64 else rates.narrow)) / 1e6
+
+
+@functools.lru_cache(maxsize=64)
+def rates_of(device: torch.device, implementation: str | None = None) -> Rates:
+    """Measured rates of a device where there are some, else known ones, else a guess."""
+    path = _path(device, implementation)
+    try:
+        return Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return _known(device, implementation)
+
+
+def _known(device: torch.device, implementation: str | None) -> Rates:
+    if device.type != "cuda":
+        return _CPU
+    name = torch.cuda.get_device_name(device)
+    for (part, kind), rates in KNOWN.items():
+        if part in name and kind == (implementation or "hopper"):
+            return rates
+    return _UNKNOWN_GPU
+
+
+def _path(device: torch.device, implementation: str | None) -> Path:
+    """Where the rates of this device, these versions and this implementation are kept."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()} threads"
+    versions = f"{torch.__version__} {_triton_version()} {implementation or 'best'}"
+    digest = hashlib.sha256(f"{name} {versions}".encode()).hexdigest()[:16]
+    return Path(cache_dir()) / "lightint" / "cost" / f"{digest}.json"
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "no triton"
+    return str(triton.__version__)
+
+
+def measure(device: torch.device | str) -> Rates:
+    """Measure a device in about two seconds, keep the rates on disk, and use them from now on.
+
+    The best implementation for head_dim 128 in bfloat16 (float32 on a CPU) is measured; it waits for the device.
+    """
+    device = torch.device(device)
+    probe = _Probe(device)
+    rates = probe.rates()
+    for implementation in (None, probe.implementation):
+        path = _path(device, implementation)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"rates": asdict(rates)}), encoding="utf-8")
+    rates_of.cache_clear()
+    return rates
+
+
+class _Probe:
+    """Times of a few calls, and the rates that explain them."""
+
+    def __init__(self, device: torch.device) -> None:
+        from .dispatch import implementation
+
+        self.device, gpu = device, device.type == "cuda"
+        self.heads, self.head_dim = (16, 128) if gpu else (4, 64)
+        self.large = (16, 32, 32) if gpu else (8, 32, 16)
+        self.dtype = torch.bfloat16 if gpu else torch.float32
+        self.units = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
+        self.implementation = str(implementation(self._tokens((4, 8, 4))))
+
+    def rates(self) -> Rates:
+        """Solve for each rate with the others known; equations are those of the predictions."""
+        small = (4, 8, 16)
+        dense_rate, dense_fixed = self._line(
+            (self._work(small, 1.0), self._dense(small)), (self._work(self.large, 1.0), self._dense(self.large))
+        )
+        thin, full = (self._sparse(self.large, density) for density in (0.1, 0.9))
+        sparse_rate, rest = self._line((self._work(self.large, 0.1), thin), (self._work(self.large, 0.9), full))
+        tiny = self._sparse(small, 1.0)
+        fixed = max(tiny - self._work(small, 1.0) / sparse_rate, 1.0)
+        pool_rate = self._bytes(self.large) / max(rest - fixed, 1.0) / 1e3
+        narrow = 1.0 if self.head_dim <= 64 else 0.75
+        return Rates(dense_fixed, dense_rate / 1e6, fixed, sparse_rate / 1e6, pool_rate, self.units, narrow)
+
+    @staticmethod
+    def _line(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+        """Rate and fixed time of ``time = fixed + work / rate`` through two points; noise makes neither negative."""
+        if second[1] < 1.2 * first[1]:
+            return second[0] / second[1], 1.0
+        rate = (second[0] - first[0]) / (second[1] - first[1])
+        return rate, max(first[1] - first[0] / rate, 1.0)
+
+    def _work(self, grid: tuple[int, int, int], density: float) -> float:
+        tokens = math.prod(grid)
+        programs = self.heads * math.ceil(tokens / _PROGRAM)
+        kept = min(max(density * tokens, _FEWEST_BLOCKS * _PROGRAM), tokens)
+        return 4.0 * math.ceil(programs / self.units) * self.units * _PROGRAM * kept * self.head_dim
+
+    def _bytes(self, grid: tuple[int, int, int]) -> float:
+        return 2.0 * math.prod(grid) * self.heads * self.head_dim * self.dtype.itemsize
+
+    def _tokens(self, grid: tuple[int, int, int]) -> Tensor:
+        shape = (1, math.prod(grid), self.heads, self.head_dim)
+        return torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2)
+
+    def _dense(self, grid: tuple[int, int, int]) -> float:
+        from .dispatch import dense
+
+        query, key, value = (self._tokens(grid) for _ in range(3))
+        return self._time(lambda: dense(query, [key], [value], self.head_dim**-0.5))
+
+    def _sparse(self, grid: tuple[int, int, int], density: float) -> float:
+        from . import api
+
+        query, key, value = (self._tokens(grid) for _ in range(3))
+
+        def call() -> Any:
+            with api.using(self.implementation):
+                return api.sparse_attention(query, key, value, query_grid=grid, key_grid=grid, density=density)
+
+        return self._time(call)
+
+    def _time(self, call: Callable[[], object]) -> float:
+        """Microseconds of the fastest of a few calls, launches included: what a quiet machine would take."""
+        times = []
+        for _ in range(12):
+            start = time.perf_counter()
+            call()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(1e6 * (time.perf_counter() - start))
+        return min(times[2:])

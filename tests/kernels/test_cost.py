@@ -1,0 +1,66 @@
+"""The cost model: where it must choose dense, where sparse, and that measured rates are kept and used."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightint_compile.kernels import cost
+
+RATES = cost.KNOWN["H200", "hopper"]
+
+
+def speedup(tokens: int, density: float, rows: int = 16) -> float:
+    shape = (rows, 128, tokens, tokens)
+    return cost.dense_time(RATES, *shape) / cost.sparse_time(RATES, *shape, density)
+
+
+@pytest.mark.parametrize("tokens", [512, 1024])
+def test_short_sequences_stay_dense(tokens):
+    assert speedup(tokens, 0.05) < 1
+
+
+def test_nothing_skipped_gains_no_more_than_the_faster_kernel():
+    rates = RATES.sparse_rate / RATES.dense_rate
+    assert all(speedup(tokens, 1.0) < rates for tokens in (512, 4096, 32768, 65536))
+
+
+def test_long_sparse_sequences_gain_most_of_what_is_skipped():
+    assert speedup(65536, 0.1) > 7
+    assert speedup(65536, 0.3) > 2.7
+
+
+@given(tokens=st.integers(1, 2**17), rows=st.integers(1, 64), low=st.floats(0.01, 1), high=st.floats(0.01, 1))
+def test_keeping_more_never_costs_less(tokens, rows, low, high):
+    low, high = sorted((low, high))
+    times = [cost.sparse_time(RATES, rows, 128, tokens, tokens, density) for density in (low, high)]
+    assert 0 < times[0] <= times[1]
+
+
+def test_measured_rates_are_kept_on_disk_and_win_over_the_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "_path", lambda device, implementation: tmp_path / f"{implementation}.json")
+    cost.rates_of.cache_clear()
+    cpu = torch.device("cpu")
+    decide = (cpu, torch.float32, 1, 4, 64, 4096, 4096)
+    cheap = {"dense_fixed": 1, "dense_rate": 1, "sparse_fixed": 1, "sparse_rate": 1, "pool_rate": 1e3, "units": 1}
+    (tmp_path / "None.json").write_text(json.dumps({"rates": cheap}))
+    assert cost.prefers_sparse(*decide, 0.5)
+    (tmp_path / "None.json").write_text(json.dumps({"rates": cheap | {"sparse_rate": 0.4}}))
+    cost.rates_of.cache_clear()
+    assert not cost.prefers_sparse(*decide, 0.5)
+    (tmp_path / "None.json").write_text("{broken")
+    cost.rates_of.cache_clear()
+    assert cost.rates_of(cpu) == cost._CPU
+    cost.rates_of.cache_clear()
+
+
+def test_measuring_this_machine_gives_positive_rates(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "_path", lambda device, implementation: tmp_path / f"{implementation}.json")
+    monkeypatch.setattr(cost._Probe, "_time", lambda self, call: (call(), 5.0)[1])
+    rates = cost.measure("cpu")
+    assert min(rates.dense_fixed, rates.dense_rate, rates.sparse_fixed, rates.sparse_rate, rates.pool_rate) > 0
+    assert cost.rates_of(torch.device("cpu"), "gather") == rates
+    cost.rates_of.cache_clear()
