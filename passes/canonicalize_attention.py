@@ -1,19 +1,19 @@
-"""Every spelling of attention becomes one ``aten.scaled_dot_product_attention`` node; see docs/passes/canonicalize-attention.md."""
+"""Every spelling of attention becomes one node; see docs/passes/canonicalize-attention.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.fx as fx
-from lightint_compile.passes.attention.axes import resolved
+from lightint_compile.passes.attention.axes import Axes, resolved
 from lightint_compile.passes.attention.build import SDPA, GraphBuilder, build
 from lightint_compile.passes.attention.check import check
-from lightint_compile.passes.attention.fused import DIALECTS, dialect_of, fused_site
+from lightint_compile.passes.attention.fused import dialect_of, fused_site
 from lightint_compile.passes.attention.guard import check_mutation, inductor_guard, near_attention, reshape_views
 from lightint_compile.passes.attention.masks import simplified, split_causal
 from lightint_compile.passes.attention.plan import Plan, plan_of, sources_of
+from lightint_compile.passes.attention.readers import erase_dead_readers, is_dead
 from lightint_compile.passes.attention.remarks import applied, missed
 from lightint_compile.passes.attention.site import Site, spelled_site
 from lightint_compile.passes.attention.spellings import SOFTMAX, SOFTMAX_ENDS
@@ -30,10 +30,11 @@ __all__ = ["CanonicalizeAttention", "inductor_guard"]
 class CanonicalizeAttention(Pass):
     """Find every attention, prove it, and write it as one call that later passes and kernels understand.
 
-    The result is four-dimensional: query ``[batch, heads, tokens, head_dim]``, key and value with as many heads or fewer
-    (``enable_gqa``), the scale as a number, at most one mask, or the causal flag. A match is applied only after its axes
-    have been unified (:mod:`passes.attention.axes`), its readers checked, and the matched nodes and their replacement
-    have given the same float64 numbers (:mod:`passes.attention.check`). What nearly matched is a ``missed`` remark.
+    The result is ``aten.scaled_dot_product_attention`` in four dimensions: query ``[batch, heads, tokens, head_dim]``,
+    key and value with as many heads or fewer (``enable_gqa``), the scale as a number, at most one mask, or the causal
+    flag. A match is applied only after its axes have been unified (:mod:`passes.attention.axes`), its readers checked,
+    and the matched nodes and their replacement have given the same float64 numbers (:mod:`passes.attention.check`).
+    What nearly matched is a ``missed`` remark.
     """
 
     name: ClassVar[str] = "canonicalize-attention"
@@ -80,6 +81,8 @@ def _rewrite(node: fx.Node, rewriter: Rewriter) -> Remark | None:
     with rewriter.at(output, rule=site.rule):
         new = build(GraphBuilder(rewriter, site), site, plan)
     remark = applied(site, plan, new)
+    for gone in (*site.interior, *(node for node, _ in site.outputs[: plan.output])):
+        erase_dead_readers(gone)
     rewriter.replace(output, new)
     reshape_views(new)
     return remark
@@ -99,13 +102,13 @@ def _is_settled(site: Site, plan: Plan) -> bool:
     return same_tensors and same_masks and all(map(_same, have, wanted))
 
 
-def _same(have: tuple, wanted: tuple) -> bool:
+def _same(have: Axes, wanted: Axes) -> bool:
     return resolved(have) == resolved(wanted)
 
 
 def _near_miss(node: fx.Node, error: MatchError) -> list[tuple[fx.Node, MatchResult]]:
     """The failed attempt with the nodes it had matched; nothing for a softmax that is no part of an attention."""
-    if dialect_of(node) is None and not near_attention(node):
+    if is_dead(node) or (dialect_of(node) is None and not near_attention(node)):
         return []
     found = match(SOFTMAX, node)
     return [(node, MatchResult(found.bindings, found.tags, found.nodes, error.failure))]

@@ -1,1 +1,1 @@
-"""Recognising attention: axes as names, spellings as patterns, and a proof by algebra and by numbers before any rewrite."""
+"""Recognising attention: axes as names, spellings as patterns, a proof by algebra and by numbers before any rewrite."""

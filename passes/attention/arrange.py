@@ -74,7 +74,9 @@ def _order(ops: Ops, value: Any, pieces: Axes, slots: Sequence[Axis]) -> tuple[A
     for position, index in enumerate(chosen):
         if index is None:
             value = ops.unsqueeze(value, position)
-    return value, [slot if index is not None and pieces[index] else () for slot, index in zip(slots, chosen, strict=True)]
+    return value, [
+        slot if index is not None and pieces[index] else () for slot, index in zip(slots, chosen, strict=True)
+    ]
 
 
 def _by_part(parts: Sequence[Sequence[Axis]], present: Sequence[Axis]) -> list[tuple[Sequence[Axis], Axis, Axis]]:

@@ -1,7 +1,7 @@
 """Axes as ordered products of atoms, so that a layout is known by what it holds and not by how big it is.
 
-A tensor of shape ``[batch * heads, tokens, head_dim]`` has the axes ``((b, h), (t,), (d,))``. Two axes of equal size are
-still two axes; a fold is undone by a later view only where it splits at the same place; a repeated head (``repeat``
+A tensor of shape ``[batch * heads, tokens, head_dim]`` has the axes ``((b, h), (t,), (d,))``. Two axes of equal size
+are still two axes; a fold is undone by a later view only where it splits at the same place; a repeated head (``repeat``
 puts the copies outside, ``repeat_interleave`` inside) shows in the order of the atoms. After einops' notation.
 """
 
@@ -80,13 +80,21 @@ def equal(left: Size, right: Size) -> bool:
     return statically_known_true(left == right)
 
 
-def unify(left: Axis, right: Axis) -> None:
+def unify(left: Axis, right: Axis, *, asserted: bool = False) -> None:
     """Learn that two axes are the same one, factor by factor.
+
+    Args:
+        asserted: an operator that reads both fails unless the sizes are equal, so two symbols that are not known to be
+            equal may be taken as such.
 
     Raises:
         AxisError: their sizes differ, or cannot be related without a guard.
     """
     one, other = list(atoms(left)), list(atoms(right))
+    if asserted and len(one) == len(other) == 1 and not statically_known_true(one[0].size != other[0].size):
+        if one[0] is not other[0]:
+            other[0].parts = (one[0],)
+        return
     while one and other:
         a, b = one.pop(0), other.pop(0)
         if a is b:

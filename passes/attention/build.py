@@ -134,7 +134,7 @@ class GraphBuilder:
         sizes = [atom.size for atom in atoms(axis)]
         number = math.prod(size for size in sizes if isinstance(size, int))
         nodes = [self._symbolic(atom) for atom in atoms(axis) if not isinstance(atom.size, int)]
-        result = None if number == 1 and nodes else number
+        result: Any = None if number == 1 and nodes else number
         for node in nodes:
             result = node if result is None else self._rewriter.call(operator.mul, result, node)
         return result

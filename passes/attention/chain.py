@@ -11,6 +11,7 @@ import torch.fx as fx
 from lightint_compile.passes.attention.axes import Axes, broadcast, fresh_axes
 from lightint_compile.passes.attention.contraction import is_contraction
 from lightint_compile.passes.attention.layout import is_cast, is_layout, transfer
+from lightint_compile.passes.attention.readers import live_readers
 from lightint_compile.passes.attention.spellings import SCORE_STEP
 from lightint_compile.passes.matching import MatchError, MatchResult, arguments, matches, number_of
 from lightint_compile.passes.program import tensor_of
@@ -69,8 +70,9 @@ def chains_above(scores: fx.Node) -> Iterator[tuple[fx.Node, tuple[Step, ...]]]:
             for product, steps in chains_above(before):
                 yield product, (*steps, step)
         except MatchError as error:
+            error.depth += 1
             barred.append(error)
-    raise barred[0] if barred else _barred(scores)
+    raise max(barred, key=lambda error: error.depth) if barred else _barred(scores)
 
 
 def _steps_at(node: fx.Node) -> Iterator[tuple[fx.Node, Step]]:
@@ -99,10 +101,15 @@ def _barred(node: fx.Node) -> MatchError:
     name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
         return MatchError(
-            "scale-not-constant", node, "the scores are scaled by a tensor", "multiply the query by it before the product"
+            "scale-not-constant",
+            node,
+            "the scores are scaled by a tensor",
+            "multiply the query by it before the product",
         )
     if node.target in (aten.tanh.default,):
-        return MatchError("softcap", node, "the scores pass through tanh", "fused attention has no soft cap; leave it out")
+        return MatchError(
+            "softcap", node, "the scores pass through tanh", "fused attention has no soft cap; leave it out"
+        )
     if node.target in (aten.dropout.default,):
         return MatchError("dropout", node, "dropout is active on the scores", "call model.eval()")
     if node.target in (aten.masked_fill.Scalar, aten.where.self):
@@ -191,7 +198,7 @@ def probabilities_below(softmax: fx.Node) -> Probabilities:
     """
     nodes, zeroes = [softmax], False
     while True:
-        readers = list(nodes[-1].users)
+        readers = live_readers(nodes[-1])
         if len(readers) != 1:
             raise _escapes(nodes[-1], readers)
         reader = readers[0]

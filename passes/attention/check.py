@@ -77,9 +77,7 @@ class Trial:
         if fused.order is not None:
             tensors = [tensor.permute(fused.order) for tensor in tensors]
         masks = [self._values[part.node] for part in self._site.masks]
-        result = SDPA(
-            *tensors, *(masks or [None]), 0.0, self._site.causal, scale=fused.scale, enable_gqa=fused.grouped
-        )
+        result = SDPA(*tensors, *(masks or [None]), 0.0, self._site.causal, scale=fused.scale, enable_gqa=fused.grouped)
         return result if fused.order is None else result.permute(fused.order)
 
     def value(self, node: fx.Node) -> Any:
@@ -152,7 +150,9 @@ class Trial:
         keep = torch.rand(shape, generator=self._random) < 0.6
         if is_lower_triangle(part):
             keep = torch.ones(shape, dtype=torch.bool).tril()
-            return torch.zeros(shape, dtype=torch.float64).masked_fill(~keep, -math.inf) if part.kind == "bias" else keep
+            return (
+                torch.zeros(shape, dtype=torch.float64).masked_fill(~keep, -math.inf) if part.kind == "bias" else keep
+            )
         if part.kind == "bias":
             return self._normal(part.axes)
         for dim, axis in enumerate(part.axes):

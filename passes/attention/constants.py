@@ -33,7 +33,7 @@ def is_lower_triangle(part: MaskPart) -> bool:
 
 
 def constant_of(node: fx.Node) -> torch.Tensor | None:
-    """The value of a node that depends on no input and is no random number, computed on the CPU; ``None`` for any other."""
+    """The value of a node that depends on no input and draws no random number, from the CPU; ``None`` for any other."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
         return None

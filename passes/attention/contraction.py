@@ -100,7 +100,7 @@ def _baddbmm(node: fx.Node) -> Contraction:
 
 def _einsum(node: fx.Node) -> Contraction:
     equation = str(node.args[0]).replace(" ", "")
-    left, right = node.args[1]  # type: ignore[misc]
+    left, right = arguments(node)["tensors"]
     inputs, arrow, out = equation.partition("->")
     one, _, other = inputs.partition(",")
     if "..." in equation:
@@ -116,7 +116,9 @@ def _einsum(node: fx.Node) -> Contraction:
 
 def _without_dots(one: str, other: str, out: str, left: fx.Node, right: fx.Node) -> tuple[str, str, str]:
     """The equation with letters for the dots; they stand for leading axes that broadcast."""
-    counts = [operand.meta["val"].dim() - len(text.replace("...", "")) for text, operand in ((one, left), (other, right))]
+    counts = [
+        operand.meta["val"].dim() - len(text.replace("...", "")) for text, operand in ((one, left), (other, right))
+    ]
     names = "ABCDEFGH"[: max(counts)]
     one = one.replace("...", names[len(names) - counts[0] :])
     other = other.replace("...", names[len(names) - counts[1] :])

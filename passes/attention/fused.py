@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import operator
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.fx as fx
-from lightint_compile.passes.attention.axes import Axes, AxisError, atoms, broadcast, equal, fresh, fresh_axes, size_of, unify
-from lightint_compile.passes.attention.build import SDPA
+from lightint_compile.passes.attention.axes import (
+    Axes,
+    AxisError,
+    atoms,
+    broadcast,
+    equal,
+    fresh,
+    fresh_axes,
+    size_of,
+    unify,
+)
 from lightint_compile.passes.attention.chain import MaskPart
 from lightint_compile.passes.attention.paths import path_to
 from lightint_compile.passes.attention.site import Fused, Site, outputs_of, settle
@@ -47,7 +55,7 @@ class Dialect:
 
 _DROPOUT = ("dropout_p", (0.0,))
 _WINDOW = (("window_size_left", (-1,)), ("window_size_right", (-1,)), ("softcap", ()), ("alibi_slopes", ()))
-_PACKAGE = {"query": "q", "key": "k", "value": "v", "scale": "softmax_scale", "causal": "causal", "causal_at_end": True, "order": _TOKENS_FIRST}
+_PACKAGE = Dialect("q", "k", "v", scale="softmax_scale", causal="causal", causal_at_end=True, order=_TOKENS_FIRST)
 
 #: Operators by qualified name; a package's operator counts when the package has registered it.
 DIALECTS: dict[str, Dialect] = {
@@ -58,8 +66,8 @@ DIALECTS: dict[str, Dialect] = {
     "aten::_scaled_dot_product_efficient_attention": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
     "aten::_scaled_dot_product_cudnn_attention": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
     "aten::_scaled_dot_product_fused_attention_overrideable": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
-    "flash_attn::_flash_attn_forward": Dialect(**_PACKAGE, neutral=(_DROPOUT, *_WINDOW)),  # type: ignore[arg-type]
-    "_diffusers_flash_attn_3::_flash_attn_forward": Dialect(**_PACKAGE, neutral=_WINDOW),  # type: ignore[arg-type]
+    "flash_attn::_flash_attn_forward": replace(_PACKAGE, neutral=(_DROPOUT, *_WINDOW)),
+    "_diffusers_flash_attn_3::_flash_attn_forward": replace(_PACKAGE, neutral=_WINDOW),
 }
 
 
@@ -73,7 +81,7 @@ def fused_site(node: fx.Node) -> Site | None:
     """The site that one fused call makes; ``None`` for any other node.
 
     Raises:
-        MatchError: the call does something that plain attention does not (dropout, a window), or more than its result is read.
+        MatchError: the call does what plain attention does not (dropout, a window), or more than its result is read.
     """
     dialect = dialect_of(node)
     if dialect is None:
@@ -99,14 +107,17 @@ def _interpret(node: fx.Node, dialect: Dialect, given: dict[str, Any]) -> Site:
     batch, grouped = _meet(query, key, value, bool(given.get("enable_gqa")) or dialect.order is not None)
     out = (*batch, query[-2], value[-1])
     if dialect.causal_at_end and given.get(dialect.causal) and not equal(size_of(query[-2]), size_of(key[-2])):
-        raise MatchError("causal-at-end", node, "the causal triangle ends at the last key", "pass a mask to F.sdpa instead")
+        raise MatchError(
+            "causal-at-end", node, "the causal triangle ends at the last key", "pass a mask to F.sdpa instead"
+        )
     scale = given.get(dialect.scale)
-    default = _default_scale(query[-1])
     factor = paths[0].factor() * paths[1].factor()
-    total = scale if factor == 1.0 else _times(scale if scale is not None else default, factor, node)
+    if factor != 1.0 and scale is None:
+        scale = _default_scale(query[-1])
+    total = scale if factor == 1.0 else _times(scale, factor, node)
     result = _result(node)
     site = Site(
-        rule=str(getattr(node.target, "_schema").name).split("::")[1].strip("_").replace("_", "-"),  # noqa: B009
+        rule=_rule(node),
         query=paths[0],
         key=paths[1],
         value=paths[2],
@@ -120,10 +131,15 @@ def _interpret(node: fx.Node, dialect: Dialect, given: dict[str, Any]) -> Site:
         outputs=outputs_of(result, _reordered(out, dialect.order)),
         causal=bool(given.get(dialect.causal)),
         interior=(node,),
-        fused=Fused(node, dialect.order, scale if scale is not None else default, grouped),
+        fused=Fused(node, dialect.order, scale, grouped),
     )
     settle(site)
     return site
+
+
+def _rule(node: fx.Node) -> str:
+    name: str = node.target._schema.name  # type: ignore[union-attr]
+    return name.split("::")[1].strip("_").replace("_", "-")
 
 
 def _reordered(axes: Axes, order: tuple[int, ...] | None) -> Axes:
@@ -131,9 +147,9 @@ def _reordered(axes: Axes, order: tuple[int, ...] | None) -> Axes:
 
 
 def _meet(query: Axes, key: Axes, value: Axes, may_group: bool) -> tuple[Axes, bool]:
-    """Learn which axes are shared; the batch and head axes, and whether key and value have fewer heads than the query."""
-    unify(query[-1], key[-1])
-    unify(key[-2], value[-2])
+    """Learn which axes are shared; the batch and head axes, and whether key and value have fewer heads."""
+    unify(query[-1], key[-1], asserted=True)
+    unify(key[-2], value[-2], asserted=True)
     grouped = may_group and len(query) > 2 and not equal(size_of(query[-3]), size_of(key[-3]))
     if not grouped:
         return broadcast(broadcast(query[:-2], key[:-2]), value[:-2]), False
@@ -171,12 +187,7 @@ def _result(node: fx.Node) -> fx.Node:
     readers = list(node.users)
     first = [reader for reader in readers if reader.target is operator.getitem and reader.args[1] == 0]
     if len(first) != 1 or any(reader.users for reader in readers if reader not in first):
-        raise MatchError("probabilities-escape", node, "the log-sum-exp of the fused call is read", "use its result only")
+        raise MatchError(
+            "probabilities-escape", node, "the log-sum-exp of the fused call is read", "use its result only"
+        )
     return first[0]
-
-
-def is_canonical(node: fx.Node) -> bool:
-    """Whether ``node`` is the one spelling that later passes look for."""
-    return node.target is SDPA
-
-

@@ -8,6 +8,7 @@ import torch
 import torch.fx as fx
 from lightint_compile.passes.attention.contraction import is_contraction
 from lightint_compile.passes.attention.layout import is_layout
+from lightint_compile.passes.attention.readers import live_readers
 from lightint_compile.passes.attention.site import Site
 from lightint_compile.passes.matching import MatchError
 from lightint_compile.passes.program import Program
@@ -25,9 +26,10 @@ _SOFTMAXES = frozenset(
 def inductor_guard(program: Program) -> bool:
     """Whether the graph still holds a product, a softmax and a product in a row, outside any fused call.
 
-    Inductor 2.13 fuses such a chain by a pattern in which the order of a permutation is a wildcard, so that a key written
-    ``k.permute(0, 2, 3, 1)`` is read as ``k.transpose(-2, -1)`` and the result is silently wrong (pytorch#195320). Whoever
-    lowers a graph for which this is true must turn those patterns off (``disabled_passes="pass_pattern_0"``).
+    Inductor 2.13 fuses such a chain by a pattern in which the order of a permutation is a wildcard, so that a key
+    written ``k.permute(0, 2, 3, 1)`` is read as ``k.transpose(-2, -1)`` and the result is silently wrong
+    (pytorch#195320). Whoever lowers a graph for which this is true must turn those patterns off
+    (``disabled_passes="pass_pattern_0"``).
     """
     return any(near_attention(node) for node in program.calls(*_SOFTMAXES))
 
@@ -35,7 +37,7 @@ def inductor_guard(program: Program) -> bool:
 def near_attention(softmax: fx.Node) -> bool:
     """Whether a product feeds ``softmax`` and a product reads it, within a few operations."""
     above = _reaches(softmax, lambda node: node.all_input_nodes)
-    return above and _reaches(softmax, lambda node: list(node.users))
+    return above and _reaches(softmax, live_readers)
 
 
 def _reaches(start: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> bool:
@@ -62,7 +64,9 @@ def check_mutation(site: Site) -> None:
     for node in site.result.graph.nodes:
         for written in _written(node):
             if not region.isdisjoint(_bases(written)):
-                raise MatchError("mutation", node, f"{node.name} writes to a tensor the attention reads", "do not write in place")
+                raise MatchError(
+                    "mutation", node, f"{node.name} writes to a tensor the attention reads", "do not write in place"
+                )
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
@@ -70,7 +74,8 @@ def _written(node: fx.Node) -> list[fx.Node]:
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
     given = zip(schema.arguments, node.args, strict=False)
-    return [value for slot, value in given if slot.alias_info is not None and slot.alias_info.is_write]
+    written = [value for slot, value in given if slot.alias_info is not None and slot.alias_info.is_write]
+    return [value for value in written if isinstance(value, fx.Node)]
 
 
 def _bases(node: fx.Node) -> list[fx.Node]:

@@ -44,10 +44,10 @@ def simplified(part: MaskPart) -> MaskPart:
         if found and (own := tensor_of(found["mask"])) is not None and own.dtype == torch.bool:
             kind = "keep" if found.tags["mask"] == "keep" else "fill"
             return simplified(replace(part, node=found["mask"], kind=kind, axes=_aligned(part.axes, own)))
-    if part.kind in ("fill", "keep") and part.node.target in _NOTS:
-        inner = part.node.args[0]
-        if (own := tensor_of(inner)) is not None and own.dtype == torch.bool:
-            return simplified(replace(part, node=inner, kind="keep" if part.kind == "fill" else "fill"))
+    inner = part.node.args[0] if part.node.target in _NOTS else None
+    negates = part.kind != "bias" and (own := tensor_of(inner)) is not None and own.dtype == torch.bool
+    if negates and isinstance(inner, fx.Node):
+        return simplified(replace(part, node=inner, kind="keep" if part.kind == "fill" else "fill"))
     return part
 
 
@@ -88,7 +88,7 @@ def _folded(ops: MaskOps, target: Any, values: Sequence[Any]) -> Any:
 
 
 def _placed(ops: MaskOps, part: MaskPart, target: Axes) -> Any:
-    """A mask with the axes of the target, or as it is where it broadcasts to them (kernels take two or four dimensions)."""
+    """A mask with the axes of the target, or as it is where it broadcasts to them in two or four dimensions."""
     value, own = ops.mask(part.node), resolved(part.axes)
     aligned = resolved(target)[len(target) - len(own) :]
     if len(own) in (2, 4) and all(not axis or axis == wanted for axis, wanted in zip(own, aligned, strict=True)):
@@ -109,5 +109,3 @@ def _added(ops: MaskOps, part: MaskPart, target: Axes, dtype: torch.dtype) -> An
     lowest = torch.finfo(torch.float32 if dtype == torch.float16 else dtype).min
     zero_or_lowest = (0.0, lowest) if part.kind == "keep" else (lowest, 0.0)
     return ops.cast(ops.call(aten.where.Scalar, value, *zero_or_lowest), wide)
-
-

@@ -68,7 +68,8 @@ class Path:
 
 def path_to(operand: fx.Node, *, scaled: bool) -> Path:
     """The longest path that ends at ``operand``. With ``scaled`` it follows products with a constant as well."""
-    nodes, factors = [operand], []
+    nodes: list[fx.Node] = [operand]
+    factors: list[float] = []
     while (step := _step(nodes[0], scaled)) is not None:
         before, factor = step
         nodes.insert(0, before)

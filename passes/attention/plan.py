@@ -99,7 +99,7 @@ def _cheapest_output(site: Site, axes: Axes) -> int:
 
 
 def _rows(site: Site) -> tuple[Axis, Axis]:
-    """Batch and heads as some four-dimensional tensor of the region has them; all but the last atom as the batch otherwise."""
+    """Batch and heads as some four-dimensional tensor of the region has them; else the last atom as heads."""
     named = {site.query_axis, site.key_axis, site.depth_axis, site.value_axis} - {()}
     for axes in _tensors(site):
         rest = list(resolved(axes))
@@ -144,5 +144,3 @@ def sources_of(site: Site, plan: Plan) -> tuple[fx.Node, fx.Node, fx.Node]:
     paths, indices = (site.query, site.key, site.value), (plan.query, plan.key, plan.value)
     query, key, value = (path.nodes[index] for path, index in zip(paths, indices, strict=True))
     return query, key, value
-
-

@@ -33,7 +33,7 @@ def applied(site: Site, plan: Plan, new: fx.Node) -> Remark:
 
 
 def numerics_of(site: Site, plan: Plan) -> Numerics:
-    """``exact`` when only the kernel changes; ``reassociates`` when a factor or cast moves or masked rows may differ."""
+    """``exact`` when only the kernel changes; else a factor or a cast moves, or rows that are all masked may differ."""
     moved = any(path.factor() != 1.0 or path.dtype() != path.dtype(-1) for path in (site.query, site.key))
     return Numerics.REASSOCIATES if moved or may_differ_on_masked_rows(site, plan) else Numerics.EXACT
 
@@ -102,5 +102,3 @@ def _flops(site: Site, plan: Plan) -> int | None:
     width = size_of(site.depth_axis) + size_of(site.value_axis)
     flops = 2 * rows * width
     return flops if isinstance(flops, int) else None
-
-

@@ -19,6 +19,7 @@ from lightint_compile.passes.attention.chain import (
 from lightint_compile.passes.attention.contraction import Contraction, contraction_of
 from lightint_compile.passes.attention.layout import is_layout, transfer
 from lightint_compile.passes.attention.paths import Path, path_to
+from lightint_compile.passes.attention.readers import live_readers
 from lightint_compile.passes.attention.spellings import SOFTMAX
 from lightint_compile.passes.matching import MatchError, MatchResult, match
 from lightint_compile.passes.program import tensor_of
@@ -89,7 +90,7 @@ class Fused:
 
     Attributes:
         order: the permutation that puts an operand as batch, heads, tokens, width; ``None`` when it is so already.
-        scale: what the call multiplies the product by, its default filled in.
+        scale: the call's own, ``None`` for one over the root of head_dim.
     """
 
     node: fx.Node
@@ -144,7 +145,7 @@ def _check_readers(spelled: Spelled) -> None:
     interior = interior_of(spelled)
     allowed = {*interior, spelled.product.node}
     for node in interior:
-        for reader in node.users:
+        for reader in live_readers(node):
             if reader not in allowed:
                 raise _read_elsewhere(node, reader)
 
@@ -215,7 +216,11 @@ def settle(site: Site) -> None:
     out = [atom for axis in site.outputs[0][1] for atom in atoms(axis)]
     site.batch = tuple(atom for atom in out if atom not in named)
     batch = set(site.batch)
-    for path, own in ((site.query, ("query", "head_dim")), (site.key, ("key", "head_dim")), (site.value, ("key", "value"))):
+    for path, own in (
+        (site.query, ("query", "head_dim")),
+        (site.key, ("key", "head_dim")),
+        (site.value, ("key", "value")),
+    ):
         _check_axes(path.operand, path.axes[-1], batch.union(*(parts[name] for name in own)))
     for mask in site.masks:
         _check_axes(mask.node, mask.axes, batch.union(parts["query"], parts["key"]))
@@ -228,7 +233,9 @@ def _check_axes(node: fx.Node, axes: Axes, allowed: set[Atom]) -> None:
 
 def _only(axes: Sequence[Axis], node: fx.Node, what: str) -> Axis:
     if len(axes) != 1:
-        raise MatchError("einsum-form", node, f"{what} sums {len(axes)} axes, attention sums one", "merge or move the axis")
+        raise MatchError(
+            "einsum-form", node, f"{what} sums {len(axes)} axes, attention sums one", "merge or move the axis"
+        )
     return axes[0]
 
 
@@ -253,7 +260,9 @@ def _own_axis(product: Contraction, out: Axes, *, left: bool) -> Axis:
     own, other = product.left_letters, product.right_letters
     if not left:
         own, other = other, own
-    found = [axis for letter, axis in zip(product.out_letters, out, strict=True) if letter in own and letter not in other]
+    found = [
+        axis for letter, axis in zip(product.out_letters, out, strict=True) if letter in own and letter not in other
+    ]
     return found[-1] if found else ()
 
 
@@ -285,8 +294,8 @@ def _follow_down(nodes: Sequence[fx.Node], axes: Axes) -> dict[fx.Node, Axes]:
 def outputs_of(result: fx.Node, axes: Axes) -> list[tuple[fx.Node, Axes]]:
     """The result and the layout operations that are its only reader, one after another."""
     found = [(result, axes)]
-    while len(found[-1][0].users) == 1:
-        reader = next(iter(found[-1][0].users))
+    while len(readers := live_readers(found[-1][0])) == 1:
+        reader = readers[0]
         if not is_layout(reader):
             break
         try:
@@ -302,7 +311,6 @@ def _added(scores: Contraction, axes: Axes, factor: float) -> MaskPart:
     value = tensor_of(scores.added)
     assert value is not None
 
-
     own = fresh_axes(tuple(value.shape))
     broadcast(axes, own)
     return MaskPart(scores.added, "bias", own, scores.added_factor * factor)
@@ -317,5 +325,3 @@ def _rule(spelled: Spelled) -> str:
     names = [spelled.scores.node, spelled.product.node]
     kinds = [str(getattr(node.target, "__name__", node.target)).split(".")[0] for node in names]
     return "-".join((kinds[0], spelled.softmax.tags["softmax"].replace("_", "-"), kinds[1]))
-
-

@@ -59,11 +59,16 @@ SCORE_STEP = Either(
 
 #: A float mask that is a boolean one in disguise: zero where kept, -inf where not.
 _INFINITE = Number("value", lambda number: number == float("-inf"))
+_WHERES = (aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf)
 BOOLEAN_MASK = Either(
     "mask",
     fill=op((aten.masked_fill.Scalar, aten.masked_fill.Tensor), _ZERO, _MASK, _INFINITE),
-    keep=op((aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf), _MASK, _ZERO, _INFINITE),
-    drop=op((aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf), _MASK, _INFINITE, _ZERO),
+    keep=op(
+        (aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf), _MASK, _ZERO, _INFINITE
+    ),
+    drop=op(
+        (aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf), _MASK, _INFINITE, _ZERO
+    ),
 )
 
 #: A mask that keeps the keys up to the query's own position.

@@ -5,11 +5,19 @@ only says what a graph looks like; whoever uses it verifies sizes, axes and user
 """
 
 from lightint_compile.passes.matching.matcher import match, matches
-from lightint_compile.passes.matching.pattern import Anything, Either, Number, Op, Pattern, Var, arguments, number_of, op
-from lightint_compile.passes.matching.result import Failure, MatchError, MatchResult, furthest
+from lightint_compile.passes.matching.pattern import (
+    Either,
+    Number,
+    Op,
+    Pattern,
+    Var,
+    arguments,
+    number_of,
+    op,
+)
+from lightint_compile.passes.matching.result import Failure, MatchError, MatchResult
 
 __all__ = [
-    "Anything",
     "Either",
     "Failure",
     "MatchError",
@@ -19,7 +27,6 @@ __all__ = [
     "Pattern",
     "Var",
     "arguments",
-    "furthest",
     "match",
     "matches",
     "number_of",

@@ -63,20 +63,13 @@ class Pattern(ABC):
 
 
 @dataclass(frozen=True)
-class Anything(Pattern):
-    """Fits every value and binds nothing."""
-
-    def solve(self, value: Any, trial: Trial) -> Iterator[Trial]:
-        yield trial
-
-
-@dataclass(frozen=True)
 class Var(Pattern):
     """Fits a node (a tensor of the graph) and names it."""
 
     name: str
 
     def solve(self, value: Any, trial: Trial) -> Iterator[Trial]:
+        """See :meth:`Pattern.solve`."""
         bound = trial.bind(self.name, value) if isinstance(value, fx.Node) else None
         if bound is not None:
             yield bound
@@ -86,12 +79,13 @@ class Var(Pattern):
 
 @dataclass(frozen=True)
 class Number(Pattern):
-    """Fits a compile-time number: a Python one, a one-element list of one, or a node that holds one constant everywhere."""
+    """Fits a number known at compile time: a Python one, a list of one, or a node with one constant everywhere."""
 
     name: str
     check: Callable[[float], bool] = lambda number: True
 
     def solve(self, value: Any, trial: Trial) -> Iterator[Trial]:
+        """See :meth:`Pattern.solve`."""
         number = number_of(value)
         bound = trial.bind(self.name, number) if number is not None and self.check(number) else None
         if bound is not None:
@@ -102,13 +96,14 @@ class Number(Pattern):
 
 @dataclass(frozen=True)
 class Op(Pattern):
-    """Fits a call of one of ``targets`` whose arguments, in schema order, fit ``operands`` (the rest is not looked at)."""
+    """Fits a call of one of ``targets`` whose first arguments, in schema order, fit ``operands``."""
 
     targets: tuple[Any, ...]
     operands: tuple[Pattern, ...]
     commutative: bool = False
 
     def solve(self, value: Any, trial: Trial) -> Iterator[Trial]:
+        """See :meth:`Pattern.solve`."""
         if not isinstance(value, fx.Node) or value.op != "call_function" or value.target not in self.targets:
             trial.miss(value, lambda: f"{value} is not a call of {' or '.join(map(str, self.targets))}")
             return
@@ -135,6 +130,7 @@ class Either(Pattern):
         object.__setattr__(self, "alternatives", alternatives)
 
     def solve(self, value: Any, trial: Trial) -> Iterator[Trial]:
+        """See :meth:`Pattern.solve`."""
         for tag, pattern in self.alternatives.items():
             yield from pattern.solve(value, replace(trial, tags={**trial.tags, self.name: tag}))
 
@@ -153,7 +149,7 @@ def _solve_all(patterns: tuple[Pattern, ...], values: list[Any], trial: Trial) -
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by their schema names, defaults filled in; positions as names for a target without schema."""
+    """The arguments of a call by schema name, defaults filled in; by position for a target without a schema."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {str(index): value for index, value in enumerate(node.args)} | dict(node.kwargs)

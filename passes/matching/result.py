@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +35,16 @@ class Failure:
 
 
 class MatchError(Exception):
-    """Raised by a verification step inside a match; the matcher turns it into a :class:`MatchResult`."""
+    """Raised by a verification step; whoever tries the match turns it into a :class:`MatchResult`.
+
+    Attributes:
+        depth: how many steps had been verified; of several attempts the deepest is worth telling.
+    """
 
     def __init__(self, code: str, node: fx.Node | None, reason: Text, hint: Text = "") -> None:
         super().__init__(code)
         self.failure = Failure(code, node, reason, hint)
+        self.depth = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,3 @@ class MatchResult:
 
     def __getitem__(self, name: str) -> Any:
         return self.bindings[name]
-
-
-def furthest(results: Iterable[MatchResult]) -> MatchResult:
-    """The match among ``results``, or else the attempt that got furthest (the first of equals)."""
-    return max(results, key=lambda result: (bool(result), len(result.nodes)))
