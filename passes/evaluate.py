@@ -55,6 +55,32 @@ def numel_hint(tensor: torch.Tensor) -> int:
     return count
 
 
+def frozen(value: Any) -> Any:
+    """An argument as a key in which ``1``, ``1.0`` and ``True`` differ, and so do ``0.0`` and ``-0.0``."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, frozen(entry)) for key, entry in sorted(value.items()))
+    if isinstance(value, (bool, int, float, complex)):
+        return type(value), repr(value)
+    if isinstance(value, slice):
+        return slice, frozen((value.start, value.stop, value.step))
+    return value
+
+
+def described(value: Any) -> Any:
+    """A value, or the value of a node, as a key: equal keys behave alike under every operation on fake values."""
+    if isinstance(value, fx.Node):
+        value = value.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.device, *_layout(value), value.requires_grad
+    if isinstance(value, (list, tuple)):
+        return tuple(map(described, value))
+    if isinstance(value, dict):
+        return tuple((key, described(entry)) for key, entry in sorted(value.items()))
+    return size_of(value) if isinstance(value, torch.SymInt) else frozen(value)
+
+
 def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
     """Recompute the fake values downstream of ``changed`` for as long as sizes or strides differ from the recorded.
 
@@ -95,7 +121,8 @@ def _reevaluate(node: fx.Node, mode: Any) -> bool:
 
 
 def _layouts(value: Any) -> list[Any]:
-    return [
-        (shape_of(leaf), tuple(map(size_of, leaf.stride()))) if isinstance(leaf, torch.Tensor) else None
-        for leaf in pytree.tree_leaves(value)
-    ]
+    return [_layout(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in pytree.tree_leaves(value)]
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return shape_of(tensor), tuple(map(size_of, tensor.stride()))

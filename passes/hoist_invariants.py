@@ -18,6 +18,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.effects import is_pure
+from lightint_compile.passes.evaluate import frozen
 from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.memo import mark_text
 from lightint_compile.passes.outlining.nodes import alias_source, is_lookup, is_scalar
@@ -119,20 +120,7 @@ def _is_pure(node: fx.Node) -> bool:
 
 
 def _value_number(node: fx.Node) -> Any:
-    return node.target, _frozen(node.args), _frozen(node.kwargs)
-
-
-def _frozen(value: Any) -> Any:
-    """An argument as a key in which ``1``, ``1.0`` and ``True`` differ, and so do ``0.0`` and ``-0.0``."""
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_frozen, value))
-    if isinstance(value, dict):
-        return tuple((key, _frozen(entry)) for key, entry in sorted(value.items()))
-    if isinstance(value, (bool, int, float, complex)):
-        return type(value), repr(value)
-    if isinstance(value, slice):
-        return slice, _frozen((value.start, value.stop, value.step))
-    return value
+    return node.target, frozen(node.args), frozen(node.kwargs)
 
 
 def _memory(node: fx.Node) -> fx.Node:

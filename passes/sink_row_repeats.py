@@ -16,7 +16,7 @@ import torch
 import torch.fx as fx
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.evaluate import hinted_shape, refresh, shape_of
-from lightint_compile.passes.flops import flops_of
+from lightint_compile.passes.flops import flops_of, program_flops
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
@@ -46,14 +46,19 @@ class SinkRowRepeats(Pass):
         """See :meth:`~passes.base.Pass.run`."""
         analysis = analyse(program.graph)
         ends = _ends(program.graph, analysis)
-        needed = _needed(ends, analysis)
-        remarks = [*_missed(program, analysis), *(self._per_token_inputs(program) if self.report_inputs else ())]
+        remarks = list(_missed(program, analysis))
         if ends:
-            remarks = [*_rewrite(program, analysis, ends, needed), *remarks]
+            remarks = [*_rewrite(program, analysis, ends), *remarks]
+        if self.report_inputs:
+            remarks.extend(self._per_token_inputs(program))
         return PassResult(bool(ends), tuple(remarks))
 
     def _per_token_inputs(self, program: Program) -> Iterator[Remark]:
-        """Inputs with one scalar a token that pass a sinusoidal embedding and then products, as timesteps do."""
+        """Inputs with one scalar a token that pass a sinusoidal embedding and then products, as timesteps do.
+
+        They are judged by what is left to save after the rewrite.
+        """
+        worth = _WORTH * program_flops(program)["total"]
         for node in program.placeholders():
             tensor = tensor_of(node)
             if tensor is None or program.input_of(node).kind is not InputKind.TENSOR or not 0 < tensor.dim() <= 2:
@@ -63,7 +68,7 @@ class SinkRowRepeats(Pass):
             found = analyse(program.graph, {node: tuple(map(repeated, shape_of(tensor)))}).sunk
             if any(other.target is aten.sin.default for other in found if found[other].works):
                 saved = sum(flops_of(other) for other in found)
-                if saved:
+                if saved > worth:
                     yield _per_token(self.name, program.input_of(node).path, tensor, saved)
 
 
@@ -94,8 +99,9 @@ def _needed(ends: list[fx.Node], analysis: Analysis) -> set[fx.Node]:
     return needed
 
 
-def _rewrite(program: Program, analysis: Analysis, ends: list[fx.Node], needed: set[fx.Node]) -> list[Remark]:
+def _rewrite(program: Program, analysis: Analysis, ends: list[fx.Node]) -> list[Remark]:
     emission = Emission(program, analysis, SinkRowRepeats.name)
+    needed = _needed(ends, analysis)
     remarks, made, stop = [], [], set(ends)
     for node in [node for node in program.graph.nodes if node in needed]:
         small = emission.compute(node, rule=_rule_of(node))
@@ -202,3 +208,6 @@ def _per_token(pass_name: str, path: str, tensor: torch.Tensor, flops: int) -> R
 
 #: Fewer values than this are no token axis.
 _MANY_ROWS = 16
+
+#: Below this part of the program's FLOPs an input's form is not worth a remark.
+_WORTH = 1e-3

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from lightint_compile.passes.evaluate import described
 from lightint_compile.passes.program import Program, fake_mode_of
 from torch._ops import HigherOrderOperator
 
@@ -52,6 +53,7 @@ def _outputs(graph: fx.Graph) -> list[Any]:
 def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
     mode = fake_mode_of(program.graph.nodes)
     fresh: set[fx.Node] = set()
+    checked: set[Any] = set()
     for node in program.graph.nodes:
         if node.op != "call_function":
             if node.op not in ("placeholder", "output") and "val" not in node.meta:
@@ -64,7 +66,10 @@ def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
             fresh.add(node)
         if "val" not in node.meta:
             raise PassError(f"the new node {node.name} has no fake value", why=f"target {node.target}")
-        _check_value(node, mode)
+        key = (node.target, described(node.args), described(node.kwargs), described(node))
+        if key not in checked:
+            checked.add(key)
+            _check_value(node, mode)
 
 
 def _check_value(node: fx.Node, mode: Any) -> None:

@@ -10,7 +10,8 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from lightint_compile.passes.evaluate import Size, size_of
+from lightint_compile.passes.evaluate import Size, described, size_of
+from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.rewriting import Rewriter
 from lightint_compile.passes.row_repeats.analysis import Analysis
@@ -35,16 +36,17 @@ class Emission:
     """Emits small versions in graph order, so that what a node needs already stands before it."""
 
     def __init__(self, program: Program, analysis: Analysis, pass_name: str) -> None:
-        self._rewriter = Rewriter(program, pass_name)
+        self._rewriter = _QuickRewriter(program, pass_name)
+        self._mark: str | None = None
         self._analysis = analysis
         self._sizes = SizeNodes(program.graph.nodes, analysis)
         self._small: dict[fx.Node, fx.Node] = {}
         self._whole: dict[fx.Node, fx.Node] = {}
-        self._converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
+        self._converted: dict[tuple[fx.Node, Layout, str | None], fx.Node] = {}
 
     def compute(self, node: fx.Node, rule: str) -> fx.Node:
         """Emit the small version of ``node`` before it."""
-        entry = self._analysis.sunk[node]
+        entry, self._mark = self._analysis.sunk[node], node.meta.get(MEMO)
         with self._rewriter.at(node, rule=rule):
             bound = _Bound(self, entry.plan.operands)
             if entry.plan.forwards is not None:
@@ -59,7 +61,7 @@ class Emission:
 
     def write_out(self, node: fx.Node, *, contiguous: bool) -> fx.Node:
         """Emit the repetition of the small version and give it to every user of ``node``."""
-        layout = self._analysis.sunk[node].plan.result
+        layout, self._mark = self._analysis.sunk[node].plan.result, node.meta.get(MEMO)
         with self._rewriter.at(node, rule="repeat"):
             made = self._convert(self._small[node], layout, tuple(kept(size(a)) for a in layout))
             if contiguous:
@@ -83,9 +85,10 @@ class Emission:
         small = self._small[node]
         if have == want:
             return small
-        if (small, want) not in self._converted:
-            self._converted[small, want] = self._convert(small, have, want)
-        return self._converted[small, want]
+        key = (small, want, self._mark)
+        if key not in self._converted:
+            self._converted[key] = self._convert(small, have, want)
+        return self._converted[key]
 
     def size(self, wanted: Size) -> Any:
         """A size as a graph argument."""
@@ -93,10 +96,17 @@ class Emission:
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A new node at the current place."""
-        return self._rewriter.call(target, *args, **kwargs)
+        node = self._rewriter.call(target, *args, **kwargs)
+        if self._mark is not None:
+            node.meta[MEMO] = self._mark
+        return node
 
     def _convert(self, small: fx.Node, have: Layout, want: Layout) -> fx.Node:
-        """Write out the repetition that ``have`` has and ``want`` has not: unsqueeze, one expand, one reshape."""
+        """Write out the repetition that ``have`` has and ``want`` has not, by ``repeat_interleave`` or by expanding."""
+        changed = [dim for dim, (h, w) in enumerate(zip(have, want, strict=True)) if h != w and not is_full(h)]
+        if len(changed) == 1 and [part.repeated for part in have[changed[0]]] == [False, True]:
+            count = have[changed[0]][1].size
+            return self.call(aten.repeat_interleave.self_int, small, self.size(count), changed[0])
         steps = [_written_out(h, w) for h, w in zip(have, want, strict=True)]
         value, dim = small, 0
         expanded: list[Size] = []
@@ -122,6 +132,35 @@ def _written_out(have: Axis, want: Axis) -> list[tuple[bool, Size]]:
     if not is_full(want):
         raise PassError("a repetition was asked for in a form it cannot take", why=f"{have} as {want}")
     return [(segment.repeated, segment.size if segment.repeated else -1) for segment in have]
+
+
+class _QuickRewriter(Rewriter):
+    """A rewriter that evaluates each kind of call once: thirty identical blocks ask the same thirty times.
+
+    Every node still gets a fake value of its own; two nodes that share one would count as the same tensor later.
+    """
+
+    def __init__(self, program: Program, pass_name: str) -> None:
+        super().__init__(program, pass_name)
+        self._known: dict[Any, torch.Tensor] = {}
+
+    def evaluate(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """See :meth:`~passes.rewriting.Rewriter.evaluate`."""
+        key = (target, described(list(args)), described(kwargs))
+        if key in self._known:
+            known = self._known[key]
+            with self._mode:
+                return torch.empty_strided(known.shape, known.stride(), dtype=known.dtype, device=known.device)
+        value = super().evaluate(target, args, kwargs)
+        if isinstance(value, torch.Tensor) and _is_fresh(target):
+            self._known[key] = value
+        return value
+
+
+def _is_fresh(target: Any) -> bool:
+    """Whether an operation's results have memory of their own, by its schema."""
+    is_operator = isinstance(target, torch._ops.OpOverload)
+    return is_operator and all(entry.alias_info is None for entry in target._schema.returns)
 
 
 class _Bound:
