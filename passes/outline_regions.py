@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.decisions.marks import borders_of, mark_loop
+from lightint_compile.passes.decisions.points import is_outlined
+from lightint_compile.passes.facts.loop import DenoisingLoop
 from lightint_compile.passes.facts.regions import Regions
 from lightint_compile.passes.outlining.forms import form_of
 from lightint_compile.passes.outlining.naming import call_names
@@ -29,13 +32,14 @@ class OutlineRegions(Pass):
 
     name: ClassVar[str] = "outline-regions"
     numerics: ClassVar[Numerics] = Numerics.EXACT
-    requires: ClassVar[tuple[type[Fact], ...]] = (Regions,)
+    requires: ClassVar[tuple[type[Fact], ...]] = (Regions, DenoisingLoop)
 
     def run(self, program: Program) -> PassResult:
         """Replace the graph by calls of submodules; a graph that already has such calls is left alone."""
-        if any(node.op == "call_module" for node in program.graph.nodes):
+        if is_outlined(program.graph_module, program.graph):
             return PassResult(False)
-        program.graph.eliminate_dead_code()
+        if program.graph.eliminate_dead_code():
+            program.changed()
         before = len(program.graph.nodes)
         entries = _outline(program)
         if not entries:
@@ -45,13 +49,14 @@ class OutlineRegions(Pass):
 
 def _outline(program: Program) -> list[Outlined]:
     dependencies, tokens = Dependencies(program.graph), Tokens()
-    regions = program.fact(Regions)
-    pieces = cut(regions, frozenset(), dependencies, tokens)
+    loop = program.fact(DenoisingLoop)
+    mark_loop(loop)
+    pieces = cut(program.fact(Regions), frozenset(borders_of(loop)), dependencies, tokens)
     pieces.sort(key=lambda piece: min(map(dependencies.position.__getitem__, piece.nodes)))
     forms = [form_of(piece.nodes, dependencies, tokens, exact=piece.kind == "block") for piece in pieces]
     entries = outlined(pieces, dict(enumerate(forms)))
     if entries:
-        graph = Root(entries, call_names(entries, pieces)).build(pieces, dependencies)
+        graph = Root(entries, call_names(entries, pieces, loop)).build(pieces, dependencies)
         for entry in entries:
             program.graph_module.add_submodule(entry.name, entry.module())
         program.graph_module.graph = graph
@@ -86,8 +91,10 @@ def _remark(entry: Outlined) -> Remark:
     modules = {piece.path.split("@")[0] for piece in entry.pieces if piece.path}
     where = {generic_path(path) for path in modules}
     times = (
-        f"{len(modules)} blocks x {calls // len(modules)} steps" if modules and calls % len(modules) == 0 else "pieces"
+        f"{len(modules)} blocks x {calls // len(modules)} steps" if modules and not calls % len(modules) else "pieces"
     )
+    if len(modules) == calls:
+        times = f"{calls} blocks"
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=OutlineRegions.name,

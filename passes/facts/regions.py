@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Self
 
 import torch.fx as fx
-from lightint_compile.passes.outlining.candidates import Candidate, by_module, by_structure, movable
+from lightint_compile.passes.decisions.points import is_outlined
+from lightint_compile.passes.outlining.candidates import Candidate, by_module, by_structure, movable, rephased
 from lightint_compile.passes.outlining.convexity import convex, follow_one_another
 from lightint_compile.passes.outlining.growth import Slot, grow, recruit, whole_tuples
 from lightint_compile.passes.outlining.nodes import Dependencies
 from lightint_compile.passes.outlining.values import Tokens
 from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import module_path_of
 
 #: Nodes that a region must have: below, calling it costs more than it saves.
 MIN_NODES = 8
@@ -27,6 +28,9 @@ MIN_NODES = 8
 #: copies that do not (the time embeddings of all steps), which run better as one piece of glue.
 MIN_SAVED_CHAIN = 0.02
 MIN_SAVED_PARALLEL = 0.25
+
+#: What handing one value out of a region weighs, in nodes.
+_HANDED_OVER = 2
 
 #: Bounds on the work, well above what models need: candidates grown before the best is taken, and candidates taken.
 CANDIDATES_TRIED = 48
@@ -51,6 +55,15 @@ class RegionGroup:
         return len(self.instances[0])
 
     @property
+    def outputs(self) -> int:
+        """Places whose value something outside reads, in any copy."""
+        insides = [set(nodes) for nodes in self.instances]
+        return sum(
+            any(user not in inside for node, inside in zip(place, insides, strict=True) for user in node.users)
+            for place in zip(*self.instances, strict=True)
+        )
+
+    @property
     def saved(self) -> int:
         """Nodes that need not be compiled when one copy stands for all."""
         return self.size * (len(self.instances) - 1)
@@ -68,7 +81,7 @@ class Regions:
     @classmethod
     def analyse(cls, program: Program) -> Self:
         """Find the regions of a program, those that save most first."""
-        if any(node.op == "call_module" for node in program.graph.nodes):
+        if is_outlined(program.graph_module, program.graph):
             return cls()
         return cls(tuple(_Search(program.graph).run()))
 
@@ -96,28 +109,37 @@ class _Search:
     def _round(self, candidates: Sequence[Candidate]) -> bool:
         ranked = sorted(candidates, key=lambda candidate: -candidate.bound)
         best: list[RegionGroup] = []
+        chosen: Candidate | None = None
         for candidate in ranked[:CANDIDATES_TRIED]:
-            if candidate.bound <= _saved(best):
+            if candidate.bound <= _worth(best):
                 break
-            groups = self._groups(candidate)
-            if _saved(groups) > _saved(best):
-                best = groups
+            groups = self._groups(candidate, _worth(best))
+            if groups:
+                best, chosen = groups, candidate
+        if chosen is not None and chosen.is_structural:
+            for candidate in rephased([group.instances for group in best], chosen):
+                best = self._groups(candidate, _worth(best)) or best
         self._found += best
         taken = {node for group in best for instance in group.instances for node in instance}
         self._free = [node for node in self._free if node not in taken]
         return bool(best)
 
-    def _groups(self, candidate: Candidate) -> list[RegionGroup]:
+    def _groups(self, candidate: Candidate, least: int) -> list[RegionGroup]:
+        """The legal groups that a candidate grows to; none unless they are worth more than ``least``."""
         free = set(self._free)
         grown = []
         for slots in grow(candidate.anchors, candidate.allowed, self._tokens):
             alike = [node for node in self._by_token[self._tokens.of(slots[0][0])] if node in free]
-            grown.append(whole_tuples(recruit(slots, alike, free, self._tokens)))
+            grown.append(whole_tuples(recruit(slots, alike, free, self._tokens), self._dependencies.position))
             free.difference_update(node for slot in grown[-1] for node in slot)
+        grown = [slots for slots in grown if len(slots) >= MIN_NODES]
+        if sum(len(slots) * (len(slots[0]) - 1) for slots in grown) <= least:
+            return []
         kept = [group.instances for group in self._found]
         legal = convex([_instances(slots) for slots in grown], kept, self._dependencies)
         groups = [_group(instances) for instances in legal if len(instances[0]) >= MIN_NODES]
-        return [group for group in groups if group.saved >= self._least(group)]
+        enough = [group for group in groups if group.saved >= self._least(group)]
+        return enough if _worth(enough) > least else []
 
     def _least(self, group: RegionGroup) -> float:
         chained = follow_one_another(group.instances, self._dependencies)
@@ -128,8 +150,9 @@ def _instances(slots: Sequence[Slot]) -> tuple[tuple[fx.Node, ...], ...]:
     return tuple(zip(*slots, strict=True))
 
 
-def _saved(groups: Sequence[RegionGroup]) -> int:
-    return sum(group.saved for group in groups)
+def _worth(groups: Sequence[RegionGroup]) -> int:
+    """Nodes saved, less the cost of handing values over: of two phases of a repetition, the narrower border wins."""
+    return sum(group.saved - _HANDED_OVER * len(group.instances) * group.outputs for group in groups)
 
 
 def _group(instances: Sequence[tuple[fx.Node, ...]]) -> RegionGroup:
@@ -137,12 +160,12 @@ def _group(instances: Sequence[tuple[fx.Node, ...]]) -> RegionGroup:
 
 
 def _common_path(nodes: Sequence[fx.Node]) -> str:
-    """The innermost module that all nodes with a module path are in."""
+    """The innermost module that all nodes with a module path are in, with the mark of its call."""
     stacks = [list(stack.values()) for node in nodes if (stack := node.meta.get("nn_module_stack"))]
     if not stacks:
         return ""
-    common = [str(path) for path, _ in stacks[0]]
-    for stack in stacks[1:]:
-        paths = {str(path) for path, _ in stack}
-        common = [path for path in common if path in paths]
-    return common[-1] if common else module_path_of(nodes[0])
+    plain = [str(stack[-1][0]).split("@")[0].split(".") for stack in stacks]
+    common = [words[0] for words in takewhile(lambda words: len(set(words)) == 1, zip(*plain, strict=False))]
+    path = ".".join(common)
+    marked = (str(entry) for stack in stacks for entry, _ in stack if str(entry).split("@")[0] == path)
+    return next(marked, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.fx as fx
 from lightint_compile.passes.outlining.growth import Allowed, Slot
@@ -19,6 +19,9 @@ ROUNDS = 3
 COUNTS_TRIED = 8
 ANCHORS_TRIED = 6
 
+#: Other phases tried for the repetition that was found.
+PHASES_TRIED = 16
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -27,12 +30,14 @@ class Candidate:
     Attributes:
         nodes: an upper bound on the nodes that the copies can cover together.
         copies: how many copies there are.
+        is_structural: whether the copies were proposed by their look alone, so that their phase is a guess.
     """
 
     anchors: tuple[Slot, ...]
     allowed: Allowed
     copies: int
     nodes: int
+    is_structural: bool = False
 
     @property
     def bound(self) -> int:
@@ -147,7 +152,15 @@ def by_structure(nodes: Sequence[fx.Node], tokens: Tokens) -> list[Candidate]:
     def allowed(copy: int, node: fx.Node) -> bool:
         return node in inside
 
-    return [Candidate((tuple(members),), allowed, len(members), len(nodes)) for members in chosen]
+    return [Candidate((tuple(members),), allowed, len(members), len(nodes), True) for members in chosen]
+
+
+def rephased(groups: Iterable[Sequence[Sequence[fx.Node]]], found: Candidate) -> Iterator[Candidate]:
+    """``found`` anchored at other places of the copies it led to: between blocks rather than in the middle of one."""
+    for instances in groups:
+        places = [place for place in zip(*instances, strict=True) if len(place[0].users) > 1]
+        for place in places[:PHASES_TRIED]:
+            yield replace(found, anchors=(place,), copies=len(place))
 
 
 def movable(nodes: Iterable[fx.Node]) -> list[fx.Node]:

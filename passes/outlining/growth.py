@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 
 import torch.fx as fx
 from lightint_compile.passes.outlining.nodes import is_lookup, is_tuple
@@ -161,23 +161,25 @@ def _match(template: Sequence[fx.Node], anchor: fx.Node, tokens: Tokens) -> list
     return matched if len(set(matched)) == len(matched) else []
 
 
-def whole_tuples(slots: Sequence[Slot]) -> list[Slot]:
+def whole_tuples(slots: Sequence[Slot], live: Container[fx.Node]) -> list[Slot]:
     """``slots`` such that a tuple and its elements are on the same side of the border.
 
-    An element whose tuple is outside is dropped; the other elements of a tuple that is inside are added.
+    An element whose tuple is outside is dropped; the other ``live`` elements of a tuple that is inside are added.
     """
     inside = {slot[0] for slot in slots}
     kept = [slot for slot in slots if not _is_element(slot[0]) or slot[0].args[0] in inside]
-    return kept + [slot for owner in kept if is_tuple(owner[0]) for slot in _elements(owner) if slot[0] not in inside]
+    return kept + [
+        slot for owner in kept if is_tuple(owner[0]) for slot in _elements(owner, live) if slot[0] not in inside
+    ]
 
 
 def _is_element(node: fx.Node) -> bool:
     return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and is_tuple(node.args[0])
 
 
-def _elements(owner: Slot) -> Iterator[Slot]:
+def _elements(owner: Slot, live: Container[fx.Node]) -> Iterator[Slot]:
     """The elements that every copy reads from a tuple; elements that only some copies read leave the copies unequal."""
-    by_index = [{user.args[1]: user for user in node.users} for node in owner]
+    by_index = [{user.args[1]: user for user in node.users if user in live} for node in owner]
     for index in by_index[0]:
         if all(index in users for users in by_index):
             yield tuple(users[index] for users in by_index)

@@ -73,12 +73,12 @@ class Dependencies:
     """Who must run before whom: data, and the order of random and side-effecting operations.
 
     Attributes:
-        order: every node of the graph, in execution order.
+        order: every node of the graph that something depends on, in execution order.
         position: the inverse of ``order``.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.order = list(graph.nodes)
+        self.order = _live(graph)
         self.position = {node: index for index, node in enumerate(self.order)}
         self._after: dict[fx.Node, fx.Node] = {}
         self._before: dict[fx.Node, fx.Node] = {}
@@ -97,6 +97,15 @@ class Dependencies:
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that directly wait for ``node``."""
-        users = list(node.users)
+        users = [user for user in node.users if user in self.position]
         following = self._before.get(node)
         return users if following is None or following in node.users else [*users, following]
+
+
+def _live(graph: fx.Graph) -> list[fx.Node]:
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in needed or node.op in ("placeholder", "output") or is_ordered(node):
+            needed.add(node)
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]

@@ -16,7 +16,7 @@ import torch.fx as fx
 from lightint_compile.passes.facts.regions import RegionGroup
 from lightint_compile.passes.outlining.contraction import Contraction
 from lightint_compile.passes.outlining.forms import form_of
-from lightint_compile.passes.outlining.nodes import MEMO, Dependencies, alias_source, is_movable, is_tuple
+from lightint_compile.passes.outlining.nodes import MEMO, Dependencies, alias_source, is_movable, is_scalar, is_tuple
 from lightint_compile.passes.outlining.values import Tokens
 
 
@@ -29,12 +29,14 @@ class Piece:
             when its result is kept between calls.
         memo: the mark of its nodes, which says what they depend on; ``None`` for other kinds.
         path: the module it came from, empty where unknown.
+        is_region: whether it is a copy of a repeated region, of whatever kind.
     """
 
     kind: str
     nodes: list[fx.Node]
     memo: str | None = None
     path: str = ""
+    is_region: bool = False
 
 
 def cut(
@@ -46,7 +48,7 @@ def cut(
         boundaries: values after which a new level begins: what a denoising loop carries from step to step.
     """
     regions = [
-        Piece(_kind("block", nodes[0]), _with_elements(nodes), nodes[0].meta.get(MEMO), path)
+        Piece(_kind("block", nodes[0]), _with_elements(nodes), nodes[0].meta.get(MEMO), path, is_region=True)
         for group in groups
         for nodes, path in zip(group.instances, group.paths, strict=True)
     ]
@@ -69,30 +71,45 @@ def _with_elements(nodes: Sequence[fx.Node]) -> list[fx.Node]:
 def _levels(regions: Sequence[Piece], boundaries: Set[fx.Node], dependencies: Dependencies) -> dict[fx.Node, int]:
     """The level of every glue node."""
     contraction = Contraction([piece.nodes for piece in regions], dependencies)
+    outside: set[fx.Node] = set()
+    while True:
+        glue = _glue_levels(contraction, len(regions), outside, boundaries, dependencies)
+        escaping = {n for n in glue if is_scalar(n) and any(glue.get(user) != glue[n] for user in n.users)}
+        if not escaping:
+            return glue
+        outside |= escaping
+
+
+def _glue_levels(
+    contraction: Contraction,
+    regions: int,
+    outside: Set[fx.Node],
+    boundaries: Set[fx.Node],
+    dependencies: Dependencies,
+) -> dict[fx.Node, int]:
+    """Levels when the sizes ``outside`` stay in the root; other sizes that are read off glue are glue themselves."""
     reached = [0] * len(contraction.steps)
     glue: dict[fx.Node, int] = {}
     for step in contraction.order():
         node = contraction.steps[step][0]
-        if step < len(regions):
+        if step < regions:
             reached[step] = 1 + max((reached[source] for source in contraction.before(step)), default=0)
             continue
-        level = 0
-        for source in dependencies.before(node):
-            number = contraction.step_of[source]
-            level = max(level, reached[number] + _rises(source, node, source in glue, boundaries))
-        reached[step] = level
-        if is_movable(node):
-            glue[node] = level
+        sources = dependencies.before(node)
+        inside = is_movable(node) or (is_scalar(node) and node not in outside and any(s in glue for s in sources))
+        reached[step] = max(
+            (reached[contraction.step_of[s]] + _rises(s, node, s in glue, inside, boundaries) for s in sources),
+            default=0,
+        )
+        if inside:
+            glue[node] = reached[step]
     return glue
 
 
-def _rises(source: fx.Node, node: fx.Node, from_glue: bool, boundaries: Set[fx.Node]) -> int:
+def _rises(source: fx.Node, node: fx.Node, from_glue: bool, to_glue: bool, boundaries: Set[fx.Node]) -> int:
     """Whether the way from ``source`` to ``node`` enters a new level."""
-    if source in boundaries:
-        return 1
-    if not from_glue:
-        return 0
-    return int(not is_movable(node) or source.meta.get(MEMO) != node.meta.get(MEMO))
+    changes_piece = from_glue and (not to_glue or source.meta.get(MEMO) != node.meta.get(MEMO))
+    return int(source in boundaries or changes_piece)
 
 
 def _postpone_views(levels: dict[fx.Node, int], boundaries: Set[fx.Node], dependencies: Dependencies) -> None:
