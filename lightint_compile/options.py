@@ -33,7 +33,13 @@ class LightintOptions:
         require: passes that must rewrite something; else compiling raises :class:`~lightint_compile.errors.PassError`.
         strict: a pass that fails raises instead of being undone.
         delegate: ``"inductor"`` or ``"eager"``.
-        density: kept fraction of key blocks of sparse attention, in (0, 1]; ``None`` leaves it to the pass.
+        density: kept fraction of the visual key tiles of sparse attention, in (0, 1].
+        context_density: the same for context tiles in a denoising step.
+        coverage: softmax mass of the pooled scores at which a query tile may stop before its budget, in (0, 1].
+        min_tokens: keys below which a site stays dense.
+        tile: (frames, height, width) tokens of a tile.
+
+    The last five go to the passes that have an option of that name; ``None`` leaves a value to the pass.
 
     Raises:
         OptionError: a value that cannot be taken, with the nearest one that can.
@@ -46,6 +52,10 @@ class LightintOptions:
     strict: bool = False
     delegate: str = "inductor"
     density: float | None = None
+    context_density: float | None = None
+    coverage: float | None = None
+    min_tokens: int | None = None
+    tile: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -69,7 +79,7 @@ class LightintOptions:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         }
-        plain = {"roles": dict, "require": list}
+        plain = {"roles": dict, "require": list, "tile": list}
         return {name: plain[name](value) if name in plain else value for name, value in given.items()}
 
     def __str__(self) -> str:
@@ -135,13 +145,34 @@ def _strict(value: Any) -> bool:
     return value
 
 
-def _density(value: Any) -> float | None:
+def _fraction(option: str) -> Callable[[Any], float | None]:
+    def check(value: Any) -> float | None:
+        if value is None:
+            return None
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1:
+            raise _wrong(option, value, "a fraction above 0 and at most 1", "0.3")
+        return float(value)
+
+    return check
+
+
+def _min_tokens(value: Any) -> int | None:
+    if value is not None and not _is_whole(value, 0):
+        raise _wrong("min_tokens", value, "a number of keys, 0 or more", "4096")
+    return None if value is None else int(value)
+
+
+def _tile(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1:
-        raise _wrong("density", value, "the kept fraction of key blocks, above 0 and at most 1", "0.3")
-    return float(value)
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(_is_whole(extent, 1) for extent in value):
+        raise _wrong("tile", value, "three extents in tokens, 1 or more: frames, height, width", "[4, 8, 4]")
+    return tuple(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _wrong(option: str, value: Any, expected: str, example: str) -> OptionError:
@@ -158,5 +189,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "require": _require,
     "strict": _strict,
     "delegate": _one_of("delegate", DELEGATES),
-    "density": _density,
+    "density": _fraction("density"),
+    "context_density": _fraction("context_density"),
+    "coverage": _fraction("coverage"),
+    "min_tokens": _min_tokens,
+    "tile": _tile,
 }

@@ -41,7 +41,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-FORWARDED = ("density",)
+FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile")
 """Options that belong to whichever passes of the pipeline have a field of the same name."""
 
 

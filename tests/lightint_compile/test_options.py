@@ -23,7 +23,7 @@ def test_equal_options_are_equal_and_hash_alike() -> None:
 
 
 def test_the_dictionary_form_round_trips() -> None:
-    given = {"preset": "sparse", "density": 0.25, "roles": {"x": "latent"}, "require": ["dead-tail"], "strict": True}
+    given = {"preset": "sparse", "density": 0.25, "tile": [2, 4, 4], "roles": {"x": "latent"}, "require": ["dead-tail"]}
     options = LightintOptions.from_mapping(given)
     assert options.to_dict() == given
     assert LightintOptions.from_mapping(options.to_dict()) == options
@@ -38,10 +38,10 @@ def test_options_are_frozen() -> None:
     ("mapping", "said"),
     [
         ({"presset": "exact"}, "did you mean 'preset'?"),
-        ({"zzz": 1}, "known: delegate, density"),
+        ({"zzz": 1}, "known: context_density, coverage, delegate, density"),
         ({"preset": "exakt"}, "did you mean 'exact'?"),
-        ({"preset": "all"}, "known: exact, off, sparse"),
-        ({"preset": None}, "known: exact"),
+        ({"preset": "zzz"}, f"known: {', '.join(sorted(PRESETS))}"),
+        ({"preset": None}, "is no preset"),
         ({"delegate": "inductr"}, "did you mean 'inductor'?"),
         ({"roles": {"x": "latnet"}}, "did you mean 'latent'?"),
         ({"roles": "latent"}, "input names with a role each"),
@@ -54,6 +54,13 @@ def test_options_are_frozen() -> None:
         ({"density": True}, "above 0 and at most 1"),
         ({"density": "half"}, "above 0 and at most 1"),
         ({"density": float("nan")}, "above 0 and at most 1"),
+        ({"context_density": 2}, "above 0 and at most 1"),
+        ({"coverage": -0.1}, "above 0 and at most 1"),
+        ({"min_tokens": -1}, "0 or more"),
+        ({"min_tokens": 2.5}, "0 or more"),
+        ({"tile": [4, 8]}, "three extents"),
+        ({"tile": [4, 8, 0]}, "three extents"),
+        ({"tile": "4x8x4"}, "three extents"),
         ({"passes": 3}, "a pipeline text"),
         ({"passes": "outline-region"}, "did you mean 'outline-regions'?"),
         ({"passes": "outline-regions,"}, "does not parse"),
@@ -79,7 +86,8 @@ def test_every_preset_makes_a_pipeline_that_parses_back(preset: str) -> None:
 
 
 def test_an_option_goes_to_the_pass_that_has_it() -> None:
-    assert "density=0.25" in str(pipeline_of(LightintOptions(preset="sparse", density=0.25)))
+    text = str(pipeline_of(LightintOptions(preset="sparse", density=0.25, min_tokens=64, tile=(2, 4, 4))))
+    assert "sparse-attention{density=0.25,tile=2x4x4,min-tokens=64}" in text
 
 
 def test_an_option_that_no_pass_takes_is_an_error() -> None:
