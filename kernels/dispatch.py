@@ -86,6 +86,8 @@ def _portable_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) 
         return f"the GPU kernels take bfloat16 and float16, not {dtype}"
     if head_dim not in (64, 96, 128):
         return f"the GPU kernels take head_dim 64, 96 and 128, not {head_dim}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the portable kernel needs sm_80 or later"
     try:

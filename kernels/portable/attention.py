@@ -53,6 +53,7 @@ def _attention_kernel(
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     source = head // groups
+    factor = tl.cast(factor, tl.float32)  # Inductor passes Python floats in 64 bits
     dims = tl.arange(0, DIM)
     real_dims = dims < HEAD_DIM
 

@@ -47,6 +47,7 @@ def _score_kernel(
         query = tl.load(queries + matrix_offsets(rows, dims, HEAD_DIM), mask=(rows < query_tiles)[:, None], other=0.0)
         key = tl.load(keys[None, :] + dims[:, None], mask=(blocks < key_blocks)[None, :], other=0.0)
         total = tl.dot(query, key, total, input_precision="tf32x3")
+    scale = tl.cast(scale, tl.float32)  # Inductor passes Python floats in 64 bits
     place = scores + (pair * query_tiles + rows)[:, None] * key_blocks + blocks[None, :]
     tl.store(place, total * scale, mask=(rows < query_tiles)[:, None] & (blocks < key_blocks)[None, :])
 
@@ -116,7 +117,7 @@ def _select_kernel(
     if COVER:
         highest = tl.max(tl.where(real, score, -3.0e38), 0)
         mass = tl.where(real, tl.exp(score - highest), 0.0)
-        covering = _covering(order, mass / tl.sum(mass, 0), coverage)
+        covering = _covering(order, mass / tl.sum(mass, 0), tl.cast(coverage, tl.float32))
         number = tl.maximum(tl.minimum(covering, number), least)
 
     edge = _threshold(order, tl.full([BLOCKS], 1, tl.int32), number)

@@ -26,6 +26,7 @@ def fresh():
 
 def pretend(monkeypatch, capability, hopper):
     """A CUDA device of a stated capability, and a Gluon package that answers as stated."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: None)
     module = types.ModuleType("lightint_compile.kernels.hopper")
@@ -42,6 +43,13 @@ def test_the_cpu_gathers():
 def test_other_devices_fall_to_the_reference():
     choice = kernels.implementation(torch.zeros(1, 1, 1, 64, device="meta"))
     assert choice == "reference" and "meta" in choice.reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_fake_gpu_tensor_without_a_gpu_is_a_reason():
+    with torch._subclasses.FakeTensorMode():
+        query = torch.empty(1, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
+    assert kernels.implementation(query) == "reference"
 
 
 @pytest.mark.parametrize(
