@@ -1,0 +1,79 @@
+"""A region's sizes become polynomials in fresh symbols whose values its own arguments give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from lightint_compile.errors import CaptureError
+from lightint_compile.freshshapes import fresh_inputs
+
+
+@pytest.fixture
+def mode() -> FakeTensorMode:
+    return FakeTensorMode(shape_env=ShapeEnv())
+
+
+def _symbol(mode: FakeTensorMode, hint: int, name: str) -> Any:
+    env, source = mode.shape_env, ConstantSource(name)
+    symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
+    return env.create_symintnode(symbol, hint=hint, source=source)
+
+
+def test_sizes_of_one_origin_stay_related(mode: FakeTensorMode) -> None:
+    count = torch.sym_min(_symbol(mode, 8, "frames"), 20)
+    with mode:
+        context, keys = torch.empty(2, 24 * count, 4), torch.empty(2, 24 * count + 96, 4)
+    fresh = fresh_inputs([context, keys])
+    (symbol,) = fresh.symbols
+    assert [str(size).count("*") for size in (fresh.values[0].shape[1], symbol)] == [1, 0]
+    assert int(fresh.values[1].shape[1]) == 24 * 8 + 96
+    real = [torch.empty(2, 24 * 12, 4), torch.empty(2, 24 * 12 + 96, 4)]
+    assert [bound.read(real) for bound in fresh.bindings] == [12]
+    assert fresh.extra == (0,)
+
+
+def test_a_size_that_is_an_argument_is_read_from_it(mode: FakeTensorMode) -> None:
+    count = _symbol(mode, 8, "frames")
+    with mode:
+        tensor = torch.empty(count * 6, 4)
+    fresh = fresh_inputs([tensor, count])
+    assert [(bound.argument, bound.dim) for bound in fresh.bindings] == [(1, None)]
+    assert fresh.extra == ()
+
+
+def test_old_and_fresh_symbols_are_never_confused(mode: FakeTensorMode) -> None:
+    first, second = _symbol(mode, 6, "a"), _symbol(mode, 10, "b")
+    with mode:
+        tensors = [torch.empty(second, 3), torch.empty(first, 3), torch.empty(first + second, 3)]
+    fresh = fresh_inputs(tensors)
+    assert [int(value.shape[0]) for value in fresh.values] == [10, 6, 16]
+    assert [bound.read([torch.empty(n, 3) for n in (7, 9, 16)]) for bound in fresh.bindings] == [7, 9]
+
+
+def test_a_view_is_told_by_its_stride(mode: FakeTensorMode) -> None:
+    count = _symbol(mode, 12, "frames")
+    with mode:
+        view = torch.empty(2, count, 4)[:, -4:]
+    fresh = fresh_inputs([view])
+    assert [bound.read([torch.empty(2, 20, 4)[:, -4:]]) for bound in fresh.bindings] == [20]
+
+
+def test_hints_of_a_call_replace_those_of_the_trace(mode: FakeTensorMode) -> None:
+    with mode:
+        tensor = torch.empty(_symbol(mode, 8, "frames"), 4)
+    fresh = fresh_inputs([tensor], [torch.empty(30, 4)])
+    assert int(fresh.values[0].shape[0]) == 30
+
+
+def test_a_size_nothing_gives_away_is_an_error(mode: FakeTensorMode) -> None:
+    a, b = _symbol(mode, 6, "a"), _symbol(mode, 10, "b")
+    with mode:
+        tensor = torch.empty(a + b, 3)
+    with pytest.raises(CaptureError, match="cannot be told"):
+        fresh_inputs([tensor])
