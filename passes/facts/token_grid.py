@@ -66,7 +66,7 @@ class Grid:
         return same(self.height, other.height) and same(self.width, other.width)
 
     def __str__(self) -> str:
-        return "x".join(f"({size})" if " " in str(size) else str(size) for size in self.shape)
+        return "x".join(f"({size})" if isinstance(size, sympy.Add) else str(size) for size in self.shape)
 
 
 @dataclass(frozen=True)
