@@ -152,6 +152,7 @@ def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:
         return None
     names = [argument.name for argument in target._schema.arguments]
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given |= {name.removesuffix("s"): given[name] for name in ("keys", "values") if name in given}
     return given if {"query", "key", "value"} <= set(given) else None
 
 
@@ -160,6 +161,7 @@ def _sparse(arguments: dict[str, Any], shape: Shape) -> Any:
     query, value = shape(_first(arguments["query"])), shape(_first(arguments["value"]))
     keys = sum(shape(segment)[-2] for segment in _segments(arguments["key"]))
     prefix, density = arguments.get("prefix") or 0, arguments.get("density")
+    prefix = 0 if isinstance(prefix, fx.Node) else prefix
     if isinstance(density, (int, float)):
         keys = (
             prefix + math.ceil(density * (keys - prefix))
