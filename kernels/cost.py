@@ -1,8 +1,8 @@
 """Dense or sparse: predicted times from a handful of rates per device, measured once and kept on disk.
 
-Both kinds of attention are taken as a fixed part, the time until the last launch is under way, plus waves of programs:
-a program handles 128 queries of one head, and as many run at a time as the device has multiprocessors. Sparse attention
-also reads queries and keys once more, to pool them. Sparse wins only by a margin that covers the spread of the model,
+Both kinds of attention are taken as waves of programs: a program handles 128 queries of one head, and as many run at a
+time as the device has multiprocessors. Sparse attention also reads queries and keys once more, to pool them, and takes
+at least as long as the host needs for its launches. Sparse wins only by a margin that covers the spread of the model,
 so that choosing it never loses. Deciding is host arithmetic: nothing is measured, read or synchronised on the way.
 
 Rates come from :func:`measure` where it ran on this machine, else from the table of known devices, else from a guess
@@ -28,7 +28,9 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 _PROGRAM = 128
 _FEWEST_BLOCKS = 7
 """Blocks that the default neighbourhood keeps whatever the density."""
-MARGIN = 0.95
+_SELECTION = 60.0
+"""Microseconds of scoring and choosing blocks and of starting the attention kernel."""
+MARGIN = 0.92
 """Sparse attention is chosen when its predicted time is below this share of the dense one."""
 
 
@@ -37,7 +39,8 @@ class Rates:
     """What one device does in float16 or bfloat16 (float32 on a CPU).
 
     Attributes:
-        dense_fixed, sparse_fixed: microseconds of a call that has next to nothing to compute.
+        dense_fixed: microseconds of a dense call that has next to nothing to compute.
+        sparse_fixed: microseconds that the host takes to launch a sparse call; the device waits for it at least.
         dense_rate, sparse_rate: TFLOP/s of full waves, head_dim 128.
         narrow: factor of both rates at head_dim 64 and below.
         pool_rate: GB/s at which queries and keys are read for pooling and selection.
@@ -54,10 +57,10 @@ class Rates:
 
 
 KNOWN = {
-    ("H200", "hopper"): Rates(20.0, 590.0, 300.0, 640.0, 2000.0, 132),
-    ("H200", "portable"): Rates(20.0, 590.0, 250.0, 330.0, 2000.0, 132),
-    ("H100", "hopper"): Rates(20.0, 600.0, 300.0, 640.0, 1500.0, 132),
-    ("H100", "portable"): Rates(20.0, 600.0, 250.0, 330.0, 1500.0, 132),
+    ("H200", "hopper"): Rates(10.0, 640.0, 480.0, 640.0, 3000.0, 132),
+    ("H200", "portable"): Rates(10.0, 640.0, 440.0, 320.0, 3000.0, 132),
+    ("H100", "hopper"): Rates(10.0, 640.0, 480.0, 640.0, 2200.0, 132),
+    ("H100", "portable"): Rates(10.0, 640.0, 440.0, 320.0, 2200.0, 132),
 }
 """Rates by part of the device's name and implementation; H200 measured (docs/measurements.md), H100 after it."""
 
@@ -99,7 +102,8 @@ def sparse_time(
     """Predicted microseconds of sparse attention with pooling and selection, ``width`` bytes an element."""
     kept = min(max(density * key_tokens, _FEWEST_BLOCKS * _PROGRAM), key_tokens)
     pooled = rows * head_dim * (query_tokens + key_tokens) * width / rates.pool_rate / 1e3
-    return rates.sparse_fixed + pooled + _wave_time(rates, rates.sparse_rate, rows, head_dim, query_tokens, kept)
+    device = _SELECTION + pooled + _wave_time(rates, rates.sparse_rate, rows, head_dim, query_tokens, kept)
+    return max(rates.sparse_fixed, device)
 
 
 def _wave_time(rates: Rates, rate: float, rows: int, head_dim: int, query_tokens: int, key_tokens: float) -> float:
@@ -168,7 +172,7 @@ class _Probe:
 
         self.device, gpu = device, device.type == "cuda"
         self.heads, self.head_dim = (16, 128) if gpu else (4, 64)
-        self.large = (16, 32, 32) if gpu else (8, 32, 16)
+        self.large = (16, 64, 32) if gpu else (8, 32, 16)
         self.dtype = torch.bfloat16 if gpu else torch.float32
         self.units = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
         self.implementation = str(implementation(self._tokens((4, 8, 4))))
@@ -179,13 +183,12 @@ class _Probe:
         dense_rate, dense_fixed = self._line(
             (self._work(small, 1.0), self._dense(small)), (self._work(self.large, 1.0), self._dense(self.large))
         )
-        thin, full = (self._sparse(self.large, density) for density in (0.1, 0.9))
-        sparse_rate, rest = self._line((self._work(self.large, 0.1), thin), (self._work(self.large, 0.9), full))
-        tiny = self._sparse(small, 1.0)
-        fixed = max(tiny - self._work(small, 1.0) / sparse_rate, 1.0)
-        pool_rate = self._bytes(self.large) / max(rest - fixed, 1.0) / 1e3
+        thin, full = (self._sparse(self.large, density) for density in (0.2, 0.9))
+        sparse_rate, rest = self._line((self._work(self.large, 0.2), thin), (self._work(self.large, 0.9), full))
+        tiny = self._sparse(small, 0.5)
+        pool_rate = self._bytes(self.large) / max(rest - _SELECTION, 1.0) / 1e3
         narrow = 1.0 if self.head_dim <= 64 else 0.75
-        return Rates(dense_fixed, dense_rate / 1e6, fixed, sparse_rate / 1e6, pool_rate, self.units, narrow)
+        return Rates(dense_fixed, dense_rate / 1e6, tiny, sparse_rate / 1e6, pool_rate, self.units, narrow)
 
     @staticmethod
     def _line(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:

@@ -182,7 +182,7 @@ def _produce(
             keys, values, tiles, barriers, list_ptr, 0, blocks, extents, high, wide, places, batch, key_head, key_heads,
             HEAD_DIM, BT, BH, BW, STAGES,
         )  # fmt: skip
-        if not EXACT:
+        if not EXACT:  # noqa: SIM102  decided while compiling, unlike the next
             if _again(verdict, judged):
                 _stream(
                     keys, values, tiles, barriers, list_ptr, blocks, blocks, extents, high, wide, places, batch,

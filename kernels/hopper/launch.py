@@ -2,14 +2,15 @@
 
 A descriptor has five axes ``(outer, frames, height, width, inner)``. Heads are folded into one of its ends: into
 ``inner`` where a token's heads lie side by side (the layout of a projection), into ``outer`` where heads lie apart.
-So no layout is copied, except one that neither folding can express.
+So no layout is copied, except one that neither folding can express. How a call's tensors fold is worked out once per
+set of shapes and strides.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,6 +29,7 @@ STAGES = {64: 3, 96: 2, 128: 2}
 
 _ALIGNMENT = 16
 _REGISTERS = 168
+_LOG2_E = math.log2(math.e)
 
 
 def supported(query: Tensor, tile: tuple[int, ...]) -> str | None:
@@ -47,96 +49,132 @@ def attend(
     query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
 ) -> Tensor:
     """Attention over the prefix and the listed blocks; same contract as ``reference.attend``."""
+    output = empty_output(query)
     if query.numel() == 0:
-        return empty_output(query)
+        return output
     if scale <= 0:
         # The kernel takes the maximum of unscaled scores, so the sign goes into the query.
         query, scale = (-query, -scale) if scale else (torch.zeros_like(query), 1.0)
-    job = _Job(layout, query.shape[1], keys.current.shape[1], query.shape[3])
-    output = empty_output(query)
-    if not job.expressible(output):
-        output = query.new_empty(query.shape)
-    tensors = job.descriptors(query, output, keys, values)
-    grid = (layout.query_tiles, query.shape[0] * query.shape[1])
+    tensors, plan = _planned((query, output, *_interleaved(keys, values, layout)), layout)
     with torch.cuda.device(query.device):
-        block_sparse_attention[grid](
-            *tensors, index, count, scale * math.log2(math.e), query.shape[1], keys.current.shape[1], index.shape[3],
-            job.places, *job.extents(), HEAD_DIM=query.shape[3],
+        block_sparse_attention[plan.grid](
+            *(_descriptor(tensor, box) for tensor, box in zip(tensors, plan.boxes, strict=True)),
+            index, count, scale * _LOG2_E, query.shape[1], keys.current.shape[1], index.shape[3],
+            plan.places, *plan.extents, HEAD_DIM=query.shape[3],
             BT=layout.tile[0], BH=layout.tile[1], BW=layout.tile[2], STAGES=STAGES[query.shape[3]],
-            EXACT=query.dtype == torch.float16,
-            num_warps=4, maxnreg=_REGISTERS,
+            EXACT=query.dtype == torch.float16, num_warps=4, maxnreg=_REGISTERS,
         )  # fmt: skip
-    return as_output(output, query)
+    return as_output(tensors[1], query)
 
 
-class _Job:
-    """One launch: the descriptors, and a bit for each of them that says where its heads lie."""
+def _interleaved(keys: Spans, values: Spans, layout: Layout) -> tuple[Tensor, ...]:
+    """Key and value of prefix, context and current frames; the current ones stand in for what is absent."""
+    prefix = (keys.prefix, values.prefix) if layout.prefix else (keys.current, values.current)
+    context = (keys.context, values.context) if layout.frames[0] else (keys.current, values.current)
+    return (*prefix, *context, keys.current, values.current)
 
-    def __init__(self, layout: Layout, heads: int, key_heads: int, head_dim: int) -> None:
-        self.layout, self.heads, self.key_heads, self.head_dim = layout, heads, key_heads, head_dim
-        self.box = triton.next_power_of_2(head_dim)
-        self.places = 0
-        self.made = 0
 
-    def descriptors(self, query: Tensor, output: Tensor, keys: Spans, values: Spans) -> list[TensorDescriptor]:
-        """Query, output, then key and value of prefix, context and current; absent spans borrow the current one."""
-        frames, height, width = self.layout.tile
-        half, whole = (frames // 2, height, width), (frames, height, width)
-        current = self.layout.current_grid
-        made = [self._grid(query, current, half), self._grid(output, current, half)]
-        made += [self._rows(pair.prefix if self.layout.prefix else pair.current) for pair in (keys, values)]
-        if self.layout.frames[0]:
-            made += [self._grid(pair.context, self.layout.context_grid, whole) for pair in (keys, values)]
-        else:
-            made += [self._grid(pair.current, current, whole) for pair in (keys, values)]
-        return made + [self._grid(pair.current, current, whole) for pair in (keys, values)]
+class _Box(NamedTuple):
+    """A descriptor without its tensor."""
 
-    def extents(self) -> tuple[int, ...]:
-        """The integers that place a block, in the kernel's order."""
-        grid = self.layout
-        return (
-            grid.prefix, ceil_div(grid.prefix, TILE_SLOTS), grid.context_blocks, grid.context_rows, *grid.frames,
-            grid.height, grid.width, grid.blocks_high, grid.blocks_wide,
-        )  # fmt: skip
+    shape: list[int]
+    strides: list[int]
+    block: list[int]
 
-    def _grid(self, tensor: Tensor, grid: tuple[int, int, int], box: tuple[int, int, int]) -> TensorDescriptor:
-        tensor, outer, inner = self._folded(tensor)
-        row = tensor.stride(2)
-        shape = [outer[0], *grid, inner]
-        strides = [outer[1], grid[1] * grid[2] * row, grid[2] * row, row, 1]
-        return TensorDescriptor(tensor, shape, strides, [1, *box, self.box], _shared(5))
 
-    def _rows(self, tensor: Tensor) -> TensorDescriptor:
-        tensor, outer, inner = self._folded(tensor)
-        shape, strides = [outer[0], tensor.shape[2], inner], [outer[1], tensor.stride(2), 1]
-        return TensorDescriptor(tensor, shape, strides, [1, TILE_SLOTS, self.box], _shared(3))
+class _Plan(NamedTuple):
+    """Everything of a launch that follows from shapes, strides and the layout; ``places`` as in ``_ends``."""
 
-    def _folded(self, tensor: Tensor) -> tuple[Tensor, tuple[int, int], int]:
-        """The tensor (copied if it must be), ``(size, stride)`` of the outer axis, size of the inner one."""
-        batch, heads, _, dim = tensor.shape
-        if not self.expressible(tensor):
-            tensor = tensor.contiguous()
-        inside, batched = self._inside(tensor), batch > 1 and tensor.stride(0) != 0
-        self._note(inside, batched)
-        batches = batch if batched else 1
-        if inside:
-            return tensor, (batches, tensor.stride(0 if batched else 2)), heads * dim
-        return tensor, (batches * heads, tensor.stride(1 if heads > 1 else 0) or tensor.stride(2)), dim
+    grid: tuple[int, int]
+    boxes: tuple[_Box, ...]
+    places: int
+    extents: tuple[int, ...]
 
-    def expressible(self, tensor: Tensor) -> bool:
-        """Whether descriptors can read the tensor where it lies."""
-        strides = [stride * tensor.element_size() for stride in tensor.stride()[:3]]
-        if tensor.stride(3) != 1 or tensor.data_ptr() % _ALIGNMENT or any(stride % _ALIGNMENT for stride in strides):
-            return False
-        batched, heads = tensor.shape[0] > 1 and tensor.stride(0) != 0, tensor.shape[1]
-        return self._inside(tensor) or not batched or heads == 1 or tensor.stride(0) == heads * tensor.stride(1)
 
-    def _inside(self, tensor: Tensor) -> bool:
-        return tensor.shape[1] > 1 and tensor.stride(1) == tensor.shape[3] == self.box
+_Form = tuple[tuple[int, ...], tuple[int, ...]]
 
-    def _note(self, inside: bool, batched: bool) -> None:
-        self.places |= (int(inside) | int(batched) << 8) << self.made
-        self.made += 1
+
+def _planned(tensors: tuple[Tensor, ...], layout: Layout) -> tuple[list[Tensor], _Plan]:
+    """The plan, and the tensors, copied where no descriptor can express them; the output then is a fresh buffer."""
+    ready = [tensor if _expressible(tensor) else tensor.contiguous() for tensor in tensors]
+    forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in ready)
+    return ready, _plan(forms, layout)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(forms: tuple[_Form, ...], layout: Layout) -> _Plan:
+    folded = [_fold(form) for form in forms]
+    frames, height, width = layout.tile
+    half, whole = (frames // 2, height, width), layout.tile
+    current, context = layout.current_grid, layout.context_grid if layout.frames[0] else layout.current_grid
+    grids = [(current, half)] * 2 + [None] * 2 + [(context, whole)] * 2 + [(current, whole)] * 2
+    boxes = tuple(_box(form, fold, grid) for form, fold, grid in zip(forms, folded, grids, strict=True))
+    places = sum((int(fold.inside) | int(fold.batched) << 8) << i for i, fold in enumerate(folded))
+    extents = (
+        layout.prefix, ceil_div(layout.prefix, TILE_SLOTS), layout.context_blocks, layout.context_rows, *layout.frames,
+        layout.height, layout.width, layout.blocks_high, layout.blocks_wide,
+    )  # fmt: skip
+    (batch, heads, *_), _ = forms[0]
+    return _Plan((layout.query_tiles, batch * heads), boxes, places, extents)
+
+
+class _Fold(NamedTuple):
+    """Where heads and batch went: ``inside`` the rows or not, a batch that counts or is broadcast."""
+
+    inside: bool
+    batched: bool
+    outer: tuple[int, int]
+    inner: int
+
+
+def _fold(form: _Form) -> _Fold:
+    (batch, heads, _, dim), (by_batch, by_head, by_token, _) = form
+    inside, batched = _inside(form), batch > 1 and by_batch != 0
+    if inside:
+        return _Fold(True, batched, (batch, by_batch) if batched else (1, by_token), heads * dim)
+    outer = by_head if heads > 1 else by_batch
+    return _Fold(False, batched, ((batch if batched else 1) * heads, outer or by_token), dim)
+
+
+def _inside(form: _Form) -> bool:
+    (_, heads, _, dim), (_, by_head, _, _) = form
+    return heads > 1 and by_head == dim == triton.next_power_of_2(dim)
+
+
+def _box(
+    form: _Form, fold: _Fold, grid: tuple[tuple[int, int, int], tuple[int, int, int]] | None
+) -> _Box:  # fmt: skip
+    """A box of whole tiles of a token grid, or of rows (the prefix) where there is no grid."""
+    (_, _, tokens, dim), (_, _, row, _) = form
+    inner = triton.next_power_of_2(dim)
+    if grid is None:
+        return _Box([fold.outer[0], tokens, fold.inner], [fold.outer[1], row, 1], [1, TILE_SLOTS, inner])
+    extent, tile = grid
+    strides = [fold.outer[1], extent[1] * extent[2] * row, extent[2] * row, row, 1]
+    return _Box([fold.outer[0], *extent, fold.inner], strides, [1, *tile, inner])
+
+
+def _expressible(tensor: Tensor) -> bool:
+    """Whether descriptors can read the tensor where it lies."""
+    return tensor.data_ptr() % _ALIGNMENT == 0 and _form_fits(tuple(tensor.shape), tensor.stride())
+
+
+@functools.lru_cache(maxsize=1024)
+def _form_fits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    by_batch, by_head, by_token, by_dim = strides
+    # Elements are two bytes wide.
+    if by_dim != 1 or any(2 * stride % _ALIGNMENT for stride in (by_batch, by_head, by_token)):
+        return False
+    batched = shape[0] > 1 and by_batch != 0
+    return _inside((shape, strides)) or not batched or shape[1] == 1 or by_batch == shape[1] * by_head
+
+
+def _descriptor(tensor: Tensor, box: _Box) -> TensorDescriptor:
+    """A descriptor without the checks of its constructor, which cost more than the launch; the plan made them."""
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape = tensor, box.shape, box.strides, box.block
+    made.layout, made.padding = _shared(len(box.block)), "zero"
+    return made
 
 
 @functools.cache
