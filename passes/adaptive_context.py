@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.context import ContextGather, NoGather, find_gather
+from lightint_compile.passes.decisions.plan import first_place
 from lightint_compile.passes.decisions.points import PLAN, DecisionPoint, PlanPoint
 from lightint_compile.passes.decisions.policy import Policy, check_overlap, check_rules
 from lightint_compile.passes.decisions.resize import Resize, fresh_size
@@ -84,7 +85,7 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     size = fresh_size(program, positions.shape[0], "__context_frames")
     program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
     operands = (found.cameras, found.history)
-    with program.graph.inserting_before(_first_place(program.graph, operands)):
+    with program.graph.inserting_before(first_place(program.graph, operands)):
         plan = program.graph.call_module(PLAN, operands)
         index = program.graph.call_function(operator.getitem, (plan, 0))
     for node in (plan, index):
@@ -93,16 +94,6 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
         index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
     plan.meta["val"] = (index.meta["val"], None)
     return index
-
-
-def _first_place(graph: fx.Graph, operands: tuple[fx.Node, ...]) -> fx.Node:
-    """The first node after all placeholders and ``operands``."""
-    waiting = set(operands)
-    for node in graph.nodes:
-        if node.op != "placeholder" and not waiting:
-            return node
-        waiting.discard(node)
-    return graph.output_node()
 
 
 def _sizes_of(program: Program, found: ContextGather) -> list[fx.Node]:

@@ -58,6 +58,8 @@ class Pass(ABC):
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if value is None:
+        return "none"
     if isinstance(value, tuple):
         return "x".join(_text(item) for item in value)
     return str(value)

@@ -17,6 +17,7 @@ PASSES: dict[str, str] = {
     "adaptive-context": "adaptive_context:AdaptiveContext",
     "sparse-attention": "sparse_attention:SparseAttention",
     "outline-regions": "outline_regions:OutlineRegions",
+    "step-cache": "step_cache:StepCache",
 }
 
 

@@ -1,0 +1,118 @@
+"""One denoising step in a root graph: the nodes that turn a latent into a prediction, and the part a drift check needs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+import torch.fx as fx
+from lightint_compile.passes.decisions.marks import MarkedStep
+from lightint_compile.passes.decisions.points import is_region_call, point_of
+from lightint_compile.passes.outlining.nodes import MEMO
+from lightint_compile.passes.program import tensor_of
+
+
+@dataclass(frozen=True)
+class StepBody:
+    """The nodes of one step.
+
+    Attributes:
+        head: from the latent to the output of the first block, in order; empty when there is no block.
+        tail: the rest, in order.
+        first: the first block's output, which the next block reads; ``None`` when there is no block.
+        predictions: the last nodes of the step.
+    """
+
+    head: tuple[fx.Node, ...]
+    tail: tuple[fx.Node, ...]
+    first: fx.Node | None
+    predictions: tuple[fx.Node, ...]
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Head and tail."""
+        return (*self.head, *self.tail)
+
+    def leaks(self, tail_only: bool) -> fx.Node | None:
+        """A node other than the predictions that something after the step reads; with ``tail_only`` the head may be read."""
+        inside = set(self.nodes)
+        for node in self.tail if tail_only else self.nodes:
+            if node not in self.predictions and any(user not in inside for user in node.users):
+                return node
+        return None
+
+
+def body_of(root: fx.GraphModule, step: MarkedStep) -> StepBody:
+    """The body of a step: what depends on its latent and leads to its predictions, and what only that reads."""
+    order = list(root.graph.nodes)
+    dynamic = _below({step.carried_in}, order) & _above(step.predictions)
+    inside = _with_private_sources(root, dynamic)
+    first = _first_block_output(root, [node for node in order if node in dynamic])
+    head = _above([first]) & inside if first is not None else set()
+    return StepBody(
+        tuple(node for node in order if node in head),
+        tuple(node for node in order if node in inside and node not in head),
+        first,
+        step.predictions,
+    )
+
+
+def _below(starts: Set[fx.Node], order: Iterable[fx.Node]) -> set[fx.Node]:
+    """Everything that depends on one of ``starts``."""
+    found: set[fx.Node] = set()
+    for node in order:
+        if node.op != "output" and any(source in starts or source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _above(ends: Iterable[fx.Node]) -> set[fx.Node]:
+    """``ends`` and everything they depend on."""
+    pending = list(ends)
+    found = set(pending)
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                pending.append(source)
+    return found
+
+
+def _with_private_sources(root: fx.GraphModule, body: Set[fx.Node]) -> set[fx.Node]:
+    """``body`` and the nodes that nothing else reads: constants, and what is made from them."""
+    inside = set(body)
+    for node in reversed(root.graph.nodes):
+        fixed = node.op in ("placeholder", "output", "get_attr") or node.meta.get(MEMO) or point_of(root, node)
+        if not fixed and node.users and all(user in inside for user in node.users):
+            inside.add(node)
+    return inside - {node for node in inside - body if _reads_a_tuple(node) and node.args[0] not in inside}
+
+
+def _reads_a_tuple(node: fx.Node) -> bool:
+    """Whether a node takes an element out of a call's results; the results as a whole must not cross a border."""
+    return node.target is operator.getitem and isinstance(node.args[0], fx.Node)
+
+
+def _first_block_output(root: fx.GraphModule, body: list[fx.Node]) -> fx.Node | None:
+    """The tensor that the first block of a step hands to the next call; ``None`` when a step calls no block twice."""
+    for node in body:
+        if not is_region_call(root, node):
+            continue
+        region = root.get_submodule(str(node.target))
+        assert isinstance(region, fx.GraphModule)
+        if region.meta.get("lightint", {}).get("kind") != "block":
+            continue
+        handed = [user for user in node.users if _feeds_a_call(root, user) and tensor_of(user) is not None]
+        return max(handed, key=_rank, default=None)
+    return None
+
+
+def _feeds_a_call(root: fx.GraphModule, node: fx.Node) -> bool:
+    return any(is_region_call(root, user) for user in node.users)
+
+
+def _rank(node: fx.Node) -> int:
+    tensor = tensor_of(node)
+    assert tensor is not None
+    return tensor.dim()

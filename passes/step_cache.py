@@ -1,0 +1,154 @@
+"""step-cache: interior denoising steps become branches that reuse what earlier steps predicted, or compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.fx as fx
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.decisions.branches import GuardedSteps
+from lightint_compile.passes.decisions.cameras import camera_input
+from lightint_compile.passes.decisions.marks import MarkedStep, marked_steps
+from lightint_compile.passes.decisions.plan import ensure_plan
+from lightint_compile.passes.decisions.points import StepPoint, is_outlined, point_of
+from lightint_compile.passes.decisions.policy import STRATEGIES, Policy, check_overlap, check_rules
+from lightint_compile.passes.decisions.steps import StepBody, body_of
+from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
+
+from lightint_compile.errors import OptionError, did_you_mean
+
+CHUNK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCache(Pass):
+    """Puts a guarded branch around every interior denoising step: reuse or extrapolate earlier predictions, or compute.
+
+    A step is reused when the camera looks at what it has seen before, and the first block's output has not drifted from
+    that of the latest computed step. The first and the last step always compute. See ``docs/passes/step-cache.md``.
+
+    Attributes:
+        rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
+        strategy: ``hold`` repeats the latest computed prediction, ``extrapolate`` follows the line in sigma through the two
+            latest computed ones (and holds while there is only one).
+        drift: largest relative change of the first block's output, in any tile of tokens, at which a step is reused;
+            ``none`` reuses on the camera's word alone.
+        overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
+    """
+
+    name: ClassVar[str] = "step-cache"
+    numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
+    rules: str = "adaptive"
+    strategy: str = "extrapolate"
+    drift: float | None = 0.25
+    overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rules(self.rules, f"{self.name}{{rules}}")
+        check_overlap(self.overlap, f"{self.name}{{overlap}}")
+        if self.strategy not in STRATEGIES:
+            fix = did_you_mean(self.strategy, STRATEGIES)
+            raise OptionError(f"there is no strategy {self.strategy!r}", where=f"{self.name}{{strategy}}", fix=fix)
+        if self.drift is not None and not self.drift >= 0:
+            raise OptionError(f"a drift of {self.drift} does not exist", where=f"{self.name}{{drift}}", fix="0 or more")
+
+    def run(self, program: Program) -> PassResult:
+        """Guard the interior steps of an outlined program."""
+        root = program.graph_module
+        if any(isinstance(point_of(root, node), StepPoint) for node in root.graph.nodes):
+            return PassResult(False)
+        found = _find(program, self)
+        if isinstance(found, Remark):
+            return PassResult(False, (found,))
+        if found is None:
+            return PassResult(False)
+        policy = Policy(rules=self.rules, steps=tuple(sorted(found.guarded)), overlap=self.overlap)
+        record = ensure_plan(program, policy, found.cameras)
+        if record is None:
+            why = "adaptive-context decides by other rules in the same program"
+            return PassResult(
+                False, (_missed(found.steps[0].carried_in, "rules", why, "give both passes equal rules"),)
+            )
+        strategy = self.strategy if _is_euler(found.steps) else "hold"
+        GuardedSteps(root, found.steps, found.bodies, record, strategy, self.drift).rewrite()
+        return PassResult(True, tuple(_remarks(found, self, strategy)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is guarded: the interior steps whose bodies can be branched around."""
+
+    steps: tuple[MarkedStep, ...]
+    bodies: tuple[StepBody, ...]
+    guarded: tuple[int, ...]
+    cameras: fx.Node
+
+
+def _find(program: Program, options: StepCache) -> _Found | Remark | None:
+    root = program.graph_module
+    steps = marked_steps(root.graph)
+    if not steps:
+        return None
+    first = steps[0].carried_in
+    if not is_outlined(root, root.graph):
+        return _missed(first, "loop", "the steps are not outlined", "run outline-regions before step-cache")
+    if len(steps) < 3:
+        return _missed(first, "loop", f"of {len(steps)} steps none is between the first and the last", "")
+    cameras = camera_input(program)
+    if cameras is None:
+        hint = 'name it: options={"roles": {"<input>": "camera"}}'
+        return _missed(first, "camera", "no input holds the cameras, which say when a view was seen before", hint)
+    if _is_first_chunk(cameras):
+        return None
+    bodies = tuple(body_of(root, step) for step in steps)
+    guarded = []
+    for number in range(1, len(steps) - 1):
+        leak = bodies[number].leaks(tail_only=options.drift is not None)
+        if leak is not None:
+            return _missed(leak, "step", f"step {number} hands {leak.name} to later steps besides its prediction", "")
+        guarded.append(number)
+    if options.drift is not None and any(body.first is None for body in bodies):
+        return _missed(first, "drift", "no repeated block is found whose output could be watched", "use drift=none")
+    return _Found(steps, bodies, tuple(guarded), cameras)
+
+
+def _is_first_chunk(cameras: fx.Node) -> bool:
+    """Whether a program only ever sees the cameras of one chunk: there is nothing it could have seen before."""
+    tensor = tensor_of(cameras)
+    return tensor is not None and isinstance(tensor.shape[-3], int) and tensor.shape[-3] <= CHUNK
+
+
+def _is_euler(steps: tuple[MarkedStep, ...]) -> bool:
+    return all(len(step.scalars) == 1 and len(step.predictions) == 1 for step in steps)
+
+
+def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remark]:
+    how = {
+        "hold": "the latest computed prediction is held",
+        "extrapolate": "the two latest computed predictions are extrapolated in sigma",
+    }
+    check = (
+        f", unless the first block's output drifted by more than {options.drift}" if options.drift is not None else ""
+    )
+    yield Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=StepCache.name,
+        rule=strategy,
+        message=f"steps {', '.join(map(str, found.guarded))} of {len(found.steps)} may be reused: {how[strategy]}{check}",
+        args={"steps": list(found.guarded), "of": len(found.steps), "strategy": strategy, "drift": options.drift},
+        numerics=Numerics.APPROXIMATE,
+    )
+    if strategy != options.strategy:
+        yield _missed(
+            found.steps[0].carried_in,
+            "extrapolate",
+            "the scheduler is no Euler step with one prediction: held instead of extrapolated",
+            "",
+        )
+
+
+def _missed(node: fx.Node, rule: str, message: str, hint: str) -> Remark:
+    return Remark(kind=RemarkKind.MISSED, pass_name=StepCache.name, rule=rule, message=message, hint=hint, **at(node))
