@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from lightint_compile.kernels import hopper, reference
 from lightint_compile.kernels.spans import Spans
 from lightint_compile.kernels.tiles import Layout

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lightint_compile.kernels import cost
 
 RATES = cost.KNOWN["H200", "hopper"]

@@ -7,6 +7,7 @@ import importlib
 
 import pytest
 import torch
+
 from lightint_compile.kernels import reference
 from lightint_compile.kernels.spans import Spans, split_spans
 from lightint_compile.kernels.tiles import Layout
