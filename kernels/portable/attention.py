@@ -146,7 +146,7 @@ def portable_attend(
         DIM=max(16, triton.next_power_of_2(head_dim)),
         QUERIES=queries,
         KEYS=min(64, queries),
-        num_warps=8 if queries == 128 else 4,
+        num_warps=8 if queries == 128 and head_dim > 64 else 4,
         num_stages=3,
     )
     return out

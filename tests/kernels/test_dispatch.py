@@ -6,9 +6,9 @@ import types
 import pytest
 import torch
 from attention_cases import SITES
-from lightint_compile.kernels import dispatch
 
 from lightint_compile import kernels
+from lightint_compile.kernels import dispatch
 
 GPU = torch.device("cuda", 0)
 TILE = (4, 8, 4)
@@ -92,7 +92,7 @@ def test_the_cost_model_decides_and_using_overrides(monkeypatch):
         dispatch._cost.cache_clear()
         cost.prefers_sparse = lambda *arguments, answer=answer: asked.append(arguments) or answer
         assert dispatch.prefers_sparse(query, site.layout, 0.3, site.tile) == expected
-    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, 0.3)
+    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, 0.3, "gather")
     dense = kernels.sparse_attention(query, key, value, density=0.3, **site.grids)
     torch.testing.assert_close(dense, torch.nn.functional.scaled_dot_product_attention(query, key, value))
     with kernels.using("gather"):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from attention_cases import SITES, random_lists
-from lightint_compile.kernels import gather
-from lightint_compile.kernels.tiles import key_token_map
+from attention_cases import SITES, Site, random_lists
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightint_compile import kernels
+from lightint_compile.kernels import gather
+from lightint_compile.kernels.tiles import key_token_map
 
 KINDS = ["none", "one", "two", "all", "mixed", "permuted", "duplicate"]
 
@@ -33,6 +35,29 @@ def test_long_lists_are_merged_from_pieces(monkeypatch):
     for kind in KINDS:
         ours, expected = both(SITES["ragged"], kind, torch.float64)
         torch.testing.assert_close(ours, expected)
+
+
+sites = st.builds(
+    lambda frames, context, height, width, tile, prefix, heads, groups: Site(
+        (frames, height, width),
+        (frames + context, height, width),
+        tile,
+        prefix,
+        heads=heads * groups,
+        key_heads=heads,
+        head_dim=16,
+    ),
+    *[st.integers(low, high) for low, high in ((1, 5), (0, 4), (1, 7), (1, 7))],
+    st.tuples(*[st.integers(1, 5)] * 3),
+    *[st.integers(low, high) for low, high in ((0, 9), (1, 2), (1, 3))],
+)
+
+
+@given(sites, st.sampled_from(KINDS), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_equals_the_specification_on_any_geometry(site, kind, seed):
+    ours, expected = both(site, kind, torch.float64, seed)
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

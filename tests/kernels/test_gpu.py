@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_cases import SITES, Site, random_lists
-from lightint_compile.kernels import reference
 
 from lightint_compile import kernels
+from lightint_compile.kernels import reference
 
 pytestmark = pytest.mark.gpu
 
@@ -155,22 +155,33 @@ def test_offsets_beyond_32_bits():
     assert torch.equal(whole[:, -1:], alone)
 
 
-def test_inductor_compiles_the_steps_into_its_code():
-    """Decomposed, the operator becomes Triton launches inside Inductor's output rather than a call back to Python."""
+class Attention(torch.nn.Module):
+    def forward(self, query, key, value):
+        return kernels.sparse_attention(query, key, value, **SITES["prefill"].grids)
+
+
+def decomposed(tensors):
+    """An exported attention whose operator was replaced by the portable steps, and what it should return."""
     from lightint_compile.kernels.decompositions import portable_table
-
-    site = SITES["prefill"]
-    tensors = site.tensors(torch.bfloat16, "cuda")
-
-    class Attention(torch.nn.Module):
-        def forward(self, query, key, value):
-            return kernels.sparse_attention(query, key, value, **site.grids)
 
     exported = torch.export.export(Attention(), tensors, strict=False).run_decompositions(portable_table())
     with kernels.using("portable"):
-        expected = kernels.sparse_attention(*tensors, **site.grids)
-    compiled = torch.compile(exported.module(), fullgraph=True)
-    assert torch.equal(compiled(*tensors), expected)
+        return exported, Attention()(*tensors)
+
+
+def test_inductor_compiles_the_steps_into_its_code():
+    """Decomposed, the operator becomes Triton launches inside Inductor's output rather than a call back to Python."""
+    tensors = SITES["prefill"].tensors(torch.bfloat16, "cuda")
+    exported, expected = decomposed(tensors)
+    assert torch.equal(torch.compile(exported.module(), fullgraph=True)(*tensors), expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="an archive is compiled with g++")
+def test_an_archive_carries_the_kernels(tmp_path):
+    tensors = SITES["prefill"].tensors(torch.bfloat16, "cuda")
+    exported, expected = decomposed(tensors)
+    path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "attention.pt2"))
+    assert torch.equal(torch._inductor.aoti_load_package(path)(*tensors), expected)
 
 
 def test_memory_checker_finds_nothing():

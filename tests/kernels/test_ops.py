@@ -3,10 +3,10 @@
 import pytest
 import torch
 from attention_cases import SITES, Site, random_lists
-from lightint_compile.kernels import checks, ops
 
 from lightint_compile import kernels
 from lightint_compile.errors import InputError, OptionError
+from lightint_compile.kernels import checks, ops
 
 OPS = getattr(torch.ops, ops.NAMESPACE)
 PUBLISHED_SCHEMAS = {

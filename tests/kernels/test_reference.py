@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_cases import SITES, random_lists
+
+from lightint_compile import kernels
 from lightint_compile.kernels import reference
 from lightint_compile.kernels.spans import from_tiles, split_spans, to_tiles
 from lightint_compile.kernels.tiles import key_token_map, token_map
-
-from lightint_compile import kernels
 
 GOLDEN = Path(__file__).parents[3] / "shared/specs/golden/light_interaction_tiny.npz"
 

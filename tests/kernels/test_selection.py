@@ -3,10 +3,10 @@ import torch
 from attention_cases import SITES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightint_compile.kernels import reference
-from lightint_compile.kernels.tiles import Layout, forced_blocks
 
 from lightint_compile import kernels
+from lightint_compile.kernels import reference
+from lightint_compile.kernels.tiles import Layout, forced_blocks
 
 
 def pools_of(site, dtype=torch.float64):

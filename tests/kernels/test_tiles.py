@@ -1,6 +1,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lightint_compile.kernels.spans import from_tiles, split_spans, to_tiles
 from lightint_compile.kernels.tiles import (
     Layout,

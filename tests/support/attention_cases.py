@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from lightint_compile.kernels.tiles import Layout
 from torch import Tensor
+
+from lightint_compile.kernels.tiles import Layout
 
 
 @dataclass(frozen=True)

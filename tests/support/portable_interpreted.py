@@ -12,9 +12,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 from attention_cases import Site, random_lists
-from lightint_compile.kernels import reference
 
 from lightint_compile import kernels
+from lightint_compile.kernels import reference
 
 SITES = {
     "context": Site((2, 5, 7), (5, 5, 7), (2, 4, 4), prefix=5, heads=2, key_heads=1, head_dim=64),
