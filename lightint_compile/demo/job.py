@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from lightint_compile.reporting import Report
 VARIANTS = ("eager", "inductor", "lightint")
 """In the order they run: the first is what the others are compared with."""
 
+DEMO = dataclasses.replace(WorldPlayConfig.demo(), depth=3)
+"""Three blocks: Inductor compiles all of the unrolled chunk, and its time grows with every block."""
+
 LEAST_CHUNKS = 3
 """Two chunks may compile; a third shows what a chunk costs."""
 
@@ -65,15 +69,24 @@ class Setup:
 
 
 def run_demo(
-    out: Path, *, chunks: int = 8, preset: str = "exact", threads: int = 0, seed: int = 0, config: Any = None
+    out: Path,
+    *,
+    chunks: int = 8,
+    preset: str = "exact",
+    threads: int = 0,
+    seed: int = 0,
+    config: WorldPlayConfig | None = None,
 ) -> list[Run]:
     """Roll every variant out along every path; print the table and write everything into ``out``.
+
+    Args:
+        config: the model's size; three blocks of the demonstration size unless given.
 
     Raises:
         OptionError: an unknown preset, or too few chunks.
     """
     options = LightintOptions.from_mapping({"preset": preset})
-    setup = Setup.make(config or WorldPlayConfig.demo(), chunks, seed)
+    setup = Setup.make(config or DEMO, chunks, seed)
     out.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
@@ -116,7 +129,7 @@ def _along_paths(
         def after_chunk(seconds: float, task: Any = task) -> None:
             progress.update(task, advance=1, last=f"{seconds:.2f} s a chunk")
 
-        yield measure(
+        run = measure(
             variant,
             path,
             chunk,
@@ -126,6 +139,9 @@ def _along_paths(
             seed=setup.seed,
             after_chunk=after_chunk,
         )
+        if not progress.console.is_terminal:
+            progress.console.print(f"{variant}, {path}: {run.steady_seconds:.2f} s a chunk", highlight=False)
+        yield run
 
 
 @contextmanager

@@ -72,7 +72,6 @@ def test_passes_lists_every_pass_and_preset(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lightint_compile.passes.registry import PASSES
-
     from lightint_compile.presets import PRESETS
 
     assert run(monkeypatch, "passes") == 0

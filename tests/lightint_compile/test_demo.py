@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightint_compile.models.worldplay import WorldPlayConfig
 
 from lightint_compile.demo.handheld import RATE, handheld_poses, handheld_trajectory
 from lightint_compile.demo.job import LEAST_CHUNKS, Setup
@@ -15,6 +14,7 @@ from lightint_compile.demo.measure import Run, measure
 from lightint_compile.demo.picture import context_map, draw
 from lightint_compile.demo.table import summary, table
 from lightint_compile.errors import OptionError
+from lightint_compile.models.worldplay import WorldPlayConfig
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightint_compile.passes.remarks import RemarkKind
 
 import lightint_compile
 from lightint_compile.errors import OptionError, PassError
+from lightint_compile.passes.remarks import RemarkKind
 
 PLAIN = {"passes": "outline-regions"}
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from lightint_compile.passes.pipeline import PassTiming
-from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
 
 from lightint_compile import LightintOptions, capture
 from lightint_compile.errors import InputError, StateError
+from lightint_compile.passes.pipeline import PassTiming
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.reporting import Report, Section
 from lightint_compile.rewrite import Rewritten, rewrite
 

@@ -6,10 +6,10 @@ import logging
 
 import pytest
 import torch
-from lightint_compile.passes.program import Program
 
 from lightint_compile import LightintOptions, capture
 from lightint_compile.errors import PassError
+from lightint_compile.passes.program import Program
 from lightint_compile.rewrite import rewrite, work_of
 
 
