@@ -10,13 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightint_compile.graphs import report as report
-    from lightint_compile.graphs import reset as reset
     from lightint_compile.errors import LightintError as LightintError
     from lightint_compile.explaining import explain as explain
     from lightint_compile.exporting import export as export
     from lightint_compile.exporting import load as load
+    from lightint_compile.graphs import decisions as decisions
+    from lightint_compile.graphs import report as report
+    from lightint_compile.graphs import reset as reset
     from lightint_compile.options import LightintOptions as LightintOptions
+    from lightint_compile.runtime.session import rollout as rollout
 
 __version__ = "0.1.0"
 
@@ -24,10 +26,12 @@ _HOME = {
     "LightintOptions": "lightint_compile.options",
     "LightintError": "lightint_compile.errors",
     "explain": "lightint_compile.explaining",
+    "decisions": "lightint_compile.graphs",
     "report": "lightint_compile.graphs",
     "reset": "lightint_compile.graphs",
     "export": "lightint_compile.exporting",
     "load": "lightint_compile.exporting",
+    "rollout": "lightint_compile.runtime.session",
 }
 __all__ = [*_HOME, "__version__"]
 

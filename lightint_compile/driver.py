@@ -1,7 +1,7 @@
 """The driver: generated Python over the root graph, calling leaves.
 
-It keeps no state but the memos it names and the decisions of its decision points. Branches of the graph (``cond``) are functions
-beside ``forward``; which one runs is decided on the host, so the other one costs nothing.
+It keeps no state but the memos it names and the decisions of its decision points. Branches of the graph (``cond``) are
+functions beside ``forward``; which one runs is decided on the host, so the other one costs nothing.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from lightint_compile.driver import Driver
 from lightint_compile.errors import StateError
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
+from lightint_compile.runtime.decision import Decision
 
 
 class CompiledGraph:
@@ -112,3 +113,18 @@ def reset(compiled: Any) -> None:
     for graph in CompiledGraph.of(compiled):
         if graph.driver is not None:
             graph.driver.reset()
+
+
+def decisions(compiled: Any) -> list[Decision]:
+    """What was decided in the rollout that a compiled module ran last, chunk by chunk, refused steps included.
+
+    Empty where nothing is decided at run time. The first chunk has nothing to decide: it has no context, and computes.
+
+    Raises:
+        StateError: as of :func:`report`.
+    """
+    drivers = [graph.driver for graph in CompiledGraph.of(compiled) if graph.driver is not None]
+    made = {decision.chunk: decision for driver in drivers for decision in driver.decisions.made}
+    if 1 in made:
+        made.setdefault(0, Decision(chunk=0, context_frames=()))
+    return [made[chunk] for chunk in sorted(made)]

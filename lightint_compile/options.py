@@ -38,8 +38,12 @@ class LightintOptions:
         coverage: softmax mass of the pooled scores at which a query tile may stop before its budget, in (0, 1].
         min_tokens: keys below which a site stays dense.
         tile: (frames, height, width) tokens of a tile.
+        overlap: share of the coming view that earlier frames must have seen for it to count as seen before, in [0, 1].
+        drift: largest relative change of the first block's output at which a denoising step is reused, 0 or more.
+        max_relative_error: how far the result may move, as a share of it: 0 leaves every approximate rewrite out. Other
+            budgets need a calibration, which does not exist; they are refused.
 
-    The last five go to the passes that have an option of that name; ``None`` leaves a value to the pass.
+    ``density`` to ``drift`` go to the passes that have an option of that name; ``None`` leaves a value to the pass.
 
     Raises:
         OptionError: a value that cannot be taken, with the nearest one that can.
@@ -56,6 +60,9 @@ class LightintOptions:
     coverage: float | None = None
     min_tokens: int | None = None
     tile: tuple[int, ...] | None = None
+    overlap: float | None = None
+    drift: float | None = None
+    max_relative_error: float | None = None
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -149,8 +156,7 @@ def _fraction(option: str) -> Callable[[Any], float | None]:
     def check(value: Any) -> float | None:
         if value is None:
             return None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value <= 1:
+        if not _is_number(value) or not 0 < value <= 1:
             raise _wrong(option, value, "a fraction above 0 and at most 1", "0.3")
         return float(value)
 
@@ -169,6 +175,37 @@ def _tile(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(_is_whole(extent, 1) for extent in value):
         raise _wrong("tile", value, "three extents in tokens, 1 or more: frames, height, width", "[4, 8, 4]")
     return tuple(value)
+
+
+def _overlap(value: Any) -> float | None:
+    if value is not None and not (_is_number(value) and 0 <= value <= 1):
+        raise _wrong("overlap", value, "a share from 0 to 1", "0.7")
+    return None if value is None else float(value)
+
+
+def _drift(value: Any) -> float | None:
+    if value is not None and not (_is_number(value) and value >= 0):
+        raise _wrong("drift", value, "a relative change, 0 or more", "0.25")
+    return None if value is None else float(value)
+
+
+def _max_relative_error(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not (_is_number(value) and value >= 0):
+        raise _wrong("max_relative_error", value, "a share of the result, 0 or more", "0")
+    if value > 0:
+        raise OptionError(
+            f"a budget of {value} cannot be kept",
+            where="options['max_relative_error']",
+            why="which thresholds keep an error within it needs a calibration on your model, which does not exist",
+            fix="0, or set density, overlap and drift yourself and measure",
+        )
+    return 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -194,4 +231,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "coverage": _fraction("coverage"),
     "min_tokens": _min_tokens,
     "tile": _tile,
+    "overlap": _overlap,
+    "drift": _drift,
+    "max_relative_error": _max_relative_error,
 }

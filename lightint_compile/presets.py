@@ -6,7 +6,8 @@ A preset is on offer when every pass of its row exists; a new one is one new row
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lightint_compile.errors import OptionError
@@ -22,14 +23,21 @@ class Preset:
     """One row: what it is for, its passes in order, and the passes a user names by choosing it.
 
     ``asked`` are the passes whose absence of any match is worth a warning: the reason to choose this preset.
+    ``settings`` are options of passes, by the pass's name, as a pipeline text writes them.
     """
 
     summary: str
     passes: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The row as a pipeline text."""
+        return ",".join(f"{name}{{{self.settings[name]}}}" if name in self.settings else name for name in self.passes)
 
 
 _EXACT = ("canonicalize-attention", "sink-row-repeats", "hoist-invariants", "dead-tail")
+_ALL = (*_EXACT, "adaptive-context", "sparse-attention", "outline-regions", "step-cache")
 
 PRESETS: dict[str, Preset] = {
     "off": Preset("Inductor as it is: the graph is not touched"),
@@ -39,9 +47,30 @@ PRESETS: dict[str, Preset] = {
         (*_EXACT, "sparse-attention", "outline-regions"),
         asked=("sparse-attention",),
     ),
+    "context": Preset(
+        "exact, and context frames chosen by where the camera goes: approximate",
+        (*_EXACT, "adaptive-context", "outline-regions"),
+        asked=("adaptive-context",),
+    ),
+    "cache": Preset(
+        "exact, and denoising steps reused where the camera returns: approximate",
+        (*_EXACT, "outline-regions", "step-cache"),
+        asked=("step-cache",),
+    ),
+    "all": Preset("sparse, context and cache together: approximate", _ALL),
+    "published": Preset(
+        "all, by the rules and constants of the Light Interaction release: the baseline of comparisons",
+        _ALL,
+        asked=("adaptive-context", "sparse-attention", "step-cache"),
+        settings={
+            "adaptive-context": "rules=published",
+            "sparse-attention": "density=0.3,context-density=0.175,skip-first=1",
+            "step-cache": "rules=published,strategy=hold,drift=none",
+        },
+    ),
 }
 
-FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile")
+FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift")
 """Options that belong to whichever passes of the pipeline have a field of the same name."""
 
 
@@ -52,9 +81,11 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
         OptionError: an option that no pass of the pipeline takes, or a required pass that the pipeline lacks.
     """
     from lightint_compile.passes.pipeline import Pipeline
+    from lightint_compile.passes.remarks import Numerics
 
-    text = ",".join(PRESETS[options.preset].passes) if options.passes is None else options.passes
-    passes = Pipeline.parse(text).passes
+    passes = Pipeline.parse(str(PRESETS[options.preset]) if options.passes is None else options.passes).passes
+    if options.max_relative_error == 0:
+        passes = tuple(step for step in passes if step.numerics is not Numerics.APPROXIMATE)
     _check_required(options, passes)
     return Pipeline(_forward(options, passes))
 
@@ -82,13 +113,13 @@ def _forward(options: LightintOptions, passes: tuple[Pass, ...]) -> tuple[Pass, 
         value = getattr(options, option)
         if value is None:
             continue
-        takers = {step.name for step in passes if option in {field.name for field in dataclasses.fields(step)}}
+        takers = {step.name for step in passes if any(option == each.name for each in dataclasses.fields(step))}
         if not takers:
             raise OptionError(
                 f"no pass of the pipeline takes the option {option!r}",
                 where=f"options[{option!r}]",
                 why=f"the pipeline is {','.join(step.name for step in passes) or 'empty'}",
-                fix='choose the preset "sparse", or leave the option out',
+                fix='choose the preset "all", or leave the option out',
             )
         passes = tuple(
             dataclasses.replace(step, **{option: value}) if step.name in takers else step  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.context import ContextGather, NoGather, find_gather
 from lightint_compile.passes.decisions.plan import first_place
@@ -26,8 +27,8 @@ aten = torch.ops.aten
 class AdaptiveContext(Pass):
     """Replaces the model's own choice of context frames by a decision that the driver takes once a chunk.
 
-    The number of frames becomes a size of its own, so one compiled program serves every decision. The model's own choice
-    is dead code from then on. See ``docs/passes/adaptive-context.md``.
+    The number of frames becomes a size of its own, so one compiled program serves every decision. The model's own
+    choice is dead code from then on. See ``docs/passes/adaptive-context.md``.
 
     Attributes:
         rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
@@ -81,7 +82,7 @@ def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
 def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
     positions = tensor_of(found.index)
-    assert positions is not None
+    assert positions is not None and isinstance(positions.shape[0], torch.SymInt)
     size = fresh_size(program, positions.shape[0], "__context_frames")
     program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
     operands = (found.cameras, found.history)

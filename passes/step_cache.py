@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.fx as fx
+
+from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.branches import GuardedSteps
 from lightint_compile.passes.decisions.cameras import camera_input
@@ -17,8 +19,6 @@ from lightint_compile.passes.decisions.policy import STRATEGIES, Policy, check_o
 from lightint_compile.passes.decisions.steps import StepBody, body_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
-
-from lightint_compile.errors import OptionError, did_you_mean
 
 CHUNK = 4
 
@@ -32,8 +32,8 @@ class StepCache(Pass):
 
     Attributes:
         rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
-        strategy: ``hold`` repeats the latest computed prediction, ``extrapolate`` follows the line in sigma through the two
-            latest computed ones (and holds while there is only one).
+        strategy: ``hold`` repeats the latest computed prediction, ``extrapolate`` follows the line in sigma through the
+            two latest computed ones (and holds while there is only one).
         drift: largest relative change of the first block's output, in any tile of tokens, at which a step is reused;
             ``none`` reuses on the camera's word alone.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
@@ -137,7 +137,7 @@ def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remar
         kind=RemarkKind.APPLIED,
         pass_name=StepCache.name,
         rule=strategy,
-        message=f"steps {', '.join(map(str, found.guarded))} of {len(found.steps)} may be reused: {how[strategy]}{check}",
+        message=f"{len(found.guarded)} of {len(found.steps)} steps may be reused: {how[strategy]}{check}",
         args={"steps": list(found.guarded), "of": len(found.steps), "strategy": strategy, "drift": options.drift},
         numerics=Numerics.APPROXIMATE,
     )

@@ -26,7 +26,7 @@ app.add_typer(bench, name="bench")
 Target = Annotated[
     str, typer.Argument(help="worldplay:tiny, worldplay:demo, worldplay:8b-480p, or package.module:factory")
 ]
-PresetName = Annotated[str, typer.Option("--preset", "-p", help="off, exact or sparse")]
+PresetName = Annotated[str, typer.Option("--preset", "-p", help="off, exact, sparse, context, cache, all or published")]
 OptionPairs = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="further options as KEY=VALUE, VALUE plain or JSON")
 ]
@@ -71,6 +71,7 @@ def explain(
     option: OptionPairs = None,
     dynamic: DynamicPairs = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the report as JSON")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="also write it as a page, graphs included")] = None,
 ) -> None:
     """Say what would be rewritten in TARGET, what not, and why; nothing is compiled."""
     from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
@@ -85,6 +86,8 @@ def explain(
     typer.echo(str(report))
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+    if html_file is not None:
+        report.to_html(html_file)
 
 
 @app.command()
@@ -112,6 +115,21 @@ def export(
         dynamic=parse_dynamic(dynamic or []),
     )
     typer.echo(str(written))
+
+
+@app.command()
+def decisions(
+    trajectory: Annotated[str, typer.Option(help='camera path, for example "left-31,right-32"')],
+    latents: Annotated[int | None, typer.Option(min=4, help="latent frames; all of the path by default")] = None,
+    preset: PresetName = "all",
+    memory: Annotated[int, typer.Option(min=4, help="context frames that the model itself gathers at most")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print a list of chunks as JSON")] = False,
+) -> None:
+    """Say which context frames and denoising steps the rules of a preset choose along a camera path; no model runs."""
+    from lightint_compile.cli.decisions import decide, summary
+
+    made = decide(trajectory, latents, preset, memory)
+    typer.echo(json.dumps([decision.to_dict() for decision in made], indent=1) if as_json else summary(made))
 
 
 @app.command()

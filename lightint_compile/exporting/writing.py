@@ -26,7 +26,7 @@ from lightint_compile.rewrite import Rewritten, rewrite
 
 Dynamic = Mapping[str, int | Sequence[int]]
 
-_NO_REGIONS = ("outline-regions",)
+_NO_REGIONS = ("outline-regions", "adaptive-context", "step-cache")
 """An archive holds one flat graph: regions exist to be compiled once, which is the loader's business."""
 
 

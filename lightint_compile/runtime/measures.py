@@ -19,8 +19,8 @@ SIDE = 4
 def latent_dynamics(history: Tensor) -> Tensor:
     """Relative change between the newest latents of ``history`` [B, C, F, h, w]: a scalar in float32.
 
-    The mean absolute change a frame, in the tile where it is largest, over the mean absolute latent: a global mean would hide
-    motion in a corner. White noise gives about 1.4, a standing picture 0.
+    The mean absolute change a frame, in the tile where it is largest, over the mean absolute latent: a global mean
+    would hide motion in a corner. White noise gives about 1.4, a standing picture 0.
     """
     newest = history[:, :, -NEWEST:].float()
     if newest.shape[2] < 2:
@@ -31,10 +31,10 @@ def latent_dynamics(history: Tensor) -> Tensor:
 
 
 def relative_change(now: Tensor, before: Tensor) -> Tensor:
-    """Largest relative change of a tile of tokens from ``before`` to ``now`` [B, tokens, channels]: a scalar in float32.
+    """Largest relative change of a tile of tokens from ``before`` to ``now`` [B, tokens, channels]: float32, a scalar.
 
-    Of each tile of 64 tokens, the mean absolute change over the mean absolute value; a tile near zero is measured against a
-    tenth of the mean of all, so that noise in an empty corner decides nothing.
+    Of each tile of 64 tokens, the mean absolute change over the mean absolute value; a tile near zero is measured
+    against a tenth of the mean of all, so that noise in an empty corner decides nothing.
     """
     change, size = (_tiles(x) for x in ((now.float() - before.float()).abs(), before.float().abs()))
     floor = 0.1 * before.float().abs().mean()

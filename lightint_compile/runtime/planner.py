@@ -39,8 +39,8 @@ class _Rollout:
 class Planner:
     """Applies :class:`Rules` chunk by chunk and remembers its decisions.
 
-    A call belongs to the rollout whose cameras it continues; one whose cameras continue none (another trajectory, a scene
-    cut) begins another. The same chunk asked again, after an exception or for the second half of a guidance pair, is
+    A call belongs to the rollout whose cameras it continues; one whose cameras continue none (another trajectory, a
+    scene cut) begins another. The same chunk asked again, after an exception or for the second half of a guidance pair, is
     decided again from the chunk before it. No decision of one rollout reaches another.
     """
 
@@ -97,7 +97,7 @@ class Planner:
             self._rollouts.clear()
 
     def _rollout(self, cameras: Tensor) -> _Rollout:
-        """The rollout that ``cameras`` continue, of several the longest, moved to the end; a new one where there is none."""
+        """The rollout that ``cameras`` continue, of several the longest, or a new one; it is the last from now on."""
         known = [rollout for rollout in self._rollouts if rollout.leads_to(cameras)]
         found = max(known, key=lambda rollout: rollout.cameras.shape[1], default=None) or _Rollout(cameras)
         others = [rollout for rollout in self._rollouts if rollout is not found]

@@ -1,7 +1,7 @@
 """Branches around denoising steps: ``cond(reused, reuse, compute, operands)`` with both sides as graphs of their own.
 
-Both sides take the same operands and return the same tuple, fresh tensors all: the step's predictions, and what the next
-guarded step needs to know of the steps computed so far.
+Both sides take the same operands and return the same tuple, fresh tensors all: the step's predictions, and what the
+next guarded step needs to know of the steps computed so far.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.decisions.extrapolation import EXTRAPOLATE, extrapolation, number
 from lightint_compile.passes.decisions.marks import MarkedStep
 from lightint_compile.passes.decisions.points import DecisionPoint, StepPoint
@@ -28,8 +29,8 @@ class Past:
     Attributes:
         latest: predictions of the latest computed step.
         first: its first block's output, where drift is watched.
-        line: its sigma, and prediction and sigma of the computed step before it, where predictions are extrapolated; after
-            the first step of a loop only its sigma.
+        line: its sigma, and prediction and sigma of the computed step before it, where predictions are extrapolated;
+            after the first step of a loop only its sigma.
     """
 
     latest: tuple[fx.Node, ...]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch.fx as fx
-from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
+
+from lightint_compile.passes.facts.roles import Role, Roles
+from lightint_compile.passes.program import Program, tensor_of
 
 _CAMERA_NAMES = ("extrinsic", "viewmat", "view_mat", "w2c", "pose", "camera", "cam")
 
@@ -19,27 +21,25 @@ def is_camera_shaped(node: fx.Node) -> bool:
 
 
 def camera_input(program: Program) -> fx.Node | None:
-    """The input that holds the cameras: the one whose role was stated, else one of the right shape, by its name.
+    """The input that holds the cameras: the one stated to, else the one that looks like it, by name if there are more.
 
     ``None`` when there is none, or when several look alike and no name tells them apart.
     """
-    stated = [node for entry, node in _tensors(program) if program.roles.get(entry.path) == "camera"]
+    roles = program.fact(Roles)
+    inputs = {program.input_of(node).path: node for node in program.placeholders()}
+    found = {path: inputs[path] for path in roles.paths(Role.CAMERA)}
+    stated = [node for path, node in found.items() if roles.evidence[path].stated]
     if stated:
         return stated[0]
-    shaped = [(entry, node) for entry, node in _tensors(program) if is_camera_shaped(node)]
-    named = [node for entry, node in shaped if any(name in entry.path.lower() for name in _CAMERA_NAMES)]
-    nodes = named or [node for _, node in shaped]
+    shaped = {path: node for path, node in found.items() if is_camera_shaped(node)}
+    named = [node for path, node in shaped.items() if any(name in path.lower() for name in _CAMERA_NAMES)]
+    nodes = named or list(shaped.values())
     return nodes[0] if len(nodes) == 1 else None
 
 
 def latents_so_far(program: Program, nodes: Iterable[fx.Node]) -> fx.Node | None:
-    """The one of ``nodes`` that is [B, C, F, h, w]; the input with the stated role where there is one."""
-    stated = [node for entry, node in _tensors(program) if program.roles.get(entry.path) == "context"]
+    """The one of ``nodes`` that is [B, C, F, h, w]; an input stated to be context before any other."""
     video = [node for node in nodes if (tensor := tensor_of(node)) is not None and tensor.dim() == 5]
-    return next(iter([*(node for node in stated if node in video), *video]), None)
-
-
-def _tensors(program: Program) -> Iterator[tuple[ProgramInput, fx.Node]]:
-    for entry, node in zip(program.inputs, program.placeholders(), strict=True):
-        if entry.kind is InputKind.TENSOR and tensor_of(node) is not None:
-            yield entry, node
+    stated = [path for path, role in program.roles.items() if role == Role.CONTEXT]
+    named = [node for node in video if node.op == "placeholder" and program.input_of(node).path in stated]
+    return next(iter([*named, *video]), None)

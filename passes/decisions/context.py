@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import sympy
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
 from lightint_compile.passes.evaluate import hint_of, size_of
 from lightint_compile.passes.program import Program, tensor_of
@@ -76,7 +77,7 @@ def _by_index(program: Program) -> Mapping[fx.Node, list[fx.Node]]:
 
 
 def _reads(program: Program) -> Iterator[tuple[fx.Node, fx.Node, int, fx.Node]]:
-    """Every read along one axis: node, source, axis, positions. ``index_select`` and ``x[:, :, index]`` are seen in practice."""
+    """Every read along one axis: node, source, axis, positions. Two spellings: ``index_select`` and ``x[:, :, index]``."""
     for node in program.calls(aten.index_select.default):
         source, axis, index = node.args
         if isinstance(source, fx.Node) and isinstance(index, fx.Node) and isinstance(axis, int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx as fx
 
@@ -50,7 +52,7 @@ def _placeholder(graph: fx.Graph, name: str, value: torch.Tensor) -> fx.Node:
     return node
 
 
-def _call(graph: fx.Graph, target: torch._ops.OpOverload, *args: fx.Node, **kwargs: torch.dtype) -> fx.Node:
+def _call(graph: fx.Graph, target: torch._ops.OpOverload, *args: fx.Node, **kwargs: Any) -> fx.Node:
     node = graph.call_function(target, args, kwargs)
     values = [each.meta["val"] for each in args]
     with next(value.fake_mode for value in values):

@@ -1,7 +1,7 @@
 """Marks that keep the denoising loop in sight after outlining: what is carried, what is predicted, by which numbers.
 
-The loop is found in the flat graph, where every scheduler operation is a node. In the root that outlining leaves, a step is
-a handful of calls; the values at its borders carry these marks.
+The loop is found in the flat graph, where every scheduler operation is a node. In the root that outlining leaves, a
+step is a handful of calls; the values at its borders carry these marks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.fx as fx
+
 from lightint_compile.passes.facts.loop import DenoisingLoop
 
 _MARK = "denoising"

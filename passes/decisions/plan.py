@@ -6,6 +6,7 @@ import dataclasses
 import operator
 
 import torch.fx as fx
+
 from lightint_compile.passes.decisions.points import PLAN, DecisionPoint, PlanPoint, point_of
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.program import Program
@@ -22,7 +23,7 @@ def first_place(graph: fx.Graph, operands: tuple[fx.Node, ...]) -> fx.Node:
 
 
 def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node | None:
-    """The record of the program's plan, which now decides ``policy.steps`` too; ``None`` when it goes by other rules."""
+    """The record of the program's plan, which decides ``policy.steps`` from now on; ``None`` if it has other rules."""
     root = program.graph_module
     plans = [node for node in root.graph.nodes if isinstance(point_of(root, node), PlanPoint)]
     if plans:

@@ -1,7 +1,7 @@
 """Decision points: calls in the root graph that the driver answers on the host.
 
-A point is a module without weights or kernels. Its call is a node like any other, so that a rewritten graph prints, prunes
-and snapshots; what answers it is bound when the program is lowered (state belongs to the driver, never to the graph).
+A point is a module without weights or kernels. Its call is a node like any other, so that a rewritten graph prints,
+prunes and snapshots; what answers it is bound when the program is lowered (state belongs to the driver, never to the graph).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.fx as fx
-from lightint_compile.passes.decisions.policy import Policy
 
 from lightint_compile.errors import StateError
+from lightint_compile.passes.decisions.policy import Policy
 
 PLAN = "plan"
 """The name of the one point that decides a chunk: its node and its module."""
@@ -42,8 +42,8 @@ class StepPoint:
 
     Attributes:
         step: its number in the loop.
-        drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels] of
-            this step and of the latest computed one) at which the step is still reused; ``None`` when nothing is checked.
+        drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels]
+            of this step and of the latest computed one) at which the step is still reused; ``None`` checks nothing.
     """
 
     step: int

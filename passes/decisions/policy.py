@@ -1,4 +1,4 @@
-"""What is decided, by which rules, with which thresholds: plain data that travels from a pass to the runtime and to disk."""
+"""What is decided, by which rules and thresholds: plain data that travels from a pass to the runtime and to disk."""
 
 from __future__ import annotations
 

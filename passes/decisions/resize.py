@@ -1,4 +1,4 @@
-"""Giving a size that was computed a life of its own: what was ``Min(20, s)`` becomes a fresh symbol that a decision sets.
+"""Giving a computed size a life of its own: what was ``Min(20, s)`` becomes a fresh symbol that a decision sets.
 
 Fake values downstream are renamed, not recomputed: forty thousand nodes take a second, and no guard is added.
 """
@@ -12,12 +12,12 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from lightint_compile.passes.evaluate import hint_of
-from lightint_compile.passes.program import Program, fake_mode_of
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 
 from lightint_compile.errors import PassError
+from lightint_compile.passes.evaluate import hint_of
+from lightint_compile.passes.program import Program, fake_mode_of
 
 
 def fresh_size(program: Program, like: torch.SymInt, name: str) -> torch.SymInt:

@@ -1,4 +1,4 @@
-"""One denoising step in a root graph: the nodes that turn a latent into a prediction, and the part a drift check needs."""
+"""One denoising step in a root graph: the nodes from a latent to a prediction, and the part a drift check needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 import torch.fx as fx
+
 from lightint_compile.passes.decisions.marks import MarkedStep
 from lightint_compile.passes.decisions.points import is_region_call, point_of
 from lightint_compile.passes.outlining.nodes import MEMO
@@ -35,7 +36,7 @@ class StepBody:
         return (*self.head, *self.tail)
 
     def leaks(self, tail_only: bool) -> fx.Node | None:
-        """A node other than the predictions that something after the step reads; with ``tail_only`` the head may be read."""
+        """A node besides the predictions that something after the step reads; ``tail_only`` lets the head be read."""
         inside = set(self.nodes)
         for node in self.tail if tail_only else self.nodes:
             if node not in self.predictions and any(user not in inside for user in node.users):

@@ -1,4 +1,4 @@
-"""A world model in forty lines: selects context, prefills it, and denoises in four unrolled Euler steps. It traces in seconds."""
+"""A small world model: selects context, prefills it, denoises in unrolled Euler steps. It traces in seconds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""``lightint decisions``: what the rules of a preset decide along a camera path, without running a model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lightint_compile.errors import InputError
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.adaptive_context import AdaptiveContext
+from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.passes.step_cache import StepCache
+from lightint_compile.presets import pipeline_of
+from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.decisions import rules_of
+from lightint_compile.runtime.planner import plan
+from lightint_compile.runtime.rules import ModelRules, Rules
+
+INTERIOR = (1, 2)
+"""Steps between the first and the last of four."""
+
+
+def decide(trajectory: str, latents: int | None, preset: str, memory: int) -> list[Decision]:
+    """The decisions along a pose string, chunk by chunk.
+
+    Args:
+        latents: latent frames to decide for; ``None`` for all that the path has.
+        memory: most context frames that the model itself gathers.
+
+    Raises:
+        InputError: the path is shorter than ``latents``, or no whole number of chunks.
+    """
+    from lightint_compile.models.worldplay.trajectory import Trajectory
+
+    extrinsics = Trajectory.from_pose_string(trajectory).extrinsics
+    wanted = extrinsics.shape[0] if latents is None else latents
+    if wanted > extrinsics.shape[0]:
+        why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
+        raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
+    return plan(extrinsics[:wanted], rules_for(LightintOptions(preset=preset), memory))
+
+
+def rules_for(options: LightintOptions, memory: int) -> Rules:
+    """The rules by which a program compiled with these options decides; the model's own where nothing is decided."""
+    steps = {type(step): step for step in pipeline_of(options).passes}
+    context, cache = steps.get(AdaptiveContext), steps.get(StepCache)
+    if context is None and cache is None:
+        return ModelRules(memory=memory)
+    policy = Policy(memory=memory, adapt_context=context is not None, steps=INTERIOR if cache is not None else ())
+    for step in (context, cache):
+        if isinstance(step, (AdaptiveContext, StepCache)):
+            policy = dataclasses.replace(policy, rules=step.rules, overlap=step.overlap)
+    return rules_of(policy)
+
+
+def summary(made: list[Decision]) -> str:
+    """One line a chunk, and the totals."""
+    context = sum(len(decision.context_frames) for decision in made)
+    saved = sum(decision.saved_frames for decision in made)
+    reusing = sum(bool(decision.reused_steps) for decision in made)
+    gathered = f"{context} context frames in {len(made)} chunks, {saved} fewer than the model's own"
+    return "\n".join([*map(str, made), f"{gathered}; {reusing} chunks may reuse steps"])
