@@ -163,9 +163,10 @@ def _finish(out: Path, setup: Setup, runs: list[Run], report: Report, console: C
     contexts = {name: context_map(setup.chunk, trajectory) for name, trajectory in setup.paths.items()}
     draw(out / "demo.png", runs, contexts)
     (out / "report.txt").write_text(str(report) + "\n", encoding="utf-8")
+    report.to_html(out / "report.html")
     (out / "report.json").write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     (out / "measurements.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     console.print(f"written: {', '.join(str(out / name) for name in _FILES)}")
 
 
-_FILES = ("demo.png", "report.txt", "report.json", "measurements.json")
+_FILES = ("demo.png", "report.txt", "report.html", "report.json", "measurements.json")

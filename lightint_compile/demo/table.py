@@ -11,8 +11,9 @@ from lightint_compile.demo.measure import Run
 
 
 def summary(runs: Sequence[Run], rewrites: int, baseline: str = "eager") -> list[dict[str, Any]]:
-    """One row a run: seconds, and the difference to the ``baseline`` run along the same path."""
+    """One row a run, path by path: seconds, and the difference to the ``baseline`` run along the same path."""
     reference = {run.path: run for run in runs if run.variant == baseline}
+    order = list(reference)
     return [
         {
             "path": run.path,
@@ -25,7 +26,7 @@ def summary(runs: Sequence[Run], rewrites: int, baseline: str = "eager") -> list
             "rewrites": rewrites if run.variant == "lightint" else 0,
             "chunk seconds": list(run.chunk_seconds),
         }
-        for run in runs
+        for run in sorted(runs, key=lambda run: order.index(run.path))
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +86,13 @@ class Report:
             )
         sections = tuple(Section.from_dict(section) for section in data["graphs"])
         return cls(sections, data["reproduce"], tuple(data["versions"].items()))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one HTML file: no script, no network; graphs are in it where the report has them."""
+        from lightint_compile.reporting.html import render
+
+        Path(path).write_text(render(self), encoding="utf-8")
+        return Path(path)
 
     def __str__(self) -> str:
         from lightint_compile.reporting.text import render

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 
-_TITLES = {
+#: Headings of the groups of remarks, in the order they are shown.
+TITLES = {
     RemarkKind.APPLIED: "rewritten",
     RemarkKind.MISSED: "near misses",
     RemarkKind.FAILURE: "failed",
@@ -36,16 +37,16 @@ def render(report: Report) -> str:
 
 
 def _section(section: Section, number: str) -> Iterator[str]:
-    yield from _wrap(f"lightint · {section.name}{number} · {_sentence(section)}", "", "  ")
+    yield from _wrap(f"lightint · {section.name}{number} · {sentence(section)}", "", "  ")
     if section.untouched:
         yield from _wrap(f"left as it is: {section.untouched}", "  ", "  ")
         return
-    yield from _wrap(_sizes(section), "  ", "  ")
+    yield from _wrap(sizes(section), "  ", "  ")
     if section.passes:
         yield ""
         yield from _table(section.passes)
-    for kind in _TITLES:
-        yield from _group(_TITLES[kind], section.of_kind(kind))
+    for kind in TITLES:
+        yield from _group(TITLES[kind], section.of_kind(kind))
     yield from _nothing(section)
     yield ""
     yield from _measurements(section)
@@ -54,7 +55,8 @@ def _section(section: Section, number: str) -> Iterator[str]:
     yield from _entry("pipeline", section.pipeline.replace(",", ", ") or "no pass")
 
 
-def _sentence(section: Section) -> str:
+def sentence(section: Section) -> str:
+    """What happened to a graph, in one sentence."""
     if section.untouched:
         return "not rewritten"
     seconds = sum(row.seconds for row in section.passes)
@@ -63,7 +65,8 @@ def _sentence(section: Section) -> str:
     return f"{rewrites}, {misses} · {1000 * seconds:.0f} ms of passes"
 
 
-def _sizes(section: Section) -> str:
+def sizes(section: Section) -> str:
+    """Operations and FLOPs before and after."""
     text = f"{section.nodes_before} operations became {section.nodes_after}"
     before, after = section.flops
     if not before:
@@ -74,7 +77,7 @@ def _sizes(section: Section) -> str:
 def _table(rows: Iterable[PassRow]) -> Iterator[str]:
     yield f"  {'pass':<23}{'found':>6}{'rewritten':>10}{'near miss':>10}{'ms':>8}{'FLOPs':>9}  numerics"
     for row in rows:
-        counts = f"{row.found:>6}{row.rewritten:>10}{row.missed:>10}{1000 * row.seconds:>8.0f}{_change(row):>9}"
+        counts = f"{row.found:>6}{row.rewritten:>10}{row.missed:>10}{1000 * row.seconds:>8.0f}{change(row):>9}"
         yield f"  {row.name:<23}{counts}  {_NUMERICS.get(row.numerics, row.numerics)}"
 
 
@@ -82,7 +85,8 @@ def _table(rows: Iterable[PassRow]) -> Iterator[str]:
 _NUMERICS = {"reassociates": "reorders", "approximate": "approx."}
 
 
-def _change(row: PassRow) -> str:
+def change(row: PassRow) -> str:
+    """By how much a pass changed the graph's FLOPs."""
     if row.flops_before == row.flops_after:
         return "="
     return f"{100 * (row.flops_after - row.flops_before) / row.flops_before:+.1f} %"

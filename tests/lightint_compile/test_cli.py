@@ -54,10 +54,12 @@ def test_explain_prints_the_report_and_writes_it_as_data(
 ) -> None:
     target = "lightint_test_project:call"
     arguments = ["explain", target, "-o", "passes=outline-regions", "-d", "input=0", "--json", "report.json"]
+    arguments += ["--html", "report.html"]
     assert run(monkeypatch, *arguments) == 0
     text = capsys.readouterr().out
     assert "lightint · Sequential" in text and "lightint explain lightint_test_project:call" in text
     assert json.loads((project / "report.json").read_text())["schema"] == 1
+    assert "<h1>lightint" in (project / "report.html").read_text()
 
 
 def test_export_writes_a_checked_file(
