@@ -133,6 +133,7 @@ def _program(
         raise CaptureError("the graph writes to its inputs", where=paths, why="a rewrite must not move such a write")
     traced.meta["output_spec"] = outputs[-1]
     inputs = _rename_inputs(traced, entries)
+    _adopt_constants(traced, mode)
     tidy(traced)
     if autocast:
         make_casts_explicit(traced)
@@ -177,6 +178,14 @@ def _was_written(tensor: FunctionalTensor) -> bool:
 def _unwrap(tensor: FunctionalTensor) -> torch.Tensor:
     torch._sync(tensor)
     return torch._from_functional_tensor(tensor.elem)
+
+
+def _adopt_constants(traced: fx.GraphModule, mode: FakeTensorMode) -> None:
+    """Tensors that the trace turned into attributes get fake values of the program's mode, like every other node."""
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "get_attr" and isinstance(value, FakeTensor) and value.fake_mode is not mode:
+            node.meta["val"] = mode.from_tensor(getattr(traced, str(node.target)), static_shapes=True)
 
 
 def _rename_inputs(traced: fx.GraphModule, entries: Sequence[ProgramInput]) -> tuple[ProgramInput, ...]:
