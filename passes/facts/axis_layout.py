@@ -237,3 +237,15 @@ def scatter(node: fx.Node, of: Lookup) -> Result:
         source.pop(dim)
     source.insert(dim, ())
     return [old if number == dim else better(old, source[number]) for number, old in enumerate(target)]
+
+
+@rule("aten::view_as_complex")
+def as_complex(node: fx.Node, of: Lookup) -> Result:
+    """Pairs become complex numbers: the last axis goes."""
+    return of(tensors(node)[0])[:-1]
+
+
+@rule("aten::view_as_real")
+def as_real(node: fx.Node, of: Lookup) -> Result:
+    """Complex numbers become pairs: a last axis of two comes."""
+    return [*of(tensors(node)[0]), None]
