@@ -1,4 +1,4 @@
-"""``python -m lightint_compile.fuzz --seeds 5000``: generated models through the exact passes, failures made small and kept."""
+"""``python -m lightint_compile.fuzz --seeds 5000``: generated models through the exact passes; failures are shrunk."""
 
 from __future__ import annotations
 

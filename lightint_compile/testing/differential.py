@@ -1,4 +1,4 @@
-"""One generated model through the passes: the numbers against float64, and what must not depend on how it is written."""
+"""One generated model through the passes: the numbers against float64, and what must not depend on the writing."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, condition: Tensor, text: Tensor, context: Tensor, tables: Tables
     ) -> tuple[Tensor, Tensor | None]:
-        """``x`` is ``[batch, tokens, width]``, ``condition`` ``[batch, frames, width]``; the weights are for ``escape``."""
+        """``x`` is ``[batch, tokens, width]``, ``condition`` ``[batch, frames, width]``; weights if they escape."""
         f, h = self.f, self.norm(x)
         gate: Tensor | None = None
         if self.modulation is not None:

@@ -35,13 +35,20 @@ _TOLERANCE = 1e-9
 def check(site: Site, plan: Plan) -> None:
     """Raise :class:`MatchError` unless the fused call gives what the matched nodes give."""
     with _disable_current_modes(), torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        trial = Trial(site)
-        expected = trial.original(plan)
-        got = build(trial, site, plan)
+        expected, got = _both(site, plan)
     error = (got - expected).abs().max().item() if got.shape == expected.shape else math.inf
     if not error <= _TOLERANCE * max(1.0, expected.abs().max().item()):
         reason = f"on random numbers the fused call differs from the matched nodes by {error:.3g}"
         raise MatchError("numerics", site.result, reason, "write F.scaled_dot_product_attention")
+
+
+def _both(site: Site, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        trial = Trial(site)
+        return trial.original(plan), build(trial, site, plan)
+    except RuntimeError as error:
+        reason = f"the matched nodes or the fused call do not run on small tensors: {str(error).splitlines()[0]}"
+        raise MatchError("numerics", site.result, reason, "write F.scaled_dot_product_attention") from error
 
 
 class Trial:
