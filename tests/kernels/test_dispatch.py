@@ -110,7 +110,7 @@ def test_importing_the_package_needs_no_triton():
         "x = torch.randn(1, 1, 16, 8)\n"
         "print(kernels.sparse_attention(x, x, x, query_grid=(1, 4, 4), key_grid=(1, 4, 4)).shape)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -176,12 +176,16 @@ def test_inductor_compiles_the_steps_into_its_code():
     assert torch.equal(torch.compile(exported.module(), fullgraph=True)(*tensors), expected)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="an archive is compiled with g++")
-def test_an_archive_carries_the_kernels(tmp_path):
-    tensors = SITES["prefill"].tensors(torch.bfloat16, "cuda")
-    exported, expected = decomposed(tensors)
-    path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "attention.pt2"))
-    assert torch.equal(torch._inductor.aoti_load_package(path)(*tensors), expected)
+def archive(module):
+    program = Path(__file__).parents[1] / "support/gpu_archive.py"
+    return subprocess.run([sys.executable, str(program), module], capture_output=True, text=True, timeout=300)
+
+
+def test_an_archive_carries_the_kernels():
+    if archive("plain").returncode != 0:
+        pytest.skip("AOTInductor archives of plain attention do not work on this machine")
+    done = archive("sparse")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_memory_checker_finds_nothing():
