@@ -67,7 +67,7 @@ def _remarks(dead: Iterable[fx.Node]) -> Iterator[Remark]:
 
 
 def _block(module_path: str) -> str:
-    """``blocks.3`` for ``blocks.3.attn1.to_q``: the innermost numbered module, or the whole path."""
+    """``blocks.3`` for ``blocks.3.attn1.to_q``: the outermost numbered module, or the whole path."""
     parts = module_path.split(".")
     numbered = [index for index, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbered[-1] + 1]) if numbered else module_path
+    return ".".join(parts[: numbered[0] + 1]) if numbered else module_path

@@ -21,7 +21,7 @@ from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.row_repeats.emit import Emission
-from lightint_compile.passes.row_repeats.layout import Layout, describe, full, kept_size, repeated, repeats, size
+from lightint_compile.passes.row_repeats.layout import Layout, describe, full, is_full, kept_size, repeated, repeats, size
 from lightint_compile.passes.row_repeats.plan import Blocked, shape
 
 aten = torch.ops.aten
@@ -177,8 +177,8 @@ def _as_its_operand(node: fx.Node, analysis: Analysis) -> Layout | None:
     before, after = analysis.sunk[operand].plan.result, full(shape(node))
     if len(before) != len(after):
         return None
-    layout = tuple(b if size(b) == size(a) else a for b, a in zip(before, after, strict=True))
-    return layout if repeats(layout) else None
+    pairs = zip(before, after, strict=True)
+    return tuple(a if is_full(b) else b if size(b) == size(a) else repeated(size(a)) for b, a in pairs)
 
 
 def _miss(node: fx.Node, blocked: Blocked, flops: int) -> Remark:

@@ -41,7 +41,7 @@ def pointwise(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     if not repeats(result):
         return MIXES if len(operands) > 1 else Blocked("its operand does not repeat")
     needed = {operand: _fitted(layouts(operand), result) for operand in operands}
-    return Plan(result, needed)
+    return Plan(result, needed, computes=node.target not in _COPIES)
 
 
 def _broadcast(operands: Iterable[tuple[Layout, Any]], rank: int) -> Layout:
@@ -185,12 +185,13 @@ def _diag_embed(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     return unless_lost(plan, "the diagonal itself repeats")
 
 
+_COPIES = {aten.clone.default, aten.contiguous.default}
+
 _LIKE_POINTWISE = {
+    *_COPIES,
     aten._to_copy.default,
     aten.to.dtype,
     aten.to.device,
-    aten.clone.default,
-    aten.contiguous.default,
     aten.ones_like.default,
     aten.zeros_like.default,
     aten.full_like.default,
