@@ -27,6 +27,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .softmax import LIMIT, faded, folded_sum, weigh, weigh_below
 
 CONSUMERS = gl.constexpr(2)
+# Later versions of Triton renamed the two; the kernel compiles there too.
+_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 _INTEGERS = (
     "heads", "key_heads", "list_width", "places", "prefix_tokens", "prefix_blocks", "context_blocks", "context_rows",
     "context_frames", "current_frames", "height", "width", "high", "wide",
@@ -108,14 +111,14 @@ def _fetch(
     if slot < prefix_blocks:
         outer, inner = _ends(places, first, batch, head, heads, HEAD_DIM)
         rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
-        tma.async_copy_global_to_shared(prefix, [outer, slot * (BT * BH * BW), inner], full, rows)
+        _load(prefix, [outer, slot * (BT * BH * BW), inner], full, rows)
     elif block < context_blocks:
         outer, inner = _ends(places, first + 2, batch, head, heads, HEAD_DIM)
-        tma.async_copy_global_to_shared(context, [outer, row * BT, y * BH, x * BW, inner], full, target)
+        _load(context, [outer, row * BT, y * BH, x * BW, inner], full, target)
     else:
         outer, inner = _ends(places, first + 4, batch, head, heads, HEAD_DIM)
         frame = (row - context_rows) * BT
-        tma.async_copy_global_to_shared(current, [outer, frame, y * BH, x * BW, inner], full, target)
+        _load(current, [outer, frame, y * BH, x * BW, inner], full, target)
 
 
 @gluon.jit
@@ -177,7 +180,7 @@ def _produce(
         for half in gl.static_range(CONSUMERS):
             mbarrier.expect(query_full.index(half), query.block_type.nbytes)
             corner = [outer, frame + half * (BT // CONSUMERS), line, column, inner]
-            tma.async_copy_global_to_shared(query, corner, query_full.index(half), query_tile.index(half))
+            _load(query, corner, query_full.index(half), query_tile.index(half))
         _stream(
             keys, values, tiles, barriers, list_ptr, 0, blocks, extents, high, wide, places, batch, key_head, key_heads,
             HEAD_DIM, BT, BH, BW, STAGES,
@@ -290,7 +293,7 @@ def _consume(
         result = (total / norm[:, None]).to(dtype)
     query.store(result)
     fence_async_shared()
-    tma.async_copy_shared_to_global(output, [outer, frame + HALF * (BT // CONSUMERS), line, column, inner], tile)
+    _store(output, [outer, frame + HALF * (BT // CONSUMERS), line, column, inner], tile)
     tma.store_wait(0)
 
 

@@ -7,5 +7,5 @@ set -e
 python=${1:-python3}
 site=tests/kernels/sanitized_site.py
 compute-sanitizer --tool memcheck --error-exitcode 1 "$python" -P $site
-compute-sanitizer --tool racecheck "$python" -P $site | grep -oE "(between|and) [A-Z][a-z]+ access at .* in [a-z_]+\\.py:[0-9]+" |
+compute-sanitizer --tool racecheck "$python" -P $site | grep -oE "(between|and) [A-Z][a-z]+ access at .* in [a-z_]+\.py:[0-9]+" |
     paste - - | sort | uniq -c

@@ -1,0 +1,61 @@
+"""The sm_90 kernel compiles ahead of time, without a GPU, to the machine instructions it is written for."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+
+triton = pytest.importorskip("triton")
+pytest.importorskip("triton.experimental.gluon")
+
+TILE = (4, 8, 4)
+HEAD_DIM = 128
+SHARED_LIMIT = 232448
+
+
+def descriptor(*box: int) -> str:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=len(box))
+    return f"tensordesc<bf16{list(box)},{layout!r}>"
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    kernel = importlib.import_module("lightint_compile.kernels.hopper.attention").block_sparse_attention
+    frames, height, width = TILE
+    half, whole = descriptor(1, frames // 2, height, width, HEAD_DIM), descriptor(1, *TILE, HEAD_DIM)
+    rows = descriptor(1, frames * height * width, HEAD_DIM)
+    constants = {"HEAD_DIM": HEAD_DIM, "BT": frames, "BH": height, "BW": width, "STAGES": 2, "EXACT": False}
+    types = {"query": half, "output": half, "prefix_key": rows, "prefix_value": rows}
+    types |= dict.fromkeys(("context_key", "context_value", "current_key", "current_value"), whole)
+    types |= {"index_ptr": "*i32", "count_ptr": "*i32", "scale": "fp32"} | dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    fixed = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = GluonASTSource(kernel, signature, fixed, {})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "maxnreg": 168})
+
+
+def test_fits_one_multiprocessor(compiled):
+    assert compiled.metadata.shared <= SHARED_LIMIT
+    assert compiled.metadata.global_scratch_size == 0
+
+
+def test_uses_the_copy_engine_and_asynchronous_matrix_instructions(compiled):
+    code = compiled.asm["ptx"]
+    assert "wgmma.mma_async" in code
+    assert re.search(r"cp\.async\.bulk\.tensor\.5d\.shared", code)
+    assert re.search(r"cp\.async\.bulk\.tensor\.5d\.global", code)
+    assert re.search(r"setmaxnreg\.inc\.sync\.aligned\.u32\s+240", code)
+
+
+def test_the_softmax_runs_while_values_are_multiplied(compiled):
+    """After ``wait_group 1`` (the scores are there, P V is in flight) come exponentials, then ``wait_group 0``."""
+    code = compiled.asm["ptx"]
+    assert re.search(r"wgmma\.wait_group\.sync\.aligned\s+1", code)
+    assert "ex2.approx.ftz.f32" in code or "ex2.approx.f32" in code
