@@ -21,6 +21,7 @@ from lightint_compile.exporting.check import run_fresh, worst_difference
 from lightint_compile.exporting.formats import check_suffix
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.remarks import Numerics, RemarkKind
+from lightint_compile.presets import pipeline_of
 from lightint_compile.reporting import Report
 from lightint_compile.rewrite import Rewritten, rewrite
 
@@ -28,6 +29,10 @@ Dynamic = Mapping[str, int | Sequence[int]]
 
 _NO_REGIONS = ("outline-regions", "adaptive-context", "step-cache")
 """An archive holds one flat graph: regions exist to be compiled once, which is the loader's business."""
+
+
+_NEED_DRIVER = ("adaptive-context", "step-cache")
+"""Passes that put decisions into the program, which the driver of ``torch.compile`` answers and an archive cannot."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def export(
         fix = "wrap the function in a torch.nn.Module"
         raise ExportError("only a module or an exported program can be written", why=f"it is {module!r}", fix=fix)
     wanted = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
+    _check_passes(wanted)
     with torch.no_grad():
         captured = _captured(module, tuple(args), kwargs, dynamic or {})
         rewritten = _rewritten(captured, wanted, _name_of(module))
@@ -93,6 +99,17 @@ def export(
     compared_with = "the rewritten graph" if approximate else "the module"
     difference = _write(program, report, path, (tuple(args), kwargs), reference)
     return Exported(path, report, compared_with, difference)
+
+
+def _check_passes(options: LightintOptions) -> None:
+    found = [step.name for step in pipeline_of(options).passes if step.name in _NEED_DRIVER]
+    if found:
+        raise ExportError(
+            f"a .pt2 archive cannot take the decisions of {' and '.join(found)}",
+            where=f"options: {options}",
+            why="they are taken while a rollout runs, by the driver of torch.compile",
+            fix='export with preset="exact" or preset="sparse"',
+        )
 
 
 def _captured(

@@ -45,7 +45,7 @@ def test_help_is_quick_and_lists_the_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lightint_compile", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "explain", "export", "passes", "doctor", "bench"):
+    for command in ("demo", "explain", "export", "decisions", "passes", "doctor", "bench"):
         assert command in done.stdout
 
 

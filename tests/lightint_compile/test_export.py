@@ -104,6 +104,12 @@ def test_an_unknown_suffix_says_what_is_known(name: str, tmp_path: Path) -> None
             act()
 
 
+@pytest.mark.parametrize("preset", ["context", "cache", "all", "published"])
+def test_a_preset_that_decides_at_run_time_is_refused(preset: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot take the decisions of"):
+        lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / "m.pt2", options={"preset": preset})
+
+
 class Branching(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1 if x.sum() > 0 else x
