@@ -65,7 +65,7 @@ KNOWN = {
 """Rates by part of the device's name and implementation; H200 measured (docs/measurements.md), H100 after it."""
 
 _UNKNOWN_GPU = Rates(20.0, 150.0, 300.0, 75.0, 500.0, 108)
-_CPU = Rates(100.0, 0.1, 1000.0, 0.07, 2.0, 1, narrow=1.0)
+_CPU = Rates(100.0, 0.1, 1000.0, 0.065, 2.0, 1, narrow=1.0)
 
 
 def prefers_sparse(
