@@ -82,7 +82,7 @@ def _measure_site(
     for name, call, flops in _ways(site, tensors, options.flex):
         figures[name] = time = milliseconds(call, device, options.seconds)
         dense = min(value for key, value in figures.items() if key.startswith("dense"))
-        table.add_row(name, f"{time:.3f}", f"{flops / time / 1e9:.0f}" if flops else "", f"{dense / time:.2f}")
+        table.add_row(name, f"{time:.3f}", f"{flops / time / 1e9:.3g}" if flops else "", f"{dense / time:.2f}")
     console.print(table)
     return {"site": site.name, "kept": site.kept, "blocks": site.layout.key_blocks, "ms": figures}
 
