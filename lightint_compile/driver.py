@@ -83,7 +83,7 @@ class Driver:
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
-        self.memos = {name: Memo(leaves[name]) for name in memoised}
+        self.memos = {name: Memo(leaves[name], max(source.count(f"self.{name}("), 1)) for name in memoised}
         self.branches = dict(branches or {})
         self.decisions = Decisions(points or {})
         self._extra = dict(extra or {})

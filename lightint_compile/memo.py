@@ -1,4 +1,4 @@
-"""Results that are kept between calls: computed again only when a tensor they came from is another one, or was written to."""
+"""Results kept between calls: computed again only when a tensor they came from is another one, or was written to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-#: Conditional and unconditional prompts of classifier-free guidance alternate; more than a few live prompts do not occur.
+#: Results kept for each call of a region. Conditional and unconditional prompts of classifier-free guidance alternate;
+#: more than a few live prompts do not occur.
 SLOTS = 4
 
 
@@ -36,8 +37,10 @@ class Memo:
     computes. Entries hold their argument tensors weakly; a dead argument never equals a live one.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Any]]) -> None:
+    def __init__(self, function: Callable[..., Sequence[Any]], calls: int = 1) -> None:
+        """``calls`` is how often one run of the program calls the region: each call has results of its own to keep."""
         self.function = function
+        self.slots = SLOTS * calls
         self.hits = 0
         self.misses = 0
         self._entries: list[_Entry] = []
@@ -58,7 +61,8 @@ class Memo:
         result = tuple(self.function(*args))
         with self._lock:
             self.misses += 1
-            self._entries = [e for e in self._entries if all(kept() is not None for kept in e.tensors)][-(SLOTS - 1) :]
+            alive = [entry for entry in self._entries if all(kept() is not None for kept in entry.tensors)]
+            self._entries = alive[1 - self.slots :]
             self._entries.append(_Entry(tuple(map(weakref.ref, tensors)), versions, numbers, result))
         return result
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+
 from lightint_compile.passes.outlining.values import anonymous, described
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 

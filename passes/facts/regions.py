@@ -13,10 +13,11 @@ from itertools import takewhile
 from typing import Self
 
 import torch.fx as fx
+
 from lightint_compile.passes.decisions.points import is_outlined
 from lightint_compile.passes.outlining.candidates import Candidate, by_module, by_structure, movable, rephased
 from lightint_compile.passes.outlining.convexity import convex, follow_one_another
-from lightint_compile.passes.outlining.growth import Slot, grow, recruit, whole_tuples
+from lightint_compile.passes.outlining.growth import Slot, absorb, grow, recruit, whole_tuples
 from lightint_compile.passes.outlining.nodes import Dependencies
 from lightint_compile.passes.outlining.values import Tokens
 from lightint_compile.passes.program import Program
@@ -130,7 +131,8 @@ class _Search:
         grown = []
         for slots in grow(candidate.anchors, candidate.allowed, self._tokens):
             alike = [node for node in self._by_token[self._tokens.of(slots[0][0])] if node in free]
-            grown.append(whole_tuples(recruit(slots, alike, free, self._tokens), self._dependencies.position))
+            full = absorb(recruit(slots, alike, free, self._tokens), free, self._tokens)
+            grown.append(whole_tuples(full, self._dependencies.position))
             free.difference_update(node for slot in grown[-1] for node in slot)
         grown = [slots for slots in grown if len(slots) >= MIN_NODES]
         if sum(len(slots) * (len(slots[0]) - 1) for slots in grown) <= least:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch.fx as fx
+
 from lightint_compile.passes.outlining.growth import Allowed, Slot
 from lightint_compile.passes.outlining.nodes import is_movable
 from lightint_compile.passes.outlining.values import Tokens

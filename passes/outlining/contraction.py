@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 import torch.fx as fx
+
 from lightint_compile.passes.outlining.nodes import Dependencies
 
 

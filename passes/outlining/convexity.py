@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch.fx as fx
+
 from lightint_compile.passes.outlining.contraction import Contraction
 from lightint_compile.passes.outlining.nodes import Dependencies
 

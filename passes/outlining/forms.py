@@ -7,15 +7,16 @@ dtypes, devices, sizes and strides of all values, symbolic sizes up to one consi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.outlining.nodes import MEMO, Dependencies
-from lightint_compile.passes.outlining.values import Tokens, argument_nodes, constant, described, wiring_free
+from lightint_compile.passes.outlining.values import Tokens, constant, described, wiring_free
 
 aten = torch.ops.aten
 
@@ -51,7 +52,7 @@ def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Toke
     inputs: dict[fx.Node, int] = {}
     place = {node: index for index, node in enumerate(ordered)}
     for node in ordered:
-        for source in argument_nodes(node):
+        for source in tokens.arguments(node):
             if source not in place:
                 inputs.setdefault(source, len(inputs))
     rename = _Renaming()
@@ -60,7 +61,7 @@ def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Toke
     for index, node in enumerate(ordered):
         if not exact and is_scaled(node):
             numbers[index] = float(node.args[1])  # type: ignore[arg-type]
-        wiring = tuple(place[s] if s in place else -1 - inputs[s] for s in argument_nodes(node))
+        wiring = tuple(place[s] if s in place else -1 - inputs[s] for s in tokens.arguments(node))
         value = described(node.meta.get("val"), rename)
         entries.append((node.target, _constants(node, index in numbers), wiring, value, node.meta.get(MEMO)))
     return Form(tokens.number(tuple(entries)), tuple(ordered), tuple(inputs), numbers)
@@ -101,24 +102,27 @@ def _canonical_order(nodes: Collection[fx.Node], dependencies: Dependencies, tok
     inside = set(nodes)
     look: dict[fx.Node, int] = {}
     for node in sorted(nodes, key=dependencies.position.__getitem__):
-        producers = tuple(look.get(source, -1 - tokens.of(source)) for source in _sources(node, dependencies))
+        producers = tuple(look.get(source, -1 - tokens.of(source)) for source in _sources(node, dependencies, tokens))
         look[node] = tokens.number((tokens.of(node), producers))
     sinks = [node for node in look if not any(user in inside for user in dependencies.after(node))]
     ordered: dict[fx.Node, None] = {}
     for sink in sorted(sinks, key=look.__getitem__):
-        _visit(sink, inside, dependencies, ordered)
+        _visit(sink, inside, lambda node: _sources(node, dependencies, tokens), ordered)
     return list(ordered)
 
 
-def _sources(node: fx.Node, dependencies: Dependencies) -> list[fx.Node]:
-    arguments = argument_nodes(node)
+def _sources(node: fx.Node, dependencies: Dependencies, tokens: Tokens) -> list[fx.Node]:
+    arguments = tokens.arguments(node)
     return arguments + [source for source in dependencies.before(node) if source not in arguments]
 
 
 def _visit(
-    sink: fx.Node, inside: Collection[fx.Node], dependencies: Dependencies, ordered: dict[fx.Node, None]
+    sink: fx.Node,
+    inside: Collection[fx.Node],
+    sources_of: Callable[[fx.Node], list[fx.Node]],
+    ordered: dict[fx.Node, None],
 ) -> None:
-    stack = [(sink, iter(_sources(sink, dependencies)))]
+    stack = [(sink, iter(sources_of(sink)))]
     entered = {sink}
     while stack:
         node, sources = stack[-1]
@@ -128,4 +132,4 @@ def _visit(
             stack.pop()
         else:
             entered.add(following)
-            stack.append((following, iter(_sources(following, dependencies))))
+            stack.append((following, iter(sources_of(following))))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
 
 import torch.fx as fx
-from lightint_compile.passes.outlining.nodes import is_lookup, is_tuple
-from lightint_compile.passes.outlining.values import Tokens, argument_nodes
+
+from lightint_compile.passes.outlining.nodes import is_lookup, is_scalar, is_tuple
+from lightint_compile.passes.outlining.values import Tokens
 
 #: One node of every copy, the same place in each.
 Slot = tuple[fx.Node, ...]
@@ -67,7 +68,7 @@ class _Growth:
         while done < len(self.slots) and not self.parts:
             slot = self.slots[done]
             done += 1
-            for place in zip(*map(argument_nodes, slot), strict=True):
+            for place in zip(*map(self._tokens.arguments, slot), strict=True):
                 self._consider(place)
                 if self.parts:
                     break
@@ -154,11 +155,44 @@ def _match(template: Sequence[fx.Node], anchor: fx.Node, tokens: Tokens) -> list
         found = image.get(node)
         if found is None or tokens.of(found) != tokens.of(node):
             return []
-        for source, other in zip(argument_nodes(node), argument_nodes(found), strict=True):
+        for source, other in zip(tokens.arguments(node), tokens.arguments(found), strict=True):
             if source in inside and image.setdefault(source, other) is not other:
                 return []
     matched = [image[node] for node in template]
     return matched if len(set(matched)) == len(matched) else []
+
+
+def absorb(slots: Sequence[Slot], free: Set[fx.Node], tokens: Tokens) -> list[Slot]:
+    """``slots`` with what every copy's results are turned into next by itself: repeated keys, a tiled or pooled value.
+
+    A ``free`` node joins when it reads nothing but its copy, inputs of the program and sizes, and all copies have one.
+    """
+    grown, free = list(slots), free - {node for slot in slots for node in slot}
+    places = [{node: index for index, node in enumerate(copy)} for copy in zip(*slots, strict=True)]
+    index = 0
+    while index < len(grown):
+        tables = [_readers(node, place, free, tokens) for node, place in zip(grown[index], places, strict=True)]
+        for key in tables[0]:
+            found = tuple(table[key][0] for table in tables if len(table.get(key, ())) == 1)
+            if len(found) == len(tables) == len(set(found)):
+                for node, place in zip(found, places, strict=True):
+                    place[node] = len(grown)
+                grown.append(found)
+        index += 1
+    return grown
+
+
+def _readers(
+    node: fx.Node, place: dict[fx.Node, int], free: Collection[fx.Node], tokens: Tokens
+) -> dict[tuple[int, tuple[int, ...]], list[fx.Node]]:
+    """The free nodes that read ``node`` and nothing else that is computed outside the copy, by look and wiring."""
+    found = defaultdict(list)
+    for user in node.users:
+        arguments = tokens.arguments(user)
+        inside = all(a in place or a.op in ("placeholder", "get_attr") or is_scalar(a) for a in arguments)
+        if inside and user in free and user not in place:
+            found[tokens.of(user), tuple(place.get(a, -1) for a in arguments)].append(user)
+    return found
 
 
 def whole_tuples(slots: Sequence[Slot], live: Container[fx.Node]) -> list[Slot]:

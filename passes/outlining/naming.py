@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch.fx as fx
+
 from lightint_compile.passes.facts.loop import DenoisingLoop
 from lightint_compile.passes.outlining.pieces import Piece
 from lightint_compile.passes.outlining.submodules import Outlined

@@ -7,8 +7,9 @@ from functools import cache
 
 import torch
 import torch.fx as fx
-from lightint_compile.passes.effects import is_pure
 from torch._ops import HigherOrderOperator
+
+from lightint_compile.passes.effects import is_pure
 
 #: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
 MEMO = "memo"

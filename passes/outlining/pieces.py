@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch.fx as fx
+
 from lightint_compile.passes.facts.regions import RegionGroup
 from lightint_compile.passes.outlining.contraction import Contraction
 from lightint_compile.passes.outlining.forms import form_of

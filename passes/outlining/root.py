@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.outlining.contraction import Contraction
 from lightint_compile.passes.outlining.forms import Form
 from lightint_compile.passes.outlining.nodes import MEMO, Dependencies
@@ -73,7 +75,7 @@ class Root:
 
     def _number(self, like: fx.Node, value: float) -> fx.Node:
         """``value`` as a tensor; double precision on the CPU is what a Python number is to an operator."""
-        arguments = {"dtype": torch.float64, "device": torch.device("cpu")}
+        arguments: dict[str, Any] = {"dtype": torch.float64, "device": torch.device("cpu")}
         number = self.graph.call_function(aten.full.default, ([], value), arguments)
         tensor = like.args[0]
         assert isinstance(tensor, fx.Node)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.outlining.forms import Form
 from lightint_compile.passes.outlining.nodes import alias_source, is_ordered
 from lightint_compile.passes.outlining.pieces import Piece

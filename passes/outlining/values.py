@@ -101,6 +101,7 @@ class Tokens:
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
         self._of: dict[fx.Node, int] = {}
+        self._arguments: dict[fx.Node, list[fx.Node]] = {}
 
     def number(self, key: Hashable) -> int:
         """A number for ``key``, the same for equal keys."""
@@ -112,6 +113,13 @@ class Tokens:
         if token is None:
             self._of[node] = token = self.number(self._key(node))
         return token
+
+    def arguments(self, node: fx.Node) -> list[fx.Node]:
+        """:func:`argument_nodes`, found once a node."""
+        found = self._arguments.get(node)
+        if found is None:
+            self._arguments[node] = found = argument_nodes(node)
+        return found
 
     def _key(self, node: fx.Node) -> Hashable:
         value = described(node.meta.get("val"), anonymous)

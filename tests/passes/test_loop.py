@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from lightint_compile.passes.facts.loop import DenoisingLoop
 from torch import Tensor, nn
 from toyvideo import SIGMAS, Block, ToyChunk, shuffled, toy_inputs, traced
 
 from lightint_compile import capture
+from lightint_compile.passes.facts.loop import DenoisingLoop
 
 aten = torch.ops.aten
 Update = Callable[[Tensor, Tensor, float, float, list[Tensor]], Tensor]

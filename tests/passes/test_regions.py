@@ -4,13 +4,14 @@ import operator
 
 import pytest
 import torch
+from torch import Tensor, nn
+from toyvideo import Block, First, ToyChunk, shuffled, toy_inputs, traced, without_paths
+
 from lightint_compile.passes.facts.regions import RegionGroup, Regions
 from lightint_compile.passes.outlining.contraction import Contraction
 from lightint_compile.passes.outlining.nodes import Dependencies
 from lightint_compile.passes.outlining.values import argument_nodes
 from lightint_compile.passes.program import Program
-from torch import Tensor, nn
-from toyvideo import Block, First, ToyChunk, shuffled, toy_inputs, traced, without_paths
 
 aten = torch.ops.aten
 

@@ -1,18 +1,17 @@
-"""A small video model with everything that outlining meets: blocks, a prefill over context, an unrolled denoising loop."""
+"""A small video model with all that outlining meets: blocks, a prefill over context, an unrolled denoising loop."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.fx as fx
 import torch.nn.functional as F
-from lightint_compile.passes.program import InputKind, Program, ProgramInput
 from torch import Tensor, nn
 
 from lightint_compile import capture
+from lightint_compile.passes.program import InputKind, Program, ProgramInput
 
 SIGMAS = (1.0, 0.9, 0.7, 0.4, 0.0)
 
@@ -128,7 +127,7 @@ def shuffled(program: Program, seed: int = 0) -> Program:
 
 
 def chain_of_blocks(copies: int, dim: int = 16) -> Program:
-    """A program of one block's nodes copied ``copies`` times, each with its own weights: thousands of nodes, made fast."""
+    """A program of one block's nodes copied ``copies`` times, each with its own weights: many nodes, made fast."""
     x, c = torch.randn(1, 6, dim), torch.randn(1, dim)
     block = traced(First(Block(dim)), x, c)
     graph, inputs = fx.Graph(), list[ProgramInput]()
@@ -172,7 +171,3 @@ class First(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         return self.inner(x, c)[0]
-
-
-#: A function of a program, for tests that run over several forms of one.
-Change = Callable[[Program], Program]
