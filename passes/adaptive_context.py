@@ -14,11 +14,13 @@ from lightint_compile.passes.decisions.context import ContextGather, NoGather, f
 from lightint_compile.passes.decisions.plan import first_place
 from lightint_compile.passes.decisions.points import PLAN, DecisionPoint, PlanPoint
 from lightint_compile.passes.decisions.policy import Policy, check_overlap, check_rules
-from lightint_compile.passes.decisions.resize import Resize, fresh_size
+from lightint_compile.passes.decisions.resize import Resize, fresh_size, relied_on
 from lightint_compile.passes.evaluate import size_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.rewriting import KEPT_META, Rewriter
+
+from lightint_compile.errors import PassError
 
 aten = torch.ops.aten
 
@@ -83,7 +85,14 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
     positions = tensor_of(found.index)
     assert positions is not None and isinstance(positions.shape[0], torch.SymInt)
-    size = fresh_size(program, positions.shape[0], "__context_frames")
+    size = fresh_size(program, positions.shape[0], "__context_frames", found.memory)
+    condition = relied_on(positions.shape[0], size)
+    if condition:
+        raise PassError(
+            "the graph was captured under a condition on the number of context frames",
+            where=found.index.name,
+            why=f"{condition} need not hold for what is decided",
+        )
     program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
     operands = (found.cameras, found.history)
     with program.graph.inserting_before(first_place(program.graph, operands)):

@@ -21,6 +21,7 @@ class Decision:
         dynamics: relative change between the newest latents, ``None`` when they were not looked at.
         saved_frames: context frames fewer than the unaccelerated model gathers.
         refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
+        drifts: what the drift checks measured, as (step, relative change).
     """
 
     chunk: int
@@ -32,6 +33,12 @@ class Decision:
     dynamics: float | None = None
     saved_frames: int = 0
     refused_steps: tuple[int, ...] = ()
+    drifts: tuple[tuple[int, float], ...] = ()
+
+    def after_check(self, step: int, drift: float, refused: bool) -> Decision:
+        """The decision with what the drift check of a step found."""
+        steps = (*self.refused_steps, step) if refused else self.refused_steps
+        return dataclasses.replace(self, refused_steps=steps, drifts=(*self.drifts, (step, drift)))
 
     @property
     def margin(self) -> float:

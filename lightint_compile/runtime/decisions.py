@@ -46,10 +46,14 @@ class Record:
     planner: Planner
     decision: Decision
 
-    def refuse(self, step: int) -> None:
-        """The drift check refused to reuse ``step``."""
-        self.decision = self.planner.refuse(self.decision, step)
-        log.info("chunk %d: step %d is computed, its activations have drifted", self.decision.chunk, step)
+    def checked(self, step: int, drift: float, most: float) -> bool:
+        """Write down what the drift check of ``step`` measured; whether the step may be reused. NaN refuses."""
+        may = drift <= most
+        before, self.decision = self.decision, self.decision.after_check(step, drift, refused=not may)
+        self.planner.amend(before, self.decision)
+        verdict = "reused" if may else "computed"
+        log.info("chunk %d: step %d is %s, it drifted by %.3f of %.3f", self.decision.chunk, step, verdict, drift, most)
+        return may
 
 
 class Decisions:
@@ -146,7 +150,4 @@ class _StepGuard:
             return False
         if self._spec.drift is None or now is None or before is None:
             return True
-        if float(relative_change(now, before)) <= self._spec.drift:
-            return True
-        record.refuse(self._spec.step)
-        return False
+        return record.checked(self._spec.step, float(relative_change(now, before)), self._spec.drift)

@@ -83,13 +83,11 @@ class Planner:
         log.info("%s", decision)
         return decision
 
-    def refuse(self, decision: Decision, step: int) -> Decision:
-        """Write down that the drift check refused to reuse ``step``; the decision as it reads now."""
-        refused = dataclasses.replace(decision, refused_steps=(*decision.refused_steps, step))
+    def amend(self, decision: Decision, now: Decision) -> None:
+        """Write ``now`` in place of a decision, which a drift check told more about; one that was taken back stays so."""
         with self._lock:
             for rollout in self._rollouts:
-                rollout.decisions = [refused if each is decision else each for each in rollout.decisions]
-        return refused
+                rollout.decisions = [now if each is decision else each for each in rollout.decisions]
 
     def reset(self) -> None:
         """Forget every rollout."""

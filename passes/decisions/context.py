@@ -11,10 +11,14 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
-from lightint_compile.passes.evaluate import hint_of, size_of
+from lightint_compile.passes.evaluate import hint_of
+from lightint_compile.passes.decisions.resize import smallest
 from lightint_compile.passes.program import Program, tensor_of
 
 aten = torch.ops.aten
+
+LEAST_MEMORY = 12
+"""Context frames that every rule must be free to choose: the first clip, a remembered one, and the newest."""
 
 CHUNK = 4
 """Latent frames of a chunk, which the rules of the runtime count in."""
@@ -96,28 +100,33 @@ def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> Contex
     if positions is None or positions.dim() != 1 or history is None:
         return None
     if index.op == "placeholder":
-        return NoGather(
-            index, "the frame numbers are an input: they are chosen outside", "choose them inside the module"
-        )
+        return NoGather(index, "the frame numbers are an input, chosen outside", "choose them inside the module")
     gathered = [source for source in sources.values() if is_camera_shaped(source)]
     cameras = gathered[0] if gathered else camera_input(program)
     if cameras is None:
         return NoGather(index, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
-    size = size_of(positions.shape[0])
-    if isinstance(size, int):
-        reason = f"{size} context frames are fixed in the captured graph"
-        return NoGather(
-            index, reason, "mark the frame axis of the history dynamic: torch._dynamo.mark_dynamic(history, 2)"
-        )
-    memory = _largest(size)
-    if memory is None:
-        return NoGather(
-            index, f"the number of context frames, {size}, has no bound", "write it as min(history, memory)"
-        )
+    memory = _memory(positions.shape[0])
+    if isinstance(memory, str):
+        return NoGather(index, memory, "gather min(history, memory) frames of a history whose frame axis is dynamic")
     if not _whole_chunk(history, cameras):
         reason = f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
         return NoGather(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
+    size = positions.shape[0].node.expr  # type: ignore[attr-defined]
     return ContextGather(index, tuple(gathers), history, cameras, size, memory)
+
+
+def _memory(size: int | torch.SymInt) -> int | str:
+    """The most frames that are gathered, or why their number cannot be decided."""
+    if not isinstance(size, torch.SymInt):
+        return f"{size} context frames are fixed in the captured graph"
+    most, least = _largest(size.node.expr), smallest(size)
+    if most is None:
+        return f"the number of context frames, {size}, has no bound"
+    if most < LEAST_MEMORY:
+        return f"the model gathers at most {most} context frames; the rules need room for {LEAST_MEMORY}"
+    if least is None or least > CHUNK:
+        return f"the graph was captured for at least {least} context frames, and holds for no fewer"
+    return most
 
 
 def _frames_of(program: Program, gathers: list[fx.Node], sources: Mapping[fx.Node, fx.Node]) -> fx.Node | None:

@@ -13,22 +13,40 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic
+from torch.fx.experimental.symbolic_shapes import DimDynamic, statically_known_true
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.program import Program, fake_mode_of
 
 
-def fresh_size(program: Program, like: torch.SymInt, name: str) -> torch.SymInt:
-    """A symbol that no size of the program is related to, at least 2, with the hint of ``like``."""
+def fresh_size(program: Program, like: torch.SymInt, name: str, most: int) -> torch.SymInt:
+    """A symbol that no size of the program is related to, from 2 to ``most``, with the hint of ``like``."""
     env = fake_mode_of(program.graph.nodes).shape_env
     assert env is not None
     source = ConstantSource(name)
     symbol = env.create_symbol(hint_of(like), source=source, dynamic_dim=DimDynamic.DYNAMIC)
+    env.constrain_symbol_range(symbol, compiler_min=2, compiler_max=most)
     size = env.create_symintnode(symbol, hint=hint_of(like), source=source)
     assert isinstance(size, torch.SymInt)
     return size
+
+
+def smallest(size: torch.SymInt) -> int | None:
+    """The smallest value of a size under which the capture holds; ``None`` when it is held by no bound."""
+    lower = size.node.shape_env.bound_sympy(size.node.expr).lower
+    return int(lower) if lower.is_Integer else None
+
+
+def relied_on(size: torch.SymInt, new: torch.SymInt) -> str:
+    """A condition on ``size`` that the capture was made under and that does not hold for every ``new``; empty for none."""
+    env = size.node.shape_env
+    for guard in env.guards:
+        if guard.expr.has(size.node.expr):
+            renamed = guard.expr.xreplace({size.node.expr: new.node.expr})
+            if not statically_known_true(env.create_symboolnode(renamed)):
+                return str(guard.expr)
+    return ""
 
 
 class Resize:
