@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.fx as fx
+
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.flops import flops_of

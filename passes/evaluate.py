@@ -10,8 +10,9 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from lightint_compile.passes.program import Program, fake_mode_of
 from torch._ops import HigherOrderOperator
+
+from lightint_compile.passes.program import Program, fake_mode_of
 
 #: A size: a plain integer, or an expression over the symbols of the capture.
 Size: TypeAlias = int | sympy.Expr

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from torch._ops import HigherOrderOperator
+
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.evaluate import frozen
@@ -24,7 +26,6 @@ from lightint_compile.passes.memo import mark_text
 from lightint_compile.passes.outlining.nodes import alias_source, is_lookup, is_scalar
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at, generic_path
-from torch._ops import HigherOrderOperator
 
 aten = torch.ops.aten
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from torch._ops import HigherOrderOperator
+
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.flops import flops_of, program_flops
 from lightint_compile.passes.outlining.nodes import MEMO, alias_source
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
-from torch._ops import HigherOrderOperator
 
 TEXT = "text"
 

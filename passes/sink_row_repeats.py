@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.evaluate import hinted_shape, refresh, shape_of
 from lightint_compile.passes.flops import flops_of, program_flops
@@ -21,7 +22,16 @@ from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.row_repeats.emit import Emission
-from lightint_compile.passes.row_repeats.layout import Layout, describe, full, is_full, kept_size, repeated, repeats, size
+from lightint_compile.passes.row_repeats.layout import (
+    Layout,
+    describe,
+    full,
+    is_full,
+    kept_size,
+    repeated,
+    repeats,
+    size,
+)
 from lightint_compile.passes.row_repeats.plan import Blocked, shape
 
 aten = torch.ops.aten

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.fx as fx
+
 from lightint_compile.passes.effects import draws_random
 from lightint_compile.passes.row_repeats.layout import Layout, full, repeats
 from lightint_compile.passes.row_repeats.plan import Blocked, Plan, Rule, is_tensor, shape

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+
+from lightint_compile.errors import PassError
 from lightint_compile.passes.evaluate import Size, described, size_of
 from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import Program, tensor_of
@@ -26,8 +28,6 @@ from lightint_compile.passes.row_repeats.layout import (
     size,
 )
 from lightint_compile.passes.row_repeats.views import SMALL_TARGETS
-
-from lightint_compile.errors import PassError
 
 aten = torch.ops.aten
 
@@ -55,7 +55,9 @@ class Emission:
                 target = SMALL_TARGETS.get(node.target, node.target)
                 made = self.call(target, *entry.plan.arguments(bound), **bound.mapped(entry.kwargs))
             else:
-                made = self.call(node.target, *bound.mapped(entry.args), **bound.mapped(entry.kwargs))
+                made = self.call(
+                    cast(Callable[..., Any], node.target), *bound.mapped(entry.args), **bound.mapped(entry.kwargs)
+                )
         self._small[node] = made
         return made
 

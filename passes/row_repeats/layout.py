@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import sympy
+
 from lightint_compile.passes.evaluate import Size, plain
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch.fx as fx
+
 from lightint_compile.passes.evaluate import Size, shape_of
 from lightint_compile.passes.program import tensor_of
 from lightint_compile.passes.row_repeats.layout import Axis, Layout, full, repeats

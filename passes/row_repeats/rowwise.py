@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.row_repeats.layout import Axis, Layout, is_constant, kept, meet, repeats, size, without
 from lightint_compile.passes.row_repeats.plan import (
     MIXES,

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.evaluate import Size, shape_of, size_of
 from lightint_compile.passes.row_repeats.layout import (
     Axis,
