@@ -158,3 +158,11 @@ def kernels(context: typer.Context) -> None:
     from lightint_compile.bench.kernels import main as bench_kernels
 
     bench_kernels(context.args)
+
+
+@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def worldplay(context: typer.Context) -> None:
+    """Roll WorldPlay out in eager, Inductor and lightint's presets; further arguments go to the benchmark."""
+    from lightint_compile.bench.worldplay import main as bench_worldplay
+
+    bench_worldplay(context.args)

@@ -1,0 +1,286 @@
+"""DiT-core seconds of a WorldPlay rollout: eager, Inductor and lightint's presets, side by side on one device.
+
+Every variant compiles in a process of its own, all at once; then one after the other rolls out, so that none is timed while
+another works. Weights are random and shapes are the real ones. Blocks are all alike, so a stack of ``depth`` blocks is
+measured at two depths and the full depth follows by a straight line: the table says which numbers are measured and which
+are on that line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as processes
+
+from lightint_compile.errors import DeviceError, OptionError
+from lightint_compile.models.worldplay import (
+    Trajectory,
+    WorldPlayChunk,
+    WorldPlayConfig,
+    example_scene,
+    fill_random,
+    rollout,
+)
+from lightint_compile.presets import PRESETS
+
+VARIANTS = ("eager", "inductor", "exact", "published", "all")
+"""What is compared unless told otherwise; any preset's name is a variant as well."""
+
+KINDS = {
+    "attention": ("attention", "flash", "sdpa", "fmha", "_sparse", "gk", "attend"),
+    "selection": ("select", "pool", "score"),
+    "gemm": ("gemm", "cutlass", "nvjet", "cublas", "sm90_xmma", "matmul"),
+    "copy": ("cat", "copy", "Memcpy", "Memset"),
+}
+"""Kinds of kernel by what their names hold; the first that fits counts, everything else is elementwise."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant at one depth."""
+
+    variant: str
+    depth: int
+    size: str
+    trajectory: str
+    repeats: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one job measured.
+
+    Attributes:
+        warm_seconds: capture, rewriting and compiling, first calls included.
+        chunks: median milliseconds of each chunk of the rollout.
+        kernels: milliseconds of device kernels of the last chunk by kind; empty without a GPU.
+        context: context frames of each chunk, where decided at run time.
+        reused: reused steps of each chunk, likewise.
+    """
+
+    job: Job
+    warm_seconds: float
+    chunks: tuple[float, ...]
+    kernels: dict[str, float]
+    context: tuple[int, ...] = ()
+    reused: tuple[int, ...] = ()
+    error: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """The whole rollout."""
+        return sum(self.chunks) / 1e3
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the benchmark and print its table; ``lightint bench worldplay`` calls this."""
+    options = _parser().parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.size == "8b-480p" and device == "cpu":
+        raise DeviceError("the 8B size needs a CUDA device", fix="--size demo runs anywhere")
+    for variant in options.variants:
+        if variant not in (*VARIANTS, *PRESETS):
+            known = ", ".join(dict.fromkeys((*VARIANTS, *PRESETS)))
+            raise OptionError(f"there is no variant {variant!r}", where="--variants", fix=f"known: {known}")
+    jobs = [
+        Job(variant, depth, options.size, options.trajectory, options.repeats, device)
+        for variant in options.variants
+        for depth in (options.inductor_depths if variant == "inductor" else options.depths)
+    ]
+    results = run(jobs, Path(options.out) if options.out else None)
+    print_table(results, options.full_depth)
+
+
+def run(jobs: Sequence[Job], out: Path | None = None) -> list[Result]:
+    """Compile all jobs at once, time them in turn; results are written to ``out`` as they come."""
+    context = processes.get_context("spawn")
+    queue, ready, turn = context.Queue(), context.Barrier(len(jobs)), context.Lock()
+    workers = [context.Process(target=_work, args=(job, queue, ready, turn), daemon=True) for job in jobs]
+    for worker in workers:
+        worker.start()
+    results = []
+    for _ in jobs:
+        results.append(Result(**queue.get()))
+        if out is not None:
+            out.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    for worker in workers:
+        worker.join()
+    return sorted(results, key=lambda result: jobs.index(result.job))
+
+
+def _work(job: Job, queue: Any, ready: Any, turn: Any) -> None:
+    try:
+        subject, start = _Subject(job), time.perf_counter()
+        failure = ""
+        try:
+            subject.warm_up()
+        except Exception as error:
+            failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        warm = time.perf_counter() - start
+        ready.wait()
+        if failure:
+            queue.put({"job": job, "warm_seconds": warm, "chunks": (), "kernels": {}, "error": failure})
+            return
+        with turn:
+            queue.put({"job": job, "warm_seconds": warm, **subject.measure()})
+    except Exception:
+        ready.abort()
+        raise
+
+
+class _Subject:
+    """A model, its inputs and its compiled form."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.config = dataclasses.replace(_size(job.size), depth=job.depth)
+        self.device = torch.device(job.device)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        with self.device:
+            chunk = WorldPlayChunk(self.config).to(self.dtype)
+        self.chunk = fill_random(chunk, 0).eval().requires_grad_(False)
+        text = 119 if job.size == "8b-480p" else 12
+        self.scene = example_scene(self.config, self.device, self.dtype, text_tokens=text)
+        self.path = Trajectory.from_pose_string(job.trajectory)
+        self.callable: Any = self._compiled()
+
+    def _compiled(self) -> Any:
+        if self.job.variant == "eager":
+            return self.chunk
+        if self.job.variant == "inductor":
+            return torch.compile(self.chunk, backend="inductor", fullgraph=True)
+        return torch.compile(self.chunk, backend="lightint", fullgraph=True, options={"preset": self.job.variant})
+
+    def warm_up(self) -> None:
+        """Compile: three chunks reach the graph with and the graph without a history."""
+        for number, _ in enumerate(self._rollout()):
+            if number == 2:
+                break
+
+    def measure(self) -> dict[str, Any]:
+        """Time whole rollouts chunk by chunk, then look into the last chunk's kernels."""
+        list(self._rollout())
+        times = [self._timed() for _ in range(self.job.repeats)]
+        chunks = tuple(statistics.median(column) for column in zip(*times, strict=True))
+        return {"chunks": chunks, "kernels": self._kernels(), **self._decisions()}
+
+    def _rollout(self) -> Any:
+        return rollout(self.callable, self.config, self.scene, self.path)
+
+    def _timed(self) -> list[float]:
+        times, start = [], self._now()
+        for _ in self._rollout():
+            end = self._now()
+            times.append(1e3 * (end - start))
+            start = end
+        return times
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _kernels(self) -> dict[str, float]:
+        if self.device.type != "cuda":
+            return {}
+        chunks = self._rollout()
+        last = len(self.path) // self.config.chunk_frames - 1
+        for number, _ in enumerate(chunks):
+            if number == last - 1:
+                break
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            next(chunks)
+            torch.cuda.synchronize()
+        totals: dict[str, float] = {}
+        for event in profile.key_averages():
+            kind = _kind(event.key)
+            totals[kind] = totals.get(kind, 0.0) + event.self_device_time_total / 1e3
+        return totals
+
+    def _decisions(self) -> dict[str, Any]:
+        if self.job.variant in ("eager", "inductor"):
+            return {}
+        from lightint_compile.graphs import decisions
+
+        made = decisions(self.callable)
+        return {
+            "context": tuple(len(decision.context_frames) for decision in made),
+            "reused": tuple(len(decision.reused_steps) - len(decision.refused_steps) for decision in made),
+        }
+
+
+def _kind(name: str) -> str:
+    low = name.lower()
+    found = (kind for kind, marks in KINDS.items() if any(mark.lower() in low for mark in marks))
+    return next(found, "elementwise")
+
+
+def _size(name: str) -> WorldPlayConfig:
+    return {"tiny": WorldPlayConfig.tiny, "demo": WorldPlayConfig.demo, "8b-480p": WorldPlayConfig.hy_8b_480p}[name]()
+
+
+def print_table(results: Sequence[Result], full_depth: int) -> None:
+    """One row a variant: seconds measured at each depth, and on the line through them at the full depth."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"DiT core seconds along {results[0].job.trajectory}")
+    for column in ("variant", "measured (depth: seconds)", f"line at depth {full_depth}", "vs eager", "warm-up s"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    lines = {variant: line(rows, full_depth) for variant, rows in _by_variant(results).items()}
+    for variant, rows in _by_variant(results).items():
+        measured = ", ".join(f"{r.job.depth}: {r.error or f'{r.seconds:.2f}'}" for r in rows)
+        at_full, eager = lines[variant], lines.get("eager")
+        ratio = f"{eager / at_full:.2f}x" if eager and at_full else ""
+        warm = f"{max(r.warm_seconds for r in rows):.0f}"
+        table.add_row(variant, measured, "" if at_full is None else f"{at_full:.1f}", ratio, warm)
+    console = Console(width=110)
+    console.print(table)
+    for result in results:
+        kernels = ", ".join(f"{kind} {ms:.1f}" for kind, ms in sorted(result.kernels.items()))
+        chunks = " ".join(f"{ms:.0f}" for ms in result.chunks)
+        console.print(f"{result.job.variant} depth {result.job.depth}: chunks ms {chunks}", highlight=False)
+        if kernels:
+            console.print(f"  kernels of the last chunk, ms: {kernels}", highlight=False)
+        if result.context:
+            console.print(f"  context frames {list(result.context)}, reused {list(result.reused)}", highlight=False)
+
+
+def line(rows: Sequence[Result], depth: int) -> float | None:
+    """Seconds at ``depth`` on the straight line through two measured depths; ``None`` without two."""
+    good = sorted((row for row in rows if row.chunks), key=lambda row: row.job.depth)
+    if len(good) < 2:
+        return None
+    low, high = good[0], good[-1]
+    slope = (high.seconds - low.seconds) / (high.job.depth - low.job.depth)
+    return low.seconds + slope * (depth - low.job.depth)
+
+
+def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
+    rows: dict[str, list[Result]] = {}
+    for result in results:
+        rows.setdefault(result.job.variant, []).append(result)
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightint bench worldplay", description=__doc__)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--size", default="8b-480p", choices=("tiny", "demo", "8b-480p"))
+    parser.add_argument("--depths", nargs="+", type=int, default=[2, 6], help="measured numbers of blocks")
+    parser.add_argument("--inductor-depths", nargs="+", type=int, default=[1, 2], help="Inductor unrolls every block")
+    parser.add_argument("--full-depth", type=int, default=54)
+    parser.add_argument("--trajectory", default="left-31,right-32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", default="", help="write the results as JSON")
+    return parser
