@@ -7,14 +7,15 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.effects import is_pure
+from lightint_compile.passes.facts.roles import Role, Roles
 from lightint_compile.passes.flops import flops_of, program_flops
 from lightint_compile.passes.outlining.nodes import MEMO, alias_source
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
 
-TEXT = "text"
+TEXT = Role.TEXT.value
 
-#: Parts of argument names that hold features of the prompt or of the first image.
+#: Parts of names of arguments without a role of their own that belong to the prompt or the first image, such as masks.
 _TEXT_NAMES = (
     "text",
     "txt",
@@ -59,13 +60,18 @@ def mark_text(program: Program, pass_name: str) -> Remark | None:
 
 
 def is_text(program: Program, entry: ProgramInput, node: fx.Node) -> bool:
-    """Whether an input holds the prompt: by the role the user stated, else by its name and a rank below a video's."""
-    stated = program.roles.get(entry.path)
-    if stated is not None or entry.kind not in (InputKind.TENSOR, InputKind.SYMBOL):
-        return stated == TEXT
+    """Whether an input holds the prompt: by its role, and where it has none by its name and a rank below a video's.
+
+    A size has the role of the tensor it is a size of.
+    """
+    if entry.kind not in (InputKind.TENSOR, InputKind.SYMBOL):
+        return False
+    path = entry.path.partition(".size()")[0]
+    role = program.fact(Roles).of(path)
+    if role is not None:
+        return role is Role.TEXT
     tensor = tensor_of(node)
-    path = entry.path.lower()
-    return (tensor is None or tensor.dim() < 4) and "timestep" not in path and any(n in path for n in _TEXT_NAMES)
+    return (tensor is None or tensor.dim() < 4) and any(name in path.lower() for name in _TEXT_NAMES)
 
 
 def _text_inputs(program: Program) -> list[ProgramInput]:

@@ -55,9 +55,8 @@ class Emission:
                 target = SMALL_TARGETS.get(node.target, node.target)
                 made = self.call(target, *entry.plan.arguments(bound), **bound.mapped(entry.kwargs))
             else:
-                made = self.call(
-                    cast(Callable[..., Any], node.target), *bound.mapped(entry.args), **bound.mapped(entry.kwargs)
-                )
+                target = cast(Callable[..., Any], node.target)
+                made = self.call(target, *bound.mapped(entry.args), **bound.mapped(entry.kwargs))
         self._small[node] = made
         return made
 

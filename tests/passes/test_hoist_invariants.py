@@ -128,6 +128,7 @@ def assert_closed(program: Program) -> None:
 def test_what_depends_on_text_alone_is_marked() -> None:
     module, arguments = Prompted(), {"hidden_states": fixed(1, 5, 8), "encoder_hidden_states": fixed(1, 6, 8)}
     program = trace(module, arguments)
+    program.roles = {"encoder_hidden_states": "text"}
     copy, result = rewritten(program, PASS)
     assert_closed(copy)
     marked = marks(copy)
