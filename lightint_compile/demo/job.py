@@ -20,7 +20,7 @@ import lightint_compile
 from lightint_compile.demo.handheld import handheld_trajectory
 from lightint_compile.demo.measure import Run, measure
 from lightint_compile.demo.picture import context_map, draw
-from lightint_compile.demo.table import summary, table
+from lightint_compile.demo.table import LEGEND, summary, table
 from lightint_compile.errors import OptionError
 from lightint_compile.models.worldplay import (
     Scene,
@@ -32,6 +32,7 @@ from lightint_compile.models.worldplay import (
 )
 from lightint_compile.options import LightintOptions
 from lightint_compile.reporting import Report
+from lightint_compile.reporting.text import sentence, sizes
 
 VARIANTS = ("eager", "inductor", "lightint")
 """In the order they run: the first is what the others are compared with."""
@@ -61,7 +62,7 @@ class Setup:
         turn = f"left-{frames // 2 - 1},right-{frames - frames // 2}"
         paths = {
             turn: Trajectory.from_pose_string(turn),
-            "hand-held (made up)": handheld_trajectory(frames, seed),
+            "hand-held": handheld_trajectory(frames, seed),
         }
         chunk = fill_random(WorldPlayChunk(config), seed).eval()
         assert isinstance(chunk, WorldPlayChunk)
@@ -102,7 +103,7 @@ def _introduction(setup: Setup, chunks: int, options: LightintOptions) -> str:
     config = setup.chunk.config
     shape = f"{config.depth} blocks, {config.steps} denoising steps, up to {config.memory} context frames"
     return (
-        f"WorldPlay in small: {size:.1f} M random weights, {shape}.\n"
+        f"WorldPlay in small: {size:.1f} M random weights, {shape}. The hand-held path is made up, not recorded.\n"
         f"{chunks} chunks along each of {len(setup.paths)} camera paths, on the CPU with {torch.get_num_threads()} "
         f"threads; lightint with {options}. Compilation starts cold."
     )
@@ -159,7 +160,10 @@ def _compiled(variant: str, chunk: WorldPlayChunk, options: LightintOptions) -> 
 def _finish(out: Path, setup: Setup, runs: list[Run], report: Report, console: Console) -> None:
     rows = summary(runs, report.rewritten)
     console.print(table(rows))
-    console.print(str(report), highlight=False, markup=False)
+    console.print(LEGEND, highlight=False, markup=False)
+    console.print("\nwhat lightint rewrote, graph by graph (all of it in report.txt and report.html):")
+    for section in report.sections:
+        console.print(f"  {section.name}: {sentence(section)}; {sizes(section)}", highlight=False, markup=False)
     contexts = {name: context_map(setup.chunk, trajectory) for name, trajectory in setup.paths.items()}
     draw(out / "demo.png", runs, contexts)
     (out / "report.txt").write_text(str(report) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.figure
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import MaxNLocator
 
 from lightint_compile.demo.measure import Run
 from lightint_compile.models.worldplay import Trajectory, WorldPlayChunk
@@ -41,10 +42,12 @@ def _draw_times(axis: matplotlib.axes.Axes, runs: Sequence[Run], title: str) -> 
     for run in runs:
         axis.plot(range(len(run.chunk_seconds)), run.chunk_seconds, marker="o", label=run.variant)
     axis.set(title=title, xlabel="chunk", ylabel="seconds (compilation included)", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
 
 
 def _draw_context(axis: matplotlib.axes.Axes, used: torch.Tensor) -> None:
     axis.imshow(used, aspect="auto", cmap="viridis", interpolation="nearest")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(title="frames made (yellow) and looked back at (green)", xlabel="latent frame", ylabel="chunk")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from lightint_compile.demo.measure import Run
@@ -30,19 +31,20 @@ def summary(runs: Sequence[Run], rewrites: int, baseline: str = "eager") -> list
     ]
 
 
+LEGEND = """trace, compile: seconds in Dynamo and in the backend, from a cold start
+chunk: median seconds of a chunk after those that compile; speed: against eager
+differs: relative L2 of the latents to eager's, each rollout fed with its own frames"""
+
+
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    made = Table(title="one world model, three ways to run it", title_justify="left")
-    made.add_column("camera path")
-    made.add_column("run by")
-    for name in ("trace s", "compile s", "s a chunk", "against eager", "difference", "rewrites"):
-        made.add_column(name, justify="right")
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("camera path", no_wrap=True)
+    made.add_column("run by", no_wrap=True)
+    for name in ("trace", "compile", "chunk", "speed", "differs", "rewrites"):
+        made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(*_cells(row), end_section=row["variant"] == "lightint")
-    made.caption = (
-        "s a chunk: median without the chunks that compile; difference: relative L2 of the latents, "
-        "each rollout fed with its own frames"
-    )
     return made
 
 
