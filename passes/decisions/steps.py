@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.marks import MarkedStep
@@ -50,13 +51,18 @@ def body_of(root: fx.GraphModule, step: MarkedStep) -> StepBody:
     dynamic = _below({step.carried_in}, order) & _above(step.predictions)
     inside = _with_private_sources(root, dynamic)
     first = _first_block_output(root, [node for node in order if node in dynamic])
-    head = _above([first]) & inside if first is not None else set()
+    head = _with_elements(_above([first]) & inside) if first is not None else set()
     return StepBody(
         tuple(node for node in order if node in head),
         tuple(node for node in order if node in inside and node not in head),
         first,
         step.predictions,
     )
+
+
+def _with_elements(nodes: Set[fx.Node]) -> set[fx.Node]:
+    """``nodes`` and every element read from their results: results as a whole must not cross a border."""
+    return {*nodes, *(user for node in nodes for user in node.users if _reads_a_tuple(user))}
 
 
 def _below(starts: Set[fx.Node], order: Iterable[fx.Node]) -> set[fx.Node]:
@@ -96,17 +102,21 @@ def _reads_a_tuple(node: fx.Node) -> bool:
 
 
 def _first_block_output(root: fx.GraphModule, body: list[fx.Node]) -> fx.Node | None:
-    """The tensor that the first block of a step hands to the next call; ``None`` when a step calls no block twice."""
+    """The tensor that the first region with attention hands to the next call; ``None`` where there is no such region."""
     for node in body:
         if not is_region_call(root, node):
             continue
         region = root.get_submodule(str(node.target))
         assert isinstance(region, fx.GraphModule)
-        if region.meta.get("lightint", {}).get("kind") != "block":
+        if not any(map(_is_attention, region.graph.nodes)):
             continue
         handed = [user for user in node.users if _feeds_a_call(root, user) and tensor_of(user) is not None]
         return max(handed, key=_rank, default=None)
     return None
+
+
+def _is_attention(node: fx.Node) -> bool:
+    return "attention" in str(node.target) and isinstance(node.target, torch._ops.OpOverload)
 
 
 def _feeds_a_call(root: fx.GraphModule, node: fx.Node) -> bool:

@@ -1,0 +1,196 @@
+"""step-cache: interior steps become branches; held and extrapolated predictions are what the mathematics says."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from toy_world import CHUNK, ToyWorld, walk
+
+from lightint_compile import capture
+from lightint_compile.errors import OptionError
+from lightint_compile.lowering import lower
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.decisions.points import PLAN, StepPoint, point_of
+from lightint_compile.passes.pipeline import Pipeline
+from lightint_compile.passes.remarks import RemarkKind
+from lightint_compile.passes.step_cache import StepCache
+from lightint_compile.runtime.measures import latent_dynamics, relative_change
+
+COND = torch.ops.higher_order.cond
+
+
+class Toy:
+    """A captured and outlined toy world, and how to run what the passes make of it with decisions of the test's own."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        torch.manual_seed(0)
+        self.model = ToyWorld().to(dtype).eval()
+        draw = torch.Generator().manual_seed(1)
+        self.noise, self.history = (torch.randn(1, 4, f, 4, 6, generator=draw, dtype=dtype) for f in (4, 8))
+        self.cameras = walk(12).to(dtype)
+        sizes = {"history": 2, "extrinsics": 1}
+        with torch.no_grad():
+            inputs = (self.noise, self.history, self.cameras)
+            self.program = capture.trace(self.model, inputs, dynamic=sizes)
+        Pipeline.parse("hoist-invariants,outline-regions").run(self.program, strict=True)
+
+    def rewritten(self, text: str):
+        program = self.program.snapshot()
+        return program, Pipeline.parse(text).run(program, strict=True)
+
+    def run(self, program, reused=None):
+        """The driver's result, with the decision replaced by ``reused``; and the driver."""
+        driver = lower(program, LightintOptions(delegate="eager"), {}).driver
+        if reused is not None:
+            plain = driver.decisions.bound[PLAN]
+
+            def plan(*operands):
+                index, record = plain(*operands)
+                record.decision = SimpleNamespace(**vars(record.decision) | {"reused_steps": reused})
+                record.checked = lambda step, drift, most: drift <= most
+                return index, record
+
+            driver._self.plan = plan
+        values = {"noise": self.noise, "history": self.history, "extrinsics": self.cameras}
+        args = [self._argument(node.name, program.input_of(node).path, values) for node in program.placeholders()]
+        with torch.no_grad():
+            return driver(*args)[0], driver
+
+    def _argument(self, name, path, values):
+        if name in values:
+            return values[name]
+        for text, tensor in values.items():
+            if name.startswith(f"{text}_size"):
+                return tensor.shape[int(name.rsplit("_", 1)[1])]
+            if name.startswith(f"{text}_stride"):
+                return tensor.stride(int(name.rsplit("_", 1)[1]))
+        return self.model.get_parameter(path)
+
+    @torch.no_grad()
+    def by_hand(self, reused=(), extrapolate=False):
+        """Euler steps in which ``reused`` predictions are held, or lie on the line through the two latest computed."""
+        chosen = self.model.select(self.cameras, 8)
+        context = self.model.prefill(self.history[:, :, chosen], self.cameras[:, chosen], len(chosen))
+        sigmas, latents, computed = self.model.sigmas, self.noise, []
+        for step in range(4):
+            if step not in reused:
+                velocity = self.model.predict(latents, self.cameras[:, -CHUNK:], sigmas[step], context)
+                computed.append((sigmas[step], velocity))
+            elif extrapolate and len(computed) > 1:
+                (before_at, before), (at, latest) = computed[-2:]
+                velocity = latest + (latest - before) * (sigmas[step] - at) / (at - before_at)
+            else:
+                velocity = computed[-1][1]
+            latents = latents + velocity * (sigmas[step + 1] - sigmas[step])
+        return latents
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Toy()
+
+
+def test_interior_steps_and_only_those_become_branches(toy) -> None:
+    program, result = toy.rewritten("step-cache")
+    root = program.graph_module
+    points = [point_of(root, node) for node in root.graph.nodes]
+    assert [spec.step for spec in points if isinstance(spec, StepPoint)] == [1, 2]
+    conds = list(program.calls(COND))
+    assert [node.name for node in conds] == ["step_1", "step_2"]
+    for node in conds:
+        reuse, compute = (root.get_submodule(str(side.target)) for side in node.args[1:3])
+        called = [n.target for n in compute.graph.nodes if n.op == "call_module"]
+        assert called and all(compute.get_submodule(name) is root.get_submodule(name) for name in called)
+        assert not any(n.op == "call_module" and n.target != "extrapolate" for n in reuse.graph.nodes)
+        for side in (reuse, compute):
+            returned = side.graph.output_node().args[0]
+            assert len(set(returned)) == len(returned), "two results share memory"
+            assert all(n.op != "placeholder" for n in returned), "a branch hands back an operand"
+    assert [r.kind for r in result.remarks] == [RemarkKind.APPLIED]
+
+
+def test_running_twice_changes_nothing(toy) -> None:
+    program, _ = toy.rewritten("step-cache")
+    assert not Pipeline.parse("step-cache").run(program, strict=True).modified
+
+
+@pytest.mark.parametrize("text", ["step-cache", "step-cache{strategy=hold,drift=none,rules=published}"])
+def test_when_no_step_is_reused_the_result_is_the_same_to_the_bit(toy, text) -> None:
+    expected, _ = toy.run(toy.program.snapshot())
+    got, _ = toy.run(toy.rewritten(text)[0], reused=())
+    assert torch.equal(got, expected)
+
+
+def test_a_drift_of_zero_refuses_every_reuse(toy) -> None:
+    expected, _ = toy.run(toy.program.snapshot())
+    got, _ = toy.run(toy.rewritten("step-cache{drift=0.0}")[0], reused=(1, 2))
+    assert torch.equal(got, expected)
+
+
+def test_holding_is_one_longer_euler_step(toy) -> None:
+    program, _ = toy.rewritten("step-cache{strategy=hold,drift=none,rules=published}")
+    got, _ = toy.run(program, reused=(1, 2))
+    torch.testing.assert_close(got, toy.by_hand(reused=(1, 2)), rtol=1e-10, atol=1e-12)
+    short = ToyWorld(steps=2).double()
+    short.load_state_dict(toy.model.state_dict())
+    short.sigmas = [1.0, 0.625, 0.0]
+    with torch.no_grad():
+        torch.testing.assert_close(got, short(toy.noise, toy.history, toy.cameras), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reused", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("strategy", ["hold", "extrapolate"])
+def test_any_choice_of_steps_gives_what_it_gives_by_hand(toy, strategy, reused) -> None:
+    program, _ = toy.rewritten(f"step-cache{{strategy={strategy},drift=1e9}}")
+    got, _ = toy.run(program, reused=reused)
+    expected = toy.by_hand(reused, extrapolate=strategy == "extrapolate")
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    if reused == (2,):
+        other = toy.by_hand(reused, extrapolate=strategy != "extrapolate")
+        assert not torch.allclose(got, other, rtol=1e-6), "the strategies are told apart"
+
+
+def test_cameras_decide_without_any_help_from_the_test(toy) -> None:
+    program, _ = toy.rewritten("step-cache")
+    got, driver = toy.run(program)
+    expected, _ = toy.run(toy.program.snapshot())
+    (decision,) = driver.decisions.made
+    assert (decision.chunk, decision.reused_steps) == (2, ()), "eight frames of history hold nothing to come back to"
+    assert torch.equal(got, expected)
+
+
+def test_what_stands_in_the_way_is_said() -> None:
+    model = ToyWorld(steps=2).eval()
+    with torch.no_grad():
+        program = capture.trace(model, (torch.randn(1, 4, 4, 4, 6), None, walk(4)))
+    flat = Pipeline.parse("step-cache").run(program, strict=True)
+    assert not flat.modified and not flat.remarks, "a flat graph has no marked loop"
+    result = Pipeline.parse("outline-regions,step-cache").run(program, strict=True)
+    missed = [r for r in result.remarks if r.pass_name == "step-cache"]
+    assert [(r.kind, r.message) for r in missed] == [
+        (RemarkKind.MISSED, "of 2 steps none is between the first and the last")
+    ]
+
+
+@pytest.mark.parametrize("bad", [{"rules": "x"}, {"strategy": "repeat"}, {"drift": -1.0}, {"overlap": 2.0}])
+def test_thresholds_are_checked(bad) -> None:
+    with pytest.raises(OptionError):
+        StepCache(**bad)
+
+
+def test_a_change_in_one_tile_is_not_averaged_away() -> None:
+    before = torch.randn(1, 640, 8, generator=torch.Generator().manual_seed(0))
+    now = before.clone()
+    now[:, 64:128] *= -1
+    assert float(relative_change(before, before)) == 0
+    assert float(relative_change(now, before)) == pytest.approx(2, rel=1e-5)
+    assert float((now - before).abs().mean() / before.abs().mean()) < 0.25, "the global mean hides it"
+    assert not float(relative_change(before * torch.nan, before)) <= 1e9, "what is not a number is no reuse"
+
+
+def test_latent_dynamics_are_zero_for_a_picture_and_near_root_two_for_noise() -> None:
+    still = torch.randn(1, 8, 1, 8, 12).expand(1, 8, 6, 8, 12)
+    assert float(latent_dynamics(still)) == 0
+    noise = torch.randn(1, 32, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert 1.3 < float(latent_dynamics(noise)) < 1.7
+    assert float(latent_dynamics(noise[:, :, :1])) == 0
