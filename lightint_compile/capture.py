@@ -273,7 +273,21 @@ def _root_name(graph_module: fx.GraphModule) -> str:
         for path, kind in (node.meta.get("nn_module_stack") or {}).values():
             if clean_path(path) == "":
                 return str(getattr(kind, "__name__", kind))
-    return "graph"
+    return _frame_name()
+
+
+def _frame_name() -> str:
+    """The module class or the function whose frame Dynamo is tracing; ``graph`` outside of a trace or in a wrapper."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        frame = InstructionTranslator.current_tx().output.root_tx
+    except AttributeError:
+        return "graph"
+    owner, function = frame.f_locals.get("self"), frame.f_code.co_name
+    if isinstance(owner, torch.nn.Module):
+        return type(owner).__name__
+    return "graph" if function == "inner" else str(function)
 
 
 def _name_of(module: Callable[..., Any]) -> str:
