@@ -129,7 +129,7 @@ class SparseAttention(Pass):
         frames = site.query_grid.frames
         if site.kind is not SiteKind.DENOISE or self.context_density is None or not isinstance(frames, int):
             return Choice(layout, self.density, self.coverage, self.protect_frames, self.neighbours)
-        kept = layout.query_tiles + math.ceil(self.context_density * layout.context_blocks)
+        kept = layout.query_tiles + math.floor(self.context_density * layout.context_blocks)
         density = min((kept - 0.5) / layout.key_blocks, 1.0)  # half a block below: the budget is rounded up
         return Choice(layout, density, self.coverage, max(self.protect_frames, frames), self.neighbours)
 

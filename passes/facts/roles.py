@@ -103,7 +103,7 @@ def _stated(program: Program) -> dict[str, Evidence]:
         if path not in known:
             raise OptionError(f"there is no input {path!r}", where=where, fix=did_you_mean(path, arguments or known))
         if role not in set(Role):
-            raise OptionError(f"{role!r} is no role", where=where, fix=did_you_mean(role, list(Role)))
+            raise OptionError(f"{role!r} is no role", where=where, fix=did_you_mean(role, map(str, Role)))
         found[path] = Evidence(Role(role), "stated in the options", stated=True)
     return found
 

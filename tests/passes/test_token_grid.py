@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from differential import trace, trace_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from lightint_compile.passes.facts.axes import Atom, Origin, cut, extent, join, quotient, regroup, same
 from lightint_compile.passes.facts.token_grid import TokenAxis, TokenGrid
 from lightint_compile.passes.program import Program
-from torch import Tensor, nn
 
 VIDEO = torch.zeros(1, 4, 4, 8, 8)
 PATCH = torch.zeros(16, 4, 1, 2, 2)
@@ -207,7 +208,7 @@ def test_foreign_graphs_give_an_empty_fact(function: Callable[[Tensor], Tensor])
     assert not any(fact.grids_of(node) for node in program.graph.nodes)
 
 
-# --- the algebra, against what the operations do to numbered tokens ----------------------------------------------------
+# --- the algebra, against what the operations do to numbered tokens ---------------------------------------------------
 
 EXTENTS = (2, 3, 4)
 
