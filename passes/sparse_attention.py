@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from lightint_compile.errors import OptionError
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.passes.base import Pass, PassResult
@@ -27,9 +30,6 @@ from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at, module_path_of
 from lightint_compile.passes.rewriting import Rewriter
 from lightint_compile.passes.sparse_rewrite import Choice, GridSizes, one_sided, rewrite_site
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
-from lightint_compile.errors import OptionError
 
 SHORTEST = 4096
 """Keys below which skipping does not pay, where no measured cost model says otherwise."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.passes.evaluate import Size, hint_of

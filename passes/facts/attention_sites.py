@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.evaluate import Size
 from lightint_compile.passes.facts.axes import same, size_of
 from lightint_compile.passes.facts.axis_rules import argument

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import sympy
 import torch
+
 from lightint_compile.passes.evaluate import Size, plain
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.evaluate import Size
 from lightint_compile.passes.facts.axes import Atom, Axes, Axis, better, cut, fuse, join, regroup, same
 from lightint_compile.passes.facts.axes import size_of as size

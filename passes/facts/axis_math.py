@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.fx as fx
+
 from lightint_compile.passes.facts.axes import Atom, Axis, Origin, better, same
 from lightint_compile.passes.facts.axis_rules import (
     Known,

@@ -19,6 +19,7 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+
 from lightint_compile.passes.evaluate import Size
 from lightint_compile.passes.facts import axis_layout, axis_math  # noqa: F401 - their rules register themselves
 from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, extent, same, size_of
