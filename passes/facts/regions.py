@@ -33,6 +33,9 @@ MIN_SAVED_PARALLEL = 0.25
 #: What handing one value out of a region weighs, in nodes.
 _HANDED_OVER = 2
 
+#: The part of what a candidate could save at best that makes further candidates not worth growing.
+_GOOD_ENOUGH = 0.9
+
 #: Bounds on the work, well above what models need: candidates grown before the best is taken, and candidates taken.
 CANDIDATES_TRIED = 48
 ROUNDS = 8
@@ -112,7 +115,7 @@ class _Search:
         best: list[RegionGroup] = []
         chosen: Candidate | None = None
         for candidate in ranked[:CANDIDATES_TRIED]:
-            if candidate.bound <= _worth(best):
+            if _worth(best) >= _GOOD_ENOUGH * candidate.bound:
                 break
             groups = self._groups(candidate, _worth(best))
             if groups:

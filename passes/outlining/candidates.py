@@ -21,7 +21,7 @@ COUNTS_TRIED = 8
 ANCHORS_TRIED = 6
 
 #: Other phases tried for the repetition that was found.
-PHASES_TRIED = 16
+PHASES_TRIED = 8
 
 
 @dataclass(frozen=True)
