@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,9 +30,13 @@ def rules_of(policy: Policy) -> Rules:
     if policy.rules == "published":
         gate = {} if policy.overlap is None else {"gate": policy.overlap}
         return PublishedRules(memory=policy.memory, steps=policy.steps, **gate)  # type: ignore[arg-type]
+    longest = max(
+        min(policy.memory - 2 * CLIP, 3 * CLIP), CLIP
+    )  # the first clip and a remembered one must fit beside it
     gate = {} if policy.overlap is None else {"enter": policy.overlap, "leave": max(policy.overlap - HYSTERESIS, 0.0)}
     return AdaptiveRules(
         memory=policy.memory,
+        longest=longest,
         adapt_context=policy.adapt_context,
         reuse=bool(policy.steps),
         steps=policy.steps,
@@ -112,10 +117,17 @@ class _Plan:
 
     def _decide(self, cameras: Tensor, dynamics: float | None) -> Decision:
         try:
-            return self._planner.decide(cameras, dynamics)
+            decision = self._planner.decide(cameras, dynamics)
         except InputError as error:
             log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
             return _cautious(cameras, self._policy.memory)
+        if len(decision.context_frames) <= self._policy.memory:
+            return decision
+        log.info("chunk %d: a batch wants more frames than fit; all get the newest", decision.chunk)
+        fitting = _cautious(cameras, self._policy.memory).context_frames
+        amended = dataclasses.replace(decision, context_frames=fitting)
+        self._planner.amend(decision, amended)
+        return amended
 
 
 def _within(decision: Decision, history: Tensor) -> tuple[int, ...]:

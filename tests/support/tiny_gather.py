@@ -52,7 +52,9 @@ class ChosenOutside(Gather):
         return history.index_select(2, chosen).sum((2, 3, 4)) + extrinsics.index_select(1, chosen).sum()
 
 
-def gather_program(module: nn.Module, frames: int = 24, *more: Tensor, dynamic: bool = True, cameras: int = 4) -> Program:
+def gather_program(
+    module: nn.Module, frames: int = 24, *more: Tensor, dynamic: bool = True, cameras: int = 4
+) -> Program:
     inputs = (torch.randn(1, 4, frames, 4, 6), torch.eye(4).repeat(1, frames + cameras, 1, 1), *more)
     sizes = {"history": 2, "extrinsics": 1} if dynamic else {}
     if isinstance(module, WithoutCameras):
