@@ -1,8 +1,8 @@
 """Autocast as casts in the graph: after this, a program means the same whatever autocast state it runs under.
 
 A pre-dispatch trace records the dtypes that autocast chose, but not the casts. Each node whose target, called without
-autocast, would not give the recorded dtype gets its floating-point operands cast to that dtype, which is what autocast's
-lists do ("lower precision", "float32" and "widest type" alike).
+autocast, would not give the recorded dtype gets its floating-point operands cast to that dtype, which is what
+autocast's lists do ("lower precision", "float32" and "widest type" alike).
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ recompiles. Every way out is honest: the graph is rewritten, or Inductor gets it
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx as fx
@@ -21,7 +22,6 @@ from lightint_compile.errors import CaptureError, LightintError, OptionError
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.lowering import compiler_of, lower
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.registry import PASSES
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.reporting.section import Section
 from lightint_compile.rewrite import Rewritten, rewrite
@@ -49,7 +49,9 @@ def lightint(
         PassError: a pass named by ``require`` did nothing, or one failed under ``strict``.
     """
     if unknown:
-        raise OptionError(f"the backend takes no argument {min(unknown)!r}", where="torch.compile", fix="use options={...}")
+        raise OptionError(
+            f"the backend takes no argument {min(unknown)!r}", where="torch.compile", fix="use options={...}"
+        )
     chosen = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
     config = _config(mode)
     reason = _reason_to_leave_alone(graph_module, example_inputs, chosen)
@@ -92,9 +94,10 @@ class _Compilation:
             if not isinstance(error, CaptureError) or self._options.strict:
                 raise
             return _inductor(self._graph_module, self._inputs, self._config, self._options, str(error))
-        if not _anything_applied(rewritten):
+        if not _worth_it(rewritten):
             reason = "nothing in it is what lightint rewrites"
-            return _inductor(self._graph_module, self._inputs, self._config, self._options, reason, rewritten)
+            config = self._config | _guards_against_inductor(rewritten)
+            return _inductor(self._graph_module, self._inputs, config, self._options, reason, rewritten)
         return self._compiled(rewritten, key, start)
 
     def _rewritten(self) -> Rewritten:
@@ -170,15 +173,23 @@ def _inductor(
 ) -> CompiledGraph:
     """Inductor on the graph as Dynamo captured it, which is what ``backend="inductor"`` does."""
     log.info("graph handed to Inductor as it is: %s", reason)
-    section = Section.of(rewritten) if rewritten else Section(name="graph", options=options.to_dict(), untouched=reason)
-    remark = Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="inductor", message=f"Inductor as it is: {reason}")
-    with inductor_config.patch(config):
-        function = graph_module.forward if options.delegate == "eager" else compile_fx(graph_module, list(example_inputs))
+    section = Section.of(rewritten) if rewritten else Section(name="graph", options=options.to_dict())
+    section = dataclasses.replace(section, untouched=reason)
+    remark = Remark(
+        kind=RemarkKind.ANALYSIS, pass_name="backend", rule="inductor", message=f"Inductor as it is: {reason}"
+    )
+    function: Callable[..., Any] = graph_module.forward
+    if options.delegate != "eager":
+        with inductor_config.patch(config):
+            function = cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs)))
     return CompiledGraph(function, section.with_remark(remark), example_inputs)
 
 
-def _anything_applied(rewritten: Rewritten) -> bool:
-    return any(remark.kind is RemarkKind.APPLIED and remark.pass_name in PASSES for remark in rewritten.remarks)
+def _worth_it(rewritten: Rewritten) -> bool:
+    """Whether a pass changed the work, or a region is called more than once and so compiled fewer times."""
+    applied = {remark.pass_name for remark in rewritten.remarks if remark.kind is RemarkKind.APPLIED}
+    calls = [node.target for node in rewritten.program.graph.nodes if node.op == "call_module"]
+    return bool(applied - {"outline-regions"}) or len(calls) > len(set(calls))
 
 
 def _guards_against_inductor(rewritten: Rewritten) -> dict[str, Any]:

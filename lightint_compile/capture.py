@@ -1,8 +1,8 @@
 """Two doors, one middle: what Dynamo or torch.export hands over becomes the normal form that passes work on.
 
-The trace runs the graph through an FX interpreter under ``make_fx(pre_dispatch=True)`` with functionalisation, which keeps
-attention, linear, layer_norm and convolution whole and removes mutation of temporaries. A graph that mutates one of its
-inputs is refused (:class:`CaptureError`): the caller hands such a graph to Inductor as it is.
+The trace runs the graph through an FX interpreter under ``make_fx(pre_dispatch=True)`` with functionalisation, which
+keeps attention, linear, layer_norm and convolution whole and removes mutation of temporaries. A graph that mutates one
+of its inputs is refused (:class:`CaptureError`): the caller hands such a graph to Inductor as it is.
 """
 
 from __future__ import annotations
@@ -171,12 +171,12 @@ def _functional(function: Callable[..., Any], mutated: list[int]) -> Callable[..
 
 
 def _was_written(tensor: FunctionalTensor) -> bool:
-    torch._sync(tensor)
+    torch._sync(tensor)  # type: ignore[attr-defined]
     return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
 
 
 def _unwrap(tensor: FunctionalTensor) -> torch.Tensor:
-    torch._sync(tensor)
+    torch._sync(tensor)  # type: ignore[attr-defined]
     return torch._from_functional_tensor(tensor.elem)
 
 
@@ -221,9 +221,8 @@ def _call_mark(key: str, path: str) -> str:
 def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:
     argument = node.meta.get("grapharg")
     source = getattr(argument, "source", None)
-    written = (
-        str(source.name() if callable(getattr(source, "name", None)) else getattr(source, "name", "")) or node.name
-    )
+    named = getattr(source, "name", "")  # a method up to torch 2.12, a property from 2.13 on
+    written = str(named() if callable(named) else named) or node.name
     path = clean_path(written, of_module=False)
     if isinstance(real, torch.nn.Parameter):
         kind = InputKind.PARAMETER

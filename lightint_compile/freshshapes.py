@@ -1,9 +1,10 @@
 """Example inputs for compiling one region on its own: the same shapes with fresh symbols.
 
-A region sees sizes such as ``24*Min(20, s0)`` whose symbol ``s0`` belongs to the whole program. Compiled alone, it needs
-symbols that its own inputs bind. Every part of a size that is not a sum or product, ``Min(20, s0)`` here, becomes a fresh
-symbol ``n``: sizes become polynomials in fresh symbols (``24*n``, ``24*n + 96``), and the value of each is found at run time
-from a size that is linear in it. A symbol that is no input by itself is handed to the region as an integer before the rest.
+A region sees sizes such as ``24*Min(20, s0)`` whose symbol ``s0`` belongs to the whole program. Compiled alone, it
+needs symbols that its own inputs bind. Every part of a size that is not a sum or product, ``Min(20, s0)`` here, becomes
+a fresh symbol ``n``: sizes become polynomials in fresh symbols (``24*n``, ``24*n + 96``), and the value of each is
+found at run time from a size that is linear in it. A symbol that is no input by itself is handed to the region as an
+integer before the rest.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class FreshInputs:
         values: one a placeholder: fake tensors, symbolic or plain integers.
         symbols: the fresh symbolic integers, in the order of ``bindings``.
         bindings: where each fresh symbol is read at run time.
-        extra: positions in ``symbols`` of those that the region gets as integer arguments of their own, before ``values``.
+        extra: positions in ``symbols`` of those that the region gets as integer arguments of their own, before
+        ``values``.
     """
 
     mode: FakeTensorMode

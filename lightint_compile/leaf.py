@@ -30,7 +30,8 @@ class Variant:
 
     Attributes:
         function: takes the region's arguments, returns a flat tuple.
-        guard: the condition on sizes under which it holds, as text over ``L['t0']``, ``L['t1']``, ...; ``None`` for always.
+        guard: the condition on sizes under which it holds, as text over ``L['t0']``, ``L['t1']``, ...; ``None`` for
+        always.
         bindings: where the sizes in ``guard`` are read.
         extra: positions in ``bindings`` of the sizes that ``function`` takes as integers before the region's arguments.
         save: writes the compiled form to a file; ``None`` where it cannot be written.
@@ -96,7 +97,7 @@ class Leaf:
 
 
 def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphModule:
-    """A copy of a region whose placeholders carry ``inputs`` and whose other values are left for the compiler to find."""
+    """A copy of a region whose placeholders carry ``inputs``; its other values are left for the compiler to find."""
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     values = iter(inputs.values)

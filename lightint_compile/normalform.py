@@ -43,7 +43,7 @@ def _does_nothing(node: fx.Node) -> bool:
     if node.target in _ALIASES:
         return True
     if node.target is aten.dropout.default:
-        return node.args[2] is False or node.args[1] == 0.0
+        return node.args[2] is False or bool(node.args[1] == 0.0)
     if node.target in (
         aten._to_copy.default,
         aten.type_as.default,

@@ -1,7 +1,8 @@
 """Drivers on disk: a second process starts warm, with the report beside the kernels.
 
-A record is found by the captured graph (targets, constants, shapes, module paths), the options, Inductor's configuration and
-the versions and sources of everything involved. It holds when the guards it was made under hold for the sizes at hand.
+A record is found by the captured graph (targets, constants, shapes, module paths), the options, Inductor's
+configuration and the versions and sources of everything involved. It holds when the guards it was made under hold for
+the sizes at hand.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from lightint_compile.errors import PassError
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.context import ContextGather, NoGather, find_gather
 from lightint_compile.passes.decisions.plan import first_place
@@ -19,8 +20,6 @@ from lightint_compile.passes.evaluate import size_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.rewriting import KEPT_META, Rewriter
-
-from lightint_compile.errors import PassError
 
 aten = torch.ops.aten
 

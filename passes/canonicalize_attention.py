@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import Axes, resolved
 from lightint_compile.passes.attention.build import SDPA, GraphBuilder, build
 from lightint_compile.passes.attention.check import check

@@ -16,6 +16,7 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+
 from lightint_compile.passes.evaluate import Size, hint_of, size_of
 from lightint_compile.passes.program import Program, tensor_of
 

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch._dynamo.utils import dynamo_timed
+
+from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.registry import pass_class
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.passes.verify import verify
-from torch._dynamo.utils import dynamo_timed
-
-from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,15 @@ class Pipeline:
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
-        """The pipeline written as ``text``; text that does not parse is an :class:`OptionError` that points at the place."""
+        """The pipeline written as ``text``; text that does not parse is an :class:`OptionError` that says where."""
         return cls(tuple(_parse(text)))
 
     def run(self, program: Program, *, strict: bool = False, observer: Observer | None = None) -> PipelineResult:
         """Run every pass on ``program`` in place.
 
         A pass that raises, or leaves a graph that does not verify, changes nothing: the graph is restored and a
-        ``failure`` remark says so. Under ``strict`` it raises :class:`PassError` instead (the graph is restored as well).
+        ``failure`` remark says so. Under ``strict`` it raises :class:`PassError` instead (the graph is restored as
+        well).
         """
         remarks: list[Remark] = []
         timings: list[PassTiming] = []
@@ -139,7 +140,7 @@ def _options(kind: type[Pass], text: str) -> dict[str, Any]:
 
 
 def _value(hint: Any, text: str, where: str) -> Any:
-    """``text`` as a value of the annotated type: bool, int, float, str, an optional one, or a tuple written ``4x8x4``."""
+    """``text`` as a value of the annotated type: bool, int, float, str, optional, or a tuple written ``4x8x4``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text == "none":

@@ -1,8 +1,8 @@
 """The program that passes read and rewrite: one graph in normal form, and what its inputs are.
 
 Normal form: a functional, pre-dispatch ATen FX graph. Attention, linear, layer_norm and convolution are one node each;
-every node has ``meta["val"]`` (a fake tensor, a symbolic int or a plain number); parameters and buffers are placeholders;
-the output is one flat tuple. Passes never see a torch-function spelling.
+every node has ``meta["val"]`` (a fake tensor, a symbolic int or a plain number); parameters and buffers are
+placeholders; the output is one flat tuple. Passes never see a torch-function spelling.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Program:
     """One graph in normal form with its inputs.
 
     Attributes:
-        graph_module: the graph. Passes edit it in place; :meth:`facts` must be dropped when they do (the pipeline does).
+        graph_module: the graph. Passes edit it in place; :meth:`facts` must be dropped when they do (the pipeline
+        does).
         inputs: one entry a placeholder, in order.
         name: the user's class or function name, for reports.
         roles: roles of inputs that the user stated (``options={"roles": {...}}``), by input path.
@@ -98,7 +99,7 @@ class Program:
         return next(entry for entry in self.inputs if entry.name == node.name)
 
     def calls(self, *targets: Any) -> Iterator[fx.Node]:
-        """Every ``call_function`` node whose target is one of ``targets`` (all of them when none is given), in order."""
+        """Every ``call_function`` node whose target is one of ``targets`` (all when none is given), in order."""
         wanted = set(targets)
         for node in self.graph.nodes:
             if node.op == "call_function" and (not wanted or node.target in wanted):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from lightint_compile.passes.base import Pass
-
 from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.passes.base import Pass
 
 #: Pass name to ``module:class``, in the order in which a pipeline normally runs them.
 PASSES: dict[str, str] = {

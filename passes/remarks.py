@@ -28,8 +28,8 @@ class RemarkKind(StrEnum):
 class Numerics(StrEnum):
     """What a rewrite may do to the numbers.
 
-    ``EXACT``: same mathematics, rounding moves only by kernel choice. ``REASSOCIATES``: the order of operations changes.
-    ``APPROXIMATE``: the result changes, under a guard, and is reported.
+    ``EXACT``: same mathematics, rounding moves only by kernel choice. ``REASSOCIATES``: the order of operations
+    changes. ``APPROXIMATE``: the result changes, under a guard, and is reported.
     """
 
     EXACT = "exact"
@@ -131,9 +131,10 @@ _PATH_WORD = re.compile(r"[^\[\]'\".]+")
 def clean_path(path: str, *, of_module: bool = True) -> str:
     """A module or parameter path as the user writes it: ``blocks.3.attn1.to_q.weight``.
 
-    Spellings seen in practice: ``L['self'].blocks[3]`` and ``L['self'].__dict__['_modules']['blocks'].0`` from Dynamo, where
-    the first local is the module itself, and ``blocks.3`` from export. A trailing ``@2`` (third call of one module) goes.
-    With ``of_module=False`` the path is an argument's: ``L['kwargs']['hidden_states']`` is ``hidden_states``.
+    Spellings seen in practice: ``L['self'].blocks[3]`` and ``L['self'].__dict__['_modules']['blocks'].0`` from Dynamo,
+    where the first local is the module itself, and ``blocks.3`` from export. A trailing ``@2`` (third call of one
+    module) goes. With ``of_module=False`` the path is an argument's: ``L['kwargs']['hidden_states']`` is
+    ``hidden_states``.
     """
     words = _PATH_WORD.findall(path.split("@")[0])
     if words[:1] in (["L"], ["G"]):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.fx as fx
 import torch.utils._pytree as pytree
+
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.program import Program, fake_mode_of
 

@@ -69,9 +69,9 @@ class SinkRowRepeats(Pass):
         They are judged by what is left to save after the rewrite.
         """
         worth = _WORTH * program_flops(program)["total"]
-        for node in program.placeholders():
+        for entry, node in zip(program.inputs, program.placeholders(), strict=True):
             tensor = tensor_of(node)
-            if tensor is None or program.input_of(node).kind is not InputKind.TENSOR or not 0 < tensor.dim() <= 2:
+            if tensor is None or entry.kind is not InputKind.TENSOR or not 0 < tensor.dim() <= 2:
                 continue
             if max(hinted_shape(tensor)) < _MANY_ROWS:
                 continue
@@ -79,7 +79,7 @@ class SinkRowRepeats(Pass):
             if any(other.target is aten.sin.default for other in found if found[other].works):
                 saved = sum(flops_of(other) for other in found)
                 if saved > worth:
-                    yield _per_token(self.name, program.input_of(node).path, tensor, saved)
+                    yield _per_token(self.name, entry.path, tensor, saved)
 
 
 def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from lightint_compile.passes.evaluate import described
-from lightint_compile.passes.program import Program, fake_mode_of
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.errors import PassError
+from lightint_compile.passes.evaluate import described
+from lightint_compile.passes.program import Program, fake_mode_of
 
 
 def verify(program: Program, before: Program, *, unchanged: Collection[fx.Node] = ()) -> None:
@@ -21,8 +21,8 @@ def verify(program: Program, before: Program, *, unchanged: Collection[fx.Node] 
     * the graph lints;
     * placeholders are those of ``before``, in order, and the output has the same arity and the same shapes and dtypes;
     * no output is a placeholder unless it was one before (no new aliasing with an input);
-    * the fake value of every node not in ``unchanged``, and of every node that reads one, equals what its target computes
-      from its arguments' fake values.
+    * the fake value of every node not in ``unchanged``, and of every node that reads one, equals what its target
+      computes from its arguments' fake values.
     """
     program.graph.lint()
     _same_interface(program, before)

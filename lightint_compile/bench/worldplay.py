@@ -1,9 +1,10 @@
 """DiT-core seconds of a WorldPlay rollout: eager, Inductor and lightint's presets, side by side on one device.
 
-Every variant compiles in a process of its own, all at once; then one after the other rolls out, so that none is timed while
-another works. Weights are random and shapes are the real ones. Blocks are all alike, so a stack of ``depth`` blocks is
-measured at two depths and the full depth follows by a straight line: the table says which numbers are measured and which
-are on that line.
+Every variant compiles in a process of its own, all at once; then one after the other rolls out, so that none is timed
+while another works. Weights are random and shapes are the real ones. Blocks are all alike, so a stack of ``depth``
+blocks is
+measured at two depths and the full depth follows by a straight line: the table says which numbers are measured and
+which are on that line.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class Planner:
     """Applies :class:`Rules` chunk by chunk and remembers its decisions.
 
     A call belongs to the rollout whose cameras it continues; one whose cameras continue none (another trajectory, a
-    scene cut) begins another. The same chunk asked again, after an exception or for the second half of a guidance pair, is
-    decided again from the chunk before it. No decision of one rollout reaches another.
+    scene cut) begins another. The same chunk asked again, after an exception or for the second half of a guidance pair,
+    is decided again from the chunk before it. No decision of one rollout reaches another.
     """
 
     def __init__(self, rules: Rules) -> None:

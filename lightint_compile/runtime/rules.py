@@ -1,9 +1,9 @@
 """Rules that turn camera statistics into a decision: the model's own, the published ones, and ours.
 
-The published rules are those of the Light Interaction release (arXiv 2605.31158), constants included. Ours differ where that
-release is weak: a view counts as seen before only if it was seen *before the recent window* (walking forward always sees what
-was just seen), the threshold has hysteresis, remembered clips are chosen for what they add together, and the recent window
-follows how much the latents change.
+The published rules are those of the Light Interaction release (arXiv 2605.31158), constants included. Ours differ where
+that release is weak: a view counts as seen before only if it was seen *before the recent window* (walking forward
+always sees what was just seen), the threshold has hysteresis, remembered clips are chosen for what they add together,
+and the recent window follows how much the latents change.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ModelRules(Rules):
 
 @dataclass(frozen=True)
 class PublishedRules(Rules):
-    """The release's rules: 12 frames of memory, 4 recent, overlap gate 0.7 for context and for reuse of steps 1 and 2."""
+    """The release's rules: 12 frames of memory, 4 recent, gate 0.7 for context and for reusing steps 1 and 2."""
 
     kept: int = 12
     window: int = 4

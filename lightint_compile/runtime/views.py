@@ -1,9 +1,9 @@
 """How much of what a camera sees another camera sees too.
 
-Overlap is a share of volume: the part of the current camera's field of view, up to a radius, that lies in the remembered
-camera's field of view as well. Three ways to the same number: a closed form when the cameras share a centre; fixed
-low-discrepancy points inside the current field of view otherwise (1,024 of them are as exact as 50,000 random points in the
-whole ball, of which 95 % fall outside); a grid, for models that define their overlap by one.
+Overlap is a share of volume: the part of the current camera's field of view, up to a radius, that lies in the
+remembered camera's field of view as well. Three ways to the same number: a closed form when the cameras share a centre;
+fixed low-discrepancy points inside the current field of view otherwise (1,024 of them are as exact as 50,000 random
+points in the whole ball, of which 95 % fall outside); a grid, for models that define their overlap by one.
 """
 
 from __future__ import annotations

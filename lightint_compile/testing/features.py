@@ -88,8 +88,8 @@ class Features:
         draw = random.Random(seed)
         drawn = {name: draw.choice(choices) for name, choices in CHOICES.items()}
         # Deep models cost time and find little more than shallow ones: most are drawn shallow.
-        drawn["layers"] = draw.choice((1, 1, 1, 1, 2))
-        drawn["steps"] = draw.choice((1, 1, 1, 2, 3))
+        drawn["layers"] = draw.choice((1, 1, 1, 1, 1, 2))
+        drawn["steps"] = draw.choice((1, 1, 1, 1, 1, 1, 2, 3))
         return cls(seed=seed, **drawn)
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.arrange import arrange
 from lightint_compile.passes.attention.axes import Atom, Axes, Axis, atoms, equal, size_of
 from lightint_compile.passes.attention.masks import MaskOps, combined, simplified, split_causal

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import Axes, broadcast, fresh_axes
 from lightint_compile.passes.attention.contraction import is_contraction
 from lightint_compile.passes.attention.layout import is_cast, is_layout, transfer

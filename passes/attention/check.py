@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch.utils._python_dispatch import _disable_current_modes
+
 from lightint_compile.passes.attention.axes import Atom, Axes, atoms, resolved
 from lightint_compile.passes.attention.build import SDPA, build
 from lightint_compile.passes.attention.chain import MaskPart
@@ -24,7 +26,6 @@ from lightint_compile.passes.attention.paths import Path
 from lightint_compile.passes.attention.plan import Plan
 from lightint_compile.passes.attention.site import Fused, Site, Spelled
 from lightint_compile.passes.matching import MatchError, arguments, number_of
-from torch.utils._python_dispatch import _disable_current_modes
 
 aten = torch.ops.aten
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch.utils._python_dispatch import _disable_current_modes
+
 from lightint_compile.passes.attention.chain import MaskPart
 from lightint_compile.passes.attention.spellings import CAUSAL_MASK
 from lightint_compile.passes.matching import match
-from torch.utils._python_dispatch import _disable_current_modes
 
 aten = torch.ops.aten
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import Axes, Axis, atoms, unify
 from lightint_compile.passes.matching import MatchError, arguments, number_of
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import (
     Axes,
     AxisError,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.contraction import is_contraction
 from lightint_compile.passes.attention.layout import is_layout
 from lightint_compile.passes.attention.readers import live_readers

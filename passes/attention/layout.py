@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import Axes, AxisError, atoms, fresh, regroup
 from lightint_compile.passes.matching import arguments
 from lightint_compile.passes.program import tensor_of

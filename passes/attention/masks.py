@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.arrange import Ops, arrange
 from lightint_compile.passes.attention.axes import Axes, broadcast, fresh_axes, resolved
 from lightint_compile.passes.attention.chain import MaskPart

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import Axes, fresh_axes
 from lightint_compile.passes.attention.layout import is_cast, is_layout, transfer
 from lightint_compile.passes.matching import Either, Number, Var, match, op

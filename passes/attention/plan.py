@@ -8,6 +8,7 @@ from functools import reduce
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.arrange import cost_of, is_reachable
 from lightint_compile.passes.attention.axes import Axes, Axis, all_atoms, resolved
 from lightint_compile.passes.attention.paths import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.fx as fx
+
 from lightint_compile.passes.effects import is_pure
 
 #: Dead code with more nodes than this below one is not recognised; looking for it must stay cheap in large graphs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import atoms, size_of
 from lightint_compile.passes.attention.masks import simplified, split_causal
 from lightint_compile.passes.attention.plan import Plan

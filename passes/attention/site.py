@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.attention.axes import Atom, Axes, Axis, AxisError, all_atoms, atoms, broadcast, fresh_axes
 from lightint_compile.passes.attention.chain import (
     MaskPart,

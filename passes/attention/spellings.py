@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
+
 from lightint_compile.passes.attention.paths import SCALING
 from lightint_compile.passes.matching import Either, Number, Op, Pattern, Var, op
 

@@ -11,8 +11,8 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
-from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.decisions.resize import smallest
+from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.program import Program, tensor_of
 
 aten = torch.ops.aten

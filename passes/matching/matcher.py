@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch.fx as fx
+
 from lightint_compile.passes.matching.pattern import Pattern, Trial
 from lightint_compile.passes.matching.result import Failure, MatchResult
 

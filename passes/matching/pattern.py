@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+
 from lightint_compile.passes.matching.result import Failure, MatchResult
 
 aten = torch.ops.aten

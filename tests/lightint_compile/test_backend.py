@@ -1,4 +1,4 @@
-"""``torch.compile(model, backend="lightint")`` on models of every kind: the same results, one report, nothing silent."""
+"""``torch.compile(model, backend="lightint")``: the same results, one report, nothing silent."""
 
 from __future__ import annotations
 

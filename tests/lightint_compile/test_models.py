@@ -60,7 +60,9 @@ def test_video_transformers(name: str, delegate: str) -> None:
 def _vit() -> tuple[nn.Module, dict[str, Any]]:
     from transformers import ViTConfig, ViTModel
 
-    config = ViTConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=4)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=4
+    )
     return ViTModel(config), {"pixel_values": torch.randn(2, 3, 16, 16)}
 
 

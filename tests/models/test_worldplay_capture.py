@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from lightint_compile.errors import InputError
 from lightint_compile.models.worldplay import (
     Trajectory,
     WorldPlayChunk,
@@ -13,10 +17,6 @@ from lightint_compile.models.worldplay import (
     fill_random,
     rollout,
 )
-from torch import Tensor
-from torch._dynamo.testing import CompileCounter
-
-from lightint_compile.errors import InputError
 
 CONFIG = WorldPlayConfig.tiny()
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightint_compile.errors import CheckpointError
 from lightint_compile.models.worldplay import (
     WorldPlayConfig,
     WorldPlayTransformer,
@@ -15,10 +19,6 @@ from lightint_compile.models.worldplay import (
     load_checkpoint,
     load_chunk,
 )
-from safetensors.torch import save_file
-from torch import Tensor
-
-from lightint_compile.errors import CheckpointError
 
 CONFIG = WorldPlayConfig.tiny()
 KEY = "double_blocks.1.img_attn_q.weight"

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 import torch
-from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
-from lightint_compile.models.worldplay.sampler import euler_step, sigmas, timesteps
 
 from lightint_compile.errors import InputError
+from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
+from lightint_compile.models.worldplay.sampler import euler_step, sigmas, timesteps
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from lightint_compile.models.worldplay import Trajectory, WorldPlayConfig
 from lightint_compile.models.worldplay.context import RADIUS, ContextSelector, ball_points
 from lightint_compile.models.worldplay.trajectory import step_pose
-from torch import Tensor
 
 CONFIG = WorldPlayConfig.tiny()
 WALKS = ("w-67", "left-30,right-37", "w+left-20,s-10,d+up-20,right-17")

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightint_compile.models.worldplay import WorldPlayConfig, WorldPlayTransformer
 from torch import Tensor
+
+from lightint_compile.models.worldplay import WorldPlayConfig, WorldPlayTransformer
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "specs" / "golden"
 TOLERANCE = 1e-5

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightint_compile.models.worldplay import Trajectory, load_trajectory, parse_pose_string
-from lightint_compile.models.worldplay.pose_files import parse_json, parse_lines
-from lightint_compile.models.worldplay.poses import resample
-from lightint_compile.models.worldplay.trajectory import normalise_intrinsics
 from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 from lightint_compile.errors import InputError
+from lightint_compile.models.worldplay import Trajectory, load_trajectory, parse_pose_string
+from lightint_compile.models.worldplay.pose_files import parse_json, parse_lines
+from lightint_compile.models.worldplay.poses import resample
+from lightint_compile.models.worldplay.trajectory import normalise_intrinsics
 
 
 def wander(count: int) -> Tensor:
