@@ -19,7 +19,7 @@ DELEGATES = ("inductor", "eager")
 ROLES = ("latent", "context", "camera", "intrinsics", "timestep", "text", "action", "parameter")
 """What an input can be to a world model; see ``roles`` of :class:`LightintOptions`."""
 
-DEFAULT_PRESET = "exact"
+DEFAULT_PRESET = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ _ALL = (*_EXACT, "adaptive-context", "sparse-attention", "outline-regions", "ste
 
 PRESETS: dict[str, Preset] = {
     "off": Preset("Inductor as it is: the graph is not touched"),
-    "exact": Preset("only rewrites that keep the mathematics; the default", (*_EXACT, "outline-regions")),
+    "exact": Preset("only rewrites that keep the mathematics", (*_EXACT, "outline-regions")),
     "sparse": Preset(
         "exact, and block-sparse attention over the token grid: approximate",
         (*_EXACT, "sparse-attention", "outline-regions"),
@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
         (*_EXACT, "outline-regions", "step-cache"),
         asked=("step-cache",),
     ),
-    "all": Preset("sparse, context and cache together: approximate", _ALL),
+    "all": Preset("sparse, context and cache together: approximate; the default", _ALL),
     "published": Preset(
         "all, by the rules and constants of the Light Interaction release: the baseline of comparisons",
         _ALL,

@@ -75,6 +75,7 @@ def export(
     Args:
         module: a module, or a program that ``torch.export`` made of one.
         args, kwargs: one call, by which the module is captured and the file is checked.
+        options: as for ``torch.compile``; the preset ``exact`` by default, since an archive takes no decisions.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic; not for a captured program.
 
     Raises:
@@ -86,7 +87,8 @@ def export(
     if not isinstance(module, (torch.nn.Module, ExportedProgram)):
         fix = "wrap the function in a torch.nn.Module"
         raise ExportError("only a module or an exported program can be written", why=f"it is {module!r}", fix=fix)
-    wanted = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
+    given = options if options is not None else {"preset": "exact"}
+    wanted = given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)
     _check_passes(wanted)
     with torch.no_grad():
         captured = _captured(module, tuple(args), kwargs, dynamic or {})

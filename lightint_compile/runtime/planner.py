@@ -84,7 +84,7 @@ class Planner:
         return decision
 
     def amend(self, decision: Decision, now: Decision) -> None:
-        """Write ``now`` in place of a decision, which a drift check told more about; one that was taken back stays so."""
+        """Write ``now`` in place of a decision that more is known of; one that was taken back stays taken back."""
         with self._lock:
             for rollout in self._rollouts:
                 rollout.decisions = [now if each is decision else each for each in rollout.decisions]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.decisions.extrapolation import EXTRAPOLATE, extrapolation, number
+from lightint_compile.passes.decisions.extrapolation import EXTRAPOLATE, extrapolation, number, weight_of
 from lightint_compile.passes.decisions.marks import MarkedStep
 from lightint_compile.passes.decisions.points import DecisionPoint, StepPoint
 from lightint_compile.passes.decisions.steps import StepBody
@@ -212,7 +212,8 @@ class _Side:
     def extrapolated(self, latest: fx.Node, at: fx.Node, line: Sequence[fx.Node]) -> fx.Node:
         """The line through the latest two predictions at sigma ``at``."""
         latest_at, previous, previous_at = (self._made[node] for node in line)
-        call = self._graph.call_module(EXTRAPOLATE, (self._made[latest], previous, at, latest_at, previous_at))
+        weight = weight_of(self._graph, at, latest_at, previous_at)
+        call = self._graph.call_module(EXTRAPOLATE, (self._made[latest], previous, weight))
         call.meta["val"] = (latest.meta["val"],)
         result = self._graph.call_function(operator.getitem, (call, 0))
         result.meta["val"] = latest.meta["val"]

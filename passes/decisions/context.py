@@ -81,7 +81,7 @@ def _by_index(program: Program) -> Mapping[fx.Node, list[fx.Node]]:
 
 
 def _reads(program: Program) -> Iterator[tuple[fx.Node, fx.Node, int, fx.Node]]:
-    """Every read along one axis: node, source, axis, positions. Two spellings: ``index_select`` and ``x[:, :, index]``."""
+    """Every read along one axis, ``index_select`` or ``x[:, :, index]``: node, source, axis, positions."""
     for node in program.calls(aten.index_select.default):
         source, axis, index = node.args
         if isinstance(source, fx.Node) and isinstance(index, fx.Node) and isinstance(axis, int):

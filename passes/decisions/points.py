@@ -1,7 +1,7 @@
 """Decision points: calls in the root graph that the driver answers on the host.
 
 A point is a module without weights or kernels. Its call is a node like any other, so that a rewritten graph prints,
-prunes and snapshots; what answers it is bound when the program is lowered (state belongs to the driver, never to the graph).
+prunes and snapshots; what answers it is bound when the program is lowered: state belongs to the driver.
 """
 
 from __future__ import annotations

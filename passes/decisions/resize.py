@@ -39,7 +39,7 @@ def smallest(size: torch.SymInt) -> int | None:
 
 
 def relied_on(size: torch.SymInt, new: torch.SymInt) -> str:
-    """A condition on ``size`` that the capture was made under and that does not hold for every ``new``; empty for none."""
+    """A condition on ``size`` that the capture was made under and that not every ``new`` meets; empty for none."""
     env = size.node.shape_env
     for guard in env.guards:
         if guard.expr.has(size.node.expr):

@@ -102,7 +102,7 @@ def _reads_a_tuple(node: fx.Node) -> bool:
 
 
 def _first_block_output(root: fx.GraphModule, body: list[fx.Node]) -> fx.Node | None:
-    """The tensor that the first region with attention hands to the next call; ``None`` where there is no such region."""
+    """The tensor that the first region with attention hands to the next call; ``None`` where there is none."""
     for node in body:
         if not is_region_call(root, node):
             continue

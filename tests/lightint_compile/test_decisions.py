@@ -1,4 +1,4 @@
-"""Decisions from end to end: one compile for a rollout, state that belongs to one driver and one rollout, and their log."""
+"""Decisions from end to end: one compile for a rollout, and state that belongs to one driver and one rollout."""
 
 import copy
 import json

@@ -9,9 +9,9 @@ from lightint_compile.errors import OptionError
 from lightint_compile.presets import PRESETS, asked_passes, pipeline_of
 
 
-def test_defaults_are_the_exact_preset_through_inductor() -> None:
+def test_defaults_are_all_rewrites_through_inductor() -> None:
     options = LightintOptions()
-    assert (options.preset, options.delegate, options.strict, options.passes) == ("exact", "inductor", False, None)
+    assert (options.preset, options.delegate, options.strict, options.passes) == ("all", "inductor", False, None)
     assert LightintOptions.from_mapping(None) == LightintOptions.from_mapping({}) == options
 
 

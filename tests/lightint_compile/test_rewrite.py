@@ -73,7 +73,7 @@ def test_one_line_a_graph_is_logged_and_a_preset_does_not_warn(caplog: pytest.Lo
     with caplog.at_level(logging.INFO, "lightint_compile.rewrite"):
         rewrite(program(torch.nn.Linear(8, 8)), LightintOptions())
     lines = [record.message for record in caplog.records if record.name == "lightint_compile.rewrite"]
-    assert len(lines) == 1 and lines[0].startswith("Linear: ") and lines[0].endswith("(preset=exact)")
+    assert len(lines) == 1 and lines[0].startswith("Linear: ") and lines[0].endswith("(preset=all)")
     assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
