@@ -15,7 +15,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import CaptureError
-from lightint_compile.passes.program import fake_mode_of
+from lightint_compile.passes.program import fake_mode_of, faking
 from lightint_compile.passes.remarks import source_of
 from lightint_compile.passes.rewriting import KEPT_META
 
@@ -105,7 +105,7 @@ def _cast_operands(node: fx.Node, mode: Any) -> None:
 def _dtype_without_autocast(node: fx.Node, mode: Any) -> torch.dtype | None:
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
     try:
-        with mode:
+        with faking(mode):
             result = node.target(*args, **kwargs)  # type: ignore[operator]
     except RuntimeError:  # operands of different dtypes: only autocast made them agree
         return None

@@ -12,7 +12,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 
-from lightint_compile.passes.program import Program, fake_mode_of
+from lightint_compile.passes.program import Program, fake_mode_of, faking
 
 #: A size: a plain integer, or an expression over the symbols of the capture.
 Size: TypeAlias = int | sympy.Expr
@@ -107,7 +107,7 @@ def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
 def _reevaluate(node: fx.Node, mode: Any) -> bool:
     """Whether the recorded value of ``node`` was stale; it is up to date afterwards."""
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    with mode:
+    with faking(mode):
         try:
             value = node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, ValueError):

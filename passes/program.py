@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 import torch.fx as fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -132,6 +134,17 @@ def tensor_of(node: fx.Node | Any) -> torch.Tensor | None:
     """The node's fake value when it is a tensor, else ``None``."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, torch.Tensor) else None
+
+
+@contextmanager
+def faking(mode: FakeTensorMode) -> Iterator[None]:
+    """Operators computed on fake values of ``mode``.
+
+    Composite operators run their Python decompositions: the compiled ones of some versions (``matmul`` in torch 2.11) turn
+    symbolic sizes into the numbers at hand and leave a guard that holds for no other size.
+    """
+    with enable_python_dispatcher(), mode:
+        yield
 
 
 def fake_mode_of(nodes: Iterable[fx.Node]) -> FakeTensorMode:

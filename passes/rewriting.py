@@ -10,7 +10,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.passes.effects import is_pure
-from lightint_compile.passes.program import Program, fake_mode_of
+from lightint_compile.passes.program import Program, fake_mode_of, faking
 
 KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
@@ -48,7 +48,7 @@ class Rewriter:
     def evaluate(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The fake value of a call, without making a node."""
         real_args, real_kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (tuple(args), kwargs))
-        with self._mode:
+        with faking(self._mode):
             return target(*real_args, **real_kwargs)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:

@@ -12,7 +12,7 @@ from torch._ops import HigherOrderOperator
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.evaluate import described
-from lightint_compile.passes.program import Program, fake_mode_of
+from lightint_compile.passes.program import Program, fake_mode_of, faking
 
 
 def verify(program: Program, before: Program, *, unchanged: Collection[fx.Node] = ()) -> None:
@@ -73,12 +73,10 @@ def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
 
 
 def _check_value(node: fx.Node, mode: Any) -> None:
-    if isinstance(
-        node.target, HigherOrderOperator
-    ):  # its branches are graphs of their own, verified when they were made
-        return
+    if isinstance(node.target, HigherOrderOperator):
+        return  # its branches are graphs of their own, verified when they were made
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    with mode:
+    with faking(mode):
         computed = node.target(*args, **kwargs)  # type: ignore[operator]
     if not _same_value(computed, node.meta["val"]):
         raise PassError(
