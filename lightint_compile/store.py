@@ -25,6 +25,7 @@ import torch.fx as fx
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.standalone_compile import CompiledArtifact
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.driver import Driver
 from lightint_compile.freshshapes import BoundSymbol
@@ -212,7 +213,11 @@ def guard_of(symbols: Sequence[torch.SymInt]) -> str | None:
 
 
 def guard_holds(guard: str | None, symbols: Sequence[torch.SymInt]) -> bool:
-    """Whether the guard holds; when it does, it becomes part of the guards of the capture at hand."""
+    """Whether the guard holds; when it does, it becomes part of the guards of the capture at hand.
+
+    ``min`` and ``max`` stay symbolic: Python's own would compare, and tie the capture to one side of the comparison.
+    """
     if guard is None or not symbols:
         return guard is None
-    return bool(symbols[0].node.shape_env.evaluate_guards_expression(guard, symbols))
+    names = {**SYMPY_INTERP, "min": torch.sym_min, "max": torch.sym_max}
+    return bool(eval(guard, names, {"L": {f"t{index}": size for index, size in enumerate(symbols)}}))
