@@ -23,6 +23,10 @@ from lightint_compile.passes.rewriting import KEPT_META, Rewriter
 
 aten = torch.ops.aten
 
+TYPICAL = 12
+"""Context frames that rules choose once a view was seen before. Later passes weigh costs by it: the first chunk that is
+captured has four, and says nothing about the rollout."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveContext(Pass):
@@ -84,7 +88,7 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
     positions = tensor_of(found.index)
     assert positions is not None and isinstance(positions.shape[0], torch.SymInt)
-    size = fresh_size(program, positions.shape[0], "__context_frames", found.memory)
+    size = fresh_size(program, "__context_frames", found.memory, TYPICAL)
     condition = relied_on(positions.shape[0], size)
     if condition:
         raise PassError(

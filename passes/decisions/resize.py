@@ -16,18 +16,17 @@ from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, statically_known_true
 
 from lightint_compile.errors import PassError
-from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.program import Program, fake_mode_of
 
 
-def fresh_size(program: Program, like: torch.SymInt, name: str, most: int) -> torch.SymInt:
-    """A symbol that no size of the program is related to, from 2 to ``most``, with the hint of ``like``."""
+def fresh_size(program: Program, name: str, most: int, typical: int) -> torch.SymInt:
+    """A symbol that no size of the program is related to, from 2 to ``most``; its hint is ``typical``."""
     env = fake_mode_of(program.graph.nodes).shape_env
     assert env is not None
     source = ConstantSource(name)
-    symbol = env.create_symbol(hint_of(like), source=source, dynamic_dim=DimDynamic.DYNAMIC)
+    symbol = env.create_symbol(typical, source=source, dynamic_dim=DimDynamic.DYNAMIC)
     env.constrain_symbol_range(symbol, compiler_min=2, compiler_max=most)
-    size = env.create_symintnode(symbol, hint=hint_of(like), source=source)
+    size = env.create_symintnode(symbol, hint=typical, source=source)
     assert isinstance(size, torch.SymInt)
     return size
 
@@ -107,5 +106,5 @@ class Resize:
             return size
         expression = size.node.expr.xreplace({self._old: self._new.node.expr})
         if expression not in self._sizes:
-            self._sizes[expression] = size.node.shape_env.create_symintnode(expression, hint=hint_of(size))
+            self._sizes[expression] = size.node.shape_env.create_symintnode(expression, hint=None)
         return self._sizes[expression]

@@ -10,6 +10,7 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.passes.adaptive_context import AdaptiveContext
 from lightint_compile.passes.decisions.points import PLAN, PlanPoint, point_of
 from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.passes.program import fake_mode_of
 from lightint_compile.passes.remarks import RemarkKind
@@ -50,6 +51,13 @@ def test_sizes_downstream_follow_the_decision_and_nothing_else_does(captured) ->
     new = next(iter(next(t for t in gathered if t.dim() == 5).shape[2].node.expr.free_symbols))
     guards = [guard.expr for guard in fake_mode_of(program.graph.nodes).shape_env.guards]
     assert not any(new in guard.free_symbols for guard in guards), "a guard on the new size cannot be checked by Dynamo"
+
+
+def test_later_passes_see_a_typical_number_of_frames(captured) -> None:
+    program = captured.snapshot()
+    run(program)
+    (view,) = program.calls(aten.view.default)
+    assert [hint_of(size) for size in view.meta["val"].shape] == [1, 4, 12 * 24]
 
 
 def test_running_twice_changes_nothing(captured) -> None:
