@@ -128,6 +128,7 @@ def _work(job: Job, queue: Any, ready: Any, turn: Any) -> None:
         except Exception as error:
             failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         warm = time.perf_counter() - start
+        print(f"{job.variant} depth {job.depth}: {failure or 'ready'} after {warm:.0f} s", flush=True)
         ready.wait()
         if failure:
             queue.put({"job": job, "warm_seconds": warm, "chunks": (), "kernels": {}, "error": failure})
