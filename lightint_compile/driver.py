@@ -69,6 +69,7 @@ class Driver:
         memos: the regions whose results are kept between calls.
         branches: the sources of the functions that ``choose`` picks from, by name.
         decisions: what answers the decision points.
+        constants: tensors that the captured graph holds itself.
     """
 
     def __init__(
@@ -80,14 +81,16 @@ class Driver:
         *,
         branches: Mapping[str, str] | None = None,
         points: Mapping[str, PointSpec] | None = None,
+        constants: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
         self.memos = {name: Memo(leaves[name], max(source.count(f"self.{name}("), 1)) for name in memoised}
         self.branches = dict(branches or {})
         self.decisions = Decisions(points or {})
+        self.constants = dict(constants or {})
         self._extra = dict(extra or {})
-        self._self = SimpleNamespace(**{**self.leaves, **self.memos, **self.decisions.bound})
+        self._self = SimpleNamespace(**{**self.constants, **self.leaves, **self.memos, **self.decisions.bound})
         names = {**NAMES, **self._extra}
         for name, text in self.branches.items():
             setattr(self._self, name, partial(_compiled(text, names), self._self))
@@ -124,6 +127,7 @@ class Driver:
             self._extra,
             branches=self.branches,
             points=self.decisions.points,
+            constants=self.constants,
         )
 
 

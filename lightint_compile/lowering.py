@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.driver import Driver, driver_source, is_self_contained
@@ -57,10 +58,13 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     graphs = [root, *branches.values()]
     calls = [node for graph in graphs for node in graph.graph.nodes if is_region_call(graph, node)]
     memoised = sorted({str(node.target) for node in calls if node.meta.get("memo")})
-    storable = all(map(is_self_contained, graphs))
+    constants = _constants(root)
+    storable = not constants and all(map(is_self_contained, graphs))
     extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
     sources = {name: driver_source(branch) for name, branch in branches.items()}
-    driver = Driver(driver_source(root), leaves, memoised, extra, branches=sources, points=_points(root))
+    driver = Driver(
+        driver_source(root), leaves, memoised, extra, branches=sources, points=_points(root), constants=constants
+    )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     return Lowered(driver, regions, counts, seconds, storable)
 
@@ -95,6 +99,13 @@ def _branches(root: fx.GraphModule) -> dict[str, fx.GraphModule]:
     attributes = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
     modules = {name: module for name, module in root.named_children() if name in attributes}
     return {name: module for name, module in modules.items() if isinstance(module, fx.GraphModule)}
+
+
+def _constants(root: fx.GraphModule) -> dict[str, torch.Tensor]:
+    """Tensors that the captured graph holds itself, which the root hands to its regions."""
+    names = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
+    held = {name: getattr(root, name, None) for name in names}
+    return {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
 
 
 def _points(root: fx.GraphModule) -> dict[str, PointSpec]:
