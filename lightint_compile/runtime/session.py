@@ -93,7 +93,7 @@ class Rollout:
         return self._decision
 
     def step(self, number: int, compute: Callable[[], Tensor], sigma: float | None = None) -> Tensor:
-        """The prediction of denoising step ``number``: ``compute()``, or what earlier steps of the chunk predict for it.
+        """The prediction of denoising step ``number``: ``compute()``, or what the chunk already knows of it.
 
         With ``sigma`` a reused step follows the line through the latest two computed ones; without, it holds one.
 
