@@ -51,11 +51,21 @@ def cut(
     regions = [
         Piece(_kind("block", nodes[0]), _with_elements(nodes), nodes[0].meta.get(MEMO), path, is_region=True)
         for group in groups
-        for nodes, path in zip(group.instances, group.paths, strict=True)
+        for instance, path in zip(group.instances, group.paths, strict=True)
+        if (nodes := _up_to(boundaries, instance, dependencies))
     ]
     levels = _levels(regions, boundaries, dependencies)
     _postpone_views(levels, boundaries, dependencies)
     return [*regions, *_glue(levels, dependencies, tokens)]
+
+
+def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dependencies) -> list[fx.Node]:
+    """``nodes`` without those behind a boundary that is among them: a region ends where a new level begins."""
+    inside, behind = boundaries.intersection(nodes), set[fx.Node]()
+    for node in sorted(nodes, key=dependencies.position.__getitem__) if inside else ():
+        if any(source in inside or source in behind for source in node.all_input_nodes):
+            behind.add(node)
+    return [node for node in nodes if node not in behind]
 
 
 def _kind(kind: str, node: fx.Node) -> str:

@@ -40,13 +40,22 @@ def _check(module: nn.Module, kwargs: dict[str, Any], delegate: str, **options: 
     compiled = torch.compile(module, backend="lightint", options={"delegate": delegate, "strict": True, **options})
     with torch.no_grad():
         eager, got = _first(module(**kwargs)), _first(compiled(**kwargs))
-        wide = {name: torch.utils._pytree.tree_map(_doubled, value) for name, value in kwargs.items()}
-        truth = _first(copy.deepcopy(module).double()(**wide)).double()
+        truth = _truth(module, kwargs, eager)
     assert got.dtype == eager.dtype
-    floor = torch.finfo(eager.dtype).eps * truth.abs().max()
-    allowed = RATIO * torch.maximum((eager.double() - truth).abs().max(), floor)
-    assert (got.double() - truth).abs().max() <= allowed
+    floor = torch.finfo(eager.dtype).eps * truth.norm()
+    allowed = RATIO * torch.maximum((eager.double() - truth).norm(), floor)
+    assert (got.double() - truth).norm() <= allowed
     return compiled
+
+
+def _truth(module: nn.Module, kwargs: dict[str, Any], eager: Tensor) -> Tensor:
+    """The output in float64; of a model that casts to float32 by itself and so cannot run in it, the eager output."""
+    wide = {name: torch.utils._pytree.tree_map(_doubled, value) for name, value in kwargs.items()}
+    try:
+        return _first(copy.deepcopy(module).double()(**wide)).double()
+    except RuntimeError as error:
+        assert "dtype" in str(error) or "double" in str(error).lower(), error
+        return eager.double()
 
 
 @pytest.mark.parametrize("delegate", DELEGATES)
