@@ -140,8 +140,8 @@ def tensor_of(node: fx.Node | Any) -> torch.Tensor | None:
 def faking(mode: FakeTensorMode) -> Iterator[None]:
     """Operators computed on fake values of ``mode``.
 
-    Composite operators run their Python decompositions: the compiled ones of some versions (``matmul`` in torch 2.11) turn
-    symbolic sizes into the numbers at hand and leave a guard that holds for no other size.
+    Composite operators run their Python decompositions: the compiled ones of some versions (``matmul`` in torch 2.11)
+    turn symbolic sizes into the numbers at hand and leave a guard that holds for no other size.
     """
     with enable_python_dispatcher(), mode:
         yield

@@ -112,6 +112,8 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
         guarded.append(number)
     if options.drift is not None and any(body.first is None for body in bodies):
         return _missed(first, "drift", "no repeated block is found whose output could be watched", "use drift=none")
+    if options.drift is not None and not all(bodies[number].tail for number in guarded):
+        return _missed(first, "drift", "nothing is left to save behind the block that is watched", "use drift=none")
     return _Found(steps, bodies, tuple(guarded), cameras)
 
 

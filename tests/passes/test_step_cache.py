@@ -1,5 +1,6 @@
 """step-cache: interior steps become branches; held and extrapolated predictions are what the mathematics says."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from toy_world import CHUNK, ToyWorld, walk
 from lightint_compile import capture
 from lightint_compile.errors import OptionError
 from lightint_compile.lowering import lower
+from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.decisions.points import PLAN, StepPoint, point_of
 from lightint_compile.passes.pipeline import Pipeline
@@ -194,3 +196,16 @@ def test_latent_dynamics_are_zero_for_a_picture_and_near_root_two_for_noise() ->
     noise = torch.randn(1, 32, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     assert 1.3 < float(latent_dynamics(noise)) < 1.7
     assert float(latent_dynamics(noise[:, :, :1])) == 0
+
+
+@pytest.mark.parametrize(("depth", "dtype", "applies"), [(2, torch.bfloat16, True), (1, torch.float32, False)])
+def test_worldplay_is_guarded_where_a_block_is_left_to_save(depth: int, dtype: torch.dtype, applies: bool) -> None:
+    config = dataclasses.replace(WorldPlayConfig.tiny(), depth=depth, steps=3)
+    model = WorldPlayChunk(config).to(dtype).eval()
+    inputs, _ = example_inputs(config, 24, "cpu", dtype)
+    sizes = {"history": 2, "extrinsics": 1, "intrinsics": 1, "actions": 1}
+    with torch.no_grad():
+        program = capture.trace(model, inputs, dynamic=sizes)
+    result = Pipeline.parse("hoist-invariants,outline-regions,step-cache").run(program, strict=True)
+    kinds = {remark.kind for remark in result.remarks if remark.pass_name == "step-cache"}
+    assert kinds == {RemarkKind.APPLIED if applies else RemarkKind.MISSED}
