@@ -166,3 +166,11 @@ def worldplay(context: typer.Context) -> None:
     from lightint_compile.bench.worldplay import main as bench_worldplay
 
     bench_worldplay(context.args)
+
+
+@bench.command("compile", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def compiling(context: typer.Context) -> None:
+    """Time compiling a WorldPlay chunk: Inductor, lightint cold and warm; further arguments go to the benchmark."""
+    from lightint_compile.bench.compiling import main as bench_compiling
+
+    bench_compiling(context.args)

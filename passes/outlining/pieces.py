@@ -61,7 +61,7 @@ def cut(
 
 def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dependencies) -> list[fx.Node]:
     """``nodes`` without those behind a boundary that is among them: a region ends where a new level begins."""
-    inside, behind = boundaries.intersection(nodes), set[fx.Node]()
+    inside, behind = boundaries & set(nodes), set[fx.Node]()
     for node in sorted(nodes, key=dependencies.position.__getitem__) if inside else ():
         if any(source in inside or source in behind for source in node.all_input_nodes):
             behind.add(node)
