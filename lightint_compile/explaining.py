@@ -11,6 +11,7 @@ import torch.fx as fx
 from lightint_compile import capture
 from lightint_compile.errors import CaptureError
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.facts import summary
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.reporting import Report, Section
@@ -59,7 +60,9 @@ def _section(program: Program, options: LightintOptions) -> Section:
     if options.preset == "off":
         why = 'preset "off" hands the graph to Inductor as it is'
         return Section(program.name, options=options.to_dict(), untouched=why)
-    return Section.of(rewrite(program, options))
+    program.roles.update(options.roles)
+    found = summary.remarks(program)
+    return Section.of(rewrite(program, options)).with_remarks(found)
 
 
 def _graph_by_graph(

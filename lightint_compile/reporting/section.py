@@ -77,6 +77,10 @@ class Section:
             original=rewritten.original.graph_module,
         )
 
+    def with_remarks(self, remarks: Iterable[Remark]) -> Section:
+        """This section with more remarks at the end, alike ones folded together."""
+        return dataclasses.replace(self, remarks=(*self.remarks, *_readable(tuple(remarks))))
+
     def with_remark(self, remark: Remark) -> Section:
         """This section with one more remark at the end."""
         return dataclasses.replace(self, remarks=(*self.remarks, remark))
