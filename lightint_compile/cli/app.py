@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from lightint_compile.errors import LightintError
+from lightint_compile.options import DEFAULT_PRESET
 
 app = typer.Typer(
     name="lightint",
@@ -67,7 +68,7 @@ def demo(
 @app.command()
 def explain(
     target: Target,
-    preset: PresetName = "exact",
+    preset: PresetName = DEFAULT_PRESET,
     option: OptionPairs = None,
     dynamic: DynamicPairs = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the report as JSON")] = None,
