@@ -3,8 +3,8 @@
 A region sees sizes such as ``24*Min(20, s0)`` whose symbol ``s0`` belongs to the whole program. Compiled alone, it
 needs symbols that its own inputs bind. Every part of a size that is not a sum or product, ``Min(20, s0)`` here, becomes
 a fresh symbol ``n``: sizes become polynomials in fresh symbols (``24*n``, ``24*n + 96``), and the value of each is
-found at run time from a size that is linear in it. A symbol that is no input by itself is handed to the region as an
-integer before the rest.
+found at run time from a size that is linear in it. Every symbol that is no integer argument of the region already is
+handed to it as one, before the rest, as Dynamo does: Inductor's caches write guards in terms of integer arguments only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ class BoundSymbol:
     @property
     def is_plain(self) -> bool:
         """Whether the size is the symbol itself."""
-        return self.factor == 1 and self.offset == 0 and not self.of_stride
+        return self.factor == 1 and self.offset == 0
+
+    @property
+    def is_argument(self) -> bool:
+        """Whether the symbol is an integer argument of the region."""
+        return self.is_plain and self.dim is None
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class _Freshener:
         bound = [self._bind(atom, places) for atom in self._atoms.values()]
         dynamic = [(symint, place) for symint, place in bound if isinstance(symint, torch.SymInt)]
         values = tuple(map(self._renew, self._values))
-        extra = tuple(index for index, (_, place) in enumerate(dynamic) if not place.is_plain)
+        extra = tuple(index for index, (_, place) in enumerate(dynamic) if not place.is_argument)
         return FreshInputs(self._mode, values, tuple(s for s, _ in dynamic), tuple(p for _, p in dynamic), extra)
 
     def _places(self) -> Iterator[_Place]:

@@ -108,7 +108,11 @@ class DenoisingLoop:
             ):
                 return cls(operator=node)
         reason = "no value is updated elementwise, again and again, by a network that reads it"
+        given = [node for node in program.placeholders() if program.input_of(node).kind is InputKind.TENSOR]
+        latents = {_shape(node) for node in (*given, *program.graph.output_node().all_input_nodes)}
         for chain in _candidates(program):
+            if _shape(chain.end) not in latents:
+                continue  # a recurrence inside the network: its state is neither given nor returned
             chain.settle()
             if len(chain.points) < 2:
                 continue
