@@ -90,7 +90,11 @@ def _chunks(
                 scene.glyphs,
                 scene.vision,
             )
-        history = latents.clone() if history is None else torch.cat([history, latents], dim=2)
+        history = (
+            latents.clone(memory_format=torch.contiguous_format)
+            if history is None
+            else torch.cat([history, latents], dim=2)
+        )
         yield ChunkResult(index, latents, history)
 
 
