@@ -12,7 +12,7 @@ from lightint_compile.passes.remarks import Remark, RemarkKind, at
 
 
 def remarks(program: Program) -> tuple[Remark, ...]:
-    """What was found out about ``program`` before any pass changed it; computes every fact, so it is for ``explain``."""
+    """What was found out about ``program`` before any pass changed it. Computes every fact: it is for ``explain``."""
     return (*_loop(program), *map(_site, program.fact(AttentionSites)), *roles.remarks(program))
 
 
