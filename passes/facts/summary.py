@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lightint_compile.passes.facts import roles
 from lightint_compile.passes.facts.attention_sites import AttentionSite, AttentionSites
@@ -18,8 +19,10 @@ def remarks(program: Program) -> tuple[Remark, ...]:
 
 def _loop(program: Program) -> Iterator[Remark]:
     loop = program.fact(DenoisingLoop)
+    args: dict[str, Any] = {"steps": len(loop.steps)}
     if loop.operator is not None:
-        message, args = f"the loop {loop.operator.name} carries a latent", {"operator": loop.operator.name}
+        message = f"the loop {loop.operator.name} carries a latent"
+        args = {"operator": loop.operator.name}
     elif loop.steps:
         first = loop.steps[0]
         numbers = [round(sum(step.scalars), 6) for step in loop.steps]
@@ -27,9 +30,9 @@ def _loop(program: Program) -> Iterator[Remark]:
             f"{len(loop.steps)} denoising steps, unrolled: the latent {first.carried_in.name} is carried, and updated "
             f"with {', '.join(map(str, numbers))} times what the network predicts"
         )
-        args = {"steps": len(loop.steps), "carried": [node.name for node in loop.carried], "scalars": numbers}
+        args |= {"carried": [node.name for node in loop.carried], "scalars": numbers}
     else:
-        message, args = f"no denoising loop: {loop.reason}", {"steps": 0}
+        message = f"no denoising loop: {loop.reason}"
     yield Remark(kind=RemarkKind.ANALYSIS, pass_name="denoising-loop", rule="loop", message=message, args=args)
 
 
