@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -88,9 +89,8 @@ def trace(
     _mark_dynamic(module, args, kwargs or {}, dynamic or {})
     torch._dynamo.reset()
     try:
-        torch.compile(module, backend=backend, fullgraph=True)(*args, **(kwargs or {}))
-    except _Stop:
-        pass
+        with suppress(_Stop):
+            torch.compile(module, backend=backend, fullgraph=True)(*args, **(kwargs or {}))
     except torch._dynamo.exc.BackendCompilerFailed as error:
         raise error.inner_exception from None
     except torch._dynamo.exc.TorchDynamoException as error:

@@ -13,6 +13,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,9 +151,7 @@ def _value(hint: Any, text: str, where: str) -> Any:
         return tuple(_value(arguments[0], part, where) for part in text.split("x"))
     if hint is bool and text in ("true", "false"):
         return text == "true"
-    try:
-        if hint in (int, float, str):
+    if hint in (int, float, str):
+        with suppress(ValueError):
             return hint(text)
-    except ValueError:
-        pass
     raise OptionError(f"{text!r} is not a value this option takes", where=f"passes, {where}", why=f"expected {hint}")
