@@ -11,7 +11,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.decisions.marks import MarkedStep
 from lightint_compile.passes.decisions.points import is_region_call, point_of
-from lightint_compile.passes.outlining.nodes import MEMO
+from lightint_compile.passes.outlining.nodes import MEMO, with_sources
 from lightint_compile.passes.program import tensor_of
 
 
@@ -48,10 +48,10 @@ class StepBody:
 def body_of(root: fx.GraphModule, step: MarkedStep) -> StepBody:
     """The body of a step: what depends on its latent and leads to its predictions, and what only that reads."""
     order = list(root.graph.nodes)
-    dynamic = _below({step.carried_in}, order) & _above(step.predictions)
+    dynamic = _below({step.carried_in}, order) & with_sources(step.predictions)
     inside = _with_private_sources(root, dynamic)
     first = _first_block_output(root, [node for node in order if node in dynamic])
-    head = _with_elements(_above([first]) & inside) if first is not None else set()
+    head = _with_elements(with_sources([first]) & inside) if first is not None else set()
     return StepBody(
         tuple(node for node in order if node in head),
         tuple(node for node in order if node in inside and node not in head),
@@ -71,18 +71,6 @@ def _below(starts: Set[fx.Node], order: Iterable[fx.Node]) -> set[fx.Node]:
     for node in order:
         if node.op != "output" and any(source in starts or source in found for source in node.all_input_nodes):
             found.add(node)
-    return found
-
-
-def _above(ends: Iterable[fx.Node]) -> set[fx.Node]:
-    """``ends`` and everything they depend on."""
-    pending = list(ends)
-    found = set(pending)
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
     return found
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch.fx as fx
 
 from lightint_compile.passes.facts.loop import DenoisingLoop
+from lightint_compile.passes.outlining.nodes import with_sources
 from lightint_compile.passes.outlining.pieces import Piece
 from lightint_compile.passes.outlining.submodules import Outlined
 
@@ -22,7 +23,7 @@ def call_names(entries: Sequence[Outlined], pieces: Sequence[Piece], loop: Denoi
     ``prefill``, memos with what they depend on. Blocks carry their index in the user's module list, or are numbered.
     """
     entry_of = {id(piece): entry for entry in entries for piece in entry.pieces}
-    ahead = _ancestors(step.carried_out for step in loop.steps[-1:])
+    ahead = with_sources(step.carried_out for step in loop.steps[-1:])
     numbered: Counter[str] = Counter()
     names: dict[int, str] = {}
     taken: set[str] = set()
@@ -47,14 +48,3 @@ def _prefix(piece: Piece, loop: DenoisingLoop, ahead: set[fx.Node]) -> str:
         after = not loop.steps or not any(node in ahead for node in piece.nodes)
         return "" if after else f"step_{min(steps)}_"
     return "prefill_" if piece.is_region and any(node in ahead for node in piece.nodes) else ""
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    pending = list(nodes)
-    found = set(pending)
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
-    return found

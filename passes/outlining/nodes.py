@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -110,3 +111,15 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
             needed.add(node)
             needed.update(node.all_input_nodes)
     return [node for node in graph.nodes if node in needed]
+
+
+def with_sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """``nodes`` and everything they depend on."""
+    pending = list(nodes)
+    found = set(pending)
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                pending.append(source)
+    return found
