@@ -1,8 +1,10 @@
 """``lightint bench kernels``: block-sparse attention against dense attention and its peers, on this machine.
 
-The first table takes the attention sites of a WorldPlay chunk with the published budgets; every row is one way to
-compute them, whole operators with selection and layout and bare kernels on lists that exist already. The second sweeps
-self-attention over length and density: sparse attention forced, and as the cost model would run it.
+``sites``: the attention sites of a WorldPlay chunk with the published budgets; every row is one way to compute them,
+whole operators with selection and layout and bare kernels on lists that exist already, peers where they are installed.
+``sweep``: self-attention over length and density, sparse attention forced and as the cost model runs it, called from
+Python. ``graphs``: the same replayed from CUDA graphs, where the host is out of the way. ``host``: how long a call
+keeps the host busy.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightint_compile.kernels import api, dispatch
 from lightint_compile.kernels.tiles import Layout
 
+from .peers import Way
+from .peers import ways as peer_ways
 from .sites import BLOCK, Site, Tensors, square, worldplay
-from .timing import milliseconds
+from .timing import graphed, host_microseconds, milliseconds
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+SMALL = {"heads": 4, "head_dim": 64}
 
-Way = tuple[str, Callable[[], object], float]
-"""A name, a call, and the floating-point operations that the call is credited with."""
+TABLES = ("sites", "sweep", "graphs", "host")
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -44,8 +48,11 @@ def main(arguments: Sequence[str] = ()) -> None:
     if "sites" in options.tables:
         sites = worldplay() if device.type == "cuda" else [_small_site()]
         figures["sites"] = [_measure_site(site, device, dtype, options, console) for site in sites]
-    if "sweep" in options.tables:
-        figures["sweep"] = _measure_sweep(device, dtype, options, console)
+    for name in ("sweep", "graphs"):
+        if name in options.tables and (name == "sweep" or device.type == "cuda"):
+            figures[name] = _measure_sweep(device, dtype, options, console, in_graphs=name == "graphs")
+    if "host" in options.tables and device.type == "cuda":
+        figures["host"] = _measure_host(device, dtype, console)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
@@ -53,7 +60,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightint bench kernels")
     parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument("--tables", nargs="+", choices=("sites", "sweep"), default=("sites", "sweep"))
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--lengths", nargs="+", type=int, default=None, help="tokens of the sweep, powers of two")
     parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
     parser.add_argument("--seconds", type=float, default=0.2, help="time spent on one figure")
@@ -79,17 +86,24 @@ def _measure_site(
     for column in ("way", "ms", "TFLOP/s", "x best dense"):
         table.add_column(column, justify="left" if column == "way" else "right")
     figures: dict[str, float] = {}
-    for name, call, flops in _ways(site, tensors, options.flex):
+    notes: list[str] = []
+    for way in _ways(site, tensors, options.flex):
+        if isinstance(way, str):
+            notes.append(way)
+            continue
+        name, call, flops = way
         figures[name] = time = milliseconds(call, device, options.seconds)
         dense = min(value for key, value in figures.items() if key.startswith("dense"))
         table.add_row(name, f"{time:.3f}", f"{flops / time / 1e9:.3g}" if flops else "", f"{dense / time:.2f}")
-    console.print(table)
-    return {"site": site.name, "kept": site.kept, "blocks": site.layout.key_blocks, "ms": figures}
+    console.print(table, *notes, sep="\n")
+    return {"site": site.name, "kept": site.kept, "blocks": site.layout.key_blocks, "ms": figures, "notes": notes}
 
 
-def _ways(site: Site, tensors: Tensors, flex: bool) -> Iterator[Way]:
+def _ways(site: Site, tensors: Tensors, flex: bool) -> Iterator[Way | str]:
     yield from _dense_ways(site, tensors)
     on_gpu = tensors.query.is_cuda
+    if on_gpu:
+        yield from peer_ways(site, tensors)
     if on_gpu and flex:
         yield _flex_way(site, tensors)
     if on_gpu:
@@ -188,17 +202,18 @@ def _flex_way(site: Site, tensors: Tensors) -> Way:
 
 
 def _measure_sweep(
-    device: torch.device, dtype: torch.dtype, options: argparse.Namespace, console: Console
+    device: torch.device, dtype: torch.dtype, options: argparse.Namespace, console: Console, *, in_graphs: bool
 ) -> list[dict[str, float]]:
     lengths = options.lengths or (LENGTHS if device.type == "cuda" else LENGTHS[:4])
-    table = Table(title="speed over dense by density: forced, and as the cost model runs it", expand=True)
+    how = "replayed from CUDA graphs" if in_graphs else "called from Python"
+    table = Table(title=f"speed over dense, {how}, by density: forced, and as the cost model runs it", expand=True)
     table.add_column("tokens", justify="right")
     table.add_column("dense ms", justify="right")
     for density in options.densities:
         table.add_column(f"{density:g}", justify="right")
     rows: list[dict[str, float]] = []
     for length in lengths:
-        measured = _sweep_length(length, device, dtype, options)
+        measured = _sweep_length(length, device, dtype, options, in_graphs)
         rows += measured
         cells = [f"{row['dense'] / row['forced']:.2f} {row['dense'] / row['chosen']:.2f}" for row in measured]
         table.add_row(str(length), f"{measured[0]['dense']:.3f}", *cells)
@@ -206,28 +221,52 @@ def _measure_sweep(
     return rows
 
 
+def _swept(length: int, density: float, device: torch.device) -> Site:
+    return square(length, density, **({"heads": 16, "head_dim": 128} if device.type == "cuda" else SMALL))
+
+
 def _sweep_length(
-    length: int, device: torch.device, dtype: torch.dtype, options: argparse.Namespace
+    length: int, device: torch.device, dtype: torch.dtype, options: argparse.Namespace, in_graphs: bool
 ) -> list[dict[str, float]]:
-    shape = {"heads": 16, "head_dim": 128} if device.type == "cuda" else {"heads": 4, "head_dim": 64}
-    sites = [square(length, density, **shape) for density in options.densities]
+    sites = [_swept(length, density, device) for density in options.densities]
     tensors = Tensors.random(sites[0], device, dtype)
     best = str(dispatch.implementation(tensors.query, sites[0].layout.tile))
 
-    def time(site: Site, name: str | None) -> float:
-        return milliseconds(lambda: whole_operator(site, tensors, name), device, options.seconds)
+    def time(call: Callable[[], object]) -> float:
+        return milliseconds(graphed(call) if in_graphs else call, device, options.seconds)
 
-    dense = min(milliseconds(call, device, options.seconds) for _, call, _ in _dense_ways(sites[0], tensors))
-    return [
-        {
-            "tokens": length,
-            "density": site.density,
-            "dense": dense,
-            "forced": time(site, best),
-            "chosen": time(site, None),
-        }
+    def whole(site: Site, name: str | None) -> float:
+        return time(lambda: whole_operator(site, tensors, name))
+
+    # Dense is timed before and after, so that a device that grows warm counts against neither side.
+    first = min(time(call) for _, call, _ in _dense_ways(sites[0], tensors))
+    rows = [
+        {"tokens": length, "density": site.density, "forced": whole(site, best), "chosen": whole(site, None)}
         for site in sites
     ]
+    last = min(time(call) for _, call, _ in _dense_ways(sites[0], tensors))
+    return [{**row, "dense": min(first, last), "dense first": first, "dense last": last} for row in rows]
+
+
+def _measure_host(device: torch.device, dtype: torch.dtype, console: Console) -> dict[str, float]:
+    """Host time of one call: many in a row, too small for the device to fall behind."""
+    site = _swept(512, 0.5, device)
+    tensors = Tensors.random(site, device, dtype)
+    best = str(dispatch.implementation(tensors.query, site.layout.tile))
+    calls = {
+        "scaled_dot_product_attention": list(_dense_ways(site, tensors))[-1][1],
+        "sparse_attention, dense by the cost model": lambda: whole_operator(site, tensors, None),
+        f"sparse_attention, {best}": lambda: whole_operator(site, tensors, best),
+        "sparse_attention, portable": lambda: whole_operator(site, tensors, "portable"),
+    }
+    figures = {name: host_microseconds(call, device) for name, call in calls.items()}
+    table = Table(title="host time of one call", expand=True)
+    table.add_column("call")
+    table.add_column("us", justify="right")
+    for name, time in figures.items():
+        table.add_row(name, f"{time:.1f}")
+    console.print(table)
+    return figures
 
 
 if __name__ == "__main__":

@@ -33,3 +33,30 @@ def _wall_clock(call: Call, budget: float) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
+
+
+def graphed(call: Call) -> Call:
+    """The call as replays of a CUDA graph, so that the host takes next to no time."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def host_microseconds(call: Call, device: torch.device, calls: int = 200) -> float:
+    """Time that one call keeps the host busy: the fastest of a few rounds that start with an idle device."""
+    rounds = []
+    for _ in range(5):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        rounds.append(1e6 * (time.perf_counter() - start) / calls)
+    torch.cuda.synchronize(device)
+    return min(rounds)
