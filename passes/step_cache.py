@@ -16,6 +16,7 @@ from lightint_compile.passes.decisions.marks import MarkedStep, marked_steps
 from lightint_compile.passes.decisions.plan import ensure_plan
 from lightint_compile.passes.decisions.points import StepPoint, is_outlined, point_of
 from lightint_compile.passes.decisions.policy import STRATEGIES, Policy, check_overlap, check_rules
+from lightint_compile.passes.decisions.reuse import REUSES
 from lightint_compile.passes.decisions.steps import StepBody, body_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
@@ -33,7 +34,8 @@ class StepCache(Pass):
     Attributes:
         rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
         strategy: ``hold`` repeats the latest computed prediction, ``extrapolate`` follows the line in sigma through the
-            two latest computed ones (and holds while there is only one).
+            two latest computed ones (and holds while there is only one), ``residual`` runs the step's first block and
+            adds what the other blocks added in the latest computed step.
         drift: largest relative change of the first block's output, in any tile of tokens, at which a step is reused;
             ``none`` reuses on the camera's word alone.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
@@ -72,8 +74,9 @@ class StepCache(Pass):
             return PassResult(
                 False, (_missed(found.steps[0].carried_in, "rules", why, "give both passes equal rules"),)
             )
-        strategy = self.strategy if _is_euler(found.steps) else "hold"
-        GuardedSteps(root, found.steps, found.bodies, record, strategy, self.drift).rewrite()
+        strategy = "hold" if self.strategy == "extrapolate" and not _is_euler(found.steps) else self.strategy
+        reuse = REUSES[strategy](found.steps, found.bodies, watched=self.drift is not None)
+        GuardedSteps(root, found.bodies, record, reuse, self.drift).rewrite()
         return PassResult(True, tuple(_remarks(found, self, strategy)))
 
 
@@ -104,17 +107,27 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
     if _is_first_chunk(cameras):
         return None
     bodies = tuple(body_of(root, step) for step in steps)
-    guarded = []
-    for number in range(1, len(steps) - 1):
-        leak = bodies[number].leaks(tail_only=options.drift is not None)
+    obstacle = _obstacle(first, bodies, options)
+    return obstacle or _Found(steps, bodies, tuple(range(1, len(steps) - 1)), cameras)
+
+
+def _obstacle(first: fx.Node, bodies: tuple[StepBody, ...], options: StepCache) -> Remark | None:
+    """What keeps the steps of ``bodies`` from being branched around as ``options`` want it."""
+    residual = options.strategy == "residual"
+    splits = residual or options.drift is not None
+    for number, body in enumerate(bodies[1:-1], 1):
+        leak = body.leaks(tail_only=splits)
         if leak is not None:
             return _missed(leak, "step", f"step {number} hands {leak.name} to later steps besides its prediction", "")
-        guarded.append(number)
-    if options.drift is not None and any(body.first is None for body in bodies):
-        return _missed(first, "drift", "no repeated block is found whose output could be watched", "use drift=none")
-    if options.drift is not None and not all(bodies[number].tail for number in guarded):
-        return _missed(first, "drift", "nothing is left to save behind the block that is watched", "use drift=none")
-    return _Found(steps, bodies, tuple(guarded), cameras)
+    hint = "use strategy=extrapolate,drift=none" if residual else "use drift=none"
+    if splits and any(body.first is None for body in bodies):
+        return _missed(first, "drift", "no repeated block is found whose output could be watched", hint)
+    if splits and not all(body.tail for body in bodies[1:-1]):
+        return _missed(first, "drift", "nothing is left to save behind the block that is watched", hint)
+    if residual and any(body.last is None for body in bodies[:-1]):
+        why = "no last block is found from whose output alone a step's predictions are made"
+        return _missed(first, "residual", why, "use strategy=extrapolate")
+    return None
 
 
 def _is_first_chunk(cameras: fx.Node) -> bool:
@@ -131,6 +144,7 @@ def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remar
     how = {
         "hold": "the latest computed prediction is held",
         "extrapolate": "the two latest computed predictions are extrapolated in sigma",
+        "residual": "the first block runs, and the latest computed residual of the others is added",
     }
     check = (
         f", unless the first block's output drifted by more than {options.drift}" if options.drift is not None else ""

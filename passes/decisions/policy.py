@@ -12,8 +12,9 @@ from lightint_compile.errors import OptionError, did_you_mean
 RULES = ("adaptive", "published")
 """Whose rules decide: ours, or those of the Light Interaction release with its constants."""
 
-STRATEGIES = ("hold", "extrapolate")
-"""What a reused step gives: the latest computed prediction, or the line in sigma through the two latest."""
+STRATEGIES = ("hold", "extrapolate", "residual")
+"""What a reused step gives: the latest computed prediction, the line in sigma through the two latest, or what follows
+from the step's own first block and the latest computed residual of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""One denoising step in a root graph: the nodes from a latent to a prediction, and the part a drift check needs."""
+"""One denoising step in a root graph: the nodes from a latent to a prediction, cut behind the first and last block."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ class StepBody:
         tail: the rest, in order.
         first: the first block's output, which the next block reads; ``None`` when there is no block.
         predictions: the last nodes of the step.
+        last: the last block's output, of the shape and dtype of ``first``; ``None`` when the predictions are not made
+            from it alone, or nothing lies between the two.
+        closing: the part of the tail that makes the predictions from ``last``, in order.
     """
 
     head: tuple[fx.Node, ...]
     tail: tuple[fx.Node, ...]
     first: fx.Node | None
     predictions: tuple[fx.Node, ...]
+    last: fx.Node | None = None
+    closing: tuple[fx.Node, ...] = ()
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -50,14 +55,46 @@ def body_of(root: fx.GraphModule, step: MarkedStep) -> StepBody:
     order = list(root.graph.nodes)
     dynamic = _below({step.carried_in}, order) & with_sources(step.predictions)
     inside = _with_private_sources(root, dynamic)
-    first = _first_block_output(root, [node for node in order if node in dynamic])
+    calls = [node for node in order if node in dynamic]
+    first, last = _block_output(root, calls), _block_output(root, calls[::-1])
     head = _with_elements(with_sources([first]) & inside) if first is not None else set()
+    tail = tuple(node for node in order if node in inside and node not in head)
+    closing = _closing(root, first, last, step.predictions, tail)
     return StepBody(
         tuple(node for node in order if node in head),
-        tuple(node for node in order if node in inside and node not in head),
+        tail,
         first,
         step.predictions,
+        last if closing else None,
+        closing,
     )
+
+
+def _closing(
+    root: fx.GraphModule,
+    first: fx.Node | None,
+    last: fx.Node | None,
+    predictions: tuple[fx.Node, ...],
+    tail: tuple[fx.Node, ...],
+) -> tuple[fx.Node, ...]:
+    """What makes the predictions from the last block's output; empty when a block is needed for it besides."""
+    if first is None or last is None or last is first or last not in tail or not _alike(first, last):
+        return ()
+    needed, waiting = set[fx.Node](), list(predictions)
+    while waiting:
+        node = waiting.pop()
+        if node is not last and node in tail and node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    if any(_is_block(root, node) for node in needed) or needed.isdisjoint(last.users):
+        return ()
+    return tuple(node for node in tail if node in needed)
+
+
+def _alike(left: fx.Node, right: fx.Node) -> bool:
+    one, other = tensor_of(left), tensor_of(right)
+    assert one is not None and other is not None
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _with_elements(nodes: Set[fx.Node]) -> set[fx.Node]:
@@ -89,18 +126,22 @@ def _reads_a_tuple(node: fx.Node) -> bool:
     return node.target is operator.getitem and isinstance(node.args[0], fx.Node)
 
 
-def _first_block_output(root: fx.GraphModule, body: list[fx.Node]) -> fx.Node | None:
-    """The tensor that the first region with attention hands to the next call; ``None`` where there is none."""
-    for node in body:
-        if not is_region_call(root, node):
-            continue
-        region = root.get_submodule(str(node.target))
-        assert isinstance(region, fx.GraphModule)
-        if not any(map(_is_attention, region.graph.nodes)):
-            continue
-        handed = [user for user in node.users if _feeds_a_call(root, user) and tensor_of(user) is not None]
-        return max(handed, key=_rank, default=None)
-    return None
+def _block_output(root: fx.GraphModule, calls: Iterable[fx.Node]) -> fx.Node | None:
+    """The tensor that the first of ``calls`` with attention hands to another call; ``None`` where there is none."""
+    block = next((node for node in calls if _is_block(root, node)), None)
+    if block is None:
+        return None
+    handed = [user for user in block.users if _feeds_a_call(root, user) and tensor_of(user) is not None]
+    return max(handed, key=_rank, default=None)
+
+
+def _is_block(root: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a region that attends."""
+    if not is_region_call(root, node):
+        return False
+    region = root.get_submodule(str(node.target))
+    assert isinstance(region, fx.GraphModule)
+    return any(map(_is_attention, region.graph.nodes))
 
 
 def _is_attention(node: fx.Node) -> bool:

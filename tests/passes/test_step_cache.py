@@ -1,6 +1,7 @@
 """step-cache: interior steps become branches; held and extrapolated predictions are what the mathematics says."""
 
 import dataclasses
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -24,12 +25,12 @@ COND = torch.ops.higher_order.cond
 class Toy:
     """A captured and outlined toy world, and how to run what the passes make of it with decisions of the test's own."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64, kind: type[ToyWorld] = ToyWorld, batch: int = 1) -> None:
         torch.manual_seed(0)
-        self.model = ToyWorld().to(dtype).eval()
+        self.model = kind().to(dtype).eval()
         draw = torch.Generator().manual_seed(1)
-        self.noise, self.history = (torch.randn(1, 4, f, 4, 6, generator=draw, dtype=dtype) for f in (4, 8))
-        self.cameras = walk(12).to(dtype)
+        self.noise, self.history = (torch.randn(batch, 4, f, 4, 6, generator=draw).to(dtype) for f in (4, 8))
+        self.cameras = walk(12).to(dtype).repeat(batch, 1, 1, 1)
         sizes = {"history": 2, "extrinsics": 1}
         with torch.no_grad():
             inputs = (self.noise, self.history, self.cameras)
@@ -53,10 +54,14 @@ class Toy:
                 return index, record
 
             driver._self.plan = plan
-        values = {"noise": self.noise, "history": self.history, "extrinsics": self.cameras}
+        return self.call(program, driver), driver
+
+    def call(self, program, driver, element=slice(None)):
+        """The driver's result for one element of the batch."""
+        values = {"noise": self.noise[element], "history": self.history[element], "extrinsics": self.cameras[element]}
         args = [self._argument(node.name, program.input_of(node).path, values) for node in program.placeholders()]
         with torch.no_grad():
-            return driver(*args)[0], driver
+            return driver(*args)[0]
 
     def _argument(self, name, path, values):
         if name in values:
@@ -69,22 +74,55 @@ class Toy:
         return self.model.get_parameter(path)
 
     @torch.no_grad()
-    def by_hand(self, reused=(), extrapolate=False):
-        """Euler steps in which ``reused`` predictions are held, or lie on the line through the two latest computed."""
+    def by_hand(self, reused=(), strategy="hold"):
+        """Euler steps in which ``reused`` predictions are what the strategy says."""
         chosen = self.model.select(self.cameras, 8)
         context = self.model.prefill(self.history[:, :, chosen], self.cameras[:, chosen], len(chosen))
         sigmas, latents, computed = self.model.sigmas, self.noise, []
-        for step in range(4):
-            if step not in reused:
-                velocity = self.model.predict(latents, self.cameras[:, -CHUNK:], sigmas[step], context)
-                computed.append((sigmas[step], velocity))
-            elif extrapolate and len(computed) > 1:
-                (before_at, before), (at, latest) = computed[-2:]
-                velocity = latest + (latest - before) * (sigmas[step] - at) / (at - before_at)
-            else:
-                velocity = computed[-1][1]
-            latents = latents + velocity * (sigmas[step + 1] - sigmas[step])
+        with later_blocks(self.model) as later:
+            for step in range(4):
+                later.reuse = strategy == "residual" and step in reused
+                if step not in reused or later.reuse:
+                    velocity = self.model.predict(latents, self.cameras[:, -CHUNK:], sigmas[step], context)
+                    computed.append((sigmas[step], velocity))
+                elif strategy == "extrapolate" and len(computed) > 1:
+                    (before_at, before), (at, latest) = computed[-2:]
+                    velocity = latest + (latest - before) * (sigmas[step] - at) / (at - before_at)
+                else:
+                    velocity = computed[-1][1]
+                latents = latents + velocity * (sigmas[step + 1] - sigmas[step])
         return latents
+
+
+@contextmanager
+def later_blocks(model):
+    """The blocks behind the first, which with ``reuse`` add what they added when they ran last."""
+    (block,) = model.blocks[1:]
+    later, plain = SimpleNamespace(reuse=False, residual=None), block.forward
+
+    def wide(tokens):
+        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+
+    def forward(tokens, time, context):
+        if later.reuse:
+            return (wide(tokens) + later.residual).to(tokens.dtype), None
+        result = plain(tokens, time, context)
+        later.residual = wide(result[0]) - wide(tokens)
+        return result
+
+    block.forward = forward
+    try:
+        yield later
+    finally:
+        block.forward = plain
+
+
+class Guided(ToyWorld):
+    """Guidance inside the module: a conditional and an unconditional prediction in every step."""
+
+    def predict(self, latents, cameras, sigma, context):
+        with_pose, without = (super(Guided, self).predict(latents, c, sigma, context) for c in (cameras, 0 * cameras))
+        return without + 3.0 * (with_pose - without)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +154,15 @@ def test_running_twice_changes_nothing(toy) -> None:
     assert not Pipeline.parse("step-cache").run(program, strict=True).modified
 
 
-@pytest.mark.parametrize("text", ["step-cache", "step-cache{strategy=hold,drift=none,rules=published}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step-cache",
+        "step-cache{strategy=hold,drift=none,rules=published}",
+        "step-cache{strategy=residual}",
+        "step-cache{strategy=residual,drift=none}",
+    ],
+)
 def test_when_no_step_is_reused_the_result_is_the_same_to_the_bit(toy, text) -> None:
     expected, _ = toy.run(toy.program.snapshot())
     got, _ = toy.run(toy.rewritten(text)[0], reused=())
@@ -141,15 +187,69 @@ def test_holding_is_one_longer_euler_step(toy) -> None:
 
 
 @pytest.mark.parametrize("reused", [(1,), (2,), (1, 2)])
-@pytest.mark.parametrize("strategy", ["hold", "extrapolate"])
+@pytest.mark.parametrize("strategy", ["hold", "extrapolate", "residual"])
 def test_any_choice_of_steps_gives_what_it_gives_by_hand(toy, strategy, reused) -> None:
     program, _ = toy.rewritten(f"step-cache{{strategy={strategy},drift=1e9}}")
     got, _ = toy.run(program, reused=reused)
-    expected = toy.by_hand(reused, extrapolate=strategy == "extrapolate")
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got, toy.by_hand(reused, strategy), rtol=1e-10, atol=1e-12)
     if reused == (2,):
-        other = toy.by_hand(reused, extrapolate=strategy != "extrapolate")
-        assert not torch.allclose(got, other, rtol=1e-6), "the strategies are told apart"
+        for other in {"hold", "extrapolate", "residual"} - {strategy}:
+            assert not torch.allclose(got, toy.by_hand(reused, other), rtol=1e-6), "the strategies are told apart"
+
+
+def test_a_residual_is_reused_behind_the_first_block_and_in_front_of_the_head(toy) -> None:
+    program, result = toy.rewritten("step-cache{strategy=residual,drift=none}")
+    root = program.graph_module
+    for node in program.calls(COND):
+        reuse, compute = (root.get_submodule(str(side.target)) for side in node.args[1:3])
+        called = [[n.target for n in side.graph.nodes if n.op == "call_module"] for side in (reuse, compute)]
+        assert called[0][0] == "residual" and called[1][0].startswith("block")
+        assert called[0][1:] == called[1][1:], "the head runs in both"
+    (remark,) = result.remarks
+    assert (remark.kind, remark.rule) == (RemarkKind.APPLIED, "residual")
+    got, _ = toy.run(program, reused=(1, 2))
+    torch.testing.assert_close(got, toy.by_hand((1, 2), "residual"), rtol=1e-10, atol=1e-12)
+
+
+def test_half_precision_residuals_are_added_in_float32_and_rounded_once() -> None:
+    toy = Toy(torch.bfloat16)
+    got, _ = toy.run(toy.rewritten("step-cache{strategy=residual,drift=none}")[0], reused=(1, 2))
+    expected = toy.by_hand((1, 2), "residual")
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
+    exact, _ = toy.run(toy.program.snapshot())
+    assert (got - expected).float().norm() < 0.2 * (got - exact).float().norm(), "nearer to it than to no reuse"
+
+
+@pytest.mark.parametrize("strategy", ["hold", "extrapolate", "residual"])
+def test_a_pair_with_the_same_cameras_shares_the_decision_and_nothing_else(strategy) -> None:
+    pair = Toy(batch=2)
+    program, _ = pair.rewritten(f"step-cache{{strategy={strategy},drift=none}}")
+    together, _ = pair.run(program, reused=(1, 2))
+    assert not torch.allclose(together[0], together[1])
+    torch.testing.assert_close(together, pair.by_hand((1, 2), strategy), rtol=1e-10, atol=1e-12)
+
+
+def test_two_calls_of_one_chunk_do_not_see_each_others_predictions(toy) -> None:
+    program, _ = toy.rewritten("step-cache{strategy=residual,drift=none}")
+    alone, driver = toy.run(program, reused=(1, 2))
+    noise, toy.noise = toy.noise, -toy.noise
+    try:
+        other = toy.call(program, driver)
+        torch.testing.assert_close(other, toy.by_hand((1, 2), "residual"), rtol=1e-10, atol=1e-12)
+    finally:
+        toy.noise = noise
+    assert torch.equal(toy.call(program, driver), alone) and not torch.allclose(other, alone)
+
+
+def test_guidance_inside_the_module_holds_each_of_its_predictions_and_refuses_a_residual() -> None:
+    guided = Toy(kind=Guided)
+    program, result = guided.rewritten("step-cache{strategy=residual}")
+    assert [(r.kind, r.rule) for r in result.remarks] == [(RemarkKind.MISSED, "residual")]
+    assert "no last block" in result.remarks[0].message and "extrapolate" in result.remarks[0].hint
+    program, _ = guided.rewritten("step-cache{strategy=hold,drift=none}")
+    got, _ = guided.run(program, reused=(1, 2))
+    torch.testing.assert_close(got, guided.by_hand((1, 2)), rtol=1e-10, atol=1e-12)
 
 
 def test_cameras_decide_without_any_help_from_the_test(toy) -> None:
@@ -206,6 +306,7 @@ def test_worldplay_is_guarded_where_a_block_is_left_to_save(depth: int, dtype: t
     sizes = {"history": 2, "extrinsics": 1, "intrinsics": 1, "actions": 1}
     with torch.no_grad():
         program = capture.trace(model, inputs, dynamic=sizes)
-    result = Pipeline.parse("hoist-invariants,outline-regions,step-cache").run(program, strict=True)
-    kinds = {remark.kind for remark in result.remarks if remark.pass_name == "step-cache"}
-    assert kinds == {RemarkKind.APPLIED if applies else RemarkKind.MISSED}
+    Pipeline.parse("hoist-invariants,outline-regions").run(program, strict=True)
+    for text in ("step-cache", "step-cache{strategy=residual}"):
+        result = Pipeline.parse(text).run(program.snapshot(), strict=True)
+        assert {remark.kind for remark in result.remarks} == {RemarkKind.APPLIED if applies else RemarkKind.MISSED}

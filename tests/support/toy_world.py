@@ -56,7 +56,7 @@ class ToyWorld(nn.Module):
         return torch.where((slot < 4) & near, slot, slot + (frames - count))
 
     def prefill(self, latents: Tensor, cameras: Tensor, frames: int) -> list[tuple[Tensor, Tensor]]:
-        time = torch.full((1, frames), 0.1, device=latents.device).sum(1)[:, None, None] / frames
+        time = torch.full((1, frames), 0.1, device=latents.device, dtype=latents.dtype).sum(1)[:, None, None] / frames
         tokens, cache = self.tokens(latents, cameras), []
         for block in self.blocks:
             tokens, kept = block(tokens, time, None)
@@ -65,7 +65,7 @@ class ToyWorld(nn.Module):
 
     def predict(self, latents: Tensor, cameras: Tensor, sigma: float, context) -> Tensor:
         tokens = self.tokens(latents, cameras)
-        time = torch.full((1, 1, 1), sigma, device=latents.device)
+        time = torch.full((1, 1, 1), sigma, device=latents.device, dtype=latents.dtype)
         for index, block in enumerate(self.blocks):
             tokens, _ = block(tokens, time, None if context is None else context[index])
         batch, _, frames, height, width = latents.shape
