@@ -10,6 +10,7 @@ with lightint_compile.rollout(cameras=extrinsics, intrinsics=intrinsics) as run:
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -61,7 +62,8 @@ class Rollout:
     def __init__(self, cameras: Tensor, rules: Rules) -> None:
         self._cameras, self._planner = cameras.detach(), Planner(rules)
         self._decision: Decision | None = None
-        self._computed: list[tuple[float | None, Tensor]] = []
+        self._asked: Counter[int] = Counter()
+        self._computed: defaultdict[int, list[tuple[float | None, Tensor]]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +71,7 @@ class Rollout:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._computed.clear()
+        self._forget()
         self._planner.reset()
         self._decision = None
 
@@ -88,14 +90,15 @@ class Rollout:
         if not 0 < last <= self._cameras.shape[0]:
             why = f"the path has {self._cameras.shape[0] // CLIP} chunks"
             raise InputError(f"There is no chunk {index}.", where="chunk", why=why)
-        self._computed.clear()
+        self._forget()
         self._decision = self._planner.decide(self._cameras[:last])
         return self._decision
 
     def step(self, number: int, compute: Callable[[], Tensor], sigma: float | None = None) -> Tensor:
         """The prediction of denoising step ``number``: ``compute()``, or what the chunk already knows of it.
 
-        With ``sigma`` a reused step follows the line through the latest two computed ones; without, it holds one.
+        With ``sigma`` a reused step follows the line through the latest two computed ones; without, it holds one. A
+        step asked twice in a chunk is a guidance pair: each half follows its own predictions, told apart by order.
 
         Raises:
             StateError: no chunk has begun.
@@ -104,16 +107,24 @@ class Rollout:
             raise StateError(
                 "no chunk has begun", why="steps belong to a chunk", fix="call chunk(i) before step(k, ...)"
             )
-        if number in self._decision.reused_steps and self._computed:
-            return self._reused(sigma)
-        prediction = compute()
-        self._computed = [*self._computed[-1:], (sigma, prediction)]
+        computed = self._computed[self._asked[number]]
+        if number in self._decision.reused_steps and computed:
+            prediction = _reused(computed, sigma)
+        else:
+            prediction = compute()
+            computed[:] = [*computed[-1:], (sigma, prediction)]
+        self._asked[number] += 1
         return prediction
 
-    def _reused(self, sigma: float | None) -> Tensor:
-        latest_at, latest = self._computed[-1]
-        before_at, before = self._computed[0]
-        if sigma is None or latest_at is None or before_at is None or latest_at == before_at:
-            return latest.clone()
-        step = (latest.float() - before.float()) * ((sigma - latest_at) / (latest_at - before_at))
-        return (latest.float() + step).to(latest.dtype)
+    def _forget(self) -> None:
+        self._computed.clear()
+        self._asked.clear()
+
+
+def _reused(computed: list[tuple[float | None, Tensor]], sigma: float | None) -> Tensor:
+    latest_at, latest = computed[-1]
+    before_at, before = computed[0]
+    if sigma is None or latest_at is None or before_at is None or latest_at == before_at:
+        return latest.clone()
+    step = (latest.float() - before.float()) * ((sigma - latest_at) / (latest_at - before_at))
+    return (latest.float() + step).to(latest.dtype)

@@ -250,6 +250,17 @@ def test_a_loop_outside_the_module_is_told_what_to_gather_and_reuses_steps() -> 
     assert run.decisions == []
 
 
+@pytest.mark.parametrize("sigmas", [(None, None, None), (1.0, 0.9, 0.5)])
+def test_the_halves_of_a_guidance_pair_outside_the_module_follow_their_own_predictions(sigmas) -> None:
+    with lightint_compile.rollout(cameras=PATH[0], rules=PublishedRules(steps=(2,), gate=0.0)) as run:
+        for chunk in range(4):
+            run.chunk(chunk)
+        steps = [[run.step(k, lambda v=v + k: torch.tensor(v), s) for v in (1.0, -9.0)] for k, s in enumerate(sigmas)]
+    conditional, unconditional = map(float, steps[2])
+    assert conditional - unconditional == pytest.approx(10.0)
+    assert conditional == pytest.approx(2.0 if sigmas[0] is None else 6.0)
+
+
 def test_a_loop_outside_the_module_extrapolates_from_two_steps_and_takes_its_view_from_the_intrinsics() -> None:
     rules = PublishedRules(steps=(2,), gate=0.0)
     with lightint_compile.rollout(cameras=PATH[0], rules=rules) as run:
