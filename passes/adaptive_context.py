@@ -105,7 +105,7 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
         node.meta.update({key: found.index.meta[key] for key in KEPT_META if key in found.index.meta})
     with positions.fake_mode:  # type: ignore[attr-defined]
         index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
-    plan.meta["val"] = (index.meta["val"], None)
+    plan.meta["val"] = (index.meta["val"], None, None)
     return index
 
 

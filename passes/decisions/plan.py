@@ -31,8 +31,10 @@ def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node |
         assert isinstance(spec, PlanPoint)
         if (spec.policy.rules, spec.policy.overlap) != (policy.rules, policy.overlap):
             return None
-        policy = dataclasses.replace(spec.policy, steps=policy.steps)
-    root.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
+        spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, steps=policy.steps))
+    else:
+        spec = PlanPoint(policy)
+    root.add_submodule(PLAN, DecisionPoint(spec))
     plan = plans[0] if plans else _new_plan(root.graph, cameras)
     with root.graph.inserting_after(plan):
         record = root.graph.call_function(operator.getitem, (plan, 1))
@@ -44,5 +46,5 @@ def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node |
 def _new_plan(graph: fx.Graph, cameras: fx.Node) -> fx.Node:
     with graph.inserting_before(first_place(graph, (cameras,))):
         plan = graph.call_module(PLAN, (cameras,))
-    plan.meta["val"] = (None, None)
+    plan.meta["val"] = (None, None, None)
     return plan

@@ -6,6 +6,7 @@ prunes and snapshots; what answers it is bound when the program is lowered: stat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,18 +23,28 @@ PLAN = "plan"
 
 @dataclass(frozen=True)
 class PlanPoint:
-    """Called once a chunk, in front of everything else: ``plan(extrinsics[, history]) -> (context index, record)``.
+    """Called once a chunk, in front of everything else:
+    ``plan(extrinsics[, history[, frames, inputs]]) -> (context index, record, fresh index)``.
 
     ``extrinsics`` are [B, F + 4, 4, 4] or [F + 4, 4, 4] world-to-camera, of the history and of the chunk; ``history``
     [B, C, F, h, w] is there for its latest changes. The index is int64 [m] on the device of the history (``None`` when
     context is not decided); the record is what step points are asked with.
+
+    Where keys and values are kept (:class:`KeepPoint`), ``frames`` are the tensors that say everything of a frame,
+    ``inputs`` what keys and values depend on besides, and the fresh index is the end of the context index: the frames
+    to compute. Else it is ``None``.
+
+    Attributes:
+        policy: by which rules.
+        frame_axes: the frame axis of each of ``frames``.
     """
 
     policy: Policy
+    frame_axes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`point_from` takes it back."""
-        return {"kind": "plan", "policy": self.policy.to_dict()}
+        return {"kind": "plan", "policy": self.policy.to_dict(), "frame_axes": list(self.frame_axes)}
 
 
 @dataclass(frozen=True)
@@ -54,14 +65,57 @@ class StepPoint:
         return {"kind": "step", "step": self.step, "drift": self.drift}
 
 
-PointSpec: TypeAlias = PlanPoint | StepPoint
+@dataclass(frozen=True)
+class KeepPoint:
+    """Called with what was computed for fresh frames: ``keep(record, values) -> None``; it is there in later chunks.
+
+    Attributes:
+        site: which of the kept values this is, from 0.
+        sites: how many there are; a chunk's values count as kept when all of them are there.
+        axis: the token axis of ``values``.
+        frame_tokens: tokens of a frame.
+    """
+
+    site: int
+    sites: int
+    axis: int
+    frame_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "keep", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class RecallPoint:
+    """Called for what was kept: ``recall(record, *sizes) -> values`` of the context frames in front of the fresh ones.
+
+    Attributes:
+        site: as of :class:`KeepPoint`.
+        shape: the shape of the values, ``None`` for the kept frames, ``-1`` for each of ``sizes``.
+        dtype, device: of the values, as text.
+    """
+
+    site: int
+    shape: tuple[int | None, ...]
+    dtype: str
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "recall", **dataclasses.asdict(self)}
+
+
+PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint
 
 
 def point_from(data: Mapping[str, Any]) -> PointSpec:
-    """The inverse of ``to_dict`` of either point."""
-    if data["kind"] == "plan":
-        return PlanPoint(Policy.from_dict(data["policy"]))
-    return StepPoint(int(data["step"]), data["drift"])
+    """The inverse of ``to_dict`` of any point, also after a way through JSON."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    kind = fields.pop("kind")
+    if kind == "plan":
+        return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"])
+    return {"step": StepPoint, "keep": KeepPoint, "recall": RecallPoint}[kind](**fields)
 
 
 class DecisionPoint(torch.nn.Module):

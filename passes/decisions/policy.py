@@ -27,6 +27,8 @@ class Policy:
         adapt_context: whether context frames are decided; else the model's own are only written down.
         steps: the interior denoising steps that may be reused; empty for none.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
+        age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
+        drift: relative change of kept values, seen when they are made anew, from which they are kept for less long.
     """
 
     rules: str = "adaptive"
@@ -34,6 +36,8 @@ class Policy:
     adapt_context: bool = False
     steps: tuple[int, ...] = ()
     overlap: float | None = None
+    age: int = 0
+    drift: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :meth:`from_dict` takes it back."""

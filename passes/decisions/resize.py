@@ -71,7 +71,7 @@ class Resize:
             reached.add(node)
             if self._mentions(node.meta.get("val")):
                 self._check_sources(node, reached)
-                node.meta["val"] = self._renamed(node.meta["val"])
+                node.meta["val"] = self.renamed(node.meta["val"])
                 renamed += 1
         return renamed
 
@@ -91,7 +91,8 @@ class Resize:
             for size in (leaf.shape if isinstance(leaf, torch.Tensor) else (leaf,))
         )
 
-    def _renamed(self, value: Any) -> Any:
+    def renamed(self, value: Any) -> Any:
+        """A fake value, or a tuple of them, with the size renamed."""
         return pytree.tree_map_only((torch.Tensor, torch.SymInt), self._leaf, value)
 
     def _leaf(self, value: torch.Tensor | torch.SymInt) -> Any:
