@@ -11,13 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightint_compile.errors import OptionError
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.views import AngularView, View
+from lightint_compile.runtime.views import AngularView, Sight, View
 
 CLIP = 4
 """Latent frames of a remembered clip, and of a chunk."""
@@ -46,6 +47,40 @@ class Situation:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """Clips of a history, seen from the coming views by two of their frames, the first and the third.
+
+    Attributes:
+        starts: the first frame of each clip.
+    """
+
+    view: View
+    situation: Situation
+    starts: tuple[int, ...]
+
+    @cached_property
+    def overlap(self) -> Tensor:
+        """Each clip's mean overlap [clips] over the coming frames and its probes."""
+        return self._sight.overlap.reshape(CLIP, len(self.starts), 2).mean((0, 2))
+
+    @cached_property
+    def best(self) -> float:
+        """The largest overlap, 0 without clips."""
+        return float(self.overlap.max()) if self.starts else 0.0
+
+    @cached_property
+    def covers(self) -> Tensor:
+        """Which points of each coming view either probe of each clip sees: bool [clips, 4, points]."""
+        seen = self._sight.covers
+        return seen.reshape(CLIP, len(self.starts), 2, seen.shape[-1]).any(2).transpose(0, 1)
+
+    @cached_property
+    def _sight(self) -> Sight:
+        probes = [frame for start in self.starts for frame in (start, start + CLIP // 2)]
+        return Sight(self.view, self.situation.extrinsics[-CLIP:], self.situation.extrinsics[probes])
+
+
+@dataclass(frozen=True)
 class Rules(ABC):
     """How context and steps are chosen. ``view`` is the model's own definition of a field of view.
 
@@ -62,17 +97,9 @@ class Rules(ABC):
     def decide(self, situation: Situation) -> Decision:
         """The decision for one chunk."""
 
-    def clip_overlap(self, situation: Situation, recent: int) -> tuple[list[int], Tensor]:
-        """First frames of the clips before the recent window, and each one's overlap with the coming views.
-
-        A clip's overlap is the mean over the coming frames and its frames +0 and +2.
-        """
-        starts = list(range(CLIP, situation.frames - recent, CLIP))
-        if not starts:
-            return starts, torch.zeros(0, dtype=torch.float64)
-        probes = [frame for start in starts for frame in (start, start + CLIP // 2)]
-        seen = self.view.overlap(situation.extrinsics[-CLIP:], situation.extrinsics[probes])
-        return starts, seen.reshape(CLIP, len(starts), 2).mean((0, 2))
+    def remembered(self, situation: Situation, recent: int) -> Remembered:
+        """The clips before the recent window, as the coming views see them."""
+        return Remembered(self.view, situation, tuple(range(CLIP, situation.frames - recent, CLIP)))
 
     def usual(self, frames: int) -> int:
         """Context frames that the unaccelerated model gathers from a history of ``frames``."""
@@ -88,13 +115,13 @@ class ModelRules(Rules):
         frames = situation.frames
         if frames <= self.memory:
             return Decision(chunk=situation.chunk, context_frames=tuple(range(frames)))
-        starts, overlap = self.clip_overlap(situation, self.recent)
+        clips = self.remembered(situation, self.recent)
         wanted = (self.memory - self.recent - CLIP) // CLIP
-        best = sorted(range(len(starts)), key=lambda i: (-float(overlap[i]), i))[:wanted]
+        best = clips.overlap.argsort(descending=True, stable=True)[:wanted].tolist()
         return Decision(
             chunk=situation.chunk,
-            context_frames=_joined(frames, self.recent, [starts[i] for i in best]),
-            overlap=float(overlap.max()),
+            context_frames=_joined(frames, self.recent, [clips.starts[i] for i in best]),
+            overlap=clips.best,
         )
 
 
@@ -112,15 +139,14 @@ class PublishedRules(Rules):
         frames = situation.frames
         if frames < self.kept:
             return Decision(chunk=situation.chunk, context_frames=tuple(range(max(frames, 0))), threshold=self.gate)
-        starts, overlap = self.clip_overlap(situation, self.window)
-        best = int(overlap.argmax())
-        passes = bool(overlap[best] >= self.gate)
-        context = _joined(frames, self.window, [starts[best]] if passes else [])
+        clips = self.remembered(situation, self.window)
+        passes = clips.best >= self.gate
+        context = _joined(frames, self.window, [clips.starts[int(clips.overlap.argmax())]] if passes else [])
         return Decision(
             chunk=situation.chunk,
             context_frames=context,
             reused_steps=self.steps if passes else (),
-            overlap=float(overlap[best]),
+            overlap=clips.best,
             threshold=self.gate,
             novel=not passes,
             saved_frames=self.usual(frames) - len(context),
@@ -161,49 +187,47 @@ class AdaptiveRules(Rules):
 
     def decide(self, situation: Situation) -> Decision:
         """See :meth:`Rules.decide`. Only clips older than the longest recent window speak for a revisit."""
-        starts, overlap = self.clip_overlap(situation, self.longest)
-        best = float(overlap.max()) if starts else 0.0
+        clips = self.remembered(situation, self.longest)
         threshold = self.leave if situation.before is not None and not situation.before.novel else self.enter
-        novel = best < threshold
-        context = self._context(situation, starts, novel)
+        novel = clips.best < threshold
+        context = self._context(situation, clips, novel)
         return Decision(
             chunk=situation.chunk,
             context_frames=context,
             reused_steps=self.steps if self.reuse and not novel else (),
-            overlap=best,
+            overlap=clips.best,
             threshold=threshold,
             novel=novel,
             dynamics=situation.dynamics,
             saved_frames=self.usual(situation.frames) - len(context),
         )
 
-    def _context(self, situation: Situation, starts: Sequence[int], novel: bool) -> tuple[int, ...]:
+    def _context(self, situation: Situation, clips: Remembered, novel: bool) -> tuple[int, ...]:
         frames = situation.frames
         if not self.adapt_context:
             return ModelRules(self.view, self.memory, self.recent).decide(situation).context_frames
         window = self._window(situation.dynamics)
         if frames <= CLIP + window:
             return tuple(range(frames))
-        return _joined(frames, window, [] if novel else self._covering(situation, starts))
+        return _joined(frames, window, [] if novel else self._covering(clips))
 
     def _window(self, dynamics: float | None) -> int:
         """The recent window, in whole clips, between the bounds: linear in the relative change of the latents."""
         share = 0.0 if dynamics is None else min(max(dynamics / self.lively - 1.0, 0.0), 1.0)
         return self.shortest + CLIP * round(share * (self.longest - self.shortest) / CLIP)
 
-    def _covering(self, situation: Situation, starts: Sequence[int]) -> list[int]:
+    def _covering(self, clips: Remembered) -> list[int]:
         """Clips chosen one by one for the part of the coming views that those before do not cover."""
-        coming = situation.extrinsics[-CLIP:]
-        views = {s: self.view.covers(coming, situation.extrinsics[[s, s + CLIP // 2]]).any(1) for s in starts}
-        covered = torch.zeros(CLIP, len(self.view.points), dtype=torch.bool)
+        covered = torch.zeros_like(clips.covers[0])
+        left = list(range(len(clips.starts)))
         chosen: list[int] = []
-        while len(chosen) < min(self.clips, len(starts)):
-            added = {s: float((views[s] & ~covered).double().mean()) for s in starts if s not in chosen}
-            best = max(added, key=lambda s: (added[s], -s))
-            if chosen and added[best] < self.gain:
+        while left and len(chosen) < self.clips:
+            added = (clips.covers[left] & ~covered).double().mean((1, 2))
+            best = int(added.argmax())
+            if chosen and float(added[best]) < self.gain:
                 break
-            chosen.append(best)
-            covered |= views[best]
+            covered |= clips.covers[left[best]]
+            chosen.append(clips.starts[left.pop(best)])
         return chosen
 
 

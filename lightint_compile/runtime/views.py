@@ -16,10 +16,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightint_compile.errors import InputError
+from lightint_compile.errors import InputError, OptionError
 
 _PLASTIC = 1.2207440846057596
 """The root of x^4 = x + 1: its powers step a three-dimensional sequence of even spread (Roberts, 2018)."""
+
+_AT_ONCE = 24
+"""Pairs of cameras handled together: what PyTorch computes on one thread, so that no busy machine makes it wait."""
 
 SAME_CENTRE = 1e-3
 """Camera centres nearer than this share of the radius are taken as one: the closed form is then exact to 1e-3."""
@@ -37,9 +40,33 @@ class View(ABC):
     def covers(self, current: Tensor, remembered: Tensor) -> Tensor:
         """Which of ``points`` of each current camera [Q, 4, 4] each remembered one [M, 4, 4] sees: bool [Q, M, P]."""
 
+    def closed_form(self, current: Tensor, remembered: Tensor) -> Tensor | None:
+        """The overlap without points, where the view has a form for all of these cameras; else ``None``."""
+        return None
+
     def overlap(self, current: Tensor, remembered: Tensor) -> Tensor:
         """Overlap [Q, M] in [0, 1] of current [Q, 4, 4] with remembered cameras [M, 4, 4]."""
-        return self.covers(current, remembered).double().mean(-1)
+        return Sight(self, current, remembered).overlap
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What current cameras [Q, 4, 4] see of remembered ones [M, 4, 4]; points are looked at once, and only if asked."""
+
+    view: View
+    current: Tensor
+    remembered: Tensor
+
+    @cached_property
+    def overlap(self) -> Tensor:
+        """[Q, M] in [0, 1]."""
+        found = self.view.closed_form(self.current, self.remembered)
+        return _share(self.covers) if found is None else found
+
+    @cached_property
+    def covers(self) -> Tensor:
+        """See :meth:`View.covers`."""
+        return self.view.covers(self.current, self.remembered)
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,13 @@ class AngularView(View):
     vertical: float = 35.0
     radius: float = 8.0
     count: int = 1024
+
+    def __post_init__(self) -> None:
+        if not (0 < self.horizontal < 180 and 0 < self.vertical < 180 and self.radius > 0 and self.count > 0):
+            why = f"{self.horizontal} by {self.vertical} degrees, radius {self.radius}, {self.count} points"
+            raise OptionError(
+                "There is no such field of view.", where="view", why=why, fix="angles from 0 to 180 degrees"
+            )
 
     @cached_property
     def _half(self) -> tuple[float, float]:
@@ -76,23 +110,52 @@ class AngularView(View):
         """Points spread evenly over the volume of the window."""
         return self._points
 
+    @cached_property
+    def _single(self) -> Tensor:
+        """The points as [3, P] in single precision: plenty for a test of sides."""
+        return self._points.mT.float().contiguous()
+
     def covers(self, current: Tensor, remembered: Tensor) -> Tensor:
-        """See :meth:`View.covers`."""
+        """See :meth:`View.covers`. Angles are compared by the sides of planes and cones; none is computed."""
         pose = relative_pose(current, remembered)
         yaw, pitch = _direction(pose[..., :3, 2])
-        seen_from = self.points - pose[..., None, :3, 3]
-        azimuth, elevation = _direction(seen_from)
         half_azimuth, half_elevation = self._half
-        inside = _near(azimuth, yaw[..., None], half_azimuth) & _near(elevation, pitch[..., None], half_elevation)
-        return inside & (seen_from.square().sum(-1) <= self.radius**2)
+        sides = [(pitch + side * half_elevation).clamp(-math.pi / 2, math.pi / 2) for side in (1, -1)]
+        cones = [part for angle in sides for part in (angle.sin() * angle.sin().abs(), angle.cos().square())]
+        cameras = torch.cat([pose[..., :3, 3], torch.stack([yaw.sin(), yaw.cos(), *cones], -1)], -1).float()
+        seen = torch.zeros(cameras[..., 0].numel(), self.count, dtype=torch.bool)
+        for pairs in self._may_meet(pose).flatten().nonzero().flatten().split(_AT_ONCE):
+            seen[pairs] = self._seen(cameras.flatten(0, 1)[pairs], math.tan(half_azimuth))
+        return seen.reshape(*pose.shape[:2], self.count)
 
-    def overlap(self, current: Tensor, remembered: Tensor) -> Tensor:
-        """See :meth:`View.overlap`; exact for cameras that share a centre."""
+    def _may_meet(self, pose: Tensor) -> Tensor:
+        """Whether the balls around two windows meet; most frames of a long walk are ruled out by that."""
+        half_azimuth, half_elevation = self._half
+        narrowest = math.cos(half_elevation) - (1 - math.cos(half_azimuth))  # cosine from the axis to a corner, at most
+        away = self.radius / (2 * narrowest) if narrowest > math.sqrt(0.5) else 0.0
+        centre = pose[..., :3, 3] + away * pose[..., :3, 2]
+        ahead = torch.tensor([0.0, 0.0, away], dtype=pose.dtype)
+        return (centre - ahead).square().sum(-1) <= (2 * (away or self.radius)) ** 2
+
+    def _seen(self, cameras: Tensor, slope: float) -> Tensor:
+        """Which points lie in the windows of ``cameras`` [N, 9]: centres, turns in azimuth, cones of elevation.
+
+        A point is below a cone when its height over its distance from the axis is below the cone's; both sides are
+        squared with their signs, which keeps their order and needs no root.
+        """
+        sin_yaw, cos_yaw, sin_top, cos_top, sin_bottom, cos_bottom = cameras[:, 3:, None].unbind(1)
+        x, y, z = (self._single - cameras[:, :3, None]).unbind(1)
+        flat, height = x * x + z * z, y * y.abs()
+        ahead, aside = x * sin_yaw + z * cos_yaw, x * cos_yaw - z * sin_yaw
+        near = flat + height.abs() <= self.radius**2
+        level = (height * cos_top < flat * sin_top) & (height * cos_bottom > flat * sin_bottom)
+        return near & level & (aside.abs() < ahead * slope)
+
+    def closed_form(self, current: Tensor, remembered: Tensor) -> Tensor | None:
+        """See :meth:`View.closed_form`; there is one when all cameras share a centre."""
         pose = relative_pose(current, remembered)
-        turned = pose[..., :3, 3].norm(dim=-1) < SAME_CENTRE * self.radius
-        if bool(turned.all()):
-            return self._turned(pose)
-        return torch.where(turned, self._turned(pose), super().overlap(current, remembered))
+        apart = pose[..., :3, 3].norm(dim=-1)
+        return None if bool((apart >= SAME_CENTRE * self.radius).any()) else self._turned(pose)
 
     def _turned(self, pose: Tensor) -> Tensor:
         """Overlap of two windows about one centre: shared azimuth times shared sine of elevation."""
@@ -138,6 +201,12 @@ class PinholeView(View):
         return (z > self.near) & (z < self.far) & (x.abs() <= z) & (y.abs() <= z)
 
 
+def _share(covers: Tensor) -> Tensor:
+    """The mean over points of bool [Q, M, P], as :data:`_AT_ONCE` says."""
+    counts = [part.sum(-1) for part in covers.flatten(0, 1).split(_AT_ONCE)]
+    return torch.cat(counts).reshape(covers.shape[:2]).double() / covers.shape[-1]
+
+
 def relative_pose(current: Tensor, remembered: Tensor) -> Tensor:
     """Poses [Q, M, 4, 4] of remembered cameras in the frames of current ones."""
     return current[:, None] @ inverse_rigid(remembered)[None]
@@ -161,7 +230,8 @@ def check_cameras(extrinsics: Tensor, where: str = "extrinsics") -> None:
     off = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64)).abs().amax((-2, -1))
     bottom = extrinsics[..., 3, :].double() - torch.tensor([0.0, 0, 0, 1], dtype=torch.float64)
     good = torch.isfinite(extrinsics).all(-1).all(-1) & (off < 1e-3) & (bottom.abs().amax(-1) < 1e-3)
-    good &= torch.linalg.det(rotation.nan_to_num(0.0)) > 0
+    right, down, ahead = rotation.nan_to_num(0.0).unbind(-2)
+    good &= (torch.linalg.cross(right, down) * ahead).sum(-1) > 0
     if not bool(good.all()):
         frame = int((~good).nonzero()[0, -1])
         why = f"the matrix of frame {frame} has a row of NaN, a scale, a reflection or a bottom row other than 0 0 0 1"
@@ -173,8 +243,3 @@ def check_cameras(extrinsics: Tensor, where: str = "extrinsics") -> None:
 def _direction(vector: Tensor) -> tuple[Tensor, Tensor]:
     x, y, z = vector.unbind(-1)
     return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
-
-
-def _near(angle: Tensor, centre: Tensor, half: float) -> Tensor:
-    difference = torch.remainder(angle - centre + math.pi, 2 * math.pi) - math.pi
-    return difference.abs() < half
