@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightint_compile.budget.limits import Budget
 from lightint_compile.errors import OptionError, did_you_mean
 
 DELEGATES = ("inductor", "eager")
@@ -20,6 +21,9 @@ ROLES = ("latent", "context", "camera", "intrinsics", "timestep", "text", "actio
 """What an input can be to a world model; see ``roles`` of :class:`LightintOptions`."""
 
 DEFAULT_PRESET = "all"
+
+THRESHOLDS = ("density", "context_density", "coverage", "overlap", "drift")
+"""Options that say how far to approximate; a budget sets them, so that they do not go together with one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,11 @@ class LightintOptions:
         tile: (frames, height, width) tokens of a tile.
         overlap: share of the coming view that earlier frames must have seen for it to count as seen before, in [0, 1].
         drift: largest relative change of the first block's output at which a denoising step is reused, 0 or more.
-        max_relative_error: how far the result may move, as a share of it: 0 leaves every approximate rewrite out. Other
-            budgets need a calibration, which does not exist; they are refused.
+        without: passes of the pipeline that are left out.
+        max_relative_error: a budget: how far a result may be from what ``exact`` gives, as relative L2 distance, in
+            [0, 1). 0 is ``exact``. Any other starts as ``exact`` too, until :func:`lightint_compile.calibrate` has
+            measured which thresholds keep it.
+        min_psnr: the same in decibels, above 0, with the range of the exact result as the peak; infinity is ``exact``.
 
     ``density`` to ``drift`` go to the passes that have an option of that name; ``None`` leaves a value to the pass.
 
@@ -62,11 +69,20 @@ class LightintOptions:
     tile: tuple[int, ...] | None = None
     overlap: float | None = None
     drift: float | None = None
+    without: tuple[str, ...] = ()
     max_relative_error: float | None = None
+    min_psnr: float | None = None
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(getattr(self, name)))
+        _check_who_sets_thresholds(self)
+
+    @property
+    def budget(self) -> Budget | None:
+        """How far results may be from the exact ones; ``None`` where nothing is said about it."""
+        budget = Budget(self.max_relative_error, self.min_psnr)
+        return budget if budget.is_stated else None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> LightintOptions:
@@ -86,7 +102,7 @@ class LightintOptions:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != field.default
         }
-        plain = {"roles": dict, "require": list, "tile": list}
+        plain = {"roles": dict, "require": list, "tile": list, "without": list}
         return {name: plain[name](value) if name in plain else value for name, value in given.items()}
 
     def __str__(self) -> str:
@@ -135,15 +151,18 @@ def _roles(value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((str(path), str(role)) for path, role in pairs.items()))
 
 
-def _require(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise _wrong("require", value, "a list of pass names", '["canonicalize-attention"]')
-    names = tuple(value)
-    if not names:
-        return ()
-    from lightint_compile.passes.registry import PASSES
+def _pass_names(option: str) -> Callable[[Any], tuple[str, ...]]:
+    def check(value: Any) -> tuple[str, ...]:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise _wrong(option, value, "a list of pass names", '["canonicalize-attention"]')
+        names = tuple(value)
+        if not names:
+            return ()
+        from lightint_compile.passes.registry import PASSES
 
-    return tuple(_one_of("require", PASSES)(name) for name in names)
+        return tuple(_one_of(option, PASSES)(name) for name in names)
+
+    return check
 
 
 def _strict(value: Any) -> bool:
@@ -190,18 +209,28 @@ def _drift(value: Any) -> float | None:
 
 
 def _max_relative_error(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not (_is_number(value) and value >= 0):
-        raise _wrong("max_relative_error", value, "a share of the result, 0 or more", "0")
-    if value > 0:
-        raise OptionError(
-            f"a budget of {value} cannot be kept",
-            where="options['max_relative_error']",
-            why="which thresholds keep an error within it needs a calibration on your model, which does not exist",
-            fix="0, or set density, overlap and drift yourself and measure",
-        )
-    return 0.0
+    if value is not None and not (_is_number(value) and 0 <= value < 1):
+        raise _wrong("max_relative_error", value, "a share of the result, from 0 to below 1", "0.05")
+    return None if value is None else float(value)
+
+
+def _min_psnr(value: Any) -> float | None:
+    if value is not None and not (_is_number(value) and value > 0):
+        raise _wrong("min_psnr", value, "decibels above 0", "30")
+    return None if value is None else float(value)
+
+
+def _check_who_sets_thresholds(options: LightintOptions) -> None:
+    given = [name for name in THRESHOLDS if getattr(options, name) is not None]
+    if options.budget is None or options.budget.is_exact or not given:
+        return
+    stated = [name for name in ("max_relative_error", "min_psnr") if getattr(options, name) is not None]
+    raise OptionError(
+        f"{' and '.join(given)} cannot be set together with {' and '.join(stated)}",
+        where=f"options[{given[0]!r}]",
+        why="thresholds are what a budget is for: calibration sets them",
+        fix=f"leave out {' and '.join(given)}, or {' and '.join(stated)}",
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -223,7 +252,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "preset": _preset,
     "passes": _passes,
     "roles": _roles,
-    "require": _require,
+    "require": _pass_names("require"),
+    "without": _pass_names("without"),
     "strict": _strict,
     "delegate": _one_of("delegate", DELEGATES),
     "density": _fraction("density"),
@@ -234,4 +264,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "overlap": _overlap,
     "drift": _drift,
     "max_relative_error": _max_relative_error,
+    "min_psnr": _min_psnr,
 }

@@ -77,14 +77,21 @@ FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "ov
 def pipeline_of(options: LightintOptions) -> Pipeline:
     """The passes that these options run, with the options that passes take handed on.
 
+    A budget that is to be calibrated runs what keeps the mathematics, as an exact one does.
+
     Raises:
         OptionError: an option that no pass of the pipeline takes, or a required pass that the pipeline lacks.
     """
     from lightint_compile.passes.pipeline import Pipeline
     from lightint_compile.passes.remarks import Numerics
 
+    if options.budget is not None and not options.budget.is_exact:
+        from lightint_compile.budget.ladder import ladder_of
+
+        return pipeline_of(ladder_of(options)[0].applied_to(options))
     passes = Pipeline.parse(str(PRESETS[options.preset]) if options.passes is None else options.passes).passes
-    if options.max_relative_error == 0:
+    passes = tuple(step for step in passes if step.name not in options.without)
+    if options.budget is not None:
         passes = tuple(step for step in passes if step.numerics is not Numerics.APPROXIMATE)
     _check_required(options, passes)
     return Pipeline(_forward(options, passes))
@@ -93,7 +100,7 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
 def asked_passes(options: LightintOptions) -> tuple[str, ...]:
     """Passes that the user named, by writing them or by choosing a preset for their sake."""
     if options.passes is None:
-        return PRESETS[options.preset].asked
+        return tuple(name for name in PRESETS[options.preset].asked if name not in options.without)
     return tuple(step.name for step in pipeline_of(options).passes)
 
 

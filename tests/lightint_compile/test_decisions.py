@@ -213,13 +213,6 @@ def test_a_history_that_the_cameras_do_not_belong_to_is_an_error() -> None:
         plan_point(PATH, torch.randn(1, 4, 8, 4, 6))
 
 
-def test_a_budget_of_zero_is_exact_and_any_other_is_refused() -> None:
-    exact = pipeline_of(LightintOptions(preset="exact"))
-    assert pipeline_of(LightintOptions(preset="all", max_relative_error=0)) == exact
-    with pytest.raises(OptionError, match="calibration"):
-        LightintOptions(max_relative_error=0.05)
-
-
 def test_thresholds_reach_the_passes() -> None:
     text = str(pipeline_of(LightintOptions(preset="all", overlap=0.6, drift=0.1)))
     assert "adaptive-context{overlap=0.6}" in text and "step-cache{drift=0.1,overlap=0.6}" in text

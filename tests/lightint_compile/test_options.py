@@ -61,6 +61,16 @@ def test_options_are_frozen() -> None:
         ({"tile": [4, 8]}, "three extents"),
         ({"tile": [4, 8, 0]}, "three extents"),
         ({"tile": "4x8x4"}, "three extents"),
+        ({"without": ["step-cash"]}, "did you mean 'step-cache'?"),
+        ({"max_relative_eror": 0.1}, "did you mean 'max_relative_error'?"),
+        ({"max_relative_error": 1.0}, "from 0 to below 1"),
+        ({"max_relative_error": -0.1}, "from 0 to below 1"),
+        ({"max_relative_error": float("nan")}, "from 0 to below 1"),
+        ({"max_relative_error": "5%"}, "from 0 to below 1"),
+        ({"min_psnr": 0}, "decibels above 0"),
+        ({"min_psnr": True}, "decibels above 0"),
+        ({"max_relative_error": 0.1, "drift": 0.2}, "drift cannot be set together with max_relative_error"),
+        ({"min_psnr": 30, "density": 0.5, "overlap": 0.7}, "density and overlap cannot be set together with min_psnr"),
         ({"passes": 3}, "a pipeline text"),
         ({"passes": "outline-region"}, "did you mean 'outline-regions'?"),
         ({"passes": "outline-regions,"}, "does not parse"),
@@ -104,3 +114,24 @@ def test_passes_count_as_asked_for_when_written_or_when_the_preset_is_there_for_
     assert asked_passes(LightintOptions()) == ()
     assert asked_passes(LightintOptions(preset="sparse")) == ("sparse-attention",)
     assert asked_passes(LightintOptions(passes="outline-regions")) == ("outline-regions",)
+
+
+def test_a_pass_left_out_leaves_the_others_and_is_not_asked_for() -> None:
+    options = LightintOptions(preset="published", without=("step-cache",))
+    assert [step.name for step in pipeline_of(options).passes] == list(PRESETS["published"].passes[:-1])
+    assert "step-cache" not in asked_passes(options) and "sparse-attention" in asked_passes(options)
+    assert LightintOptions.from_mapping(options.to_dict()) == options
+
+
+@pytest.mark.parametrize("budget", [{"max_relative_error": 0}, {"min_psnr": float("inf")}])
+def test_a_budget_of_nothing_is_exact(budget: dict[str, float]) -> None:
+    exact = pipeline_of(LightintOptions(preset="exact"))
+    assert pipeline_of(LightintOptions(preset="all", **budget)) == exact
+
+
+@pytest.mark.parametrize("budget", [{"max_relative_error": 0.1}, {"min_psnr": 20}])
+def test_a_budget_that_is_not_calibrated_approximates_nothing(budget: dict[str, float]) -> None:
+    exact = pipeline_of(LightintOptions(preset="exact"))
+    assert pipeline_of(LightintOptions(preset="all", min_tokens=0, tile=(2, 4, 4), **budget)) == exact
+    with pytest.raises(OptionError, match="no pass of the pipeline takes the option 'min_tokens'"):
+        pipeline_of(LightintOptions(preset="cache", min_tokens=0, **budget))

@@ -1,0 +1,90 @@
+"""The settings that a budget chooses from, exact to fast: each approximates all that the one before does, and more.
+
+A budget takes the last setting up to which all errors fit. A larger one therefore never takes an earlier setting, and
+so never does more work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightint_compile.options import LightintOptions
+from lightint_compile.presets import FORWARDED, PRESETS, pipeline_of
+
+if TYPE_CHECKING:
+    from lightint_compile.passes.pipeline import Pipeline
+
+LADDER: tuple[Mapping[str, Mapping[str, float]], ...] = (
+    {},
+    {"sparse-attention": {"density": 0.6, "context_density": 0.4}},
+    {"sparse-attention": {"density": 0.45, "context_density": 0.3}, "step-cache": {"drift": 0.05}},
+    {"sparse-attention": {}, "step-cache": {"drift": 0.1}},
+    {"sparse-attention": {}, "step-cache": {"drift": 0.1}, "adaptive-context": {}},
+    {"sparse-attention": {}, "step-cache": {}, "adaptive-context": {}},
+)
+"""Approximate passes of each setting with the options that they take; without options a pass has its own defaults.
+
+Sparse attention comes first, since tiles that score lowest matter least; a bound on drift is checked in every step;
+context comes last, since what is dropped cannot be checked.
+"""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One setting.
+
+    Attributes:
+        without: approximate passes that are left out.
+        thresholds: options of those that run, as sorted pairs.
+        runs: the approximate passes that run.
+    """
+
+    without: tuple[str, ...]
+    thresholds: tuple[tuple[str, float], ...] = ()
+    runs: tuple[str, ...] = ()
+
+    def applied_to(self, options: LightintOptions) -> LightintOptions:
+        """``options`` with this setting in place of their budget."""
+        plain = dataclasses.replace(options, max_relative_error=None, min_psnr=None, without=())
+        rest = dataclasses.replace(
+            plain,
+            without=(*options.without, *self.without),
+            require=tuple(name for name in options.require if name not in self.without),
+        )
+        takes = _taken(pipeline_of(dataclasses.replace(rest, **dict.fromkeys(FORWARDED))))  # type: ignore[arg-type]
+        dropped = dict.fromkeys(name for name in FORWARDED if name not in takes)
+        return dataclasses.replace(rest, **(dict(self.thresholds) | dropped))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        thresholds = ", ".join(f"{name} {value:g}" for name, value in self.thresholds)
+        return " + ".join(self.runs) + (f" ({thresholds})" if thresholds else "") if self.runs else "exact"
+
+
+def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
+    """The settings of a budget from exact to what ``options`` run without one.
+
+    A pipeline written out, and a preset with constants of its own, is taken whole or not at all.
+
+    Raises:
+        OptionError: as of :func:`pipeline_of`.
+    """
+    from lightint_compile.passes.remarks import Numerics
+
+    whole = pipeline_of(dataclasses.replace(options, max_relative_error=None, min_psnr=None))
+    names = [step.name for step in whole.passes if step.numerics is Numerics.APPROXIMATE]
+    fixed = options.passes is not None or bool(PRESETS[options.preset].settings)
+    rungs = [_rung(row, names) for row in (({},) if fixed else LADDER)]
+    return tuple(dict.fromkeys([*rungs, _rung({name: {} for name in names}, names)]))
+
+
+def _rung(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Rung:
+    thresholds = {option: value for name in names for option, value in row.get(name, {}).items()}
+    without = tuple(name for name in names if name not in row)
+    return Rung(without, tuple(sorted(thresholds.items())), tuple(name for name in names if name in row))
+
+
+def _taken(pipeline: Pipeline) -> set[str]:
+    return {field.name for step in pipeline.passes for field in dataclasses.fields(step)}
