@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 from . import ops as _ops  # noqa: F401  registers the operators
+from . import planning
 from .dispatch import Choice, implementation, using
 
 Grid = Sequence[int]
@@ -25,6 +27,7 @@ __all__ = [
     "prepare_context",
     "select_blocks",
     "sparse_attention",
+    "sparse_attention_prepared",
     "sparse_attention_segments",
     "using",
 ]
@@ -66,9 +69,10 @@ def sparse_attention(
     Raises:
         InputError: arguments that do not fit together, before anything is launched.
     """
-    return _lightint.sparse_attention(
-        query, key, value, query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale
-    )
+    settings = (query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale)
+    if not torch.compiler.is_compiling() and _is_plain(query, key, value):
+        return planning.run(query, [key], [value], None, *settings)
+    return _lightint.sparse_attention(query, key, value, *settings)
 
 
 def sparse_attention_segments(
@@ -90,19 +94,46 @@ def sparse_attention_segments(
 
     Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
     """
-    return _lightint.sparse_attention_segments(
-        query,
-        list(keys),
-        list(values),
-        query_grid,
-        key_grid,
-        prefix,
-        tile,
-        density,
-        coverage,
-        protect_frames,
-        neighbours,
-        scale,
+    settings = (query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale)
+    if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values):
+        return planning.run(query, keys, values, None, *settings)
+    return _lightint.sparse_attention_segments(query, list(keys), list(values), *settings)
+
+
+def sparse_attention_prepared(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    context_pool: Tensor,
+    *,
+    query_grid: Grid,
+    key_grid: Grid,
+    prefix: int = 0,
+    tile: Grid = (4, 8, 4),
+    density: float = 0.3,
+    coverage: float | None = None,
+    protect_frames: int = 0,
+    neighbours: int = 1,
+    scale: float | None = None,
+) -> Tensor:
+    """:func:`sparse_attention_segments` with the context's pool of :func:`prepare_context`, made once a chunk."""
+    settings = (query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale)
+    if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values, context_pool):
+        return planning.run(query, keys, values, context_pool, *settings)
+    return _lightint.sparse_attention_prepared(query, list(keys), list(values), context_pool, *settings)
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether a call is seen by nobody: no gradients, subclasses, modes or transforms. Then the dispatcher, which takes
+    longer than small attention on a GPU, has nothing to add."""
+    grad = torch.is_grad_enabled()
+    return (
+        all(type(tensor) is Tensor and not (grad and tensor.requires_grad) for tensor in tensors)
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and not _len_torch_dispatch_stack_pre_dispatch()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 
-from .tiles import Layout, volume
+from .tiles import Layout, accumulate_dtype, volume
 
 SUPPORTED_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 MAX_TILE_SLOTS = 1024
@@ -134,6 +134,24 @@ def pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> None:
     _grids(grid, grid, 0)
     _tile(tile)
     _length("tokens", tokens.shape[2], volume(grid), f"grid {tuple(grid)}")
+
+
+def context_pool(pool: Tensor, key: Tensor, layout: Layout) -> None:
+    """Check pooled context keys that were prepared earlier.
+
+    Raises:
+        InputError: a shape, dtype or device that pooling this layout's context would not have given.
+    """
+    expected = (key.shape[0], key.shape[1], layout.context_blocks, key.shape[3])
+    dtype = accumulate_dtype(key.dtype)
+    fits = pool.dim() == 4 and all(seen == wanted for seen, wanted in zip(pool.shape, expected, strict=True))
+    if not fits or pool.dtype != dtype or pool.device != key.device:
+        raise InputError(
+            "context_pool is not that of the context keys",
+            where="context_pool",
+            why=f"{_shape(pool)} {pool.dtype} on {pool.device}, expected {list(expected)} {dtype} on {key.device}",
+            fix="pool the context's visual keys with this site's tile: prepare_context(key, grid=..., tile=...)",
+        )
 
 
 def pools(query_pool: Tensor, key_pools: Sequence[Tensor], layout: Layout) -> None:

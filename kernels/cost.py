@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,21 @@ def prefers_sparse(
     key_tokens: int,
     density: float,
     implementation: str | None = None,
+    *,
+    host_hidden: bool = False,
 ) -> bool:
     """Whether block-sparse attention is expected to beat dense attention by :data:`MARGIN`.
 
     Args:
         density: kept fraction of all keys, a prefix included.
         implementation: the sparse implementation that would run; None: the best of the device.
+        host_hidden: the device will not wait for the host's launches, as when a CUDA graph is replayed.
     """
     rates = rates_of(torch.device(device), implementation)
     shape = (batch * heads, head_dim, query_tokens, key_tokens)
     width = dtype.itemsize
+    if host_hidden:
+        rates = replace(rates, sparse_fixed=0.0)
     return sparse_time(rates, *shape, density, width) < MARGIN * dense_time(rates, *shape)
 
 
@@ -153,6 +158,8 @@ def measure(device: torch.device | str) -> Rates:
 
     The best implementation for head_dim 128 in bfloat16 (float32 on a CPU) is measured; it waits for the device.
     """
+    from . import planning
+
     device = torch.device(device)
     probe = _Probe(device)
     rates = probe.rates()
@@ -161,6 +168,7 @@ def measure(device: torch.device | str) -> Rates:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"rates": asdict(rates)}), encoding="utf-8")
     rates_of.cache_clear()
+    planning.forget()
     return rates
 
 
@@ -212,10 +220,8 @@ class _Probe:
         return torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2)
 
     def _dense(self, grid: tuple[int, int, int]) -> float:
-        from .dispatch import dense
-
         query, key, value = (self._tokens(grid) for _ in range(3))
-        return self._time(lambda: dense(query, [key], [value], self.head_dim**-0.5))
+        return self._time(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value))
 
     def _sparse(self, grid: tuple[int, int, int], density: float) -> float:
         from . import api

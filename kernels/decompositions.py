@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import ops
 from .spans import split_spans
+from .steps import default_scale, policy, run_steps
 from .tiles import Layout
 
 
@@ -31,6 +32,7 @@ def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     return {
         lightint.sparse_attention.default: _sparse,
         lightint.sparse_attention_segments.default: _sparse_segments,
+        lightint.sparse_attention_prepared.default: _sparse_prepared,
         lightint.pool_tiles.default: _pool,
         lightint.select_blocks.default: _select,
         lightint.block_sparse_attention.default: _block,
@@ -43,10 +45,23 @@ def _sparse(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
 
 
 def _sparse_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
+    return _steps(query, keys, values, None, *rest)
+
+
+def _sparse_prepared(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
+) -> Tensor:
+    return _steps(query, keys, values, context_pool, *rest)
+
+
+def _steps(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor | None, *rest: Any
+) -> Tensor:
     from . import portable
 
     layout = Layout.of(rest[0], rest[1], rest[3], rest[2])
-    return ops.run_steps(portable, query, split_spans(keys, layout), split_spans(values, layout), layout, *rest[4:])
+    spans = split_spans(keys, layout), split_spans(values, layout)
+    return run_steps(portable, query, *spans, layout, policy(query, *rest[4:]), context_pool)
 
 
 def _pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
@@ -59,7 +74,7 @@ def _select(query_pool: Tensor, key_pools: Sequence[Tensor], *rest: Any) -> tupl
     from . import portable
 
     layout = Layout.of(rest[0], rest[1], rest[2])
-    return portable.select_blocks(query_pool, key_pools, layout, **ops.policy(query_pool, *rest[3:]))
+    return portable.select_blocks(query_pool, key_pools, layout, **policy(query_pool, *rest[3:]))
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
@@ -71,5 +86,5 @@ def _block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tens
 
     index, count, query_grid, key_grid, prefix, tile, scale = rest
     layout = Layout.of(query_grid, key_grid, tile, prefix)
-    factor = ops.default_scale(scale, query)
+    factor = default_scale(scale, query)
     return portable.attend(query, split_spans(keys, layout), split_spans(values, layout), index, count, layout, factor)

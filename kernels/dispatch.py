@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ def using(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def forced() -> str | None:
+    """The implementation that :func:`using` forces here."""
+    return _forced.get()
 
 
 def implementation(query: Tensor, tile: Sequence[int] = (4, 8, 4)) -> Choice:
@@ -125,8 +130,13 @@ def _pools_on_gpu(pool: Tensor) -> bool:
     return pool.is_cuda and not _portable_obstacle(pool.device, torch.bfloat16, pool.shape[3])
 
 
-def prefers_sparse(query: Tensor, layout: Layout, density: float, tile: Sequence[int]) -> Choice:
-    """``dense`` or the implementation that will run, for one call of sparse attention."""
+def prefers_sparse(
+    query: Tensor, layout: Layout, density: float, tile: Sequence[int], *, host_hidden: bool = False
+) -> Choice:
+    """``dense`` or the implementation that will run, for one call of sparse attention.
+
+    ``host_hidden``: the device will not wait for launches (a CUDA graph is being captured).
+    """
     forced = _forced.get()
     if forced == "dense":
         return Choice("dense", "forced by the caller")
@@ -138,19 +148,7 @@ def prefers_sparse(query: Tensor, layout: Layout, density: float, tile: Sequence
     batch, heads, tokens, head_dim = query.shape
     shape = (batch, heads, head_dim, tokens, layout.key_tokens)
     kept = (layout.prefix + density * (layout.key_tokens - layout.prefix)) / layout.key_tokens
-    if _cost(query.device, query.dtype, *shape, kept, str(chosen)):
+    cost = importlib.import_module("lightint_compile.kernels.cost")
+    if cost.prefers_sparse(query.device, query.dtype, *shape, kept, str(chosen), host_hidden=host_hidden):
         return chosen
     return Choice("dense", "the cost model expects no gain from skipping blocks")
-
-
-@lru_cache(maxsize=1024)
-def _cost(device: torch.device, dtype: torch.dtype, *shape_density_implementation: Any) -> bool:
-    cost = importlib.import_module("lightint_compile.kernels.cost")
-    return bool(cost.prefers_sparse(device, dtype, *shape_density_implementation))
-
-
-def dense(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float) -> Tensor:
-    """Ordinary attention over all keys; segments are concatenated."""
-    key, value = (parts[0] if len(parts) == 1 else torch.cat(list(parts), 2) for parts in (keys, values))
-    grouped = key.shape[1] != query.shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)

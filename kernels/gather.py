@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .reference import accumulate_dtype, pool_spans, select_blocks
+from .reference import pool_spans, select_blocks
 from .spans import Spans, as_output, from_tiles, to_tiles
-from .tiles import Layout, key_token_map
+from .tiles import Layout, accumulate_dtype, key_token_map
 
 __all__ = ["attend", "pool_spans", "select_blocks"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from . import hopper, portable
 from .portable import pool_spans as pool_spans
 from .portable import select_blocks as select_blocks
+from .portable.pipeline import Pipeline, fits
 from .spans import Spans
 from .tiles import Layout
 
@@ -17,3 +20,14 @@ def attend(
     """Same contract as :func:`reference.attend`; the Gluon kernel takes its maximum before scaling, so scale > 0."""
     steps = hopper if scale > 0 else portable
     return steps.attend(query, keys, values, index, count, layout, scale)
+
+
+def bind(
+    query: Tensor, keys: Spans, values: Spans, layout: Layout, policy: dict[str, Any], *, prepared: bool
+) -> Pipeline | None:
+    """The bound launches of such calls; None where they cannot be bound."""
+    if policy["scale"] <= 0:
+        return portable.bind(query, keys, values, layout, policy, prepared=prepared)
+    if not fits(query, keys, values, layout) or not hopper.expressible(query, keys, values):
+        return None
+    return Pipeline(query, keys, values, layout, policy, hopper.BoundAttention, prepared=prepared)

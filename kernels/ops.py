@@ -43,9 +43,10 @@ from torch.library import Library
 
 from lightint_compile.errors import InputError
 
-from . import checks, dispatch, reference
-from .spans import Spans, as_output, empty_output, split_spans
-from .tiles import Layout, tile_counts, volume
+from . import checks, dispatch, planning
+from .spans import empty_output, split_spans
+from .steps import default_scale, policy
+from .tiles import Layout, accumulate_dtype, tile_counts, volume
 
 NAMESPACE = "lightint"
 
@@ -56,6 +57,10 @@ SCHEMAS = {
     "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SITE}, {_POLICY}, float? scale) -> Tensor",
     "sparse_attention_segments": (
         f"(Tensor query, Tensor[] keys, Tensor[] values, {_SITE}, {_POLICY}, float? scale) -> Tensor"
+    ),
+    "sparse_attention_prepared": (
+        "(Tensor query, Tensor[] keys, Tensor[] values, Tensor context_pool, "
+        f"{_SITE}, {_POLICY}, float? scale) -> Tensor"
     ),
     "pool_tiles": "(Tensor tokens, SymInt[] grid, int[] tile) -> Tensor",
     "select_blocks": (
@@ -74,66 +79,21 @@ SCHEMAS = {
 _library = Library(NAMESPACE, "FRAGMENT")
 
 
-def sparse_attention_segments(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    query_grid: Sequence[int],
-    key_grid: Sequence[int],
-    prefix: int,
-    tile: Sequence[int],
-    density: float,
-    coverage: float | None,
-    protect_frames: int,
-    neighbours: int,
-    scale: float | None,
-) -> Tensor:
+def sparse_attention_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
     """Pool, select and attend; dense attention where nothing is skipped or skipping would not pay."""
-    layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
-    checks.policy(density, coverage, protect_frames, neighbours)
-    keeps_all = density >= 1.0 and (coverage is None or coverage >= 1.0)
-    choice = dispatch.prefers_sparse(query, layout, density, tile)
-    if keeps_all or choice == "dense":
-        return as_output(dispatch.dense(query, keys, values, default_scale(scale, query)), query)
-    spans = split_spans(keys, layout), split_spans(values, layout)
-    steps = dispatch.load(choice)
-    return run_steps(steps, query, *spans, layout, density, coverage, protect_frames, neighbours, scale)
+    return planning.run(query, keys, values, None, *rest)
 
 
-def run_steps(
-    steps: dispatch.Implementation, query: Tensor, keys: Spans, values: Spans, layout: Layout, *policy_values: Any
+def sparse_attention_prepared(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
 ) -> Tensor:
-    """Pool, select and attend with one implementation; ``policy_values`` as :func:`policy` takes them."""
-    visual = [(query, layout.current_grid), (keys.current, layout.current_grid)]
-    if layout.frames[0]:
-        visual.insert(1, (keys.context, layout.context_grid))
-    query_pool, *key_pools = steps.pool_spans(visual, layout.tile)
-    chosen = policy(query, *policy_values)
-    index, count = steps.select_blocks(query_pool, key_pools, layout, **chosen)
-    return steps.attend(query, keys, values, index, count, layout, chosen["scale"])
-
-
-def policy(
-    query: Tensor, density: float, coverage: float | None, protect_frames: int, neighbours: int, scale: float | None
-) -> dict[str, Any]:
-    """The keyword arguments of an implementation's ``select_blocks``."""
-    return {
-        "density": density,
-        "coverage": coverage,
-        "protect_frames": protect_frames,
-        "neighbours": neighbours,
-        "scale": default_scale(scale, query),
-    }
-
-
-def default_scale(scale: float | None, query: Tensor) -> float:
-    """``scale``, or ``head_dim ** -0.5``."""
-    return float(query.shape[-1]) ** -0.5 if scale is None else scale
+    """:func:`sparse_attention_segments` with the pooled context keys given."""
+    return planning.run(query, keys, values, context_pool, *rest)
 
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     """:func:`sparse_attention_segments` of one segment."""
-    return sparse_attention_segments(query, [key], [value], *rest)
+    return planning.run(query, [key], [value], None, *rest)
 
 
 def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
@@ -202,6 +162,15 @@ def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tenso
     return empty_output(query)
 
 
+def _fake_prepared(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
+) -> Tensor:
+    layout = checks.site(query, keys, values, *rest[:4])
+    checks.policy(*rest[4:8])
+    checks.context_pool(context_pool, keys[0], layout)
+    return empty_output(query)
+
+
 def _fake_block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return _fake_block_segments(query, [key], [value], *rest)
 
@@ -214,7 +183,7 @@ def _fake_block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence
 def _fake_pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
     checks.pool(tokens, grid, tile)
     shape = (tokens.shape[0], tokens.shape[1], volume(tile_counts(grid, tile)), tokens.shape[3])
-    return tokens.new_empty(shape, dtype=reference.accumulate_dtype(tokens.dtype))
+    return tokens.new_empty(shape, dtype=accumulate_dtype(tokens.dtype))
 
 
 def _fake_select(
@@ -255,6 +224,7 @@ def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> N
 
 _register("sparse_attention", sparse_attention, _fake_attention)
 _register("sparse_attention_segments", sparse_attention_segments, _fake_segments)
+_register("sparse_attention_prepared", sparse_attention_prepared, _fake_prepared)
 _register("pool_tiles", pool_tiles, _fake_pool)
 _register("select_blocks", select_blocks, _fake_select)
 _register("block_sparse_attention", block_sparse_attention, _fake_block)

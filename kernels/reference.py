@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from .spans import Spans, as_output, to_tiles
-from .tiles import Layout, forced_blocks, key_token_map, token_map, valid_counts
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums run."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .tiles import Layout, accumulate_dtype, forced_blocks, key_token_map, token_map, valid_counts
 
 
 def pool_tiles(tokens: Tensor, grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tensor:

@@ -29,22 +29,43 @@ def split_spans(segments: Sequence[Tensor], layout: Layout) -> Spans:
     Views wherever a span lies inside one segment, which is so for one whole tensor and for the usual
     (text, cached context, current) list; a span spread over several segments is concatenated.
     """
-    lengths = (layout.prefix, layout.context_tokens, layout.current_tokens)
-    starts = (0, lengths[0], lengths[0] + lengths[1])
-    prefix, context, current = (_cut(segments, a, n) for a, n in zip(starts, lengths, strict=True))
-    return Spans(prefix, context, current)
+    return Cutting([segment.shape[2] for segment in segments], layout)(segments)
 
 
-def _cut(segments: Sequence[Tensor], start: int, length: int) -> Tensor:
-    pieces, begin = [], 0
-    for segment in segments:
-        low, high = max(start - begin, 0), min(start + length - begin, segment.shape[2])
+class Cutting:
+    """:func:`split_spans` for segments of known lengths: where each span lies, found once."""
+
+    def __init__(self, lengths: Sequence[int], layout: Layout) -> None:
+        starts = (0, layout.prefix, layout.prefix + layout.context_tokens)
+        ends = (*starts[1:], layout.key_tokens)
+        self._spans = [_pieces(lengths, start, end) for start, end in zip(starts, ends, strict=True)]
+
+    def __call__(self, segments: Sequence[Tensor]) -> Spans:
+        """The spans of segments of the lengths stated."""
+        prefix, context, current = (_cut(segments, pieces) for pieces in self._spans)
+        return Spans(prefix, context, current)
+
+
+_Piece = tuple[int, int, int, bool]
+"""A segment, the first of its tokens that belong to a span, how many do, and whether these are all it has."""
+
+
+def _pieces(lengths: Sequence[int], start: int, end: int) -> list[_Piece]:
+    found, begin = [], 0
+    for number, length in enumerate(lengths):
+        low, high = max(start - begin, 0), min(end - begin, length)
         if low < high:
-            pieces.append(segment.narrow(2, low, high - low))
-        begin += segment.shape[2]
-    if not pieces:
-        return segments[0].narrow(2, 0, 0)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+            whole = isinstance(length, int) and low == 0 and high == length  # a symbolic length would be guarded on
+            found.append((number, low, high - low, bool(whole)))
+        begin += length
+    return found or [(0, 0, 0, False)]
+
+
+def _cut(segments: Sequence[Tensor], pieces: Sequence[_Piece]) -> Tensor:
+    found = [
+        segments[number] if whole else segments[number].narrow(2, low, count) for number, low, count, whole in pieces
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found, 2)
 
 
 def to_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:

@@ -16,6 +16,11 @@ from torch import Tensor
 _DENSITY_STEPS = 1_000_000
 
 
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums run."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def ceil_div(a: int, b: int) -> int:
     """Smallest integer not below ``a / b`` for positive ``b``; works on symbolic sizes."""
     return (a + b - 1) // b

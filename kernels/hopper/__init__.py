@@ -4,6 +4,6 @@ Importing this package needs Triton 3.6 with Gluon; :mod:`lightint_compile.kerne
 import it as "use the portable kernels".
 """
 
-from .launch import attend, supported
+from .launch import BoundAttention, attend, expressible, supported
 
-__all__ = ["attend", "supported"]
+__all__ = ["BoundAttention", "attend", "expressible", "supported"]

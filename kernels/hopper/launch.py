@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ..launching import ALIGNMENT, Launch
 from ..spans import Spans, as_output, empty_output
 from ..tiles import Layout, ceil_div, volume
 from .attention import block_sparse_attention
@@ -27,7 +29,6 @@ HEAD_DIMS = (64, 96, 128)
 STAGES = {64: 3, 96: 2, 128: 2}
 """Buffers for K and for V each, by head_dim; what fits beside Q in the 227 KiB of shared memory with room to spare."""
 
-_ALIGNMENT = 16
 _REGISTERS = 168
 _LOG2_E = math.log2(math.e)
 
@@ -55,16 +56,66 @@ def attend(
     if scale <= 0:
         # The kernel takes the maximum of unscaled scores, so the sign goes into the query.
         query, scale = (-query, -scale) if scale else (torch.zeros_like(query), 1.0)
-    tensors, plan = _planned((query, output, *_interleaved(keys, values, layout)), layout)
+    tensors = tuple(
+        tensor if _expressible(tensor) else tensor.contiguous()
+        for tensor in (query, output, *_interleaved(keys, values, layout))
+    )
+    index, count = (part if part.data_ptr() % ALIGNMENT == 0 else part.clone() for part in (index, count))
+    forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
     with torch.cuda.device(query.device):
-        block_sparse_attention[plan.grid](
-            *(_descriptor(tensor, box) for tensor, box in zip(tensors, plan.boxes, strict=True)),
-            index, count, scale * _LOG2_E, query.shape[1], keys.current.shape[1], index.shape[3],
-            plan.places, *plan.extents, HEAD_DIM=query.shape[3],
-            BT=layout.tile[0], BH=layout.tile[1], BW=layout.tile[2], STAGES=STAGES[query.shape[3]],
-            EXACT=query.dtype == torch.float16, num_warps=4, maxnreg=_REGISTERS,
-        )  # fmt: skip
+        bound = _bound(forms, layout, index.shape[3], scale, query.dtype, query.get_device())
+        bound.launch(*_descriptors(tensors, bound.boxes), index, count)
     return as_output(tensors[1], query)
+
+
+class _Bound(NamedTuple):
+    """A launch, and the boxes of its eight descriptors."""
+
+    launch: Launch
+    boxes: tuple[_Box, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _bound(
+    forms: tuple[_Form, ...], layout: Layout, list_width: int, scale: float, dtype: torch.dtype, device: int
+) -> _Bound:
+    """The launch for tensors of such shapes and strides; ``device`` because compiled kernels belong to one."""
+    plan = _plan(forms, layout)
+    heads, head_dim = forms[0][0][1], forms[0][0][3]
+    sizes = [scale * _LOG2_E, heads, forms[6][0][1], list_width, plan.places, *plan.extents]
+    options = {
+        "HEAD_DIM": head_dim, "BT": layout.tile[0], "BH": layout.tile[1], "BW": layout.tile[2],
+        "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "num_warps": 4, "maxnreg": _REGISTERS,
+    }  # fmt: skip
+    return _Bound(Launch(block_sparse_attention, plan.grid, sizes, options), plan.boxes)
+
+
+class BoundAttention:
+    """The launch of one set of shapes and strides, for calls that were checked; see ``portable.pipeline.Attend``."""
+
+    def __init__(
+        self, query: Tensor, output: Tensor, keys: Spans, values: Spans, layout: Layout, width: int, scale: float
+    ) -> None:
+        self._layout = layout
+        tensors = (query, output, *_interleaved(keys, values, layout))
+        forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
+        self._bound = _bound(forms, layout, width, scale, query.dtype, query.get_device())
+
+    @property
+    def direct(self) -> bool:
+        """Whether lists may be given as addresses."""
+        return self._bound.launch.direct
+
+    def __call__(self, query: Tensor, output: Tensor, keys: Spans, values: Spans, index: Any, count: Any) -> None:
+        """Fill ``output``."""
+        tensors = (query, output, *_interleaved(keys, values, self._layout))
+        self._bound.launch(*_descriptors(tensors, self._bound.boxes), index, count)
+
+
+def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
+    """Whether descriptors can read tensors of such shapes and strides where they lie, aligned memory supposed."""
+    present = [tensor for tensor in (query, *keys, *values) if tensor.shape[2]]
+    return all(_form_fits(tuple(tensor.shape), tensor.stride()) for tensor in present)
 
 
 def _interleaved(keys: Spans, values: Spans, layout: Layout) -> tuple[Tensor, ...]:
@@ -92,13 +143,6 @@ class _Plan(NamedTuple):
 
 
 _Form = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def _planned(tensors: tuple[Tensor, ...], layout: Layout) -> tuple[list[Tensor], _Plan]:
-    """The plan, and the tensors, copied where no descriptor can express them; the output then is a fresh buffer."""
-    ready = [tensor if _expressible(tensor) else tensor.contiguous() for tensor in tensors]
-    forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in ready)
-    return ready, _plan(forms, layout)
 
 
 @functools.lru_cache(maxsize=256)
@@ -156,17 +200,21 @@ def _box(
 
 def _expressible(tensor: Tensor) -> bool:
     """Whether descriptors can read the tensor where it lies."""
-    return tensor.data_ptr() % _ALIGNMENT == 0 and _form_fits(tuple(tensor.shape), tensor.stride())
+    return tensor.data_ptr() % ALIGNMENT == 0 and _form_fits(tuple(tensor.shape), tensor.stride())
 
 
 @functools.lru_cache(maxsize=1024)
 def _form_fits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     by_batch, by_head, by_token, by_dim = strides
     # Elements are two bytes wide.
-    if by_dim != 1 or any(2 * stride % _ALIGNMENT for stride in (by_batch, by_head, by_token)):
+    if by_dim != 1 or any(2 * stride % ALIGNMENT for stride in (by_batch, by_head, by_token)):
         return False
     batched = shape[0] > 1 and by_batch != 0
     return _inside((shape, strides)) or not batched or shape[1] == 1 or by_batch == shape[1] * by_head
+
+
+def _descriptors(tensors: Sequence[Tensor], boxes: tuple[_Box, ...]) -> list[TensorDescriptor]:
+    return [_descriptor(tensor, box) for tensor, box in zip(tensors, boxes, strict=True)]
 
 
 def _descriptor(tensor: Tensor, box: _Box) -> TensorDescriptor:

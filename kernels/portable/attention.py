@@ -7,6 +7,7 @@ not exist are masked. The softmax runs online in base 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -35,7 +36,7 @@ def _online(query, key, value, exist, total, mass, peak, factor):
 
 
 @triton.jit
-def _attention_kernel(
+def attention_kernel(
     query, out, prefix_key, context_key, current_key, prefix_value, context_value, current_value, index, count,
     query_batch, query_head, query_token, out_batch, out_head, out_token,
     pk_batch, pk_head, pk_token, ck_batch, ck_head, ck_token, uk_batch, uk_head, uk_token,
@@ -113,43 +114,33 @@ def portable_attend(
     context_frames: int, current_frames: int, height: int, width: int, tile: Sequence[int], scale: float,
 ) -> Tensor:  # fmt: skip
     """Attention over three spans (prefix, context, current) with adjacent dims; a span without tokens is not read."""
-    batch, heads, _, head_dim = query.shape
     layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]), prefix)
     out = empty_output(query)
-    slots = volume(tile)
-    queries = min(128, max(16, triton.next_power_of_2(slots)))
-    spans = [*keys, *values]
-    wrap_triton(_attention_kernel)[(layout.query_tiles * triton.cdiv(slots, queries), batch * heads)](
-        query,
-        out,
-        *spans,
-        index,
-        count,
-        *[tensor.stride(i) for tensor in (query, out, *spans) for i in range(3)],
-        heads,
-        heads // keys[-1].shape[1],
-        layout.query_tiles,
-        prefix,
-        layout.context_blocks,
-        context_frames,
-        current_frames,
-        height,
-        width,
-        layout.blocks_high,
-        layout.blocks_wide,
-        index.shape[3],
-        scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
-        T=tile[0],
-        H=tile[1],
-        W=tile[2],
-        HEAD_DIM=head_dim,
-        DIM=max(16, triton.next_power_of_2(head_dim)),
-        QUERIES=queries,
-        KEYS=min(64, queries),
-        num_warps=8 if queries == 128 and head_dim > 64 else 4,
-        num_stages=3,
-    )
+    grid, sizes, options = attention_arguments(query, out, [*keys, *values], layout, index.shape[3], scale)
+    wrap_triton(attention_kernel)[grid](query, out, *keys, *values, index, count, *sizes, **options)
     return out
+
+
+def attention_arguments(
+    query: Tensor, out: Tensor, spans: Sequence[Tensor], layout: Layout, list_width: int, scale: float
+) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
+    """Grid, sizes and options of the launch; ``spans`` are three of keys, then three of values."""
+    batch, heads, _, head_dim = query.shape
+    slots = volume(layout.tile)
+    queries = min(128, max(16, triton.next_power_of_2(slots)))
+    sizes = [
+        *[tensor.stride(i) for tensor in (query, out, *spans) for i in range(3)],
+        heads, heads // spans[2].shape[1], layout.query_tiles, layout.prefix, layout.context_blocks, *layout.frames,
+        layout.height, layout.width, layout.blocks_high, layout.blocks_wide, list_width,
+        scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
+    ]  # fmt: skip
+    options = {
+        "T": layout.tile[0], "H": layout.tile[1], "W": layout.tile[2],
+        "HEAD_DIM": head_dim, "DIM": max(16, triton.next_power_of_2(head_dim)),
+        "QUERIES": queries, "KEYS": min(64, queries),
+        "num_warps": 8 if queries == 128 and head_dim > 64 else 4, "num_stages": 3,
+    }  # fmt: skip
+    return (layout.query_tiles * triton.cdiv(slots, queries), batch * heads), sizes, options
 
 
 def attend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from .geometry import matrix_offsets, tile_tokens
 
 
 @triton.jit
-def _pool_kernel(
+def pool_kernel(
     a, b, c, a_out, b_out, c_out,
     a_batch, a_head, a_token, b_batch, b_head, b_token, c_batch, c_head, c_token,
     a_heads, b_heads, c_heads, a_frames, b_frames, c_frames, a_tiles, b_tiles, c_tiles,
@@ -53,39 +54,44 @@ def _pool_kernel(
 def portable_pool(tokens: Sequence[Tensor], frames: Sequence[int], height: int, width: int, tile: Sequence[int]) -> list[Tensor]:  # fmt: skip  # noqa: E501
     """Pool up to three spans ``[batch, heads, tokens, head_dim]`` of ``frames[i]`` frames each, float32 results."""
     batch, _, _, head_dim = tokens[0].shape
-    tiles = [volume(tile_counts((count, height, width), tile)) for count in frames]
     pools = [
-        part.new_empty((batch, part.shape[1], count, head_dim), dtype=torch.float32)
-        for part, count in zip(tokens, tiles, strict=True)
+        part.new_empty((batch, part.shape[1], tiles, head_dim), dtype=torch.float32)
+        for part, tiles in zip(tokens, tiles_of(frames, height, width, tile), strict=True)
     ]
-    absent = 3 - len(tokens)
-    sources = [*tokens, *[tokens[0]] * absent]
-    targets = [*pools, *[pools[0]] * absent]
-    counts = [*tiles, *[0] * absent]
-    heads = [part.shape[1] for part in sources]
-    most = max(heads)
-    _, high, wide = tile_counts((1, height, width), tile)
-    wrap_triton(_pool_kernel)[(sum(tiles), batch * most)](
-        *sources,
-        *targets,
-        *[part.stride(i) for part in sources for i in range(3)],
-        *heads,
-        *[*frames, *[0] * absent],
-        *counts,
-        height,
-        width,
-        high,
-        wide,
-        most,
-        T=tile[0],
-        H=tile[1],
-        W=tile[2],
-        SLOTS=triton.next_power_of_2(volume(tile)),
-        HEAD_DIM=head_dim,
-        DIM=triton.next_power_of_2(head_dim),
-        num_warps=4,
-    )
+    grid, sizes, options = pool_arguments(tokens, frames, height, width, tile)
+    wrap_triton(pool_kernel)[grid](*thrice(tokens), *thrice(pools), *sizes, **options)
     return pools
+
+
+def tiles_of(frames: Sequence[int], height: int, width: int, tile: Sequence[int]) -> list[int]:
+    """Tiles of each span."""
+    return [volume(tile_counts((count, height, width), tile)) for count in frames]
+
+
+def thrice(spans: Sequence[Any]) -> list[Any]:
+    """Three addresses for the kernel: the first one stands in for spans that are not there."""
+    return [*spans, *[spans[0]] * (3 - len(spans))]
+
+
+def pool_arguments(
+    tokens: Sequence[Tensor], frames: Sequence[int], height: int, width: int, tile: Sequence[int]
+) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
+    """Grid, sizes and options of the launch; an absent span has no frames and no tiles."""
+    batch, _, _, head_dim = tokens[0].shape
+    absent = [0] * (3 - len(tokens))
+    tiles = tiles_of(frames, height, width, tile)
+    sources = thrice(tokens)
+    heads = [part.shape[1] for part in sources]
+    _, high, wide = tile_counts((1, height, width), tile)
+    strides = [part.stride(i) for part in sources for i in range(3)]
+    sizes = [*strides, *heads, *frames, *absent, *tiles, *absent, height, width, high, wide, max(heads)]
+    options = {
+        "T": tile[0], "H": tile[1], "W": tile[2],
+        "SLOTS": triton.next_power_of_2(volume(tile)),
+        "HEAD_DIM": head_dim, "DIM": triton.next_power_of_2(head_dim),
+        "num_warps": 4,
+    }  # fmt: skip
+    return (sum(tiles), batch * max(heads)), sizes, options
 
 
 def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple[int, int, int]) -> list[Tensor]:

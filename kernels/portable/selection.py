@@ -7,6 +7,7 @@ sorted, nothing leaves the registers and no size depends on the data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -25,7 +26,7 @@ _SCORE_TILE = 64
 
 
 @triton.jit
-def _score_kernel(
+def score_kernel(
     query_pool, context_pool, current_pool, scores,
     heads, groups, query_tiles, context_blocks, scale,
     HEAD_DIM: tl.constexpr, PIECE: tl.constexpr, EDGE: tl.constexpr,
@@ -93,7 +94,7 @@ def _forced(own, blocks, blocks_high, blocks_wide, first_protected_row, neighbou
 
 
 @triton.jit
-def _select_kernel(
+def select_kernel(
     scores, index, count,
     query_tiles, context_blocks, context_frames, current_frames, height, width,
     blocks_high, blocks_wide, first_protected_row, neighbours, budget, list_width, coverage,
@@ -143,48 +144,53 @@ def portable_select(
     index = query_pool.new_empty((batch, heads, query_tiles, list_width), dtype=torch.int32)
     count = query_pool.new_empty((batch, heads, query_tiles), dtype=torch.int32)
     scores = query_pool.new_empty((batch, heads, query_tiles, layout.key_blocks))
-    edges = (triton.cdiv(query_tiles, _SCORE_TILE), triton.cdiv(layout.key_blocks, _SCORE_TILE), batch * heads)
-    wrap_triton(_score_kernel)[edges](
-        query_pool,
-        context_pool,
-        current_pool,
-        scores,
-        heads,
-        heads // current_pool.shape[1],
-        query_tiles,
-        layout.context_blocks,
-        scale,
-        HEAD_DIM=head_dim,
-        PIECE=16,
-        EDGE=_SCORE_TILE,
-        num_warps=4,
+    grid, sizes, options = score_arguments(batch, heads, current_pool.shape[1], head_dim, layout, scale)
+    wrap_triton(score_kernel)[grid](query_pool, context_pool, current_pool, scores, *sizes, **options)
+    grid, sizes, options = select_arguments(
+        batch, heads, layout, first_protected_row, neighbours, budget, list_width, coverage
     )
-    blocks = triton.next_power_of_2(int(layout.key_blocks))
-    wrap_triton(_select_kernel)[(query_tiles, batch * heads)](
-        scores,
-        index,
-        count,
-        query_tiles,
-        layout.context_blocks,
-        context_frames,
-        current_frames,
-        height,
-        width,
-        layout.blocks_high,
-        layout.blocks_wide,
-        first_protected_row,
-        neighbours,
-        budget,
-        list_width,
-        coverage,
-        T=tile[0],
-        H=tile[1],
-        W=tile[2],
-        BLOCKS=blocks,
-        COVER=coverage < 1.0,
-        num_warps=4 if blocks <= 1024 else 8,
-    )
+    wrap_triton(select_kernel)[grid](scores, index, count, *sizes, **options)
     return index, count
+
+
+def score_arguments(
+    batch: int, heads: int, key_heads: int, head_dim: int, layout: Layout, scale: float
+) -> tuple[tuple[int, ...], list[Any], dict[str, Any]]:
+    """Grid, sizes and options of the first launch."""
+    edges = (triton.cdiv(layout.query_tiles, _SCORE_TILE), triton.cdiv(layout.key_blocks, _SCORE_TILE), batch * heads)
+    sizes = [heads, heads // key_heads, layout.query_tiles, layout.context_blocks, scale]
+    return edges, sizes, {"HEAD_DIM": head_dim, "PIECE": 16, "EDGE": _SCORE_TILE, "num_warps": 4}
+
+
+def select_arguments(
+    batch: int, heads: int, layout: Layout, first_protected_row: int, neighbours: int, budget: int,
+    list_width: int, coverage: float,
+) -> tuple[tuple[int, ...], list[Any], dict[str, Any]]:  # fmt: skip
+    """Grid, sizes and options of the second launch."""
+    blocks = triton.next_power_of_2(int(layout.key_blocks))
+    sizes = [
+        layout.query_tiles, layout.context_blocks, *layout.frames, layout.height, layout.width, layout.blocks_high,
+        layout.blocks_wide, first_protected_row, neighbours, budget, list_width, coverage,
+    ]  # fmt: skip
+    tile = layout.tile
+    options = {
+        "T": tile[0], "H": tile[1], "W": tile[2], "BLOCKS": blocks, "COVER": coverage < 1.0,
+        "num_warps": 4 if blocks <= 1024 else 8,
+    }  # fmt: skip
+    return (layout.query_tiles, batch * heads), sizes, options
+
+
+def policy_numbers(
+    layout: Layout, density: float, coverage: float | None, protect_frames: int, neighbours: int
+) -> tuple[int, int, int, int, float]:
+    """What :func:`select_arguments` takes after the layout: protected row, neighbours, budget, width, coverage."""
+    return (
+        layout.first_protected_row(protect_frames),
+        neighbours,
+        layout.budget(density),
+        layout.list_width(density, protect_frames, neighbours),
+        1.0 if coverage is None else coverage,
+    )
 
 
 def select_blocks(
@@ -218,11 +224,7 @@ def select_blocks(
         layout.height,
         layout.width,
         layout.tile,
-        layout.first_protected_row(protect_frames),
-        neighbours,
-        layout.budget(density),
-        layout.list_width(density, protect_frames, neighbours),
-        1.0 if coverage is None else coverage,
+        *policy_numbers(layout, density, coverage, protect_frames, neighbours),
         scale,
     )
     return lists

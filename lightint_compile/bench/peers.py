@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 from lightint_compile.kernels import dispatch
-from lightint_compile.kernels.ops import run_steps
+from lightint_compile.kernels.steps import run_steps
 from lightint_compile.kernels.tiles import Layout, ceil_div, token_map, volume
 
 from .sites import BLOCK, Site, Tensors
@@ -189,7 +189,7 @@ def _split_lists(index: Tensor, count: Tensor, parts: int, prefix_blocks: int) -
 
 def _sparse(site: Site, tensors: Tensors) -> Tensor:
     steps = dispatch.load(dispatch.implementation(tensors.query, site.layout.tile))
-    return run_steps(steps, tensors.query, tensors.keys, tensors.values, site.layout, *site.policy().values())
+    return run_steps(steps, tensors.query, tensors.keys, tensors.values, site.layout, site.policy())
 
 
 def _dense(site: Site, tensors: Tensors) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from attention_cases import SITES
 
 from lightint_compile import kernels
-from lightint_compile.kernels import dispatch
+from lightint_compile.kernels import dispatch, planning
 
 GPU = torch.device("cuda", 0)
 TILE = (4, 8, 4)
@@ -16,12 +16,11 @@ TILE = (4, 8, 4)
 
 @pytest.fixture(autouse=True)
 def fresh():
-    caches = dispatch._by_capability, dispatch._cost
-    for cache in caches:
-        cache.cache_clear()
+    dispatch._by_capability.cache_clear()
+    planning.forget()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    dispatch._by_capability.cache_clear()
+    planning.forget()
 
 
 def pretend(monkeypatch, capability, hopper):
@@ -89,8 +88,7 @@ def test_the_cost_model_decides_and_using_overrides(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightint_compile.kernels.cost", cost)
     asked = []
     for answer, expected in ((True, "gather"), (False, "dense")):
-        dispatch._cost.cache_clear()
-        cost.prefers_sparse = lambda *arguments, answer=answer: asked.append(arguments) or answer
+        cost.prefers_sparse = lambda *arguments, answer=answer, host_hidden: asked.append(arguments) or answer
         assert dispatch.prefers_sparse(query, site.layout, 0.3, site.tile) == expected
     assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, 0.3, "gather")
     dense = kernels.sparse_attention(query, key, value, density=0.3, **site.grids)

@@ -16,6 +16,9 @@ PUBLISHED_SCHEMAS = {
     "sparse_attention_segments": "lightint::sparse_attention_segments(Tensor query, Tensor[] keys, Tensor[] values, "
     "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, "
     "int protect_frames, int neighbours, float? scale) -> Tensor",
+    "sparse_attention_prepared": "lightint::sparse_attention_prepared(Tensor query, Tensor[] keys, Tensor[] values, "
+    "Tensor context_pool, SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, "
+    "float? coverage, int protect_frames, int neighbours, float? scale) -> Tensor",
 }
 
 
@@ -25,6 +28,8 @@ def arguments(site, operator, dtype=torch.float32):
     policy = (0.5, 0.9, 1, 1)
     cut = [max(site.prefix, 1), site.layout.key_tokens - max(site.prefix, 1)]
     parts = list(key.split(cut, 2)), list(value.split(cut, 2))
+    if operator == "sparse_attention_prepared":
+        return (query, *context_segments(site, key, value), *where, *policy, None)
     lists = random_lists(site, "mixed")
     visual = key[:, :, site.prefix :]
     pools = [
@@ -41,6 +46,14 @@ def arguments(site, operator, dtype=torch.float32):
     }[operator]
 
 
+def context_segments(site, key, value):
+    """Keys and values cut into text, context and current frames, and the pooled context keys."""
+    layout = site.layout
+    cut = [n for n in (layout.prefix, layout.context_tokens, layout.current_tokens) if n]
+    keys, values = list(key.split(cut, 2)), list(value.split(cut, 2))
+    return keys, values, kernels.prepare_context(keys[-2], grid=layout.context_grid, tile=site.tile)
+
+
 @pytest.mark.parametrize("operator", PUBLISHED_SCHEMAS)
 def test_schema_is_what_graphs_and_archives_hold(operator):
     assert str(getattr(OPS, operator).default._schema) == PUBLISHED_SCHEMAS[operator]
@@ -51,6 +64,7 @@ def test_schema_is_what_graphs_and_archives_hold(operator):
     [
         "sparse_attention",
         "sparse_attention_segments",
+        "sparse_attention_prepared",
         "pool_tiles",
         "select_blocks",
         "block_sparse_attention",
@@ -58,7 +72,8 @@ def test_schema_is_what_graphs_and_archives_hold(operator):
     ],
 )
 def test_opcheck(operator):
-    site = Site((2, 4, 6), (2, 4, 6), (2, 4, 4), prefix=3, heads=4, key_heads=2, head_dim=16)
+    frames = 4 if operator == "sparse_attention_prepared" else 2
+    site = Site((2, 4, 6), (frames, 4, 6), (2, 4, 4), prefix=3, heads=4, key_heads=2, head_dim=16)
     with kernels.using("gather"):
         torch.library.opcheck(getattr(OPS, operator).default, arguments(site, operator))
 

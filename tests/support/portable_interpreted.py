@@ -92,14 +92,35 @@ def selection_differences() -> dict[str, int]:
     return different
 
 
-def whole_error() -> float:
-    """Largest difference of pooling, selection and attention together."""
-    site = SITES["context"]
-    results = []
-    for implementation in ("reference", "portable"):
-        with kernels.using(implementation):
-            results.append(kernels.sparse_attention(*site.tensors(torch.float32), protect_frames=1, **site.grids))
-    return float((results[0] - results[1]).abs().max())
+def whole_errors() -> dict[str, float]:
+    """Largest difference of pooling, selection and attention together: a first call, one that finds its launches
+    bound, one with prepared context, one whose memory starts where bound launches cannot read."""
+    errors = {}
+    for name in ("context", "two-parts"):
+        site = SITES[name]
+        for call in ("first", "bound", "unaligned", "prepared"):
+            query, key, value = site.tensors(torch.float32, seed=len(errors))
+            if call == "unaligned":
+                key = torch.cat([key.new_zeros(1), key.flatten()])[1:].view(key.shape)
+            run = prepared if call == "prepared" else kernels.sparse_attention
+            results = []
+            for implementation in ("reference", "portable"):
+                with kernels.using(implementation):
+                    results.append(run(query, key, value, protect_frames=1, **site.grids))
+            errors[f"{name} {call}"] = float((results[0] - results[1]).abs().max())
+    return errors
+
+
+def prepared(query, key, value, **settings):
+    """Sparse attention over segments with the context pooled beforehand; without context, as it is."""
+    site = next(site for site in SITES.values() if site.grids.items() <= settings.items())
+    layout = site.layout
+    if not layout.frames[0]:
+        return kernels.sparse_attention(query, key, value, **settings)
+    cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
+    keys, values = key.split(cut, 2), value.split(cut, 2)
+    pool = kernels.prepare_context(keys[1], grid=layout.context_grid, tile=site.tile)
+    return kernels.sparse_attention_prepared(query, keys, values, pool, **settings)
 
 
 if __name__ == "__main__":
@@ -110,7 +131,7 @@ if __name__ == "__main__":
                 "attention": attention_errors(),
                 "poison": poison_error(),
                 "selection": selection_differences(),
-                "whole": whole_error(),
+                "whole": whole_errors(),
             }
         )
     )

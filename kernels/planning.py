@@ -1,0 +1,144 @@
+"""How one call of sparse attention runs, worked out once per set of shapes: checks, dense or sparse, bound launches.
+
+A model calls its attention sites thousands of times with a handful of shapes. What follows from shapes, strides,
+dtypes, device and settings alone is kept under them, so that a repeated call goes to its kernels in microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, dispatch
+from .spans import Cutting, Spans, as_output, heads_last
+from .steps import default_scale, policy, run_steps
+from .tiles import Layout
+
+Segments = Sequence[Tensor]
+Plan = Callable[[Tensor, Segments, Segments, Tensor | None], Tensor]
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+_MOST_PLANS = 1024
+
+
+def run(query: Tensor, keys: Segments, values: Segments, context_pool: Tensor | None, *settings: Any) -> Tensor:
+    """Sparse attention of real tensors; ``settings`` are the operator's other arguments, in the schema's order.
+
+    Raises:
+        InputError: arguments that do not fit together.
+    """
+    key = _signature(query, keys, values, context_pool, settings)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _make(query, keys, values, context_pool, *settings)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    return plan(query, keys, values, context_pool)
+
+
+def forget() -> None:
+    """Drop every plan, for when the cost model has learnt something."""
+    _plans.clear()
+
+
+def _signature(
+    query: Tensor, keys: Segments, values: Segments, context_pool: Tensor | None, settings: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Everything that a plan may depend on."""
+    tensors = (query, *keys, *values) if context_pool is None else (query, *keys, *values, context_pool)
+    forms = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+    query_grid, key_grid, prefix, tile, *policy = settings
+    capturing = query.is_cuda and torch.cuda.is_current_stream_capturing()
+    return (
+        len(keys), len(values), *forms, tuple(query_grid), tuple(key_grid), prefix, tuple(tile), *policy,
+        dispatch.forced(), capturing,
+    )  # fmt: skip
+
+
+def _make(
+    query: Tensor,
+    keys: Segments,
+    values: Segments,
+    context_pool: Tensor | None,
+    query_grid: Sequence[int],
+    key_grid: Sequence[int],
+    prefix: int,
+    tile: Sequence[int],
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float | None,
+) -> Plan:
+    layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
+    checks.policy(density, coverage, protect_frames, neighbours)
+    if context_pool is not None:
+        checks.context_pool(context_pool, keys[0], layout)
+    keeps_all = density >= 1.0 and (coverage is None or coverage >= 1.0)
+    hidden = query.is_cuda and torch.cuda.is_current_stream_capturing()
+    choice = dispatch.prefers_sparse(query, layout, density, tile, host_hidden=hidden)
+    if keeps_all or choice == "dense":
+        return _dense(query, keys, scale)
+    chosen = policy(query, density, coverage, protect_frames, neighbours, scale)
+    return _sparse(dispatch.load(choice), query, keys, values, context_pool, layout, chosen)
+
+
+def _dense(query: Tensor, keys: Segments, scale: float | None) -> Plan:
+    factor, grouped = default_scale(scale, query), keys[0].shape[1] != query.shape[1]
+    _, heads, tokens, dim = query.shape
+    by_head, by_token = (dim, heads * dim) if heads_last(query) else (tokens * dim, dim)
+    strides = (heads * tokens * dim, by_head, by_token, 1)
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def dense(query: Tensor, keys: Segments, values: Segments, _: Tensor | None) -> Tensor:
+        key, value = (parts[0] if len(parts) == 1 else torch.cat(list(parts), 2) for parts in (keys, values))
+        out = attend(query, key, value, scale=factor, enable_gqa=grouped)
+        return out if out.stride() == strides else as_output(out, query)
+
+    return dense
+
+
+def _sparse(
+    steps: dispatch.Implementation,
+    query: Tensor,
+    keys: Segments,
+    values: Segments,
+    context_pool: Tensor | None,
+    layout: Layout,
+    chosen: dict[str, Any],
+) -> Plan:
+    cut = Cutting([key.shape[2] for key in keys], layout)
+    bound = _bound(steps, query, cut(keys), cut(values), context_pool, layout, chosen)
+
+    def sparse(query: Tensor, keys: Segments, values: Segments, pool: Tensor | None) -> Tensor:
+        key_spans, value_spans = cut(keys), cut(values)
+        if bound is not None:
+            found = bound(query, key_spans, value_spans, pool)
+            if found is not None:
+                return found
+        return run_steps(steps, query, key_spans, value_spans, layout, chosen, pool)
+
+    return sparse
+
+
+def _bound(
+    steps: dispatch.Implementation,
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    context_pool: Tensor | None,
+    layout: Layout,
+    chosen: dict[str, Any],
+) -> Callable[..., Tensor | None] | None:
+    """The implementation's bound launches, where it has some for such tensors."""
+    bind = getattr(steps, "bind", None)
+    if bind is None or (context_pool is not None and not context_pool.is_contiguous()):
+        return None
+    found: Callable[..., Tensor | None] | None = bind(
+        query, keys, values, layout, chosen, prepared=context_pool is not None
+    )
+    return found

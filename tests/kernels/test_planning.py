@@ -1,0 +1,138 @@
+"""Calls that are planned once: repeats, what a plan depends on, prepared context, and who still sees the operator."""
+
+import pytest
+import torch
+from attention_cases import SITES
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lightint_compile import kernels
+from lightint_compile.errors import InputError
+from lightint_compile.kernels import ops, planning
+
+SITE = SITES["ragged"]
+OPERATOR = getattr(torch.ops, ops.NAMESPACE).sparse_attention.default
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    planning.forget()
+    yield
+    planning.forget()
+
+
+def segments(key, value, site=SITE):
+    layout = site.layout
+    cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
+    return key.split(cut, 2), value.split(cut, 2)
+
+
+def test_a_repeated_call_makes_no_second_plan():
+    for seed in range(3):
+        query, key, value = SITE.tensors(torch.float32, seed=seed)
+        with kernels.using("gather"):
+            ours = kernels.sparse_attention(query, key, value, **SITE.grids)
+        with kernels.using("reference"):
+            torch.testing.assert_close(ours, kernels.sparse_attention(query, key, value, **SITE.grids))
+    assert len(planning._plans) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"density": 0.9},
+        {"neighbours": 2},
+        {"scale": 0.5},
+        {"tile": (1, 4, 4)},
+        {"protect_frames": 8},
+        {"coverage": 0.2},
+    ],
+)
+def test_another_setting_is_another_plan(change):
+    tensors = SITE.tensors(torch.float64)
+    with kernels.using("reference"):
+        first = kernels.sparse_attention(*tensors, **SITE.grids)
+        again = kernels.sparse_attention(*tensors, **(SITE.grids | change))
+        planning.forget()
+        assert torch.equal(kernels.sparse_attention(*tensors, **(SITE.grids | change)), again)
+    assert not torch.equal(first, again)
+
+
+def test_bad_input_is_refused_each_time_and_after_good_input():
+    query, key, value = SITE.tensors(torch.float32)
+    kernels.sparse_attention(query, key, value, **SITE.grids)
+    for _ in range(2):
+        with pytest.raises(InputError, match="length"):
+            kernels.sparse_attention(query, key[:, :, 1:], value[:, :, 1:], **SITE.grids)
+        with pytest.raises(InputError, match="dtype"):
+            kernels.sparse_attention(query, key.double(), value, **SITE.grids)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "reference", "gather"])
+def test_prepared_context_gives_what_unprepared_context_gives(implementation):
+    query, key, value = SITE.tensors(torch.float64)
+    keys, values = segments(key, value)
+    pool = kernels.prepare_context(keys[1], grid=SITE.layout.context_grid, tile=SITE.tile)
+    with kernels.using(implementation):
+        whole = kernels.sparse_attention(query, key, value, **SITE.grids)
+        assert torch.equal(kernels.sparse_attention_prepared(query, keys, values, pool, **SITE.grids), whole)
+
+
+def test_the_prepared_pool_is_what_decides():
+    """Another pool selects other blocks: the operator does not pool the context again."""
+    query, key, value = SITE.tensors(torch.float64)
+    keys, values = segments(key, value)
+    pool = kernels.prepare_context(keys[1], grid=SITE.layout.context_grid, tile=SITE.tile)
+    with kernels.using("reference"):
+        right = kernels.sparse_attention_prepared(query, keys, values, pool, density=0.4, neighbours=0, **SITE.grids)
+        wrong = kernels.sparse_attention_prepared(
+            query, keys, values, -9 * pool, density=0.4, neighbours=0, **SITE.grids
+        )
+    assert not torch.equal(right, wrong)
+
+
+@pytest.mark.parametrize("spoil", [lambda p: p[:, :, 1:], lambda p: p.half(), lambda p: p[0], lambda p: p.to("meta")])
+def test_a_pool_of_something_else_is_refused(spoil):
+    query, key, value = SITE.tensors(torch.float32)
+    keys, values = segments(key, value)
+    pool = spoil(kernels.prepare_context(keys[1], grid=SITE.layout.context_grid, tile=SITE.tile))
+    with pytest.raises(InputError, match="context_pool"):
+        kernels.sparse_attention_prepared(query, keys, values, pool, **SITE.grids)
+
+
+def attend(query, key, value):
+    return kernels.sparse_attention(query, key, value, **SITE.grids)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_a_tracer_still_sees_the_operator(pre_dispatch):
+    graph = make_fx(attend, pre_dispatch=pre_dispatch)(*SITE.tensors(torch.float32)).graph
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == [OPERATOR]
+
+
+def test_export_still_sees_the_operator():
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            return attend(query, key, value)
+
+    exported = torch.export.export(Attention(), SITE.tensors(torch.float32), strict=False)
+    assert OPERATOR in [node.target for node in exported.graph.nodes]
+
+
+def test_a_gradient_is_refused_not_silently_given():
+    query, key, value = (part.requires_grad_() for part in SITE.tensors(torch.float32))
+    with pytest.raises(InputError, match="no gradient"):
+        attend(query, key, value).sum().backward()
+
+
+def test_modes_and_transforms_see_the_operator():
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    tensors = SITE.tensors(torch.float32)
+    with Watch():
+        attend(*tensors)
+    assert OPERATOR in seen
