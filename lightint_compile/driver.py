@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +105,16 @@ class Driver:
     def __call__(self, *args: Any) -> Any:
         """Run the program."""
         return self._forward(self._self, *args)
+
+    @contextmanager
+    def watched(self, watcher: Callable[..., Any]) -> Iterator[None]:
+        """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements."""
+        regions = {name: getattr(self._self, name) for name in self.leaves}
+        vars(self._self).update({name: partial(watcher, name, region) for name, region in regions.items()})
+        try:
+            yield
+        finally:
+            vars(self._self).update(regions)
 
     def reset(self) -> None:
         """Forget every result kept between calls."""
