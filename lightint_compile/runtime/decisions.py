@@ -18,6 +18,7 @@ from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.measures import latent_dynamics, relative_change
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
+from lightint_compile.runtime.transfer import to_host
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -110,9 +111,9 @@ class _Plan:
 
     def _read(self, extrinsics: Tensor, history: Tensor | None) -> tuple[float | None, Tensor]:
         if history is None or not self._looks_at_latents:
-            return None, extrinsics.detach().to("cpu", torch.float64)
+            return None, to_host(extrinsics)
         change = latent_dynamics(history.detach()).to(torch.float64).reshape(1)
-        flat = torch.cat([change, extrinsics.detach().to(torch.float64).flatten()]).cpu()
+        flat = to_host(torch.cat([change, extrinsics.detach().to(torch.float64).flatten()]))
         return float(flat[0]), flat[1:].reshape(extrinsics.shape)
 
     def _decide(self, cameras: Tensor, dynamics: float | None) -> Decision:
@@ -162,4 +163,4 @@ class _StepGuard:
             return False
         if self._spec.drift is None or now is None or before is None:
             return True
-        return record.checked(self._spec.step, float(relative_change(now, before)), self._spec.drift)
+        return record.checked(self._spec.step, float(to_host(relative_change(now, before))), self._spec.drift)
