@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightint_compile.budget.calibrating import calibrate as calibrate
     from lightint_compile.errors import LightintError as LightintError
     from lightint_compile.explaining import explain as explain
     from lightint_compile.exporting import export as export
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _HOME = {
     "LightintOptions": "lightint_compile.options",
     "LightintError": "lightint_compile.errors",
+    "calibrate": "lightint_compile.budget.calibrating",
     "explain": "lightint_compile.explaining",
     "decisions": "lightint_compile.graphs",
     "report": "lightint_compile.graphs",

@@ -18,6 +18,8 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
+from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored_choice
+from lightint_compile.budget.ladder import ladder_of
 from lightint_compile.errors import CaptureError, LightintError, OptionError
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.lowering import compiler_of, lower
@@ -57,6 +59,8 @@ def lightint(
     reason = _reason_to_leave_alone(graph_module, example_inputs, chosen)
     if reason:
         return _inductor(graph_module, example_inputs, config, chosen, reason)
+    if chosen.budget is not None and not chosen.budget.is_exact:
+        return _within_budget(graph_module, example_inputs, chosen, config)
     return _Compilation(graph_module, example_inputs, chosen, config).run()
 
 
@@ -66,6 +70,28 @@ def _reset() -> None:
 
 
 lightint.reset = _reset  # type: ignore[attr-defined]
+
+
+def _within_budget(
+    graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions, config: dict[str, Any]
+) -> CompiledGraph:
+    """The graph at the setting that a calibration on disk chose for the budget, else exactly, until one is made."""
+    assert options.budget is not None
+    ladder = ladder_of(options)
+
+    def at(rung: int) -> _Compilation:
+        return _Compilation(graph_module, inputs, ladder[rung].applied_to(options), config)
+
+    if len(ladder) == 1:
+        return at(0).run()
+    key = key_of(graph_module, dataclasses.replace(options, max_relative_error=None, min_psnr=None), config, inputs)
+    path = Store().calibration(key) if key else None
+    rung = stored_choice(path, ladder, options.budget)
+    start = at(rung).run()
+    remark = start_remark(rung, ladder, options.budget)
+    log.info("%s %s", start.section.name, remark.message)
+    start.section = start.section.with_remark(remark)
+    return BudgetedGraph(start, inputs, rung, lambda number: at(number).run_later(), ladder, options.budget, path)
 
 
 class _Compilation:
@@ -84,7 +110,7 @@ class _Compilation:
     def run(self) -> CompiledGraph:
         """The compiled graph, from disk when an equal one was compiled before."""
         start = time.perf_counter()
-        key = None if self._options.delegate == "eager" else key_of(self._graph_module, self._options, self._config)
+        key = self._key()
         found = self._load(key) if key else None
         if found is not None:
             return self._finished(*found, start, warm=True)
@@ -99,6 +125,21 @@ class _Compilation:
             config = self._config | _guards_against_inductor(rewritten)
             return _inductor(self._graph_module, self._inputs, config, self._options, reason, rewritten)
         return self._compiled(rewritten, key, start)
+
+    def run_later(self) -> CompiledGraph | None:
+        """The compiled graph, made after Dynamo's trace is over; ``None`` for one that cannot be rewritten."""
+        start = time.perf_counter()
+        key = self._key()
+        found = self._load(key) if key else None
+        if found is not None:
+            return self._finished(*found, start, warm=True)
+        try:
+            return self._compiled(self._rewritten(), key, start)
+        except CaptureError:
+            return None
+
+    def _key(self) -> str | None:
+        return None if self._options.delegate == "eager" else key_of(self._graph_module, self._options, self._config)
 
     def _rewritten(self) -> Rewritten:
         try:

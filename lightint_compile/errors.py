@@ -36,6 +36,10 @@ class OptionError(LightintError, ValueError):
     """An option, preset, role name or pass text that cannot be taken."""
 
 
+class BudgetError(OptionError):
+    """An error budget that nothing approximate keeps; it says what is reachable."""
+
+
 class InputError(LightintError, ValueError):
     """A tensor, pose, grid or argument that does not fit the operation."""
 

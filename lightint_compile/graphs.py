@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
@@ -47,6 +48,16 @@ class CompiledGraph:
     def serves(self, module: torch.nn.Module) -> bool:
         """Whether the graph was captured from ``module`` (or a part of it): they share a parameter."""
         return any(id(parameter) in self._parameters for parameter in module.parameters())
+
+    @property
+    def setting(self) -> str:
+        """Which of several settings is in force; empty for a graph that has one."""
+        return ""
+
+    def unlisted(self) -> Self:
+        """The graph, no longer found by its module: it is a part of another one."""
+        self._all.discard(self)
+        return self
 
     @classmethod
     def forget_all(cls) -> None:
@@ -123,8 +134,12 @@ def decisions(compiled: Any) -> list[Decision]:
     Raises:
         StateError: as of :func:`report`.
     """
-    drivers = [graph.driver for graph in CompiledGraph.of(compiled) if graph.driver is not None]
-    made = {decision.chunk: decision for driver in drivers for decision in driver.decisions.made}
+    made = {
+        decision.chunk: dataclasses.replace(decision, setting=graph.setting)
+        for graph in CompiledGraph.of(compiled)
+        if graph.driver is not None
+        for decision in graph.driver.decisions.made
+    }
     if 1 in made:
         made.setdefault(0, Decision(chunk=0, context_frames=()))
     return [made[chunk] for chunk in sorted(made)]

@@ -25,6 +25,7 @@ import torch.fx as fx
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.standalone_compile import CompiledArtifact
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.driver import Driver
@@ -53,6 +54,10 @@ class Store:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or Path(cache_dir()) / "lightint"
+
+    def calibration(self, key: str) -> Path:
+        """Where what a calibration measured is kept."""
+        return self._folder / "calibration" / f"{key}.json"
 
     def save(self, key: str, lowered: Lowered, section: Section, guard: str | None) -> bool:
         """Keep a driver under ``key``; ``False`` when a region has no form on disk."""
@@ -122,17 +127,33 @@ def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, 
     return Leaf(name, functools.partial(regions, name), compiler, [variant])
 
 
-def key_of(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]) -> str | None:
-    """The record's key, or ``None`` for a graph that calls code whose content cannot be hashed."""
+def key_of(
+    graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any], weights: Sequence[Any] = ()
+) -> str | None:
+    """The record's key, or ``None`` for a graph that calls code whose content cannot be hashed.
+
+    Args:
+        weights: inputs whose parameters the record depends on: a sample of each is part of the key.
+    """
     digest = hashlib.sha256()
+    known = (str(options), repr(sorted(config.items())), *_surroundings(), *_samples(weights))
     try:
-        for line in (*_graph_lines(graph_module), str(options), repr(sorted(config.items())), *_surroundings()):
+        for line in (*_graph_lines(graph_module), *known):
             digest.update(line.encode())
             digest.update(b"\n")
     except _Unhashable as reason:
         log.debug("the program is not kept on disk: %s", reason)
         return None
     return digest.hexdigest()
+
+
+def _samples(inputs: Sequence[Any]) -> Iterator[str]:
+    """A few numbers of every parameter, spread over it."""
+    with unset_fake_temporarily(), torch.no_grad():
+        for value in inputs:
+            if isinstance(value, torch.nn.Parameter) and value.numel() and value.device.type != "meta":
+                flat = value.detach().reshape(-1)
+                yield repr(flat[:: max(len(flat) // 16, 1)].double().tolist())
 
 
 class _Unhashable(Exception):  # noqa: N818 - control flow, not an error

@@ -22,6 +22,7 @@ class Decision:
         saved_frames: context frames fewer than the unaccelerated model gathers.
         refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
         drifts: what the drift checks measured, as (step, relative change).
+        setting: the setting that an error budget put in force; empty without a budget.
     """
 
     chunk: int
@@ -34,6 +35,7 @@ class Decision:
     saved_frames: int = 0
     refused_steps: tuple[int, ...] = ()
     drifts: tuple[tuple[int, float], ...] = ()
+    setting: str = ""
 
     def after_check(self, step: int, drift: float, refused: bool) -> Decision:
         """The decision with what the drift check of a step found."""
