@@ -127,9 +127,11 @@ def _is_plain(*tensors: Tensor) -> bool:
     """Whether a call is seen by nobody: no gradients, subclasses, modes or transforms. Then the dispatcher, which takes
     longer than small attention on a GPU, has nothing to add."""
     grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if type(tensor) is not Tensor or (grad and tensor.requires_grad):
+            return False
     return (
-        all(type(tensor) is Tensor and not (grad and tensor.requires_grad) for tensor in tensors)
-        and not torch._C._len_torch_dispatch_stack()
+        not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
         and not _len_torch_dispatch_stack_pre_dispatch()
         and torch._C._functorch.peek_interpreter_stack() is None

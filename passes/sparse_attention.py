@@ -29,7 +29,9 @@ from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at, module_path_of
 from lightint_compile.passes.rewriting import Rewriter
-from lightint_compile.passes.sparse_rewrite import Choice, GridSizes, one_sided, rewrite_site
+from lightint_compile.passes.sparse_context import ContextPools
+from lightint_compile.passes.sparse_rewrite import Choice, one_sided, rewrite_site
+from lightint_compile.passes.sparse_sizes import GridSizes
 
 SHORTEST = 4096
 """Keys below which skipping does not pay, where no measured cost model says otherwise."""
@@ -87,15 +89,17 @@ class SparseAttention(Pass):
         """Rewrite every site that can and should be sparse, and say of every other why not."""
         sizes = GridSizes(program.fact(TokenGrid))
         rewriter = Rewriter(program, self.name)
-        remarks, changed = [], []
-        for site in program.fact(AttentionSites):
-            verdict = self._judge(site, sizes)
-            if isinstance(verdict, Obstacle):
-                remarks.append(_missed(site, verdict))
-                continue
-            remarks.append(_applied(site, verdict))
+        verdicts = [(site, self._judge(site, sizes)) for site in program.fact(AttentionSites)]
+        chosen = [(site, choice) for site, choice in verdicts if isinstance(choice, Choice)]
+        pools = ContextPools([(site, choice.layout.tile) for site, choice in chosen])
+        remarks = [
+            _missed(site, verdict) if isinstance(verdict, Obstacle) else _applied(site, verdict, pools)
+            for site, verdict in verdicts
+        ]
+        changed = []
+        for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
-                found = rewrite_site(site, verdict, sizes, rewriter)
+                found = rewrite_site(site, choice, sizes, pools, rewriter)
             rewriter.replace(site.node, found)
             changed.append(found)
         refresh(program, changed)
@@ -217,7 +221,7 @@ def _missed(site: AttentionSite, obstacle: Obstacle) -> Remark:
     )
 
 
-def _applied(site: AttentionSite, choice: Choice) -> Remark:
+def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark:
     before = flops_of(site.node)
     layout = choice.layout
     keys = layout.prefix + choice.kept_fraction * (layout.key_tokens - layout.prefix)
@@ -238,6 +242,7 @@ def _applied(site: AttentionSite, choice: Choice) -> Remark:
             "density": round(choice.density, 4),
             "kept_blocks": choice.kept_blocks,
             "key_blocks": int(layout.key_blocks),
+            "context_pool_readers": pools.readers(site, layout.tile),
         },
         flops_before=before,
         flops_after=int(after),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,18 +10,26 @@ import torch.fx as fx
 
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.evaluate import Size, hint_of
+from lightint_compile.passes.evaluate import Size
 from lightint_compile.passes.facts.attention_sites import ATTENTION, AttentionSite, Piece, SpanKind
-from lightint_compile.passes.facts.axes import Origin, same, size_of
+from lightint_compile.passes.facts.axes import same, size_of
 from lightint_compile.passes.facts.axis_rules import argument
-from lightint_compile.passes.facts.token_grid import Grid, Span, TokenAxis, TokenGrid
+from lightint_compile.passes.facts.token_grid import Span, TokenAxis
 from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.sparse_context import ContextPools
+from lightint_compile.passes.sparse_sizes import (
+    END,
+    GridSizes,
+    SizeArgument,
+    difference_of,
+    laid_out,
+    length_of,
+    product_of,
+    range_of,
+    sum_of,
+)
 
 aten = torch.ops.aten
-END = 2**63 - 1
-
-#: A size as an argument of a node: a number, or the node that computes it.
-SizeArgument = int | fx.Node
 
 
 @dataclass(frozen=True)
@@ -54,44 +61,14 @@ class Choice:
         return self.kept_blocks / int(self.layout.key_blocks)
 
 
-class GridSizes:
-    """Extents of grids: what they were at capture, and as arguments of new nodes."""
-
-    def __init__(self, grids: TokenGrid) -> None:
-        self._grids = grids
-        self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
-
-    def hints(self, grid: Grid) -> tuple[int, int, int] | None:
-        """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
-        sizes = [self._hint(size, origin) for size, origin in zip(grid.shape, grid.origins, strict=True)]
-        return (sizes[0], sizes[1], sizes[2]) if None not in sizes else None  # type: ignore[return-value]
-
-    def _hint(self, size: Size, origin: Origin | None) -> int | None:
-        if isinstance(size, int):
-            return size
-        holder = self._grids.holder(origin, size)
-        return None if holder is None else hint_of(holder[0].meta["val"].shape[holder[1]])
-
-    def arguments(self, grid: Grid, rewriter: Rewriter) -> list[SizeArgument]:
-        """(frames, height, width) for a new node; only for a grid that has :meth:`hints`."""
-        return [self._argument(size, origin, rewriter) for size, origin in zip(grid.shape, grid.origins, strict=True)]
-
-    def _argument(self, size: Size, origin: Origin | None, rewriter: Rewriter) -> SizeArgument:
-        if isinstance(size, int):
-            return size
-        if (origin, size) not in self._made:  # sites are rewritten in order: a later one may read an earlier one's node
-            holder = self._grids.holder(origin, size)
-            assert holder is not None
-            self._made[origin, size] = rewriter.call(aten.sym_size.int, *holder)
-        return self._made[origin, size]
-
-
 def one_sided(axis: TokenAxis) -> bool:
     """Whether tokens without a grid lie on at most one side of the grid."""
     return same(axis.prefix, 0) or same(axis.suffix, 0)
 
 
-def rewrite_site(site: AttentionSite, choice: Choice, sizes: GridSizes, rewriter: Rewriter) -> fx.Node:
+def rewrite_site(
+    site: AttentionSite, choice: Choice, sizes: GridSizes, pools: ContextPools, rewriter: Rewriter
+) -> fx.Node:
     """Insert the sparse form of ``site`` in front of its node and give the node with the result.
 
     Text queries that share the axis with the grid attend to every key, as they did: the axis is cut, and joined again.
@@ -99,19 +76,22 @@ def rewrite_site(site: AttentionSite, choice: Choice, sizes: GridSizes, rewriter
     assert site.query_grid is not None
     query_grid = sizes.arguments(site.query_grid, rewriter)
     frames = [sizes.arguments(grid, rewriter)[0] for grid in site.key_axis.grids]
-    key_grid = [_sum(frames, rewriter), *query_grid[1:]]
-    visual = _product(query_grid, rewriter)
-    keys, values = _segments(site, _product(key_grid, rewriter), rewriter)
+    key_grid = [sum_of(frames, rewriter), *query_grid[1:]]
+    visual = product_of(query_grid, rewriter)
+    keys, values = _segments(site, product_of(key_grid, rewriter), rewriter)
     prefix = _prefix(site, keys, key_grid, rewriter)
     queries = _Queries.cut(site, visual, rewriter)
     policy = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours, _stated_scale(site))
     where = (query_grid, key_grid, prefix, list(choice.layout.tile))
-    if len(keys) == 1:
-        target = torch.ops.lightint.sparse_attention.default
-        found = rewriter.call(target, queries.visual, keys[0], values[0], *where, *policy)
+    pool = pools.of(site, choice.layout.tile, sizes, rewriter)
+    lightint = torch.ops.lightint
+    if pool is not None:
+        target = lightint.sparse_attention_prepared.default
+        found = rewriter.call(target, queries.visual, keys, values, pool, *where, *policy)
+    elif len(keys) > 1:
+        found = rewriter.call(lightint.sparse_attention_segments.default, queries.visual, keys, values, *where, *policy)
     else:
-        target = torch.ops.lightint.sparse_attention_segments.default
-        found = rewriter.call(target, queries.visual, keys, values, *where, *policy)
+        found = rewriter.call(lightint.sparse_attention.default, queries.visual, keys[0], values[0], *where, *policy)
     return queries.join(site, found, rewriter)
 
 
@@ -129,9 +109,9 @@ class _Queries:
         if same(axis.prefix, 0) and same(axis.suffix, 0):
             return cls(query, None, False)
         if same(axis.prefix, 0):
-            return cls(_range(query, 0, visual, rewriter), _range(query, visual, END, rewriter), False)
-        start = _difference(_length(query, 2, rewriter), visual, rewriter)
-        return cls(_range(query, start, END, rewriter), _range(query, 0, start, rewriter), True)
+            return cls(range_of(query, 0, visual, rewriter), range_of(query, visual, END, rewriter), False)
+        start = difference_of(length_of(query, 2, rewriter), visual, rewriter)
+        return cls(range_of(query, start, END, rewriter), range_of(query, 0, start, rewriter), True)
 
     def join(self, site: AttentionSite, found: fx.Node, rewriter: Rewriter) -> fx.Node:
         if self.text is None:
@@ -149,11 +129,13 @@ def _segments(site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> 
     aligned = len(site.key_pieces) == len(site.value_pieces) and all(same(k.length, v.length) for k, v in pairs)
     order = _text_first(site) if aligned else None
     if order is not None:
-        keys, values = ([_laid_out(pair[side], rewriter) for pair in pairs] for side in (0, 1))
+        keys, values = ([laid_out(pair[side], rewriter) for pair in pairs] for side in (0, 1))
         return [keys[place] for place in order], [values[place] for place in order]
     if same(site.key_axis.suffix, 0):
         return [site.key], [site.value]
-    cut = [(_range(node, visual, END, rewriter), _range(node, 0, visual, rewriter)) for node in (site.key, site.value)]
+    cut = [
+        (range_of(node, visual, END, rewriter), range_of(node, 0, visual, rewriter)) for node in (site.key, site.value)
+    ]
     return list(cut[0]), list(cut[1])
 
 
@@ -186,21 +168,14 @@ def _piece_kinds(pieces: Sequence[Piece], site: AttentionSite) -> list[SpanKind]
     return kinds
 
 
-def _laid_out(piece: Piece, rewriter: Rewriter) -> fx.Node:
-    node = piece.node
-    for order in piece.layout:
-        node = rewriter.call(aten.permute.default, node, list(order))
-    return node
-
-
 def _prefix(
     site: AttentionSite, keys: Sequence[fx.Node], key_grid: Sequence[SizeArgument], rewriter: Rewriter
 ) -> SizeArgument:
     text = _text_length(site.key_axis.spans)
     if isinstance(text, int):
         return text
-    total = _sum([_length(key, 2, rewriter) for key in keys], rewriter)
-    return _difference(total, _product(key_grid, rewriter), rewriter)
+    total = sum_of([length_of(key, 2, rewriter) for key in keys], rewriter)
+    return difference_of(total, product_of(key_grid, rewriter), rewriter)
 
 
 def _text_length(spans: Sequence[Span]) -> Size:
@@ -213,35 +188,3 @@ def _text_length(spans: Sequence[Span]) -> Size:
 def _stated_scale(site: AttentionSite) -> float | None:
     scale: float | None = argument(site.node, "scale")
     return scale
-
-
-# --- arithmetic on sizes that may be nodes ---------------------------------------------------------------------------
-
-
-def _length(node: fx.Node, axis: int, rewriter: Rewriter) -> SizeArgument:
-    size = size_of(node.meta["val"].shape[axis])
-    return size if isinstance(size, int) else rewriter.call(aten.sym_size.int, node, axis)
-
-
-def _range(node: fx.Node, start: SizeArgument, stop: SizeArgument, rewriter: Rewriter) -> fx.Node:
-    return rewriter.call(aten.slice.Tensor, node, 2, start, stop)
-
-
-def _product(sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
-    return _fold(operator.mul, sizes, rewriter)
-
-
-def _sum(sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
-    return _fold(operator.add, sizes, rewriter)
-
-
-def _difference(left: SizeArgument, right: SizeArgument, rewriter: Rewriter) -> SizeArgument:
-    return _fold(operator.sub, (left, right), rewriter)
-
-
-def _fold(combine: object, sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
-    result, *rest = sizes
-    for size in rest:
-        plain = isinstance(result, int) and isinstance(size, int)
-        result = combine(result, size) if plain else rewriter.call(combine, result, size)  # type: ignore[operator,arg-type]
-    return result

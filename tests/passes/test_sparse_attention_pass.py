@@ -20,6 +20,8 @@ from lightint_compile.passes.sparse_attention import SparseAttention
 SMALL = "sparse-attention{tile=2x2x2,min-tokens=0}"
 WHOLE = torch.ops.lightint.sparse_attention.default
 SEGMENTS = torch.ops.lightint.sparse_attention_segments.default
+PREPARED = torch.ops.lightint.sparse_attention_prepared.default
+POOL = torch.ops.lightint.pool_tiles.default
 DENSE = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -74,6 +76,51 @@ def test_a_denoising_step_reads_its_segments_without_the_concatenation():
     assert node.args[8:] == (None, 4, 1, None)  # coverage, protected frames, neighbours, scale
     assert not list(copy.calls(DENSE))
     assert dense_difference(program, feeds) < 1e-6
+
+
+def two_steps(current: Tensor, context: Tensor, text: Tensor, other: Tensor) -> Tensor:
+    """Two denoising steps over one context, and one over another."""
+    results = []
+    for shift, frames in ((0.0, context), (0.5, context), (1.0, other)):
+        query, past = patches(current + shift), patches(frames)
+        key = torch.cat([text, past, query], 2)
+        results.append(F.scaled_dot_product_attention(query, key, torch.cat([text, past.cos(), query.cos()], 2)))
+    return torch.stack(results)
+
+
+def test_context_that_several_steps_read_is_pooled_once():
+    feeds = inputs(**DENOISE, other=DENOISE["context"])
+    program = trace_function(two_steps, feeds)
+    copy, result = rewritten(program, f"hoist-invariants,{SMALL}")
+    pool = only(copy, POOL)
+    assert pool.args[1:] == ([8, 4, 4], [2, 2, 2])
+    readers = list(copy.calls(PREPARED))
+    assert [node.args[3] for node in readers] == [pool, pool]
+    assert all(node.args[1][1] is pool.args[0] for node in readers)
+    assert only(copy, SEGMENTS)  # what nobody else reads is pooled where it is read
+    applied = [
+        remark.args["context_pool_readers"] for remark in result.remarks if remark.pass_name == SparseAttention.name
+    ]
+    assert sorted(applied) == [1, 2, 2]
+    assert dense_difference(program, feeds, f"hoist-invariants,{SMALL}") < 1e-6
+    apart, _ = rewritten(program, SMALL)  # not merged: three contexts, none shared
+    assert not list(apart.calls(POOL))
+    with kernels.using("gather"):
+        assert largest_difference(run(copy, feeds), run(apart, feeds)) == 0
+
+
+def test_context_that_is_cut_across_operands_is_not_pooled_beforehand():
+    def steps(current: Tensor, context: Tensor, text: Tensor) -> Tensor:
+        past = torch.cat([text, patches(context)], 2).clone()
+        results = []
+        for query in (patches(current), patches(current + 1)):
+            key = torch.cat([past, query], 2)
+            results.append(F.scaled_dot_product_attention(query, key, key))
+        return torch.stack(results)
+
+    copy, result = rewritten(trace_function(steps, inputs(**DENOISE)), SMALL)
+    assert len(list(copy.calls(SEGMENTS))) == 2 and not list(copy.calls(POOL))
+    assert [remark.args["context_pool_readers"] for remark in result.remarks] == [0, 0]
 
 
 def test_a_value_that_is_no_concatenation_is_read_whole():
@@ -134,9 +181,11 @@ def test_a_world_model_with_a_symbolic_history():
     applied = [remark for remark in result.remarks if remark.kind is RemarkKind.APPLIED]
     assert [remark.rule for remark in applied].count("prefill") == depth
     assert [remark.rule for remark in applied].count("denoise") == depth * steps
-    nodes = list(copy.calls(SEGMENTS))
-    assert {node.args[5] for node in nodes} == {19}
-    assert {len(node.args[1]) for node in nodes} == {2, 3}
+    prefills, denoises, pools = (list(copy.calls(target)) for target in (SEGMENTS, PREPARED, POOL))
+    assert {node.args[5] for node in prefills} == {node.args[6] for node in denoises} == {19}
+    assert {len(node.args[1]) for node in prefills} == {2} and {len(node.args[1]) for node in denoises} == {3}
+    assert len(pools) == depth and all(len(pool.users) == steps for pool in pools)
+    assert all(node.args[3].args[0] in node.args[1] for node in denoises)
     for history in (8, 12):
         feeds = feeds_of(worldplay_tiny.module(), worldplay_tiny.inputs(history))
         with kernels.using("dense"):
