@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ _FEWEST_BLOCKS = 7
 """Blocks that the default neighbourhood keeps whatever the density."""
 _SELECTION = 60.0
 """Microseconds of scoring and choosing blocks and of starting the attention kernel."""
+_MODEL = 2
+"""Counts up when rates mean something else, so that older ones on disk are not read."""
+_FASTEST = 1.1
+"""Rate of sparse attention over that of dense attention beyond which a measurement is noise."""
 MARGIN = 0.92
 """Sparse attention is chosen when its predicted time is below this share of the dense one."""
 
@@ -117,30 +122,47 @@ def _wave_time(rates: Rates, rate: float, rows: int, head_dim: int, query_tokens
     return flops / (rate * (1.0 if head_dim > 64 else rates.narrow)) / 1e6
 
 
-@functools.lru_cache(maxsize=64)
+class Origin(StrEnum):
+    """Where rates come from, best first."""
+
+    MEASURED = "measured on this machine"
+    KNOWN = "measured on another machine with this device"
+    GUESSED = "guessed"
+
+
 def rates_of(device: torch.device, implementation: str | None = None) -> Rates:
     """Measured rates of a device where there are some, else known ones, else a guess."""
+    return _rates(device, implementation)[0]
+
+
+def origin_of(device: torch.device, implementation: str | None = None) -> Origin:
+    """Where :func:`rates_of` has its numbers from."""
+    return _rates(device, implementation)[1]
+
+
+@functools.lru_cache(maxsize=64)
+def _rates(device: torch.device, implementation: str | None) -> tuple[Rates, Origin]:
     path = _path(device, implementation)
     try:
-        return Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"])
+        return Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"]), Origin.MEASURED
     except (OSError, ValueError, TypeError, KeyError):
         return _known(device, implementation)
 
 
-def _known(device: torch.device, implementation: str | None) -> Rates:
+def _known(device: torch.device, implementation: str | None) -> tuple[Rates, Origin]:
     if device.type != "cuda":
-        return _CPU
+        return _CPU, Origin.GUESSED
     name = torch.cuda.get_device_name(device)
     for (part, kind), rates in KNOWN.items():
         if part in name and kind == (implementation or "hopper"):
-            return rates
-    return _UNKNOWN_GPU
+            return rates, Origin.KNOWN
+    return _UNKNOWN_GPU, Origin.GUESSED
 
 
 def _path(device: torch.device, implementation: str | None) -> Path:
     """Where the rates of this device, these versions and this implementation are kept."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()} threads"
-    versions = f"{torch.__version__} {_triton_version()} {implementation or 'best'}"
+    versions = f"{_MODEL} {torch.__version__} {_triton_version()} {implementation or 'best'}"
     digest = hashlib.sha256(f"{name} {versions}".encode()).hexdigest()[:16]
     return Path(cache_dir()) / "lightint" / "cost" / f"{digest}.json"
 
@@ -167,7 +189,7 @@ def measure(device: torch.device | str) -> Rates:
         path = _path(device, implementation)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"rates": asdict(rates)}), encoding="utf-8")
-    rates_of.cache_clear()
+    _rates.cache_clear()
     planning.forget()
     return rates
 
@@ -193,6 +215,7 @@ class _Probe:
         )
         thin, full = (self._sparse(self.large, density) for density in (0.2, 0.9))
         sparse_rate, rest = self._line((self._work(self.large, 0.2), thin), (self._work(self.large, 0.9), full))
+        sparse_rate = min(sparse_rate, _FASTEST * dense_rate)
         tiny = self._sparse(small, 0.5)
         pool_rate = self._bytes(self.large) / max(rest - _SELECTION, 1.0) / 1e3
         narrow = 1.0 if self.head_dim <= 64 else 0.75

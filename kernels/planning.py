@@ -52,11 +52,15 @@ def _signature(
     tensors = (query, *keys, *values) if context_pool is None else (query, *keys, *values, context_pool)
     forms = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
     query_grid, key_grid, prefix, tile, *policy = settings
-    capturing = query.is_cuda and torch.cuda.is_current_stream_capturing()
     return (
         len(keys), len(values), *forms, tuple(query_grid), tuple(key_grid), prefix, tuple(tile), *policy,
-        dispatch.forced(), capturing,
+        dispatch.forced(), _capturing(query),
     )  # fmt: skip
+
+
+def _capturing(query: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, whose replays will not wait for the host."""
+    return query.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _make(
@@ -79,8 +83,7 @@ def _make(
     if context_pool is not None:
         checks.context_pool(context_pool, keys[0], layout)
     keeps_all = density >= 1.0 and (coverage is None or coverage >= 1.0)
-    hidden = query.is_cuda and torch.cuda.is_current_stream_capturing()
-    choice = dispatch.prefers_sparse(query, layout, density, tile, host_hidden=hidden)
+    choice = dispatch.prefers_sparse(query, layout, density, tile, host_hidden=_capturing(query))
     if keeps_all or choice == "dense":
         return _dense(query, keys, scale)
     chosen = policy(query, density, coverage, protect_frames, neighbours, scale)

@@ -9,6 +9,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightint_compile.kernels.cost import Rates
 
 
 class State(StrEnum):
@@ -96,6 +100,46 @@ def _device() -> Iterator[Finding]:
         yield Finding(f"cuda:{index}", State.GOOD, f"{device.name}, sm_{device.major}{device.minor}, {memory}")
 
 
+def _attention() -> Iterator[Finding]:
+    """How dense and sparse attention are weighed here."""
+    import torch
+
+    from lightint_compile.kernels import cost
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    origin, rates = cost.origin_of(device), cost.rates_of(device)
+    advice = "" if origin is cost.Origin.MEASURED else "; lightint doctor --measure makes sure"
+    yield Finding("attention", State.GOOD, f"{_described(rates)}, {origin}{advice}")
+
+
+def measure() -> Finding:
+    """Measure dense and sparse attention on this machine's device, a few seconds; from now on these rates decide."""
+    import torch
+
+    from lightint_compile.kernels import cost
+
+    rates = cost.measure("cuda" if torch.cuda.is_available() else "cpu")
+    return Finding("measured", State.GOOD, f"{_described(rates)}; skipping pays from {_break_even(rates)}")
+
+
+def _described(rates: Rates) -> str:
+    return (
+        f"dense {rates.dense_rate:.3g} and sparse {rates.sparse_rate:.3g} TFLOP/s, "
+        f"a sparse call {rates.sparse_fixed:.0f} us at least"
+    )
+
+
+def _break_even(rates: Rates) -> str:
+    """The shortest self-attention of 16 heads of 128 for which keeping 0.3 of the keys is expected to pay."""
+    from lightint_compile.kernels import cost
+
+    for exponent in range(9, 17):
+        shape = (16, 128, 2**exponent, 2**exponent)
+        if cost.sparse_time(rates, *shape, 0.3) < cost.MARGIN * cost.dense_time(rates, *shape):
+            return f"{2**exponent} tokens at density 0.3"
+    return "no length up to 65536 tokens at density 0.3"
+
+
 def _extras() -> Iterator[Finding]:
     for name, use in (("diffusers", "third-party transformers"), ("onnxruntime", "checking ONNX exports")):
         if importlib.util.find_spec(name) is None:
@@ -111,5 +155,6 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _compiler,
     _triton,
     _device,
+    _attention,
     _extras,
 )

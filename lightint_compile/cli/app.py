@@ -142,11 +142,15 @@ def passes() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time attention on the device and keep the rates.")
+    ] = False,
+) -> None:
     """Check that PyTorch, a C++ compiler, Triton and the device are in working order."""
-    from lightint_compile.doctor import examine
+    from lightint_compile import doctor as checks
 
-    findings = examine()
+    findings = [*checks.examine(), *([checks.measure()] if measure else [])]
     for finding in findings:
         typer.echo(str(finding))
     if any(finding.broken for finding in findings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,19 +45,19 @@ def test_keeping_more_never_costs_less(tokens, rows, low, high):
 
 def test_measured_rates_are_kept_on_disk_and_win_over_the_table(monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "_path", lambda device, implementation: tmp_path / f"{implementation}.json")
-    cost.rates_of.cache_clear()
+    cost._rates.cache_clear()
     cpu = torch.device("cpu")
     decide = (cpu, torch.float32, 1, 4, 64, 4096, 4096)
     cheap = {"dense_fixed": 1, "dense_rate": 1, "sparse_fixed": 1, "sparse_rate": 1, "pool_rate": 1e3, "units": 1}
     (tmp_path / "None.json").write_text(json.dumps({"rates": cheap}))
-    assert cost.prefers_sparse(*decide, 0.5)
+    assert cost.prefers_sparse(*decide, 0.5) and cost.origin_of(cpu) is cost.Origin.MEASURED
     (tmp_path / "None.json").write_text(json.dumps({"rates": cheap | {"sparse_rate": 0.4}}))
-    cost.rates_of.cache_clear()
+    cost._rates.cache_clear()
     assert not cost.prefers_sparse(*decide, 0.5)
     (tmp_path / "None.json").write_text("{broken")
-    cost.rates_of.cache_clear()
-    assert cost.rates_of(cpu) == cost._CPU
-    cost.rates_of.cache_clear()
+    cost._rates.cache_clear()
+    assert cost.rates_of(cpu) == cost._CPU and cost.origin_of(cpu) is cost.Origin.GUESSED
+    cost._rates.cache_clear()
 
 
 def test_measuring_this_machine_gives_positive_rates(monkeypatch, tmp_path):
@@ -65,4 +66,22 @@ def test_measuring_this_machine_gives_positive_rates(monkeypatch, tmp_path):
     rates = cost.measure("cpu")
     assert min(rates.dense_fixed, rates.dense_rate, rates.sparse_fixed, rates.sparse_rate, rates.pool_rate) > 0
     assert cost.rates_of(torch.device("cpu"), "gather") == rates
-    cost.rates_of.cache_clear()
+    cost._rates.cache_clear()
+
+
+def test_where_the_host_is_out_of_the_way_shorter_sites_are_worth_skipping(monkeypatch):
+    monkeypatch.setattr(cost, "rates_of", lambda device, implementation: replace(RATES, sparse_fixed=480.0))
+    site = ("cpu", torch.bfloat16, 1, 16, 128, 4096, 4096, 0.2)
+    assert not cost.prefers_sparse(*site)
+    assert cost.prefers_sparse(*site, host_hidden=True)
+    assert not cost.prefers_sparse("cpu", torch.bfloat16, 1, 16, 128, 512, 512, 0.05, host_hidden=True)
+
+
+def test_noise_does_not_make_sparse_attention_faster_than_hardware(monkeypatch, tmp_path):
+    """A busy machine can time the longer call as the shorter one; the rates stay within reason."""
+    times = iter([5.0, 100.0, 1.0, 100.0, 5.0])  # dense short and long, sparse thin and full, tiny
+    monkeypatch.setattr(cost, "_path", lambda device, implementation: tmp_path / f"{implementation}.json")
+    monkeypatch.setattr(cost._Probe, "_time", lambda self, call: next(times))
+    rates = cost.measure("cpu")
+    assert rates.sparse_rate <= 1.1 * rates.dense_rate
+    cost._rates.cache_clear()

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from attention_cases import SITES
+from attention_cases import SITES, Site
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightint_compile import kernels
 from lightint_compile.errors import InputError
-from lightint_compile.kernels import ops, planning
+from lightint_compile.kernels import cost, ops, planning
 
 SITE = SITES["ragged"]
 OPERATOR = getattr(torch.ops, ops.NAMESPACE).sparse_attention.default
@@ -136,3 +136,24 @@ def test_modes_and_transforms_see_the_operator():
     with Watch():
         attend(*tensors)
     assert OPERATOR in seen
+
+
+def test_the_cost_model_is_asked_again_when_the_context_grows(monkeypatch):
+    """One graph serves every context length; whether it skips is decided where the length is known: at the call."""
+    monkeypatch.setattr(cost, "prefers_sparse", lambda *arguments, host_hidden: arguments[6] > 400)
+    short, long = SITES["ragged"], Site((3, 5, 7), (14, 5, 7), (2, 4, 4), prefix=5, heads=4, key_heads=2)
+    for site, dense in ((short, True), (long, False), (short, True)):
+        query, key, value = site.tensors(torch.float64)
+        ours = kernels.sparse_attention(query, key, value, density=0.3, neighbours=0, **site.grids)
+        whole = torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+        assert (float((ours - whole).abs().max()) < 1e-9) is dense
+
+
+def test_a_captured_graph_is_decided_apart(monkeypatch):
+    """A graph that is being captured will be replayed without the host: its plan is not that of an ordinary call."""
+    hidden = []
+    monkeypatch.setattr(cost, "prefers_sparse", lambda *arguments, host_hidden: hidden.append(host_hidden) or True)
+    monkeypatch.setattr(planning, "_capturing", lambda query: len(hidden) == 1)
+    for _ in range(3):
+        kernels.sparse_attention(*SITE.tensors(torch.float32), **SITE.grids)
+    assert hidden == [False, True]

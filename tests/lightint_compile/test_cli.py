@@ -87,6 +87,21 @@ def test_doctor_says_how_things_stand(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert torch.__version__ in printed and "backend" in printed
 
 
+def test_doctor_measures_attention_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightint_compile.kernels import cost
+
+    rates = cost.Rates(5.0, 8.0, 20.0, 4.0, 100.0, 1)
+    asked = []
+    monkeypatch.setattr(cost, "measure", lambda device: asked.append(device) or rates)
+    assert run(monkeypatch, "doctor") == 0 and not asked
+    assert "attention" in capsys.readouterr().out
+    assert run(monkeypatch, "doctor", "--measure") == 0 and len(asked) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "dense 8 and sparse 4 TFLOP/s" in line and "at density 0.3" in line
+
+
 def test_doctor_fails_when_something_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
     assert run(monkeypatch, "doctor") == 1
