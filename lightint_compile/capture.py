@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,11 +22,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 
-from lightint_compile.autocasting import ModeInterpreter, make_casts_explicit, uses_autocast
+from lightint_compile.autocasting import make_casts_explicit, uses_autocast
 from lightint_compile.errors import CaptureError
 from lightint_compile.normalform import tidy
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, fake_mode_of
 from lightint_compile.passes.remarks import clean_path
+from lightint_compile.retracing import RepeatingInterpreter, WritesToAView, writes
+from lightint_compile.tracing import Dynamic, sizes_marked, trace_once
 
 
 def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
@@ -69,7 +70,7 @@ def trace(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    dynamic: Mapping[str, int | Sequence[int]] | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Program:
     """The program that ``torch.compile`` would hand to the backend, without compiling or running it.
 
@@ -81,36 +82,20 @@ def trace(
         CaptureError: the call does not capture as one graph, or see :func:`from_dynamo`.
     """
     caught: list[Program] = []
+    name = _name_of(module)
 
-    def backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        caught.append(from_dynamo(graph_module, example_inputs, name=_name_of(module)))
-        return _stop
+    def read(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+        caught.append(from_dynamo(graph_module, example_inputs, name=name))
 
-    _mark_dynamic(module, args, kwargs or {}, dynamic or {})
-    torch._dynamo.reset()
     try:
-        with suppress(_Stop):
-            torch.compile(module, backend=backend, fullgraph=True)(*args, **(kwargs or {}))
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        raise error.inner_exception from None
+        with sizes_marked(module, args, kwargs or {}, dynamic or {}):
+            trace_once(module, args, kwargs or {}, read)
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
-        raise CaptureError("the call does not capture as one graph", where=_name_of(module), why=reason) from error
-    finally:
-        torch._dynamo.reset()
+        raise CaptureError("the call does not capture as one graph", where=name, why=reason) from error
     if not caught:
-        raise CaptureError(
-            "the call ran no tensor operation", where=_name_of(module), why="there is nothing to compile"
-        )
+        raise CaptureError("the call ran no tensor operation", where=name, why="there is nothing to compile")
     return caught[0]
-
-
-class _Stop(Exception):  # noqa: N818 - control flow, not an error
-    """Raised in place of running the captured graph."""
-
-
-def _stop(*_: Any) -> Any:
-    raise _Stop
 
 
 def _program(
@@ -120,14 +105,20 @@ def _program(
     outputs: list[Any] = []
     autocast = uses_autocast(graph_module)
 
-    def flat(*inputs: Any) -> tuple[Any, ...]:
-        interpreter = ModeInterpreter(graph_module)
-        leaves, spec = pytree.tree_flatten(interpreter.run(*inputs))
-        outputs.append(spec)
-        return (*leaves, *_unread(interpreter))
+    def traced_by(copies_views: bool) -> fx.GraphModule:
+        def flat(*inputs: Any) -> tuple[Any, ...]:
+            interpreter = RepeatingInterpreter(graph_module, copies_views=copies_views)
+            leaves, spec = pytree.tree_flatten(interpreter.run(*inputs))
+            outputs.append(spec)
+            return (*leaves, *_unread(interpreter))
 
-    with preserve_node_meta(), mode, torch.no_grad():
-        traced = make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+        with preserve_node_meta(), mode, torch.no_grad():
+            return make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+
+    try:
+        traced = traced_by(copies_views=not writes(graph_module))
+    except WritesToAView:
+        traced = traced_by(copies_views=False)
     if mutated:
         paths = ", ".join(entries[index].path for index in mutated)
         raise CaptureError("the graph writes to its inputs", where=paths, why="a rewrite must not move such a write")
@@ -291,23 +282,3 @@ def _frame_name() -> str:
 
 def _name_of(module: Callable[..., Any]) -> str:
     return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, "__name__", "function")
-
-
-def _mark_dynamic(
-    module: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    dynamic: Mapping[str, int | Sequence[int]],
-) -> None:
-    if not dynamic:
-        return
-    import inspect
-
-    function = module.forward if isinstance(module, torch.nn.Module) else module
-    bound = inspect.signature(function).bind(*args, **kwargs).arguments
-    for name, dims in dynamic.items():
-        if not isinstance(bound.get(name), torch.Tensor):
-            raise CaptureError(
-                f"{name!r} is not a tensor argument of the call", where="dynamic", why=f"known: {sorted(bound)}"
-            )
-        torch._dynamo.mark_dynamic(bound[name], dims)

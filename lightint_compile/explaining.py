@@ -16,8 +16,7 @@ from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.reporting import Report, Section
 from lightint_compile.rewrite import rewrite
-
-Dynamic = Mapping[str, int | Sequence[int]]
+from lightint_compile.tracing import Dynamic, undisturbed
 
 
 def explain(
@@ -83,7 +82,8 @@ def _graph_by_graph(
         run: Callable[..., Any] = graph_module.forward
         return run
 
-    torch.compile(module, backend=backend)(*args, **kwargs)
+    with undisturbed():
+        torch.compile(module, backend=backend)(*args, **kwargs)
     if failures:
         raise failures[0]
     return sections

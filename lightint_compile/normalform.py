@@ -13,7 +13,7 @@ from lightint_compile.autocasting import MODE_SWITCHES
 aten = torch.ops.aten
 
 #: What a trace leaves behind and nothing reads: assertions the guards already hold, switches the dtypes already show.
-_LEFTOVERS = {aten._assert_tensor_metadata.default, *MODE_SWITCHES}
+LEFTOVERS = {aten._assert_tensor_metadata.default, *MODE_SWITCHES}
 
 #: Operations that return their first argument unchanged in a functional graph.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
@@ -24,7 +24,7 @@ def tidy(graph_module: fx.GraphModule) -> None:
     for node in reversed(graph_module.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _LEFTOVERS:
+        if node.target in LEFTOVERS:
             graph_module.graph.erase_node(node)
         elif _does_nothing(node):
             node.replace_all_uses_with(node.args[0], propagate_meta=False)

@@ -7,6 +7,7 @@ import torch
 
 import lightint_compile
 from lightint_compile.errors import OptionError, PassError
+from lightint_compile.graphs import CompiledGraph
 from lightint_compile.passes.remarks import RemarkKind
 
 PLAIN = {"passes": "outline-regions"}
@@ -109,3 +110,48 @@ def test_a_call_without_tensor_operations_has_nothing_to_report() -> None:
 def test_an_error_of_the_model_is_the_users_to_see() -> None:
     with pytest.raises(Exception, match=r"shape|size"):
         lightint_compile.explain(stack(), torch.randn(2, 9), options=PLAIN)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_nothing_is_left_behind(breaks: bool) -> None:
+    """Compiled modules, their reports and what is known of changing sizes stay; no room for recompiling is used up."""
+    torch._dynamo.reset()
+    model, other = stack(breaks), stack()
+    options = {"delegate": "eager", **PLAIN}
+    compiled = torch.compile(model, backend="lightint", options=options)
+    with torch.no_grad():
+        compiled(torch.randn(2, 8))
+        graphs = CompiledGraph.of(compiled)
+        for rows in range(3, 12):
+            lightint_compile.explain(other, torch.randn(rows, 8), options=PLAIN)
+        if not breaks:
+            for rows in range(3, 12):
+                lightint_compile.explain(model, torch.randn(rows, 8), options=PLAIN)
+        assert CompiledGraph.of(compiled) == graphs and lightint_compile.report(compiled).sections
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            compiled(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_dry_run_before_compiling_changes_nothing_about_it(breaks: bool) -> None:
+    torch._dynamo.reset()
+    model = stack(breaks)
+    for rows in range(2, 12):
+        lightint_compile.explain(model, torch.randn(rows, 8), options=PLAIN)
+    compiled = torch.compile(model, backend="lightint", options={"delegate": "eager", **PLAIN})
+    with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiled(torch.randn(20, 8))
+    assert all(isinstance(node.meta["val"].shape[0], int) for node in _calls(compiled))
+
+
+def _calls(compiled: torch.nn.Module) -> list[torch.fx.Node]:
+    graphs = [section.original for section in lightint_compile.report(compiled).sections]
+    return [node for graph in graphs if graph for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_sizes_are_symbolic_for_one_dry_run_only() -> None:
+    x = torch.randn(5, 8)
+    lightint_compile.explain(stack(), x, dynamic={"input": 0}, options=PLAIN)
+    report = lightint_compile.explain(stack(), x, options=PLAIN)
+    first = next(node for node in report.original.graph.nodes if node.op == "call_function")
+    assert first.meta["val"].shape[0] == 5 and isinstance(first.meta["val"].shape[0], int)
