@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 Call = Callable[[], object]
+_FLUSHED_BYTES = 256 << 20
+"""Written before a timed call, more than any second-level cache holds."""
 
 
 def milliseconds(call: Call, device: torch.device, budget: float = 0.2) -> float:
@@ -33,6 +35,27 @@ def _wall_clock(call: Call, budget: float) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
+
+
+def paired(calls: Sequence[Call], device: torch.device, budget: float = 0.2) -> list[float]:
+    """Medians, in milliseconds, of calls that take turns: a device that grows warm counts against all alike."""
+    if device.type != "cuda":
+        return [milliseconds(call, device, budget / len(calls)) for call in calls]
+    flush = torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=device)
+    times: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in calls]
+    spent, rounds = 0.0, 0
+    while spent < budget or rounds < 5:
+        begin = time.perf_counter()
+        for call, seen in zip(calls, times, strict=True):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            start.record()
+            call()
+            end.record()
+            seen.append((start, end))
+        torch.cuda.synchronize(device)
+        spent, rounds = spent + time.perf_counter() - begin, rounds + 1
+    return [statistics.median(start.elapsed_time(end) for start, end in seen[1:]) for seen in times]
 
 
 def graphed(call: Call) -> Call:

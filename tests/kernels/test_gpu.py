@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from attention_cases import SITES, Site, random_lists
 
 from lightint_compile import kernels
-from lightint_compile.kernels import reference
+from lightint_compile.kernels import dispatch, reference
+from lightint_compile.kernels.spans import split_spans
+from lightint_compile.kernels.steps import run_steps
 
 pytestmark = pytest.mark.gpu
 
@@ -98,6 +100,53 @@ def test_no_host_synchronisation_and_graph_replay():
                 part.copy_(fresh)
             graph.replay()
             assert torch.equal(captured, run())
+
+
+def step_by_step(name, query, key, value, **settings):
+    """Sparse attention without bound launches."""
+    layout = REAL.layout
+    spans = [split_spans([part], layout) for part in (key, value)]
+    chosen = {"coverage": None, "protect_frames": 0, "neighbours": 1, "scale": 128**-0.5} | settings
+    return run_steps(dispatch.load(name), query, *spans, layout, chosen)
+
+
+@pytest.mark.parametrize("name", ["portable", "hopper"])
+def test_bound_launches_read_and_write_the_tensors_of_their_own_call(name):
+    if name == "hopper" and kernels.implementation(REAL.tensors(torch.bfloat16, "cuda")[0]) != "hopper":
+        pytest.skip("the sm_90 kernel does not run here")
+    settings = {"density": 0.3, "protect_frames": 4}
+    seen = []
+    for seed in range(4):
+        query, key, value = REAL.tensors(torch.bfloat16, "cuda", seed)
+        if seed == 3:  # starts where Triton compiles another variant
+            key = torch.cat([key.new_zeros(1), key.flatten()])[1:].view(key.shape)
+        with kernels.using(name):
+            seen.append(kernels.sparse_attention(query, key, value, **settings, **REAL.grids))
+        assert torch.equal(seen[-1], step_by_step(name, query, key, value, **settings))
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("name", ["portable", "hopper"])
+def test_prepared_context_gives_the_same_bits(name):
+    query, key, value = REAL.tensors(torch.bfloat16, "cuda")
+    if name == "hopper" and kernels.implementation(query) != "hopper":
+        pytest.skip("the sm_90 kernel does not run here")
+    layout = REAL.layout
+    cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
+    keys, values = key.split(cut, 2), value.split(cut, 2)
+    pool = kernels.prepare_context(keys[1], grid=layout.context_grid, tile=REAL.tile)
+    with kernels.using(name):
+        whole = kernels.sparse_attention(query, key, value, **REAL.grids)
+        for _ in range(3):
+            assert torch.equal(whole, kernels.sparse_attention_prepared(query, keys, values, pool, **REAL.grids))
+
+
+def test_dense_by_the_cost_model_is_what_torch_computes():
+    query, key, value = SITES["aligned"].tensors(torch.bfloat16, "cuda")
+    for part in (query, query.transpose(1, 2).contiguous().transpose(1, 2)):
+        for _ in range(2):
+            ours = kernels.sparse_attention(part, key, value, **SITES["aligned"].grids)
+            assert torch.equal(ours, F.scaled_dot_product_attention(part, key, value))
 
 
 def test_lists_may_change_between_graph_replays():
