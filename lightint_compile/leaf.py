@@ -16,8 +16,9 @@ from torch._inductor import config as inductor_config
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.freshshapes import BoundSymbol, FreshInputs, fresh_inputs
+from lightint_compile.spelling import spelled_for_cuda
 
-#: Compiles a graph on example inputs into a callable on a flat argument list (Inductor's, or the graph itself).
+#: Compiles a region for example inputs into a callable on a flat argument list (Inductor's, or the graph itself).
 Compiler = Callable[[fx.GraphModule, FreshInputs], "Variant"]
 
 #: Makes a region's graph by name, when a call has sizes that no compiled form of it covers.
@@ -82,7 +83,7 @@ class Leaf:
         graph = self.graph()
         values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         inputs = fresh_inputs(values, hints)
-        variant = self.compiler(standalone(graph, inputs), inputs)
+        variant = self.compiler(graph, inputs)
         self.variants.append(variant)
         self.compilations += 1
         return variant
@@ -121,7 +122,7 @@ _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
     """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
-    return Variant(graph_module, bindings=inputs.bindings, extra=inputs.extra)
+    return Variant(standalone(graph_module, inputs), bindings=inputs.bindings, extra=inputs.extra)
 
 
 def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
@@ -129,9 +130,10 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
 
     def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
         examples = [inputs.symbols[index] for index in inputs.extra] + list(inputs.values)
-        with torch.no_grad(), inductor_config.patch(config_patches), _autocast_off():
+        spelled = spelled_for_cuda(graph_module)
+        with torch.no_grad(), inductor_config.patch({**spelled.config, **config_patches}), _autocast_off():
             artifact = torch._inductor.standalone_compile(
-                graph_module, examples, dynamic_shapes="from_graph", options={}
+                standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
             )
         guard = None
         if inputs.symbols:

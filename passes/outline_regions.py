@@ -12,6 +12,7 @@ from lightint_compile.passes.decisions.points import is_outlined
 from lightint_compile.passes.facts.loop import DenoisingLoop
 from lightint_compile.passes.facts.regions import Regions
 from lightint_compile.passes.outlining.forms import form_of
+from lightint_compile.passes.outlining.memory_order import choose_memory_orders
 from lightint_compile.passes.outlining.naming import call_names
 from lightint_compile.passes.outlining.nodes import Dependencies
 from lightint_compile.passes.outlining.pieces import cut
@@ -41,9 +42,10 @@ class OutlineRegions(Pass):
         if program.graph.eliminate_dead_code():
             program.changed()
         before = len(program.graph.nodes)
+        reordered = choose_memory_orders(program, self.name)
         entries = _outline(program)
         if not entries:
-            return PassResult(False)
+            return PassResult(reordered)
         return PassResult(True, tuple(_remarks(program, entries, before)))
 
 

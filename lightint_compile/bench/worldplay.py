@@ -2,9 +2,8 @@
 
 Every variant compiles in a process of its own, all at once; then one after the other rolls out, so that none is timed
 while another works. Weights are random and shapes are the real ones. Blocks are all alike, so a stack of ``depth``
-blocks is
-measured at two depths and the full depth follows by a straight line: the table says which numbers are measured and
-which are on that line.
+blocks may be measured at two depths, and the full depth follows by a straight line: the table says which numbers are
+measured and which are on that line.
 """
 
 from __future__ import annotations
@@ -14,14 +13,18 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as processes
 
+from lightint_compile.bench.breakdown import Stopwatch, kind_of, stages_of
 from lightint_compile.errors import DeviceError, OptionError
 from lightint_compile.models.worldplay import (
     Trajectory,
@@ -33,16 +36,10 @@ from lightint_compile.models.worldplay import (
 )
 from lightint_compile.presets import PRESETS
 
-VARIANTS = ("eager", "inductor", "exact", "published", "all")
-"""What is compared unless told otherwise; any preset's name is a variant as well."""
-
-KINDS = {
-    "attention": ("attention", "flash", "sdpa", "fmha", "_sparse", "gk", "attend"),
-    "selection": ("select", "pool", "score"),
-    "gemm": ("gemm", "cutlass", "nvjet", "cublas", "sm90_xmma", "matmul"),
-    "copy": ("cat", "copy", "Memcpy", "Memset"),
-}
-"""Kinds of kernel by what their names hold; the first that fits counts, everything else is elementwise."""
+VARIANTS = ("eager", "inductor", "exact", "published", "all", "all:drift=1e9")
+"""What is compared unless told otherwise. A preset's name is a variant, options of it may follow a colon. Random
+weights drift more from step to step than a trained model's, so that ``all`` refuses to reuse any; with a drift that is
+never reached it reuses what the cameras allow."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +62,22 @@ class Result:
         warm_seconds: capture, rewriting and compiling, first calls included.
         chunks: median milliseconds of each chunk of the rollout.
         kernels: milliseconds of device kernels of the last chunk by kind; empty without a GPU.
+        stages: milliseconds on the device of the last chunk by stage; empty without a GPU, and for Inductor.
         context: context frames of each chunk, where decided at run time.
         reused: reused steps of each chunk, likewise.
+        compiled_late: graphs and regions compiled after the warm-up.
+        peak_gigabytes: device memory allocated at most, 10^9 bytes.
     """
 
     job: Job
     warm_seconds: float
-    chunks: tuple[float, ...]
-    kernels: dict[str, float]
+    chunks: tuple[float, ...] = ()
+    kernels: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     context: tuple[int, ...] = ()
     reused: tuple[int, ...] = ()
+    compiled_late: int = 0
+    peak_gigabytes: float = 0.0
     error: str = ""
 
     @property
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.size == "8b-480p" and device == "cpu":
         raise DeviceError("the 8B size needs a CUDA device", fix="--size demo runs anywhere")
     for variant in options.variants:
-        if variant not in (*VARIANTS, *PRESETS):
+        if variant.partition(":")[0] not in (*VARIANTS, *PRESETS):
             known = ", ".join(dict.fromkeys((*VARIANTS, *PRESETS)))
             raise OptionError(f"there is no variant {variant!r}", where="--variants", fix=f"known: {known}")
     jobs = [
@@ -98,46 +101,66 @@ def main(arguments: Sequence[str]) -> None:
         for variant in options.variants
         for depth in (options.inductor_depths if variant == "inductor" else options.depths)
     ]
-    results = run(jobs, Path(options.out) if options.out else None)
+    results = run(jobs, Path(options.out) if options.out else None, options.patience)
     print_table(results, options.full_depth)
 
 
-def run(jobs: Sequence[Job], out: Path | None = None) -> list[Result]:
-    """Compile all jobs at once, time them in turn; results are written to ``out`` as they come."""
+def run(jobs: Sequence[Job], out: Path | None = None, patience: float = 3600.0) -> list[Result]:
+    """Compile all jobs at once, time them in turn; results are written to ``out`` as they come.
+
+    A job that is not ready after ``patience`` seconds, or whose process dies, counts as failed and holds up no other.
+    """
     context = processes.get_context("spawn")
-    queue, ready, turn = context.Queue(), context.Barrier(len(jobs)), context.Lock()
-    workers = [context.Process(target=_work, args=(job, queue, ready, turn), daemon=True) for job in jobs]
-    for worker in workers:
-        worker.start()
+    workers = []
+    for job in jobs:
+        ours, theirs = context.Pipe()
+        workers.append((job, context.Process(target=_work, args=(job, theirs), daemon=True), ours))
+        workers[-1][1].start()
+        theirs.close()
+    deadline = time.monotonic() + patience
+    warm = {job: _received(ours, deadline - time.monotonic()) for job, _, ours in workers}
+    for job, worker, _ in workers:
+        if warm[job].error:
+            worker.terminate()
     results = []
-    for _ in jobs:
-        results.append(Result(**queue.get()))
+    for job, worker, ours in workers:
+        result = warm[job]
+        if not result.error:
+            ours.send("your turn")
+            result = _received(ours, patience)
+        worker.terminate() if result.error else worker.join()
+        results.append(dataclasses.replace(result, job=job))
         if out is not None:
             out.write_text(json.dumps([asdict(result) for result in results], indent=1))
-    for worker in workers:
-        worker.join()
-    return sorted(results, key=lambda result: jobs.index(result.job))
+    return results
 
 
-def _work(job: Job, queue: Any, ready: Any, turn: Any) -> None:
+def _received(end: Connection, patience: float) -> Result:
+    """What a worker says next, or why it says nothing."""
+    nothing = Result(Job("", 0, "", "", 0, ""), 0.0)
+    if not end.poll(max(patience, 0.0)):
+        return dataclasses.replace(nothing, error=f"not ready after {max(patience, 0.0):.0f} s")
     try:
-        subject, start = _Subject(job), time.perf_counter()
-        failure = ""
-        try:
-            subject.warm_up()
-        except Exception as error:
-            failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        warm = time.perf_counter() - start
-        print(f"{job.variant} depth {job.depth}: {failure or 'ready'} after {warm:.0f} s", flush=True)
-        ready.wait()
-        if failure:
-            queue.put({"job": job, "warm_seconds": warm, "chunks": (), "kernels": {}, "error": failure})
-            return
-        with turn:
-            queue.put({"job": job, "warm_seconds": warm, **subject.measure()})
-    except Exception:
-        ready.abort()
-        raise
+        found: Result = end.recv()
+    except EOFError:
+        return dataclasses.replace(nothing, error="its process died")
+    return found
+
+
+def _work(job: Job, end: Connection) -> None:
+    start = time.perf_counter()
+    result = Result(job, 0.0)
+    try:
+        subject = _Subject(job)
+        subject.warm_up()
+        result = dataclasses.replace(result, warm_seconds=time.perf_counter() - start)
+        print(f"{job.variant} depth {job.depth}: ready after {result.warm_seconds:.0f} s", flush=True)
+        end.send(result)
+        end.recv()
+        end.send(dataclasses.replace(result, **subject.measure()))
+    except Exception as error:
+        print(f"{job.variant} depth {job.depth}: {error}", flush=True)
+        end.send(dataclasses.replace(result, error=f"{type(error).__name__}: {str(error).splitlines()[0]}"))
 
 
 class _Subject:
@@ -161,20 +184,43 @@ class _Subject:
             return self.chunk
         if self.job.variant == "inductor":
             return torch.compile(self.chunk, backend="inductor", fullgraph=True)
-        return torch.compile(self.chunk, backend="lightint", fullgraph=True, options={"preset": self.job.variant})
+        return torch.compile(self.chunk, backend="lightint", fullgraph=True, options=_options(self.job.variant))
 
     def warm_up(self) -> None:
         """Compile: three chunks reach the graph with and the graph without a history."""
         for number, _ in enumerate(self._rollout()):
             if number == 2:
                 break
+        self._now()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def measure(self) -> dict[str, Any]:
-        """Time whole rollouts chunk by chunk, then look into the last chunk's kernels."""
+        """Time whole rollouts chunk by chunk, then look into the last chunk's kernels and stages."""
+        compiled = self._compilations()
         list(self._rollout())
         times = [self._timed() for _ in range(self.job.repeats)]
         chunks = tuple(statistics.median(column) for column in zip(*times, strict=True))
-        return {"chunks": chunks, "kernels": self._kernels(), **self._decisions()}
+        late = self._compilations() - compiled
+        looked_into = {"kernels": self._kernels(), "stages": self._stages()} if self.device.type == "cuda" else {}
+        peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
+        return {
+            "chunks": chunks,
+            "compiled_late": late,
+            "peak_gigabytes": peak,
+            **looked_into,
+            **self._decisions(),
+        }
+
+    def _graphs(self) -> list[Any]:
+        from lightint_compile.graphs import CompiledGraph
+
+        return [] if self.job.variant in ("eager", "inductor") else CompiledGraph.of(self.callable)
+
+    def _compilations(self) -> int:
+        """Graphs that Dynamo captured in this process, and regions compiled."""
+        regions = sum(graph.driver.compilations for graph in self._graphs() if graph.driver is not None)
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) + regions
 
     def _rollout(self) -> Any:
         return rollout(self.callable, self.config, self.scene, self.path)
@@ -192,25 +238,40 @@ class _Subject:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _kernels(self) -> dict[str, float]:
-        if self.device.type != "cuda":
-            return {}
+    def _at_last_chunk(self) -> Iterator[Any]:
+        """A rollout that has one chunk to go."""
         chunks = self._rollout()
-        last = len(self.path) // self.config.chunk_frames - 1
-        for number, _ in enumerate(chunks):
-            if number == last - 1:
-                break
+        for _ in range(len(self.path) // self.config.chunk_frames - 1):
+            next(chunks)
+        torch.cuda.synchronize()
+        return chunks
+
+    def _kernels(self) -> dict[str, float]:
+        chunks = self._at_last_chunk()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             next(chunks)
             torch.cuda.synchronize()
         totals: dict[str, float] = {}
         for event in profile.key_averages():
-            kind = _kind(event.key)
+            kind = kind_of(event.key)
             totals[kind] = totals.get(kind, 0.0) + event.self_device_time_total / 1e3
         return totals
 
+    def _stages(self) -> dict[str, float]:
+        if self.job.variant == "inductor":
+            return {}
+        chunks, watch = self._at_last_chunk(), Stopwatch()
+        with ExitStack() as stack:
+            if self.job.variant == "eager":
+                stack.enter_context(watch.on_module(self.chunk))
+            for graph in self._graphs():
+                if graph.driver is not None:
+                    stack.enter_context(graph.driver.watched(partial(watch.region, stages_of(graph.driver))))
+            next(chunks)
+        return watch.read()
+
     def _decisions(self) -> dict[str, Any]:
-        if self.job.variant in ("eager", "inductor"):
+        if not self._graphs():
             return {}
         from lightint_compile.graphs import decisions
 
@@ -221,10 +282,11 @@ class _Subject:
         }
 
 
-def _kind(name: str) -> str:
-    low = name.lower()
-    found = (kind for kind, marks in KINDS.items() if any(mark.lower() in low for mark in marks))
-    return next(found, "elementwise")
+def _options(variant: str) -> dict[str, Any]:
+    """``preset:option=value,...`` as options."""
+    preset, _, rest = variant.partition(":")
+    pairs = [item.partition("=") for item in filter(None, rest.split(","))]
+    return {"preset": preset, **{name: json.loads(value) for name, _, value in pairs}}
 
 
 def _size(name: str) -> WorldPlayConfig:
@@ -253,14 +315,22 @@ def print_table(results: Sequence[Result], full_depth: int) -> None:
         chunks = " ".join(f"{ms:.0f}" for ms in result.chunks)
         console.print(f"{result.job.variant} depth {result.job.depth}: chunks ms {chunks}", highlight=False)
         if kernels:
+            stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in sorted(result.stages.items()))
             console.print(f"  kernels of the last chunk, ms: {kernels}", highlight=False)
+            console.print(f"  stages of the last chunk, ms: {stages}", highlight=False)
+            console.print(
+                f"  peak memory {result.peak_gigabytes:.1f} GB, compiled after warm-up: {result.compiled_late}",
+                highlight=False,
+            )
         if result.context:
             console.print(f"  context frames {list(result.context)}, reused {list(result.reused)}", highlight=False)
 
 
 def line(rows: Sequence[Result], depth: int) -> float | None:
-    """Seconds at ``depth`` on the straight line through two measured depths; ``None`` without two."""
+    """Seconds at ``depth``: measured, or on the straight line through two measured depths; ``None`` without two."""
     good = sorted((row for row in rows if row.chunks), key=lambda row: row.job.depth)
+    if good and good[-1].job.depth == depth:
+        return good[-1].seconds
     if len(good) < 2:
         return None
     low, high = good[0], good[-1]
@@ -284,5 +354,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full-depth", type=int, default=54)
     parser.add_argument("--trajectory", default="left-31,right-32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--patience", type=float, default=3600.0, help="seconds after which a variant counts as failed")
     parser.add_argument("--out", default="", help="write the results as JSON")
     return parser
