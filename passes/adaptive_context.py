@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.errors import PassError
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.context import ContextGather, NoGather, find_gather
-from lightint_compile.passes.decisions.plan import first_place
-from lightint_compile.passes.decisions.points import PLAN, DecisionPoint, PlanPoint
+from lightint_compile.passes.decisions.given import GivenContext, find_given
+from lightint_compile.passes.decisions.plan import insert_plan
+from lightint_compile.passes.decisions.points import PLAN
 from lightint_compile.passes.decisions.policy import Policy, check_overlap, check_rules
-from lightint_compile.passes.decisions.resize import Resize, fresh_size, relied_on
+from lightint_compile.passes.decisions.resize import TYPICAL, Resize, check_unconditional, fresh_size
+from lightint_compile.passes.decisions.subset import decide_given
 from lightint_compile.passes.evaluate import size_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
-from lightint_compile.passes.rewriting import KEPT_META, Rewriter
+from lightint_compile.passes.rewriting import Rewriter
 
 aten = torch.ops.aten
-
-TYPICAL = 12
-"""Context frames that rules choose once a view was seen before. Later passes weigh costs by it: the first chunk that is
-captured has four, and says nothing about the rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +53,12 @@ class AdaptiveContext(Pass):
         if isinstance(found, ContextGather):
             policy = Policy(rules=self.rules, memory=found.memory, adapt_context=True, overlap=self.overlap)
             return PassResult(True, (_decide(program, found, policy),))
-        return PassResult(False, (_missed(found),) if found else ())
+        given = find_given(program) if found is None else None
+        if isinstance(given, GivenContext):
+            policy = Policy(rules=self.rules, memory=given.most, adapt_context=True, overlap=self.overlap, given=True)
+            return PassResult(True, (_applied(policy, at(given.context), **decide_given(program, given, policy)),))
+        missed = found or given
+        return PassResult(False, (_missed(missed),) if missed else ())
 
 
 def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
@@ -72,41 +73,30 @@ def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
         node.replace_all_uses_with(count, propagate_meta=False)
         rewriter.erase_unused(node)
     dead = before + 3 - len(program.graph.nodes)
-    renamed = Resize(program, found.size, index.meta["val"].shape[0]).below([index, count])
+    renamed = Resize(program, {found.size: index.meta["val"].shape[0]}).below([index, count])
+    return _applied(policy, remark_at, gathers=len(found.gathers), nodes_dropped=dead, nodes_renamed=renamed)
+
+
+def _applied(policy: Policy, where: dict[str, Any], **args: Any) -> Remark:
+    frames = "context frames that are given" if policy.given else f"at most {policy.memory} context frames"
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=AdaptiveContext.name,
         rule=policy.rules,
-        message=f"at most {found.memory} context frames: which ones is decided once a chunk, from the cameras",
-        args={"memory": found.memory, "gathers": len(found.gathers), "nodes_dropped": dead, "nodes_renamed": renamed},
+        message=f"{frames}: which ones are read is decided once a chunk, from the cameras",
+        args={"memory": policy.memory, "given": policy.given, **args},
         numerics=Numerics.APPROXIMATE,
-        **remark_at,
+        **where,
     )
 
 
 def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
     positions = tensor_of(found.index)
-    assert positions is not None and isinstance(positions.shape[0], torch.SymInt)
+    assert positions is not None
     size = fresh_size(program, "__context_frames", found.memory, TYPICAL)
-    condition = relied_on(positions.shape[0], size)
-    if condition:
-        raise PassError(
-            "the graph was captured under a condition on the number of context frames",
-            where=found.index.name,
-            why=f"{condition} need not hold for what is decided",
-        )
-    program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
-    operands = (found.cameras, found.history)
-    with program.graph.inserting_before(first_place(program.graph, operands)):
-        plan = program.graph.call_module(PLAN, operands)
-        index = program.graph.call_function(operator.getitem, (plan, 0))
-    for node in (plan, index):
-        node.meta.update({key: found.index.meta[key] for key in KEPT_META if key in found.index.meta})
-    with positions.fake_mode:  # type: ignore[attr-defined]
-        index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
-    plan.meta["val"] = (index.meta["val"], None, None)
-    return index
+    check_unconditional({found.size: size}, found.index)
+    return insert_plan(program, policy, (found.cameras, found.history), size, positions, like=found.index)
 
 
 def _sizes_of(program: Program, found: ContextGather) -> list[fx.Node]:

@@ -62,6 +62,10 @@ class Record:
         return may
 
 
+def _planner_of(policy: Policy) -> Planner:
+    return Planner(rules_of(policy), given=policy.given)
+
+
 class Decisions:
     """The decision points of one driver, bound to a planner of their own.
 
@@ -72,7 +76,7 @@ class Decisions:
     def __init__(self, points: Mapping[str, PointSpec]) -> None:
         self.points = dict(points)
         plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
-        self._planner = Planner(rules_of(plans[0].policy)) if plans else None
+        self._planner = _planner_of(plans[0].policy) if plans else None
         self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
 
     @property

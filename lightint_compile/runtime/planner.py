@@ -35,6 +35,13 @@ class _Rollout:
         same_batch = self.cameras.shape[0] == cameras.shape[0]
         return same_batch and frames <= cameras.shape[1] and torch.equal(cameras[:, :frames], self.cameras)
 
+    def is_remembered_by(self, cameras: Tensor) -> bool:
+        """Whether ``cameras`` are these, or have these coming views among the frames of their context."""
+        if self.cameras.shape[0] != cameras.shape[0] or torch.equal(self.cameras, cameras):
+            return self.cameras.shape[0] == cameras.shape[0]
+        clips = cameras[:, :-CLIP].unfold(1, CLIP, 1).movedim(-1, 2)
+        return bool((clips == self.cameras[:, None, -CLIP:]).flatten(2).all(2).all(0).any())
+
 
 class Planner:
     """Applies :class:`Rules` chunk by chunk and remembers its decisions.
@@ -42,10 +49,13 @@ class Planner:
     A call belongs to the rollout whose cameras it continues; one whose cameras continue none (another trajectory, a
     scene cut) begins another. The same chunk asked again, after an exception or for the second half of a guidance pair,
     is decided again from the chunk before it. No decision of one rollout reaches another.
+
+    Where the context is ``given``, its frames are some of those before, in whatever number, and all that is known is
+    their place in it. A call then belongs to the rollout whose coming views are in its context.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
+    def __init__(self, rules: Rules, *, given: bool = False) -> None:
+        self.rules, self._given = rules, given
         self._rollouts: list[_Rollout] = []
         self._lock = threading.Lock()
 
@@ -66,14 +76,14 @@ class Planner:
             InputError: cameras that are not rigid transforms, or not a whole number of chunks.
         """
         cameras = extrinsics.detach().to("cpu", torch.float64)
-        if cameras.dim() not in (3, 4) or cameras.shape[-3] < CLIP or cameras.shape[-3] % CLIP:
+        if cameras.dim() not in (3, 4) or cameras.shape[-3] < CLIP or self._is_broken(cameras.shape[-3]):
             why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {CLIP} latent frames"
             raise InputError("The cameras are no whole number of chunks.", where="extrinsics", why=why)
         check_cameras(cameras)
         cameras = cameras.reshape(-1, *cameras.shape[-3:])
         with self._lock:
             rollout = self._rollout(cameras)
-            chunk = cameras.shape[1] // CLIP - 1
+            chunk = self._chunk(rollout, cameras)
             rollout.decisions = [decision for decision in rollout.decisions if decision.chunk < chunk]
             before = next((d for d in rollout.decisions[-1:] if d.chunk == chunk - 1), None)
             asked = [Situation(chunk, each, dynamics, before) for each in _distinct(cameras)]
@@ -94,10 +104,25 @@ class Planner:
         with self._lock:
             self._rollouts.clear()
 
+    def _is_broken(self, frames: int) -> bool:
+        return frames % CLIP != 0 and not self._given
+
+    def _chunk(self, rollout: _Rollout, cameras: Tensor) -> int:
+        """The number of the chunk: by its place in the history, or the one after the chunk that was decided last."""
+        if not self._given or not rollout.decisions:
+            return cameras.shape[1] // CLIP - 1
+        again = torch.equal(rollout.cameras, cameras)
+        return rollout.decisions[-1].chunk + (0 if again else 1)
+
     def _rollout(self, cameras: Tensor) -> _Rollout:
         """The rollout that ``cameras`` continue, of several the longest, or a new one; it is the last from now on."""
-        known = [rollout for rollout in self._rollouts if rollout.leads_to(cameras)]
-        found = max(known, key=lambda rollout: rollout.cameras.shape[1], default=None) or _Rollout(cameras)
+        if self._given:
+            known = [rollout for rollout in self._rollouts if rollout.is_remembered_by(cameras)]
+            found = max(known, key=lambda rollout: torch.equal(rollout.cameras, cameras), default=None)
+        else:
+            known = [rollout for rollout in self._rollouts if rollout.leads_to(cameras)]
+            found = max(known, key=lambda rollout: rollout.cameras.shape[1], default=None)
+        found = found or _Rollout(cameras)
         others = [rollout for rollout in self._rollouts if rollout is not found]
         self._rollouts = [*others[-(SLOTS - 1) :], found]
         return found

@@ -11,7 +11,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
-from lightint_compile.passes.decisions.resize import smallest
+from lightint_compile.passes.decisions.resize import bounds
 from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.program import Program, tensor_of
 
@@ -119,7 +119,7 @@ def _memory(size: int | torch.SymInt) -> int | str:
     """The most frames that are gathered, or why their number cannot be decided."""
     if not isinstance(size, torch.SymInt):
         return f"{size} context frames are fixed in the captured graph"
-    most, least = _largest(size.node.expr), smallest(size)
+    most, (least, _) = _largest(size.node.expr), bounds(size)
     if most is None:
         return f"the number of context frames, {size}, has no bound"
     if most < LEAST_MEMORY:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import operator
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.points import PLAN, DecisionPoint, PlanPoint, point_of
 from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.passes.program import Program
+from lightint_compile.passes.program import Program, fake_mode_of
+from lightint_compile.passes.rewriting import KEPT_META
 
 
 def first_place(graph: fx.Graph, operands: tuple[fx.Node, ...]) -> fx.Node:
@@ -20,6 +22,33 @@ def first_place(graph: fx.Graph, operands: tuple[fx.Node, ...]) -> fx.Node:
             return node
         waiting.discard(node)
     return graph.output_node()
+
+
+def insert_plan(
+    program: Program,
+    policy: Policy,
+    operands: tuple[fx.Node, ...],
+    size: torch.SymInt,
+    positions: torch.Tensor,
+    like: fx.Node | None = None,
+) -> fx.Node:
+    """The plan of a chunk on ``operands``, as early as they allow; gives the node of its first result, the frames.
+
+    Args:
+        size: how many frames it decides on.
+        positions: a fake tensor of the dtype and on the device of the frame numbers.
+        like: a node whose source line the plan inherits.
+    """
+    program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
+    with program.graph.inserting_before(first_place(program.graph, operands)):
+        plan = program.graph.call_module(PLAN, operands)
+        index = program.graph.call_function(operator.getitem, (plan, 0))
+    for node in (plan, index):
+        node.meta.update({key: like.meta[key] for key in KEPT_META if key in like.meta} if like else {})
+    with fake_mode_of([like or operands[0]]):
+        index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
+    plan.meta["val"] = (index.meta["val"], None)
+    return index
 
 
 def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node | None:

@@ -25,6 +25,7 @@ class Policy:
         rules: one of :data:`RULES`.
         memory: most context frames that the unaccelerated model gathers.
         adapt_context: whether context frames are decided; else the model's own are only written down.
+        given: whether the context arrives as an input: frames are then positions in it, and it need not be a history.
         steps: the interior denoising steps that may be reused; empty for none.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
         age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
@@ -34,6 +35,7 @@ class Policy:
     rules: str = "adaptive"
     memory: int = 20
     adapt_context: bool = False
+    given: bool = False
     steps: tuple[int, ...] = ()
     overlap: float | None = None
     age: int = 0

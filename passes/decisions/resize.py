@@ -5,8 +5,8 @@ Fake values downstream are renamed, not recomputed: forty thousand nodes take a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -17,6 +17,13 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, statically_known_t
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.program import Program, fake_mode_of
+
+TYPICAL = 12
+"""Context frames that rules choose once a view was seen before. Later passes weigh costs by it: the first chunk that is
+captured has four, and says nothing about the rollout."""
+
+Renames: TypeAlias = Mapping[sympy.Expr, torch.SymInt]
+"""New sizes by the sizes they take the place of."""
 
 
 def fresh_size(program: Program, name: str, most: int, typical: int) -> torch.SymInt:
@@ -31,30 +38,55 @@ def fresh_size(program: Program, name: str, most: int, typical: int) -> torch.Sy
     return size
 
 
-def smallest(size: torch.SymInt) -> int | None:
-    """The smallest value of a size under which the capture holds; ``None`` when it is held by no bound."""
-    lower = size.node.shape_env.bound_sympy(size.node.expr).lower
-    return int(lower) if lower.is_Integer else None
+def bounds(size: torch.SymInt) -> tuple[int | None, int | None]:
+    """The smallest and the largest value of a size under which the capture holds; ``None`` where there is no bound."""
+    found = size.node.shape_env.bound_sympy(size.node.expr)
+    lower, upper = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
+    return lower, upper
 
 
-def relied_on(size: torch.SymInt, new: torch.SymInt) -> str:
-    """A condition on ``size`` that the capture was made under and that not every ``new`` meets; empty for none."""
-    env = size.node.shape_env
+def check_unconditional(renames: Renames, node: fx.Node, *, fewer: bool = False) -> None:
+    """Raise :class:`PassError` when the capture holds only under a condition that not every new size meets.
+
+    With ``fewer`` a new size is never larger than the one it replaces, so that upper limits keep holding.
+    """
+    condition = _relied_on(renames, fewer)
+    if condition:
+        raise PassError(
+            "the graph was captured under a condition on the number of context frames",
+            where=node.name,
+            why=f"{condition} need not hold for what is decided",
+        )
+
+
+def _relied_on(renames: Renames, fewer: bool) -> str:
+    env = next(iter(renames.values())).node.shape_env
+    expressions = {old: new.node.expr for old, new in renames.items()}
     for guard in env.guards:
-        if guard.expr.has(size.node.expr):
-            renamed = guard.expr.xreplace({size.node.expr: new.node.expr})
-            if not statically_known_true(env.create_symboolnode(renamed)):
-                return str(guard.expr)
+        condition = env.replace(guard.expr)
+        if not condition.has(*expressions) or (fewer and any(_is_upper_limit(condition, old) for old in expressions)):
+            continue
+        if not statically_known_true(env.create_symboolnode(condition.xreplace(expressions))):
+            return str(guard.expr)
     return ""
 
 
-class Resize:
-    """Renames the size ``old`` to ``new`` in the fake values of everything that depends on the nodes that make it."""
+def _is_upper_limit(condition: sympy.Basic, symbol: sympy.Expr) -> bool:
+    """Whether ``condition`` is a linear ``a s + ... <= ...`` with a positive ``a``."""
+    if not isinstance(condition, (sympy.Le, sympy.Lt)):
+        return False
+    slope = sympy.diff(condition.rhs - condition.lhs, symbol) if symbol.is_Symbol else sympy.S.Zero
+    return bool(slope.is_Integer and slope < 0)
 
-    def __init__(self, program: Program, old: sympy.Expr, new: torch.SymInt) -> None:
+
+class Resize:
+    """Renames sizes in the fake values of everything that depends on the nodes that make them."""
+
+    def __init__(self, program: Program, renames: Renames) -> None:
         self._program = program
         self._mode = fake_mode_of(program.graph.nodes)
-        self._old, self._new = old, new
+        self._old = tuple(renames)
+        self._new = {old: new.node.expr for old, new in renames.items()}
         self._sizes: dict[sympy.Expr, torch.SymInt] = {}
 
     def below(self, sources: Iterable[fx.Node]) -> int:
@@ -81,12 +113,12 @@ class Resize:
                 raise PassError(
                     f"{source.name} has as many frames as the context without being read with its frame numbers",
                     where=node.name,
-                    why=f"both are {self._old} long today, and only one of them follows the decision",
+                    why=f"both are {self._old[0]} long today, and only one of them follows the decision",
                 )
 
     def _mentions(self, value: Any) -> bool:
         return any(
-            isinstance(size, torch.SymInt) and size.node.expr.has(self._old)
+            isinstance(size, torch.SymInt) and size.node.expr.has(*self._old)
             for leaf in pytree.tree_leaves(value)
             for size in (leaf.shape if isinstance(leaf, torch.Tensor) else (leaf,))
         )
@@ -103,9 +135,9 @@ class Resize:
             return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
 
     def _size(self, size: int | torch.SymInt) -> Any:
-        if not isinstance(size, torch.SymInt) or not size.node.expr.has(self._old):
+        if not isinstance(size, torch.SymInt) or not size.node.expr.has(*self._old):
             return size
-        expression = size.node.expr.xreplace({self._old: self._new.node.expr})
+        expression = size.node.expr.xreplace(self._new)
         if expression not in self._sizes:
             self._sizes[expression] = size.node.shape_env.create_symintnode(expression, hint=None)
         return self._sizes[expression]

@@ -1,0 +1,155 @@
+"""Context that arrives as an input: latents of earlier frames, their cameras, and whatever else comes one a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sympy
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.decisions.cameras import is_camera_shaped
+from lightint_compile.passes.decisions.context import CHUNK, NoGather
+from lightint_compile.passes.decisions.resize import bounds
+from lightint_compile.passes.evaluate import hint_of, size_of
+from lightint_compile.passes.facts.roles import Role, Roles
+from lightint_compile.passes.program import InputKind, Program, tensor_of
+
+UNBOUNDED = 1 << 20
+"""Context frames of a capture that states no largest number."""
+
+FRAMES = 2
+"""The frame axis of latents [B, C, n, h, w]."""
+
+
+class PerFrame(NamedTuple):
+    """An input with one entry a context frame.
+
+    Attributes:
+        node: the input.
+        axis: its frame axis.
+        chunk: whether the frames of the coming chunk follow on the same axis.
+    """
+
+    node: fx.Node
+    axis: int
+    chunk: bool
+
+
+@dataclass(frozen=True)
+class GivenContext:
+    """Context frames that a caller chose.
+
+    Attributes:
+        context: the latents [B, C, n, h, w].
+        cameras: world-to-camera of the context [B, n, 4, 4], or of context and chunk [B, n + 4, 4, 4].
+        coming: world-to-camera of the chunk [B, 4, 4, 4] where ``cameras`` has the context's alone.
+        per_frame: every input to be selected from, ``context`` and ``cameras`` among them.
+        lengths: the symbols of the capture that follow n, and by how many frames each is more.
+        most: the largest n.
+    """
+
+    context: fx.Node
+    cameras: fx.Node
+    coming: fx.Node | None
+    per_frame: tuple[PerFrame, ...]
+    lengths: Lengths
+    most: int
+
+
+class Lengths(dict[sympy.Symbol, int]):
+    """Symbols by how many more than the number of context frames they count."""
+
+    def beyond(self, size: int | torch.SymInt) -> int | None:
+        """By how much a size is more than the number of context frames; ``None`` when it does not follow that."""
+        found = _affine(size)
+        return self[found[0]] + found[1] if found is not None and found[0] in self else None
+
+
+def find_given(program: Program) -> GivenContext | NoGather | None:
+    """The context that is an input of ``program``; ``None`` where no input looks like one."""
+    roles = program.fact(Roles)
+    inputs = {program.input_of(node).path: node for node in program.placeholders()}
+    cameras = [node for path in roles.paths(Role.CAMERA) if is_camera_shaped(node := inputs[path])]
+    found = [_examine(program, inputs[path], cameras) for path in roles.paths(Role.CONTEXT)]
+    given = [each for each in found if isinstance(each, GivenContext)]
+    return next(iter(given or filter(None, found)), None)
+
+
+def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> GivenContext | NoGather | None:
+    latents = tensor_of(context)
+    if latents is None or latents.dim() != 5 or not context.users:
+        return None
+    frames = latents.shape[FRAMES]
+    affine = _affine(frames)
+    if affine is None or not isinstance(frames, torch.SymInt):
+        hint = f"mark its frame axis dynamic: torch._dynamo.mark_dynamic({context.name}, {FRAMES})"
+        return NoGather(context, f"{frames} context frames are fixed in the captured graph", hint) if cameras else None
+    if not cameras:
+        return NoGather(context, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
+    least, most = bounds(frames)
+    if least is None or least > CHUNK:
+        why = f"the graph was captured for at least {least} context frames, and holds for no fewer"
+        return NoGather(context, why, "leave conditions on the number of context frames out of the module")
+    lengths = Lengths({affine[0]: -affine[1]})
+    pair = _pair(cameras, frames, lengths)
+    if pair is None:
+        reason = f"no cameras belong to the {hint_of(frames)} context frames and one chunk of {CHUNK} latent frames"
+        return NoGather(cameras[0], reason, "give the cameras of the context and of the coming chunk")
+    if _returned(program, lengths):
+        return NoGather(context, "the module returns something for every context frame", "return the chunk alone")
+    most = UNBOUNDED if most is None else most
+    return GivenContext(context, *pair, tuple(_per_frame(program, lengths)), lengths, most)
+
+
+def _returned(program: Program, lengths: Lengths) -> bool:
+    """Whether a size of a result follows the number of context frames."""
+    values = [node.meta.get("val") for node in program.graph.output_node().all_input_nodes]
+    sizes = [size for value in values for size in (value.shape if isinstance(value, torch.Tensor) else (value,))]
+    return any(isinstance(size, torch.SymInt) and size.node.expr.has(*lengths) for size in sizes)
+
+
+def _affine(size: int | torch.SymInt) -> tuple[sympy.Symbol, int] | None:
+    """(s, k) of a size s + k."""
+    if not isinstance(size, torch.SymInt) or len(size.node.expr.free_symbols) != 1:
+        return None
+    (symbol,) = size.node.expr.free_symbols
+    more = size.node.expr - symbol
+    return (symbol, int(more)) if more.is_Integer else None
+
+
+def _pair(cameras: list[fx.Node], frames: torch.SymInt, lengths: Lengths) -> tuple[fx.Node, fx.Node | None] | None:
+    """The cameras of context and chunk in one input, or in two; a symbol of their own is added to ``lengths``."""
+    by_length = {_beyond(node, frames, lengths): node for node in reversed(cameras)}
+    coming = next((node for node in cameras if size_of(node.meta["val"].shape[-3]) == CHUNK), None)
+    beyond = CHUNK if CHUNK in by_length else 0
+    if beyond not in by_length or (beyond == 0 and coming is None):
+        return None
+    chosen = by_length[beyond]
+    own = _affine(chosen.meta["val"].shape[-3])
+    assert own is not None
+    lengths.setdefault(own[0], beyond - own[1])
+    return chosen, None if beyond else coming
+
+
+def _beyond(node: fx.Node, frames: torch.SymInt, lengths: Lengths) -> int | None:
+    """How many frames more than the context cameras have: as the capture knows it, else as it saw it."""
+    size = node.meta["val"].shape[-3]
+    known = lengths.beyond(size)
+    return known if known is not None or _affine(size) is None else hint_of(size) - hint_of(frames)
+
+
+def _per_frame(program: Program, lengths: Lengths) -> Iterator[PerFrame]:
+    """Inputs that have an axis as long as the context, or as context and chunk."""
+    for node in program.placeholders():
+        tensor = tensor_of(node)
+        if tensor is None or program.input_of(node).kind is not InputKind.TENSOR:
+            continue
+        found = [
+            (axis, beyond) for axis, size in enumerate(tensor.shape) if (beyond := lengths.beyond(size)) in (0, CHUNK)
+        ]
+        if found:
+            axis, beyond = found[0]
+            yield PerFrame(node, axis, beyond == CHUNK)
