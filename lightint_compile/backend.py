@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -78,20 +79,31 @@ def _within_budget(
     """The graph at the setting that a calibration on disk chose for the budget, else exactly, until one is made."""
     assert options.budget is not None
     ladder = ladder_of(options)
-
-    def at(rung: int) -> _Compilation:
-        return _Compilation(graph_module, inputs, ladder[rung].applied_to(options), config)
-
+    settings = _Settings([_Compilation(graph_module, inputs, rung.applied_to(options), config) for rung in ladder])
     if len(ladder) == 1:
-        return at(0).run()
+        return settings.compilations[0].run()
     key = key_of(graph_module, dataclasses.replace(options, max_relative_error=None, min_psnr=None), config, inputs)
     path = Store().calibration(key) if key else None
     rung = stored_choice(path, ladder, options.budget)
-    start = at(rung).run()
+    start = settings.compilations[rung].run()
     remark = start_remark(rung, ladder, options.budget)
     log.info("%s %s", start.section.name, remark.message)
     start.section = start.section.with_remark(remark)
-    return BudgetedGraph(start, inputs, rung, lambda number: at(number).run_later(), ladder, options.budget, path)
+    return BudgetedGraph(start, inputs, rung, settings, ladder, options.budget, path)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """One graph at the settings of a ladder; see :class:`~lightint_compile.budget.graph.Builds`."""
+
+    compilations: Sequence[_Compilation]
+
+    def build(self, rung: int) -> CompiledGraph | None:
+        return self.compilations[rung].run_later()
+
+    def applied(self) -> frozenset[str]:
+        remarks = self.compilations[-1].remarks()
+        return frozenset(r.pass_name for r in remarks if r.kind is RemarkKind.APPLIED)
 
 
 class _Compilation:
@@ -106,6 +118,7 @@ class _Compilation:
         self._config = config
         self._store = Store()
         self._regions: dict[str, fx.GraphModule] = {}
+        self._ahead: Rewritten | None = None
 
     def run(self) -> CompiledGraph:
         """The compiled graph, from disk when an equal one was compiled before."""
@@ -134,9 +147,23 @@ class _Compilation:
         if found is not None:
             return self._finished(*found, start, warm=True)
         try:
-            return self._compiled(self._rewritten(), key, start)
+            rewritten = self._ahead or self._rewritten()
         except CaptureError:
             return None
+        self._ahead = None
+        return self._compiled(rewritten, key, start)
+
+    def remarks(self) -> Sequence[Remark]:
+        """What the passes say of the graph, without compiling it; none for one that cannot be rewritten."""
+        key = self._key()
+        found = self._load(key) if key else None
+        if found is not None:
+            return found[1].remarks
+        try:
+            self._ahead = self._rewritten()
+        except CaptureError:
+            return ()
+        return self._ahead.remarks
 
     def _key(self) -> str | None:
         return None if self._options.delegate == "eager" else key_of(self._graph_module, self._options, self._config)
@@ -159,8 +186,8 @@ class _Compilation:
         measurements = {
             "distinct regions": len(lowered.regions),
             "region calls": sum(lowered.calls.values()),
-            "compile seconds": sum(lowered.seconds.values()),
-            "rewrite seconds": time.perf_counter() - start - sum(lowered.seconds.values()),
+            "compile seconds": lowered.seconds,
+            "rewrite seconds": time.perf_counter() - start - lowered.seconds,
         }
         section = Section.of(rewritten, measurements)
         if key:

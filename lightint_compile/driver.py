@@ -131,13 +131,17 @@ class Driver:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Driver:
         """A driver with the same kernels, no kept results and no decisions made."""
+        return self.with_points(self.decisions.points)
+
+    def with_points(self, points: Mapping[str, PointSpec]) -> Driver:
+        """The same, with decision points of other thresholds."""
         return Driver(
             self.source,
             self.leaves,
             tuple(self.memos),
             self._extra,
             branches=self.branches,
-            points=self.decisions.points,
+            points=points,
             constants=self.constants,
         )
 

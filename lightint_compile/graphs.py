@@ -141,5 +141,5 @@ def decisions(compiled: Any) -> list[Decision]:
         for decision in graph.driver.decisions.made
     }
     if 1 in made:
-        made.setdefault(0, Decision(chunk=0, context_frames=()))
+        made.setdefault(0, Decision(chunk=0, context_frames=(), setting=made[1].setting))
     return [made[chunk] for chunk in sorted(made)]

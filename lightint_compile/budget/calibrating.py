@@ -12,7 +12,7 @@ import torch
 from lightint_compile.budget.graph import OBSERVER, BudgetedGraph, Observer
 from lightint_compile.budget.limits import Budget
 from lightint_compile.budget.observing import Confirming, Measuring
-from lightint_compile.budget.table import Table, save
+from lightint_compile.budget.table import Measured, Table, save
 from lightint_compile.errors import BudgetError
 
 log = logging.getLogger(__name__)
@@ -94,30 +94,29 @@ def _observed(observer: Observer, rollout: Callable[[], object]) -> None:
 
 
 def _put_in_force(calibration: Calibration, graphs: list[BudgetedGraph]) -> None:
-    unreachable = _unreachable(calibration)
-    note = f"{calibration.budget} was calibrated: runs at {calibration.setting}"
+    nearest = _nearest(calibration)
+    chosen = 0 if nearest else calibration.chosen
+    note = f"{calibration.budget} was calibrated: runs at {graphs[0].ladder[chosen]}"
     for graph in graphs:
         graph.reset()
-        graph.use(0 if unreachable else calibration.chosen, unreachable or note)
+        graph.use(chosen, note)
         if graph.path is not None:
             save(calibration.table, graph.path)
-    log.info("%s", unreachable or calibration)
-    if unreachable:
+    log.info("%s", calibration)
+    if nearest is not None:
         raise BudgetError(
             f"nothing approximate keeps {calibration.budget}",
             where="options",
-            why=unreachable,
-            fix="ask for less, or use preset='exact'; until then the module runs exactly",
+            why=f"the nearest is {nearest}",
+            fix=f"reachable is {calibration.budget.reached_by(nearest.deviation)}; until then the module runs exactly",
         )
 
 
-def _unreachable(calibration: Calibration) -> str:
-    """Why the budget cannot be met, empty where it can: a setting was refused, and none that fits changes anything."""
-    rows = calibration.table.rows
-    kept, smallest = rows[: calibration.chosen], calibration.table.smallest()
-    if len(kept) == len(rows) or any(row.deviation.relative > 0 for row in kept) or smallest is None:
-        return ""
-    return f"the nearest that is reachable is {smallest}"
+def _nearest(calibration: Calibration) -> Measured | None:
+    """What is reachable where nothing that keeps the budget changes anything; ``None`` where the budget is met."""
+    rows, smallest = calibration.table.rows, calibration.table.smallest()
+    kept = rows[: calibration.chosen]
+    return smallest if smallest is not None and smallest not in kept else None
 
 
 def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,9 @@ from lightint_compile.budget.ladder import Rung
 from lightint_compile.budget.limits import Budget
 from lightint_compile.budget.table import Table, load
 from lightint_compile.graphs import CompiledGraph
-from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
-
-log = logging.getLogger(__name__)
+from lightint_compile.passes.decisions.points import PointSpec, StepPoint
+from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.step_cache import StepCache
 
 
 class Observer(Protocol):
@@ -27,8 +28,15 @@ class Observer(Protocol):
 OBSERVER: ContextVar[Observer | None] = ContextVar("lightint calibration", default=None)
 """The calibration of this thread, while one runs."""
 
-#: Compiles the graph at one setting, outside of Dynamo's trace; ``None`` where it cannot be rewritten.
-Build = Callable[[int], CompiledGraph | None]
+
+class Builds(Protocol):
+    """Makes a graph at other settings, outside of Dynamo's trace."""
+
+    def applied(self) -> frozenset[str]:
+        """The approximate passes that rewrite something in this graph at the last setting."""
+
+    def build(self, rung: int) -> CompiledGraph | None:
+        """The graph at one setting; ``None`` where it cannot be rewritten."""
 
 
 class BudgetedGraph(CompiledGraph):
@@ -39,7 +47,6 @@ class BudgetedGraph(CompiledGraph):
         budget: what results must keep.
         path: where its calibration is kept; ``None`` for a graph whose code cannot be hashed.
         rung: the number of the setting in force.
-        calibrated: whether a calibration chose it.
     """
 
     def __init__(
@@ -47,16 +54,15 @@ class BudgetedGraph(CompiledGraph):
         start: CompiledGraph,
         inputs: Sequence[Any],
         rung: int,
-        build: Build,
+        builds: Builds,
         ladder: Sequence[Rung],
         budget: Budget,
         path: Path | None,
     ) -> None:
         super().__init__(start.function, start.section, inputs, driver=start.driver)
         self.ladder, self.budget, self.path = tuple(ladder), budget, path
-        self.rung, self.calibrated = rung, rung > 0
-        self._build = build
-        self._variants = {rung: start.unlisted()}
+        self.rung, self._builds = rung, builds
+        self._start = start.unlisted()
 
     def __call__(self, *args: Any) -> Any:
         """Run the setting in force, or under a calibration what it asks for."""
@@ -69,26 +75,57 @@ class BudgetedGraph(CompiledGraph):
         return str(self.ladder[self.rung])
 
     def at(self, rung: int) -> CompiledGraph:
-        """The graph compiled at one setting, at first use. One that approximates nothing here is the exact one."""
-        if rung not in self._variants:
-            built = self._build(rung)
-            exact = rung and (built is None or not _approximates(built))
-            self._variants[rung] = self.at(0) if exact else built.unlisted() if built else self._variants[self.rung]
-        return self._variants[rung]
+        """The graph at one setting, made at first use. Settings that come to the same here are one."""
+        effect = self._effect(rung)
+        if effect not in self._variants:
+            self._variants[effect] = self._alike(rung, effect) or self._built(rung)
+        return self._variants[effect]
 
     def use(self, rung: int, note: str) -> None:
         """Put one setting in force, and let go of the others; ``note`` says why in the report."""
-        variant = self.at(rung)
-        self._variants = {rung: variant}
-        self.rung, self.calibrated = rung, True
-        self.function, self.driver = variant.function, variant.driver
-        self.section = variant.section.with_remark(_remark("calibrated", note))
+        self._start, self.rung = self.at(rung), rung
+        self._variants = {self._effect(rung): self._start}
+        self.function, self.driver = self._start.function, self._start.driver
+        self.section = self._start.section.with_remark(_remark("calibrated", note))
 
     def reset(self) -> None:
         """Forget what every compiled setting keeps between calls."""
         for variant in self._variants.values():
             if variant.driver is not None:
                 variant.driver.reset()
+
+    @cached_property
+    def _applied(self) -> frozenset[str]:
+        return self._builds.applied()
+
+    @cached_property
+    def _variants(self) -> dict[Rung, CompiledGraph]:
+        return {self._effect(self.rung): self._start}
+
+    def _effect(self, rung: int) -> Rung:
+        return self.ladder[rung].among(self._applied)
+
+    def _built(self, rung: int) -> CompiledGraph:
+        built = self._builds.build(rung)
+        return self._start if built is None else built.unlisted()
+
+    def _alike(self, rung: int, effect: Rung) -> CompiledGraph | None:
+        """A setting that is compiled already, with other bounds on drift, which the driver looks at."""
+        for other, variant in self._variants.items():
+            if variant.driver is not None and _without_drift(other) == _without_drift(effect):
+                drift = self.ladder[rung].thresholds.get("drift", StepCache.drift)
+                points = {name: _drifting(spec, drift) for name, spec in variant.driver.decisions.points.items()}
+                driver = variant.driver.with_points(points)
+                return CompiledGraph(driver, variant.section, (), driver=driver).unlisted()
+        return None
+
+
+def _without_drift(effect: Rung) -> tuple[tuple[str, dict[str, float]], ...]:
+    return tuple((name, {key: value for key, value in given if key != "drift"}) for name, given in effect.runs)
+
+
+def _drifting(spec: PointSpec, drift: float | None) -> PointSpec:
+    return dataclasses.replace(spec, drift=drift) if isinstance(spec, StepPoint) else spec
 
 
 def stored_choice(path: Path | None, ladder: Sequence[Rung], budget: Budget) -> int:
@@ -106,8 +143,3 @@ def start_remark(rung: int, ladder: Sequence[Rung], budget: Budget) -> Remark:
 
 def _remark(rule: str, message: str, hint: str = "") -> Remark:
     return Remark(kind=RemarkKind.ANALYSIS, pass_name="budget", rule=rule, message=message, hint=hint)
-
-
-def _approximates(built: CompiledGraph) -> bool:
-    applied = [remark for remark in built.section.remarks if remark.kind is RemarkKind.APPLIED]
-    return any(remark.numerics is Numerics.APPROXIMATE for remark in applied)

@@ -7,7 +7,7 @@ so never does more work.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,14 +37,21 @@ class Rung:
     """One setting.
 
     Attributes:
-        without: approximate passes that are left out.
-        thresholds: options of those that run, as sorted pairs.
-        runs: the approximate passes that run.
+        runs: the approximate passes that run, each with the options that it takes.
+        without: those that are left out.
     """
 
-    without: tuple[str, ...]
-    thresholds: tuple[tuple[str, float], ...] = ()
-    runs: tuple[str, ...] = ()
+    runs: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+    without: tuple[str, ...] = ()
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The options of the passes that run, by name."""
+        return {option: value for _, options in self.runs for option, value in options}
+
+    def among(self, passes: Container[str]) -> Rung:
+        """What the setting amounts to where only ``passes`` find something to approximate."""
+        return Rung(tuple((name, options) for name, options in self.runs if name in passes))
 
     def applied_to(self, options: LightintOptions) -> LightintOptions:
         """``options`` with this setting in place of their budget."""
@@ -56,11 +63,12 @@ class Rung:
         )
         takes = _taken(pipeline_of(dataclasses.replace(rest, **dict.fromkeys(FORWARDED))))  # type: ignore[arg-type]
         dropped = dict.fromkeys(name for name in FORWARDED if name not in takes)
-        return dataclasses.replace(rest, **(dict(self.thresholds) | dropped))  # type: ignore[arg-type]
+        return dataclasses.replace(rest, **(self.thresholds | dropped))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        thresholds = ", ".join(f"{name} {value:g}" for name, value in self.thresholds)
-        return " + ".join(self.runs) + (f" ({thresholds})" if thresholds else "") if self.runs else "exact"
+        thresholds = ", ".join(f"{name} {value:g}" for name, value in self.thresholds.items())
+        names = " + ".join(name for name, _ in self.runs)
+        return f"{names} ({thresholds})" if thresholds else names or "exact"
 
 
 def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
@@ -81,9 +89,8 @@ def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
 
 
 def _rung(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Rung:
-    thresholds = {option: value for name in names for option, value in row.get(name, {}).items()}
-    without = tuple(name for name in names if name not in row)
-    return Rung(without, tuple(sorted(thresholds.items())), tuple(name for name in names if name in row))
+    runs = tuple((name, tuple(row[name].items())) for name in names if name in row)
+    return Rung(runs, tuple(name for name in names if name not in row))
 
 
 def _taken(pipeline: Pipeline) -> set[str]:

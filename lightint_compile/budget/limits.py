@@ -57,6 +57,18 @@ class Budget:
         near = most is None or deviation.relative <= margin * most
         return near and (least is None or deviation.psnr >= least - 20 * math.log10(margin))
 
+    def reached_by(self, deviation: Deviation) -> Budget:
+        """The smallest budget, in the same measures, that a deviation fits with the margin; rounded up."""
+        relative = _rounded_up(deviation.relative / MARGIN) if self.max_relative_error is not None else None
+        psnr = math.floor(deviation.psnr + 20 * math.log10(MARGIN)) if self.min_psnr is not None else None
+        return Budget(relative, psnr)
+
     def __str__(self) -> str:
         parts = [f"max_relative_error={self.max_relative_error:g}"] if self.max_relative_error is not None else []
         return ", ".join(parts + ([f"min_psnr={self.min_psnr:g}"] if self.min_psnr is not None else []))
+
+
+def _rounded_up(value: float) -> float:
+    """To two significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1) if 0 < value < math.inf else 1.0
+    return math.ceil(value / unit) * unit if value < math.inf else value

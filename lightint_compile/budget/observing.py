@@ -22,7 +22,8 @@ from lightint_compile.graphs import CompiledGraph
 class Measuring:
     """The first rollout: every call gives its exact results, and each setting is tried beside them.
 
-    A setting that exceeds the budget is given up for the rest of the rollout, and with it all behind it.
+    A setting that exceeds the budget is given up for the rest of the rollout, and with it all behind it. Only the first
+    that changes anything is measured to the end: its error is what is reachable.
 
     Args:
         compiled: the module whose graphs are calibrated; others run as they are.
@@ -106,21 +107,20 @@ class Measuring:
         variant = graph.at(rung)
         got = exact if variant is graph.at(0) and not self._differs(rung) else results_of(variant(*args))
         row = self.table.rows[rung - 1].seen(deviation_of(exact, got))
-        if not self.budget.allows(row.deviation):
-            self._give_up(rung)
-            row = row.given_up()
-        else:
-            self._own[rung].append([result.clone() for result in got])
         self._table = self.table.replaced(rung, row)
+        self._own[rung].append([result.clone() for result in got])
+        if not self.budget.allows(row.deviation):
+            is_first = not any(self._differs(before) for before in range(1, rung))
+            self._give_up(rung + is_first)
 
     def _differs(self, rung: int) -> bool:
         """Whether a setting's results so far are not the exact ones."""
         return self.table.rows[rung - 1].deviation.relative > 0
 
-    def _give_up(self, rung: int) -> None:
-        for later in [each for each in self._own if each >= rung]:
-            del self._own[later]
-            self._table = self.table.replaced(later, self.table.rows[later - 1].given_up())
+    def _give_up(self, first: int) -> None:
+        for rung in [each for each in self._own if each >= first]:
+            del self._own[rung]
+            self._table = self.table.replaced(rung, self.table.rows[rung - 1].given_up())
 
 
 class Confirming:

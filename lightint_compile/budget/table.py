@@ -52,7 +52,7 @@ class Measured:
     def __str__(self) -> str:
         if not self.calls:
             return f"{self.setting}: not tried"
-        return f"{self.setting}: {self.deviation}" + ("" if self.complete else " or worse")
+        return f"{self.setting}: {self.deviation}" + ("" if self.complete else f", given up after {self.calls} calls")
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,8 @@ class Table:
         return Table(tuple(one.joined(two) for one, two in zip(self.rows, other.rows, strict=True)))
 
     def smallest(self) -> Measured | None:
-        """The setting with the smallest deviation that is not zero: what is reachable at least."""
-        moved = [row for row in self.rows if row.calls and row.deviation.relative > 0]
-        return min(moved, key=lambda row: row.deviation.relative, default=None)
+        """The first setting that changes results: what is reachable at least. ``None`` where none does."""
+        return next((row for row in self.rows if row.deviation.relative > 0), None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; :meth:`from_dict` takes it back. What is infinite is ``null``."""
