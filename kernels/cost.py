@@ -62,10 +62,10 @@ class Rates:
 
 
 KNOWN = {
-    ("H200", "hopper"): Rates(10.0, 640.0, 480.0, 640.0, 3000.0, 132),
-    ("H200", "portable"): Rates(10.0, 640.0, 440.0, 320.0, 3000.0, 132),
-    ("H100", "hopper"): Rates(10.0, 640.0, 480.0, 640.0, 2200.0, 132),
-    ("H100", "portable"): Rates(10.0, 640.0, 440.0, 320.0, 2200.0, 132),
+    ("H200", "hopper"): Rates(10.0, 640.0, 130.0, 640.0, 3000.0, 132),
+    ("H200", "portable"): Rates(10.0, 640.0, 165.0, 320.0, 3000.0, 132),
+    ("H100", "hopper"): Rates(10.0, 640.0, 130.0, 640.0, 2200.0, 132),
+    ("H100", "portable"): Rates(10.0, 640.0, 165.0, 320.0, 2200.0, 132),
 }
 """Rates by part of the device's name and implementation; H200 measured (docs/measurements.md), H100 after it."""
 

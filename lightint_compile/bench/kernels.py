@@ -154,9 +154,15 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
         spans.insert(1, (keys.context, layout.context_grid))
     pools = ours.pool_spans(spans, layout.tile)
     lists = ours.select_blocks(pools[0], pools[1:], layout, **site.policy())
-    yield f"{name}: whole", lambda: whole_operator(site, tensors, name), 0.0
-    yield f"{name}: pool", lambda: ours.pool_spans(spans, layout.tile), 0.0
-    yield f"{name}: select", lambda: ours.select_blocks(pools[0], pools[1:], layout, **site.policy()), 0.0
+    yield f"{name}: whole", operator_call(site, tensors, name), 0.0
+    # Parts are replayed from graphs: called by themselves they would wait for the host, in the whole they do not.
+    part = graphed if tensors.query.is_cuda else _unchanged
+    yield f"{name}: pool, device only", part(lambda: ours.pool_spans(spans, layout.tile)), 0.0
+    yield (
+        f"{name}: select, device only",
+        part(lambda: ours.select_blocks(pools[0], pools[1:], layout, **site.policy())),
+        0.0,
+    )
     attend = ours.attend
     yield (
         f"{name}: kernel",
@@ -167,17 +173,32 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
 
 def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
     """The operator as a model calls it; ``name`` forces an implementation, None asks the cost model."""
+    return operator_call(site, tensors, name)()
+
+
+def operator_call(site: Site, tensors: Tensors, name: str | None) -> Callable[[], Tensor]:
+    """:func:`whole_operator` with its arguments made already."""
     layout = site.layout
     keys, values = tensors.pieces()
-    key_grid = (sum(layout.frames), layout.height, layout.width)
-    arguments: dict[str, Any] = {
-        "query_grid": layout.current_grid, "key_grid": key_grid, "prefix": layout.prefix, "tile": layout.tile,
+    whole = len(keys) == 1
+    call = partial(
+        api.sparse_attention if whole else api.sparse_attention_segments,
+        tensors.query,
+        keys[0] if whole else keys,
+        values[0] if whole else values,
+        query_grid=layout.current_grid,
+        key_grid=(sum(layout.frames), layout.height, layout.width),
+        prefix=layout.prefix,
+        tile=layout.tile,
         **site.policy(),
-    }  # fmt: skip
-    if name is None:
-        return api.sparse_attention_segments(tensors.query, keys, values, **arguments)
-    with api.using(name):
-        return api.sparse_attention_segments(tensors.query, keys, values, **arguments)
+    )
+
+    def forced() -> Tensor:
+        assert name is not None
+        with api.using(name):
+            return call()
+
+    return call if name is None else forced
 
 
 def _flex_way(site: Site, tensors: Tensors) -> Way:
@@ -241,7 +262,7 @@ def _sweep_length(
     dense = candidates[-1] if times[-1] < 1.03 * best_dense else candidates[times.index(best_dense)]
     rows = []
     for site in sites:
-        calls = [dense, *(partial(whole_operator, site, tensors, name) for name in (best, None))]
+        calls = [dense, *(operator_call(site, tensors, name) for name in (best, None))]
         figures = paired([ready(call) for call in calls], device, 3 * options.seconds)
         named = dict(zip(("dense", "forced", "chosen"), figures, strict=True))
         rows.append({"tokens": length, "density": site.density, **named})
@@ -259,9 +280,9 @@ def _measure_host(device: torch.device, dtype: torch.dtype, console: Console) ->
     best = str(dispatch.implementation(tensors.query, site.layout.tile))
     calls = {
         "scaled_dot_product_attention": list(_dense_ways(site, tensors))[-1][1],
-        "sparse_attention, dense by the cost model": lambda: whole_operator(site, tensors, None),
-        f"sparse_attention, {best}": lambda: whole_operator(site, tensors, best),
-        "sparse_attention, portable": lambda: whole_operator(site, tensors, "portable"),
+        "sparse_attention, dense by the cost model": operator_call(site, tensors, None),
+        f"sparse_attention, {best}": operator_call(site, tensors, best),
+        "sparse_attention, portable": operator_call(site, tensors, "portable"),
     }
     figures = {name: host_microseconds(call, device) for name, call in calls.items()}
     table = Table(title="host time of one call", expand=True)
