@@ -22,7 +22,7 @@ from lightint_compile.passes.program import Program, tensor_of
 
 aten = torch.ops.aten
 
-Sizes = Callable[[torch.Tensor], Any]
+Shape = Callable[[Any], tuple[Any, ...]]
 
 
 class WorkKind(StrEnum):
@@ -41,6 +41,11 @@ def flops_of(node: fx.Node) -> int:
 def flops_expression(node: fx.Node) -> Size:
     """FLOPs of one node as an expression over the symbolic sizes."""
     return _flops(node, size_of)
+
+
+def flops_at(node: fx.Node, shape: Shape) -> int:
+    """FLOPs of one node when it runs at other sizes than those of the capture: ``shape`` gives them for every node."""
+    return int(_count(node, shape))
 
 
 def kind_of(node: fx.Node) -> WorkKind | None:
@@ -92,14 +97,15 @@ def _flops(node: fx.Node, size: Callable[[Any], Any]) -> Any:
         tensor = tensor_of(argument)
         return () if tensor is None else tuple(map(size, tensor.shape))
 
+    return _count(node, shape)
+
+
+def _count(node: fx.Node, shape: Shape) -> Any:
     entry = _COUNTERS.get(node.target) if node.op == "call_function" else None
     if entry is not None:
         return entry[1](node, shape)
     sparse = _sparse_arguments(node)
     return 0 if sparse is None else _sparse(sparse, shape)
-
-
-Shape = Callable[[Any], tuple[Any, ...]]
 
 
 def _product(*sizes: Any) -> Any:

@@ -179,3 +179,11 @@ def compiling(context: typer.Context) -> None:
     from lightint_compile.bench.compiling import main as bench_compiling
 
     bench_compiling(context.args)
+
+
+@bench.command("flops", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def counting(context: typer.Context) -> None:
+    """Count the FLOPs of a WorldPlay rollout by stage and kind; further arguments go to the benchmark."""
+    from lightint_compile.bench.flops import main as bench_flops
+
+    bench_flops(context.args)
