@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,22 +16,33 @@ from lightint_compile.testing.differential import Finding, available, check, shr
 from lightint_compile.testing.features import Features
 
 
+#: Seeds between two lines that say how far it got.
+_EVERY = 100
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the seeds one after another; the exit status is 1 when one failed."""
     parser = argparse.ArgumentParser(prog="lightint_compile.fuzz", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--save", type=Path, help="a folder for the shrunk failures, one JSON file each")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop before the seeds are through")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print("passes:", ", ".join(step.name for step in available()))
     begin = time.perf_counter()
-    findings = [found for seed in range(options.start, options.start + options.seeds) if (found := _try(seed))]
-    for finding in findings:
-        if options.save is not None:
-            save(finding, options.save)
-    print(f"{options.seeds} seeds, {len(findings)} failures, {time.perf_counter() - begin:.0f} s")
-    return 1 if findings else 0
+    tried = failures = 0
+    while tried < options.seeds and time.perf_counter() - begin < 60 * options.minutes:
+        found = _try(options.start + tried)
+        tried += 1
+        if found is not None:
+            failures += 1
+            if options.save is not None:
+                save(found, options.save)
+        if tried % _EVERY == 0:
+            print(f"{tried} seeds, {failures} failures", flush=True)
+    print(f"{tried} seeds, {failures} failures, {time.perf_counter() - begin:.0f} s")
+    return 1 if failures else 0
 
 
 def save(finding: Finding, folder: Path) -> Path:
