@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.attention.arrange import arrange
 from lightint_compile.passes.attention.axes import Atom, Axes, Axis, atoms, equal, size_of
-from lightint_compile.passes.attention.masks import MaskOps, combined, simplified, split_causal
+from lightint_compile.passes.attention.masks import MaskOps, combined, needed
 from lightint_compile.passes.attention.plan import Plan
 from lightint_compile.passes.attention.site import Site
 from lightint_compile.passes.program import tensor_of
@@ -42,7 +42,7 @@ def build(ops: Builder, site: Site, plan: Plan) -> Any:
             ("value", site.value, plan.value, plan.value_axes(site)),
         )
     )
-    masks, causal = split_causal([simplified(part) for part in site.masks], plan.mask_axes(site))
+    masks, causal = needed(site.masks, plan.mask_axes(site))
     mask = combined(ops, masks, plan.mask_axes(site), plan.dtype)
     options = _options(site, plan)
     result = ops.attention(query, key, value, mask, 0.0, causal or site.causal, **options)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lightint_compile.passes.attention.axes import Atom, Axes, atoms, resolved
 from lightint_compile.passes.attention.build import SDPA, build
 from lightint_compile.passes.attention.chain import MaskPart
-from lightint_compile.passes.attention.constants import is_lower_triangle
+from lightint_compile.passes.attention.constants import is_lower_triangle, masks_nothing
 from lightint_compile.passes.attention.contraction import Contraction
 from lightint_compile.passes.attention.layout import VIEWS, is_cast, is_layout
 from lightint_compile.passes.attention.masks import simplified
@@ -153,8 +153,11 @@ class Trial:
         return node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
     def _mask(self, part: MaskPart) -> torch.Tensor:
-        """Random, but causal where the graph's constant is, and with a key left for every query."""
+        """Random, or as a constant in the graph where its values are what counts; every query has a key left."""
         shape = self._shape(part.axes)
+        if masks_nothing(part):
+            is_bias = part.kind == "bias"
+            return torch.zeros(shape, dtype=torch.float64) if is_bias else torch.full(shape, part.kind == "keep")
         keep = torch.rand(shape, generator=self._random) < 0.6
         if is_lower_triangle(part):
             keep = torch.ones(shape, dtype=torch.bool).tril()

@@ -33,6 +33,41 @@ def is_lower_triangle(part: MaskPart) -> bool:
     return torch.equal(value, triangle if part.kind == "keep" else ~triangle)
 
 
+def masks_nothing(part: MaskPart) -> bool:
+    """Whether a mask lets every query see every key, and adds nothing, in every call."""
+    wanted = 1.0 if part.kind == "keep" else 0.0
+    filled = _fill_of(part.node)
+    if filled is not None:
+        return filled == wanted
+    value = constant_of(part.node)
+    return value is not None and bool((value == wanted).all())
+
+
+_FILLS = {aten.ones.default: 1.0, aten.zeros.default: 0.0, aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
+
+_SPREADS = (
+    aten.expand.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.transpose.int,
+    aten.permute.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+)
+
+
+def _fill_of(node: fx.Node) -> float | None:
+    """The number that every element is, whatever the sizes; ``None`` where that is not written in the graph."""
+    while node.target in _SPREADS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    if node.target is aten.full.default and isinstance(node.args[1], (bool, int, float)):
+        return float(node.args[1])
+    return _FILLS.get(node.target)
+
+
 def constant_of(node: fx.Node) -> torch.Tensor | None:
     """The value of a node that depends on no input and draws no random number, from the CPU; ``None`` for any other."""
     value = node.meta.get("val")

@@ -12,7 +12,7 @@ import torch.fx as fx
 from lightint_compile.passes.attention.arrange import Ops, arrange
 from lightint_compile.passes.attention.axes import Axes, broadcast, fresh_axes, resolved
 from lightint_compile.passes.attention.chain import MaskPart
-from lightint_compile.passes.attention.constants import is_lower_triangle
+from lightint_compile.passes.attention.constants import is_lower_triangle, masks_nothing
 from lightint_compile.passes.attention.spellings import BOOLEAN_MASK
 from lightint_compile.passes.matching import match
 from lightint_compile.passes.program import tensor_of
@@ -59,13 +59,17 @@ def _aligned(axes: Axes, own: torch.Tensor) -> Axes:
     return narrowed
 
 
-def split_causal(masks: Sequence[MaskPart], target: Axes) -> tuple[list[MaskPart], bool]:
-    """The masks without the one that says causal, if it is the only one; the operator takes a mask or the flag."""
+def needed(masks: Sequence[MaskPart], target: Axes) -> tuple[list[MaskPart], bool]:
+    """The masks that a call needs, simplified, and whether it is causal: the operator takes a mask or the flag.
+
+    A mask that is known to let everything through is left out, and so is one that says causal, if it is the only one.
+    """
+    masks = [simple for simple in map(simplified, masks) if not masks_nothing(simple)]
     if len(masks) != 1 or masks[0].swallow:
-        return list(masks), False
+        return masks, False
     part = masks[0]
     rows_and_keys = [axis for axis in resolved(part.axes) if axis] == list(resolved(target[2:]))
-    return (list(masks), False) if not rows_and_keys or not is_lower_triangle(part) else ([], True)
+    return (masks, False) if not rows_and_keys or not is_lower_triangle(part) else ([], True)
 
 
 def combined(ops: MaskOps, masks: Sequence[MaskPart], target: Axes, dtype: torch.dtype) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch.fx as fx
 
 from lightint_compile.passes.attention.axes import atoms, size_of
-from lightint_compile.passes.attention.masks import simplified, split_causal
+from lightint_compile.passes.attention.masks import needed
 from lightint_compile.passes.attention.plan import Plan
 from lightint_compile.passes.attention.site import Site
 from lightint_compile.passes.matching import MatchResult
@@ -41,7 +41,7 @@ def numerics_of(site: Site, plan: Plan) -> Numerics:
 
 def may_differ_on_masked_rows(site: Site, plan: Plan) -> bool:
     """Whether a query with every key masked would give NaN before and zero after."""
-    masks, _ = split_causal([simplified(part) for part in site.masks], plan.mask_axes(site))
+    masks, _ = needed(site.masks, plan.mask_axes(site))
     return site.nan_rows and any(not part.swallow for part in masks)
 
 
@@ -82,6 +82,9 @@ def _notes(site: Site, plan: Plan) -> Iterable[str]:
         yield "repeated key and value heads are grouped"
     if site.query.factor() != 1.0 or site.key.factor() != 1.0:
         yield "the scale moves into the operator"
+    masks, causal = needed(site.masks, plan.mask_axes(site))
+    if len(masks) + causal < len(site.masks):
+        yield "a mask that lets everything through is left out"
     if may_differ_on_masked_rows(site, plan):
         yield "a query with every key masked gives 0 instead of NaN"
 

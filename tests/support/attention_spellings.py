@@ -98,6 +98,10 @@ def bmm_folded(q, k, v):
     return torch.bmm(soft(torch.bmm(fold(q), fold(k).transpose(1, 2)) * 0.5), fold(v)).view(*q.shape[:3], v.shape[-1])
 
 
+def all_seen(q, k):
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+
+
 def baddbmm_folded(q, k, v):
     start = torch.empty(q.shape[0] * q.shape[1], q.shape[2], k.shape[2], dtype=q.dtype)
     scores = torch.baddbmm(start, fold(q), fold(k).transpose(1, 2), beta=0, alpha=0.5)
@@ -226,6 +230,23 @@ POSITIVES = [
         ),
         mask="causal",
         dynamic=False,
+    ),
+    Spelling(
+        "mask-of-ones",
+        lambda q, k, v: soft((q @ k.mT * 0.5).masked_fill(~all_seen(q, k), -math.inf)) @ v,
+        numerics="exact",
+    ),
+    Spelling("bias-of-zeros", lambda q, k, v: soft(q @ k.mT * 0.5 + torch.zeros(q.shape[2], 1, dtype=q.dtype)) @ v),
+    Spelling(
+        "fused-mask-of-ones",
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, all_seen(q, k).expand(q.shape[0], 1, -1, -1)),
+        scale=None,
+    ),
+    Spelling(
+        "fused-mask-of-all-but-one",
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.arange(k.shape[2]).expand(q.shape[2], -1) != 1),
+        mask="bool",
+        scale=None,
     ),
     Spelling("upcast-softmax", lambda q, k, v: soft((q @ k.mT * 0.5).float()).to(q.dtype) @ v),
     Spelling("upcast-argument", lambda q, k, v: F.softmax(q @ k.mT * 0.5, dim=-1, dtype=torch.float32).type_as(v) @ v),
