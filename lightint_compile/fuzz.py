@@ -15,7 +15,6 @@ import torch
 from lightint_compile.testing.differential import Finding, available, check, shrunk
 from lightint_compile.testing.features import Features
 
-
 #: Seeds between two lines that say how far it got.
 _EVERY = 100
 
