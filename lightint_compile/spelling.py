@@ -19,6 +19,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.evaluate import hint_of
+from lightint_compile.spelled_heads import with_camera_heads
 
 aten = torch.ops.aten
 
@@ -50,6 +51,7 @@ def spelled(graph_module: fx.GraphModule) -> Spelled:
 
     The new nodes carry no fake values: the compiler finds them. Memory layouts stay as recorded.
     """
+    graph_module = with_camera_heads(graph_module)
     graph, config = fx.Graph(), dict[str, Any]()
     made: dict[fx.Node, fx.Node] = {}
     for node in graph_module.graph.nodes:

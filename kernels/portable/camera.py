@@ -1,0 +1,75 @@
+"""Heads turned by position and by camera in one pass over memory: norm, rotary embedding, 4x4 matrices."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS = 32
+"""Rows (one head of one token each) that one program turns."""
+
+
+@triton.jit
+def camera_kernel(
+    heads_in, matrix, weight, cosine, sine, rotated, seen,
+    rows, heads, tokens, eps,
+    DIM: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, BOTH: tl.constexpr,
+):  # fmt: skip
+    """``ROWS`` rows of ``[batch, tokens, heads, DIM]``; grid ``(ceil(rows / ROWS),)``."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    dims = tl.arange(0, DIM)
+    inside = row < rows
+    place = row.to(tl.int64)[:, None] * DIM + dims[None, :]
+    x = tl.load(heads_in + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    if NORM:
+        x = x * tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)[:, None]
+        x = x * tl.load(weight + dims).to(tl.float32)[None, :]
+    token = row // heads
+    if BOTH:
+        turned = x
+        if ROPE:
+            table = (token % tokens)[:, None] * DIM + dims[None, :]
+            even, odd = tl.split(tl.reshape(x, [ROWS, DIM // 2, 2]))
+            other = tl.reshape(tl.join(-odd, even), [ROWS, DIM])
+            turned = x * tl.load(cosine + table, mask=inside[:, None], other=0.0)
+            turned += other * tl.load(sine + table, mask=inside[:, None], other=0.0)
+        tl.store(rotated + place, turned.to(rotated.dtype.element_ty), mask=inside[:, None])
+    even, odd = tl.split(tl.reshape(x, [ROWS, DIM // 4, 2, 2]))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    y0 = _seen(matrix, token, inside, 0, x0, x1, x2, x3)
+    y1 = _seen(matrix, token, inside, 1, x0, x1, x2, x3)
+    y2 = _seen(matrix, token, inside, 2, x0, x1, x2, x3)
+    y3 = _seen(matrix, token, inside, 3, x0, x1, x2, x3)
+    y = tl.reshape(tl.join(tl.join(y0, y2), tl.join(y1, y3)), [ROWS, DIM])
+    tl.store(seen + place, y.to(seen.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _seen(matrix, token, inside, i: tl.constexpr, x0, x1, x2, x3):
+    """Element ``i`` of the product of each token's matrix with its groups of four channels."""
+    base = matrix + token * 16 + 4 * i
+    found = tl.load(base, mask=inside, other=0.0)[:, None] * x0
+    found += tl.load(base + 1, mask=inside, other=0.0)[:, None] * x1
+    found += tl.load(base + 2, mask=inside, other=0.0)[:, None] * x2
+    return found + tl.load(base + 3, mask=inside, other=0.0)[:, None] * x3
+
+
+def camera_heads(
+    heads: Tensor,
+    matrix: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    cosine: Tensor | None,
+    sine: Tensor | None,
+    both: bool,
+) -> Tensor:
+    """See ``kernels.camera.camera_heads``; everything is contiguous, ``matrix`` and tables are float32."""
+    batch, tokens, count, dim = heads.shape
+    result = heads.new_empty((2 * batch if both else batch, tokens, count, dim))
+    rows = batch * tokens * count
+    arguments = (heads, matrix, weight, cosine, sine, result, result[batch:] if both else result)
+    flags = {"NORM": weight is not None, "ROPE": cosine is not None, "BOTH": both}
+    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, rows, count, tokens, eps, DIM=dim, ROWS=ROWS, **flags)
+    return result

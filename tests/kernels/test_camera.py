@@ -1,0 +1,92 @@
+"""``lightint::camera_heads``: the specification against the model's own functions, the kernel against the former."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from camera_cases import CASES, Case, inputs
+
+from lightint_compile.errors import InputError
+from lightint_compile.kernels.camera import camera_heads
+from lightint_compile.models.worldplay.blocks import RMSNorm
+from lightint_compile.models.worldplay.camera import apply_matrix, apply_rope
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def modelled(case: Case, *given):
+    """What WorldPlay's block does with a projection, head by head, in float64."""
+    heads, matrix, weight, eps, cosine, sine, both = (
+        each.double() if isinstance(each, torch.Tensor) else each for each in given
+    )
+    if weight is not None:
+        norm = RMSNorm(case.dim, eps).double()
+        norm.weight.data.copy_(weight)
+        heads = norm(heads)
+    standing = heads.transpose(1, 2)
+    seen = apply_matrix(standing, matrix).transpose(1, 2)
+    rotated = standing if cosine is None else apply_rope(standing, (cosine, sine))
+    return torch.cat([rotated.transpose(1, 2), seen]) if both else seen
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_is_what_the_model_does(name: str, dtype: torch.dtype) -> None:
+    given = inputs(CASES[name], dtype)
+    with torch.no_grad():
+        expected, got = modelled(CASES[name], *given), camera_heads(*given)
+    assert got.dtype == dtype and got.is_contiguous() and got.shape == expected.shape
+    bound = 1e-6 if dtype == torch.float64 else 2**-8  # tables and matrices are float32; one rounding at the end
+    assert ((got.double() - expected).abs() <= bound * (1 + expected.abs())).all()
+
+
+def test_operator_contract() -> None:
+    for case in CASES.values():
+        torch.library.opcheck(torch.ops.lightint.camera_heads.default, inputs(case, torch.float32))
+
+
+def test_the_kernel_interpreted_is_the_specification() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, str(SUPPORT / "camera_interpreted.py")]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=SUPPORT, timeout=300)
+    assert found.returncode == 0, found.stderr
+    errors = json.loads(found.stdout)
+    assert set(errors) == set(CASES) and max(errors.values()) < 2e-5, errors
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({0: torch.zeros(1, 21, 3, 66)}, "heads"),
+        ({1: torch.zeros(1, 20, 4, 4)}, "matrix"),
+        ({2: torch.zeros(32)}, "weight"),
+        ({4: torch.zeros(21, 32)}, "cosine"),
+        ({5: None}, "sine"),
+    ],
+)
+def test_tensors_that_do_not_fit(change: dict[int, torch.Tensor], named: str) -> None:
+    given = list(inputs(CASES["queries"], torch.float32))
+    for place, value in change.items():
+        given[place] = value
+    with pytest.raises(InputError, match=named):
+        camera_heads(*given)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*CASES, "large"])
+def test_on_the_gpu(name: str, dtype: torch.dtype) -> None:
+    case = CASES.get(name, Case(batch=1, tokens=6240, heads=16, dim=128))
+    given = inputs(case, dtype, "cuda")
+    with torch.no_grad():
+        expected, got = (
+            modelled(case, *(v.cpu() if isinstance(v, torch.Tensor) else v for v in given)),
+            camera_heads(*given),
+        )
+    eps = torch.finfo(dtype).eps
+    assert ((got.cpu().double() - expected).abs() <= eps * (1e-2 + expected.abs())).all()
