@@ -16,6 +16,7 @@ from lightint_compile.leaf import Compiler, Leaf, eager_compiler, inductor_compi
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.decisions.points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.program import Program
+from lightint_compile.waiting import one_wait_for_all_kernels
 
 WHOLE = "whole"
 """The name of the one region of a program in which nothing repeats."""
@@ -28,14 +29,14 @@ class Lowered:
     Attributes:
         regions: the distinct regions by name, in normal form.
         calls: how often the driver calls each.
-        seconds: compile seconds of each region.
+        seconds: what compiling the regions took.
         storable: whether the driver can be kept on disk.
     """
 
     driver: Driver
     regions: Mapping[str, fx.GraphModule]
     calls: Mapping[str, int]
-    seconds: Mapping[str, float]
+    seconds: float
     storable: bool
 
 
@@ -48,12 +49,12 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
     compiler = compiler_of(options, config)
     regions = _regions(root)
-    leaves, seconds = {}, {}
-    for name, region in regions.items():
-        leaves[name] = Leaf(name, partial(_region, region), compiler)
-        start = time.perf_counter()
-        leaves[name].compile()
-        seconds[name] = time.perf_counter() - start
+    leaves = {name: Leaf(name, partial(_region, region), compiler) for name, region in regions.items()}
+    start = time.perf_counter()
+    with one_wait_for_all_kernels():
+        for leaf in leaves.values():
+            leaf.compile()
+    seconds = time.perf_counter() - start
     branches = _branches(root)
     graphs = [root, *branches.values()]
     calls = [node for graph in graphs for node in graph.graph.nodes if is_region_call(graph, node)]
