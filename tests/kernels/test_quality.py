@@ -1,0 +1,95 @@
+"""Which blocks are chosen on keys with structure: smooth random fields, as features of video are, not white noise.
+
+The published rule keeps as many blocks, chosen by means over all slots of a tile. Both lists are attended alike here,
+so that the choice alone is compared; what zeros of empty slots do to a softmax is another matter
+(docs/measurements.md).
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightint_compile import kernels
+from lightint_compile.kernels import reference
+from lightint_compile.kernels.spans import to_tiles
+from lightint_compile.kernels.tiles import Layout, forced_blocks
+
+TILE, DIM, HEADS, TEXT = (4, 8, 4), 32, 1, 70
+PREFILL = Layout((0, 8), 22, 30, TILE, TEXT)
+DENOISE = Layout((8, 4), 22, 30, TILE, TEXT)
+
+
+def field(grid, waves, generator):
+    """``[1, heads, tokens, dim]``: sums of a few plane waves of low frequency, and a little noise."""
+    axes = [torch.linspace(0, 1, size, dtype=torch.float32) for size in grid]
+    place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
+    frequency, phase, mixture = waves
+    smooth = torch.cos(place @ frequency * 2 * math.pi + phase) @ mixture
+    noise = torch.randn(HEADS, place.shape[0], DIM, generator=generator, dtype=torch.float32)
+    return (smooth + 0.3 * noise)[None]
+
+
+def site(layout, seed, sharpness):
+    """Queries, visual keys and values, text keys and values; queries resemble the keys of their place."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float32)  # noqa: E731
+    frames = sum(layout.frames)
+    grid = (frames, layout.height, layout.width)
+    waves = 2.0 * draw(3, 24), draw(24), draw(HEADS, 24, DIM) / 24**0.5
+    key = field(grid, waves, generator)
+    value = field(grid, (waves[0], waves[1], draw(HEADS, 24, DIM) / 24**0.5), generator)
+    query = sharpness * field(grid, waves, generator)[:, :, -layout.current_tokens :]
+    return query, key, value, 0.5 * draw(1, HEADS, TEXT, DIM), draw(1, HEADS, TEXT, DIM)
+
+
+def published(layout, query, key, density, protect):
+    """The published lists: scores of means over 128 slots, ragged or not, forced blocks by a large constant."""
+    context, current = key.split([layout.context_tokens, layout.current_tokens], 2)
+    tiles = [to_tiles(current, layout.current_grid, TILE)]
+    if layout.frames[0]:
+        tiles.insert(0, to_tiles(context, layout.context_grid, TILE))
+    queries = to_tiles(query, layout.current_grid, TILE).mean(3)
+    scores = queries @ torch.cat(tiles, 2).mean(3).mT / DIM**0.5
+    top = (scores + 1e6 * forced_blocks(layout, protect, 1)).topk(layout.budget(density), -1).indices
+    index = top.sort(-1).values.to(torch.int32)
+    return index, torch.full(index.shape[:3], index.shape[3], dtype=torch.int32)
+
+
+def chosen(layout, query, key, density, protect):
+    """Our lists for the same budget."""
+    context, current = key.split([layout.context_tokens, layout.current_tokens], 2)
+    pools = [reference.pool_tiles(current, layout.current_grid, TILE)]
+    if layout.frames[0]:
+        pools.insert(0, reference.pool_tiles(context, layout.context_grid, TILE))
+    query_pool = reference.pool_tiles(query, layout.current_grid, TILE)
+    return kernels.select_blocks(query_pool, pools, density=density, protect_frames=protect, **grids(layout))
+
+
+def grids(layout):
+    key_grid = (sum(layout.frames), layout.height, layout.width)
+    return {"query_grid": layout.current_grid, "key_grid": key_grid, "tile": TILE}
+
+
+def relative(result, exact):
+    return float((result - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize(("layout", "density", "protect"), [(PREFILL, 0.3, 0), (DENOISE, 0.45, 4)])
+def test_our_lists_lose_less_than_the_published_ones_of_the_same_length(layout, density, protect):
+    """On the geometric mean over flat to sharp attention."""
+    ratios = [ratio_of_errors(layout, density, protect, sharpness) for sharpness in (1.0, 2.5, 5.0)]
+    assert math.prod(ratios) ** (1 / 3) < 0.99
+
+
+def ratio_of_errors(layout, density, protect, sharpness):
+    query, key, value, text_key, text_value = site(layout, 0, sharpness)
+    keys, values = torch.cat([text_key, key], 2), torch.cat([text_value, value], 2)
+    exact = F.scaled_dot_product_attention(query, keys, values)
+    errors = []
+    for lists in (chosen(layout, query, key, density, protect), published(layout, query, key, density, protect)):
+        assert int(lists[1].max()) == layout.budget(density)
+        seen = reference.token_weights(*lists, layout).bool()
+        errors.append(relative(F.scaled_dot_product_attention(query, keys, values, attn_mask=seen), exact))
+    return errors[0] / errors[1]
