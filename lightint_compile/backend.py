@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,12 +18,13 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
-from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored_choice
+from lightint_compile.budget.graph import BudgetedGraph, stored_choice
 from lightint_compile.budget.ladder import ladder_of
 from lightint_compile.errors import CaptureError, LightintError, OptionError
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.lowering import compiler_of, lower
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.reporting.section import Section
 from lightint_compile.rewrite import Rewritten, rewrite
@@ -79,24 +79,31 @@ def _within_budget(
     """The graph at the setting that a calibration on disk chose for the budget, else exactly, until one is made."""
     assert options.budget is not None
     ladder = ladder_of(options)
-    settings = _Settings([_Compilation(graph_module, inputs, rung.applied_to(options), config) for rung in ladder])
+    settings = _Settings(graph_module, inputs, [rung.applied_to(options) for rung in ladder], config)
     if len(ladder) == 1:
         return settings.compilations[0].run()
     key = key_of(graph_module, dataclasses.replace(options, max_relative_error=None, min_psnr=None), config, inputs)
     path = Store().calibration(key) if key else None
     rung = stored_choice(path, ladder, options.budget)
     start = settings.compilations[rung].run()
-    remark = start_remark(rung, ladder, options.budget)
-    log.info("%s %s", start.section.name, remark.message)
-    start.section = start.section.with_remark(remark)
-    return BudgetedGraph(start, inputs, rung, settings, ladder, options.budget, path)
+    graph = BudgetedGraph(start, inputs, rung, settings, ladder, options.budget, path)
+    log.info("%s %s", graph.section.name, graph.section.remarks[-1].message)
+    return graph
 
 
-@dataclass(frozen=True)
 class _Settings:
-    """One graph at the settings of a ladder; see :class:`~lightint_compile.budget.graph.Builds`."""
+    """One graph at the settings of a ladder, captured once; see :class:`~lightint_compile.budget.graph.Builds`."""
 
-    compilations: Sequence[_Compilation]
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        inputs: Sequence[Any],
+        settings: Sequence[LightintOptions],
+        config: dict[str, Any],
+    ) -> None:
+        self._graph_module, self._inputs = graph_module, inputs
+        self._captured: Program | None = None
+        self.compilations = [_Compilation(graph_module, inputs, each, config, self._capture) for each in settings]
 
     def build(self, rung: int) -> CompiledGraph | None:
         return self.compilations[rung].run_later()
@@ -105,13 +112,31 @@ class _Settings:
         remarks = self.compilations[-1].remarks()
         return frozenset(r.pass_name for r in remarks if r.kind is RemarkKind.APPLIED)
 
+    def section(self, rung: int) -> Section:
+        return self.compilations[rung].section()
+
+    def release(self) -> None:
+        self._captured = None
+        self.compilations[-1].forget()
+
+    def _capture(self) -> Program:
+        if self._captured is None:
+            self._captured = capture.from_dynamo(self._graph_module, self._inputs)
+        return self._captured.snapshot()
+
 
 class _Compilation:
     """One graph on its way through capture, rewrite and lowering, or through the store."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions, config: dict[str, Any]
+        self,
+        graph_module: fx.GraphModule,
+        inputs: Sequence[Any],
+        options: LightintOptions,
+        config: dict[str, Any],
+        captured: Callable[[], Program] | None = None,
     ) -> None:
+        self._captured = captured or (lambda: capture.from_dynamo(graph_module, inputs))
         self._graph_module = graph_module
         self._inputs = inputs
         self._options = options
@@ -165,12 +190,20 @@ class _Compilation:
             return ()
         return self._ahead.remarks
 
+    def section(self) -> Section:
+        """The report without a compilation."""
+        return Section.of(self._rewritten())
+
+    def forget(self) -> None:
+        """Let go of what was rewritten ahead."""
+        self._ahead = None
+
     def _key(self) -> str | None:
         return None if self._options.delegate == "eager" else key_of(self._graph_module, self._options, self._config)
 
     def _rewritten(self) -> Rewritten:
         try:
-            program = capture.from_dynamo(self._graph_module, self._inputs)
+            program = self._captured()
         except LightintError:
             raise
         except Exception as error:

@@ -146,7 +146,9 @@ def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remar
         "extrapolate": "the two latest computed predictions are extrapolated in sigma",
         "residual": "the first block runs, and the latest computed residual of the others is added",
     }
-    check = ", unless the first block's output drifted too far" if options.drift is not None else ""
+    check = (
+        f", unless the first block's output drifted by more than {options.drift}" if options.drift is not None else ""
+    )
     yield Remark(
         kind=RemarkKind.APPLIED,
         pass_name=StepCache.name,

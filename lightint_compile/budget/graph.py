@@ -16,6 +16,7 @@ from lightint_compile.graphs import CompiledGraph
 from lightint_compile.passes.decisions.points import PointSpec, StepPoint
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.passes.step_cache import StepCache
+from lightint_compile.reporting.section import Section
 
 
 class Observer(Protocol):
@@ -38,6 +39,12 @@ class Builds(Protocol):
     def build(self, rung: int) -> CompiledGraph | None:
         """The graph at one setting; ``None`` where it cannot be rewritten."""
 
+    def section(self, rung: int) -> Section:
+        """What the report says of the graph at one setting."""
+
+    def release(self) -> None:
+        """Let go of what was only kept for further settings."""
+
 
 class BudgetedGraph(CompiledGraph):
     """One graph of a module that was compiled with a budget.
@@ -59,10 +66,12 @@ class BudgetedGraph(CompiledGraph):
         budget: Budget,
         path: Path | None,
     ) -> None:
-        super().__init__(start.function, start.section, inputs, driver=start.driver)
+        section = start.section.with_remark(_start_remark(rung, ladder, budget))
+        super().__init__(start.function, section, inputs, driver=start.driver)
         self.ladder, self.budget, self.path = tuple(ladder), budget, path
         self.rung, self._builds = rung, builds
         self._start = start.unlisted()
+        self._borrowed: set[CompiledGraph] = set()
 
     def __call__(self, *args: Any) -> Any:
         """Run the setting in force, or under a calibration what it asks for."""
@@ -84,7 +93,10 @@ class BudgetedGraph(CompiledGraph):
     def use(self, rung: int, note: str) -> None:
         """Put one setting in force, and let go of the others; ``note`` says why in the report."""
         self._start, self.rung = self.at(rung), rung
-        self._variants = {self._effect(rung): self._start}
+        if self._start in self._borrowed:
+            self._start.section = self._builds.section(rung)
+        self._variants, self._borrowed = {self._effect(rung): self._start}, set()
+        self._builds.release()
         self.function, self.driver = self._start.function, self._start.driver
         self.section = self._start.section.with_remark(_remark("calibrated", note))
 
@@ -116,7 +128,9 @@ class BudgetedGraph(CompiledGraph):
                 drift = self.ladder[rung].thresholds.get("drift", StepCache.drift)
                 points = {name: _drifting(spec, drift) for name, spec in variant.driver.decisions.points.items()}
                 driver = variant.driver.with_points(points)
-                return CompiledGraph(driver, variant.section, (), driver=driver).unlisted()
+                made = CompiledGraph(driver, variant.section, (), driver=driver).unlisted()
+                self._borrowed.add(made)
+                return made
         return None
 
 
@@ -134,7 +148,7 @@ def stored_choice(path: Path | None, ladder: Sequence[Rung], budget: Budget) -> 
     return 0 if table is None else Table.of(ladder).joined(table).choice(budget)
 
 
-def start_remark(rung: int, ladder: Sequence[Rung], budget: Budget) -> Remark:
+def _start_remark(rung: int, ladder: Sequence[Rung], budget: Budget) -> Remark:
     """What the report and the log say of the setting that a graph starts at."""
     if rung:
         return _remark("calibrated", f"runs at {ladder[rung]}: calibrated for {budget}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightint_compile.budget.deviation import deviation_of, results_of
@@ -93,7 +94,7 @@ class Measuring:
         feedback = fed_back(args, self.results)
         self.followed &= bool(feedback) or not self.results
         with _same_randomness(args) as again, _unwritten(args):
-            outputs = graph.at(0)(*args)
+            outputs = _owned(graph.at(0)(*args))
             exact = results_of(outputs)
             for rung in list(self._own):
                 if rung not in self._own:  # the one before it was just given up
@@ -171,6 +172,11 @@ class Confirming:
         """Raise :class:`StateError` for a rollout that ended early."""
         if self._calls != len(self._measured.results):
             raise _another("it makes fewer calls", "run the same rollout both times")
+
+
+def _owned(outputs: Any) -> Any:
+    """Outputs in memory of their own: a CUDA graph writes its next results where the last ones were."""
+    return pytree.tree_map_only(Tensor, torch.clone, outputs)
 
 
 def _another(why: str, fix: str) -> StateError:
