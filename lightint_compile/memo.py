@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from lightint_compile.runtime.stamps import Stamp
 
 #: Results kept for each call of a region. Conditional and unconditional prompts of classifier-free guidance alternate;
 #: more than a few live prompts do not occur.
@@ -17,17 +18,9 @@ SLOTS = 4
 
 @dataclass(frozen=True)
 class _Entry:
-    tensors: tuple[weakref.ref[torch.Tensor], ...]
-    versions: tuple[int, ...]
+    stamp: Stamp
     numbers: tuple[Any, ...]
     result: Sequence[Any]
-
-    def holds(self, tensors: Sequence[torch.Tensor], versions: tuple[int, ...], numbers: tuple[Any, ...]) -> bool:
-        return (
-            self.versions == versions
-            and self.numbers == numbers
-            and all(kept() is tensor for kept, tensor in zip(self.tensors, tensors, strict=True))
-        )
 
 
 class Memo:
@@ -49,21 +42,21 @@ class Memo:
     def __call__(self, *args: Any) -> Sequence[Any]:
         """The kept result for these arguments, or a new one."""
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        if any(tensor.is_inference() for tensor in tensors):
+        stamp = Stamp.of(tensors)
+        if stamp is None:
             return self.function(*args)
         numbers = tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
-        versions = tuple(tensor._version for tensor in tensors)
         with self._lock:
             for entry in self._entries:
-                if entry.holds(tensors, versions, numbers):
+                if entry.numbers == numbers and entry.stamp.holds(tensors):
                     self.hits += 1
                     return entry.result
         result = tuple(self.function(*args))
         with self._lock:
             self.misses += 1
-            alive = [entry for entry in self._entries if all(kept() is not None for kept in entry.tensors)]
+            alive = [entry for entry in self._entries if entry.stamp.is_alive]
             self._entries = alive[1 - self.slots :]
-            self._entries.append(_Entry(tuple(map(weakref.ref, tensors)), versions, numbers, result))
+            self._entries.append(_Entry(stamp, numbers, result))
         return result
 
     def reset(self) -> None:

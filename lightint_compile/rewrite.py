@@ -14,6 +14,7 @@ from torch._logging._internal import trace_structured
 from lightint_compile.errors import PassError
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.decisions.resize import forget_guards
 from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 from lightint_compile.passes.program import Program
@@ -76,6 +77,7 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
         flops.append(work_of(now.graph_module) if result.modified else flops[-1])
 
     result = pipeline.run(program, strict=options.strict, observer=count)
+    forget_guards(program)
     program.graph_module.recompile()
     rewritten = Rewritten(program, original, result.remarks, result.timings, str(pipeline), options, tuple(flops))
     _check_required(rewritten)

@@ -94,7 +94,7 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
     positions = tensor_of(found.index)
     assert positions is not None
-    size = fresh_size(program, "__context_frames", found.memory, TYPICAL)
+    size = fresh_size(program, "context_frames", found.memory, TYPICAL)
     check_unconditional({found.size: size}, found.index)
     return insert_plan(program, policy, (found.cameras, found.history), size, positions, like=found.index)
 

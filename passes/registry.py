@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "hoist-invariants": "hoist_invariants:HoistInvariants",
     "dead-tail": "dead_tail:DeadTail",
     "adaptive-context": "adaptive_context:AdaptiveContext",
+    "context-reuse": "context_reuse:ContextReuse",
     "sparse-attention": "sparse_attention:SparseAttention",
     "outline-regions": "outline_regions:OutlineRegions",
     "step-cache": "step_cache:StepCache",

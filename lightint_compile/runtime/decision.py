@@ -20,6 +20,7 @@ class Decision:
         novel: whether the camera looks at something it has not seen before the recent window.
         dynamics: relative change between the newest latents, ``None`` when they were not looked at.
         saved_frames: context frames fewer than the unaccelerated model gathers.
+        kept_frames: context frames in front whose keys and values were kept from an earlier chunk.
         refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
         drifts: what the drift checks measured, as (step, relative change).
         setting: the setting that an error budget put in force; empty without a budget.
@@ -33,6 +34,7 @@ class Decision:
     novel: bool = True
     dynamics: float | None = None
     saved_frames: int = 0
+    kept_frames: int = 0
     refused_steps: tuple[int, ...] = ()
     drifts: tuple[tuple[int, float], ...] = ()
     setting: str = ""
@@ -51,7 +53,8 @@ class Decision:
         seen = "seen before" if not self.novel else "not seen before"
         steps = [f"steps {', '.join(map(str, self.reused_steps))} may be reused"] if self.reused_steps else []
         refused = [f"refused {', '.join(map(str, self.refused_steps))}"] if self.refused_steps else []
-        context = f"{len(self.context_frames)} context frames ({self.saved_frames} fewer)"
+        kept = f", {self.kept_frames} kept" if self.kept_frames else ""
+        context = f"{len(self.context_frames)} context frames ({self.saved_frames} fewer{kept})"
         view = f"overlap {self.overlap:.3f} against {self.threshold:.2f}, {seen}"
         return f"chunk {self.chunk}: " + "; ".join([context, view, *steps, *refused])
 

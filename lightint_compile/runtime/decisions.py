@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError
-from lightint_compile.passes.decisions.points import PlanPoint, PointSpec, StepPoint
+from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.frames import Fingerprint
+from lightint_compile.runtime.keeping import Keeping, Use, fingerprints
 from lightint_compile.runtime.measures import latent_dynamics, relative_change
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
@@ -47,10 +50,15 @@ def rules_of(policy: Policy) -> Rules:
 
 @dataclass
 class Record:
-    """One chunk's decision while the chunk runs. It belongs to the call, so two threads do not meet in it."""
+    """One chunk's decision while the chunk runs. It belongs to the call, so two threads do not meet in it.
+
+    Attributes:
+        use: the values of context frames that the chunk recalls and keeps, where any are kept.
+    """
 
     planner: Planner
     decision: Decision
+    use: Use | None = None
 
     def checked(self, step: int, drift: float, most: float) -> bool:
         """Write down what the drift check of ``step`` measured; whether the step may be reused. NaN refuses."""
@@ -77,6 +85,7 @@ class Decisions:
         self.points = dict(points)
         plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
         self._planner = _planner_of(plans[0].policy) if plans else None
+        self._keeping = Keeping(plans[0].policy) if plans else None
         self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
 
     @property
@@ -88,37 +97,83 @@ class Decisions:
         """Forget every rollout."""
         if self._planner:
             self._planner.reset()
+        if self._keeping:
+            self._keeping.reset()
 
     def _answer(self, spec: PointSpec) -> Callable[..., Any]:
         if isinstance(spec, StepPoint):
             return _StepGuard(spec)
-        assert self._planner is not None
-        return _Plan(spec.policy, self._planner)
+        if isinstance(spec, KeepPoint):
+            return partial(_keep, spec)
+        if isinstance(spec, RecallPoint):
+            return partial(_recall, spec)
+        assert self._planner is not None and self._keeping is not None
+        return _Plan(spec, self._planner, self._keeping)
+
+
+def _keep(spec: KeepPoint, record: Record, values: Tensor) -> None:
+    assert record.use is not None
+    record.use.keep(spec, values)
+
+
+def _recall(spec: RecallPoint, record: Record, *sizes: int) -> Tensor:
+    assert record.use is not None
+    return record.use.recall(spec, *sizes)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the plan reads from the device, all at once."""
+
+    cameras: Tensor
+    dynamics: float | None = None
+    prints: tuple[Fingerprint, ...] = ()
 
 
 class _Plan:
     """Answers the plan point: one transfer from the device a chunk."""
 
-    def __init__(self, policy: Policy, planner: Planner) -> None:
-        self._policy, self._planner = policy, planner
-        self._looks_at_latents = policy.adapt_context and policy.rules == "adaptive"
+    def __init__(self, spec: PlanPoint, planner: Planner, keeping: Keeping) -> None:
+        self._policy, self._planner, self._keeping = spec.policy, planner, keeping
+        self._frame_axes = spec.frame_axes
+        self._looks_at_latents = spec.policy.adapt_context and spec.policy.rules == "adaptive"
 
-    def __call__(self, extrinsics: Tensor, history: Tensor | None = None) -> tuple[Tensor | None, Record]:
-        dynamics, cameras = self._read(extrinsics, history)
-        decision = self._decide(cameras, dynamics)
-        index = None
-        if self._policy.adapt_context:
-            assert history is not None
-            frames = torch.tensor(_within(decision, history), dtype=torch.int64)
-            index = frames.to(history.device, non_blocking=True)
-        return index, Record(self._planner, decision)
+    def __call__(
+        self,
+        extrinsics: Tensor,
+        history: Tensor | None = None,
+        frames: Sequence[Tensor] = (),
+        inputs: Sequence[Tensor] = (),
+    ) -> tuple[Tensor | None, Record, Tensor | None]:
+        seen = self._read(extrinsics, history, frames)
+        decision = self._decide(seen.cameras, seen.dynamics)
+        if not self._policy.adapt_context:
+            return None, Record(self._planner, decision), None
+        assert history is not None
+        context = _within(decision, history)
+        index = torch.tensor(context, dtype=torch.int64).to(history.device, non_blocking=True)
+        if not frames:
+            return index, Record(self._planner, decision), None
+        use = self._keeping.begin(decision.chunk, context, seen.prints, inputs)
+        kept = len(use.share.kept)
+        amended = dataclasses.replace(decision, kept_frames=kept)
+        self._planner.amend(decision, amended)
+        return index, Record(self._planner, amended, use), index[kept:]
 
-    def _read(self, extrinsics: Tensor, history: Tensor | None) -> tuple[float | None, Tensor]:
-        if history is None or not self._looks_at_latents:
-            return None, to_host(extrinsics)
-        change = latent_dynamics(history.detach()).to(torch.float64).reshape(1)
-        flat = to_host(torch.cat([change, extrinsics.detach().to(torch.float64).flatten()]))
-        return float(flat[0]), flat[1:].reshape(extrinsics.shape)
+    def _read(self, extrinsics: Tensor, history: Tensor | None, frames: Sequence[Tensor]) -> _Seen:
+        """One transfer: the change of the latents, what says whether frames are the same, drifts, and the cameras."""
+        looks = history is not None and self._looks_at_latents
+        dynamics = [latent_dynamics(history.detach())] if looks and history is not None else []
+        prints = [fingerprints(frames, self._frame_axes)] if frames else []
+        drifts = self._keeping.drifts()
+        parts = [extrinsics.detach(), *dynamics, *prints, *(drift for _, drift in drifts)]
+        flat = to_host(torch.cat([part.to(extrinsics.device, torch.float64).flatten() for part in parts]))
+        numbers = [n.reshape(part.shape) for n, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+        for (store, _), drift in zip(drifts, numbers[len(parts) - len(drifts) :], strict=True):
+            self._keeping.heard(store, float(drift))
+        change = float(numbers[1]) if dynamics else None
+        rows = numbers[1 + len(dynamics)].tolist() if prints else []
+        return _Seen(numbers[0], change, tuple(map(tuple, rows)))
 
     def _decide(self, cameras: Tensor, dynamics: float | None) -> Decision:
         try:

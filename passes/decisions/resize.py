@@ -13,6 +13,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dynamo.source import ConstantSource
+from torch._guards import Source
 from torch.fx.experimental.symbolic_shapes import DimDynamic, statically_known_true
 
 from lightint_compile.errors import PassError
@@ -26,11 +27,14 @@ Renames: TypeAlias = Mapping[sympy.Expr, torch.SymInt]
 """New sizes by the sizes they take the place of."""
 
 
+_PREFIX = "__decided_"
+
+
 def fresh_size(program: Program, name: str, most: int, typical: int) -> torch.SymInt:
     """A symbol that no size of the program is related to, from 2 to ``most``; its hint is ``typical``."""
     env = fake_mode_of(program.graph.nodes).shape_env
     assert env is not None
-    source = ConstantSource(name)
+    source = ConstantSource(_PREFIX + name)
     symbol = env.create_symbol(typical, source=source, dynamic_dim=DimDynamic.DYNAMIC)
     env.constrain_symbol_range(symbol, compiler_min=2, compiler_max=most)
     size = env.create_symintnode(symbol, hint=typical, source=source)
@@ -43,6 +47,22 @@ def bounds(size: torch.SymInt) -> tuple[int | None, int | None]:
     found = size.node.shape_env.bound_sympy(size.node.expr)
     lower, upper = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
     return lower, upper
+
+
+def forget_guards(program: Program) -> None:
+    """Drop what tracing assumed of decided sizes, such as that they differ from one another.
+
+    Guards are for inputs: Dynamo could not look a decided size up in a call, and none of them decides which code runs.
+    """
+    env = fake_mode_of(program.graph.nodes).shape_env
+    if env is None:
+        return
+    decided = {symbol for symbol, sources in env.var_to_sources.items() if any(map(_is_decided, sources))}
+    env.guards[:] = [guard for guard in env.guards if not decided & guard.expr.free_symbols]
+
+
+def _is_decided(source: Source) -> bool:
+    return isinstance(source, ConstantSource) and source.source_name.startswith(_PREFIX)
 
 
 def check_unconditional(renames: Renames, node: fx.Node, *, fewer: bool = False) -> None:

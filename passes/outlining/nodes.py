@@ -107,7 +107,7 @@ class Dependencies:
 def _live(graph: fx.Graph) -> list[fx.Node]:
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node in needed or node.op in ("placeholder", "output") or is_ordered(node):
+        if node in needed or node.op in ("placeholder", "output") or not is_pure(node):
             needed.add(node)
             needed.update(node.all_input_nodes)
     return [node for node in graph.nodes if node in needed]

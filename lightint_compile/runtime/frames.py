@@ -1,0 +1,114 @@
+"""Which context frames need not be computed again, and where each of them is kept: bookkeeping without tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightint_compile.runtime.rules import CLIP
+
+TOLERANCE = 1e-9
+"""Relative difference of two fingerprints of one frame: sums in double precision, taken in another order."""
+
+Fingerprint = tuple[float, ...]
+"""A few sums over everything that belongs to a frame: equal for equal frames, different for any other in practice."""
+
+
+@dataclass
+class _Kept:
+    """A frame whose values are kept: in which slot, made in which chunk, last used in which."""
+
+    slot: int
+    fingerprint: Fingerprint
+    made: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """How one chunk's context divides.
+
+    Attributes:
+        chunk: its number.
+        kept: slots of the frames in front, whose values are kept.
+        fresh: slots for the frames behind them, which are computed.
+        older: for fresh frames that were kept until now, their place among the fresh ones.
+        frames: the fresh frames with their fingerprints.
+    """
+
+    chunk: int
+    kept: tuple[int, ...]
+    fresh: tuple[int, ...]
+    older: tuple[int, ...]
+    frames: tuple[tuple[int, Fingerprint], ...]
+
+
+class KeptFrames:
+    """The frames of one rollout whose values are kept, at most ``capacity``; the one unused for longest makes room.
+
+    Kept is a beginning of the context: what comes behind the first frame that is not kept is computed again, and the
+    newest clip always. Frames in front attend to nothing that changed behind them less than frames behind do.
+
+    Args:
+        age: most chunks for which a frame's values are used after the one that made them.
+    """
+
+    def __init__(self, capacity: int, age: int) -> None:
+        self.capacity, self.age = capacity, age
+        self.limit = age
+        self._frames: dict[int, _Kept] = {}
+
+    def share(self, chunk: int, context: Sequence[int], fingerprints: Mapping[int, Fingerprint]) -> Share:
+        """Divide a chunk's ``context`` (frame numbers, ascending), and reserve slots for what will be computed.
+
+        Reserved frames count as kept only after :meth:`commit`, so a chunk that fails leaves nothing half-made.
+        """
+        count = self._usable(chunk, context, fingerprints)
+        for frame in context[:count]:
+            self._frames[frame].used = chunk
+        fresh = [(frame, fingerprints[frame]) for frame in context[count:]]
+        older = [place for place, (frame, now) in enumerate(fresh) if self._is_older(frame, now, chunk)]
+        kept = tuple(self._frames[frame].slot for frame in context[:count])
+        slots = self._reserve([frame for frame, _ in fresh], set(context))
+        return Share(chunk, kept, slots, tuple(older), tuple(fresh))
+
+    def commit(self, share: Share) -> None:
+        """The fresh frames of ``share`` are kept from now on."""
+        for slot, (frame, fingerprint) in zip(share.fresh, share.frames, strict=True):
+            self._frames[frame] = _Kept(slot, fingerprint, share.chunk, share.chunk)
+
+    def drifted(self, drift: float, most: float) -> None:
+        """Kept values turned out ``drift`` away from new ones: keep for half as long above ``most``, longer below."""
+        if not drift <= most:
+            self.limit //= 2
+        elif drift <= most / 2:
+            self.limit = min(max(2 * self.limit, 1), self.age)
+
+    def _usable(self, chunk: int, context: Sequence[int], fingerprints: Mapping[int, Fingerprint]) -> int:
+        for count, frame in enumerate(context[: max(len(context) - CLIP, 0)]):
+            kept = self._frames.get(frame)
+            if kept is None or not _same(kept.fingerprint, fingerprints[frame]):
+                return count
+            if not 0 <= chunk - kept.made <= self.limit:
+                return count
+        return max(len(context) - CLIP, 0)
+
+    def _is_older(self, frame: int, now: Fingerprint, chunk: int) -> bool:
+        kept = self._frames.get(frame)
+        return kept is not None and kept.made < chunk and _same(kept.fingerprint, now)
+
+    def _reserve(self, fresh: Sequence[int], context: set[int]) -> tuple[int, ...]:
+        """A slot for every fresh frame: its own, a free one, or that of a frame that is not in use."""
+        own = {frame: kept.slot for frame in fresh if (kept := self._frames.pop(frame, None)) is not None}
+        taken = {kept.slot for kept in self._frames.values()} | set(own.values())
+        free = [slot for slot in range(self.capacity) if slot not in taken]
+        idle = sorted((kept.used, frame) for frame, kept in self._frames.items() if frame not in context)
+        for frame in fresh:
+            if frame not in own:
+                own[frame] = free.pop(0) if free else self._frames.pop(idle.pop(0)[1]).slot
+        return tuple(own[frame] for frame in fresh)
+
+
+def _same(left: Fingerprint, right: Fingerprint) -> bool:
+    return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-300) for a, b in zip(left, right, strict=True))

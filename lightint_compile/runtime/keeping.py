@@ -1,0 +1,194 @@
+"""Keys and values of context frames between chunks: the tensors, and whose they are."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
+from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.runtime.frames import Fingerprint, KeptFrames, Share
+from lightint_compile.runtime.measures import relative_change
+from lightint_compile.runtime.stamps import Stamp
+
+STORES = 2
+"""Rollouts whose values are kept at once, such as the two of classifier-free guidance; the idle one makes room."""
+
+
+def fingerprints(frames: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
+    """A few sums over all that ``frames`` hold of each frame: [F, 3 * len(frames)] in float64, on their device.
+
+    The sum, the sum of squares and a sum weighted by place, so that a mirrored frame is another frame.
+    """
+    count = min(tensor.shape[axis] for tensor, axis in zip(frames, axes, strict=True))
+    sums = []
+    for tensor, axis in zip(frames, axes, strict=True):
+        rows = tensor.detach().movedim(axis, 0)[:count].reshape(count, -1).to(torch.float64)
+        place = torch.linspace(1.0, 2.0, rows.shape[1], dtype=torch.float64, device=rows.device)
+        sums += [rows.sum(1), rows.square().sum(1), (rows * place).sum(1)]
+    return torch.stack([each.to(sums[0].device) for each in sums], dim=1)
+
+
+class Store:
+    """The values of one rollout.
+
+    Attributes:
+        stamp: what they depend on besides frames.
+        frames: which frames they belong to.
+        drift: how far old values were from new ones, a scalar on the device, until it was read.
+    """
+
+    def __init__(self, stamp: Stamp, policy: Policy) -> None:
+        self.stamp = stamp
+        self.frames = KeptFrames(policy.memory, policy.age)
+        self.drift: Tensor | None = None
+        self.pools: dict[int, Tensor] = {}
+        self.user: weakref.ref[Use] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a chunk of another thread is between its plan and its last value."""
+        user = self.user() if self.user is not None else None
+        return user is not None and not user.is_done and user.thread != threading.get_ident()
+
+
+class Use:
+    """What one chunk recalls and keeps; it belongs to the chunk's record, so that two threads do not meet in it.
+
+    Attributes:
+        share: how the context divides.
+        is_done: whether all of the chunk's values were kept.
+    """
+
+    def __init__(self, store: Store | None, share: Share) -> None:
+        self.share, self.thread = share, threading.get_ident()
+        self.is_done = False
+        self._store, self._sites = store, 0
+        self._slots: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def recall(self, spec: RecallPoint, *sizes: int) -> Tensor:
+        """The kept values of a site: fresh memory, contiguous, without frames where none are kept."""
+        given = iter(sizes)
+        shape = [len(self.share.kept) if size is None else next(given) if size < 0 else size for size in spec.shape]
+        if self._store is None or not self.share.kept:
+            return torch.empty_strided(
+                shape, _strides(shape), dtype=getattr(torch, spec.dtype), device=torch.device(spec.device)
+            )
+        pool = self._store.pools[spec.site]
+        axis = spec.shape.index(None)
+        return pool.index_select(axis, self._indices(pool.device)[0]).view(shape)
+
+    def keep(self, spec: KeepPoint, values: Tensor) -> None:
+        """Keep what was computed for the fresh frames of a site; after the last one they are there for later chunks."""
+        store = self._store
+        if store is None:
+            return
+        rows = values.detach().unflatten(spec.axis, (len(self.share.fresh), spec.frame_tokens))
+        if spec.site not in store.pools:
+            store.pools[spec.site] = _pool(rows, spec.axis, store.frames.capacity)
+        pool, (_, slots) = store.pools[spec.site], self._indices(values.device)
+        if spec.site == spec.sites - 1 and self.share.older:
+            store.drift = self._drift(pool, rows, spec.axis)
+        with torch.no_grad():
+            pool.index_copy_(spec.axis, slots, rows)
+        self._sites += 1
+        if self._sites == spec.sites:
+            store.frames.commit(self.share)
+            self.is_done = True
+
+    def _drift(self, pool: Tensor, rows: Tensor, axis: int) -> Tensor:
+        older = torch.tensor(self.share.older)
+        slots = torch.tensor([self.share.fresh[place] for place in self.share.older])
+        then = pool.index_select(axis, slots.to(pool.device, non_blocking=True))
+        now = rows.index_select(axis, older.to(rows.device, non_blocking=True))
+        return relative_change(now.movedim(axis, 1).flatten(3), then.movedim(axis, 1).flatten(3))
+
+    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._slots:
+            both = (torch.tensor(slots, dtype=torch.int64) for slots in (self.share.kept, self.share.fresh))
+            kept, fresh = (slots.to(device, non_blocking=True) for slots in both)
+            self._slots[device] = kept, fresh
+        return self._slots[device]
+
+
+class Keeping:
+    """The stores of one driver.
+
+    Args:
+        policy: age, drift, and the most context frames.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._stores: list[Store] = []
+        self._lock = threading.Lock()
+
+    def drifts(self) -> list[tuple[Store, Tensor]]:
+        """What was measured since last read, to be read together with everything else; it counts as read."""
+        with self._lock:
+            found = [(store, store.drift) for store in self._stores if store.drift is not None]
+            for store, _ in found:
+                store.drift = None
+        return found  # type: ignore[return-value]
+
+    def heard(self, store: Store, drift: float) -> None:
+        """The number behind one of :meth:`drifts`."""
+        if self._policy.drift is not None:
+            store.frames.drifted(drift, self._policy.drift)
+
+    def begin(
+        self, chunk: int, context: Sequence[int], prints: Sequence[Fingerprint], inputs: Sequence[Tensor]
+    ) -> Use:
+        """How the chunk's context divides.
+
+        Nothing is kept where a write to an input could not be seen, or another thread is in the middle of the same
+        rollout; such a chunk computes everything.
+        """
+        fresh = Share(chunk, (), tuple(range(len(context))), (), ())
+        stamp = Stamp.of(inputs) if self._policy.age > 0 else None
+        if stamp is None:
+            return Use(None, fresh)
+        with self._lock:
+            store = self._store(stamp, inputs)
+            if store is None:
+                return Use(None, fresh)
+            use = Use(store, store.frames.share(chunk, context, {frame: prints[frame] for frame in context}))
+            store.user = weakref.ref(use)
+            return use
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._stores.clear()
+
+    def _store(self, stamp: Stamp, inputs: Sequence[Tensor]) -> Store | None:
+        """The store of these inputs, used last from now on; ``None`` while another thread uses it."""
+        self._stores = [store for store in self._stores if store.stamp.is_alive]
+        found = next((store for store in self._stores if store.stamp.holds(inputs)), None)
+        if found is not None and found.is_busy:
+            return None
+        if found is None:
+            found = Store(stamp, self._policy)
+            self._stores = self._stores[1 - STORES :]
+        else:
+            self._stores.remove(found)
+        self._stores.append(found)
+        return found
+
+
+def _pool(rows: Tensor, axis: int, capacity: int) -> Tensor:
+    shape = [capacity if dim == axis else size for dim, size in enumerate(rows.shape)]
+    with torch.inference_mode(False):  # an ordinary tensor, that calls in either mode may write to
+        return rows.new_empty(shape)
+
+
+def _strides(sizes: Sequence[int]) -> list[int]:
+    """Contiguous strides as products of sizes, as compiled regions expect them of an empty tensor too."""
+    strides = [1] * len(sizes)
+    for dim in range(len(sizes) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * sizes[dim + 1]
+    return strides

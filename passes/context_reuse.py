@@ -1,0 +1,110 @@
+"""context-reuse: frames that stay in the context keep their keys and values from chunk to chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+from lightint_compile.errors import OptionError
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.decisions.points import KeepPoint, point_of
+from lightint_compile.passes.facts.attention_sites import AttentionSites
+from lightint_compile.passes.program import Program
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
+from lightint_compile.passes.reuse.cuts import Cut, find_cuts
+from lightint_compile.passes.reuse.rewrite import Reuse, inputs_of, placed_before, policy_of
+from lightint_compile.passes.reuse.scope import Scope, scope_of, sources
+from lightint_compile.passes.reuse.sides import Refusal, rows_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextReuse(Pass):
+    """Computes keys and values of fresh context frames only, and joins them with what earlier chunks kept.
+
+    Kept is what comes before positions: rotary tables and camera matrices of this chunk are applied to all of it again.
+    A frame is kept for as long as it is the same frame under the same prompt and weights, and not older than ``age``;
+    the newest frames are always fresh, and so is everything behind the first frame that is not kept. The idea goes
+    beyond the published method, which rebuilds all of the context in every chunk. See ``docs/passes/context-reuse.md``.
+
+    Attributes:
+        age: most chunks for which values are kept; 0 computes all of them in every chunk, which is exact.
+        drift: relative change of kept values, tile by tile, found when they are made anew, from which they are kept
+            for half as long; ``none`` does not look.
+    """
+
+    name: ClassVar[str] = "context-reuse"
+    numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
+    requires = (AttentionSites,)
+    age: int = 4
+    drift: float | None = 0.25
+
+    def __post_init__(self) -> None:
+        if self.age < 0:
+            raise OptionError(f"an age of {self.age} chunks does not exist", where=f"{self.name}{{age}}", fix="0 or more")
+        if self.drift is not None and not self.drift >= 0:
+            raise OptionError(f"a drift of {self.drift} does not exist", where=f"{self.name}{{drift}}", fix="0 or more")
+
+    def run(self, program: Program) -> PassResult:
+        """Find what can be kept, and keep it."""
+        if any(isinstance(point_of(program.graph_module, node), KeepPoint) for node in program.graph.nodes):
+            return PassResult(False)
+        scope = scope_of(program)
+        if scope is None:
+            return PassResult(False, tuple(_without_decision(program)))
+        cuts = find_cuts(program, scope)
+        rows = rows_of(program, scope, cuts) if cuts else _nothing(scope)
+        if not isinstance(rows, Refusal):
+            rows = _late_source(program, scope) or rows
+        if isinstance(rows, Refusal):
+            return PassResult(False, (_missed(rows),))
+        inputs = inputs_of(program, cuts, scope)
+        remark_at = at(cuts[0].node)
+        before = len(rows)
+        policy = policy_of(program, scope.plan, self.age, self.drift)
+        Reuse(program, scope, cuts, rows, inputs, self.name).rewrite(policy)
+        return PassResult(True, (self._applied(cuts, before, len(inputs), remark_at),))
+
+    def _applied(self, cuts: list[Cut], rows: int, inputs: int, remark_at: dict[str, str]) -> Remark:
+        return Remark(
+            kind=RemarkKind.APPLIED,
+            pass_name=self.name,
+            rule="keep",
+            message=f"{len(cuts)} keys and values of context frames are kept for at most {self.age} chunks",
+            args={"values": len(cuts), "operations": rows, "inputs_watched": inputs, "age": self.age},
+            numerics=Numerics.APPROXIMATE,
+            **remark_at,
+        )
+
+
+def _without_decision(program: Program) -> list[Remark]:
+    sites = program.fact(AttentionSites).sites
+    if not sites:
+        return []
+    reason = "which frames are context is not decided at run time, so nothing says which of them stay"
+    return [_missed(Refusal(sites[0].node, reason, "run adaptive-context before context-reuse"))]
+
+
+def _nothing(scope: Scope) -> Refusal:
+    return Refusal(scope.index, "no attention reads keys or values that are a projection of the context's tokens")
+
+
+def _late_source(program: Program, scope: Scope) -> Refusal | None:
+    """The plan looks at everything that is read for each frame, so all of it must be there when it is asked."""
+    frames = [node for node, _ in sources(scope)]
+    if placed_before(program.graph, frames, scope.plan):
+        return None
+    return Refusal(scope.plan, "what belongs to a frame is computed after the decision", "give it as an input")
+
+
+def _missed(refusal: Refusal) -> Remark:
+    return Remark(
+        kind=RemarkKind.MISSED,
+        pass_name=ContextReuse.name,
+        rule="keep",
+        message=refusal.reason,
+        hint=refusal.hint,
+        **at(refusal.node),
+    )
+
+

@@ -1,0 +1,153 @@
+"""Where keys and values of the context can be kept: behind their projection, in front of everything positional.
+
+A key of a context frame is a product of the frame's tokens, perhaps normalised, and then turned by what its place in
+this chunk's context says (rotary tables, camera matrices). The first part can be kept from chunk to chunk; the second
+is done again. The border between them is found by domination: the last value through which every path from the
+projection to an attention leads, while nothing beside the path depends on which frames were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.evaluate import Size, plain, size_of
+from lightint_compile.passes.facts.attention_sites import ATTENTION, AttentionSites
+from lightint_compile.passes.facts.token_grid import TokenGrid
+from lightint_compile.passes.outlining.nodes import alias_source
+from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.reuse.scope import Scope, rows_axis
+
+aten = torch.ops.aten
+
+PROJECTIONS = {aten.linear.default, aten.mm.default, aten.addmm.default}
+"""What makes keys and values of tokens."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One value to keep.
+
+    Attributes:
+        node: keys or values of all context frames, without anything that depends on their places.
+        axis: its token axis.
+        plane: tokens of a frame along the axes of a frame: (height, width), or their product where the grid is unknown.
+        after: what is computed from it, row by row, on the way to the attentions.
+    """
+
+    node: fx.Node
+    axis: int
+    plane: tuple[int, ...]
+    after: frozenset[fx.Node]
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one frame."""
+        count = 1
+        for extent in self.plane:
+            count *= extent
+        return count
+
+
+def find_cuts(program: Program, scope: Scope) -> list[Cut]:
+    """A cut for every projection of context tokens that attentions read as keys or values."""
+    paths = on_the_way(program, scope)
+    grids = program.fact(TokenGrid)
+    starts = [node for node in program.graph.nodes if node in paths and _projects_context(node, scope)]
+    cuts = []
+    for start in starts:
+        node = _border(start, _rows_below(start, paths, scope), scope)
+        axis = rows_axis(node, scope.size)
+        assert axis is not None
+        after = frozenset(_rows_below(node, paths, scope) - {node})
+        cuts.append(Cut(node, axis, _plane(grids, node, axis, scope.size), after))
+    return cuts
+
+
+def on_the_way(program: Program, scope: Scope) -> set[fx.Node]:
+    """Nodes between a projection and the key or value of an attention, the projections included."""
+    sites = program.fact(AttentionSites)
+    pending = [operand for site in sites for operand in (site.key, site.value)]
+    found: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in found or node not in scope.stream:
+            continue
+        found.add(node)
+        if node.target not in PROJECTIONS and node.target is not ATTENTION:
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+def _projects_context(node: fx.Node, scope: Scope) -> bool:
+    return node.target in PROJECTIONS and rows_axis(node, scope.size) is not None
+
+
+def _rows_below(start: fx.Node, within: Set[fx.Node], scope: Scope) -> set[fx.Node]:
+    """What is computed from ``start`` on the way to the attentions, as far as context rows stay by themselves."""
+    found = {start}
+    pending = [start]
+    while pending:
+        for user in pending.pop().users:
+            if user in within and user not in found and _has_own_rows(user, scope):
+                found.add(user)
+                pending.append(user)
+    return found
+
+
+def _has_own_rows(node: fx.Node, scope: Scope) -> bool:
+    """Whether an axis holds the context's rows and nothing else; of a tuple, whether its elements may."""
+    return rows_axis(node, scope.size) is not None or isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _border(start: fx.Node, below: Set[fx.Node], scope: Scope) -> fx.Node:
+    """The last value that all paths share and that no place in the context has touched; trailing views excluded."""
+    border = start
+    for node, between in _shared(start, below):
+        if any(_is_placed(source, below, scope) for step in between for source in step.all_input_nodes):
+            break
+        if rows_axis(node, scope.size) is not None and alias_source(node) is None:
+            border = node
+    return border
+
+
+def _shared(start: fx.Node, below: Set[fx.Node]) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
+    """The nodes that every path from ``start`` to an attention passes, in order, each with the nodes since the last."""
+    sink = object()
+    graph = nx.DiGraph()
+    for node in below:
+        inside = [user for user in node.users if user in below]
+        graph.add_edges_from((node, user) for user in inside)
+        if len(inside) < len(node.users):
+            graph.add_edge(node, sink)
+    dominators = nx.immediate_dominators(graph, start)
+    chain = []
+    node = dominators.get(sink, start)
+    while node is not start:
+        chain.append(node)
+        node = dominators[node]
+    seen = {start}
+    for node in reversed(chain):
+        between = (nx.ancestors(graph, node) | {node}) - seen
+        seen |= between
+        yield node, between
+
+
+def _is_placed(source: fx.Node, below: Set[fx.Node], scope: Scope) -> bool:
+    """Whether an operand from beside the path depends on the choice of frames; sizes alone do not count."""
+    return source not in below and source in scope.chosen and tensor_of(source) is not None
+
+
+def _plane(grids: TokenGrid, node: fx.Node, axis: int, size: Size) -> tuple[int, ...]:
+    held = grids.of(node, axis)
+    grid = held.grid if held is not None else None
+    if grid is not None and isinstance(grid.height, int) and isinstance(grid.width, int):
+        return grid.height, grid.width
+    tensor = tensor_of(node)
+    assert tensor is not None
+    return (int(plain(size_of(tensor.shape[axis]) / size)),)
+

@@ -1,0 +1,144 @@
+"""The part of the prefill that is only computed for frames whose keys and values are not kept.
+
+Frames meet each other in attention alone; everything else treats a row by itself, which is verified here operation by
+operation: the rules that carry repeated rows through a graph say which operations those are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.evaluate import Size, shape_of
+from lightint_compile.passes.facts.attention_sites import ATTENTION
+from lightint_compile.passes.facts.axes import quotient
+from lightint_compile.passes.facts.axis_rules import argument
+from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.reuse.cuts import Cut, on_the_way
+from lightint_compile.passes.reuse.scope import Scope, has_rows, rows_axis
+from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
+from lightint_compile.passes.row_repeats.layout import Axis, Layout, kept, repeated
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing is kept.
+
+    Attributes:
+        node: where it was noticed.
+        reason: what stands in the way.
+        hint: the smallest change that would remove it.
+    """
+
+    node: fx.Node
+    reason: str
+    hint: str = ""
+
+
+def rows_of(program: Program, scope: Scope, cuts: Sequence[Cut]) -> list[fx.Node] | Refusal:
+    """The nodes to compute for fresh frames only, in order: everything that the values to keep are made from."""
+    placed = _placed_by_latents(scope, cuts)
+    if placed is not None:
+        return placed
+    joined = _joined(cuts, on_the_way(program, scope))
+    rows = _made_from(program, scope, cuts, joined)
+    return next(_refusals(program, scope, rows, joined), rows)
+
+
+def _placed_by_latents(scope: Scope, cuts: Sequence[Cut]) -> Refusal | None:
+    """A position that depends on latents could not be applied to what is kept."""
+    for cut in cuts:
+        for node in cut.after:
+            for source in node.all_input_nodes:
+                if source in scope.stream and source is not cut.node and source not in cut.after:
+                    return Refusal(node, f"behind {cut.node.name} it depends on latents by another way, {source.name}")
+    return None
+
+
+def _joined(cuts: Sequence[Cut], paths: Set[fx.Node]) -> set[fx.Node]:
+    """What lies behind the cuts on the way to the attentions: it sees kept and fresh frames alike."""
+    found: set[fx.Node] = set()
+    pending = [cut.node for cut in cuts]
+    while pending:
+        for user in pending.pop().users:
+            if user in paths and user not in found:
+                found.add(user)
+                pending.append(user)
+    return found
+
+
+def _made_from(program: Program, scope: Scope, cuts: Sequence[Cut], joined: set[fx.Node]) -> list[fx.Node]:
+    """What the cuts depend on below the choice of frames; keys and values of an attention are not looked behind."""
+    found: set[fx.Node] = set()
+    pending = [cut.node for cut in cuts]
+    while pending:
+        node = pending.pop()
+        if node in found or node not in scope.chosen or node in joined or node is scope.index:
+            continue
+        found.add(node)
+        pending.extend([argument(node, "query")] if node.target is ATTENTION else node.all_input_nodes)
+    return [node for node in program.graph.nodes if node in found]
+
+
+def _refusals(program: Program, scope: Scope, rows: list[fx.Node], joined: set[fx.Node]) -> Iterator[Refusal]:
+    inside = set(rows)
+    analysis = analyse(program.graph, _supposed(scope, rows))
+    for node in rows:
+        if tensor_of(node) is not None and not _row_by_row(node, scope.size, analysis):
+            blocked = analysis.blocked.get(node)
+            reason = blocked.reason if blocked else "its rows depend on more than one frame each"
+            yield Refusal(node, f"{node.name} cannot be computed for some frames alone: {reason}")
+        if not isinstance(node.meta.get("val"), torch.SymInt):
+            for user in node.users:
+                if user not in inside and user not in joined and has_rows(node, scope.size) and user in scope.stream:
+                    yield Refusal(user, f"it reads {node.name} of all context frames, besides their keys and values")
+        if node.target is not ATTENTION and any(source in joined for source in node.all_input_nodes):
+            yield Refusal(node, f"{node.name} reads keys or values outside of an attention")
+
+
+def _row_by_row(node: fx.Node, size: Size, analysis: Analysis) -> bool:
+    axis = rows_axis(node, size)
+    if axis is None:
+        return False
+    first = analysis.layout(node)[axis][:1]
+    return bool(first) and first[0].repeated and isinstance(quotient(first[0].size, size), int)
+
+
+def _supposed(scope: Scope, rows: list[fx.Node]) -> dict[fx.Node, Layout]:
+    """If all chosen frames were one and the same: what the choice, positions and patch embeddings would be."""
+    one: dict[fx.Node, Layout] = {scope.index: (repeated(scope.size),)}
+    for node in rows:
+        if counts_frames(node, scope) or _embeds_frames(node, scope):
+            one[node] = tuple(map(_frames_alike, shape_of(node.meta["val"]), [scope.size] * node.meta["val"].dim()))
+    return one
+
+
+def _frames_alike(extent: Size, frames: Size) -> Axis:
+    return repeated(extent) if extent == frames else kept(extent)
+
+
+def counts_frames(node: fx.Node, scope: Scope) -> bool:
+    """Whether a node is the places 0 to n - 1 of the context frames."""
+    if node.target is not aten.arange.default or not isinstance(node.args[0], fx.Node):
+        return False
+    return shape_of(node.meta["val"]) == (scope.size,)
+
+
+def _embeds_frames(node: fx.Node, scope: Scope) -> bool:
+    """Whether a convolution over a volume looks at one frame at a time."""
+    if node.target is not aten.conv3d.default or rows_axis(node, scope.size) != 2:
+        return False
+    source, weight = argument(node, "input"), tensor_of(argument(node, "weight"))
+    stride, padding = argument(node, "stride"), argument(node, "padding")
+    assert weight is not None
+    return (
+        rows_axis(source, scope.size) == 2
+        and weight.shape[2] == 1
+        and (stride[0] if isinstance(stride, (list, tuple)) else stride) == 1
+        and (padding[0] if isinstance(padding, (list, tuple)) else padding) == 0
+    )
