@@ -22,7 +22,7 @@ ROLES = ("latent", "context", "camera", "intrinsics", "timestep", "text", "actio
 
 DEFAULT_PRESET = "all"
 
-THRESHOLDS = ("density", "context_density", "coverage", "overlap", "drift")
+THRESHOLDS = ("density", "context_density", "coverage", "overlap", "drift", "age")
 """Options that say how far to approximate; a budget sets them, so that they do not go together with one."""
 
 
@@ -43,14 +43,17 @@ class LightintOptions:
         min_tokens: keys below which a site stays dense.
         tile: (frames, height, width) tokens of a tile.
         overlap: share of the coming view that earlier frames must have seen for it to count as seen before, in [0, 1].
-        drift: largest relative change of the first block's output at which a denoising step is reused, 0 or more.
+        drift: largest relative change of the first block's output at which a denoising step is reused, 0 or more; above
+            it, keys and values of context frames are kept for less long.
+        age: most chunks for which keys and values of context frames are kept; 0, as presets have it, makes them anew in
+            every chunk.
         without: passes of the pipeline that are left out.
         max_relative_error: a budget: how far a result may be from what ``exact`` gives, as relative L2 distance, in
             [0, 1). 0 is ``exact``. Any other starts as ``exact`` too, until :func:`lightint_compile.calibrate` has
             measured which thresholds keep it.
         min_psnr: the same in decibels, above 0, with the range of the exact result as the peak; infinity is ``exact``.
 
-    ``density`` to ``drift`` go to the passes that have an option of that name; ``None`` leaves a value to the pass.
+    ``density`` to ``age`` go to the passes that have an option of that name; ``None`` leaves a value to the pass.
 
     Raises:
         OptionError: a value that cannot be taken, with the nearest one that can.
@@ -69,6 +72,7 @@ class LightintOptions:
     tile: tuple[int, ...] | None = None
     overlap: float | None = None
     drift: float | None = None
+    age: int | None = None
     without: tuple[str, ...] = ()
     max_relative_error: float | None = None
     min_psnr: float | None = None
@@ -208,6 +212,12 @@ def _drift(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
+def _age(value: Any) -> int | None:
+    if value is not None and not _is_whole(value, 0):
+        raise _wrong("age", value, "a number of chunks, 0 or more", "4")
+    return None if value is None else int(value)
+
+
 def _max_relative_error(value: Any) -> float | None:
     if value is not None and not (_is_number(value) and 0 <= value < 1):
         raise _wrong("max_relative_error", value, "a share of the result, from 0 to below 1", "0.05")
@@ -263,6 +273,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "tile": _tile,
     "overlap": _overlap,
     "drift": _drift,
+    "age": _age,
     "max_relative_error": _max_relative_error,
     "min_psnr": _min_psnr,
 }

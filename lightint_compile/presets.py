@@ -38,6 +38,8 @@ class Preset:
 
 _EXACT = ("canonicalize-attention", "sink-row-repeats", "hoist-invariants", "dead-tail")
 _ALL = (*_EXACT, "adaptive-context", "sparse-attention", "outline-regions", "step-cache")
+_KEEPING = (*_EXACT, "adaptive-context", "context-reuse", "sparse-attention", "outline-regions", "step-cache")
+_NO_AGE = {"context-reuse": "age=0"}
 
 PRESETS: dict[str, Preset] = {
     "off": Preset("Inductor as it is: the graph is not touched"),
@@ -49,15 +51,16 @@ PRESETS: dict[str, Preset] = {
     ),
     "context": Preset(
         "exact, and context frames chosen by where the camera goes: approximate",
-        (*_EXACT, "adaptive-context", "outline-regions"),
+        (*_EXACT, "adaptive-context", "context-reuse", "outline-regions"),
         asked=("adaptive-context",),
+        settings=_NO_AGE,
     ),
     "cache": Preset(
         "exact, and denoising steps reused where the camera returns: approximate",
         (*_EXACT, "outline-regions", "step-cache"),
         asked=("step-cache",),
     ),
-    "all": Preset("sparse, context and cache together: approximate; the default", _ALL),
+    "all": Preset("sparse, context and cache together: approximate; the default", _KEEPING, settings=_NO_AGE),
     "published": Preset(
         "all, by the rules and constants of the Light Interaction release: the baseline of comparisons",
         _ALL,
@@ -70,7 +73,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift")
+FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift", "age")
 """Options that belong to whichever passes of the pipeline have a field of the same name."""
 
 

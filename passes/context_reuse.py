@@ -28,7 +28,7 @@ class ContextReuse(Pass):
     beyond the published method, which rebuilds all of the context in every chunk. See ``docs/passes/context-reuse.md``.
 
     Attributes:
-        age: most chunks for which values are kept; 0 computes all of them in every chunk, which is exact.
+        age: most chunks for which values are kept; 0 makes all of them anew in every chunk.
         drift: relative change of kept values, tile by tile, found when they are made anew, from which they are kept
             for half as long; ``none`` does not look.
     """
@@ -41,13 +41,17 @@ class ContextReuse(Pass):
 
     def __post_init__(self) -> None:
         if self.age < 0:
-            raise OptionError(f"an age of {self.age} chunks does not exist", where=f"{self.name}{{age}}", fix="0 or more")
+            raise OptionError(
+                f"an age of {self.age} chunks does not exist", where=f"{self.name}{{age}}", fix="0 or more"
+            )
         if self.drift is not None and not self.drift >= 0:
             raise OptionError(f"a drift of {self.drift} does not exist", where=f"{self.name}{{drift}}", fix="0 or more")
 
     def run(self, program: Program) -> PassResult:
-        """Find what can be kept, and keep it."""
-        if any(isinstance(point_of(program.graph_module, node), KeepPoint) for node in program.graph.nodes):
+        """Find what can be kept, and keep it; with ``age`` 0 leave everything as it is."""
+        if self.age == 0 or any(
+            isinstance(point_of(program.graph_module, node), KeepPoint) for node in program.graph.nodes
+        ):
             return PassResult(False)
         scope = scope_of(program)
         if scope is None:
@@ -106,5 +110,3 @@ def _missed(refusal: Refusal) -> Remark:
         hint=refusal.hint,
         **at(refusal.node),
     )
-
-

@@ -31,6 +31,12 @@ Sparse attention comes first, since tiles that score lowest matter least; a boun
 context comes last, since what is dropped cannot be checked.
 """
 
+BEYOND: tuple[Mapping[str, Mapping[str, float]], ...] = tuple(
+    {"sparse-attention": {}, "step-cache": {}, "adaptive-context": {}, "context-reuse": {"age": age}}
+    for age in (1, 4, 16)
+)
+"""Settings that presets do not reach by themselves: keys and values of context frames are kept for longer and longer."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -83,9 +89,12 @@ def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
 
     whole = pipeline_of(dataclasses.replace(options, max_relative_error=None, min_psnr=None))
     names = [step.name for step in whole.passes if step.numerics is Numerics.APPROXIMATE]
-    fixed = options.passes is not None or bool(PRESETS[options.preset].settings)
-    rungs = [_rung(row, names) for row in (({},) if fixed else LADDER)]
-    return tuple(dict.fromkeys([*rungs, _rung({name: {} for name in names}, names)]))
+    fixed = options.passes is not None or options.preset == "published"
+    if fixed:
+        rungs = [_rung(row, names) for row in ({}, {name: {} for name in names})]
+    else:
+        rungs = [_rung(row, names) for row in (*LADDER, *(BEYOND if "context-reuse" in names else ()))]
+    return tuple(dict.fromkeys(rungs))
 
 
 def _rung(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Rung:

@@ -140,9 +140,7 @@ class Keeping:
         if self._policy.drift is not None:
             store.frames.drifted(drift, self._policy.drift)
 
-    def begin(
-        self, chunk: int, context: Sequence[int], prints: Sequence[Fingerprint], inputs: Sequence[Tensor]
-    ) -> Use:
+    def begin(self, chunk: int, context: Sequence[int], prints: Sequence[Fingerprint], inputs: Sequence[Tensor]) -> Use:
         """How the chunk's context divides.
 
         Nothing is kept where a write to an input could not be seen, or another thread is in the middle of the same

@@ -8,7 +8,7 @@ projection to an attention leads, while nothing beside the path depends on which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 import networkx as nx
@@ -54,28 +54,33 @@ class Cut:
 
 
 def find_cuts(program: Program, scope: Scope) -> list[Cut]:
-    """A cut for every projection of context tokens that attentions read as keys or values."""
-    paths = on_the_way(program, scope)
+    """A cut for every projection of context tokens that attentions read as keys or as values."""
     grids = program.fact(TokenGrid)
-    starts = [node for node in program.graph.nodes if node in paths and _projects_context(node, scope)]
-    cuts = []
-    for start in starts:
-        node = _border(start, _rows_below(start, paths, scope), scope)
-        axis = rows_axis(node, scope.size)
-        assert axis is not None
-        after = frozenset(_rows_below(node, paths, scope) - {node})
-        cuts.append(Cut(node, axis, _plane(grids, node, axis, scope.size), after))
-    return cuts
+    cuts: dict[fx.Node, Cut] = {}
+    for operands in operands_of(program):
+        paths = on_the_way(operands, scope)
+        for start in [node for node in program.graph.nodes if node in paths and _projects_context(node, scope)]:
+            node = _border(start, paths, scope)
+            axis = rows_axis(node, scope.size)
+            assert axis is not None
+            after = frozenset(_rows_below(node, paths, scope) - {node})
+            cuts.setdefault(node, Cut(node, axis, _plane(grids, node, axis, scope.size), after))
+    return [cuts[node] for node in program.graph.nodes if node in cuts]
 
 
-def on_the_way(program: Program, scope: Scope) -> set[fx.Node]:
-    """Nodes between a projection and the key or value of an attention, the projections included."""
+def operands_of(program: Program) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The keys, and the values, of all attentions."""
     sites = program.fact(AttentionSites)
-    pending = [operand for site in sites for operand in (site.key, site.value)]
+    return [site.key for site in sites], [site.value for site in sites]
+
+
+def on_the_way(operands: Iterable[fx.Node], scope: Scope) -> set[fx.Node]:
+    """Nodes between projections and ``operands`` of attentions, both included."""
+    pending = list(operands)
     found: set[fx.Node] = set()
     while pending:
         node = pending.pop()
-        if node in found or node not in scope.stream:
+        if node in found or node not in scope.stream or isinstance(node.meta.get("val"), torch.SymInt):
             continue
         found.add(node)
         if node.target not in PROJECTIONS and node.target is not ATTENTION:
@@ -104,25 +109,42 @@ def _has_own_rows(node: fx.Node, scope: Scope) -> bool:
     return rows_axis(node, scope.size) is not None or isinstance(node.meta.get("val"), (tuple, list))
 
 
-def _border(start: fx.Node, below: Set[fx.Node], scope: Scope) -> fx.Node:
-    """The last value that all paths share and that no place in the context has touched; trailing views excluded."""
-    border = start
-    for node, between in _shared(start, below):
+def _border(start: fx.Node, paths: Set[fx.Node], scope: Scope) -> fx.Node:
+    """The last value that all paths share and that no place in the context has touched.
+
+    Trailing views are left out, unless what they view serves other ends too (queries made by the same projection).
+    """
+    border, below = start, _rows_below(start, paths, scope)
+    for node, between in _shared(start, below, paths):
         if any(_is_placed(source, below, scope) for step in between for source in step.all_input_nodes):
             break
-        if rows_axis(node, scope.size) is not None and alias_source(node) is None:
+        if rows_axis(node, scope.size) is None:
+            continue
+        if alias_source(node) is None or not _serves_only(border, paths):
             border = node
     return border
 
 
-def _shared(start: fx.Node, below: Set[fx.Node]) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
+def _serves_only(node: fx.Node, paths: Set[fx.Node]) -> bool:
+    """Whether everything made from ``node`` in front of an attention is on the way to its keys, or to its values."""
+    pending, seen = [node], {node}
+    while pending:
+        users = [user for user in pending.pop().users if user.target is not ATTENTION]
+        if not paths.issuperset(users):
+            return False
+        pending.extend(user for user in users if user not in seen)
+        seen.update(users)
+    return True
+
+
+def _shared(start: fx.Node, below: Set[fx.Node], paths: Set[fx.Node]) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
     """The nodes that every path from ``start`` to an attention passes, in order, each with the nodes since the last."""
     sink = object()
     graph = nx.DiGraph()
     for node in below:
         inside = [user for user in node.users if user in below]
         graph.add_edges_from((node, user) for user in inside)
-        if len(inside) < len(node.users):
+        if any(user.target is ATTENTION or user in paths - below for user in node.users):
             graph.add_edge(node, sink)
     dominators = nx.immediate_dominators(graph, start)
     chain = []
@@ -150,4 +172,3 @@ def _plane(grids: TokenGrid, node: fx.Node, axis: int, size: Size) -> tuple[int,
     tensor = tensor_of(node)
     assert tensor is not None
     return (int(plain(size_of(tensor.shape[axis]) / size)),)
-

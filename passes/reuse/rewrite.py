@@ -145,9 +145,7 @@ class Reuse:
         recalled = self._call(f"recall_{site}", point, (self._record, *extents.values()), fresh)
         real = [counts.kept.meta["val"] if size is None else size for size in sizes]
         with self._mode(fresh):
-            recalled.meta["val"] = torch.empty_strided(
-                real, _strides(real), dtype=value.dtype, device=value.device
-            )
+            recalled.meta["val"] = torch.empty_strided(real, _strides(real), dtype=value.dtype, device=value.device)
         flat = [*(extents.get(dim, size) for dim, size in enumerate(sizes[: cut.axis])), tokens]
         flat += [extents.get(dim, sizes[dim]) for dim in range(cut.axis + 1 + tail, len(sizes))]
         with self._rewriter.at(fresh, rule="keep", after=True):

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.evaluate import Size, shape_of
 from lightint_compile.passes.facts.attention_sites import ATTENTION
 from lightint_compile.passes.facts.axes import quotient
 from lightint_compile.passes.facts.axis_rules import argument
+from lightint_compile.passes.outlining.nodes import with_sources
 from lightint_compile.passes.program import Program, tensor_of
-from lightint_compile.passes.reuse.cuts import Cut, on_the_way
+from lightint_compile.passes.reuse.cuts import Cut, on_the_way, operands_of
 from lightint_compile.passes.reuse.scope import Scope, has_rows, rows_axis
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.row_repeats.layout import Axis, Layout, kept, repeated
@@ -45,7 +47,8 @@ def rows_of(program: Program, scope: Scope, cuts: Sequence[Cut]) -> list[fx.Node
     placed = _placed_by_latents(scope, cuts)
     if placed is not None:
         return placed
-    joined = _joined(cuts, on_the_way(program, scope))
+    keys, values = operands_of(program)
+    joined = _joined(cuts, on_the_way([*keys, *values], scope))
     rows = _made_from(program, scope, cuts, joined)
     return next(_refusals(program, scope, rows, joined), rows)
 
@@ -87,18 +90,25 @@ def _made_from(program: Program, scope: Scope, cuts: Sequence[Cut], joined: set[
 
 def _refusals(program: Program, scope: Scope, rows: list[fx.Node], joined: set[fx.Node]) -> Iterator[Refusal]:
     inside = set(rows)
+    live = with_sources(node for node in program.graph.nodes if node.op == "output" or not is_pure(node))
     analysis = analyse(program.graph, _supposed(scope, rows))
     for node in rows:
         if tensor_of(node) is not None and not _row_by_row(node, scope.size, analysis):
-            blocked = analysis.blocked.get(node)
-            reason = blocked.reason if blocked else "its rows depend on more than one frame each"
-            yield Refusal(node, f"{node.name} cannot be computed for some frames alone: {reason}")
+            yield Refusal(node, f"{node.name} cannot be computed for some frames alone: {_mixing(node, analysis)}")
         if not isinstance(node.meta.get("val"), torch.SymInt):
-            for user in node.users:
-                if user not in inside and user not in joined and has_rows(node, scope.size) and user in scope.stream:
+            for user in live.intersection(node.users) & scope.stream - inside - joined:
+                if has_rows(node, scope.size):
                     yield Refusal(user, f"it reads {node.name} of all context frames, besides their keys and values")
         if node.target is not ATTENTION and any(source in joined for source in node.all_input_nodes):
             yield Refusal(node, f"{node.name} reads keys or values outside of an attention")
+
+
+def _mixing(node: fx.Node, analysis: Analysis) -> str:
+    if node in analysis.blocked:
+        return analysis.blocked[node].reason
+    if node.target is ATTENTION:
+        return "it has a mask, dropout or grouped heads"
+    return "its rows depend on more than one frame each"
 
 
 def _row_by_row(node: fx.Node, size: Size, analysis: Analysis) -> bool:
