@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
+from typing import Any, ClassVar
 
 from lightint_compile.errors import OptionError
 from lightint_compile.passes.base import Pass, PassResult
@@ -40,18 +39,14 @@ class ContextReuse(Pass):
     drift: float | None = 0.25
 
     def __post_init__(self) -> None:
-        if self.age < 0:
-            raise OptionError(
-                f"an age of {self.age} chunks does not exist", where=f"{self.name}{{age}}", fix="0 or more"
-            )
-        if self.drift is not None and not self.drift >= 0:
-            raise OptionError(f"a drift of {self.drift} does not exist", where=f"{self.name}{{drift}}", fix="0 or more")
+        for option, value in (("age", self.age), ("drift", self.drift)):
+            if value is not None and not value >= 0:
+                where = f"{self.name}{{{option}}}"
+                raise OptionError(f"there is no {option} of {value}", where=where, fix="0 or more")
 
     def run(self, program: Program) -> PassResult:
         """Find what can be kept, and keep it; with ``age`` 0 leave everything as it is."""
-        if self.age == 0 or any(
-            isinstance(point_of(program.graph_module, node), KeepPoint) for node in program.graph.nodes
-        ):
+        if self.age == 0 or _keeps_already(program):
             return PassResult(False)
         scope = scope_of(program)
         if scope is None:
@@ -69,7 +64,7 @@ class ContextReuse(Pass):
         Reuse(program, scope, cuts, rows, inputs, self.name).rewrite(policy)
         return PassResult(True, (self._applied(cuts, before, len(inputs), remark_at),))
 
-    def _applied(self, cuts: list[Cut], rows: int, inputs: int, remark_at: dict[str, str]) -> Remark:
+    def _applied(self, cuts: list[Cut], rows: int, inputs: int, remark_at: dict[str, Any]) -> Remark:
         return Remark(
             kind=RemarkKind.APPLIED,
             pass_name=self.name,
@@ -79,6 +74,10 @@ class ContextReuse(Pass):
             numerics=Numerics.APPROXIMATE,
             **remark_at,
         )
+
+
+def _keeps_already(program: Program) -> bool:
+    return any(isinstance(point_of(program.graph_module, node), KeepPoint) for node in program.graph.nodes)
 
 
 def _without_decision(program: Program) -> list[Remark]:

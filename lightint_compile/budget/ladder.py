@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightint_compile.options import LightintOptions
-from lightint_compile.presets import FORWARDED, PRESETS, pipeline_of
+from lightint_compile.presets import FORWARDED, pipeline_of
 
 if TYPE_CHECKING:
     from lightint_compile.passes.pipeline import Pipeline
@@ -35,7 +35,7 @@ BEYOND: tuple[Mapping[str, Mapping[str, float]], ...] = tuple(
     {"sparse-attention": {}, "step-cache": {}, "adaptive-context": {}, "context-reuse": {"age": age}}
     for age in (1, 4, 16)
 )
-"""Settings that presets do not reach by themselves: keys and values of context frames are kept for longer and longer."""
+"""Settings that presets do not reach by themselves: keys and values of context are kept for longer and longer."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def insert_plan(
         node.meta.update({key: like.meta[key] for key in KEPT_META if key in like.meta} if like else {})
     with fake_mode_of([like or operands[0]]):
         index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
-    plan.meta["val"] = (index.meta["val"], None)
+    plan.meta["val"] = (index.meta["val"], None, None)
     return index
 
 

@@ -25,7 +25,7 @@ def decide_given(program: Program, given: GivenContext, policy: Policy) -> dict[
     Raises:
         PassError: something follows the number of context frames without being read at the chosen ones.
     """
-    size = fresh_size(program, "__context_frames", given.most, min(TYPICAL, given.most))
+    size = fresh_size(program, "context_frames", given.most, min(TYPICAL, given.most))
     renames = {symbol: size + more for symbol, more in given.lengths.items()}
     check_unconditional(renames, given.context, fewer=True)
     subset = _Subset(program, given)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
-import networkx as nx
+import networkx as nx  # type: ignore[import-untyped]
 import torch
 import torch.fx as fx
 
@@ -130,7 +130,7 @@ def _serves_only(node: fx.Node, paths: Set[fx.Node]) -> bool:
     pending, seen = [node], {node}
     while pending:
         users = [user for user in pending.pop().users if user.target is not ATTENTION]
-        if not paths.issuperset(users):
+        if not all(user in paths for user in users):
             return False
         pending.extend(user for user in users if user not in seen)
         seen.update(users)

@@ -20,7 +20,7 @@ from lightint_compile.passes.decisions.points import (
 )
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.decisions.resize import Resize, fresh_size
-from lightint_compile.passes.evaluate import refresh, size_of
+from lightint_compile.passes.evaluate import refresh
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.reuse.cuts import Cut
 from lightint_compile.passes.reuse.scope import Scope, sources
@@ -104,7 +104,7 @@ class Reuse:
     def _copied(self, fresh: fx.Node, counts: _Counts) -> dict[fx.Node, fx.Node]:
         """``rows`` again, for fresh frames: the choice is the fresh ones, and their places are the last."""
         graph, index = self._program.graph, self._scope.index
-        resize = Resize(self._program, self._scope.size, fresh.meta["val"].shape[0])
+        resize = Resize(self._program, {self._scope.size: fresh.meta["val"].shape[0]})
         made = {index: fresh}
         for node in self._rows:
             with graph.inserting_before(node):

@@ -1,4 +1,4 @@
-"""What the choice of context frames reaches: the tokens of the chosen frames, and tables that belong to their places."""
+"""What the choice of context frames reaches: tokens of the chosen frames, and tables that belong to their places."""
 
 from __future__ import annotations
 
