@@ -111,8 +111,8 @@ PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint
 
 def point_from(data: Mapping[str, Any]) -> PointSpec:
     """The inverse of ``to_dict`` of any point, also after a way through JSON."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    kind = fields.pop("kind")
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    kind = str(fields.pop("kind"))
     if kind == "plan":
         return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"])
     return {"step": StepPoint, "keep": KeepPoint, "recall": RecallPoint}[kind](**fields)
