@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as ExportKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
@@ -112,7 +113,7 @@ def _program(
             outputs.append(spec)
             return (*leaves, *_unread(interpreter))
 
-        with preserve_node_meta(), mode, torch.no_grad():
+        with preserve_node_meta(), mode, torch.no_grad(), _use_lazy_graph_module(True):
             return make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
 
     try:

@@ -11,6 +11,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
+from torch.fx.experimental.proxy_tensor import snapshot_fake
 
 from lightint_compile.passes.program import Program, fake_mode_of, faking
 
@@ -92,6 +93,7 @@ def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
     mode = fake_mode_of(program.graph.nodes)
     pending = [order[user] for node in changed for user in node.users]
     nodes = list(program.graph.nodes)
+    known: dict[Any, Any] = {}
     heapq.heapify(pending)
     done = -1
     while pending:
@@ -99,26 +101,37 @@ def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
         if index == done or nodes[index].op != "call_function" or isinstance(nodes[index].target, HigherOrderOperator):
             continue
         done = index
-        if _reevaluate(nodes[index], mode):
+        if _reevaluate(nodes[index], mode, known):
             for user in nodes[index].users:
                 heapq.heappush(pending, order[user])
 
 
-def _reevaluate(node: fx.Node, mode: Any) -> bool:
-    """Whether the recorded value of ``node`` was stale; it is up to date afterwards."""
+def _reevaluate(node: fx.Node, mode: Any, known: dict[Any, Any]) -> bool:
+    """Whether the recorded value of ``node`` was stale; it is up to date afterwards.
+
+    ``known`` keeps what was computed: equal blocks ask the same of every one of their nodes.
+    """
+    key = (node.target, described(node.args), described(node.kwargs))
+    if key not in known:
+        known[key] = _evaluated(node, mode)
+    node.target, value = known[key]
+    if _layouts(value) == _layouts(node.meta["val"]):
+        return False
+    node.meta["val"] = pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
+    return True
+
+
+def _evaluated(node: fx.Node, mode: Any) -> tuple[Any, Any]:
+    """The value of a node, and the target that gives it: ``reshape`` where a ``view`` no longer does."""
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
     with faking(mode):
         try:
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            return node.target, node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, ValueError):
             if node.target is not torch.ops.aten.view.default:
                 raise
-            node.target = torch.ops.aten.reshape.default
-            value = node.target(*args, **kwargs)
-    if _layouts(value) == _layouts(node.meta["val"]):
-        return False
-    node.meta["val"] = value
-    return True
+            target = torch.ops.aten.reshape.default
+            return target, target(*args, **kwargs)
 
 
 def _layouts(value: Any) -> list[Any]:

@@ -18,6 +18,7 @@ import torch
 import torch.fx as fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
@@ -115,7 +116,7 @@ class Program:
             copied = graph.node_copy(node, lambda old: mapping[old])
             copied.meta = copy.copy(node.meta)
             mapping[node] = copied
-        module = fx.GraphModule(self.graph_module, graph)
+        module = _LazyGraphModule(self.graph_module, graph)  # its Python code is written when it is run
         module.meta.update(self.graph_module.meta)
         return replace(self, graph_module=module, _facts={})
 

@@ -10,6 +10,7 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from torch.fx.experimental.proxy_tensor import snapshot_fake
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.evaluate import Size, described, size_of
@@ -149,9 +150,7 @@ class _QuickRewriter(Rewriter):
         """See :meth:`~passes.rewriting.Rewriter.evaluate`."""
         key = (target, described(list(args)), described(kwargs))
         if key in self._known:
-            known = self._known[key]
-            with self._mode:
-                return torch.empty_strided(known.shape, known.stride(), dtype=known.dtype, device=known.device)
+            return snapshot_fake(self._known[key])
         value = super().evaluate(target, args, kwargs)
         if isinstance(value, torch.Tensor) and _is_fresh(target):
             self._known[key] = value
