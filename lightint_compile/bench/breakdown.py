@@ -14,7 +14,7 @@ from lightint_compile.driver import Driver
 from lightint_compile.models.worldplay import WorldPlayChunk
 
 KINDS = {
-    "fused elementwise": ("triton_",),
+    "fused elementwise": ("triton_", "camera_kernel"),
     "attention": ("attention", "flash", "sdpa", "fmha", "gk", "attend"),
     "selection": ("_select", "_pool", "_score"),
     "gemm": ("gemm", "cutlass", "nvjet", "cublas", "matmul"),

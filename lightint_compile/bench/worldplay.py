@@ -41,6 +41,9 @@ VARIANTS = ("eager", "inductor", "exact", "published", "all", "all:drift=1e9")
 weights drift more from step to step than a trained model's, so that ``all`` refuses to reuse any; with a drift that is
 never reached it reuses what the cameras allow."""
 
+LISTED = 16
+"""Kernels that are listed by name."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -62,7 +65,8 @@ class Result:
         warm_seconds: capture, rewriting and compiling, first calls included.
         chunks: median milliseconds of each chunk of the rollout.
         kernels: milliseconds of device kernels of the last chunk by kind; empty without a GPU.
-        stages: milliseconds on the device of the last chunk by stage; empty without a GPU, and for Inductor.
+        stages: milliseconds on the device of the last chunk but one by stage; empty without a GPU, and for Inductor.
+        largest: milliseconds of the kernels of the last chunk that take longest, by name.
         context: context frames of each chunk, where decided at run time.
         reused: reused steps of each chunk, likewise.
         compiled_late: graphs and regions compiled after the warm-up.
@@ -74,6 +78,7 @@ class Result:
     chunks: tuple[float, ...] = ()
     kernels: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
     context: tuple[int, ...] = ()
     reused: tuple[int, ...] = ()
     compiled_late: int = 0
@@ -196,19 +201,18 @@ class _Subject:
             torch.cuda.empty_cache()
 
     def measure(self) -> dict[str, Any]:
-        """Time whole rollouts chunk by chunk, then look into the last chunk's kernels and stages."""
+        """Time whole rollouts chunk by chunk, then look into the stages and kernels of late chunks."""
         compiled = self._compilations()
         list(self._rollout())
         times = [self._timed() for _ in range(self.job.repeats)]
         chunks = tuple(statistics.median(column) for column in zip(*times, strict=True))
         late = self._compilations() - compiled
-        looked_into = {"kernels": self._kernels(), "stages": self._stages()} if self.device.type == "cuda" else {}
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
         return {
             "chunks": chunks,
             "compiled_late": late,
             "peak_gigabytes": peak,
-            **looked_into,
+            **(self._looked_into() if self.device.type == "cuda" else {}),
             **self._decisions(),
         }
 
@@ -238,29 +242,27 @@ class _Subject:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _at_last_chunk(self) -> Iterator[Any]:
-        """A rollout that has one chunk to go."""
+    def _looked_into(self) -> dict[str, Any]:
+        """The stages of the last chunk but one, and the kernels of the last: both have the longest context."""
         chunks = self._rollout()
-        for _ in range(len(self.path) // self.config.chunk_frames - 1):
+        for _ in range(len(self.path) // self.config.chunk_frames - 2):
             next(chunks)
-        torch.cuda.synchronize()
-        return chunks
+        self._now()
+        return {"stages": self._stages(chunks), **self._kernels(chunks)}
 
-    def _kernels(self) -> dict[str, float]:
-        chunks = self._at_last_chunk()
+    def _kernels(self, chunks: Iterator[Any]) -> dict[str, Any]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             next(chunks)
             torch.cuda.synchronize()
+        each = {event.key: event.self_device_time_total / 1e3 for event in profile.key_averages()}
         totals: dict[str, float] = {}
-        for event in profile.key_averages():
-            kind = kind_of(event.key)
-            totals[kind] = totals.get(kind, 0.0) + event.self_device_time_total / 1e3
-        return totals
+        for name, milliseconds in each.items():
+            totals[kind_of(name)] = totals.get(kind_of(name), 0.0) + milliseconds
+        largest = sorted(each, key=lambda name: -each[name])[:LISTED]
+        return {"kernels": totals, "largest": {name[:120]: each[name] for name in largest}}
 
-    def _stages(self) -> dict[str, float]:
-        if self.job.variant == "inductor":
-            return {}
-        chunks, watch = self._at_last_chunk(), Stopwatch()
+    def _stages(self, chunks: Iterator[Any]) -> dict[str, float]:
+        watch = Stopwatch()
         with ExitStack() as stack:
             if self.job.variant == "eager":
                 stack.enter_context(watch.on_module(self.chunk))
@@ -317,7 +319,7 @@ def print_table(results: Sequence[Result], full_depth: int) -> None:
         if kernels:
             stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in sorted(result.stages.items()))
             console.print(f"  kernels of the last chunk, ms: {kernels}", highlight=False)
-            console.print(f"  stages of the last chunk, ms: {stages}", highlight=False)
+            console.print(f"  stages of the last chunk but one, ms: {stages}", highlight=False)
             console.print(
                 f"  peak memory {result.peak_gigabytes:.1f} GB, compiled after warm-up: {result.compiled_late}",
                 highlight=False,

@@ -7,13 +7,12 @@ at whatever they share (a value hoisted out of the loop, the conditioning of a s
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
 
 import torch.fx as fx
 
-from lightint_compile.passes.outlining.nodes import is_lookup, is_scalar, is_tuple
+from lightint_compile.passes.outlining.nodes import is_element, is_lookup, is_scalar, is_tuple
 from lightint_compile.passes.outlining.values import Tokens
 
 #: One node of every copy, the same place in each.
@@ -201,14 +200,10 @@ def whole_tuples(slots: Sequence[Slot], live: Container[fx.Node]) -> list[Slot]:
     An element whose tuple is outside is dropped; the other ``live`` elements of a tuple that is inside are added.
     """
     inside = {slot[0] for slot in slots}
-    kept = [slot for slot in slots if not _is_element(slot[0]) or slot[0].args[0] in inside]
+    kept = [slot for slot in slots if not is_element(slot[0]) or slot[0].args[0] in inside]
     return kept + [
         slot for owner in kept if is_tuple(owner[0]) for slot in _elements(owner, live) if slot[0] not in inside
     ]
-
-
-def _is_element(node: fx.Node) -> bool:
-    return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and is_tuple(node.args[0])
 
 
 def _elements(owner: Slot, live: Container[fx.Node]) -> Iterator[Slot]:

@@ -35,6 +35,11 @@ def is_tuple(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (tuple, list))
 
 
+def is_element(node: fx.Node) -> bool:
+    """Whether a node reads one value of a tuple."""
+    return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and is_tuple(node.args[0])
+
+
 def alias_source(node: fx.Node) -> fx.Node | None:
     """The node whose memory the result of ``node`` may share, by its operator's schema; ``None`` for a fresh tensor.
 

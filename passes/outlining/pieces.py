@@ -17,7 +17,15 @@ import torch.fx as fx
 from lightint_compile.passes.facts.regions import RegionGroup
 from lightint_compile.passes.outlining.contraction import Contraction
 from lightint_compile.passes.outlining.forms import form_of
-from lightint_compile.passes.outlining.nodes import MEMO, Dependencies, alias_source, is_movable, is_scalar, is_tuple
+from lightint_compile.passes.outlining.nodes import (
+    MEMO,
+    Dependencies,
+    alias_source,
+    is_element,
+    is_movable,
+    is_scalar,
+    is_tuple,
+)
 from lightint_compile.passes.outlining.values import Tokens
 
 
@@ -49,10 +57,10 @@ def cut(
         boundaries: values after which a new level begins: what a denoising loop carries from step to step.
     """
     regions = [
-        Piece(_kind("block", nodes[0]), _with_elements(nodes), nodes[0].meta.get(MEMO), path, is_region=True)
+        Piece(_kind("block", nodes[0]), nodes, nodes[0].meta.get(MEMO), path, is_region=True)
         for group in groups
         for instance, path in zip(group.instances, group.paths, strict=True)
-        if (nodes := _up_to(boundaries, instance, dependencies))
+        if (nodes := _with_elements(_up_to(boundaries, instance, dependencies)))
     ]
     levels = _levels(regions, boundaries, dependencies)
     _postpone_views(levels, boundaries, dependencies)
@@ -73,10 +81,14 @@ def _kind(kind: str, node: fx.Node) -> str:
 
 
 def _with_elements(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """``nodes`` and the elements read from their tuples, so that no tuple crosses a border."""
+    """``nodes`` with all elements of their own tuples and none of others, so that no tuple crosses a border.
+
+    Regions are trimmed node by node after they were found, so that a tuple may have been left outside.
+    """
     inside = set(nodes)
+    kept = [node for node in nodes if not is_element(node) or node.args[0] in inside]
     elements = [user for node in nodes if is_tuple(node) for user in node.users if user not in inside]
-    return [*nodes, *elements]
+    return [*kept, *elements]
 
 
 def _levels(regions: Sequence[Piece], boundaries: Set[fx.Node], dependencies: Dependencies) -> dict[fx.Node, int]:

@@ -14,7 +14,10 @@ from toyvideo import Block, First, ToyChunk, chain_of_blocks, shuffled, toy_inpu
 
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
 from lightint_compile.models.worldplay.examples import fill_random
-from lightint_compile.passes.outlining.nodes import alias_source
+from lightint_compile.passes.facts.regions import RegionGroup
+from lightint_compile.passes.outlining.nodes import Dependencies, alias_source
+from lightint_compile.passes.outlining.pieces import cut
+from lightint_compile.passes.outlining.values import Tokens
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark
@@ -292,3 +295,26 @@ def test_worldplay_has_at_most_twelve_regions(depth: int, steps: int) -> None:
     assert any(f"{depth} blocks x {steps} steps" in remark.message for remark in remarks)
     named = dict(zip(inspect.signature(module.forward).parameters, arguments, strict=True))
     assert_same_numbers(program, result, values_for(program, module, **named))
+
+
+class Halves(nn.Module):
+    """Two steps that read both halves of a split."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            first, second = torch.split(x, 4, -1)
+            x = torch.cat([first.relu() * 2, second.tanh()], -1)
+        return x
+
+
+def test_no_tuple_crosses_the_border_of_a_trimmed_region() -> None:
+    program = traced(Halves(), torch.randn(3, 8))
+    splits = list(program.calls(aten.split.Tensor))
+    # What trimming leaves when a path leads out of a region and back: elements without the tuple they are read from.
+    copies = tuple((*split.users, *(user for element in split.users for user in element.users)) for split in splits)
+    pieces = cut([RegionGroup(copies, ("", ""))], frozenset(), Dependencies(program.graph), Tokens())
+    for piece in pieces:
+        inside = set(piece.nodes)
+        read = [node.args[0] for node in piece.nodes if node.target is operator.getitem]
+        assert all(owner in inside for owner in read)
+        assert all(set(node.users) <= inside for node in piece.nodes if node.target is aten.split.Tensor)
