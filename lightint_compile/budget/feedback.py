@@ -1,7 +1,8 @@
 """Following a rollout's feedback: inputs that are earlier results become the earlier results of another setting.
 
-A rollout's history is its own results joined along an axis. Where an input equals that, a setting that is only tried
-beside the exact one is given the history that it would have made itself, so that its error is that of a whole rollout.
+A rollout's history is its own results joined along an axis, perhaps behind something that was given. Where an input is
+that, a setting that is only tried beside the exact one is given the history that it would have made itself, so that its
+error is that of a whole rollout.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fed:
-    """An input that is made of results.
+    """An input that is made of results, or ends with all of them.
 
     Attributes:
         argument: its position.
@@ -53,7 +54,7 @@ def _candidates(argument: int, value: Tensor, results: Sequence[Sequence[Tensor]
 
 
 def _latest(value: Tensor, axis: int, position: int, results: Sequence[Sequence[Tensor]]) -> int:
-    """How many of the latest results make up ``value`` along ``axis``; 0 where their sizes do not add up to it."""
+    """How many of the latest results could make up ``value`` along ``axis``, or its end where it needs all; else 0."""
     size = 0
     for calls, call in enumerate(reversed(results), 1):
         if position >= len(call) or not _alike(call[position], value, axis):
@@ -61,7 +62,7 @@ def _latest(value: Tensor, axis: int, position: int, results: Sequence[Sequence[
         size += call[position].shape[axis]
         if size >= value.shape[axis]:
             return calls if size == value.shape[axis] else 0
-    return 0
+    return len(results)
 
 
 def _alike(result: Tensor, value: Tensor, axis: int) -> bool:
@@ -71,16 +72,22 @@ def _alike(result: Tensor, value: Tensor, axis: int) -> bool:
 
 
 def _equals(value: Tensor, fed: Fed, results: Sequence[Sequence[Tensor]]) -> bool:
-    return torch.equal(_joined(fed, results).to(value.dtype), value)
+    joined = _joined(fed, results)
+    return torch.equal(joined.to(value.dtype), _end(value, joined, fed.axis))
 
 
 def _joined(fed: Fed, results: Sequence[Sequence[Tensor]]) -> Tensor:
     return torch.cat([call[fed.result] for call in results[-fed.calls :]], fed.axis)
 
 
+def _end(value: Tensor, joined: Tensor, axis: int) -> Tensor:
+    return value.narrow(axis, value.shape[axis] - joined.shape[axis], joined.shape[axis])
+
+
 def replaced(args: Sequence[Any], feedback: Sequence[Fed], results: Sequence[Sequence[Tensor]]) -> list[Any]:
     """``args`` with what is fed back made of ``results``, in the memory layout that it had."""
     own = list(args)
     for fed in feedback:
-        own[fed.argument] = torch.empty_like(args[fed.argument]).copy_(_joined(fed, results))
+        joined, own[fed.argument] = _joined(fed, results), args[fed.argument].clone()
+        _end(own[fed.argument], joined, fed.axis).copy_(joined)
     return own

@@ -87,7 +87,7 @@ class BudgetedGraph(CompiledGraph):
         """The graph at one setting, made at first use. Settings that come to the same here are one."""
         effect = self._effect(rung)
         if effect not in self._variants:
-            self._variants[effect] = self._alike(rung, effect) or self._built(rung)
+            self._variants[effect] = self._with_drift(rung, self._nearest(rung))
         return self._variants[effect]
 
     def use(self, rung: int, note: str) -> None:
@@ -117,21 +117,25 @@ class BudgetedGraph(CompiledGraph):
     def _effect(self, rung: int) -> Rung:
         return self.ladder[rung].among(self._applied)
 
-    def _built(self, rung: int) -> CompiledGraph:
-        built = self._builds.build(rung)
-        return self._start if built is None else built.unlisted()
+    def _nearest(self, rung: int) -> int:
+        """The last setting that differs from ``rung`` in the bound on drift at most, which the driver looks at."""
+        wanted = _without_drift(self._effect(rung))
+        return max(r for r in range(len(self.ladder)) if _without_drift(self._effect(r)) == wanted)
 
-    def _alike(self, rung: int, effect: Rung) -> CompiledGraph | None:
-        """A setting that is compiled already, with other bounds on drift, which the driver looks at."""
-        for other, variant in self._variants.items():
-            if variant.driver is not None and _without_drift(other) == _without_drift(effect):
-                drift = self.ladder[rung].thresholds.get("drift", StepCache.drift)
-                points = {name: _drifting(spec, drift) for name, spec in variant.driver.decisions.points.items()}
-                driver = variant.driver.with_points(points)
-                made = CompiledGraph(driver, variant.section, (), driver=driver).unlisted()
-                self._borrowed.add(made)
-                return made
-        return None
+    def _with_drift(self, rung: int, nearest: int) -> CompiledGraph:
+        """Setting ``rung`` made of one that is compiled, now or before; compiled itself where that is no other."""
+        if self._effect(nearest) not in self._variants:
+            built = self._builds.build(nearest)
+            self._variants[self._effect(nearest)] = self._start if built is None else built.unlisted()
+        variant = self._variants[self._effect(nearest)]
+        if self._effect(nearest) == self._effect(rung) or variant.driver is None:
+            return variant
+        drift = self.ladder[rung].thresholds.get("drift", StepCache.drift)
+        points = {name: _drifting(spec, drift) for name, spec in variant.driver.decisions.points.items()}
+        driver = variant.driver.with_points(points)
+        borrowed = CompiledGraph(driver, variant.section, (), driver=driver).unlisted()
+        self._borrowed.add(borrowed)
+        return borrowed
 
 
 def _without_drift(effect: Rung) -> tuple[tuple[str, dict[str, float]], ...]:

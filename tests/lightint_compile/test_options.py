@@ -38,7 +38,7 @@ def test_options_are_frozen() -> None:
     ("mapping", "said"),
     [
         ({"presset": "exact"}, "did you mean 'preset'?"),
-        ({"zzz": 1}, "known: context_density, coverage, delegate, density"),
+        ({"zzz": 1}, "known: age, context_density, coverage, delegate"),
         ({"preset": "exakt"}, "did you mean 'exact'?"),
         ({"preset": "zzz"}, f"known: {', '.join(sorted(PRESETS))}"),
         ({"preset": None}, "is no preset"),
