@@ -71,6 +71,8 @@ KNOWN = {
 
 _UNKNOWN_GPU = Rates(20.0, 150.0, 300.0, 75.0, 500.0, 108)
 _CPU = Rates(100.0, 0.1, 1000.0, 0.065, 2.0, 1, narrow=1.0)
+_MANY_CORES = replace(_CPU, sparse_rate=0.042)
+"""Only the ratio of the two rates matters; with many cores skipping loses more of it (docs/measurements.md)."""
 
 
 def prefers_sparse(
@@ -151,7 +153,7 @@ def _rates(device: torch.device, implementation: str | None) -> tuple[Rates, Ori
 
 def _known(device: torch.device, implementation: str | None) -> tuple[Rates, Origin]:
     if device.type != "cuda":
-        return _CPU, Origin.GUESSED
+        return (_CPU if torch.get_num_threads() <= 2 else _MANY_CORES), Origin.GUESSED
     name = torch.cuda.get_device_name(device)
     for (part, kind), rates in KNOWN.items():
         if part in name and kind == (implementation or "hopper"):

@@ -19,6 +19,8 @@ __all__ = ["attend", "pool_spans", "select_blocks"]
 
 _PIECE_BYTES = 1 << 20
 """Bytes of gathered keys and values of one attention call: small enough to be read back from the second-level cache."""
+_MOST_PIECES = 32
+"""How much larger a call is where several cores share it: each needs rows of its own, and starting them costs time."""
 
 
 def attend(
@@ -42,6 +44,10 @@ def _equal_rows(count: Tensor, piece: int) -> Iterator[tuple[Tensor, int]]:
             yield from ((some, kept) for some in rows.split(max(1, piece // kept)))
 
 
+def _piece_bytes(threads: int) -> int:
+    return _PIECE_BYTES if threads == 1 else _PIECE_BYTES * min(4 * threads, _MOST_PIECES)
+
+
 class _Job:
     """One call: its tiled tensors and the running result of every query tile.
 
@@ -58,7 +64,7 @@ class _Job:
         self.key, self.value = _tiled(keys, layout), _tiled(values, layout)
         self.bias = _slot_bias(layout, query.dtype)
         tile_bytes = 2 * self.key[0].numel() * self.key.element_size()
-        self.piece = max(1, _PIECE_BYTES // tile_bytes)
+        self.piece = max(1, _piece_bytes(torch.get_num_threads()) // tile_bytes)
         self.result, self.mass = self._start(query, keys.prefix, values.prefix)
 
     def _start(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_measured_rates_are_kept_on_disk_and_win_over_the_table(monkeypatch, tmp
     assert not cost.prefers_sparse(*decide, 0.5)
     (tmp_path / "None.json").write_text("{broken")
     cost._rates.cache_clear()
-    assert cost.rates_of(cpu) == cost._CPU and cost.origin_of(cpu) is cost.Origin.GUESSED
+    assert cost.rates_of(cpu) in (cost._CPU, cost._MANY_CORES) and cost.origin_of(cpu) is cost.Origin.GUESSED
     cost._rates.cache_clear()
 
 
@@ -84,4 +85,15 @@ def test_noise_does_not_make_sparse_attention_faster_than_hardware(monkeypatch, 
     monkeypatch.setattr(cost._Probe, "_time", lambda self, call: next(times))
     rates = cost.measure("cpu")
     assert rates.sparse_rate <= 1.1 * rates.dense_rate
+    cost._rates.cache_clear()
+
+
+def test_many_cores_are_not_promised_what_one_gains(monkeypatch):
+    monkeypatch.setattr(cost, "_path", lambda device, implementation: Path("nowhere"))
+    decided = []
+    for threads in (1, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        cost._rates.cache_clear()
+        decided.append([cost.prefers_sparse("cpu", torch.float32, 1, 4, 64, 4096, 4096, d) for d in (0.15, 0.5)])
+    assert decided == [[True, True], [True, False]]
     cost._rates.cache_clear()
