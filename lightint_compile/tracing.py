@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo import convert_frame, pgo
-from torch._dynamo.eval_frame import reset_code
 from torch._dynamo.utils import get_metrics_context
 from torch._guards import CompileContext, compile_context
 

@@ -43,7 +43,12 @@ def masks_nothing(part: MaskPart) -> bool:
     return value is not None and bool((value == wanted).all())
 
 
-_FILLS = {aten.ones.default: 1.0, aten.zeros.default: 0.0, aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
+_FILLS: dict[Any, float] = {
+    aten.ones.default: 1.0,
+    aten.zeros.default: 0.0,
+    aten.ones_like.default: 1.0,
+    aten.zeros_like.default: 0.0,
+}
 
 _SPREADS = (
     aten.expand.default,
