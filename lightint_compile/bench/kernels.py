@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightint_compile.kernels import api, dispatch
 from lightint_compile.kernels.tiles import Layout
+from lightint_compile.models.devices import checked_device
 
 from .peers import Way
 from .peers import ways as peer_ways
@@ -41,7 +42,7 @@ TABLES = ("sites", "sweep", "graphs", "host")
 def main(arguments: Sequence[str] = ()) -> None:
     """Measure and print; ``--json PATH`` also writes every figure."""
     options = _parser().parse_args(list(arguments))
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = checked_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     console = Console(width=options.width)
     console.print(f"{_device_name(device)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightint_compile.errors import CheckpointError
+from lightint_compile.models.devices import checked_device
 
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
@@ -37,8 +38,9 @@ def load_checkpoint(
     Raises:
         CheckpointError: a missing, extra, doubled or wrongly shaped key, an unreadable file, an index that names a file
             which is not there. The first offending key is named, with how many more there are.
+        DeviceError: `device` is not there.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), checked_device(device)
     located = locate_keys(folder)
     expected = module.state_dict(keep_vars=True)
     _check_keys(expected, located, folder)

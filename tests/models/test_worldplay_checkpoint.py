@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightint_compile.errors import CheckpointError
+from lightint_compile.errors import CheckpointError, DeviceError
 from lightint_compile.models.worldplay import (
     WorldPlayConfig,
     WorldPlayTransformer,
@@ -113,3 +113,13 @@ def test_a_wrong_index_is_named(tmp_path: Path, weights: dict[str, Tensor], chan
     path.write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(WorldPlayTransformer(CONFIG), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+@pytest.mark.parametrize(("device", "said"), [("cuda", "there is no device cuda"), ("gpu", "'gpu' is no device")])
+def test_a_device_that_is_not_there_is_named(
+    tmp_path: Path, weights: dict[str, Tensor], device: str, said: str
+) -> None:
+    with pytest.raises(DeviceError, match=said) as caught:
+        load_chunk(CONFIG, write(tmp_path, weights, 1, False), device)
+    assert caught.value.fix
