@@ -181,18 +181,16 @@ def operator_call(site: Site, tensors: Tensors, name: str | None) -> Callable[[]
     """:func:`whole_operator` with its arguments made already."""
     layout = site.layout
     keys, values = tensors.pieces()
-    whole = len(keys) == 1
-    call = partial(
-        api.sparse_attention if whole else api.sparse_attention_segments,
-        tensors.query,
-        keys[0] if whole else keys,
-        values[0] if whole else values,
-        query_grid=layout.current_grid,
-        key_grid=(sum(layout.frames), layout.height, layout.width),
-        prefix=layout.prefix,
-        tile=layout.tile,
+    settings: dict[str, Any] = {
+        "query_grid": layout.current_grid,
+        "key_grid": (sum(layout.frames), layout.height, layout.width),
+        "prefix": layout.prefix,
+        "tile": layout.tile,
         **site.policy(),
-    )
+    }
+    call: Callable[[], Tensor] = partial(api.sparse_attention_segments, tensors.query, keys, values, **settings)
+    if len(keys) == 1:
+        call = partial(api.sparse_attention, tensors.query, keys[0], values[0], **settings)
 
     def forced() -> Tensor:
         assert name is not None

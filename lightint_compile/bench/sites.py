@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Site:
         keys = self.kept * slots + ceil_div(self.layout.prefix, BLOCK) * BLOCK
         return 4.0 * self.batch * self.heads * self.head_dim * self.layout.query_tiles * slots * keys
 
-    def policy(self) -> dict[str, float | int | None]:
+    def policy(self) -> dict[str, Any]:
         """The arguments of block selection."""
         return {
             "density": self.density,
