@@ -100,7 +100,8 @@ def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tens
     """Mean of each tile of one span, see :func:`reference.pool_tiles`."""
     checks.pool(tokens, grid, tile)
     steps = dispatch.load(dispatch.implementation(tokens, tile))
-    return steps.pool_spans([(tokens, _triple(grid))], _triple(tile))[0]
+    with planning.on_device_of(tokens):
+        return steps.pool_spans([(tokens, _triple(grid))], _triple(tile))[0]
 
 
 def select_blocks(
@@ -120,7 +121,8 @@ def select_blocks(
     checks.pools(query_pool, key_pools, layout)
     checks.policy(density, coverage, protect_frames, neighbours)
     chosen = policy(query_pool, density, coverage, protect_frames, neighbours, scale)
-    return dispatch.selector(query_pool)(query_pool, key_pools, layout, **chosen)
+    with planning.on_device_of(query_pool):
+        return dispatch.selector(query_pool)(query_pool, key_pools, layout, **chosen)
 
 
 def block_sparse_attention_segments(
@@ -140,7 +142,8 @@ def block_sparse_attention_segments(
     checks.lists(index, count, query, layout)
     steps = dispatch.load(dispatch.implementation(query, tile))
     spans = split_spans(keys, layout), split_spans(values, layout)
-    return steps.attend(query, *spans, index, count, layout, default_scale(scale, query))
+    with planning.on_device_of(query):
+        return steps.attend(query, *spans, index, count, layout, default_scale(scale, query))
 
 
 def block_sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:

@@ -7,6 +7,7 @@ dtypes, device and settings alone is kept under them, so that a repeated call go
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -123,9 +124,17 @@ def _sparse(
             found = bound(query, key_spans, value_spans, pool)
             if found is not None:
                 return found
-        return run_steps(steps, query, key_spans, value_spans, layout, chosen, pool)
+        with on_device_of(query):
+            return run_steps(steps, query, key_spans, value_spans, layout, chosen, pool)
 
     return sparse
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, wherever its arguments lie; inside this, that is the tensor's."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 def _bound(
