@@ -47,13 +47,14 @@ class LightintOptions:
             it, keys and values of context frames are kept for less long.
         age: most chunks for which keys and values of context frames are kept; 0, as presets have it, makes them anew in
             every chunk.
+        kept_frames: most frames of which they are kept, which costs memory; as many as the model gathers by default.
         without: passes of the pipeline that are left out.
         max_relative_error: a budget: how far a result may be from what ``exact`` gives, as relative L2 distance, in
             [0, 1). 0 is ``exact``. Any other starts as ``exact`` too, until :func:`lightint_compile.calibrate` has
             measured which thresholds keep it.
         min_psnr: the same in decibels, above 0, with the range of the exact result as the peak; infinity is ``exact``.
 
-    ``density`` to ``age`` go to the passes that have an option of that name; ``None`` leaves a value to the pass.
+    ``density`` to ``kept_frames`` go to the passes that have an option of that name; ``None`` leaves it to the pass.
 
     Raises:
         OptionError: a value that cannot be taken, with the nearest one that can.
@@ -73,6 +74,7 @@ class LightintOptions:
     overlap: float | None = None
     drift: float | None = None
     age: int | None = None
+    kept_frames: int | None = None
     without: tuple[str, ...] = ()
     max_relative_error: float | None = None
     min_psnr: float | None = None
@@ -218,6 +220,12 @@ def _age(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
+def _kept_frames(value: Any) -> int | None:
+    if value is not None and not _is_whole(value, 1):
+        raise _wrong("kept_frames", value, "a number of latent frames, 1 or more", "64")
+    return None if value is None else int(value)
+
+
 def _max_relative_error(value: Any) -> float | None:
     if value is not None and not (_is_number(value) and 0 <= value < 1):
         raise _wrong("max_relative_error", value, "a share of the result, from 0 to below 1", "0.05")
@@ -274,6 +282,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "overlap": _overlap,
     "drift": _drift,
     "age": _age,
+    "kept_frames": _kept_frames,
     "max_relative_error": _max_relative_error,
     "min_psnr": _min_psnr,
 }

@@ -73,7 +73,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift", "age")
+FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift", "age", "kept_frames")
 """Options that belong to whichever passes of the pipeline have a field of the same name."""
 
 

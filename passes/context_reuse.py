@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ class ContextReuse(Pass):
         age: most chunks for which values are kept; 0 makes all of them anew in every chunk.
         drift: relative change of kept values, tile by tile, found when they are made anew, from which they are kept
             for half as long; ``none`` does not look.
+        kept_frames: most frames whose values are held, which costs memory; by default as many as the model gathers.
+            With more, clips that are gathered again after a while need not be computed again.
     """
 
     name: ClassVar[str] = "context-reuse"
@@ -37,9 +40,10 @@ class ContextReuse(Pass):
     requires = (AttentionSites,)
     age: int = 4
     drift: float | None = 0.25
+    kept_frames: int | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("age", self.age), ("drift", self.drift)):
+        for option, value in (("age", self.age), ("drift", self.drift), ("kept_frames", self.kept_frames)):
             if value is not None and not value >= 0:
                 where = f"{self.name}{{{option}}}"
                 raise OptionError(f"there is no {option} of {value}", where=where, fix="0 or more")
@@ -60,7 +64,9 @@ class ContextReuse(Pass):
         inputs = inputs_of(program, cuts, scope)
         remark_at = at(cuts[0].node)
         before = len(rows)
-        policy = policy_of(program, scope.plan, self.age, self.drift)
+        policy = dataclasses.replace(
+            policy_of(program, scope.plan), age=self.age, drift=self.drift, kept_frames=self.kept_frames
+        )
         Reuse(program, scope, cuts, rows, inputs, self.name).rewrite(policy)
         return PassResult(True, (self._applied(cuts, before, len(inputs), remark_at),))
 

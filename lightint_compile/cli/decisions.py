@@ -12,6 +12,7 @@ from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.presets import pipeline_of
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.decisions import rules_of
+from lightint_compile.runtime.frames import kept_along
 from lightint_compile.runtime.planner import plan
 from lightint_compile.runtime.rules import ModelRules, Rules
 
@@ -19,12 +20,16 @@ INTERIOR = (1, 2)
 """Steps between the first and the last of four."""
 
 
-def decide(trajectory: str, latents: int | None, preset: str, memory: int) -> list[Decision]:
+def decide(
+    trajectory: str, latents: int | None, preset: str, memory: int, age: int = 0, kept: int = 0
+) -> list[Decision]:
     """The decisions along a pose string, chunk by chunk.
 
     Args:
         latents: latent frames to decide for; ``None`` for all that the path has.
         memory: most context frames that the model itself gathers.
+        age: most chunks for which keys and values of context frames are kept.
+        kept: most frames of which they are kept; at least ``memory``.
 
     Raises:
         InputError: the path is shorter than ``latents``, or no whole number of chunks.
@@ -36,7 +41,8 @@ def decide(trajectory: str, latents: int | None, preset: str, memory: int) -> li
     if wanted > extrinsics.shape[0]:
         why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
-    return plan(extrinsics[:wanted], rules_for(LightintOptions(preset=preset), memory))
+    made = plan(extrinsics[:wanted], rules_for(LightintOptions(preset=preset), memory))
+    return kept_along(made, age, max(kept, memory))
 
 
 def rules_for(options: LightintOptions, memory: int) -> Rules:
@@ -57,5 +63,7 @@ def summary(made: list[Decision]) -> str:
     context = sum(len(decision.context_frames) for decision in made)
     saved = sum(decision.saved_frames for decision in made)
     reusing = sum(bool(decision.reused_steps) for decision in made)
+    kept = sum(decision.kept_frames for decision in made)
     gathered = f"{context} context frames in {len(made)} chunks, {saved} fewer than the model's own"
-    return "\n".join([*map(str, made), f"{gathered}; {reusing} chunks may reuse steps"])
+    kept_too = f", {kept} of them kept from earlier chunks" if kept else ""
+    return "\n".join([*map(str, made), f"{gathered}{kept_too}; {reusing} chunks may reuse steps"])

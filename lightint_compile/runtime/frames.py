@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import CLIP
 
 TOLERANCE = 1e-9
@@ -108,6 +110,16 @@ class KeptFrames:
             if frame not in own:
                 own[frame] = free.pop(0) if free else self._frames.pop(idle.pop(0)[1]).slot
         return tuple(own[frame] for frame in fresh)
+
+
+def kept_along(decisions: Sequence[Decision], age: int, capacity: int) -> list[Decision]:
+    """Decisions of one rollout with the context frames whose values would be kept for at most ``age`` chunks."""
+    frames, known = KeptFrames(capacity, age), []
+    for decision in decisions:
+        share = frames.share(decision.chunk, decision.context_frames, dict.fromkeys(decision.context_frames, ()))
+        frames.commit(share)
+        known.append(dataclasses.replace(decision, kept_frames=len(share.kept) if age else 0))
+    return known
 
 
 def _same(left: Fingerprint, right: Fingerprint) -> bool:

@@ -44,7 +44,7 @@ class Store:
 
     def __init__(self, stamp: Stamp, policy: Policy) -> None:
         self.stamp = stamp
-        self.frames = KeptFrames(policy.memory, policy.age)
+        self.frames = KeptFrames(max(policy.kept_frames or 0, policy.memory), policy.age)
         self.drift: Tensor | None = None
         self.pools: dict[int, Tensor] = {}
         self.user: weakref.ref[Use] | None = None

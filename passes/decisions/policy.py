@@ -29,6 +29,7 @@ class Policy:
         steps: the interior denoising steps that may be reused; empty for none.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
         age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
+        kept_frames: most frames of which they are kept; ``None``, or fewer than ``memory``, for as many as that.
         drift: relative change of kept values, seen when they are made anew, from which they are kept for less long.
     """
 
@@ -39,6 +40,7 @@ class Policy:
     steps: tuple[int, ...] = ()
     overlap: float | None = None
     age: int = 0
+    kept_frames: int | None = None
     drift: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -
                 known[node] = _checked(node, result, shape_of(node))
             elif isinstance(node.meta.get("val"), (list, tuple)) and result is not None:
                 several[node] = _checked_list(node, result)
-        elif node.op == "get_attr" and tensor is not None:
+        elif node.op in ("get_attr", "call_module") and tensor is not None:
             known[node] = _checked(node, None, shape_of(node))
     return known
 

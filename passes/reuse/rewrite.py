@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -201,11 +200,11 @@ def inputs_of(program: Program, cuts: Sequence[Cut], scope: Scope) -> list[fx.No
     return [node for node in program.placeholders() if node in found and isinstance(node.meta.get("val"), torch.Tensor)]
 
 
-def policy_of(program: Program, plan: fx.Node, age: int, drift: float | None) -> Policy:
-    """The plan's policy, with keeping."""
+def policy_of(program: Program, plan: fx.Node) -> Policy:
+    """The policy of a plan."""
     spec = point_of(program.graph_module, plan)
     assert isinstance(spec, PlanPoint)
-    return replace(spec.policy, age=age, drift=drift)
+    return spec.policy
 
 
 def placed_before(graph: fx.Graph, nodes: Mapping[fx.Node, Any] | Sequence[fx.Node], place: fx.Node) -> bool:

@@ -8,9 +8,10 @@ import torch
 from kept_world import KeptWorld, rotated
 
 import lightint_compile
+from lightint_compile.cli.decisions import decide
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.runtime.frames import KeptFrames
+from lightint_compile.runtime.frames import KeptFrames, kept_along
 from lightint_compile.runtime.keeping import Keeping, fingerprints
 
 PASSES = "dead-tail,adaptive-context,{}outline-regions"
@@ -241,6 +242,16 @@ def test_slots_of_frames_out_of_use_are_taken_first() -> None:
     assert sorted(frames._frames) == [0, 1, 2, 3, *range(8, 16)]
     slots = [kept.slot for kept in frames._frames.values()]
     assert sorted(slots) == list(range(12))
+
+
+def test_more_slots_keep_clips_that_come_back() -> None:
+    decisions = decide("left-31,right-32", 64, "all", 20)
+    fresh = {
+        capacity: sum(len(d.context_frames) - d.kept_frames for d in kept_along(decisions, 16, capacity))
+        for capacity in (20, 64)
+    }
+    assert sum(len(d.context_frames) for d in decisions) == 144
+    assert fresh == {20: 76, 64: 60}, "60 is every clip once, as the newest"
 
 
 def test_drift_halves_how_long_values_are_kept_and_calm_restores_it() -> None:
