@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -104,7 +104,8 @@ class Driver:
 
     def __call__(self, *args: Any) -> Any:
         """Run the program."""
-        return self._forward(self._self, *args)
+        with self.decisions.call(args):
+            return self._forward(self._self, *args)
 
     @contextmanager
     def watched(self, watcher: Callable[..., Any]) -> Iterator[None]:
@@ -116,11 +117,11 @@ class Driver:
         finally:
             vars(self._self).update(regions)
 
-    def reset(self) -> None:
-        """Forget every result kept between calls."""
+    def reset(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
+        """Forget every result kept between calls, and the decisions of the model with these parameters (of all)."""
         for memo in self.memos.values():
             memo.reset()
-        self.decisions.reset()
+        self.decisions.reset(parameters)
 
     def __reduce__(self) -> Any:
         raise StateError(

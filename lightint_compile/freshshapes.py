@@ -110,11 +110,17 @@ class _Freshener:
         self._atoms: dict[sympy.Expr, sympy.Dummy] = {}
         self._fresh: dict[sympy.Dummy, sympy.Expr] = {}
         self._hint_of: dict[sympy.Dummy, int] = {}
+        self._unread: set[sympy.Dummy] = set()
+        self._products: dict[sympy.Expr, sympy.Dummy] = {}
 
     def build(self) -> FreshInputs:
         """Find the atoms, bind each, and make the inputs."""
         places = [*self._places(), *self._stride_places()]
-        bound = [self._bind(atom, places) for atom in self._atoms.values()]
+        self._unread = {atom for atom in self._atoms.values() if all(_linear(place, atom) is None for place in places)}
+        if self._unread:  # height and width that are only ever seen as tokens: their product is a size of its own
+            places = [*self._places(), *self._stride_places()]
+        atoms = [atom for atom in self._atoms.values() if atom not in self._unread]
+        bound = [self._bind(atom, places) for atom in (*atoms, *self._products.values())]
         dynamic = [(symint, place) for symint, place in bound if isinstance(symint, torch.SymInt)]
         values = tuple(map(self._renew, self._values))
         extra = tuple(index for index, (_, place) in enumerate(dynamic) if not place.is_argument)
@@ -142,7 +148,20 @@ class _Freshener:
     def _polynomial(self, size: int | torch.SymInt) -> sympy.Expr:
         if not isinstance(size, torch.SymInt):
             return sympy.Integer(size)
-        return self._in_atoms(size.node.expr)
+        polynomial = self._in_atoms(size.node.expr)
+        return self._with_products(polynomial) if polynomial.free_symbols & self._unread else polynomial
+
+    def _with_products(self, polynomial: sympy.Expr) -> sympy.Expr:
+        """``polynomial`` with each product of atoms that no size gives away by themselves as one atom."""
+        terms = []
+        for term in sympy.Add.make_args(sympy.expand(polynomial)):
+            factors = sympy.Mul.make_args(term)
+            unread = sympy.Mul(*(factor for factor in factors if factor.free_symbols & self._unread))
+            rest = sympy.Mul(*(factor for factor in factors if not factor.free_symbols & self._unread))
+            if unread != 1 and unread not in self._products:
+                self._products[unread] = sympy.Dummy(f"product{len(self._products)}", integer=True, positive=True)
+            terms.append(rest * self._products.get(unread, unread))
+        return sympy.Add(*terms)
 
     def _in_atoms(self, expression: sympy.Expr) -> sympy.Expr:
         """``expression`` with everything below sums and products replaced by one dummy each."""

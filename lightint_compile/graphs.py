@@ -121,9 +121,16 @@ def reset(compiled: Any) -> None:
     Raises:
         StateError: as of :func:`report`.
     """
+    parameters = _parameters(compiled)
     for graph in CompiledGraph.of(compiled):
         if graph.driver is not None:
-            graph.driver.reset()
+            graph.driver.reset(parameters or None)
+
+
+def _parameters(compiled: Any) -> list[torch.nn.Parameter]:
+    """What tells models apart that share compiled code; empty for a function."""
+    module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
+    return list(module.parameters()) if isinstance(module, torch.nn.Module) else []
 
 
 def decisions(compiled: Any) -> list[Decision]:
@@ -134,11 +141,12 @@ def decisions(compiled: Any) -> list[Decision]:
     Raises:
         StateError: as of :func:`report`.
     """
+    parameters = _parameters(compiled)
     made = {
         decision.chunk: dataclasses.replace(decision, setting=graph.setting)
         for graph in CompiledGraph.of(compiled)
         if graph.driver is not None
-        for decision in graph.driver.decisions.made
+        for decision in graph.driver.decisions.made_for(parameters)
     }
     if 1 in made:
         made.setdefault(0, Decision(chunk=0, context_frames=(), setting=made[1].setting))

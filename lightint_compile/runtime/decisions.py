@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.frames import Fingerprint
 from lightint_compile.runtime.keeping import Keeping, Use, fingerprints
 from lightint_compile.runtime.measures import latent_dynamics, relative_change
+from lightint_compile.runtime.owners import PerModel
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
 from lightint_compile.runtime.transfer import to_host
@@ -84,19 +86,28 @@ class Decisions:
     def __init__(self, points: Mapping[str, PointSpec]) -> None:
         self.points = dict(points)
         plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
-        self._planner = _planner_of(plans[0].policy) if plans else None
+        self._planners = PerModel(partial(_planner_of, plans[0].policy)) if plans else None
         self._keeping = Keeping(plans[0].policy) if plans else None
         self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
 
     @property
     def made(self) -> list[Decision]:
         """The decisions of the rollout that ran last, chunk by chunk."""
-        return self._planner.decisions if self._planner else []
+        return self._planners.latest.decisions if self._planners else []
 
-    def reset(self) -> None:
-        """Forget every rollout."""
-        if self._planner:
-            self._planner.reset()
+    def made_for(self, parameters: Iterable[Tensor]) -> list[Decision]:
+        """The same of the model with these parameters alone; of calls without any where it has none."""
+        return self._planners.of(parameters).decisions if self._planners else []
+
+    def call(self, args: Sequence[Any]) -> AbstractContextManager[None]:
+        """While the context lasts, decisions of this thread belong to the model whose weights are among ``args``."""
+        return self._planners.call(args) if self._planners else nullcontext()
+
+    def reset(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Forget every rollout, or those of the model with these parameters; kept values are forgotten with them."""
+        planners = self._planners
+        for planner in () if planners is None else planners.all() if parameters is None else [planners.of(parameters)]:
+            planner.reset()
         if self._keeping:
             self._keeping.reset()
 
@@ -107,8 +118,12 @@ class Decisions:
             return partial(_keep, spec)
         if isinstance(spec, RecallPoint):
             return partial(_recall, spec)
-        assert self._planner is not None and self._keeping is not None
-        return _Plan(spec, self._planner, self._keeping)
+        assert self._planners is not None and self._keeping is not None
+        return partial(_plan, spec, self._planners, self._keeping)
+
+
+def _plan(spec: PlanPoint, planners: PerModel[Planner], keeping: Keeping, *operands: Any) -> Any:
+    return _Plan(spec, planners.current(), keeping)(*operands)
 
 
 def _keep(spec: KeepPoint, record: Record, values: Tensor) -> None:
@@ -131,7 +146,7 @@ class _Seen:
 
 
 class _Plan:
-    """Answers the plan point: one transfer from the device a chunk."""
+    """Answers the plan point of one chunk: one transfer from the device."""
 
     def __init__(self, spec: PlanPoint, planner: Planner, keeping: Keeping) -> None:
         self._policy, self._planner, self._keeping = spec.policy, planner, keeping
@@ -150,7 +165,7 @@ class _Plan:
         if not self._policy.adapt_context:
             return None, Record(self._planner, decision), None
         assert history is not None
-        context = _within(decision, history)
+        context = _within(decision, seen.cameras, history)
         index = torch.tensor(context, dtype=torch.int64).to(history.device, non_blocking=True)
         if not frames:
             return index, Record(self._planner, decision), None
@@ -190,15 +205,16 @@ class _Plan:
         return amended
 
 
-def _within(decision: Decision, history: Tensor) -> tuple[int, ...]:
+def _within(decision: Decision, cameras: Tensor, history: Tensor) -> tuple[int, ...]:
     """The context frames, which must lie in the history.
 
     Raises:
-        InputError: the cameras belong to a longer history than the latents.
+        InputError: the cameras belong to a longer or a shorter history than the latents.
     """
-    if max(decision.context_frames, default=-1) >= history.shape[2] or not decision.context_frames:
-        why = f"context frames {decision.context_frames} of a history of {history.shape[2]} latent frames"
-        fix = f"give the cameras of the history and of the next {CLIP} latent frames"
+    poses, frames = cameras.shape[-3], history.shape[2]
+    if poses != frames + CLIP or not decision.context_frames:
+        why = f"there are {poses} cameras and a history of {frames} latent frames"
+        fix = f"give the cameras of the history and of the next {CLIP} latent frames, {frames + CLIP} in all"
         raise InputError("The cameras do not belong to the history.", where="extrinsics", why=why, fix=fix)
     return decision.context_frames
 

@@ -134,6 +134,12 @@ class PublishedRules(Rules):
     gate: float = 0.7
     steps: tuple[int, ...] = (1, 2)
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.gate <= 1 and self.window >= CLIP and CLIP + self.window <= self.kept):
+            why = f"gate={self.gate}, window={self.window}, kept={self.kept}"
+            fix = "a gate from 0 to 1, a window of at least 4, and room for it and the first clip"
+            raise OptionError("thresholds out of range", where="rules", why=why, fix=fix)
+
     def decide(self, situation: Situation) -> Decision:
         """See :meth:`Rules.decide`."""
         frames = situation.frames

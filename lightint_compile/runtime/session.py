@@ -22,7 +22,7 @@ from lightint_compile.errors import InputError, StateError
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, Rules
-from lightint_compile.runtime.views import AngularView
+from lightint_compile.runtime.views import AngularView, check_cameras
 
 
 def rollout(*, cameras: Tensor, intrinsics: Tensor | None = None, rules: Rules | None = None) -> Rollout:
@@ -35,11 +35,13 @@ def rollout(*, cameras: Tensor, intrinsics: Tensor | None = None, rules: Rules |
         rules: how to decide; ours unless given.
 
     Raises:
-        InputError: cameras that are not a whole number of chunks, or focal lengths that are not positive.
+        InputError: cameras that are no rigid transforms, or no whole number of chunks; focal lengths that are not
+            positive.
     """
     if cameras.dim() != 3 or cameras.shape[0] % CLIP or not cameras.shape[0]:
         why = f"the shape is {tuple(cameras.shape)}, a chunk has {CLIP} latent frames"
         raise InputError("The cameras are no whole number of chunks.", where="cameras", why=why, fix="give [F, 4, 4]")
+    check_cameras(cameras.detach().to("cpu", torch.float64), "cameras")
     if rules is None:
         rules = AdaptiveRules() if intrinsics is None else AdaptiveRules(view=_view(intrinsics))
     return Rollout(cameras, rules)

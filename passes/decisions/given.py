@@ -75,7 +75,7 @@ def find_given(program: Program) -> GivenContext | NoGather | None:
     cameras = [node for path in roles.paths(Role.CAMERA) if is_camera_shaped(node := inputs[path])]
     found = [_examine(program, inputs[path], cameras) for path in roles.paths(Role.CONTEXT)]
     given = [each for each in found if isinstance(each, GivenContext)]
-    return next(iter(given or filter(None, found)), None)
+    return given[0] if given else next((each for each in found if each is not None), None)
 
 
 def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> GivenContext | NoGather | None:

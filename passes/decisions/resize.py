@@ -14,7 +14,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dynamo.source import ConstantSource
 from torch._guards import Source
-from torch.fx.experimental.symbolic_shapes import DimDynamic, statically_known_true
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.program import Program, fake_mode_of
@@ -65,12 +65,12 @@ def _is_decided(source: Source) -> bool:
     return isinstance(source, ConstantSource) and source.source_name.startswith(_PREFIX)
 
 
-def check_unconditional(renames: Renames, node: fx.Node, *, fewer: bool = False) -> None:
+def check_unconditional(renames: Renames, node: fx.Node) -> None:
     """Raise :class:`PassError` when the capture holds only under a condition that not every new size meets.
 
-    With ``fewer`` a new size is never larger than the one it replaces, so that upper limits keep holding.
+    What is decided is never more than what was there, so upper limits keep holding.
     """
-    condition = _relied_on(renames, fewer)
+    condition = _relied_on(renames)
     if condition:
         raise PassError(
             "the graph was captured under a condition on the number of context frames",
@@ -79,24 +79,57 @@ def check_unconditional(renames: Renames, node: fx.Node, *, fewer: bool = False)
         )
 
 
-def _relied_on(renames: Renames, fewer: bool) -> str:
+def _relied_on(renames: Renames) -> str:
     env = next(iter(renames.values())).node.shape_env
     expressions = {old: new.node.expr for old, new in renames.items()}
     for guard in env.guards:
         condition = env.replace(guard.expr)
-        if not condition.has(*expressions) or (fewer and any(_is_upper_limit(condition, old) for old in expressions)):
+        if not condition.has(*expressions) or any(_holds_for_fewer(condition, old) for old in expressions):
             continue
-        if not statically_known_true(env.create_symboolnode(condition.xreplace(expressions))):
+        renamed = condition.xreplace(expressions).replace(lambda part: _leaves_one(part, env), lambda part: sympy.S.One)
+        if not _is_multiple(renamed, env) and not statically_known_true(env.create_symboolnode(renamed)):
             return str(guard.expr)
     return ""
 
 
-def _is_upper_limit(condition: sympy.Basic, symbol: sympy.Expr) -> bool:
-    """Whether ``condition`` is a linear ``a s + ... <= ...`` with a positive ``a``."""
-    if not isinstance(condition, (sympy.Le, sympy.Lt)):
+def _is_multiple(condition: sympy.Basic, env: ShapeEnv) -> bool:
+    """Whether ``condition`` is ``k x != x`` with a ``k`` above one."""
+    if not isinstance(condition, sympy.Ne) or not condition.rhs.is_Symbol:
         return False
-    slope = sympy.diff(condition.rhs - condition.lhs, symbol) if symbol.is_Symbol else sympy.S.Zero
-    return bool(slope.is_Integer and slope < 0)
+    least = env.bound_sympy(sympy.expand(condition.lhs / condition.rhs)).lower
+    return bool(least.is_Integer and least >= 2)
+
+
+def _leaves_one(part: sympy.Basic, env: ShapeEnv) -> bool:
+    """Whether ``part`` is ``Mod(1, x)`` with an ``x`` above one."""
+    if part.func.__name__ not in ("Mod", "PythonMod") or part.args[0] != 1:
+        return False
+    least = env.bound_sympy(part.args[1]).lower
+    return bool(least.is_Integer and least >= 2)
+
+
+def _holds_for_fewer(condition: sympy.Basic, old: sympy.Expr) -> bool:
+    """Whether ``condition`` holds for fewer than ``old``: an upper limit linear in it, or a relation it cancels in."""
+    if not isinstance(condition, (sympy.Eq, sympy.Ne, sympy.Le, sympy.Lt)):
+        return False
+    size = sympy.Dummy("size", positive=True)
+    left, right = (_factored(side.xreplace({old: size}), size) for side in (condition.lhs, condition.rhs))
+    if not any(sympy.expand(side / size).has(size) for side in (left, right)):
+        return True
+    slope = sympy.diff(right - left, size)
+    upper = isinstance(condition, (sympy.Le, sympy.Lt)) and slope.is_negative
+    return bool(upper and not slope.has(size))
+
+
+def _factored(expression: sympy.Expr, size: sympy.Symbol) -> sympy.Expr:
+    """``Mod(size, size * k)`` as ``size * Mod(1, k)``."""
+
+    def shares(part: sympy.Expr) -> bool:
+        return part.func.__name__ in ("Mod", "PythonMod") and not any(
+            sympy.expand(each / size).has(size) for each in part.args
+        )
+
+    return expression.replace(shares, lambda part: size * part.func(*(sympy.expand(each / size) for each in part.args)))
 
 
 class Resize:

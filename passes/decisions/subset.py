@@ -27,7 +27,7 @@ def decide_given(program: Program, given: GivenContext, policy: Policy) -> dict[
     """
     size = fresh_size(program, "context_frames", given.most, min(TYPICAL, given.most))
     renames = {symbol: size + more for symbol, more in given.lengths.items()}
-    check_unconditional(renames, given.context, fewer=True)
+    check_unconditional(renames, given.context)
     subset = _Subset(program, given)
     index = subset.plan(policy, size)
     reads = [subset.read(node, axis, chunk) for node, axis, chunk in given.per_frame]

@@ -77,3 +77,14 @@ def test_a_size_nothing_gives_away_is_an_error(mode: FakeTensorMode) -> None:
         tensor = torch.empty(a + b, 3)
     with pytest.raises(CaptureError, match="cannot be told"):
         fresh_inputs([tensor])
+
+
+def test_height_and_width_that_are_only_seen_as_tokens_are_one_size(mode: FakeTensorMode) -> None:
+    height, width, frames = _symbol(mode, 6, "h"), _symbol(mode, 10, "w"), _symbol(mode, 4, "f")
+    with mode:
+        tensors = [torch.empty(frames, 3), torch.empty(frames * height * width + 5 * height * width, 4)]
+        tokens = torch.empty(2 * height * width, 4)
+    fresh = fresh_inputs([*tensors, tokens])
+    real = [torch.empty(7, 3), torch.empty(12 * 8 * 9, 4), torch.empty(2 * 8 * 9, 4)]
+    assert sorted(bound.read(real) for bound in fresh.bindings) == [7, 8 * 9]
+    assert [int(value.shape[0]) for value in fresh.values] == [4, 9 * 60, 120]

@@ -118,7 +118,8 @@ class KeepAll(PublishedRules):
 
 
 def test_keeping_every_frame_is_the_model_itself(lowered) -> None:
-    planner = lowered.driver.decisions._planner
+    lowered(inputs_of(lowered.module, 8))
+    planner = lowered.driver.decisions._planners.latest
     before, planner.rules = planner.rules, KeepAll(memory=1 << 20)
     try:
         for frames in (28, 9):
