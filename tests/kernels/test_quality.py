@@ -17,8 +17,8 @@ from lightint_compile.kernels.spans import to_tiles
 from lightint_compile.kernels.tiles import Layout, forced_blocks
 
 TILE, DIM, HEADS, TEXT = (4, 8, 4), 32, 1, 70
-PREFILL = Layout((0, 8), 22, 30, TILE, TEXT)
-DENOISE = Layout((8, 4), 22, 30, TILE, TEXT)
+PREFILL = Layout((0, 8), 22, 18, TILE, TEXT)
+DENOISE = Layout((8, 4), 22, 18, TILE, TEXT)
 
 
 def field(grid, waves, generator):

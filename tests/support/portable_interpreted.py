@@ -96,9 +96,9 @@ def whole_errors() -> dict[str, float]:
     """Largest difference of pooling, selection and attention together: a first call, one that finds its launches
     bound, one with prepared context, one whose memory starts where bound launches cannot read."""
     errors = {}
-    for name in ("context", "two-parts"):
+    for name, calls in (("context", ("first", "bound", "unaligned", "prepared")), ("two-parts", ("first", "bound"))):
         site = SITES[name]
-        for call in ("first", "bound", "unaligned", "prepared"):
+        for call in calls:
             query, key, value = site.tensors(torch.float32, seed=len(errors))
             if call == "unaligned":
                 key = torch.cat([key.new_zeros(1), key.flatten()])[1:].view(key.shape)
@@ -112,11 +112,9 @@ def whole_errors() -> dict[str, float]:
 
 
 def prepared(query, key, value, **settings):
-    """Sparse attention over segments with the context pooled beforehand; without context, as it is."""
+    """Sparse attention over segments with the context pooled beforehand."""
     site = next(site for site in SITES.values() if site.grids.items() <= settings.items())
     layout = site.layout
-    if not layout.frames[0]:
-        return kernels.sparse_attention(query, key, value, **settings)
     cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
     keys, values = key.split(cut, 2), value.split(cut, 2)
     pool = kernels.prepare_context(keys[1], grid=layout.context_grid, tile=site.tile)
