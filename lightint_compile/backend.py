@@ -18,7 +18,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
-from lightint_compile.budget.graph import BudgetedGraph, stored_choice
+from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored
 from lightint_compile.budget.ladder import ladder_of
 from lightint_compile.errors import CaptureError, LightintError, OptionError
 from lightint_compile.graphs import CompiledGraph
@@ -84,10 +84,13 @@ def _within_budget(
         return settings.compilations[0].run()
     key = key_of(graph_module, dataclasses.replace(options, max_relative_error=None, min_psnr=None), config, inputs)
     path = Store().calibration(key) if key else None
-    rung = stored_choice(path, ladder, options.budget)
+    table = stored(path, ladder)
+    rung = table.choice(options.budget)
     start = settings.compilations[rung].run()
-    graph = BudgetedGraph(start, inputs, rung, settings, ladder, options.budget, path)
-    log.info("%s %s", graph.section.name, graph.section.remarks[-1].message)
+    graph = BudgetedGraph(start, inputs, settings, ladder, options.budget, path, rung)
+    remark = start_remark(table, options.budget)
+    log.info("%s %s", graph.section.name, remark.message)
+    graph.section = graph.section.with_remark(remark)
     return graph
 
 

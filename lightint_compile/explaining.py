@@ -9,6 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile import capture
+from lightint_compile.budget.graph import uncalibrated
 from lightint_compile.errors import CaptureError
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.facts import summary
@@ -61,6 +62,8 @@ def _section(program: Program, options: LightintOptions) -> Section:
         return Section(program.name, options=options.to_dict(), untouched=why)
     program.roles.update(options.roles)
     found = summary.remarks(program)
+    if options.budget is not None and not options.budget.is_exact:
+        found = (*found, uncalibrated(options.budget))
     return Section.of(rewrite(program, options)).with_remarks(found)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightint_compile.budget.graph import OBSERVER, BudgetedGraph, Observer
+from lightint_compile.budget.graph import OBSERVER, Observer
 from lightint_compile.budget.limits import Budget
 from lightint_compile.budget.observing import Confirming, Measuring
 from lightint_compile.budget.table import Measured, Table, save
@@ -81,7 +81,7 @@ def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
         confirming.check_all_ran()
         table, chosen, rollouts, whole = confirming.table, confirming.rung, 2, confirming.rung == chosen
     calibration = Calibration(measuring.budget, table, chosen, rollouts, whole)
-    _put_in_force(calibration, measuring.graphs)
+    _put_in_force(calibration, measuring)
     return calibration
 
 
@@ -93,14 +93,14 @@ def _observed(observer: Observer, rollout: Callable[[], object]) -> None:
         OBSERVER.reset(token)
 
 
-def _put_in_force(calibration: Calibration, graphs: list[BudgetedGraph]) -> None:
+def _put_in_force(calibration: Calibration, measuring: Measuring) -> None:
     nearest = _nearest(calibration)
     chosen = 0 if nearest else calibration.chosen
-    note = f"{calibration.budget} was calibrated: runs at {graphs[0].ladder[chosen]}"
-    for graph in graphs:
+    note = f"{calibration.budget} was calibrated: runs at {measuring.graphs[0].ladder[chosen]}"
+    for graph in measuring.graphs:
         graph.reset()
-        graph.use(chosen, note)
-        if graph.path is not None:
+        graph.use(chosen, note, measuring.owner)
+        if graph.path is not None and graph.is_at_home:
             save(calibration.table, graph.path)
     log.info("%s", calibration)
     if nearest is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from lightint_compile.budget.ladder import Rung
 from lightint_compile.budget.limits import Budget
@@ -17,6 +20,8 @@ from lightint_compile.passes.decisions.points import PointSpec, StepPoint
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.reporting.section import Section
+
+log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -49,6 +54,8 @@ class Builds(Protocol):
 class BudgetedGraph(CompiledGraph):
     """One graph of a module that was compiled with a budget.
 
+    Modules of one class share compiled code. A calibration is that of one of them: others run exactly.
+
     Attributes:
         ladder: the settings from exact to fast.
         budget: what results must keep.
@@ -60,23 +67,31 @@ class BudgetedGraph(CompiledGraph):
         self,
         start: CompiledGraph,
         inputs: Sequence[Any],
-        rung: int,
         builds: Builds,
         ladder: Sequence[Rung],
         budget: Budget,
         path: Path | None,
+        rung: int = 0,
     ) -> None:
-        section = start.section.with_remark(_start_remark(rung, ladder, budget))
-        super().__init__(start.function, section, inputs, driver=start.driver)
+        super().__init__(start.function, start.section, inputs, driver=start.driver)
         self.ladder, self.budget, self.path = tuple(ladder), budget, path
         self.rung, self._builds = rung, builds
+        self._home = self._owner = owner_of(inputs)
         self._start = start.unlisted()
         self._borrowed: set[CompiledGraph] = set()
 
     def __call__(self, *args: Any) -> Any:
         """Run the setting in force, or under a calibration what it asks for."""
         observer = OBSERVER.get()
-        return self.function(*args) if observer is None else observer.run(self, args)
+        return self.plain(*args) if observer is None else observer.run(self, args)
+
+    def plain(self, *args: Any) -> Any:
+        """Run the setting in force; with weights that it was not calibrated for, exactly."""
+        if not self.rung or owner_of(args) is self._owner:
+            return self.function(*args)
+        if self._effect(0) not in self._variants:
+            log.info("%s runs exactly with weights that it was not calibrated for", self.section.name)
+        return self.at(0)(*args)
 
     @property
     def setting(self) -> str:
@@ -90,15 +105,20 @@ class BudgetedGraph(CompiledGraph):
             self._variants[effect] = self._with_drift(rung, self._nearest(rung))
         return self._variants[effect]
 
-    def use(self, rung: int, note: str) -> None:
-        """Put one setting in force, and let go of the others; ``note`` says why in the report."""
-        self._start, self.rung = self.at(rung), rung
+    def use(self, rung: int, note: str, owner: torch.nn.Parameter | None) -> None:
+        """Put one setting in force for the weights of ``owner``, and let go of others; ``note`` is for the report."""
+        self._start, self.rung, self._owner = self.at(rung), rung, owner
         if self._start in self._borrowed:
             self._start.section = self._builds.section(rung)
         self._variants, self._borrowed = {self._effect(rung): self._start}, set()
         self._builds.release()
         self.function, self.driver = self._start.function, self._start.driver
         self.section = self._start.section.with_remark(_remark("calibrated", note))
+
+    @property
+    def is_at_home(self) -> bool:
+        """Whether the setting in force is for the weights that the graph was captured with, as its file is."""
+        return self._owner is self._home
 
     def reset(self) -> None:
         """Forget what every compiled setting keeps between calls."""
@@ -146,16 +166,28 @@ def _drifting(spec: PointSpec, drift: float | None) -> PointSpec:
     return dataclasses.replace(spec, drift=drift) if isinstance(spec, StepPoint) else spec
 
 
-def stored_choice(path: Path | None, ladder: Sequence[Rung], budget: Budget) -> int:
-    """The setting that a calibration on disk chooses for the budget; 0 where there is none."""
+def owner_of(args: Sequence[Any]) -> torch.nn.Parameter | None:
+    """The first weight among a call's arguments, which tells modules apart."""
+    return next((value for value in args if isinstance(value, torch.nn.Parameter)), None)
+
+
+def stored(path: Path | None, ladder: Sequence[Rung]) -> Table:
+    """What calibrations on disk measured of a ladder; empty rows where there are none."""
     table = load(path) if path is not None else None
-    return 0 if table is None else Table.of(ladder).joined(table).choice(budget)
+    return Table.of(ladder).joined(table)
 
 
-def _start_remark(rung: int, ladder: Sequence[Rung], budget: Budget) -> Remark:
+def start_remark(table: Table, budget: Budget) -> Remark:
     """What the report and the log say of the setting that a graph starts at."""
-    if rung:
-        return _remark("calibrated", f"runs at {ladder[rung]}: calibrated for {budget}")
+    rung = table.choice(budget)
+    if not rung:
+        return uncalibrated(budget)
+    hint = "calibrate again: faster ones were not measured to the end" if table.may_allow_more(budget) else ""
+    return _remark("calibrated", f"runs at {table.rows[rung - 1].setting}: calibrated for {budget}", hint)
+
+
+def uncalibrated(budget: Budget) -> Remark:
+    """What is said of a graph that no calibration chose a setting for."""
     return _remark("uncalibrated", f"runs exactly: {budget} is not calibrated", "lightint_compile.calibrate(...)")
 
 

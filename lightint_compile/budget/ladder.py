@@ -89,12 +89,10 @@ def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
 
     whole = pipeline_of(dataclasses.replace(options, max_relative_error=None, min_psnr=None))
     names = [step.name for step in whole.passes if step.numerics is Numerics.APPROXIMATE]
-    fixed = options.passes is not None or options.preset == "published"
-    if fixed:
-        rungs = [_rung(row, names) for row in ({}, {name: {} for name in names})]
-    else:
-        rungs = [_rung(row, names) for row in (*LADDER, *(BEYOND if "context-reuse" in names else ()))]
-    return tuple(dict.fromkeys(rungs))
+    rows = (*LADDER, *(BEYOND if "context-reuse" in names else ()))
+    if options.passes is not None or options.preset == "published":
+        rows = ({}, {name: {} for name in names})
+    return tuple(dict.fromkeys(_rung(row, names) for row in rows))
 
 
 def _rung(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Rung:

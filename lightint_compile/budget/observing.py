@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightint_compile.budget.deviation import deviation_of, results_of
 from lightint_compile.budget.feedback import fed_back, replaced
-from lightint_compile.budget.graph import BudgetedGraph
+from lightint_compile.budget.graph import BudgetedGraph, owner_of
 from lightint_compile.budget.limits import Budget
 from lightint_compile.budget.table import Table
 from lightint_compile.errors import StateError
@@ -35,10 +35,14 @@ class Measuring:
         results: the exact results of each call.
         followed: whether every call after the first was given what its setting would have made itself.
         start: a fingerprint of the first call's inputs.
+        owner: the weight that tells the module apart, see :func:`owner_of`.
     """
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
+        module = getattr(compiled, "_orig_mod", compiled)
+        self._weights = set(map(id, module.parameters())) if isinstance(module, torch.nn.Module) else set()
+        self.owner: torch.nn.Parameter | None = None
         self.graphs: list[BudgetedGraph] = []
         self.results: list[list[Tensor]] = []
         self.followed = True
@@ -72,8 +76,11 @@ class Measuring:
             )
         return self.graphs[0]
 
-    def covers(self, graph: BudgetedGraph) -> bool:
-        """Whether a graph belongs to the module; of its graphs, the first starts the table."""
+    def covers(self, graph: BudgetedGraph, args: Sequence[Any]) -> bool:
+        """Whether a call belongs to the module; of its graphs, the first starts the table."""
+        owner = owner_of(args)
+        if owner is not None and self._weights and id(owner) not in self._weights:
+            return False
         if graph in self.graphs:
             return True
         if graph not in CompiledGraph.of(self._compiled):
@@ -82,13 +89,14 @@ class Measuring:
             self._table = Table.of(graph.ladder)
             self._own = {rung: [] for rung in range(1, len(graph.ladder))}
         graph.reset()
+        self.owner = owner
         self.graphs.append(graph)
         return True
 
     def run(self, graph: BudgetedGraph, args: Sequence[Any]) -> Any:
         """Run one call exactly, and the settings beside it."""
-        if not self.covers(graph):
-            return graph.function(*args)
+        if not self.covers(graph, args):
+            return graph.plain(*args)
         if not self.results:
             self.start = fingerprint(args)
         feedback = fed_back(args, self.results)
@@ -142,8 +150,8 @@ class Confirming:
 
     def run(self, graph: BudgetedGraph, args: Sequence[Any]) -> Any:
         """Run one call at the setting in force, or at the first below it whose result is within the budget."""
-        if graph not in self._measured.graphs:
-            return graph.function(*args)
+        if not self._measured.covers(graph, args):
+            return graph.plain(*args)
         exact = self._expected(args)
         with _same_randomness(args) as again, _unwritten(args):
             while True:

@@ -80,6 +80,11 @@ class Table:
                 return number
         return len(self.rows)
 
+    def may_allow_more(self, budget: Budget) -> bool:
+        """Whether the setting behind the choice was not measured to the end, and fits as far as it was."""
+        behind = self.rows[self.choice(budget) :][:1]
+        return any(not row.complete and budget.allows(row.deviation, MARGIN) for row in behind)
+
     def replaced(self, rung: int, row: Measured) -> Table:
         """With another row for setting ``rung``, from 1."""
         return Table((*self.rows[: rung - 1], row, *self.rows[rung:]))

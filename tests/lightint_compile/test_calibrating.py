@@ -14,11 +14,12 @@ from torch.fx import symbolic_trace
 from lightint_compile.budget.calibrating import calibrate
 from lightint_compile.budget.deviation import deviation_of
 from lightint_compile.budget.feedback import fed_back, replaced
-from lightint_compile.budget.graph import BudgetedGraph
+from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored
 from lightint_compile.budget.ladder import LADDER, Rung, ladder_of
 from lightint_compile.budget.limits import Budget, Deviation
 from lightint_compile.budget.table import Measured, Table, load, save
 from lightint_compile.errors import BudgetError, StateError
+from lightint_compile.explaining import explain
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.pipeline import Pipeline
@@ -38,7 +39,7 @@ class World(torch.nn.Module):
         self.errors, self.noisy, self.calls = errors, noisy, []
         variants = [self._variant(rung) for rung in range(len(errors))]
         ladder = (Rung(), *NAMES[: len(errors) - 1])
-        self.graph = BudgetedGraph(variants[0], [self.weight], 0, _Builds(variants), ladder, budget, path)
+        self.graph = BudgetedGraph(variants[0], [self.weight], _Builds(variants), ladder, budget, path)
 
     def _variant(self, rung: int) -> CompiledGraph:
         def function(weight: Tensor, noise: Tensor, history: Tensor | None) -> tuple[Tensor]:
@@ -168,6 +169,21 @@ def test_graphs_of_other_modules_run_as_they_are() -> None:
     assert set(other.calls) == {0} and other.graph.rung == 0
 
 
+def test_a_module_that_shares_compiled_code_with_a_calibrated_one_runs_exactly() -> None:
+    world, other = World(), World()
+    calibrate(world, lambda: feedback_rollout(world))
+    shared, own = world.graph, other.graph
+    other.graph = shared
+    world.calls.clear()
+    feedback_rollout(other)
+    assert set(world.calls) == {0}
+    feedback_rollout(world)
+    assert set(world.calls) == {0, 1}
+    with pytest.raises(StateError, match="nothing to calibrate"):
+        calibrate(world, lambda: feedback_rollout(other))
+    assert own.rung == 0
+
+
 def test_an_exception_in_the_rollout_ends_the_calibration_and_changes_nothing() -> None:
     world = World()
 
@@ -214,8 +230,12 @@ def test_world_finds_its_calibration_again(tmp_path) -> None:
     world = World(path=path)
     chosen = calibrate(world, lambda: feedback_rollout(world)).chosen
     ladder = world.graph.ladder
-    assert Table.of(ladder).joined(load(path)).choice(Budget(0.05)) == chosen == 1
-    assert Table.of(ladder[:2]).joined(load(path)).choice(Budget(0.05)) == 0, "another ladder is another calibration"
+    assert stored(path, ladder).choice(Budget(0.05)) == chosen == 1
+    assert stored(path, ladder[:2]).choice(Budget(0.05)) == 0, "another ladder is another calibration"
+    assert "runs at step-1" in start_remark(stored(path, ladder), Budget(0.05)).message
+    assert not start_remark(stored(path, ladder), Budget(0.05)).hint
+    assert "calibrate again" in start_remark(stored(path, ladder), Budget(0.9)).hint
+    assert start_remark(stored(path, ladder), Budget(0.001)).rule == "uncalibrated"
 
 
 def test_calibrations_belong_to_weights_and_not_to_budgets() -> None:
@@ -265,6 +285,12 @@ def _pipeline(options: LightintOptions) -> Pipeline:
     from lightint_compile.presets import pipeline_of
 
     return pipeline_of(options)
+
+
+def test_a_dry_run_with_a_budget_is_exact_and_says_why() -> None:
+    report = explain(torch.nn.Linear(4, 4), torch.randn(2, 4), options={"max_relative_error": 0.1})
+    (remark,) = [each for each in report.sections[0].remarks if each.pass_name == "budget"]
+    assert remark.rule == "uncalibrated" and "sparse-attention" not in report.sections[0].pipeline
 
 
 def test_a_pipeline_written_out_is_taken_whole_or_not_at_all() -> None:
