@@ -86,7 +86,9 @@ def _relied_on(renames: Renames) -> str:
         condition = env.replace(guard.expr)
         if not condition.has(*expressions) or any(_holds_for_fewer(condition, old) for old in expressions):
             continue
-        renamed = condition.xreplace(expressions).replace(lambda part: _leaves_one(part, env), lambda part: sympy.S.One)
+        renamed = condition.xreplace(expressions).replace(
+            lambda part: _leaves_all(part, env), lambda part: part.args[0]
+        )
         if not _is_multiple(renamed, env) and not statically_known_true(env.create_symboolnode(renamed)):
             return str(guard.expr)
     return ""
@@ -100,11 +102,11 @@ def _is_multiple(condition: sympy.Basic, env: ShapeEnv) -> bool:
     return bool(least.is_Integer and least >= 2)
 
 
-def _leaves_one(part: sympy.Basic, env: ShapeEnv) -> bool:
-    """Whether ``part`` is ``Mod(1, x)`` with an ``x`` above one."""
-    if part.func.__name__ not in ("Mod", "PythonMod") or part.args[0] != 1:
+def _leaves_all(part: sympy.Basic, env: ShapeEnv) -> bool:
+    """Whether ``part`` is ``Mod(x, k x)`` with a ``k`` above one, which is ``x``; ``x`` a symbol or 1."""
+    if part.func.__name__ not in ("Mod", "PythonMod") or not (part.args[0].is_Symbol or part.args[0] == 1):
         return False
-    least = env.bound_sympy(part.args[1]).lower
+    least = env.bound_sympy(sympy.expand(part.args[1] / part.args[0])).lower
     return bool(least.is_Integer and least >= 2)
 
 
