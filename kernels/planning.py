@@ -52,11 +52,9 @@ def _signature(
     """Everything that a plan may depend on."""
     tensors = (query, *keys, *values) if context_pool is None else (query, *keys, *values, context_pool)
     forms = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-    query_grid, key_grid, prefix, tile, *policy = settings
-    return (
-        len(keys), len(values), *forms, tuple(query_grid), tuple(key_grid), prefix, tuple(tile), *policy,
-        dispatch.forced(), _capturing(query),
-    )  # fmt: skip
+    query_grid, key_grid, prefix, tile = settings[:4]
+    where = (tuple(query_grid), tuple(key_grid), prefix, tuple(tile))
+    return (len(keys), len(values), *forms, where, settings[4:], dispatch.forced(), _capturing(query))
 
 
 def _capturing(query: Tensor) -> bool:
@@ -96,11 +94,14 @@ def _dense(query: Tensor, keys: Segments, scale: float | None) -> Plan:
     _, heads, tokens, dim = query.shape
     by_head, by_token = (dim, heads * dim) if heads_last(query) else (tokens * dim, dim)
     strides = (heads * tokens * dim, by_head, by_token, 1)
+    options: dict[str, Any] = {"scale": factor, "enable_gqa": True} if grouped else {"scale": factor}
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def dense(query: Tensor, keys: Segments, values: Segments, _: Tensor | None) -> Tensor:
-        key, value = (parts[0] if len(parts) == 1 else torch.cat(list(parts), 2) for parts in (keys, values))
-        out = attend(query, key, value, scale=factor, enable_gqa=grouped)
+        if len(keys) == 1:
+            out = attend(query, keys[0], values[0], **options)
+        else:
+            out = attend(query, torch.cat(list(keys), 2), torch.cat(list(values), 2), **options)
         return out if out.stride() == strides else as_output(out, query)
 
     return dense
