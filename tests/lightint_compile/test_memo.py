@@ -35,6 +35,18 @@ def test_an_equal_tensor_is_another_one() -> None:
     assert memo.misses == 2
 
 
+def test_a_view_is_told_by_what_it_views_and_where() -> None:
+    memo, x = Memo(lambda x: (x.sum(),)), torch.arange(12.0).reshape(3, 4)
+    assert memo(x[1])[0] is memo(x[1])[0]
+    assert memo(x[2])[0].item() == 38
+    assert memo(x.T[1])[0].item() == 15
+    assert memo(x.view(torch.int32)[1])[0].item() != 22
+    assert (memo.hits, memo.misses) == (1, 4)
+    x[1].add_(1)
+    assert memo(x[1])[0].item() == 26
+    assert memo(x.clone()[1])[0] is not memo(x[1])[0]
+
+
 def test_another_number_is_another_call() -> None:
     memo, x = _doubled(), torch.ones(1)
     assert memo(x, 2)[0].item() == 2
