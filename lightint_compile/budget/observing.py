@@ -14,7 +14,7 @@ from torch import Tensor
 from lightint_compile.budget.deviation import deviation_of, results_of
 from lightint_compile.budget.feedback import fed_back, replaced
 from lightint_compile.budget.graph import BudgetedGraph, owner_of
-from lightint_compile.budget.limits import Budget
+from lightint_compile.budget.limits import MARGIN, Budget
 from lightint_compile.budget.table import Table
 from lightint_compile.errors import StateError
 from lightint_compile.graphs import CompiledGraph
@@ -135,7 +135,7 @@ class Measuring:
 class Confirming:
     """The second rollout: every call gives the results of one setting, compared with the exact ones of the first.
 
-    A setting that exceeds the budget is given up for the one before it, from the call on where that shows.
+    A setting that exceeds its share of the budget is given up for the one before it, from the call on where that shows.
 
     Attributes:
         table: what was measured in both.
@@ -144,7 +144,7 @@ class Confirming:
 
     def __init__(self, measured: Measuring, rung: int) -> None:
         self._measured, self.rung, self.table = measured, rung, measured.table
-        self._calls = 0
+        self._first, self._calls = rung, 0
         for graph in measured.graphs:
             graph.reset()
 
@@ -170,11 +170,15 @@ class Confirming:
         return self._measured.results[self._calls - 1]
 
     def _fits(self, exact: list[Tensor], got: list[Tensor]) -> bool:
+        """Whether a result is near enough. Behind a faster setting's results the whole budget counts, and no row."""
         if [result.shape for result in exact] != [result.shape for result in got]:
             raise _another("its results have other shapes", "run the same rollout both times")
         row = self.table.rows[self.rung - 1].seen(deviation_of(exact, got))
-        self.table = self.table.replaced(self.rung, row)
-        return self._measured.budget.allows(row.deviation)
+        given_up = self.rung < self._first
+        fits = self._measured.budget.allows(row.deviation, 1.0 if given_up else MARGIN)
+        if not (given_up and fits):
+            self.table = self.table.replaced(self.rung, row)
+        return fits
 
     def check_all_ran(self) -> None:
         """Raise :class:`StateError` for a rollout that ended early."""
