@@ -129,3 +129,25 @@ def test_decompositions_reach_the_portable_steps():
     lowered = exported.run_decompositions(portable_table())
     steps = [str(node.target) for node in lowered.graph.nodes if "lightint" in str(node.target)]
     assert steps == [f"lightint.portable_{step}.default" for step in ("pool", "select", "attend")]
+
+
+def test_prepared_context_reaches_the_portable_steps_too():
+    pytest.importorskip("triton")
+    from lightint_compile.kernels.decompositions import portable_table
+
+    site = SITES["ragged"]
+    layout = site.layout
+    cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
+
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            keys, values = key.split(cut, 2), value.split(cut, 2)
+            pool = kernels.prepare_context(keys[1], grid=layout.context_grid, tile=site.tile)
+            return kernels.sparse_attention_prepared(query, keys, values, pool, **site.grids)
+
+    exported = torch.export.export(Attention(), site.tensors(torch.float32), strict=False)
+    lowered = exported.run_decompositions(portable_table())
+    steps = [node for node in lowered.graph.nodes if "lightint" in str(node.target)]
+    names = [str(node.target).removeprefix("lightint.portable_").removesuffix(".default") for node in steps]
+    assert names == ["pool", "pool", "select", "attend"]
+    assert [len(node.args[0]) for node in steps[:2]] == [1, 2]  # the context alone, then queries and current keys
