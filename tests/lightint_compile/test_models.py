@@ -166,3 +166,29 @@ def test_a_batch_that_grows_compiles_once_more_at_most() -> None:
         for batch in (2, 3, 5, 7):
             inputs = {name: value[:1].expand(batch, -1).contiguous() for name, value in kwargs.items()}
             torch.testing.assert_close(compiled(**inputs)[0], module(**inputs)[0], rtol=1e-4, atol=1e-5)
+
+
+def _half() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("mode", "tolerance"), [(torch.inference_mode, 1e-4), (_half, 5e-2)])
+@pytest.mark.parametrize("name", ["vit", "gpt2", "convolutions"])
+def test_modes_around_the_call(name: str, mode: Callable[[], Any], tolerance: float) -> None:
+    module, kwargs = _foreign(name)
+    compiled = torch.compile(module, backend="lightint", options={"delegate": "eager", "strict": True})
+    with torch.no_grad(), mode():
+        expected, got = _first(module(**kwargs)), _first(compiled(**kwargs))
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "convolutions", "recurrent"])
+def test_off_is_inductor_bit_for_bit(name: str) -> None:
+    module, kwargs = _foreign(name)
+    with torch.no_grad():
+        expected = _first(torch.compile(module, backend="inductor")(**kwargs))
+        torch._dynamo.reset()
+        got = _first(torch.compile(module, backend="lightint", options={"preset": "off"})(**kwargs))
+    assert torch.equal(got, expected)
