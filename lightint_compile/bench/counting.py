@@ -15,7 +15,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.decisions.points import DecisionPoint, PlanPoint
+from lightint_compile.passes.decisions.points import DecisionPoint, KeepPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.flops import WorkKind, flops_at, kind_of
 from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import Program, tensor_of
@@ -113,26 +113,41 @@ class _Run(fx.Interpreter):
         args, _ = self.fetch_args_kwargs_from_env(node)
         called = self.fetch_attr(str(node.target))
         if isinstance(called, DecisionPoint):
-            return self._answer(called, args)
+            return self._answer(called.spec, args)
         work, results = self._owner.region(str(node.target), called, args)
         if not (node.meta.get(MEMO) and self._owner.is_kept(node)):
             for kind, flops in work.items():
                 self._work[self._stage(node), kind] += flops
         return results
 
-    def _answer(self, point: DecisionPoint, args: tuple[Any, ...]) -> Any:
+    def _answer(self, spec: PointSpec, args: tuple[Any, ...]) -> Any:
         assert self._decision is not None
-        if not isinstance(point.spec, PlanPoint):
-            return point.spec.step in self._decision.reused_steps
-        if not point.spec.policy.adapt_context:
-            return None, None
-        return torch.empty(len(self._decision.context_frames), dtype=torch.int64, device="meta"), None
+        if isinstance(spec, StepPoint):
+            return spec.step in self._decision.reused_steps
+        if isinstance(spec, KeepPoint):
+            return None
+        if isinstance(spec, RecallPoint):
+            return _recalled(spec, self._decision.kept_frames, args[1:])
+        if not spec.policy.adapt_context:
+            return None, None, None
+        frames = len(self._decision.context_frames)
+        return _numbers(frames), None, _numbers(frames - self._decision.kept_frames)
 
     def _branch(self, node: fx.Node) -> Any:
         (condition, then, otherwise, operands), _ = self.fetch_args_kwargs_from_env(node)
         stage = self._stage(node)
         run = _Run(then if condition else otherwise, self._owner, self._decision, lambda inner: stage, self._work)
         return run.run(*operands)
+
+
+def _numbers(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.int64, device="meta")
+
+
+def _recalled(spec: RecallPoint, kept: int, sizes: Sequence[int]) -> torch.Tensor:
+    given = iter(sizes)
+    shape = [kept if size is None else next(given) if size < 0 else size for size in spec.shape]
+    return torch.empty(shape, dtype=getattr(torch, spec.dtype), device="meta")
 
 
 def sparse_flops(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

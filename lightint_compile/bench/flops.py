@@ -49,11 +49,20 @@ class Variant:
         options: of the compilation whose graphs are counted.
         decided_by: the preset whose rules decide along the path.
         dense_chunks: first chunks that run without sparse attention, whatever the options say.
+        age, kept_frames: most chunks for which keys and values of a context frame are kept, and of how many frames.
     """
 
     options: Mapping[str, Any]
     decided_by: str = "exact"
     dense_chunks: int = 0
+    age: int = 0
+    kept_frames: int = 0
+
+    @classmethod
+    def keeping(cls, age: int, kept_frames: int) -> Variant:
+        """The preset ``all`` with keys and values of ``kept_frames`` frames kept for ``age`` chunks."""
+        options = {"preset": "all", "age": age, "kept_frames": kept_frames}
+        return cls(options, "all", age=age, kept_frames=kept_frames)
 
 
 _RELEASE = ("adaptive-context", "sparse-attention", "outline-regions", "step-cache")
@@ -68,6 +77,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "published": Variant({"preset": "published"}, "published"),
     "all": Variant({"preset": "all"}, "all"),
+    "all, kept 4 chunks": Variant.keeping(4, 20),
+    "all, kept 16 chunks": Variant.keeping(16, 64),
 }
 """``release``: the rules of the Light Interaction release alone, dense first chunks included, no rewrite of ours."""
 
@@ -184,7 +195,7 @@ def rollout(
     Raises:
         AssertionError: a third depth is not on the line through the first two.
     """
-    decisions = decide(trajectory, latents, variant.decided_by, 20)
+    decisions = decide(trajectory, latents, variant.decided_by, 20, variant.age, variant.kept_frames)
     counted = [count(traces, variant, depth, decisions) for depth in depths]
     low, high, *more = counted
     for depth, works in zip(depths[2:], more, strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.fx as fx
 
 from lightint_compile.passes.remarks import Remark, RemarkKind, generic_path, merged
+from lightint_compile.reporting.rundown import rundown
 
 if TYPE_CHECKING:
     from lightint_compile.rewrite import Rewritten
@@ -46,6 +47,7 @@ class Section:
         remarks: repeated places folded into one with a count.
         measurements: seconds and counts known after compilation, by name (``"trace seconds"``, ``"cache hits"``).
         untouched: why the graph was handed on as it is; empty when the passes ran.
+        runs: what the root graph runs, as (phase, what it does), see :func:`rundown`.
         graph, original: the FX graphs after and before, not part of the data.
     """
 
@@ -58,6 +60,7 @@ class Section:
     remarks: tuple[Remark, ...] = ()
     measurements: Mapping[str, float] = field(default_factory=dict)
     untouched: str = ""
+    runs: tuple[tuple[str, str], ...] = ()
     graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
     original: fx.GraphModule | None = field(default=None, compare=False, repr=False)
 
@@ -73,6 +76,7 @@ class Section:
             passes=tuple(_rows(rewritten)),
             remarks=tuple(_readable(rewritten.remarks)),
             measurements=dict(measurements or {}),
+            runs=rundown(rewritten.program.graph_module),
             graph=rewritten.program.graph_module,
             original=rewritten.original.graph_module,
         )
@@ -120,6 +124,7 @@ class Section:
             "remarks": [remark.to_dict() for remark in self.remarks],
             "measurements": dict(self.measurements),
             "untouched": self.untouched,
+            "runs": [list(line) for line in self.runs],
         }
 
     @classmethod
@@ -127,7 +132,8 @@ class Section:
         """The inverse of :meth:`to_dict`."""
         rows = tuple(PassRow(**row) for row in data["passes"])
         remarks = tuple(Remark.from_dict(remark) for remark in data["remarks"])
-        return cls(**{**data, "passes": rows, "remarks": remarks})
+        runs = tuple((phase, said) for phase, said in data.get("runs", ()))
+        return cls(**{**data, "passes": rows, "remarks": remarks, "runs": runs})
 
 
 def _rows(rewritten: Rewritten) -> Iterable[PassRow]:

@@ -45,6 +45,7 @@ def _section(section: Section, number: str) -> Iterator[str]:
     if section.passes:
         yield ""
         yield from _table(section.passes)
+    yield from _runs(section)
     for kind in TITLES:
         yield from _group(TITLES[kind], section.of_kind(kind))
     yield from _nothing(section)
@@ -72,6 +73,15 @@ def sizes(section: Section) -> str:
     if not before:
         return text
     return f"{text}; {_flops(before)} became {_flops(after)} ({100 * (after - before) / before:+.1f} %)"
+
+
+def _runs(section: Section) -> Iterator[str]:
+    """What a chunk runs: a line a phase, and the regions that they call."""
+    if section.runs:
+        yield ""
+        yield "  what runs"
+    for phase, said in section.runs:
+        yield from _wrap(f"{phase:<12} {said}", "    ", " " * 17)
 
 
 def _table(rows: Iterable[PassRow]) -> Iterator[str]:
