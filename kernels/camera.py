@@ -89,8 +89,8 @@ def _on_gpu(heads: Tensor, matrix: Tensor, weight: Tensor | None, eps: float, *r
     _check(heads, matrix, weight, cosine, sine)
     if heads.shape[3] not in DIMS or heads.dtype not in (torch.bfloat16, torch.float16) or not heads.numel():
         return _reference(heads, matrix, weight, eps, cosine, sine, both)
-    matrix, cosine, sine = (None if each is None else each.float().contiguous() for each in (matrix, cosine, sine))
-    return run(heads.contiguous(), matrix, weight, eps, cosine, sine, both)
+    cosine, sine = (None if each is None else each.float().contiguous() for each in (cosine, sine))
+    return run(heads.contiguous(), matrix.float().contiguous(), weight, eps, cosine, sine, both)
 
 
 def _fake(

@@ -178,7 +178,8 @@ class _Subject:
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with self.device:
             chunk = WorldPlayChunk(self.config).to(self.dtype)
-        self.chunk = fill_random(chunk, 0).eval().requires_grad_(False)
+        fill_random(chunk, 0)
+        self.chunk = chunk.eval().requires_grad_(False)
         text = 119 if job.size == "8b-480p" else 12
         self.scene = example_scene(self.config, self.device, self.dtype, text_tokens=text)
         self.path = Trajectory.from_pose_string(job.trajectory)
