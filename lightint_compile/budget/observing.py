@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightint_compile.budget.deviation import deviation_of, results_of
-from lightint_compile.budget.feedback import fed_back, replaced
+from lightint_compile.budget.feedback import Fed, fed_back, replaced
 from lightint_compile.budget.graph import BudgetedGraph, owner_of
 from lightint_compile.budget.limits import MARGIN, Budget
 from lightint_compile.budget.table import Table
@@ -103,24 +103,35 @@ class Measuring:
         self.followed &= bool(feedback) or not self.results
         with _same_randomness(args) as again, _unwritten(args):
             outputs = _owned(graph.at(0)(*args))
-            exact = results_of(outputs)
+            self.results.append([result.clone() for result in results_of(outputs)])
             for rung in list(self._own):
                 if rung not in self._own:  # the one before it was just given up
                     break
                 again()
-                self._try(graph, rung, replaced(args, feedback, self._own[rung]), exact)
-        self.results.append([result.clone() for result in exact])
+                self._try(graph, rung, args, feedback)
         return outputs
 
-    def _try(self, graph: BudgetedGraph, rung: int, args: Sequence[Any], exact: list[Tensor]) -> None:
-        variant = graph.at(rung)
-        got = exact if variant is graph.at(0) and not self._differs(rung) else results_of(variant(*args))
+    def _try(self, graph: BudgetedGraph, rung: int, args: Sequence[Any], feedback: Sequence[Fed]) -> None:
+        exact, own = self.results[-1], self._own[rung]
+        got = self._known(graph, rung)
+        if got is None:
+            found = results_of(graph.at(rung)(*replaced(args, feedback, own)))
+            got = [result.clone() for result in found]
+        own.append(got)
         row = self.table.rows[rung - 1].seen(deviation_of(exact, got))
         self._table = self.table.replaced(rung, row)
-        self._own[rung].append([result.clone() for result in got])
         if not self.budget.allows(row.deviation):
             is_first = not any(self._differs(before) for before in range(1, rung))
             self._give_up(rung + is_first)
+
+    def _known(self, graph: BudgetedGraph, rung: int) -> list[Tensor] | None:
+        """The results of this call at a setting that has come to the same in every call so far."""
+        tried = {0: self.results} | {before: own for before, own in self._own.items() if before < rung}
+        for before, results in tried.items():
+            same = all(one is two for one, two in zip(results, self._own[rung], strict=False))
+            if same and graph.at(before) is graph.at(rung):
+                return results[-1]
+        return None
 
     def _differs(self, rung: int) -> bool:
         """Whether a setting's results so far are not the exact ones."""

@@ -118,6 +118,15 @@ def test_a_setting_over_the_budget_is_not_tried_again_nor_those_behind_it() -> N
     assert world.calls.count(2) == 1 and world.calls.count(3) == 0 and world.calls.count(1) == 4
 
 
+def test_settings_that_come_to_the_same_run_once() -> None:
+    world = World(errors=(0.0, 0.01, 0.01, 0.02))
+    world.graph.at(2), world.graph.at(3)
+    world.graph._variants[world.graph._effect(2)] = world.graph.at(1)
+    calibration = calibrate(world, lambda: feedback_rollout(world, 3))
+    assert [world.calls.count(rung) for rung in range(4)] == [3, 3, 0, 3]
+    assert calibration.table.rows[0].deviation == calibration.table.rows[1].deviation
+
+
 def test_a_budget_below_the_first_setting_says_what_is_reachable() -> None:
     for budget, said in ((Budget(0.005), "max_relative_error=0.0"), (Budget(None, 60.0), "min_psnr=")):
         world = World(errors=(0.0, 0.01, 0.03), budget=budget)
