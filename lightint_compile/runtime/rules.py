@@ -69,15 +69,27 @@ class Remembered:
         return float(self.overlap.max()) if self.starts else 0.0
 
     @cached_property
-    def covers(self) -> Tensor:
-        """Which points of each coming view either probe of each clip sees: bool [clips, 4, points]."""
+    def approached(self) -> Tensor:
+        """Whether the coming frames see more of each clip than the newest frame does: bool [clips].
+
+        The camera comes back to such a clip. Going on, forward or sideways, it sees less and less of any.
+        """
+        newest = self.situation.extrinsics[-CLIP - 1 : -CLIP]
+        now = self.view.overlap(newest, self.situation.extrinsics[self._probes])
+        return self.overlap > now.reshape(len(self.starts), 2).mean(1) + 1e-6
+
+    def covers(self, place: int) -> Tensor:
+        """Which points of each coming view either probe of one clip sees: bool [4, points]."""
         seen = self._sight.covers
-        return seen.reshape(CLIP, len(self.starts), 2, seen.shape[-1]).any(2).transpose(0, 1)
+        return seen.reshape(CLIP, len(self.starts), 2, seen.shape[-1])[:, place].any(1)
 
     @cached_property
     def _sight(self) -> Sight:
-        probes = [frame for start in self.starts for frame in (start, start + CLIP // 2)]
-        return Sight(self.view, self.situation.extrinsics[-CLIP:], self.situation.extrinsics[probes])
+        return Sight(self.view, self.situation.extrinsics[-CLIP:], self.situation.extrinsics[self._probes])
+
+    @cached_property
+    def _probes(self) -> list[int]:
+        return [frame for start in self.starts for frame in (start, start + CLIP // 2)]
 
 
 @dataclass(frozen=True)
@@ -192,48 +204,60 @@ class AdaptiveRules(Rules):
             raise OptionError("thresholds out of range", where="options", why=why, fix=fix)
 
     def decide(self, situation: Situation) -> Decision:
-        """See :meth:`Rules.decide`. Only clips older than the longest recent window speak for a revisit."""
-        clips = self.remembered(situation, self.longest)
+        """See :meth:`Rules.decide`."""
+        clips = self.remembered(situation, self.shortest)
+        places = self._revisited(clips)
+        overlap = float(clips.overlap[places].max()) if places else 0.0
         threshold = self.leave if situation.before is not None and not situation.before.novel else self.enter
-        novel = clips.best < threshold
-        context = self._context(situation, clips, novel)
+        novel = overlap < threshold
+        context = self._context(situation, clips, [] if novel else places)
         return Decision(
             chunk=situation.chunk,
             context_frames=context,
             reused_steps=self.steps if self.reuse and not novel else (),
-            overlap=clips.best,
+            overlap=overlap,
             threshold=threshold,
             novel=novel,
             dynamics=situation.dynamics,
             saved_frames=self.usual(situation.frames) - len(context),
         )
 
-    def _context(self, situation: Situation, clips: Remembered, novel: bool) -> tuple[int, ...]:
+    def _revisited(self, clips: Remembered) -> list[int]:
+        """The clips that speak for a revisit: older than the longest recent window, or approached again."""
+        if not clips.starts:
+            return []
+        old = torch.tensor(clips.starts) < clips.situation.frames - self.longest
+        found: list[int] = (old | clips.approached).nonzero().flatten().tolist()
+        return found
+
+    def _context(self, situation: Situation, clips: Remembered, places: Sequence[int]) -> tuple[int, ...]:
         frames = situation.frames
         if not self.adapt_context:
             return ModelRules(self.view, self.memory, self.recent).decide(situation).context_frames
         window = self._window(situation.dynamics)
         if frames <= CLIP + window:
             return tuple(range(frames))
-        return _joined(frames, window, [] if novel else self._covering(clips))
+        before = [place for place in places if clips.starts[place] < frames - window]
+        return _joined(frames, window, self._covering(clips, before))
 
     def _window(self, dynamics: float | None) -> int:
         """The recent window, in whole clips, between the bounds: linear in the relative change of the latents."""
         share = 0.0 if dynamics is None else min(max(dynamics / self.lively - 1.0, 0.0), 1.0)
         return self.shortest + CLIP * round(share * (self.longest - self.shortest) / CLIP)
 
-    def _covering(self, clips: Remembered) -> list[int]:
+    def _covering(self, clips: Remembered, places: Sequence[int]) -> list[int]:
         """Clips chosen one by one for the part of the coming views that those before do not cover."""
-        covered = torch.zeros_like(clips.covers[0])
-        left = list(range(len(clips.starts)))
+        left = {place: clips.covers(place) for place in places}
         chosen: list[int] = []
+        covered = torch.zeros(0, dtype=torch.bool)
         while left and len(chosen) < self.clips:
-            added = (clips.covers[left] & ~covered).double().mean((1, 2))
-            best = int(added.argmax())
-            if chosen and float(added[best]) < self.gain:
+            added = {place: float((seen & ~covered if chosen else seen).sum()) for place, seen in left.items()}
+            best = max(added, key=lambda place: (added[place], -place))
+            if chosen and added[best] < self.gain * covered.numel():
                 break
-            covered |= clips.covers[left[best]]
-            chosen.append(clips.starts[left.pop(best)])
+            seen = left.pop(best)
+            covered = covered | seen if chosen else seen
+            chosen.append(clips.starts[best])
         return chosen
 
 

@@ -21,7 +21,7 @@ from lightint_compile.errors import InputError, OptionError
 _PLASTIC = 1.2207440846057596
 """The root of x^4 = x + 1: its powers step a three-dimensional sequence of even spread (Roberts, 2018)."""
 
-_AT_ONCE = 24
+_AT_ONCE = 10
 """Pairs of cameras handled together: what PyTorch computes on one thread, so that no busy machine makes it wait."""
 
 SAME_CENTRE = 1e-3
@@ -123,9 +123,13 @@ class AngularView(View):
         sides = [(pitch + side * half_elevation).clamp(-math.pi / 2, math.pi / 2) for side in (1, -1)]
         cones = [part for angle in sides for part in (angle.sin() * angle.sin().abs(), angle.cos().square())]
         cameras = torch.cat([pose[..., :3, 3], torch.stack([yaw.sin(), yaw.cos(), *cones], -1)], -1).float()
-        seen = torch.zeros(cameras[..., 0].numel(), self.count, dtype=torch.bool)
+        seen = torch.empty(cameras[..., 0].numel(), self.count, dtype=torch.bool)
+        for part in seen.split(_AT_ONCE):
+            part.zero_()
         for pairs in self._may_meet(pose).flatten().nonzero().flatten().split(_AT_ONCE):
-            seen[pairs] = self._seen(cameras.flatten(0, 1)[pairs], math.tan(half_azimuth))
+            found = self._seen(cameras.flatten(0, 1)[pairs], math.tan(half_azimuth))
+            for pair, row in zip(pairs.tolist(), found, strict=True):
+                seen[pair] = row
         return seen.reshape(*pose.shape[:2], self.count)
 
     def _may_meet(self, pose: Tensor) -> Tensor:

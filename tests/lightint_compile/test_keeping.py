@@ -250,7 +250,7 @@ def test_more_slots_keep_clips_that_come_back() -> None:
         capacity: sum(len(d.context_frames) - d.kept_frames for d in kept_along(decisions, 16, capacity))
         for capacity in (20, 64)
     }
-    assert sum(len(d.context_frames) for d in decisions) == 144
+    assert sum(len(d.context_frames) for d in decisions) == 148
     assert fresh == {20: 76, 64: 60}, "60 is every clip once, as the newest"
 
 
