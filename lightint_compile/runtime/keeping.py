@@ -68,19 +68,21 @@ class Use:
         self.share, self.thread = share, threading.get_ident()
         self.is_done = False
         self._store, self._sites = store, 0
-        self._slots: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def recall(self, spec: RecallPoint, *sizes: int) -> Tensor:
-        """The kept values of a site: fresh memory, contiguous, without frames where none are kept."""
+        """The kept values of a site, contiguous, without frames where none are kept.
+
+        They are for reading: slots in a row are handed out where they lie. No chunk writes to slots that it recalls.
+        """
         given = iter(sizes)
         shape = [len(self.share.kept) if size is None else next(given) if size < 0 else size for size in spec.shape]
         if self._store is None or not self.share.kept:
             return torch.empty_strided(
                 shape, _strides(shape), dtype=getattr(torch, spec.dtype), device=torch.device(spec.device)
             )
-        pool = self._store.pools[spec.site]
-        axis = spec.shape.index(None)
-        return pool.index_select(axis, self._indices(pool.device)[0]).view(shape)
+        pool, axis = self._store.pools[spec.site], spec.shape.index(None)
+        parts = [pool.narrow(axis, slot, count) for slot, count in _runs(self.share.kept)]
+        return (torch.cat(parts, axis) if len(parts) > 1 else parts[0].contiguous()).view(shape)
 
     def keep(self, spec: KeepPoint, values: Tensor) -> None:
         """Keep what was computed for the fresh frames of a site; after the last one they are there for later chunks."""
@@ -90,29 +92,27 @@ class Use:
         rows = values.detach().unflatten(spec.axis, (len(self.share.fresh), spec.frame_tokens))
         if spec.site not in store.pools:
             store.pools[spec.site] = _pool(rows, spec.axis, store.frames.capacity)
-        pool, (_, slots) = store.pools[spec.site], self._indices(values.device)
+        pool = store.pools[spec.site]
         if spec.site == spec.sites - 1 and self.share.older:
             store.drift = self._drift(pool, rows, spec.axis)
         with torch.no_grad():
-            pool.index_copy_(spec.axis, slots, rows)
+            first = 0
+            for slot, count in _runs(self.share.fresh):
+                pool.narrow(spec.axis, slot, count).copy_(rows.narrow(spec.axis, first, count))
+                first += count
         self._sites += 1
         if self._sites == spec.sites:
             store.frames.commit(self.share)
             self.is_done = True
 
     def _drift(self, pool: Tensor, rows: Tensor, axis: int) -> Tensor:
-        older = torch.tensor(self.share.older)
-        slots = torch.tensor([self.share.fresh[place] for place in self.share.older])
-        then = pool.index_select(axis, slots.to(pool.device, non_blocking=True))
-        now = rows.index_select(axis, older.to(rows.device, non_blocking=True))
+        """How far the fresh values are from those of the same frames that are still in their slots."""
+        slots = [self.share.fresh[place] for place in self.share.older]
+        then, now = (
+            torch.cat([tensor.narrow(axis, place, count) for place, count in _runs(places)], axis)
+            for tensor, places in ((pool, slots), (rows, self.share.older))
+        )
         return relative_change(now.movedim(axis, 1).flatten(3), then.movedim(axis, 1).flatten(3))
-
-    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._slots:
-            both = (torch.tensor(slots, dtype=torch.int64) for slots in (self.share.kept, self.share.fresh))
-            kept, fresh = (slots.to(device, non_blocking=True) for slots in both)
-            self._slots[device] = kept, fresh
-        return self._slots[device]
 
 
 class Keeping:
@@ -182,6 +182,17 @@ def _pool(rows: Tensor, axis: int, capacity: int) -> Tensor:
     shape = [capacity if dim == axis else size for dim, size in enumerate(rows.shape)]
     with torch.inference_mode(False):  # an ordinary tensor, that calls in either mode may write to
         return rows.new_empty(shape)
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Places as (first, count) of those in a row: copies of a run go at the speed of memory, lists of places do not."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and sum(runs[-1]) == place:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((place, 1))
+    return runs
 
 
 def _strides(sizes: Sequence[int]) -> list[int]:
