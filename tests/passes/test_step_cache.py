@@ -48,10 +48,10 @@ class Toy:
             plain = driver.decisions.bound[PLAN]
 
             def plan(*operands):
-                index, record = plain(*operands)
+                index, record, fresh = plain(*operands)
                 record.decision = SimpleNamespace(**vars(record.decision) | {"reused_steps": reused})
                 record.checked = lambda step, drift, most: drift <= most
-                return index, record
+                return index, record, fresh
 
             driver._self.plan = plan
         return self.call(program, driver), driver
