@@ -203,7 +203,7 @@ def test_context_is_never_longer_than_the_model_allows() -> None:
     for frames in range(4, 44, 4):
         cameras = torch.cat([there_and_back(frames + 4)] * 2)
         cameras[1] = walk(frames + 4, 9.0, 0.0)
-        index, _ = plan_point(cameras, torch.randn(2, 4, frames, 4, 6) * torch.rand(frames)[:, None, None])
+        index, *_ = plan_point(cameras, torch.randn(2, 4, frames, 4, 6) * torch.rand(frames)[:, None, None])
         assert 0 < len(index) <= 12 and bool((index.diff() > 0).all()) and int(index[-1]) == frames - 1
 
 
