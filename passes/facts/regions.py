@@ -36,9 +36,15 @@ _HANDED_OVER = 2
 #: The part of what a candidate could save at best that makes further candidates not worth growing.
 _GOOD_ENOUGH = 0.9
 
-#: Bounds on the work, well above what models need: candidates grown before the best is taken, and candidates taken.
+#: The part of the free nodes that a group proposed by module paths must save to be taken without a look at structure.
+_CLEAR = 0.3
+
+#: How much more structure must save than module paths do: their borders are those that a person knows.
+_TWICE = 2
+
+#: Bounds on the work, well above what models need: candidates grown before the best is taken, and rounds of taking.
 CANDIDATES_TRIED = 48
-ROUNDS = 8
+ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -102,31 +108,42 @@ class _Search:
         self._found: list[RegionGroup] = []
 
     def run(self) -> list[RegionGroup]:
-        """Take the best candidate's groups until none saves enough; module paths first, structure for the rest."""
-        for propose in (by_module, by_structure):
-            for _ in range(ROUNDS):
-                enough = len(self._free) >= max(2 * MIN_NODES, MIN_SAVED_CHAIN * self._total)
-                if not enough or not self._round(propose(self._free, self._tokens)):
-                    break
+        """Take the best candidate's groups until none saves enough.
+
+        Module paths are asked first, and structure where what they propose saves little: a norm of every block must not
+        be taken out of blocks that have no module path of their own.
+        """
+        for _ in range(ROUNDS):
+            if len(self._free) < max(2 * MIN_NODES, MIN_SAVED_CHAIN * self._total):
+                break
+            groups = self._best(by_module(self._free, self._tokens))
+            if _worth(groups) < _CLEAR * len(self._free):
+                groups = self._best(by_structure(self._free, self._tokens), _TWICE * _worth(groups)) or groups
+            if not groups:
+                break
+            self._take(groups)
         return sorted(self._found, key=lambda group: -group.saved)
 
-    def _round(self, candidates: Sequence[Candidate]) -> bool:
+    def _best(self, candidates: Sequence[Candidate], least: int = 0) -> list[RegionGroup]:
+        """The groups of the candidate whose groups are worth most, if that is more than ``least``."""
         ranked = sorted(candidates, key=lambda candidate: -candidate.bound)
         best: list[RegionGroup] = []
         chosen: Candidate | None = None
         for candidate in ranked[:CANDIDATES_TRIED]:
             if _worth(best) >= _GOOD_ENOUGH * candidate.bound:
                 break
-            groups = self._groups(candidate, _worth(best))
+            groups = self._groups(candidate, max(least, _worth(best)))
             if groups:
                 best, chosen = groups, candidate
         if chosen is not None and chosen.is_structural:
             for candidate in rephased([group.instances for group in best], chosen):
                 best = self._groups(candidate, _worth(best)) or best
-        self._found += best
-        taken = {node for group in best for instance in group.instances for node in instance}
+        return best
+
+    def _take(self, groups: Sequence[RegionGroup]) -> None:
+        self._found += groups
+        taken = {node for group in groups for instance in group.instances for node in instance}
         self._free = [node for node in self._free if node not in taken]
-        return bool(best)
 
     def _groups(self, candidate: Candidate, least: int) -> list[RegionGroup]:
         """The legal groups that a candidate grows to; none unless they are worth more than ``least``."""

@@ -193,3 +193,48 @@ def test_tuples_and_their_elements_are_on_the_same_side(chunk: Program) -> None:
             for node in nodes:
                 if node.target is operator.getitem:
                     assert node.args[0] in nodes
+
+
+class Root(nn.Module):
+    """A norm of many operations, as models spell it in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x * 0.5
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).tanh() * self.weight
+
+
+def _rest_of_a_block(x: Tensor) -> Tensor:
+    x = torch.cat([x.sin(), x.cos().abs().sqrt()], -1)[..., 4:12].erf().neg() + x.mean(-1, keepdim=True)
+    x = (x.flip(-1).sinh() / (1 + x.exp())).atan().roll(1, -1).clamp(-3, 3)
+    return (x.square() - x.amax(-1, keepdim=True)).sigmoid() * x.cumsum(-1)
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.q_norm, self.k_norm = Root(), Root()
+
+
+class WithoutBlocks(nn.Module):
+    """Blocks that are called part by part, so that no module path holds all of one."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Parts() for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            query, key = part.q_norm(part.q(x)), part.k_norm(part.k(x))
+            x = x + _rest_of_a_block(part.out(torch.softmax(query @ key.mT, -1) @ x))
+        return x
+
+
+def test_a_norm_with_a_path_is_not_taken_out_of_blocks_without_one() -> None:
+    (group,) = regions_of(WithoutBlocks(6).eval().requires_grad_(False), torch.randn(1, 5, 8))
+    assert len(group.instances) == 6
+    assert group.size > 25
