@@ -112,17 +112,27 @@ def _has_own_rows(node: fx.Node, scope: Scope) -> bool:
 def _border(start: fx.Node, paths: Set[fx.Node], scope: Scope) -> fx.Node:
     """The last value that all paths share and that no place in the context has touched.
 
-    Trailing views are left out, unless what they view serves other ends too (queries made by the same projection).
+    Trailing views are left out, unless what they view serves other ends too (queries made by the same projection);
+    and trailing casts to a wider type, which would keep twice the bytes.
     """
     border, below = start, _rows_below(start, paths, scope)
     for node, between in _shared(start, below, paths):
         if any(_is_placed(source, below, scope) for step in between for source in step.all_input_nodes):
             break
-        if rows_axis(node, scope.size) is None:
+        if rows_axis(node, scope.size) is None or _widens(node):
             continue
         if alias_source(node) is None or not _serves_only(border, paths):
             border = node
     return border
+
+
+def _widens(node: fx.Node) -> bool:
+    """Whether a node only casts to a type of more bytes."""
+    if node.target not in (aten._to_copy.default, aten.to.dtype):
+        return False
+    narrow, wide = tensor_of(node.args[0]), tensor_of(node)
+    assert narrow is not None and wide is not None
+    return wide.element_size() > narrow.element_size()
 
 
 def _serves_only(node: fx.Node, paths: Set[fx.Node]) -> bool:

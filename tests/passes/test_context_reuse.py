@@ -75,6 +75,13 @@ def test_one_projection_for_queries_keys_and_values_is_cut_behind_the_split() ->
             assert node.args[1].meta["val"].shape[-1] == kept_world.WIDTH, "queries are kept as well"
 
 
+def test_half_precision_is_kept_as_it_is_where_positions_are_applied_in_float32() -> None:
+    program = kept_program(kept_world.WideWorld(), dtype=torch.bfloat16)
+    assert remark_of(run(program)).kind is RemarkKind.APPLIED
+    kept = [node.args[1] for node, spec in points_of(program).items() if isinstance(spec, KeepPoint)]
+    assert {node.meta["val"].dtype for node in kept} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("twin", "reason"),
     [

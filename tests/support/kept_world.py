@@ -89,6 +89,13 @@ class KeptWorld(nn.Module):
         return tokens
 
 
+class WideWorld(KeptWorld):
+    """Rotates in float32, whatever the weights are."""
+
+    def placed(self, key: Tensor, places: Tensor) -> Tensor:
+        return rotated(key.float(), places.float()).to(key.dtype)
+
+
 class FusedWorld(KeptWorld):
     layer = FusedLayer
 
@@ -160,6 +167,7 @@ def inputs_of(frames: int = 24, seed: int = 0, dtype: torch.dtype = torch.float3
     return noise, history, torch.eye(4, dtype=dtype).repeat(1, frames + 4, 1, 1)
 
 
-def kept_program(module: nn.Module, frames: int = 24) -> Program:
+def kept_program(module: nn.Module, frames: int = 24, dtype: torch.dtype = torch.float32) -> Program:
     with torch.no_grad():
-        return capture.trace(module.eval(), inputs_of(frames), dynamic={"history": 2, "extrinsics": 1})
+        inputs = inputs_of(frames, dtype=dtype)
+        return capture.trace(module.to(dtype).eval(), inputs, dynamic={"history": 2, "extrinsics": 1})
