@@ -1,8 +1,9 @@
 """Attention over a token grid becomes block-sparse attention: tiles of keys are scored, and the best ones are read.
 
 The idea is that of the published method for interactive video models: mean-pooled queries and keys of 3-D tiles decide
-which key tiles a query tile reads; text, the neighbourhood and, in a denoising step, the frames being made are always
-read. Here a site is found by what its axes mean, not by the model's name.
+which key tiles a query tile reads; text and the neighbourhood are always read. In a denoising step the release reads
+all frames being made as well; here they are chosen among like all others, which loses less at the same budget. A site
+is found by what its axes mean, not by the model's name.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class SparseAttention(Pass):
 
     Attributes:
         density: kept fraction of the visual key tiles where the grid attends to itself.
-        context_density: kept fraction of the context tiles in a denoising step, where the current frames are all kept;
-            ``none`` applies ``density`` to all tiles there as well.
+        context_density: budget of a denoising step: as many tiles as the current frames have, and this share of the
+            context's; ``none`` applies ``density`` to all tiles there as well.
+        keep_current: spend that budget on all of the current frames first, as the release does, not on the best tiles.
         coverage: softmax mass of the pooled scores at which a query tile may stop before its budget.
         tile: (frames, height, width) tokens of a tile.
         protect_frames: latest frames that every query keeps.
@@ -66,7 +68,8 @@ class SparseAttention(Pass):
     requires = (AttentionSites,)
 
     density: float = 0.3
-    context_density: float | None = 0.175
+    context_density: float | None = 0.15
+    keep_current: bool = False
     coverage: float | None = None
     tile: tuple[int, ...] = (4, 8, 4)
     protect_frames: int = 0
@@ -128,14 +131,15 @@ class SparseAttention(Pass):
         return Layout.of(current, (total, *current[1:]), self.tile, prefix)
 
     def _choice(self, site: AttentionSite, layout: Layout) -> Choice:
-        """The published budgets: a share of everything, or the current frames and a share of the context."""
+        """A share of everything, or as many tiles as the current frames have and a share of the context."""
         assert site.query_grid is not None
         frames = site.query_grid.frames
         if site.kind is not SiteKind.DENOISE or self.context_density is None or not isinstance(frames, int):
             return Choice(layout, self.density, self.coverage, self.protect_frames, self.neighbours)
         kept = layout.query_tiles + math.floor(self.context_density * layout.context_blocks)
         density = min((kept - 0.5) / layout.key_blocks, 1.0)  # half a block below: the budget is rounded up
-        return Choice(layout, density, self.coverage, max(self.protect_frames, frames), self.neighbours)
+        protected = max(self.protect_frames, frames if self.keep_current else 0)
+        return Choice(layout, density, self.coverage, protected, self.neighbours)
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])

@@ -93,3 +93,18 @@ def ratio_of_errors(layout, density, protect, sharpness):
         seen = reference.token_weights(*lists, layout).bool()
         errors.append(relative(F.scaled_dot_product_attention(query, keys, values, attn_mask=seen), exact))
     return errors[0] / errors[1]
+
+
+def test_choosing_among_current_frames_too_loses_less_than_reading_all_of_them():
+    layout, ratios = Layout((12, 4), 22, 18, TILE, TEXT), []
+    for seed, sharpness in ((0, 1.0), (1, 2.5), (2, 5.0)):
+        query, key, value, text_key, text_value = site(layout, seed, sharpness)
+        keys, values = torch.cat([text_key, key], 2), torch.cat([text_value, value], 2)
+        exact = F.scaled_dot_product_attention(query, keys, values)
+        errors = []
+        for protect in (0, 4):
+            lists = chosen(layout, query, key, 0.36, protect)
+            seen = reference.token_weights(*lists, layout).bool()
+            errors.append(relative(F.scaled_dot_product_attention(query, keys, values, attn_mask=seen), exact))
+        ratios.append(errors[0] / errors[1])
+    assert math.prod(ratios) ** (1 / 3) < 0.99

@@ -73,7 +73,7 @@ def test_a_denoising_step_reads_its_segments_without_the_concatenation():
     node = only(copy, SEGMENTS)
     assert [key.meta["val"].shape[2] for key in node.args[1]] == [5, 128, 64]
     assert node.args[3:7] == ([4, 4, 4], [12, 4, 4], 5, [2, 2, 2])
-    assert node.args[8:] == (None, 4, 1, None)  # coverage, protected frames, neighbours, scale
+    assert node.args[8:] == (None, 0, 1, None)  # coverage, protected frames, neighbours, scale
     assert not list(copy.calls(DENSE))
     assert dense_difference(program, feeds) < 1e-6
 
@@ -195,13 +195,20 @@ def test_a_world_model_with_a_symbolic_history():
 # --- what is kept ----------------------------------------
 
 
-@pytest.mark.parametrize(("frames", "kept"), [(8, 70), (12, 79), (20, 97)])
-def test_the_published_budget_of_a_denoising_step(frames: int, kept: int):
+PUBLISHED = "context-density=0.175,keep-current=true,"
+
+
+@pytest.mark.parametrize(
+    ("options", "frames", "kept"),
+    [(PUBLISHED, 8, 70), (PUBLISHED, 12, 79), (PUBLISHED, 20, 97), ("", 8, 67), ("", 12, 75), ("", 20, 91)],
+)
+def test_the_budget_of_a_denoising_step(options: str, frames: int, kept: int):
     shapes = {"current": (1, 16, 4, 30, 52), "context": (1, 16, frames, 30, 52), "text": (1, 2, 850, 8)}
     with torch.device("meta"):
         program = trace_function(denoise, {name: torch.empty(shape) for name, shape in shapes.items()})
-    _, result = rewritten(program, "sparse-attention{min-tokens=0}")
+    copy, result = rewritten(program, f"sparse-attention{{{options}min-tokens=0}}")
     assert result.remarks[0].args["kept_blocks"] == kept
+    assert only(copy, SEGMENTS).args[9] == (4 if options else 0), "frames that are always read"
     assert result.remarks[0].args["key_blocks"] == (frames + 4) // 4 * 52
 
 
