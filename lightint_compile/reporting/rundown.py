@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.decisions.points import PlanPoint, PointSpec, StepPoint, is_outlined, point_of
+from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, StepPoint, is_outlined, point_of
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.remarks import generic_path
@@ -19,6 +19,12 @@ _PHASE = re.compile(r"^(step_\d+|prefill)(?:_|$)")
 
 BETWEEN = "between"
 """The phase of calls that belong to no step and no block."""
+
+ONCE = "once"
+"""The phase of results that are kept between calls."""
+
+LONGEST = 6
+"""Calls of the longest cycle that is told once: ``53 x (recall, recall, block_0, keep, keep)``."""
 
 Line = tuple[str, str]
 """A phase of the chunk, and what it does."""
@@ -31,9 +37,16 @@ def rundown(root: fx.GraphModule) -> tuple[Line, ...]:
     calls = [(_phase(root, node), _said(root, node)) for node in root.graph.nodes]
     if sum(bool(said) for _, said in calls) < 2:
         return ()
-    spoken = _settled([(phase, said) for phase, said in calls if said])
+    spoken = _settled(_once_first([(phase, said) for phase, said in calls if said]))
     phases = [(phase, _joined(said for _, said in each)) for phase, each in groupby(spoken, key=lambda call: call[0])]
     return (*phases, *_regions(root))
+
+
+def _once_first(calls: list[Line]) -> list[Line]:
+    """Kept results lie between the blocks that read them; they are told where the first of them is."""
+    first = next((place for place, (phase, _) in enumerate(calls) if phase == ONCE), 0)
+    once = [call for call in calls if call[0] == ONCE]
+    return [*calls[:first], *once, *(call for call in calls[first:] if call[0] != ONCE)]
 
 
 def _settled(calls: list[Line]) -> list[Line]:
@@ -51,7 +64,7 @@ def _phase(root: fx.GraphModule, node: fx.Node) -> str:
     if isinstance(point_of(root, node), PlanPoint):
         return "decide"
     if node.meta.get(MEMO):
-        return "once"
+        return ONCE
     found = _PHASE.match(node.name)
     if found is None and any(_is_choice(root, source) for source in node.all_input_nodes):
         return "context"
@@ -77,7 +90,7 @@ def _said(root: fx.GraphModule, node: fx.Node) -> str:
 
 def _decision(spec: PointSpec, node: fx.Node) -> str:
     if not isinstance(spec, PlanPoint):
-        return str(node.target)
+        return "keep" if isinstance(spec, KeepPoint) else "recall"
     read = " and ".join(source.name for source in node.all_input_nodes[:2])
     return f"{_decided(spec.policy)}, by the {spec.policy.rules} rules, from {read}"
 
@@ -104,9 +117,26 @@ def _side(root: fx.GraphModule, name: str) -> str:
 
 
 def _joined(calls: Iterable[str]) -> str:
-    """``block_1, 52 x block_2, glue_0``."""
-    runs = [(said, len(list(run))) for said, run in groupby(filter(None, calls))]
-    return ", ".join(said if count == 1 else f"{count} x {said}" for said, count in runs)
+    """``block_1, 52 x block_2, glue_0``; a cycle of several is ``52 x (memo_6, block_0)``."""
+    said, place = list(filter(None, calls)), 0
+    parts = []
+    while place < len(said):
+        period, count = max(
+            ((period, _repeats(said, place, period)) for period in range(1, LONGEST + 1)),
+            key=lambda cycle: (cycle[0] * cycle[1] if cycle[1] > 1 else 1, -cycle[0]),
+        )
+        period = period if count > 1 else 1
+        cycle = ", ".join(said[place : place + period])
+        parts.append(cycle if count == 1 else f"{count} x ({cycle})" if period > 1 else f"{count} x {cycle}")
+        place += period * count
+    return ", ".join(parts)
+
+
+def _repeats(said: list[str], place: int, period: int) -> int:
+    cycle, count = said[place : place + period], 1
+    while said[place + count * period : place + (count + 1) * period] == cycle:
+        count += 1
+    return count
 
 
 def _regions(root: fx.GraphModule) -> Iterator[Line]:

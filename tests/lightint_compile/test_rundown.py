@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from toy_world import ToyWorld, there_and_back
 
 import lightint_compile
 from lightint_compile.reporting import Report
+from lightint_compile.reporting.rundown import _joined
 
 INPUTS = (torch.randn(1, 4, 4, 4, 6), torch.randn(1, 4, 12, 4, 6), there_and_back(16))
 DYNAMIC = {"history": 2, "extrinsics": 1}
@@ -48,3 +50,17 @@ def test_the_lines_survive_as_data_and_older_reports_have_none() -> None:
 def test_a_graph_in_one_piece_has_nothing_to_tell() -> None:
     (section,) = explained(torch.nn.Linear(4, 4), torch.randn(2, 4)).sections
     assert section.runs == ()
+
+
+@pytest.mark.parametrize(
+    ("calls", "told"),
+    [
+        (["a"], "a"),
+        (["a", "", "a", "a", "b"], "3 x a, b"),
+        (["first", *["memo", "block"] * 53, "last"], "first, 53 x (memo, block), last"),
+        (["recall", "recall", "block", "keep", "keep"] * 2, "2 x (recall, recall, block, keep, keep)"),
+        (["a", "b", "c"], "a, b, c"),
+    ],
+)
+def test_cycles_of_calls_are_told_once(calls: list[str], told: str) -> None:
+    assert _joined(calls) == told
