@@ -17,6 +17,7 @@ from torch._guards import Source
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 
 from lightint_compile.errors import PassError
+from lightint_compile.passes.facts.axes import quotient
 from lightint_compile.passes.program import Program, fake_mode_of
 
 TYPICAL = 12
@@ -98,16 +99,21 @@ def _is_multiple(condition: sympy.Basic, env: ShapeEnv) -> bool:
     """Whether ``condition`` is ``k x != x`` with a ``k`` above one."""
     if not isinstance(condition, sympy.Ne) or not condition.rhs.is_Symbol:
         return False
-    least = env.bound_sympy(sympy.expand(condition.lhs / condition.rhs)).lower
-    return bool(least.is_Integer and least >= 2)
+    return _is_several_times(condition.lhs, condition.rhs, env)
 
 
 def _leaves_all(part: sympy.Basic, env: ShapeEnv) -> bool:
     """Whether ``part`` is ``Mod(x, k x)`` with a ``k`` above one, which is ``x``; ``x`` a symbol or 1."""
     if part.func.__name__ not in ("Mod", "PythonMod") or not (part.args[0].is_Symbol or part.args[0] == 1):
         return False
-    least = env.bound_sympy(sympy.expand(part.args[1] / part.args[0])).lower
-    return bool(least.is_Integer and least >= 2)
+    return _is_several_times(part.args[1], part.args[0], env)
+
+
+def _is_several_times(whole: sympy.Expr, part: sympy.Expr, env: ShapeEnv) -> bool:
+    """Whether ``whole`` is a whole multiple of ``part``, and more than it."""
+    times = quotient(whole, part)
+    least = None if times is None else env.bound_sympy(sympy.sympify(times)).lower
+    return bool(least is not None and least.is_Integer and least >= 2)
 
 
 def _holds_for_fewer(condition: sympy.Basic, old: sympy.Expr) -> bool:
