@@ -90,7 +90,7 @@ class Reuse:
                 self._rewriter.call(aten.sym_size.int, fresh, 0),
             )
         self._in_order([kept.args[0], kept.args[1], kept], fresh)
-        return fresh, _Counts(kept.args[0], kept.args[1], kept)  # type: ignore[arg-type]
+        return fresh, _Counts(kept.args[0], kept)  # type: ignore[arg-type]
 
     def _in_order(self, nodes: Sequence[Any], after: fx.Node) -> None:
         for node in nodes:
@@ -171,10 +171,10 @@ class Reuse:
 
 
 class _Counts:
-    """Numbers of context frames as nodes: all of them, the fresh ones, and those in front that are kept."""
+    """Numbers of context frames as nodes: all of them, and those in front that are kept."""
 
-    def __init__(self, everything: fx.Node, fresh: fx.Node, kept: fx.Node) -> None:
-        self.all, self.fresh, self.kept = everything, fresh, kept
+    def __init__(self, everything: fx.Node, kept: fx.Node) -> None:
+        self.all, self.kept = everything, kept
 
 
 def _strides(sizes: Sequence[Any]) -> list[Any]:
