@@ -14,6 +14,7 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from . import ops as _ops  # noqa: F401  registers the operators
 from . import planning
 from .dispatch import Choice, implementation, using
+from .steps import ContextPools
 
 Grid = Sequence[int]
 _lightint = torch.ops.lightint
@@ -47,6 +48,8 @@ def sparse_attention(
     protect_frames: int = 0,
     neighbours: int = 1,
     scale: float | None = None,
+    context_density: float | None = None,
+    skipped_means: bool = True,
 ) -> Tensor:
     """Attention over a (frames, height, width) token grid that skips key tiles of little weight.
 
@@ -62,6 +65,9 @@ def sparse_attention(
         protect_frames: latest key frames that are always kept.
         neighbours: blocks within this Manhattan distance in the block grid are always kept (0: the own block).
         scale: factor of the logits; ``head_dim ** -0.5`` by default.
+        context_density: with it, the budget is ``density`` of the current blocks and this share of the context's.
+        skipped_means: let every block that is not read take part by its mean key and value; without it, what is not
+            read is left out, as in the published method.
 
     Returns:
         ``[batch, query_heads, query_tokens, head_dim]``; memory order as stated in ``ops``.
@@ -69,9 +75,10 @@ def sparse_attention(
     Raises:
         InputError: arguments that do not fit together, before anything is launched.
     """
-    settings = (query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale)
+    policy = (density, coverage, protect_frames, neighbours, scale, context_density, skipped_means)
+    settings = (query_grid, key_grid, prefix, tile, *policy)
     if not torch.compiler.is_compiling() and _is_plain(query, key, value):
-        return planning.run(query, [key], [value], None, *settings)
+        return planning.run(query, [key], [value], ContextPools(), *settings)
     return _lightint.sparse_attention(query, key, value, *settings)
 
 
@@ -89,14 +96,17 @@ def sparse_attention_segments(
     protect_frames: int = 0,
     neighbours: int = 1,
     scale: float | None = None,
+    context_density: float | None = None,
+    skipped_means: bool = True,
 ) -> Tensor:
     """:func:`sparse_attention` with keys and values as consecutive segments (text, cached context, current).
 
     Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
     """
-    settings = (query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale)
+    policy = (density, coverage, protect_frames, neighbours, scale, context_density, skipped_means)
+    settings = (query_grid, key_grid, prefix, tile, *policy)
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values):
-        return planning.run(query, keys, values, None, *settings)
+        return planning.run(query, keys, values, ContextPools(), *settings)
     return _lightint.sparse_attention_segments(query, list(keys), list(values), *settings)
 
 
@@ -105,6 +115,7 @@ def sparse_attention_prepared(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     context_pool: Tensor,
+    context_value_pool: Tensor | None = None,
     *,
     query_grid: Grid,
     key_grid: Grid,
@@ -115,12 +126,22 @@ def sparse_attention_prepared(
     protect_frames: int = 0,
     neighbours: int = 1,
     scale: float | None = None,
+    context_density: float | None = None,
+    skipped_means: bool = True,
 ) -> Tensor:
-    """:func:`sparse_attention_segments` with the context's pool of :func:`prepare_context`, made once a chunk."""
-    settings = (query_grid, key_grid, prefix, tile, density, coverage, protect_frames, neighbours, scale)
-    if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values, context_pool):
-        return planning.run(query, keys, values, context_pool, *settings)
-    return _lightint.sparse_attention_prepared(query, list(keys), list(values), context_pool, *settings)
+    """:func:`sparse_attention_segments` with the context's pools of :func:`prepare_context`, made once a chunk.
+
+    ``context_pool`` are the keys', ``context_value_pool`` the values', which only means of skipped blocks are made of;
+    left out, the values are pooled here.
+    """
+    policy = (density, coverage, protect_frames, neighbours, scale, context_density, skipped_means)
+    settings = (query_grid, key_grid, prefix, tile, *policy)
+    pools = ContextPools(context_pool, context_value_pool)
+    if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values, *(p for p in pools if p is not None)):
+        return planning.run(query, keys, values, pools, *settings)
+    return _lightint.sparse_attention_prepared(
+        query, list(keys), list(values), context_pool, *settings, context_value_pool
+    )
 
 
 def _is_plain(*tensors: Tensor) -> bool:
@@ -140,13 +161,13 @@ def _is_plain(*tensors: Tensor) -> bool:
 
 
 def pool_tiles(tokens: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:
-    """Mean of the existing tokens of each tile of one span.
+    """Mean of the existing tokens of each tile of one span, and their spread (the mean variance of a channel).
 
     Args:
         tokens: ``[batch, heads, frames * height * width, head_dim]``.
 
     Returns:
-        float32 ``[batch, heads, tiles, head_dim]`` (float64 for float64 tokens).
+        float32 ``[batch, heads, tiles, head_dim + 1]`` (float64 for float64 tokens), the spread last.
 
     Raises:
         InputError: a grid that is not the tokens', or a tile that does not fit.
@@ -155,9 +176,9 @@ def pool_tiles(tokens: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:
 
 
 def prepare_context(key: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:
-    """Pooled context keys, computed once a chunk and given to :func:`select_blocks` at every step.
+    """Pooled context keys, or values, computed once a chunk and given to every step.
 
-    ``key`` are the context's visual keys alone (no text), ``grid`` its (frames, height, width).
+    ``key`` are the context's visual tokens alone (no text), ``grid`` its (frames, height, width).
     """
     return pool_tiles(key, grid=grid, tile=tile)
 
@@ -174,11 +195,12 @@ def select_blocks(
     protect_frames: int = 0,
     neighbours: int = 1,
     scale: float | None = None,
+    context_density: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ascending lists of the kept key blocks of every query tile.
 
     Args:
-        query_pool: ``[batch, query_heads, query_tiles, head_dim]`` of :func:`pool_tiles`.
+        query_pool: ``[batch, query_heads, query_tiles, head_dim + 1]`` of :func:`pool_tiles`.
         key_pools: pooled context keys (if there is context), then pooled current keys.
 
     Returns:
@@ -199,6 +221,7 @@ def select_blocks(
         protect_frames,
         neighbours,
         scale,
+        context_density,
     )
 
 

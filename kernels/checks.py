@@ -108,13 +108,19 @@ def _length(name: str, seen: int, expected: int, meaning: str) -> None:
         )
 
 
-def policy(density: float, coverage: float | None, protect_frames: int, neighbours: int) -> None:
+def policy(
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    context_density: float | None = None,
+) -> None:
     """Check the choice of blocks.
 
     Raises:
         InputError: density or coverage outside (0, 1], a negative number of frames or radius.
     """
-    for name, fraction in (("density", density), ("coverage", coverage)):
+    for name, fraction in (("density", density), ("coverage", coverage), ("context_density", context_density)):
         if fraction is not None and not 0.0 < fraction <= 1.0:
             raise InputError(f"{name} is a kept fraction in (0, 1]", where=name, why=f"got {fraction}")
     if protect_frames < 0 or neighbours < 0:
@@ -137,12 +143,12 @@ def pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> None:
 
 
 def context_pool(pool: Tensor, key: Tensor, layout: Layout) -> None:
-    """Check pooled context keys that were prepared earlier.
+    """Check pooled context keys, or values, that were prepared earlier.
 
     Raises:
         InputError: a shape, dtype or device that pooling this layout's context would not have given.
     """
-    expected = (key.shape[0], key.shape[1], layout.context_blocks, key.shape[3])
+    expected = (key.shape[0], key.shape[1], layout.context_blocks, key.shape[3] + 1)
     dtype = accumulate_dtype(key.dtype)
     fits = pool.dim() == 4 and all(seen == wanted for seen, wanted in zip(pool.shape, expected, strict=True))
     if not fits or pool.dtype != dtype or pool.device != key.device:
@@ -150,7 +156,7 @@ def context_pool(pool: Tensor, key: Tensor, layout: Layout) -> None:
             "context_pool is not that of the context keys",
             where="context_pool",
             why=f"{_shape(pool)} {pool.dtype} on {pool.device}, expected {list(expected)} {dtype} on {key.device}",
-            fix="pool the context's visual keys with this site's tile: prepare_context(key, grid=..., tile=...)",
+            fix="pool the context's visual tokens with this site's tile: prepare_context(key, grid=..., tile=...)",
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import ops
 from .spans import split_spans
-from .steps import default_scale, policy, run_steps
+from .steps import ContextPools, default_scale, policy, run_steps
 from .tiles import Layout
 
 
@@ -40,28 +40,52 @@ def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     }
 
 
-def _sparse(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    return _sparse_segments(query, [key], [value], *rest)
+def _sparse(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
+    return _steps(query, [key], [value], ContextPools(), *rest, **more)
 
 
-def _sparse_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
-    return _steps(query, keys, values, None, *rest)
+def _sparse_segments(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any, **more: Any
+) -> Tensor:
+    return _steps(query, keys, values, ContextPools(), *rest, **more)
 
 
 def _sparse_prepared(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    context_pool: Tensor,
+    *rest: Any,
+    context_value_pool: Tensor | None = None,
+    **more: Any,
 ) -> Tensor:
-    return _steps(query, keys, values, context_pool, *rest)
+    settings, value_pool = ops.cut_value_pool(rest, context_value_pool)
+    return _steps(query, keys, values, ContextPools(context_pool, value_pool), *settings, **more)
 
 
 def _steps(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor | None, *rest: Any
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    pools: ContextPools,
+    query_grid: Sequence[int],
+    key_grid: Sequence[int],
+    prefix: int,
+    tile: Sequence[int],
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float | None,
+    context_density: float | None = None,
+    skipped_means: bool = False,
 ) -> Tensor:
     from . import portable
 
-    layout = Layout.of(rest[0], rest[1], rest[3], rest[2])
+    layout = Layout.of(query_grid, key_grid, tile, prefix)
     spans = split_spans(keys, layout), split_spans(values, layout)
-    return run_steps(portable, query, *spans, layout, policy(query, *rest[4:]), context_pool)
+    chosen = policy(query, density, coverage, protect_frames, neighbours, scale, context_density)
+    return run_steps(portable, query, *spans, layout, chosen, pools, skipped_means)
 
 
 def _pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
@@ -70,11 +94,12 @@ def _pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
     return portable.pool_spans([(tokens, (grid[0], grid[1], grid[2]))], (tile[0], tile[1], tile[2]))[0]
 
 
-def _select(query_pool: Tensor, key_pools: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+def _select(query_pool: Tensor, key_pools: Sequence[Tensor], *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
     from . import portable
 
     layout = Layout.of(rest[0], rest[1], rest[2])
-    return portable.select_blocks(query_pool, key_pools, layout, **policy(query_pool, *rest[3:]))
+    found = portable.select_blocks(query_pool, key_pools, layout, **policy(query_pool[..., :-1], *rest[3:], **more))
+    return found.lists, found.counts
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:

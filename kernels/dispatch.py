@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightint_compile.errors import OptionError, did_you_mean
 
+from .skipped import Selection
 from .tiles import Layout
 
 NAMES = ("dense", "reference", "gather", "portable", "hopper")
@@ -28,7 +29,7 @@ class Implementation(Protocol):
     """A module that runs the three steps of sparse attention; the contracts are those of ``reference``."""
 
     pool_spans: Callable[..., list[Tensor]]
-    select_blocks: Callable[..., tuple[Tensor, Tensor]]
+    select_blocks: Callable[..., Selection]
     attend: Callable[..., Tensor]
 
 
@@ -118,7 +119,7 @@ def load(choice: str) -> Implementation:
     return cast(Implementation, importlib.import_module(f"lightint_compile.kernels.{home}"))
 
 
-def selector(query_pool: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+def selector(query_pool: Tensor) -> Callable[..., Selection]:
     """The selection that runs for such pools; they are float32 whatever the tokens were."""
     forced = _forced.get()
     if forced in ("portable", "hopper") or (forced is None and _pools_on_gpu(query_pool)):
@@ -127,11 +128,11 @@ def selector(query_pool: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _pools_on_gpu(pool: Tensor) -> bool:
-    return pool.is_cuda and not _portable_obstacle(pool.device, torch.bfloat16, pool.shape[3])
+    return pool.is_cuda and not _portable_obstacle(pool.device, torch.bfloat16, pool.shape[3] - 1)
 
 
 def prefers_sparse(
-    query: Tensor, layout: Layout, density: float, tile: Sequence[int], *, host_hidden: bool = False
+    query: Tensor, layout: Layout, kept_blocks: int, tile: Sequence[int], *, host_hidden: bool = False
 ) -> Choice:
     """``dense`` or the implementation that will run, for one call of sparse attention.
 
@@ -147,8 +148,15 @@ def prefers_sparse(
         return Choice("dense", chosen.reason)
     batch, heads, tokens, head_dim = query.shape
     shape = (batch, heads, head_dim, tokens, layout.key_tokens)
-    kept = (layout.prefix + density * (layout.key_tokens - layout.prefix)) / layout.key_tokens
+    kept = kept_fraction(layout, kept_blocks)
     cost = importlib.import_module("lightint_compile.kernels.cost")
     if cost.prefers_sparse(query.device, query.dtype, *shape, kept, str(chosen), host_hidden=host_hidden):
         return chosen
     return Choice("dense", "the cost model expects no gain from skipping blocks")
+
+
+def kept_fraction(layout: Layout, kept_blocks: int) -> float:
+    """Share of all keys that a query tile reads, the prefix and one mean for each skipped block included."""
+    visual = layout.key_tokens - layout.prefix
+    means = layout.key_blocks - kept_blocks
+    return min((layout.prefix + kept_blocks / layout.key_blocks * visual + means) / layout.key_tokens, 1.0)

@@ -1,7 +1,8 @@
 """Block-sparse attention on the CPU: kept tiles are gathered per query tile and attended in cache-sized pieces.
 
 Skipped blocks cost nothing. Rows with equal counts run as one batch, so that one attention call uses all cores; long
-lists are cut into pieces whose partial results are merged by their log-sum-exp, and the prefix is one more such piece.
+lists are cut into pieces whose partial results are merged by their log-sum-exp; the prefix and the means that stand for
+skipped blocks are such pieces too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .reference import pool_spans, select_blocks
+from .skipped import Means
 from .spans import Spans, as_output, from_tiles, to_tiles
 from .tiles import Layout, accumulate_dtype, key_token_map
 
@@ -24,10 +26,19 @@ _MOST_PIECES = 32
 
 
 def attend(
-    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    index: Tensor,
+    count: Tensor,
+    layout: Layout,
+    scale: float,
+    means: Means | None = None,
 ) -> Tensor:
     """Same contract as :func:`reference.attend`."""
     job = _Job(query, keys, values, layout, scale)
+    if means is not None:
+        job.stand_in(means)
     lists = index.flatten(0, 2).long()
     for rows, kept in _equal_rows(count.flatten(), job.piece):
         for blocks in lists[rows, :kept].split(job.piece, 1):
@@ -85,6 +96,18 @@ class _Job:
             tensor.index_select(0, tiles).view(len(rows), 1, -1, tensor.shape[-1]) for tensor in (self.key, self.value)
         )
         bias = None if self.bias is None else self.bias[blocks].flatten(1)[:, None, None]
+        self._add(rows, key, value, bias)
+
+    def stand_in(self, means: Means) -> None:
+        """Let every query tile attend to the means of blocks that it does not read; some read every block."""
+        offsets, width = means.offsets.flatten(0, 2), 8 * self.piece
+        source = torch.arange(len(offsets)) // self.layout.query_tiles // self.groups
+        key, value = means.key.flatten(0, 1), means.value.flatten(0, 1)
+        for rows in torch.isfinite(offsets).any(-1).nonzero().flatten().split(width):
+            bias = offsets[rows, None, None].to(key.dtype)
+            self._add(rows, key[source[rows], None], value[source[rows], None], bias)
+
+    def _add(self, rows: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> None:
         part, mass = (t[:, 0] for t in _attention(self.query[rows, None], key, value, bias, self.scale))
         mass = mass.to(self.mass.dtype)
         total = torch.logaddexp(self.mass[rows], mass)

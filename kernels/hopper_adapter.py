@@ -10,24 +10,42 @@ from . import hopper, portable
 from .portable import pool_spans as pool_spans
 from .portable import select_blocks as select_blocks
 from .portable.pipeline import Pipeline, fits
+from .skipped import Means
 from .spans import Spans
+from .steps import ContextPools
 from .tiles import Layout
 
 
 def attend(
-    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    index: Tensor,
+    count: Tensor,
+    layout: Layout,
+    scale: float,
+    means: Means | None = None,
 ) -> Tensor:
     """Same contract as :func:`reference.attend`; the Gluon kernel takes its maximum before scaling, so scale > 0."""
     steps = hopper if scale > 0 else portable
-    return steps.attend(query, keys, values, index, count, layout, scale)
+    return steps.attend(query, keys, values, index, count, layout, scale, means)
 
 
 def bind(
-    query: Tensor, keys: Spans, values: Spans, layout: Layout, policy: dict[str, Any], *, prepared: bool
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    layout: Layout,
+    policy: dict[str, Any],
+    *,
+    pools: ContextPools,
+    skipped_means: bool,
 ) -> Pipeline | None:
     """The bound launches of such calls; None where they cannot be bound."""
     if policy["scale"] <= 0:
-        return portable.bind(query, keys, values, layout, policy, prepared=prepared)
+        return portable.bind(query, keys, values, layout, policy, pools=pools, skipped_means=skipped_means)
     if not fits(query, keys, values, layout) or not hopper.expressible(query, keys, values):
         return None
-    return Pipeline(query, keys, values, layout, policy, hopper.BoundAttention, prepared=prepared)
+    return Pipeline(
+        query, keys, values, layout, policy, hopper.BoundAttention, pools=pools, skipped_means=skipped_means
+    )

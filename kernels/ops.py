@@ -24,6 +24,12 @@ query_tiles]``, both contiguous. Row ``i`` attends to blocks ``index[..., i, :co
 hold anything. Selection writes ascending lists without duplicates; attention takes any order, and a block listed n
 times weighs n times. A row with ``count == 0`` and ``prefix == 0`` gives zeros.
 
+*Skipped blocks.* With ``skipped_means``, a visual key block that a query tile does not read joins its softmax as one
+key, the mean of the block's keys with the log of their number added to the logit, and one value, their mean.
+
+*Budget.* ``floor(density * blocks)``; with ``context_density`` that of the current blocks and
+``floor(context_density * context blocks)`` more, spent on whatever scores best.
+
 *Heads.* ``query_heads`` is a multiple of ``key_heads``; query head ``i`` reads key head ``i // (query_heads //
 key_heads)``.
 
@@ -45,7 +51,7 @@ from lightint_compile.errors import InputError
 
 from . import checks, dispatch, planning
 from .spans import empty_output, split_spans
-from .steps import default_scale, policy
+from .steps import ContextPools, default_scale, policy
 from .tiles import Layout, accumulate_dtype, tile_counts, volume
 
 NAMESPACE = "lightint"
@@ -53,19 +59,19 @@ NAMESPACE = "lightint"
 _SITE = "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile"
 _POLICY = "float density, float? coverage, int protect_frames, int neighbours"
 
+_SPARSE = f"{_SITE}, {_POLICY}, float? scale, float? context_density=None, bool skipped_means=False"
+
 SCHEMAS = {
-    "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SITE}, {_POLICY}, float? scale) -> Tensor",
-    "sparse_attention_segments": (
-        f"(Tensor query, Tensor[] keys, Tensor[] values, {_SITE}, {_POLICY}, float? scale) -> Tensor"
-    ),
+    "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SPARSE}) -> Tensor",
+    "sparse_attention_segments": f"(Tensor query, Tensor[] keys, Tensor[] values, {_SPARSE}) -> Tensor",
     "sparse_attention_prepared": (
         "(Tensor query, Tensor[] keys, Tensor[] values, Tensor context_pool, "
-        f"{_SITE}, {_POLICY}, float? scale) -> Tensor"
+        f"{_SPARSE}, Tensor? context_value_pool=None) -> Tensor"
     ),
     "pool_tiles": "(Tensor tokens, SymInt[] grid, int[] tile) -> Tensor",
     "select_blocks": (
         "(Tensor query_pool, Tensor[] key_pools, SymInt[] query_grid, SymInt[] key_grid, int[] tile, "
-        f"{_POLICY}, float? scale) -> (Tensor index, Tensor count)"
+        f"{_POLICY}, float? scale, float? context_density=None) -> (Tensor index, Tensor count)"
     ),
     "block_sparse_attention": (
         f"(Tensor query, Tensor key, Tensor value, Tensor index, Tensor count, {_SITE}, float? scale) -> Tensor"
@@ -74,30 +80,40 @@ SCHEMAS = {
         f"(Tensor query, Tensor[] keys, Tensor[] values, Tensor index, Tensor count, {_SITE}, float? scale) -> Tensor"
     ),
 }
-"""Every operator's schema; the strings are what graphs and archives hold, so they only ever grow new names."""
+"""Every operator's schema; the strings are what graphs and archives hold, so they only grow, by names and at ends."""
 
 _library = Library(NAMESPACE, "FRAGMENT")
 
 
 def sparse_attention_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
     """Pool, select and attend; dense attention where nothing is skipped or skipping would not pay."""
-    return planning.run(query, keys, values, None, *rest)
+    return planning.run(query, keys, values, ContextPools(), *rest)
 
 
 def sparse_attention_prepared(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
 ) -> Tensor:
-    """:func:`sparse_attention_segments` with the pooled context keys given."""
-    return planning.run(query, keys, values, context_pool, *rest)
+    """:func:`sparse_attention_segments` with the pooled context keys, and perhaps values, given."""
+    settings, value_pool = cut_value_pool(rest)
+    return planning.run(query, keys, values, ContextPools(context_pool, value_pool), *settings)
+
+
+def cut_value_pool(rest: Sequence[Any], value_pool: Tensor | None = None) -> tuple[Sequence[Any], Tensor | None]:
+    """The last argument of :func:`sparse_attention_prepared`, and what stands in front of it."""
+    return rest[:_SETTINGS], (*rest[_SETTINGS:], value_pool)[0]
+
+
+_SETTINGS = 11
+"""Arguments of sparse attention behind its tensors."""
 
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     """:func:`sparse_attention_segments` of one segment."""
-    return planning.run(query, [key], [value], None, *rest)
+    return planning.run(query, [key], [value], ContextPools(), *rest)
 
 
 def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
-    """Mean of each tile of one span, see :func:`reference.pool_tiles`."""
+    """Mean and spread of each tile of one span, see :func:`reference.pool_tiles`."""
     checks.pool(tokens, grid, tile)
     steps = dispatch.load(dispatch.implementation(tokens, tile))
     with planning.on_device_of(tokens):
@@ -115,14 +131,16 @@ def select_blocks(
     protect_frames: int,
     neighbours: int,
     scale: float | None,
+    context_density: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Block lists from pooled queries and keys, see :func:`reference.select_blocks`."""
     layout = Layout.of(query_grid, key_grid, tile)
     checks.pools(query_pool, key_pools, layout)
-    checks.policy(density, coverage, protect_frames, neighbours)
-    chosen = policy(query_pool, density, coverage, protect_frames, neighbours, scale)
+    checks.policy(density, coverage, protect_frames, neighbours, context_density)
+    chosen = policy(query_pool[..., :-1], density, coverage, protect_frames, neighbours, scale, context_density)
     with planning.on_device_of(query_pool):
-        return dispatch.selector(query_pool)(query_pool, key_pools, layout, **chosen)
+        found = dispatch.selector(query_pool)(query_pool, key_pools, layout, **chosen)
+    return found.lists, found.counts
 
 
 def block_sparse_attention_segments(
@@ -161,17 +179,19 @@ def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Te
 
 def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
     checks.site(query, keys, values, *rest[:4])
-    checks.policy(*rest[4:8])
+    checks.policy(*rest[4:8], *rest[9:10])
     return empty_output(query)
 
 
 def _fake_prepared(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
 ) -> Tensor:
-    layout = checks.site(query, keys, values, *rest[:4])
-    checks.policy(*rest[4:8])
-    checks.context_pool(context_pool, keys[0], layout)
-    return empty_output(query)
+    settings, value_pool = cut_value_pool(rest)
+    layout = checks.site(query, keys, values, *settings[:4])
+    for pool in (context_pool, value_pool):
+        if pool is not None:
+            checks.context_pool(pool, keys[0], layout)
+    return _fake_segments(query, keys, values, *settings)
 
 
 def _fake_block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
@@ -185,7 +205,7 @@ def _fake_block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence
 
 def _fake_pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
     checks.pool(tokens, grid, tile)
-    shape = (tokens.shape[0], tokens.shape[1], volume(tile_counts(grid, tile)), tokens.shape[3])
+    shape = (tokens.shape[0], tokens.shape[1], volume(tile_counts(grid, tile)), tokens.shape[3] + 1)
     return tokens.new_empty(shape, dtype=accumulate_dtype(tokens.dtype))
 
 
@@ -200,12 +220,13 @@ def _fake_select(
     protect_frames: int,
     neighbours: int,
     scale: float | None,
+    context_density: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout.of(query_grid, key_grid, tile)
     checks.pools(query_pool, key_pools, layout)
-    checks.policy(density, coverage, protect_frames, neighbours)
+    checks.policy(density, coverage, protect_frames, neighbours, context_density)
     rows = (query_pool.shape[0], query_pool.shape[1], layout.query_tiles)
-    width = layout.list_width(density, protect_frames, neighbours)
+    width = layout.list_width(density, protect_frames, neighbours, context_density)
     return query_pool.new_empty((*rows, width), dtype=torch.int32), query_pool.new_empty(rows, dtype=torch.int32)
 
 

@@ -15,30 +15,30 @@ from torch import Tensor
 
 from . import checks, dispatch
 from .spans import Cutting, Spans, as_output, heads_last
-from .steps import default_scale, policy, run_steps
+from .steps import ContextPools, default_scale, policy, run_steps
 from .tiles import Layout
 
 Segments = Sequence[Tensor]
-Plan = Callable[[Tensor, Segments, Segments, Tensor | None], Tensor]
+Plan = Callable[[Tensor, Segments, Segments, ContextPools], Tensor]
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 _MOST_PLANS = 1024
 
 
-def run(query: Tensor, keys: Segments, values: Segments, context_pool: Tensor | None, *settings: Any) -> Tensor:
+def run(query: Tensor, keys: Segments, values: Segments, pools: ContextPools, *settings: Any) -> Tensor:
     """Sparse attention of real tensors; ``settings`` are the operator's other arguments, in the schema's order.
 
     Raises:
         InputError: arguments that do not fit together.
     """
-    key = _signature(query, keys, values, context_pool, settings)
+    key = _signature(query, keys, values, pools, settings)
     plan = _plans.get(key)
     if plan is None:
-        plan = _make(query, keys, values, context_pool, *settings)
+        plan = _make(query, keys, values, pools, *settings)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
-    return plan(query, keys, values, context_pool)
+    return plan(query, keys, values, pools)
 
 
 def forget() -> None:
@@ -47,11 +47,12 @@ def forget() -> None:
 
 
 def _signature(
-    query: Tensor, keys: Segments, values: Segments, context_pool: Tensor | None, settings: tuple[Any, ...]
+    query: Tensor, keys: Segments, values: Segments, pools: ContextPools, settings: tuple[Any, ...]
 ) -> tuple[Any, ...]:
     """Everything that a plan may depend on."""
-    tensors = (query, *keys, *values) if context_pool is None else (query, *keys, *values, context_pool)
-    forms = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+    forms = [
+        None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in (query, *keys, *values, *pools)
+    ]
     query_grid, key_grid, prefix, tile = settings[:4]
     where = (tuple(query_grid), tuple(key_grid), prefix, tuple(tile))
     return (len(keys), len(values), *forms, where, settings[4:], dispatch.forced(), _capturing(query))
@@ -66,7 +67,7 @@ def _make(
     query: Tensor,
     keys: Segments,
     values: Segments,
-    context_pool: Tensor | None,
+    pools: ContextPools,
     query_grid: Sequence[int],
     key_grid: Sequence[int],
     prefix: int,
@@ -76,17 +77,21 @@ def _make(
     protect_frames: int,
     neighbours: int,
     scale: float | None,
+    context_density: float | None = None,
+    skipped_means: bool = False,
 ) -> Plan:
     layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
-    checks.policy(density, coverage, protect_frames, neighbours)
-    if context_pool is not None:
-        checks.context_pool(context_pool, keys[0], layout)
-    keeps_all = density >= 1.0 and (coverage is None or coverage >= 1.0)
-    choice = dispatch.prefers_sparse(query, layout, density, tile, host_hidden=_capturing(query))
+    checks.policy(density, coverage, protect_frames, neighbours, context_density)
+    for pool in pools:
+        if pool is not None:
+            checks.context_pool(pool, keys[0], layout)
+    budget = layout.budget(density, context_density)
+    keeps_all = budget >= layout.key_blocks and (coverage is None or coverage >= 1.0)
+    choice = dispatch.prefers_sparse(query, layout, budget, tile, host_hidden=_capturing(query))
     if keeps_all or choice == "dense":
         return _dense(query, keys, scale)
-    chosen = policy(query, density, coverage, protect_frames, neighbours, scale)
-    return _sparse(dispatch.load(choice), query, keys, values, context_pool, layout, chosen)
+    chosen = policy(query, density, coverage, protect_frames, neighbours, scale, context_density)
+    return _sparse(dispatch.load(choice), query, keys, values, pools, layout, chosen, skipped_means)
 
 
 def _dense(query: Tensor, keys: Segments, scale: float | None) -> Plan:
@@ -97,7 +102,7 @@ def _dense(query: Tensor, keys: Segments, scale: float | None) -> Plan:
     options: dict[str, Any] = {"scale": factor, "enable_gqa": True} if grouped else {"scale": factor}
     attend = torch.nn.functional.scaled_dot_product_attention
 
-    def dense(query: Tensor, keys: Segments, values: Segments, _: Tensor | None) -> Tensor:
+    def dense(query: Tensor, keys: Segments, values: Segments, _: ContextPools) -> Tensor:
         if len(keys) == 1:
             out = attend(query, keys[0], values[0], **options)
         else:
@@ -112,21 +117,22 @@ def _sparse(
     query: Tensor,
     keys: Segments,
     values: Segments,
-    context_pool: Tensor | None,
+    pools: ContextPools,
     layout: Layout,
     chosen: dict[str, Any],
+    skipped_means: bool,
 ) -> Plan:
     cut = Cutting([key.shape[2] for key in keys], layout)
-    bound = _bound(steps, query, cut(keys), cut(values), context_pool, layout, chosen)
+    bound = _bound(steps, query, cut(keys), cut(values), pools, layout, chosen, skipped_means)
 
-    def sparse(query: Tensor, keys: Segments, values: Segments, pool: Tensor | None) -> Tensor:
+    def sparse(query: Tensor, keys: Segments, values: Segments, pools: ContextPools) -> Tensor:
         key_spans, value_spans = cut(keys), cut(values)
         if bound is not None:
-            found = bound(query, key_spans, value_spans, pool)
+            found = bound(query, key_spans, value_spans, pools)
             if found is not None:
                 return found
         with on_device_of(query):
-            return run_steps(steps, query, key_spans, value_spans, layout, chosen, pool)
+            return run_steps(steps, query, key_spans, value_spans, layout, chosen, pools, skipped_means)
 
     return sparse
 
@@ -143,15 +149,16 @@ def _bound(
     query: Tensor,
     keys: Spans,
     values: Spans,
-    context_pool: Tensor | None,
+    pools: ContextPools,
     layout: Layout,
     chosen: dict[str, Any],
+    skipped_means: bool,
 ) -> Callable[..., Tensor | None] | None:
     """The implementation's bound launches, where it has some for such tensors."""
     bind = getattr(steps, "bind", None)
-    if bind is None or (context_pool is not None and not context_pool.is_contiguous()):
+    if bind is None or any(pool is not None and not pool.is_contiguous() for pool in pools):
         return None
     found: Callable[..., Tensor | None] | None = bind(
-        query, keys, values, layout, chosen, prepared=context_pool is not None
+        query, keys, values, layout, chosen, pools=pools, skipped_means=skipped_means
     )
     return found

@@ -10,22 +10,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .skipped import Means, Selection
 from .spans import Spans, as_output, to_tiles
-from .tiles import Layout, accumulate_dtype, forced_blocks, key_token_map, token_map, valid_counts
+from .tiles import (
+    Layout,
+    accumulate_dtype,
+    forced_blocks,
+    key_token_map,
+    largest_deviation,
+    token_map,
+    valid_counts,
+)
 
 
 def pool_tiles(tokens: Tensor, grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tensor:
-    """Mean of the tokens that exist in each tile.
+    """Mean of the tokens that exist in each tile, and behind it their spread: the variance of a channel on average.
 
     Args:
         tokens: ``[batch, heads, frames * height * width, head_dim]``.
 
     Returns:
-        ``[batch, heads, tiles, head_dim]``, float32 (float64 for float64 tokens), contiguous.
+        ``[batch, heads, tiles, head_dim + 1]``, float32 (float64 for float64 tokens), contiguous.
     """
-    tiles = to_tiles(tokens.to(accumulate_dtype(tokens.dtype)), grid, tile)
-    valid = valid_counts(grid, tile).to(tiles)
-    return (tiles.sum(3) / valid[:, None]).contiguous()
+    tokens = tokens.to(accumulate_dtype(tokens.dtype))
+    tiles = to_tiles(tokens, grid, tile)
+    exist = to_tiles(tokens.new_ones(1, 1, tokens.shape[2], 1), grid, tile)
+    valid = valid_counts(grid, tile, tokens.device)[:, None]
+    mean = tiles.sum(3) / valid
+    spread = ((tiles - mean[:, :, :, None]) * exist).square().sum((3, 4)) / (valid[:, 0] * tokens.shape[3])
+    return torch.cat([mean, spread[..., None]], -1).contiguous()
 
 
 def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple[int, int, int]) -> list[Tensor]:
@@ -34,14 +47,22 @@ def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple
 
 
 def block_scores(query_pool: Tensor, key_pool: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Estimated log-mass of each key block: scaled product of the means plus the log of the block's token count.
+    """Estimated log-mass of each key block.
+
+    That is the scaled product of the means, the log of the block's token count, and what the keys' spread adds: the log
+    of the mean exponential of ``n`` normal numbers of variance ``v``, which is ``v / 2`` up to ``v = 2 ln n`` and grows
+    with the largest of them beyond it (the random energy model, Derrida 1981). ``n`` is the whole tile's.
 
     Returns:
         ``[batch, query_heads, query_tiles, key_blocks]`` in the pools' dtype.
     """
-    groups = query_pool.shape[1] // key_pool.shape[1]
-    scores = query_pool @ key_pool.repeat_interleave(groups, 1).transpose(-1, -2)
-    return scores * scale + key_token_map(layout)[1].sum(-1).to(scores).log()
+    groups, dim = query_pool.shape[1] // key_pool.shape[1], query_pool.shape[-1] - 1
+    key, spread = key_pool.repeat_interleave(groups, 1).split([dim, 1], -1)
+    query, query_spread = query_pool.split([dim, 1], -1)
+    deviation = abs(scale) * (query.square().sum(-1, keepdim=True) + dim * query_spread).sqrt() * spread.mT.sqrt()
+    edge = largest_deviation(layout.tile)
+    gain = torch.where(deviation <= edge, deviation.square() / 2, edge * (deviation - edge / 2))
+    return query @ key.mT * scale + gain + key_token_map(layout)[1].sum(-1).to(query).log()
 
 
 def select_blocks(
@@ -54,26 +75,32 @@ def select_blocks(
     protect_frames: int,
     neighbours: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+    context_density: float | None = None,
+    offsets: bool = False,
+) -> Selection:
     """Lists of kept blocks: the forced ones first, then by score, until the budget or the coverage is met.
 
     ``key_pools`` are the pooled context (if any) and current keys, in order. Ties go to the lower block number. See
-    ``ops`` for the meaning of the lists.
+    ``ops`` for the meaning of the lists, :class:`Means` for that of the offsets, which are made where they are wanted.
     """
     scores = block_scores(query_pool, torch.cat(list(key_pools), 2), layout, scale)
     forced = forced_blocks(layout, protect_frames, neighbours).to(scores.device)
     ranked = scores.masked_fill(forced, float("inf")).sort(dim=-1, descending=True, stable=True).indices
     least = forced.sum(-1)
-    number = least.clamp(min=layout.budget(density)).expand(scores.shape[:-1])
+    number = least.clamp(min=layout.budget(density, context_density)).expand(scores.shape[:-1])
     if coverage is not None:
         mass = scores.softmax(-1).gather(-1, ranked).cumsum(-1)
         number = torch.minimum((mass < coverage).sum(-1) + 1, number).maximum(least)
     places = torch.arange(layout.key_blocks, device=scores.device)
     keep = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, ranked, places < number[..., None])
-    width = layout.list_width(density, protect_frames, neighbours)
+    width = layout.list_width(density, protect_frames, neighbours, context_density)
     ascending = torch.where(keep, places, layout.key_blocks).sort(-1).values[..., :width]
     index = torch.where(places[:width] < number[..., None], ascending, 0)
-    return index.to(torch.int32).contiguous(), number.to(torch.int32).contiguous()
+    lists = index.to(torch.int32).contiguous(), number.to(torch.int32).contiguous()
+    if not offsets:
+        return Selection(*lists)
+    tokens = key_token_map(layout)[1].sum(-1).to(scores).log().expand(scores.shape)
+    return Selection(*lists, tokens.masked_fill(keep, float("-inf")).contiguous())
 
 
 def multiplicity(index: Tensor, count: Tensor, layout: Layout) -> Tensor:
@@ -86,11 +113,16 @@ def multiplicity(index: Tensor, count: Tensor, layout: Layout) -> Tensor:
 
 def token_weights(index: Tensor, count: Tensor, layout: Layout) -> Tensor:
     """The lists expanded to tokens: weight of each key for each query, int64 ``[batch, heads, queries, keys]``."""
-    times = multiplicity(index, count, layout)
-    query_tile = _tile_of_token(token_map(layout.current_grid, layout.tile), layout.current_tokens)
+    times = by_query(multiplicity(index, count, layout), layout)
     key_tile = _tile_of_token(key_token_map(layout), layout.context_tokens + layout.current_tokens)
-    visual = times[..., query_tile.to(index.device), :][..., key_tile.to(index.device)]
+    visual = times[..., key_tile.to(index.device)]
     return torch.cat([visual.new_ones(*visual.shape[:-1], layout.prefix), visual], -1)
+
+
+def by_query(rows: Tensor, layout: Layout) -> Tensor:
+    """``[..., query_tiles, n]`` as ``[..., query_tokens, n]``."""
+    query_tile = _tile_of_token(token_map(layout.current_grid, layout.tile), layout.current_tokens)
+    return rows[..., query_tile.to(rows.device), :]
 
 
 def _tile_of_token(tokens_valid: tuple[Tensor, Tensor], length: int) -> Tensor:
@@ -100,9 +132,16 @@ def _tile_of_token(tokens_valid: tuple[Tensor, Tensor], length: int) -> Tensor:
 
 
 def attend(
-    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    index: Tensor,
+    count: Tensor,
+    layout: Layout,
+    scale: float,
+    means: Means | None = None,
 ) -> Tensor:
-    """Attention over the prefix and the listed blocks, by the expanded token weights.
+    """Attention over the prefix, the listed blocks and the means that stand for others, by expanded token weights.
 
     Keys that no query lists are replaced by zeros first, so that a NaN in them cannot reach the result.
     """
@@ -114,6 +153,10 @@ def attend(
         for spans in (keys, values)
     )
     logits = query.to(dtype) @ key.transpose(-1, -2) * scale + weights.log()
+    if means is not None:
+        mean_key, mean_value = (m.to(dtype).repeat_interleave(groups, 1) for m in (means.key, means.value))
+        stand_ins = query.to(dtype) @ mean_key.transpose(-1, -2) * scale + by_query(means.offsets, layout).to(dtype)
+        logits, value = torch.cat([logits, stand_ins], -1), torch.cat([value, mean_value], 2)
     # An empty row has no finite logit: the clamp makes its exponentials zero instead of NaN.
     attention = (logits - logits.amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)).exp()
     total = attention.sum(-1, keepdim=True)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .dispatch import Implementation
+from .skipped import Means, joined
 from .spans import Spans
 from .tiles import Layout
+
+
+class ContextPools(NamedTuple):
+    """What of the context was pooled beforehand: its keys, its values."""
+
+    key: Tensor | None = None
+    value: Tensor | None = None
 
 
 def run_steps(
@@ -18,29 +26,48 @@ def run_steps(
     values: Spans,
     layout: Layout,
     chosen: dict[str, Any],
-    context_pool: Tensor | None = None,
+    pools: ContextPools,
+    skipped_means: bool,
 ) -> Tensor:
-    """Attention over the blocks that ``chosen`` (see :func:`policy`) keeps.
+    """Attention over the blocks that ``chosen`` (see :func:`policy`) keeps, and over means of the others if wanted."""
+    query_pool, *key_pools = _pooled(steps, keys, layout, pools.key, query)
+    selection = steps.select_blocks(query_pool, key_pools, layout, **chosen, offsets=skipped_means)
+    means = None
+    if selection.offsets is not None:
+        value_pools = _pooled(steps, values, layout, pools.value)
+        means = Means(joined(key_pools, query.dtype), joined(value_pools, query.dtype), selection.offsets)
+    lists = selection.lists, selection.counts
+    return steps.attend(query, keys, values, *lists, layout, chosen["scale"], means)
 
-    ``context_pool`` are the pooled context keys where the caller has them.
-    """
-    visual = [(query, layout.current_grid), (keys.current, layout.current_grid)]
-    pool_here = bool(layout.frames[0]) and context_pool is None
-    if pool_here:
-        visual.insert(1, (keys.context, layout.context_grid))
-    query_pool, *key_pools = steps.pool_spans(visual, layout.tile)
+
+def _pooled(
+    steps: Implementation, spans: Spans, layout: Layout, context_pool: Tensor | None, query: Tensor | None = None
+) -> list[Tensor]:
+    """Pools of the query if there is one, of the context if there is one, and of the current frames."""
+    visual = [(spans.current, layout.current_grid)]
+    if layout.frames[0] and context_pool is None:
+        visual.insert(0, (spans.context, layout.context_grid))
+    if query is not None:
+        visual.insert(0, (query, layout.current_grid))
+    pools = steps.pool_spans(visual, layout.tile)
     if context_pool is not None:
-        key_pools.insert(0, context_pool)
-    index, count = steps.select_blocks(query_pool, key_pools, layout, **chosen)
-    return steps.attend(query, keys, values, index, count, layout, chosen["scale"])
+        pools.insert(len(pools) - 1, context_pool)
+    return pools
 
 
 def policy(
-    query: Tensor, density: float, coverage: float | None, protect_frames: int, neighbours: int, scale: float | None
+    query: Tensor,
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    scale: float | None,
+    context_density: float | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of an implementation's ``select_blocks``."""
     return {
         "density": density,
+        "context_density": context_density,
         "coverage": coverage,
         "protect_frames": protect_frames,
         "neighbours": neighbours,

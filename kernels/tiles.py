@@ -6,6 +6,7 @@ Everything here is integer arithmetic that also holds for symbolic sizes; the me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,15 +133,33 @@ class Layout:
             return self.context_rows + (self.frames[1] - protect_frames) // self.tile[0]
         return max(self.frames[0] + self.frames[1] - protect_frames, 0) // self.tile[0]
 
-    def budget(self, density: float) -> int:
-        """Blocks kept for one query tile: ``ceil(density * key_blocks)``, in integers so that symbolic sizes agree."""
-        return ceil_div(self.key_blocks * round(density * _DENSITY_STEPS), _DENSITY_STEPS)
+    def budget(self, density: float, context_density: float | None = None) -> int:
+        """Blocks kept for one query tile, in integers so that symbolic sizes agree.
 
-    def list_width(self, density: float, protect_frames: int, neighbours: int) -> int:
+        ``floor(density * key_blocks)``, as the published method counts; with ``context_density`` that of the current
+        blocks and ``floor(context_density * context blocks)`` more.
+        """
+        if context_density is None:
+            return _share(self.key_blocks, density)
+        return _share(self.query_tiles, density) + _share(self.context_blocks, context_density)
+
+    def list_width(
+        self, density: float, protect_frames: int, neighbours: int, context_density: float | None = None
+    ) -> int:
         """Upper bound of a row's list: the budget, or everything forced where that is more."""
         protected = self.context_rows + self.current_rows - self.first_protected_row(protect_frames)
         forced = protected * self.row_blocks + ball_size(neighbours)
-        return torch.sym_min(self.key_blocks, torch.sym_max(self.budget(density), forced))
+        return torch.sym_min(self.key_blocks, torch.sym_max(self.budget(density, context_density), forced))
+
+
+def _share(blocks: int, density: float) -> int:
+    # A step more than the density, so that a fraction k / blocks, rounded to steps, keeps k.
+    return blocks * (round(density * _DENSITY_STEPS) + 1) // _DENSITY_STEPS
+
+
+def largest_deviation(tile: Sequence[int]) -> float:
+    """Standard deviations by which the largest of a tile's tokens exceeds their mean, if they are normal numbers."""
+    return math.sqrt(2 * math.log(volume(tile)))
 
 
 def ball_size(radius: int) -> int:
@@ -180,9 +199,15 @@ def key_token_map(layout: Layout) -> tuple[Tensor, Tensor]:
     return torch.cat([context, shifted]), torch.cat([context_valid, current_valid])
 
 
-def valid_counts(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tensor:
-    """Tokens that really exist in each tile, int64 ``[tiles]``."""
-    return token_map(grid, tile)[1].sum(-1)
+def valid_counts(
+    grid: tuple[int, int, int], tile: tuple[int, int, int], device: torch.device | None = None
+) -> Tensor:
+    """Tokens that really exist in each tile, int64 ``[tiles]``; made on ``device``, so that no copy waits for it."""
+    sizes = [
+        (extent - torch.arange(n, device=device) * step).clamp(max=step)
+        for extent, n, step in zip(grid, tile_counts(grid, tile), tile, strict=True)
+    ]
+    return (sizes[0][:, None, None] * sizes[1][:, None] * sizes[2]).flatten()
 
 
 def block_positions(layout: Layout) -> Tensor:

@@ -6,7 +6,8 @@ warpgroups take 64 query rows each; in each of them the next block's ``Q K^T`` a
 flight while the softmax runs (the schedule of FlashAttention-3, Shah et al. 2024). The running maximum moves only when
 a row would grow by more than 2**8, and a warp none of whose rows moved skips rescaling its sums (FlashAttention-4).
 Tokens that do not exist (ragged tiles, the tail of the prefix) are set to minus infinity before the softmax; only
-blocks that have some pay for it.
+blocks that have some pay for it. Means that stand for skipped blocks come last, 128 blocks as the rows of one tile; an
+offset for each, read from memory, counts their tokens and leaves out those that were read.
 
 Written against the Gluon of Triton 3.6; see :mod:`.launch` for the host side.
 """
@@ -24,71 +25,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .producer import CONSUMERS, again, ends, one, one_layout, produce
 from .softmax import LIMIT, faded, folded_sum, weigh, weigh_below
 
-CONSUMERS = gl.constexpr(2)
-# Later versions of Triton renamed the two; the kernel compiles there too.
-_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+# Later versions of Triton renamed it; the kernel compiles there too.
 _store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 _INTEGERS = (
     "heads", "key_heads", "list_width", "places", "prefix_tokens", "prefix_blocks", "context_blocks", "context_rows",
-    "context_frames", "current_frames", "height", "width", "high", "wide",
+    "context_frames", "current_frames", "height", "width", "high", "wide", "key_blocks", "mean_blocks",
 )  # fmt: skip
-
-
-@gluon.jit
-def _divide(number, inverse):
-    # Exact for 0 <= number < 2**21: number + 0.5 is further from a multiple than the rounding of one product.
-    return ((number.to(gl.float32) + 0.5) * inverse).to(gl.int32)
-
-
-@gluon.jit
-def _position(block, high, wide):
-    line = _divide(block, 1.0 / wide.to(gl.float32))
-    row = _divide(line, 1.0 / high.to(gl.float32))
-    return row, line - row * high, block - line * wide
-
-
-@gluon.jit
-def _ends(places, tensor: gl.constexpr, batch, head, heads, HEAD_DIM: gl.constexpr):
-    # First and last coordinate of a box: heads lie inside a token's row or are folded with the batch; the batch counts
-    # or is broadcast.
-    inside = (places >> tensor) & 1
-    batch = batch * ((places >> (tensor + 8)) & 1)
-    return gl.where(inside == 1, batch, batch * heads + head), inside * head * HEAD_DIM
-
-
-@gluon.jit
-def _listed(list_ptr, slot, prefix_blocks, blocks):
-    # Slots count prefix blocks first, then the list's entries; past the end the value is never used.
-    inside = (slot >= prefix_blocks) & (slot < blocks)
-    return gl.load(list_ptr + (slot - prefix_blocks), mask=inside, other=0)
-
-
-@gluon.constexpr_function
-def _one_layout(warps=1):
-    return gl.BlockedLayout([1], [32], [warps], [0])
-
-
-@gluon.jit
-def _one(cell):
-    # The number in a shared cell of one element, the same in every thread.
-    return gl.max(cell.load(_one_layout(gl.num_warps())), 0)
-
-
-@gluon.jit
-def _missing_code(slot, block, row, y, x, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
-    # 0 for a whole block; else how many of its tokens, frames, lines and columns exist, a byte each.
-    prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width = extents
-    BN: gl.constexpr = BT * BH * BW
-    tokens = prefix_tokens - slot * BN
-    frames = gl.where(block < context_blocks, context_frames - row * BT, current_frames - (row - context_rows) * BT)
-    lines = height - y * BH
-    columns = width - x * BW
-    code = BN | gl.minimum(frames, BT) << 8 | gl.minimum(lines, BH) << 16 | gl.minimum(columns, BW) << 24
-    code = gl.where((frames < BT) | (lines < BH) | (columns < BW), code, 0)
-    prefix_code = gl.where(tokens < BN, tokens | BT << 8 | BH << 16 | BW << 24, 0)
-    return gl.where(slot < prefix_blocks, prefix_code, code)
 
 
 @gluon.jit
@@ -100,97 +45,11 @@ def _without_missing(scores, code, BH: gl.constexpr, BW: gl.constexpr):
 
 
 @gluon.jit
-def _fetch(
-    sources, first: gl.constexpr, slot, block, row, y, x, full, target, extents, places, batch, head, heads,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr,
-):  # fmt: skip
-    # One block of K (first = 2) or V (first = 3) from the prefix, the context or the current frames.
-    prefix, context, current = sources
-    _, prefix_blocks, context_blocks, context_rows, _, _, _, _ = extents
-    mbarrier.expect(full, current.block_type.nbytes)
-    if slot < prefix_blocks:
-        outer, inner = _ends(places, first, batch, head, heads, HEAD_DIM)
-        rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
-        _load(prefix, [outer, slot * (BT * BH * BW), inner], full, rows)
-    elif block < context_blocks:
-        outer, inner = _ends(places, first + 2, batch, head, heads, HEAD_DIM)
-        _load(context, [outer, row * BT, y * BH, x * BW, inner], full, target)
-    else:
-        outer, inner = _ends(places, first + 4, batch, head, heads, HEAD_DIM)
-        frame = (row - context_rows) * BT
-        _load(current, [outer, frame, y * BH, x * BW, inner], full, target)
-
-
-@gluon.jit
-def _stream(
-    keys, values, tiles, barriers, list_ptr, base, blocks, extents, high, wide, places, batch, head, heads,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    # One pass over the list; ``base`` blocks went through the buffers before. Step i fetches K of block i and V of
-    # block i - 1: K leads, because it is needed one block earlier.
-    _, key_tile, value_tile, missing, _ = tiles
-    _, key_full, key_empty, value_full, value_empty, _ = barriers
-    prefix_blocks = extents[1]
-    previous = 0
-    block = _listed(list_ptr, 0, prefix_blocks, blocks)
-    for i in range(0, blocks + 1):
-        following = _listed(list_ptr, i + 1, prefix_blocks, blocks)
-        if i < blocks:
-            stage = (base + i) % STAGES
-            row, y, x = _position(block, high, wide)
-            code = _missing_code(i, block, row, y, x, extents, BT, BH, BW)
-            mbarrier.wait(key_empty.index(stage), (((base + i) // STAGES) & 1) ^ 1)
-            # Stored before the arrival that expects the bytes, by the same warp: visible to whoever waits for K.
-            missing.index(stage).store(gl.full([1], code, gl.int32, _one_layout()))
-            _fetch(
-                keys, 2, i, block, row, y, x, key_full.index(stage), key_tile.index(stage), extents, places, batch,
-                head, heads, HEAD_DIM, BT, BH, BW,
-            )  # fmt: skip
-        if i > 0:
-            stage = (base + i - 1) % STAGES
-            row, y, x = _position(previous, high, wide)
-            mbarrier.wait(value_empty.index(stage), (((base + i - 1) // STAGES) & 1) ^ 1)
-            _fetch(
-                values, 3, i - 1, previous, row, y, x, value_full.index(stage), value_tile.index(stage), extents,
-                places, batch, head, heads, HEAD_DIM, BT, BH, BW,
-            )  # fmt: skip
-        previous = block
-        block = following
-
-
-@gluon.jit
-def _again(verdict, judged):
-    # Whether a half of the tile asked for the exact pass; every warp of the program decides alike.
-    mbarrier.wait(judged.index(0), 0)
-    return (_one(verdict.index(0)) | _one(verdict.index(1))) != 0
-
-
-@gluon.jit
-def _produce(
-    query, keys, values, tiles, barriers, list_ptr, blocks, extents, high, wide,
-    places, batch, head, heads, key_heads, frame, line, column,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr,
-):  # fmt: skip
-    query_tile, _, _, _, verdict = tiles
-    query_full, _, _, _, _, judged = barriers
-    key_head = head // (heads // key_heads)
-    outer, inner = _ends(places, 0, batch, head, heads, HEAD_DIM)
-    if blocks > 0:
-        for half in gl.static_range(CONSUMERS):
-            mbarrier.expect(query_full.index(half), query.block_type.nbytes)
-            corner = [outer, frame + half * (BT // CONSUMERS), line, column, inner]
-            _load(query, corner, query_full.index(half), query_tile.index(half))
-        _stream(
-            keys, values, tiles, barriers, list_ptr, 0, blocks, extents, high, wide, places, batch, key_head, key_heads,
-            HEAD_DIM, BT, BH, BW, STAGES,
-        )  # fmt: skip
-        if not EXACT:  # noqa: SIM102  decided while compiling, unlike the next
-            if _again(verdict, judged):
-                _stream(
-                    keys, values, tiles, barriers, list_ptr, blocks, blocks, extents, high, wide, places, batch,
-                    key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES,
-                )  # fmt: skip
+def _offsets_of(tile, offsets, scores_layout: gl.constexpr, BN: gl.constexpr):
+    # Of one tile of means; ``offsets`` are those of the query tile, how many they are, and what makes scores of them.
+    pointer, key_blocks, factor = offsets
+    place = tile * BN + gl.arange(0, BN, gl.SliceLayout(0, scores_layout))
+    return gl.load(pointer + place, mask=place < key_blocks, other=float("-inf")) * factor
 
 
 @gluon.jit
@@ -212,11 +71,58 @@ def _weigh(
 
 
 @gluon.jit
-def _attend(
-    query, tiles, barriers, base, blocks, scale, D: gl.constexpr, dtype: gl.constexpr,
-    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr,
+def _advance(
+    query, tiles, barriers, slot, mean, state, scale, offsets, D: gl.constexpr, dtype: gl.constexpr,
+    BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr, MEAN: gl.constexpr,
 ):  # fmt: skip
-    # One pass over the list: sums of weighted values, row sums of weights.
+    # Scores of the block in ``slot`` while the values of the one before are added; with MEAN it is the ``mean``-th tile
+    # of means, else a block of tokens.
+    _, key_tile, value_tile, missing, _ = tiles
+    _, key_full, key_empty, value_full, value_empty, _ = barriers
+    total, operand, peak, norm = state
+    BM: gl.constexpr = query.shape[0]
+    BN: gl.constexpr = 2 * BM
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    output_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    weight_layout: gl.constexpr = gl.DotOperandLayout(0, output_layout, 2)
+    stage = slot % STAGES
+    last = (slot - 1) % STAGES
+    mbarrier.wait(key_full.index(stage), (slot // STAGES) & 1)
+    started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
+    code = 0
+    if MEAN:
+        offset = _offsets_of(mean, offsets, score_layout, BN)
+    else:
+        code = one(missing.index(stage))
+    mbarrier.wait(value_full.index(last), ((slot - 1) // STAGES) & 1)
+    adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
+    scores = warpgroup_mma_wait(1, deps=(started,))
+    mbarrier.arrive(key_empty.index(stage), count=1)
+    # The softmax stands in both branches: the assembler moves the wait below ahead of anything in its own block, and
+    # the exponentials are to run while P V is in flight.
+    if MEAN:
+        scores = scores + offset[None, :]
+        weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+    elif code == 0:
+        weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+    else:
+        scores = _without_missing(scores, code, BH, BW)
+        weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+    total = warpgroup_mma_wait(0, deps=(adding,))
+    mbarrier.arrive(value_empty.index(last), count=1)
+    if EXACT:
+        total = faded(total, gl.convert_layout(fade, gl.SliceLayout(1, output_layout)))
+    return total, weights, peak, norm
+
+
+@gluon.jit
+def _attend(
+    query, tiles, barriers, base, listed, blocks, scale, offsets, D: gl.constexpr, dtype: gl.constexpr,
+    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr,
+    MEANS: gl.constexpr,
+):  # fmt: skip
+    # One pass over the ``listed`` slots and the means behind them: sums of weighted values, row sums of weights. A list
+    # that comes with means holds the tile's own block, so the first slot is none of theirs.
     _, key_tile, value_tile, missing, _ = tiles
     _, key_full, key_empty, value_full, value_empty, _ = barriers
     BN: gl.constexpr = BT * BH * BW
@@ -228,36 +134,25 @@ def _attend(
     stage = base % STAGES
     mbarrier.wait(key_full.index(stage), (base // STAGES) & 1)
     started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
-    code = _one(missing.index(stage))
+    code = one(missing.index(stage))
     scores = warpgroup_mma_wait(0, deps=(started,))
     mbarrier.arrive(key_empty.index(stage), count=1)
     if code != 0:
         scores = _without_missing(scores, code, BH, BW)
     peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, score_layout))
     norm = folded_sum(gl.zeros([BM, BN], gl.float32, score_layout))
-    operand, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
-    for i in range(1, blocks):
-        stage = (base + i) % STAGES
-        last = (base + i - 1) % STAGES
-        mbarrier.wait(key_full.index(stage), ((base + i) // STAGES) & 1)
-        started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
-        code = _one(missing.index(stage))
-        mbarrier.wait(value_full.index(last), ((base + i - 1) // STAGES) & 1)
-        adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
-        scores = warpgroup_mma_wait(1, deps=(started,))
-        mbarrier.arrive(key_empty.index(stage), count=1)
-        # The softmax stands in both branches: the assembler moves the wait below ahead of anything in its own
-        # block, and the exponentials are to run while P V is in flight.
-        if code == 0:
-            weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
-        else:
-            scores = _without_missing(scores, code, BH, BW)
-            weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
-        total = warpgroup_mma_wait(0, deps=(adding,))
-        mbarrier.arrive(value_empty.index(last), count=1)
-        if EXACT:
-            total = faded(total, gl.convert_layout(fade, gl.SliceLayout(1, output_layout)))
-        operand = weights
+    operand, _, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
+    for i in range(1, listed):
+        total, operand, peak, norm = _advance(
+            query, tiles, barriers, base + i, 0, (total, operand, peak, norm), scale, offsets, D, dtype,
+            BH, BW, STAGES, EXACT, False,
+        )  # fmt: skip
+    if MEANS:
+        for i in range(listed, blocks):
+            total, operand, peak, norm = _advance(
+                query, tiles, barriers, base + i, i - listed, (total, operand, peak, norm), scale, offsets, D, dtype,
+                BH, BW, STAGES, EXACT, True,
+            )  # fmt: skip
     last = (base + blocks - 1) % STAGES
     mbarrier.wait(value_full.index(last), ((base + blocks - 1) // STAGES) & 1)
     adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
@@ -268,9 +163,9 @@ def _attend(
 
 @gluon.jit
 def _consume(
-    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
+    output, tiles, barriers, listed, blocks, scale, offsets, outer, inner, frame, line, column,
     HALF: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr,
+    EXACT: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     query_tile, _, _, _, verdict = tiles
     query_full, _, _, _, _, judged = barriers
@@ -283,13 +178,18 @@ def _consume(
     result = gl.zeros([BM, D], dtype, output_layout)
     if blocks > 0:
         mbarrier.wait(query_full.index(HALF), 0)
-        total, norm = _attend(query, tiles, barriers, 0, blocks, scale, D, dtype, BT, BH, BW, STAGES, EXACT)
+        total, norm = _attend(
+            query, tiles, barriers, 0, listed, blocks, scale, offsets, D, dtype, BT, BH, BW, STAGES, EXACT, MEANS
+        )
         if not EXACT:
             excess = gl.max(gl.where(norm < LIMIT, 0, 1), 0)
-            verdict.index(HALF).store(gl.full([1], excess, gl.int32, _one_layout(gl.num_warps())))
+            verdict.index(HALF).store(gl.full([1], excess, gl.int32, one_layout(gl.num_warps())))
             mbarrier.arrive(judged.index(0), count=1)
-            if _again(verdict, judged):
-                total, norm = _attend(query, tiles, barriers, blocks, blocks, scale, D, dtype, BT, BH, BW, STAGES, True)
+            if again(verdict, judged):
+                total, norm = _attend(
+                    query, tiles, barriers, blocks, listed, blocks, scale, offsets, D, dtype, BT, BH, BW, STAGES, True,
+                    MEANS,
+                )  # fmt: skip
         result = (total / norm[:, None]).to(dtype)
     query.store(result)
     fence_async_shared()
@@ -300,16 +200,16 @@ def _consume(
 @gluon.jit(do_not_specialize=_INTEGERS)
 def block_sparse_attention(
     query, output, prefix_key, prefix_value, context_key, context_value, current_key, current_value,
-    index_ptr, count_ptr, scale, heads, key_heads, list_width, places,
+    mean_key, mean_value, offset_ptr, index_ptr, count_ptr, scale, factor, heads, key_heads, list_width, places,
     prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
-    high, wide,
+    high, wide, key_blocks, mean_blocks,
     HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr,
+    EXACT: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """One query tile of one head; grid ``(query tiles, batch * heads)``, so that one head's K and V stay in L2.
 
-    The first eight arguments are tensor descriptors (see :mod:`.launch`); ``places`` says where their
-    heads lie (see ``_ends``). ``scale`` includes log2(e).
+    The first ten arguments are tensor descriptors (see :mod:`.launch`); ``places`` says where heads of the first eight
+    lie (see ``ends``). ``scale`` includes log2(e), ``factor`` brings offsets of logits to unscaled scores.
     """
     D: gl.constexpr = query.block_type.shape[4]
     FIRST: gl.constexpr = 0
@@ -340,39 +240,42 @@ def block_sparse_attention(
 
     list_row = gl.program_id(1).to(gl.int64) * gl.num_programs(0) + tile
     list_ptr = index_ptr + list_row * list_width
-    blocks = prefix_blocks + gl.load(count_ptr + list_row)
+    listed = prefix_blocks + gl.load(count_ptr + list_row)
+    blocks = listed + mean_blocks
+    offsets = (offset_ptr + list_row * key_blocks, key_blocks, factor)
     frame = tile // (high * wide) * BT
     line = tile // wide % high * BH
     column = tile % wide * BW
-    outer, inner = _ends(places, 1, batch, head, heads, HEAD_DIM)
+    outer, inner = ends(places, 1, batch, head, heads, HEAD_DIM)
     tiles = (query_tile, key_tile, value_tile, missing, verdict)
     barriers = (query_full, key_full, key_empty, value_full, value_empty, judged)
     extents = (
         prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
     )  # fmt: skip
-    keys = (prefix_key, context_key, current_key)
-    values = (prefix_value, context_value, current_value)
+    keys = (prefix_key, context_key, current_key, mean_key)
+    values = (prefix_value, context_value, current_value, mean_value)
     gl.warp_specialize(
         [
             (
                 _consume,
                 (
-                    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-                    FIRST, BT, BH, BW, STAGES, EXACT,
+                    output, tiles, barriers, listed, blocks, scale, offsets, outer, inner, frame, line, column,
+                    FIRST, BT, BH, BW, STAGES, EXACT, MEANS,
                 ),
             ),
             (
                 _consume,
                 (
-                    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-                    SECOND, BT, BH, BW, STAGES, EXACT,
+                    output, tiles, barriers, listed, blocks, scale, offsets, outer, inner, frame, line, column,
+                    SECOND, BT, BH, BW, STAGES, EXACT, MEANS,
                 ),
             ),
             (
-                _produce,
+                produce,
                 (
-                    query, keys, values, tiles, barriers, list_ptr, blocks, extents, high, wide,
+                    query, keys, values, tiles, barriers, list_ptr, listed, blocks, extents, high, wide,
                     places, batch, head, heads, key_heads, frame, line, column, HEAD_DIM, BT, BH, BW, STAGES, EXACT,
+                    MEANS,
                 ),
             ),
         ],

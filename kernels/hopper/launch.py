@@ -20,6 +20,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..launching import ALIGNMENT, Launch
+from ..skipped import Means
 from ..spans import Spans, as_output, empty_output
 from ..tiles import Layout, ceil_div, volume
 from .attention import block_sparse_attention
@@ -47,7 +48,14 @@ def supported(query: Tensor, tile: tuple[int, ...]) -> str | None:
 
 
 def attend(
-    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    index: Tensor,
+    count: Tensor,
+    layout: Layout,
+    scale: float,
+    means: Means | None = None,
 ) -> Tensor:
     """Attention over the prefix and the listed blocks; same contract as ``reference.attend``."""
     output = empty_output(query)
@@ -63,8 +71,8 @@ def attend(
     index, count = (part if part.data_ptr() % ALIGNMENT == 0 else part.clone() for part in (index, count))
     forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
     with torch.cuda.device(query.device):
-        bound = _bound(forms, layout, index.shape[3], scale, query.dtype, query.get_device())
-        bound.launch(*_descriptors(tensors, bound.boxes), index, count)
+        bound = _bound(forms, layout, index.shape[3], scale, query.dtype, query.get_device(), means is not None)
+        bound.launch(*_descriptors(tensors, bound.boxes), *_stand_ins(tensors, bound.boxes, means, count), index, count)
     return as_output(tensors[1], query)
 
 
@@ -77,15 +85,24 @@ class _Bound(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _bound(
-    forms: tuple[_Form, ...], layout: Layout, list_width: int, scale: float, dtype: torch.dtype, device: int
+    forms: tuple[_Form, ...],
+    layout: Layout,
+    list_width: int,
+    scale: float,
+    dtype: torch.dtype,
+    device: int,
+    means: bool,
 ) -> _Bound:
     """The launch for tensors of such shapes and strides; ``device`` because compiled kernels belong to one."""
     plan = _plan(forms, layout)
     heads, head_dim = forms[0][0][1], forms[0][0][3]
-    sizes = [scale * _LOG2_E, heads, forms[6][0][1], list_width, plan.places, *plan.extents]
+    mean_blocks = ceil_div(layout.key_blocks, TILE_SLOTS) if means else 0
+    extents = (*plan.extents, layout.key_blocks, mean_blocks)
+    sizes = [scale * _LOG2_E, 1.0 / scale, heads, forms[6][0][1], list_width, plan.places, *extents]
     options = {
         "HEAD_DIM": head_dim, "BT": layout.tile[0], "BH": layout.tile[1], "BW": layout.tile[2],
-        "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "num_warps": 4, "maxnreg": _REGISTERS,
+        "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "MEANS": means,
+        "num_warps": 4, "maxnreg": _REGISTERS,
     }  # fmt: skip
     return _Bound(Launch(block_sparse_attention, plan.grid, sizes, options), plan.boxes)
 
@@ -94,22 +111,33 @@ class BoundAttention:
     """The launch of one set of shapes and strides, for calls that were checked; see ``portable.pipeline.Attend``."""
 
     def __init__(
-        self, query: Tensor, output: Tensor, keys: Spans, values: Spans, layout: Layout, width: int, scale: float
+        self,
+        query: Tensor,
+        output: Tensor,
+        keys: Spans,
+        values: Spans,
+        layout: Layout,
+        width: int,
+        scale: float,
+        means: bool,
     ) -> None:
         self._layout = layout
         tensors = (query, output, *_interleaved(keys, values, layout))
         forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
-        self._bound = _bound(forms, layout, width, scale, query.dtype, query.get_device())
+        self._bound = _bound(forms, layout, width, scale, query.dtype, query.get_device(), means)
 
     @property
     def direct(self) -> bool:
         """Whether lists may be given as addresses."""
         return self._bound.launch.direct
 
-    def __call__(self, query: Tensor, output: Tensor, keys: Spans, values: Spans, index: Any, count: Any) -> None:
+    def __call__(
+        self, query: Tensor, output: Tensor, keys: Spans, values: Spans, index: Any, count: Any, means: Means | None
+    ) -> None:
         """Fill ``output``."""
         tensors = (query, output, *_interleaved(keys, values, self._layout))
-        self._bound.launch(*_descriptors(tensors, self._bound.boxes), index, count)
+        launch, boxes = self._bound
+        launch(*_descriptors(tensors, boxes), *_stand_ins(tensors, boxes, means, count), index, count)
 
 
 def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
@@ -134,7 +162,7 @@ class _Box(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Everything of a launch that follows from shapes, strides and the layout; ``places`` as in ``_ends``."""
+    """Everything of a launch that follows from shapes, strides and the layout; ``places`` as in ``ends``."""
 
     grid: tuple[int, int]
     boxes: tuple[_Box, ...]
@@ -215,6 +243,15 @@ def _form_fits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _descriptors(tensors: Sequence[Tensor], boxes: tuple[_Box, ...]) -> list[TensorDescriptor]:
     return [_descriptor(tensor, box) for tensor, box in zip(tensors, boxes, strict=True)]
+
+
+def _stand_ins(tensors: Sequence[Tensor], boxes: tuple[_Box, ...], means: Means | None, count: Any) -> list[Any]:
+    """Descriptors of mean keys and values, and the offsets; where there are none, what has their types is not read."""
+    if means is None:
+        return [*_descriptors(tensors[2:4], boxes[2:4]), count]
+    outer, (blocks, dim) = means.key.shape[0] * means.key.shape[1], means.key.shape[2:]
+    box = _Box([outer, blocks, dim], [blocks * dim, dim, 1], [1, TILE_SLOTS, triton.next_power_of_2(dim)])
+    return [_descriptor(means.key, box), _descriptor(means.value, box), means.offsets]
 
 
 def _descriptor(tensor: Tensor, box: _Box) -> TensorDescriptor:

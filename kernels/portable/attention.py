@@ -15,15 +15,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from ..skipped import Means
 from ..spans import Spans, empty_output
 from ..tiles import Layout, volume
 from .geometry import matrix_offsets, tile_tokens
 
 
 @triton.jit
-def _online(query, key, value, exist, total, mass, peak, factor):
-    """One more piece of keys ``[dims, keys]`` and values ``[keys, dims]`` in the running softmax."""
-    logits = tl.dot(query, key, input_precision="ieee") * factor
+def _online(query, key, value, exist, total, mass, peak, factor, offset):
+    """One more piece of keys ``[dims, keys]`` and values ``[keys, dims]`` in the running softmax.
+
+    ``offset`` is added to the logits of each key, in units of the base-2 softmax.
+    """
+    logits = tl.dot(query, key, input_precision="ieee") * factor + offset[None, :]
     logits = tl.where(exist[None, :], logits, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(logits, 1))
     # A row that has seen no key yet has peak -inf; 0 instead keeps -inf - -inf out of the exponentials.
@@ -38,13 +42,14 @@ def _online(query, key, value, exist, total, mass, peak, factor):
 @triton.jit
 def attention_kernel(
     query, out, prefix_key, context_key, current_key, prefix_value, context_value, current_value, index, count,
+    mean_key, mean_value, offsets,
     query_batch, query_head, query_token, out_batch, out_head, out_token,
     pk_batch, pk_head, pk_token, ck_batch, ck_head, ck_token, uk_batch, uk_head, uk_token,
     pv_batch, pv_head, pv_token, cv_batch, cv_head, cv_token, uv_batch, uv_head, uv_token,
     heads, groups, query_tiles, prefix, context_blocks, context_frames, current_frames, height, width,
     blocks_high, blocks_wide, list_width, factor,
     T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, MEANS: tl.constexpr,
 ):  # fmt: skip
     """``QUERIES`` slots of one query tile of one head; grid ``(query tiles * parts, batch * heads)``."""
     PARTS: tl.constexpr = (T * H * W + QUERIES - 1) // QUERIES
@@ -69,6 +74,7 @@ def attention_kernel(
     mass = tl.zeros([QUERIES], tl.float32)
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     pieces = tl.arange(0, KEYS)
+    zeros = tl.zeros([KEYS], tl.float32)
 
     key_base = prefix_key + batch * pk_batch + source.to(tl.int64) * pk_head
     value_base = prefix_value + batch * pv_batch + source.to(tl.int64) * pv_head
@@ -78,7 +84,7 @@ def attention_kernel(
         mask = here[:, None] & real_dims[None, :]
         key = tl.load(key_base + matrix_offsets(place, dims, pk_token), mask=mask, other=0.0)
         value = tl.load(value_base + matrix_offsets(place, dims, pv_token), mask=mask, other=0.0)
-        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor)
+        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
 
     context_key += batch * ck_batch + source.to(tl.int64) * ck_head
     context_value += batch * cv_batch + source.to(tl.int64) * cv_head
@@ -101,7 +107,22 @@ def attention_kernel(
         value_token = tl.where(from_context, cv_token, uv_token)
         key = tl.load(key_base + matrix_offsets(place, dims, key_token), mask=mask, other=0.0)
         value = tl.load(value_base + matrix_offsets(place, dims, value_token), mask=mask, other=0.0)
-        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor)
+        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
+
+    if MEANS:
+        key_blocks = context_blocks + query_tiles
+        first = (batch * (heads // groups) + source) * key_blocks
+        for start in range(0, key_blocks, KEYS):
+            place = start + pieces
+            real = place < key_blocks
+            offset = tl.load(offsets + line * key_blocks + place, mask=real, other=float("-inf"))
+            mask = real[:, None] & real_dims[None, :]
+            inner = matrix_offsets(first + place, dims, HEAD_DIM)
+            key = tl.load(mean_key + inner, mask=mask, other=0.0)
+            value = tl.load(mean_value + inner, mask=mask, other=0.0)
+            here = offset > float("-inf")
+            offset = tl.where(here, offset * 1.4426950408889634, 0.0)
+            total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, offset)
 
     result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
     target = out + batch * out_batch + head.to(tl.int64) * out_head + matrix_offsets(tokens, dims, out_token)
@@ -112,17 +133,24 @@ def attention_kernel(
 def portable_attend(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], index: Tensor, count: Tensor, prefix: int,
     context_frames: int, current_frames: int, height: int, width: int, tile: Sequence[int], scale: float,
+    means: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
-    """Attention over three spans (prefix, context, current) with adjacent dims; a span without tokens is not read."""
+    """Attention over three spans (prefix, context, current) with adjacent dims; a span without tokens is not read.
+
+    ``means`` is empty or the three tensors of :class:`Means`.
+    """
     layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]), prefix)
     out = empty_output(query)
-    grid, sizes, options = attention_arguments(query, out, [*keys, *values], layout, index.shape[3], scale)
-    wrap_triton(attention_kernel)[grid](query, out, *keys, *values, index, count, *sizes, **options)
+    grid, sizes, options = attention_arguments(
+        query, out, [*keys, *values], layout, index.shape[3], scale, means=bool(means)
+    )
+    stand_ins = means or (query, query, query)
+    wrap_triton(attention_kernel)[grid](query, out, *keys, *values, index, count, *stand_ins, *sizes, **options)
     return out
 
 
 def attention_arguments(
-    query: Tensor, out: Tensor, spans: Sequence[Tensor], layout: Layout, list_width: int, scale: float
+    query: Tensor, out: Tensor, spans: Sequence[Tensor], layout: Layout, list_width: int, scale: float, *, means: bool
 ) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
     """Grid, sizes and options of the launch; ``spans`` are three of keys, then three of values."""
     batch, heads, _, head_dim = query.shape
@@ -137,14 +165,21 @@ def attention_arguments(
     options = {
         "T": layout.tile[0], "H": layout.tile[1], "W": layout.tile[2],
         "HEAD_DIM": head_dim, "DIM": max(16, triton.next_power_of_2(head_dim)),
-        "QUERIES": queries, "KEYS": min(64, queries),
+        "QUERIES": queries, "KEYS": min(64, queries), "MEANS": means,
         "num_warps": 8 if queries == 128 and head_dim > 64 else 4, "num_stages": 3,
     }  # fmt: skip
     return (layout.query_tiles * triton.cdiv(slots, queries), batch * heads), sizes, options
 
 
 def attend(
-    query: Tensor, keys: Spans, values: Spans, index: Tensor, count: Tensor, layout: Layout, scale: float
+    query: Tensor,
+    keys: Spans,
+    values: Spans,
+    index: Tensor,
+    count: Tensor,
+    layout: Layout,
+    scale: float,
+    means: Means | None = None,
 ) -> Tensor:
     """Same contract as :func:`reference.attend`."""
     result: Tensor = torch.ops.lightint.portable_attend(
@@ -159,6 +194,7 @@ def attend(
         layout.width,
         layout.tile,
         scale,
+        [] if means is None else list(means),
     )
     return result
 

@@ -1,4 +1,4 @@
-"""Means of tiles: queries, context keys and current keys in one launch."""
+"""Means and spreads of tiles: queries, context keys and current keys in one launch."""
 
 from __future__ import annotations
 
@@ -45,9 +45,13 @@ def pool_kernel(
         tokens, exist = tile_tokens(tile, slots, frames, height, width, blocks_high, blocks_wide, T, H, W)
         inside = exist[:, None] & (dims < HEAD_DIM)[None, :]
         values = tl.load(base + matrix_offsets(tokens, dims, token_stride), mask=inside, other=0.0)
-        mean = tl.sum(values.to(tl.float32), 0) / tl.sum(exist.to(tl.float32), 0)
-        row = (batch * heads + head) * tiles + tile
-        tl.store(out + row * HEAD_DIM + dims, mean, mask=dims < HEAD_DIM)
+        values, number = values.to(tl.float32), tl.sum(exist.to(tl.float32), 0)
+        mean = tl.sum(values, 0) / number
+        from_mean = tl.where(inside, values - mean[None, :], 0.0)
+        spread = tl.sum(tl.sum(from_mean * from_mean, 0), 0) / (number * HEAD_DIM)
+        row = out + ((batch * heads + head) * tiles + tile) * (HEAD_DIM + 1)
+        tl.store(row + dims, mean, mask=dims < HEAD_DIM)
+        tl.store(row + HEAD_DIM, spread)
 
 
 @triton_op("lightint::portable_pool", mutates_args={})
@@ -55,7 +59,7 @@ def portable_pool(tokens: Sequence[Tensor], frames: Sequence[int], height: int, 
     """Pool up to three spans ``[batch, heads, tokens, head_dim]`` of ``frames[i]`` frames each, float32 results."""
     batch, _, _, head_dim = tokens[0].shape
     pools = [
-        part.new_empty((batch, part.shape[1], tiles, head_dim), dtype=torch.float32)
+        part.new_empty((batch, part.shape[1], tiles, head_dim + 1), dtype=torch.float32)
         for part, tiles in zip(tokens, tiles_of(frames, height, width, tile), strict=True)
     ]
     grid, sizes, options = pool_arguments(tokens, frames, height, width, tile)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from .. import reference
-from ..tiles import Layout
+from ..skipped import Selection
+from ..tiles import Layout, largest_deviation
 from .geometry import matrix_offsets, tile_size
 
 MAX_BLOCKS = 16384
@@ -28,29 +29,40 @@ _SCORE_TILE = 64
 @triton.jit
 def score_kernel(
     query_pool, context_pool, current_pool, scores,
-    heads, groups, query_tiles, context_blocks, scale,
+    heads, groups, query_tiles, context_blocks, scale, largest,
     HEAD_DIM: tl.constexpr, PIECE: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Scaled products ``[EDGE, EDGE]`` of contiguous pools; grid ``(query edges, key edges, batch * heads)``."""
+    """``[EDGE, EDGE]`` scores, token counts left out; grid ``(query edges, key edges, batch * heads)``.
+
+    Of contiguous pools, whose rows are means of HEAD_DIM channels and a spread. ``largest`` is the deviation at which
+    the gain by spread turns from a parabola into its tangent.
+    """
     pair = tl.program_id(2).to(tl.int64)
     source = pair // heads * (heads // groups) + pair % heads // groups
     rows = tl.program_id(0) * EDGE + tl.arange(0, EDGE)
     blocks = tl.program_id(1) * EDGE + tl.arange(0, EDGE)
     key_blocks = context_blocks + query_tiles
     from_context = blocks < context_blocks
-    context = context_pool + (source * context_blocks + blocks) * HEAD_DIM
-    current = current_pool + (source * query_tiles + blocks - context_blocks) * HEAD_DIM
+    context = context_pool + (source * context_blocks + blocks) * (HEAD_DIM + 1)
+    current = current_pool + (source * query_tiles + blocks - context_blocks) * (HEAD_DIM + 1)
     keys = tl.where(from_context, context, current)
-    queries = query_pool + pair * query_tiles * HEAD_DIM
+    queries = query_pool + pair * query_tiles * (HEAD_DIM + 1)
+    real_rows, real_blocks = rows < query_tiles, blocks < key_blocks
     total = tl.zeros([EDGE, EDGE], tl.float32)
+    square = HEAD_DIM * tl.load(queries + rows * (HEAD_DIM + 1) + HEAD_DIM, mask=real_rows, other=0.0)
     for start in range(0, HEAD_DIM, PIECE):
         dims = start + tl.arange(0, PIECE)
-        query = tl.load(queries + matrix_offsets(rows, dims, HEAD_DIM), mask=(rows < query_tiles)[:, None], other=0.0)
-        key = tl.load(keys[None, :] + dims[:, None], mask=(blocks < key_blocks)[None, :], other=0.0)
+        query = tl.load(queries + matrix_offsets(rows, dims, HEAD_DIM + 1), mask=real_rows[:, None], other=0.0)
+        key = tl.load(keys[None, :] + dims[:, None], mask=real_blocks[None, :], other=0.0)
         total = tl.dot(query, key, total, input_precision="tf32x3")
-    scale = tl.cast(scale, tl.float32)  # Inductor passes Python floats in 64 bits
+        square += tl.sum(query * query, 1)
+    spread = tl.load(keys + HEAD_DIM, mask=real_blocks, other=0.0)
+    # Inductor passes Python floats in 64 bits.
+    scale, largest = tl.cast(scale, tl.float32), tl.cast(largest, tl.float32)
+    deviation = tl.abs(scale) * tl.sqrt(square)[:, None] * tl.sqrt(spread)[None, :]
+    gain = tl.where(deviation <= largest, deviation * deviation * 0.5, largest * (deviation - 0.5 * largest))
     place = scores + (pair * query_tiles + rows)[:, None] * key_blocks + blocks[None, :]
-    tl.store(place, total * scale, mask=(rows < query_tiles)[:, None] & (blocks < key_blocks)[None, :])
+    tl.store(place, total * scale + gain, mask=real_rows[:, None] & real_blocks[None, :])
 
 
 @triton.jit
@@ -99,8 +111,12 @@ def select_kernel(
     query_tiles, context_blocks, context_frames, current_frames, height, width,
     blocks_high, blocks_wide, first_protected_row, neighbours, budget, list_width, coverage,
     T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr, COVER: tl.constexpr,
+    OFFSETS: tl.constexpr,
 ):  # fmt: skip
-    """The list of one query tile of one head; grid ``(query tiles, batch * heads)``."""
+    """The list of one query tile of one head; grid ``(query tiles, batch * heads)``.
+
+    With ``OFFSETS`` the scores, which nobody needs any more, become the offsets of :class:`Means`.
+    """
     line = tl.program_id(1).to(tl.int64) * query_tiles + tl.program_id(0)
     key_blocks = context_blocks + query_tiles
     blocks = tl.arange(0, BLOCKS)
@@ -108,7 +124,8 @@ def select_kernel(
     local = tl.where(blocks < context_blocks, blocks, blocks - context_blocks)
     frames = tl.where(blocks < context_blocks, context_frames, current_frames)
     size = tile_size(local, frames, height, width, blocks_high, blocks_wide, T, H, W)
-    score = tl.load(scores + line * key_blocks + blocks, mask=real, other=0.0) + tl.log(size.to(tl.float32))
+    tokens = tl.log(size.to(tl.float32))
+    score = tl.load(scores + line * key_blocks + blocks, mask=real, other=0.0) + tokens
     own = context_blocks + tl.program_id(0)
     forced = real & _forced(own, blocks, blocks_high, blocks_wide, first_protected_row, neighbours)
     order = tl.where(forced, 0xFFFFFFFF, tl.where(real, _ordered(score), 0)).to(tl.uint32)
@@ -130,16 +147,21 @@ def select_kernel(
     tl.store(start + place, blocks, mask=keep)
     tl.store(start + blocks, tl.zeros([BLOCKS], tl.int32), mask=(blocks >= number) & (blocks < list_width))
     tl.store(count + line, number)
+    if OFFSETS:
+        tl.store(scores + line * key_blocks + blocks, tl.where(keep, float("-inf"), tokens), mask=real)
 
 
 @triton_op("lightint::portable_select", mutates_args={})
 def portable_select(
     query_pool: Tensor, context_pool: Tensor, current_pool: Tensor, context_frames: int, current_frames: int,
     height: int, width: int, tile: Sequence[int], first_protected_row: int, neighbours: int, budget: int,
-    list_width: int, coverage: float, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Lists from contiguous float32 pools; ``context_pool`` is not read when there are no context frames."""
-    batch, heads, query_tiles, head_dim = query_pool.shape
+    list_width: int, coverage: float, scale: float, offsets: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Lists and offsets from contiguous float32 pools; ``context_pool`` is not read when there are no context frames.
+
+    Without ``offsets`` the third result is not meant to be read.
+    """
+    batch, heads, query_tiles, head_dim = (*query_pool.shape[:3], query_pool.shape[3] - 1)
     layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]))
     index = query_pool.new_empty((batch, heads, query_tiles, list_width), dtype=torch.int32)
     count = query_pool.new_empty((batch, heads, query_tiles), dtype=torch.int32)
@@ -147,10 +169,10 @@ def portable_select(
     grid, sizes, options = score_arguments(batch, heads, current_pool.shape[1], head_dim, layout, scale)
     wrap_triton(score_kernel)[grid](query_pool, context_pool, current_pool, scores, *sizes, **options)
     grid, sizes, options = select_arguments(
-        batch, heads, layout, first_protected_row, neighbours, budget, list_width, coverage
+        batch, heads, layout, first_protected_row, neighbours, budget, list_width, coverage, offsets=offsets
     )
     wrap_triton(select_kernel)[grid](scores, index, count, *sizes, **options)
-    return index, count
+    return index, count, scores
 
 
 def score_arguments(
@@ -158,13 +180,14 @@ def score_arguments(
 ) -> tuple[tuple[int, ...], list[Any], dict[str, Any]]:
     """Grid, sizes and options of the first launch."""
     edges = (triton.cdiv(layout.query_tiles, _SCORE_TILE), triton.cdiv(layout.key_blocks, _SCORE_TILE), batch * heads)
-    sizes = [heads, heads // key_heads, layout.query_tiles, layout.context_blocks, scale]
+    largest = largest_deviation(layout.tile)
+    sizes = [heads, heads // key_heads, layout.query_tiles, layout.context_blocks, scale, largest]
     return edges, sizes, {"HEAD_DIM": head_dim, "PIECE": 16, "EDGE": _SCORE_TILE, "num_warps": 4}
 
 
 def select_arguments(
     batch: int, heads: int, layout: Layout, first_protected_row: int, neighbours: int, budget: int,
-    list_width: int, coverage: float,
+    list_width: int, coverage: float, *, offsets: bool,
 ) -> tuple[tuple[int, ...], list[Any], dict[str, Any]]:  # fmt: skip
     """Grid, sizes and options of the second launch."""
     blocks = triton.next_power_of_2(int(layout.key_blocks))
@@ -174,21 +197,26 @@ def select_arguments(
     ]  # fmt: skip
     tile = layout.tile
     options = {
-        "T": tile[0], "H": tile[1], "W": tile[2], "BLOCKS": blocks, "COVER": coverage < 1.0,
+        "T": tile[0], "H": tile[1], "W": tile[2], "BLOCKS": blocks, "COVER": coverage < 1.0, "OFFSETS": offsets,
         "num_warps": 4 if blocks <= 1024 else 8,
     }  # fmt: skip
     return (layout.query_tiles, batch * heads), sizes, options
 
 
 def policy_numbers(
-    layout: Layout, density: float, coverage: float | None, protect_frames: int, neighbours: int
+    layout: Layout,
+    density: float,
+    coverage: float | None,
+    protect_frames: int,
+    neighbours: int,
+    context_density: float | None,
 ) -> tuple[int, int, int, int, float]:
     """What :func:`select_arguments` takes after the layout: protected row, neighbours, budget, width, coverage."""
     return (
         layout.first_protected_row(protect_frames),
         neighbours,
-        layout.budget(density),
-        layout.list_width(density, protect_frames, neighbours),
+        layout.budget(density, context_density),
+        layout.list_width(density, protect_frames, neighbours, context_density),
         1.0 if coverage is None else coverage,
     )
 
@@ -203,9 +231,11 @@ def select_blocks(
     protect_frames: int,
     neighbours: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+    context_density: float | None = None,
+    offsets: bool = False,
+) -> Selection:
     """Same contract as :func:`reference.select_blocks`; no host synchronisation up to :data:`MAX_BLOCKS` blocks."""
-    if layout.key_blocks > MAX_BLOCKS or query_pool.shape[3] % 16:
+    if layout.key_blocks > MAX_BLOCKS or (query_pool.shape[3] - 1) % 16:
         return reference.select_blocks(
             query_pool,
             key_pools,
@@ -215,8 +245,10 @@ def select_blocks(
             protect_frames=protect_frames,
             neighbours=neighbours,
             scale=scale,
+            context_density=context_density,
+            offsets=offsets,
         )
-    lists: tuple[Tensor, Tensor] = torch.ops.lightint.portable_select(
+    index, count, logs = torch.ops.lightint.portable_select(
         query_pool.contiguous(),
         key_pools[0].contiguous(),
         key_pools[-1].contiguous(),
@@ -224,7 +256,8 @@ def select_blocks(
         layout.height,
         layout.width,
         layout.tile,
-        *policy_numbers(layout, density, coverage, protect_frames, neighbours),
+        *policy_numbers(layout, density, coverage, protect_frames, neighbours, context_density),
         scale,
+        offsets,
     )
-    return lists
+    return Selection(index, count, logs if offsets else None)

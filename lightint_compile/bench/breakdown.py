@@ -16,7 +16,7 @@ from lightint_compile.models.worldplay import WorldPlayChunk
 KINDS = {
     "fused elementwise": ("triton_", "camera_kernel"),
     "attention": ("attention", "flash", "sdpa", "fmha", "gk", "attend"),
-    "selection": ("_select", "_pool", "_score"),
+    "selection": ("_select", "_pool", "_score", "select_", "pool_", "score_", "means_"),
     "gemm": ("gemm", "cutlass", "nvjet", "cublas", "matmul"),
     "copy": ("cat", "copy", "memcpy", "memset"),
 }

@@ -24,12 +24,13 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightint_compile.kernels import api, dispatch
+from lightint_compile.kernels.skipped import Means, joined
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.models.devices import checked_device
 
 from .peers import Way
 from .peers import ways as peer_ways
-from .sites import BLOCK, Site, Tensors, square, worldplay
+from .sites import BLOCK, Site, Tensors, square, visual, worldplay
 from .timing import Call, graphed, host_microseconds, milliseconds, paired
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -150,12 +151,15 @@ def _published_ways(site: Site, tensors: Tensors) -> Iterator[Way]:
 def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
     ours = dispatch.load(name)
     layout, keys = site.layout, tensors.keys
-    spans = [(tensors.query, layout.current_grid), (keys.current, layout.current_grid)]
-    if layout.frames[0]:
-        spans.insert(1, (keys.context, layout.context_grid))
+    spans = [(tensors.query, layout.current_grid), *visual(keys, layout)]
     pools = ours.pool_spans(spans, layout.tile)
-    lists = ours.select_blocks(pools[0], pools[1:], layout, **site.policy())
-    yield f"{name}: whole", operator_call(site, tensors, name), 0.0
+    index, count, offsets = ours.select_blocks(pools[0], pools[1:], layout, **site.policy(), offsets=True)
+    value_pools = ours.pool_spans(visual(tensors.values, layout), layout.tile)
+    assert offsets is not None
+    key, value = (joined(part, tensors.query.dtype) for part in (pools[1:], value_pools))
+    means = Means(key, value, offsets)
+    yield f"{name}: whole, skipped blocks by their means", operator_call(site, tensors, name), 0.0
+    yield f"{name}: whole, skipped blocks left out", operator_call(site, tensors, name, skipped_means=False), 0.0
     # Parts are replayed from graphs: called by themselves they would wait for the host, in the whole they do not.
     part = graphed if tensors.query.is_cuda else _unchanged
     yield f"{name}: pool, device only", part(lambda: ours.pool_spans(spans, layout.tile)), 0.0
@@ -165,11 +169,12 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
         0.0,
     )
     attend = ours.attend
-    yield (
-        f"{name}: kernel",
-        lambda: attend(tensors.query, keys, tensors.values, *lists, layout, site.scale),
-        site.kept_flops,
-    )
+    for kernel, given in (("kernel", None), ("kernel with means", means)):
+        yield (
+            f"{name}: {kernel}",
+            partial(attend, tensors.query, keys, tensors.values, index, count, layout, site.scale, given),
+            site.kept_flops,
+        )
 
 
 def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
@@ -177,7 +182,9 @@ def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
     return operator_call(site, tensors, name)()
 
 
-def operator_call(site: Site, tensors: Tensors, name: str | None) -> Callable[[], Tensor]:
+def operator_call(
+    site: Site, tensors: Tensors, name: str | None, *, skipped_means: bool = True
+) -> Callable[[], Tensor]:
     """:func:`whole_operator` with its arguments made already."""
     layout = site.layout
     keys, values = tensors.pieces()
@@ -187,6 +194,7 @@ def operator_call(site: Site, tensors: Tensors, name: str | None) -> Callable[[]
         "prefix": layout.prefix,
         "tile": layout.tile,
         **site.policy(),
+        "skipped_means": skipped_means,
     }
     call: Callable[[], Tensor] = partial(api.sparse_attention_segments, tensors.query, keys, values, **settings)
     if len(keys) == 1:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 from lightint_compile.kernels import dispatch
-from lightint_compile.kernels.steps import run_steps
+from lightint_compile.kernels.steps import ContextPools, run_steps
 from lightint_compile.kernels.tiles import Layout, ceil_div, token_map, volume
 
-from .sites import BLOCK, Site, Tensors
+from .sites import BLOCK, Site, Tensors, visual
 
 Way = tuple[str, Callable[[], object], float]
 _LARGEST_DIFFERENCE = 0.02
@@ -144,13 +144,11 @@ class Packed:
 
 
 def _lists(site: Site, tensors: Tensors) -> tuple[Tensor, Tensor]:
-    layout, keys = site.layout, tensors.keys
+    layout = site.layout
     steps = dispatch.load("portable" if tensors.query.is_cuda else "reference")
-    spans = [(tensors.query, layout.current_grid), (keys.current, layout.current_grid)]
-    if layout.frames[0]:
-        spans.insert(1, (keys.context, layout.context_grid))
-    query, *pools = steps.pool_spans(spans, layout.tile)
-    return steps.select_blocks(query, pools, layout, **site.policy())
+    query, *pools = steps.pool_spans([(tensors.query, layout.current_grid), *visual(tensors.keys, layout)], layout.tile)
+    found = steps.select_blocks(query, pools, layout, **site.policy())
+    return found.lists, found.counts
 
 
 def _slots(grid: tuple[int, int, int], tile: tuple[int, int, int], parts: int) -> Tensor:
@@ -189,7 +187,8 @@ def _split_lists(index: Tensor, count: Tensor, parts: int, prefix_blocks: int) -
 
 def _sparse(site: Site, tensors: Tensors) -> Tensor:
     steps = dispatch.load(dispatch.implementation(tensors.query, site.layout.tile))
-    return run_steps(steps, tensors.query, tensors.keys, tensors.values, site.layout, site.policy())
+    spans = tensors.keys, tensors.values
+    return run_steps(steps, tensors.query, *spans, site.layout, site.policy(), ContextPools(), skipped_means=False)
 
 
 def _dense(site: Site, tensors: Tensors) -> Tensor:

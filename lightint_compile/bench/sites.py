@@ -20,14 +20,17 @@ class Site:
     """One attention call: its token grid and which part of the key blocks is kept.
 
     Attributes:
-        density: kept fraction of the visual key blocks, forced ones counted.
+        density: kept fraction of the visual key blocks, forced ones counted; of the current ones where the context
+            has a density of its own.
         protect_frames: latest frames that are always kept.
+        context_density: that of the context's blocks.
     """
 
     name: str
     layout: Layout
     density: float
     protect_frames: int = 0
+    context_density: float | None = None
     batch: int = 1
     heads: int = 16
     head_dim: int = 128
@@ -40,7 +43,7 @@ class Site:
     @property
     def kept(self) -> int:
         """Visual key blocks kept by every query tile."""
-        return self.layout.budget(self.density)
+        return self.layout.budget(self.density, self.context_density)
 
     @property
     def dense_flops(self) -> float:
@@ -59,6 +62,7 @@ class Site:
         """The arguments of block selection."""
         return {
             "density": self.density,
+            "context_density": self.context_density,
             "coverage": None,
             "protect_frames": self.protect_frames,
             "neighbours": 1,
@@ -99,14 +103,17 @@ class Tensors:
         return key, value
 
 
+def visual(spans: Spans, layout: Layout) -> list[tuple[Tensor, tuple[int, int, int]]]:
+    """Context (if any) and current tokens with their grids: what is pooled."""
+    context = [(spans.context, layout.context_grid)] if layout.frames[0] else []
+    return [*context, (spans.current, layout.current_grid)]
+
+
 def worldplay() -> list[Site]:
     """A WorldPlay chunk at 480p, 16 heads of 128: the budgets are those published for Light Interaction."""
     tile, text = (4, 8, 4), 1985
-    denoise = Layout((12, 4), 30, 52, tile, text)
-    protected = denoise.row_blocks
-    kept = protected + round(0.175 * (denoise.key_blocks - protected))
     return [
-        Site("denoise, 12 context frames", denoise, kept / denoise.key_blocks, protect_frames=4),
+        Site("denoise, 12 context frames", Layout((12, 4), 30, 52, tile, text), 1.0, 4, context_density=0.175),
         Site("prefill, 12 frames", Layout((0, 12), 30, 52, tile, text), 0.3),
         Site("prefill, 20 frames", Layout((0, 20), 30, 52, tile, text), 0.3),
     ]

@@ -89,8 +89,9 @@ def test_the_cost_model_decides_and_using_overrides(monkeypatch):
     asked = []
     for answer, expected in ((True, "gather"), (False, "dense")):
         cost.prefers_sparse = lambda *arguments, answer=answer, host_hidden: asked.append(arguments) or answer
-        assert dispatch.prefers_sparse(query, site.layout, 0.3, site.tile) == expected
-    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, 0.3, "gather")
+        assert dispatch.prefers_sparse(query, site.layout, 4, site.tile) == expected
+    # 4 of 16 blocks of 32 tokens, and 12 means
+    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, (4 * 32 + 12) / 512, "gather")
     dense = kernels.sparse_attention(query, key, value, density=0.3, **site.grids)
     torch.testing.assert_close(dense, torch.nn.functional.scaled_dot_product_attention(query, key, value))
     with kernels.using("gather"):
@@ -128,7 +129,7 @@ def test_decompositions_reach_the_portable_steps():
     assert names == {"lightint.sparse_attention.default"}
     lowered = exported.run_decompositions(portable_table())
     steps = [str(node.target) for node in lowered.graph.nodes if "lightint" in str(node.target)]
-    assert steps == [f"lightint.portable_{step}.default" for step in ("pool", "select", "attend")]
+    assert steps == [f"lightint.portable_{step}.default" for step in ("pool", "select", "pool", "attend")]
 
 
 def test_prepared_context_reaches_the_portable_steps_too():
@@ -142,12 +143,14 @@ def test_prepared_context_reaches_the_portable_steps_too():
     class Attention(torch.nn.Module):
         def forward(self, query, key, value):
             keys, values = key.split(cut, 2), value.split(cut, 2)
-            pool = kernels.prepare_context(keys[1], grid=layout.context_grid, tile=site.tile)
-            return kernels.sparse_attention_prepared(query, keys, values, pool, **site.grids)
+            grid = {"grid": layout.context_grid, "tile": site.tile}
+            pools = kernels.prepare_context(keys[1], **grid), kernels.prepare_context(values[1], **grid)
+            return kernels.sparse_attention_prepared(query, keys, values, *pools, **site.grids)
 
     exported = torch.export.export(Attention(), site.tensors(torch.float32), strict=False)
     lowered = exported.run_decompositions(portable_table())
     steps = [node for node in lowered.graph.nodes if "lightint" in str(node.target)]
     names = [str(node.target).removeprefix("lightint.portable_").removesuffix(".default") for node in steps]
-    assert names == ["pool", "pool", "select", "attend"]
-    assert [len(node.args[0]) for node in steps[:2]] == [1, 2]  # the context alone, then queries and current keys
+    assert names == ["pool", "pool", "pool", "select", "pool", "attend"]
+    # the context's keys and values alone, then queries and current keys, then current values
+    assert [len(steps[i].args[0]) for i in (0, 1, 2, 4)] == [1, 1, 2, 1]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lightint_compile.kernels import reference
+from lightint_compile.kernels.skipped import Means, joined
 from lightint_compile.kernels.spans import Spans, split_spans
-from lightint_compile.kernels.tiles import Layout
+from lightint_compile.kernels.tiles import Layout, key_token_map
 
 pytestmark = pytest.mark.gpu
 
@@ -76,11 +77,19 @@ def expected(query, keys, values, index, count, layout, scale) -> torch.Tensor:
     return reference.attend(query.double(), *double, index, count, layout, scale)
 
 
-def same_dtype(query, keys, values, index, count, layout, scale) -> torch.Tensor:
+def same_dtype(query, keys, values, index, count, layout, scale, means=None) -> torch.Tensor:
     """Dense torch attention of the same dtype under the expanded mask; its error is the yardstick."""
     mask = reference.token_weights(index, count, layout) > 0
     groups = query.shape[1] // keys.current.shape[1]
-    key, value = (torch.cat(list(spans), 2).repeat_interleave(groups, 1) for spans in (keys, values))
+    stand_ins = [[], []] if means is None else [[means.key], [means.value]]
+    key, value = (
+        torch.cat([*spans, *more], 2).repeat_interleave(groups, 1)
+        for spans, more in zip((keys, values), stand_ins, strict=True)
+    )
+    if means is not None:
+        offsets = reference.by_query(means.offsets, layout)
+        mask = torch.cat([torch.zeros_like(mask, dtype=offsets.dtype).masked_fill(~mask, float("-inf")), offsets], -1)
+        mask = mask.to(query.dtype)
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale).nan_to_num()
 
 
@@ -137,6 +146,33 @@ def test_scores_that_outgrow_the_first_block(hopper, growth, dtype):
     ref = expected(query, grown, values, *arguments)
     out = hopper.attend(query, grown, values, *arguments)
     assert_as_good_as_torch(out, ref, same_dtype(query, grown, values, *arguments))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_means_of_skipped_blocks_join_the_softmax(hopper, case):
+    query, keys, values = case.tensors()
+    rows = (case.batch, case.heads, case.layout.query_tiles)
+    counts = torch.randint(1, min(3, case.layout.key_blocks) + 1, rows, dtype=torch.int32)
+    arguments = (*case.lists(counts), case.layout, case.head_dim**-0.5)
+    means = means_of(keys, values, *arguments[:3])
+    wide = Means(means.key.double(), means.value.double(), means.offsets.double())
+    double = [Spans(*(s.double() for s in spans)) for spans in (keys, values)]
+    ref = reference.attend(query.double(), *double, *arguments, wide)
+    out = hopper.attend(query, keys, values, *arguments, means)
+    assert_as_good_as_torch(out, ref, same_dtype(query, keys, values, *arguments, means))
+    assert (out.double() - ref).norm() < 6e-3 * ref.norm()
+    if case.layout.key_blocks > 3:
+        assert (ref - expected(query, keys, values, *arguments)).norm() > 0.05 * ref.norm()
+
+
+def means_of(keys, values, index, count, layout) -> Means:
+    """Means of all blocks, the listed ones left out by their offsets."""
+    grids = [(1, layout.context_grid)] * bool(layout.frames[0]) + [(2, layout.current_grid)]
+    pools = (reference.pool_spans([(spans[i], grid) for i, grid in grids], layout.tile) for spans in (keys, values))
+    key, value = (joined(pool, keys.current.dtype) for pool in pools)
+    listed = reference.multiplicity(index, count, layout) > 0
+    tokens = key_token_map(layout)[1].sum(-1).to(key.device, torch.float32).log()
+    return Means(key, value, torch.where(listed, float("-inf"), tokens).contiguous())
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])

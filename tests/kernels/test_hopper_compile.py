@@ -22,8 +22,8 @@ def descriptor(*box: int) -> str:
     return f"tensordesc<bf16{list(box)},{layout!r}>"
 
 
-@pytest.fixture(scope="module")
-def compiled():
+@pytest.fixture(scope="module", params=[False, True], ids=["lists", "means"])
+def compiled(request):
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -32,7 +32,9 @@ def compiled():
     half, whole = descriptor(1, frames // 2, height, width, HEAD_DIM), descriptor(1, *TILE, HEAD_DIM)
     rows = descriptor(1, frames * height * width, HEAD_DIM)
     constants = {"HEAD_DIM": HEAD_DIM, "BT": frames, "BH": height, "BW": width, "STAGES": 2, "EXACT": False}
+    constants["MEANS"] = request.param
     types = {"query": half, "output": half, "prefix_key": rows, "prefix_value": rows}
+    types |= {"mean_key": rows, "mean_value": rows, "offset_ptr": "*fp32", "factor": "fp32"}
     types |= dict.fromkeys(("context_key", "context_value", "current_key", "current_value"), whole)
     types |= {"index_ptr": "*i32", "count_ptr": "*i32", "scale": "fp32"} | dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}

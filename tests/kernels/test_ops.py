@@ -12,24 +12,27 @@ OPS = getattr(torch.ops, ops.NAMESPACE)
 PUBLISHED_SCHEMAS = {
     "sparse_attention": "lightint::sparse_attention(Tensor query, Tensor key, Tensor value, SymInt[] query_grid, "
     "SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, int protect_frames, "
-    "int neighbours, float? scale) -> Tensor",
+    "int neighbours, float? scale, float? context_density=None, bool skipped_means=False) -> Tensor",
     "sparse_attention_segments": "lightint::sparse_attention_segments(Tensor query, Tensor[] keys, Tensor[] values, "
     "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, "
-    "int protect_frames, int neighbours, float? scale) -> Tensor",
+    "int protect_frames, int neighbours, float? scale, float? context_density=None, bool skipped_means=False)"
+    " -> Tensor",
     "sparse_attention_prepared": "lightint::sparse_attention_prepared(Tensor query, Tensor[] keys, Tensor[] values, "
     "Tensor context_pool, SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, "
-    "float? coverage, int protect_frames, int neighbours, float? scale) -> Tensor",
+    "float? coverage, int protect_frames, int neighbours, float? scale, float? context_density=None, "
+    "bool skipped_means=False, Tensor? context_value_pool=None) -> Tensor",
 }
 
 
 def arguments(site, operator, dtype=torch.float32):
     query, key, value = site.tensors(dtype)
     where = (site.query_grid, site.key_grid, site.prefix, site.tile)
-    policy = (0.5, 0.9, 1, 1)
+    policy, more = (0.5, 0.9, 1, 1), (0.25, True)
     cut = [max(site.prefix, 1), site.layout.key_tokens - max(site.prefix, 1)]
     parts = list(key.split(cut, 2)), list(value.split(cut, 2))
     if operator == "sparse_attention_prepared":
-        return (query, *context_segments(site, key, value), *where, *policy, None)
+        keys, values, *pools = context_segments(site, key, value)
+        return (query, keys, values, pools[0], *where, *policy, None, *more, pools[1])
     lists = random_lists(site, "mixed")
     visual = key[:, :, site.prefix :]
     pools = [
@@ -37,21 +40,22 @@ def arguments(site, operator, dtype=torch.float32):
         [kernels.pool_tiles(visual, grid=site.key_grid, tile=site.tile)],
     ]
     return {
-        "sparse_attention": (query, key, value, *where, *policy, None),
-        "sparse_attention_segments": (query, *parts, *where, *policy, None),
+        "sparse_attention": (query, key, value, *where, *policy, None, *more),
+        "sparse_attention_segments": (query, *parts, *where, *policy, None, *more),
         "pool_tiles": (query, site.query_grid, site.tile),
-        "select_blocks": (*pools, site.query_grid, site.key_grid, site.tile, *policy, None),
+        "select_blocks": (*pools, site.query_grid, site.key_grid, site.tile, *policy, None, 0.25),
         "block_sparse_attention": (query, key, value, *lists, *where, None),
         "block_sparse_attention_segments": (query, *parts, *lists, *where, None),
     }[operator]
 
 
 def context_segments(site, key, value):
-    """Keys and values cut into text, context and current frames, and the pooled context keys."""
+    """Keys and values cut into text, context and current frames, and the pooled context keys and values."""
     layout = site.layout
     cut = [n for n in (layout.prefix, layout.context_tokens, layout.current_tokens) if n]
     keys, values = list(key.split(cut, 2)), list(value.split(cut, 2))
-    return keys, values, kernels.prepare_context(keys[-2], grid=layout.context_grid, tile=site.tile)
+    pools = (kernels.prepare_context(part[-2], grid=layout.context_grid, tile=site.tile) for part in (keys, values))
+    return keys, values, *pools
 
 
 @pytest.mark.parametrize("operator", PUBLISHED_SCHEMAS)
@@ -154,6 +158,7 @@ GOOD = {"query_grid": (3, 5, 7), "key_grid": (8, 5, 7), "prefix": 5, "tile": (2,
         ({"density": 0.0}, "kept fraction"),
         ({"density": 1.5}, "kept fraction"),
         ({"coverage": -0.1}, "kept fraction"),
+        ({"context_density": 0.0}, "kept fraction"),
         ({"neighbours": -1}, "not negative"),
     ],
 )

@@ -71,10 +71,12 @@ def test_bad_input_is_refused_each_time_and_after_good_input():
 def test_prepared_context_gives_what_unprepared_context_gives(implementation):
     query, key, value = SITE.tensors(torch.float64)
     keys, values = segments(key, value)
-    pool = kernels.prepare_context(keys[1], grid=SITE.layout.context_grid, tile=SITE.tile)
+    pools = [kernels.prepare_context(p[1], grid=SITE.layout.context_grid, tile=SITE.tile) for p in (keys, values)]
     with kernels.using(implementation):
-        whole = kernels.sparse_attention(query, key, value, **SITE.grids)
-        assert torch.equal(kernels.sparse_attention_prepared(query, keys, values, pool, **SITE.grids), whole)
+        whole = kernels.sparse_attention(query, key, value, density=0.4, neighbours=0, **SITE.grids)
+        for given in (pools[:1], pools):
+            settings = {"density": 0.4, "neighbours": 0, **SITE.grids}
+            assert torch.equal(kernels.sparse_attention_prepared(query, keys, values, *given, **settings), whole)
 
 
 def test_the_prepared_pool_is_what_decides():
@@ -84,9 +86,8 @@ def test_the_prepared_pool_is_what_decides():
     pool = kernels.prepare_context(keys[1], grid=SITE.layout.context_grid, tile=SITE.tile)
     with kernels.using("reference"):
         right = kernels.sparse_attention_prepared(query, keys, values, pool, density=0.4, neighbours=0, **SITE.grids)
-        wrong = kernels.sparse_attention_prepared(
-            query, keys, values, -9 * pool, density=0.4, neighbours=0, **SITE.grids
-        )
+        other = torch.cat([-9 * pool[..., :-1], pool[..., -1:]], -1)
+        wrong = kernels.sparse_attention_prepared(query, keys, values, other, density=0.4, neighbours=0, **SITE.grids)
     assert not torch.equal(right, wrong)
 
 

@@ -59,8 +59,9 @@ TILE = {"T": 4, "H": 8, "W": 4}
 AMPERE_SHARED_BYTES = 163 * 1024
 
 
+@pytest.mark.parametrize("means", [False, True], ids=["lists", "means"])
 @pytest.mark.parametrize(("head_dim", "dim", "dtype"), [(64, 64, "*bf16"), (96, 128, "*bf16"), (128, 128, "*fp16")])
-def test_attention_compiles_for_ampere(head_dim, dim, dtype):
+def test_attention_compiles_for_ampere(head_dim, dim, dtype, means):
     from lightint_compile.kernels.portable.attention import attention_kernel
 
     names = [
@@ -72,15 +73,18 @@ def test_attention_compiles_for_ampere(head_dim, dim, dtype):
         "prefix_value",
         "context_value",
         "current_value",
+        "mean_key",
+        "mean_value",
     ]
-    pointers = {**dict.fromkeys(names, dtype), "index": "*i32", "count": "*i32"}
-    constants = {**TILE, "HEAD_DIM": head_dim, "DIM": dim, "QUERIES": 128, "KEYS": 64}
+    pointers = {**dict.fromkeys(names, dtype), "index": "*i32", "count": "*i32", "offsets": "*fp32"}
+    constants = {**TILE, "HEAD_DIM": head_dim, "DIM": dim, "QUERIES": 128, "KEYS": 64, "MEANS": means}
     kernel = compile_ahead(attention_kernel, pointers, constants, ["factor"], 80, 8)
     assert kernel.metadata.shared <= AMPERE_SHARED_BYTES
     assert "mma.sync" in kernel.asm["ptx"] and "cp.async" in kernel.asm["ptx"]
 
 
 def test_pooling_and_selection_compile_for_ampere():
+    from lightint_compile.kernels.portable.means import means_kernel
     from lightint_compile.kernels.portable.pooling import pool_kernel
     from lightint_compile.kernels.portable.selection import score_kernel, select_kernel
 
@@ -89,5 +93,10 @@ def test_pooling_and_selection_compile_for_ampere():
     lists = {"scores": "*fp32", "index": "*i32", "count": "*i32"}
     compile_ahead(pool_kernel, spans, {**TILE, "SLOTS": 128, "HEAD_DIM": 128, "DIM": 128}, [], 80, 4)
     compile_ahead(score_kernel, pools, {"HEAD_DIM": 128, "PIECE": 16, "EDGE": 64}, ["scale"], 80, 4)
-    for cover in (False, True):
-        compile_ahead(select_kernel, lists, {**TILE, "BLOCKS": 512, "COVER": cover}, ["coverage"], 80, 4)
+    for flag in (False, True):
+        chosen = {**TILE, "BLOCKS": 512, "COVER": flag, "OFFSETS": not flag}
+        compile_ahead(select_kernel, lists, chosen, ["coverage"], 80, 4)
+        pools = {"context_key_pool": "*fp32", "current_key_pool": "*fp32", "current_value": "*bf16"}
+        values = {"context_value": "*fp32" if flag else "*bf16", "key_out": "*bf16", "value_out": "*bf16"}
+        sizes = {**TILE, "SLOTS": 128, "HEAD_DIM": 96, "DIM": 128, "POOLED": flag}
+        compile_ahead(means_kernel, {**pools, **values}, sizes, [], 80, 4)

@@ -49,12 +49,14 @@ def test_attention_is_sdpa_over_the_listed_tokens(name, kind):
     torch.testing.assert_close(attend(site, query, key, value, index, count), expected.masked_fill(empty, 0.0))
 
 
-def test_pooling_divides_by_the_tokens_that_exist():
+def test_pooling_counts_the_tokens_that_exist():
     site = SITES["ragged"]
     query, _, _ = site.tensors(torch.float64)
     pools = kernels.pool_tiles(query, grid=site.query_grid, tile=site.tile)
     for i, (tokens, valid) in enumerate(zip(*token_map(site.query_grid, site.tile), strict=True)):
-        torch.testing.assert_close(pools[:, :, i], query[:, :, tokens[valid]].mean(2))
+        inside = query[:, :, tokens[valid]]
+        torch.testing.assert_close(pools[:, :, i, :-1], inside.mean(2))
+        torch.testing.assert_close(pools[:, :, i, -1], inside.var(2, correction=0).mean(-1))
 
 
 def generate(name, *shape):

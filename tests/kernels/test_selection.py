@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from attention_cases import SITES
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightint_compile import kernels
 from lightint_compile.kernels import reference
-from lightint_compile.kernels.tiles import Layout, forced_blocks
+from lightint_compile.kernels.tiles import Layout, forced_blocks, token_map
 
 
 def pools_of(site, dtype=torch.float64):
@@ -89,9 +91,27 @@ def test_coverage_keeps_the_shortest_prefix_that_holds_the_mass():
 def test_border_tiles_are_not_favoured_by_their_few_tokens():
     """Equal keys everywhere: a tile of half the tokens holds half the mass, and full tiles come first."""
     layout = Layout((0, 1), 4, 6, (1, 4, 4))  # a full tile and one of half the width
-    ones = torch.ones(1, 1, 2, 8, dtype=torch.float64)
+    ones = torch.ones(1, 1, 2, 9, dtype=torch.float64)
+    ones[..., -1] = 0
     mass = reference.block_scores(ones, ones, layout, 1.0).softmax(-1)
     torch.testing.assert_close(mass[0, 0, 0], torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("deviation", "tolerance"), [(0.5, 0.05), (2.0, 0.3), (3.0, 0.8), (6.0, 3.0)])
+def test_spread_keys_hold_as_much_more_mass_as_normal_numbers_do(deviation, tolerance):
+    """Keys of one mean: the score exceeds that of equal keys by the log of the mean exponential of their logits."""
+    generator = torch.Generator().manual_seed(0)
+    layout, dim = Layout((0, 4), 8, 8 * 40, (4, 8, 4)), 8
+    query = torch.ones(1, 1, layout.current_tokens, dim, dtype=torch.float64)
+    spread = torch.randn(query.shape, generator=generator, dtype=torch.float64) * deviation / dim**0.5
+    query_pool, key_pool = (reference.pool_tiles(part, layout.current_grid, layout.tile) for part in (query, spread))
+    score = reference.block_scores(query_pool, key_pool, layout, 1.0)[0, 0, 0]
+    tokens = token_map(layout.current_grid, layout.tile)[0]
+    exact = (spread.sum(-1)[0, 0][tokens]).logsumexp(-1)
+    # 128 samples stay below the limit of many, by more the rarer those are that make the mean.
+    assert -0.05 < float((score - exact).mean()) < tolerance
+    equal = math.log(128)
+    assert float((exact - equal).mean()) > 2 * abs(float((score - exact).mean()))
 
 
 @pytest.mark.parametrize("name", ["ragged", "aligned"])
@@ -101,5 +121,6 @@ def test_prepared_context_gives_the_same_attention(name):
     index, count = select(site, density=0.4, protect_frames=2)
     split = kernels.block_sparse_attention(query, key, value, index, count, **site.grids)
     with kernels.using("gather"):
-        whole = kernels.sparse_attention(query, key, value, density=0.4, protect_frames=2, **site.grids)
+        settings = {"density": 0.4, "protect_frames": 2, "skipped_means": False, **site.grids}
+        whole = kernels.sparse_attention(query, key, value, **settings)
     torch.testing.assert_close(split, whole)

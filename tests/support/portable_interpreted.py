@@ -26,6 +26,7 @@ POLICIES = (
     {"density": 0.4},
     {"density": 0.2, "protect_frames": 3, "neighbours": 0},
     {"density": 1.0, "coverage": 0.6, "neighbours": 0, "scale": 1.0},
+    {"density": 0.4, "context_density": 0.7, "neighbours": 0},
 )
 CASES = (
     ("context", "mixed", torch.float32),
@@ -94,9 +95,11 @@ def selection_differences() -> dict[str, int]:
 
 def whole_errors() -> dict[str, float]:
     """Largest difference of pooling, selection and attention together: a first call, one that finds its launches
-    bound, one with prepared context, one whose memory starts where bound launches cannot read."""
+    bound, one with prepared context, one whose memory starts where bound launches cannot read, one that leaves out
+    what it does not read."""
     errors = {}
-    for name, calls in (("context", ("first", "bound", "unaligned", "prepared")), ("two-parts", ("first", "bound"))):
+    calls_of = {"context": ("first", "bound", "unaligned", "prepared", "dropped"), "two-parts": ("first", "bound")}
+    for name, calls in calls_of.items():
         site = SITES[name]
         for call in calls:
             query, key, value = site.tensors(torch.float32, seed=len(errors))
@@ -106,7 +109,8 @@ def whole_errors() -> dict[str, float]:
             results = []
             for implementation in ("reference", "portable"):
                 with kernels.using(implementation):
-                    results.append(run(query, key, value, protect_frames=1, **site.grids))
+                    policy = {"protect_frames": 1, "density": 0.2, "context_density": 0.3, "neighbours": 0}
+                    results.append(run(query, key, value, **policy, skipped_means=call != "dropped", **site.grids))
             errors[f"{name} {call}"] = float((results[0] - results[1]).abs().max())
     return errors
 
@@ -117,8 +121,8 @@ def prepared(query, key, value, **settings):
     layout = site.layout
     cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
     keys, values = key.split(cut, 2), value.split(cut, 2)
-    pool = kernels.prepare_context(keys[1], grid=layout.context_grid, tile=site.tile)
-    return kernels.sparse_attention_prepared(query, keys, values, pool, **settings)
+    pools = (kernels.prepare_context(part[1], grid=layout.context_grid, tile=site.tile) for part in (keys, values))
+    return kernels.sparse_attention_prepared(query, keys, values, *pools, **settings)
 
 
 if __name__ == "__main__":

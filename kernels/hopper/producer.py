@@ -1,0 +1,168 @@
+"""The producer warp of the sm_90 kernel: which block comes next, where its tokens lie, and the copies that fetch it."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+CONSUMERS = gl.constexpr(2)
+# Later versions of Triton renamed it; the kernel compiles there too.
+_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+
+
+@gluon.jit
+def _divide(number, inverse):
+    # Exact for 0 <= number < 2**21: number + 0.5 is further from a multiple than the rounding of one product.
+    return ((number.to(gl.float32) + 0.5) * inverse).to(gl.int32)
+
+
+@gluon.jit
+def _position(block, high, wide):
+    line = _divide(block, 1.0 / wide.to(gl.float32))
+    row = _divide(line, 1.0 / high.to(gl.float32))
+    return row, line - row * high, block - line * wide
+
+
+@gluon.jit
+def ends(places, tensor: gl.constexpr, batch, head, heads, HEAD_DIM: gl.constexpr):
+    """First and last coordinate of a box of the tensor numbered ``tensor``.
+
+    Heads lie inside a token's row or are folded with the batch; the batch counts or is broadcast.
+    """
+    inside = (places >> tensor) & 1
+    batch = batch * ((places >> (tensor + 8)) & 1)
+    return gl.where(inside == 1, batch, batch * heads + head), inside * head * HEAD_DIM
+
+
+@gluon.jit
+def _listed(list_ptr, slot, prefix_blocks, blocks):
+    # Slots count prefix blocks first, then the list's entries, then means; beyond the list the value is never used.
+    inside = (slot >= prefix_blocks) & (slot < blocks)
+    return gl.load(list_ptr + (slot - prefix_blocks), mask=inside, other=0)
+
+
+@gluon.constexpr_function
+def one_layout(warps=1):
+    """The layout of a single number that every thread holds."""
+    return gl.BlockedLayout([1], [32], [warps], [0])
+
+
+@gluon.jit
+def one(cell):
+    """The number in a shared cell of one element, the same in every thread."""
+    return gl.max(cell.load(one_layout(gl.num_warps())), 0)
+
+
+@gluon.jit
+def _missing_code(slot, block, row, y, x, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
+    # 0 for a whole block; else how many of its tokens, frames, lines and columns exist, a byte each.
+    prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width = extents
+    BN: gl.constexpr = BT * BH * BW
+    tokens = prefix_tokens - slot * BN
+    frames = gl.where(block < context_blocks, context_frames - row * BT, current_frames - (row - context_rows) * BT)
+    lines = height - y * BH
+    columns = width - x * BW
+    code = BN | gl.minimum(frames, BT) << 8 | gl.minimum(lines, BH) << 16 | gl.minimum(columns, BW) << 24
+    code = gl.where((frames < BT) | (lines < BH) | (columns < BW), code, 0)
+    prefix_code = gl.where(tokens < BN, tokens | BT << 8 | BH << 16 | BW << 24, 0)
+    return gl.where(slot < prefix_blocks, prefix_code, code)
+
+
+@gluon.jit
+def _fetch(
+    sources, first: gl.constexpr, slot, block, row, y, x, listed, full, target, extents, places, batch, head, heads,
+    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, MEANS: gl.constexpr,
+):  # fmt: skip
+    # One block of K (first = 2) or V (first = 3) from the prefix, the context, the current frames or the means.
+    prefix, context, current, means = sources
+    _, prefix_blocks, context_blocks, context_rows, _, _, _, _ = extents
+    mbarrier.expect(full, current.block_type.nbytes)
+    if slot < prefix_blocks:
+        outer, inner = ends(places, first, batch, head, heads, HEAD_DIM)
+        rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
+        _load(prefix, [outer, slot * (BT * BH * BW), inner], full, rows)
+    elif MEANS and slot >= listed:
+        rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
+        _load(means, [batch * heads + head, (slot - listed) * (BT * BH * BW), 0], full, rows)
+    elif block < context_blocks:
+        outer, inner = ends(places, first + 2, batch, head, heads, HEAD_DIM)
+        _load(context, [outer, row * BT, y * BH, x * BW, inner], full, target)
+    else:
+        outer, inner = ends(places, first + 4, batch, head, heads, HEAD_DIM)
+        frame = (row - context_rows) * BT
+        _load(current, [outer, frame, y * BH, x * BW, inner], full, target)
+
+
+@gluon.jit
+def _stream(
+    keys, values, tiles, barriers, list_ptr, base, listed, blocks, extents, high, wide, places, batch, head, heads,
+    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+    MEANS: gl.constexpr,
+):  # fmt: skip
+    # One pass over prefix and list (``listed`` slots) and means; ``base`` blocks went through the buffers before. Step
+    # i fetches K of block i and V of block i - 1: K leads, because it is needed one block earlier.
+    _, key_tile, value_tile, missing, _ = tiles
+    _, key_full, key_empty, value_full, value_empty, _ = barriers
+    prefix_blocks = extents[1]
+    previous = 0
+    block = _listed(list_ptr, 0, prefix_blocks, listed)
+    for i in range(0, blocks + 1):
+        following = _listed(list_ptr, i + 1, prefix_blocks, listed)
+        if i < blocks:
+            stage = (base + i) % STAGES
+            row, y, x = _position(block, high, wide)
+            code = _missing_code(i, block, row, y, x, extents, BT, BH, BW)
+            mbarrier.wait(key_empty.index(stage), (((base + i) // STAGES) & 1) ^ 1)
+            # Stored before the arrival that expects the bytes, by the same warp: visible to whoever waits for K.
+            missing.index(stage).store(gl.full([1], code, gl.int32, one_layout()))
+            _fetch(
+                keys, 2, i, block, row, y, x, listed, key_full.index(stage), key_tile.index(stage), extents, places,
+                batch, head, heads, HEAD_DIM, BT, BH, BW, MEANS,
+            )  # fmt: skip
+        if i > 0:
+            stage = (base + i - 1) % STAGES
+            row, y, x = _position(previous, high, wide)
+            mbarrier.wait(value_empty.index(stage), (((base + i - 1) // STAGES) & 1) ^ 1)
+            _fetch(
+                values, 3, i - 1, previous, row, y, x, listed, value_full.index(stage), value_tile.index(stage),
+                extents, places, batch, head, heads, HEAD_DIM, BT, BH, BW, MEANS,
+            )  # fmt: skip
+        previous = block
+        block = following
+
+
+@gluon.jit
+def again(verdict, judged):
+    """Whether a half of the tile asked for the exact pass; every warp of the program decides alike."""
+    mbarrier.wait(judged.index(0), 0)
+    return (one(verdict.index(0)) | one(verdict.index(1))) != 0
+
+
+@gluon.jit
+def produce(
+    query, keys, values, tiles, barriers, list_ptr, listed, blocks, extents, high, wide,
+    places, batch, head, heads, key_heads, frame, line, column,
+    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
+    EXACT: gl.constexpr, MEANS: gl.constexpr,
+):  # fmt: skip
+    """Fetch the query tile, then keys and values slot by slot; once more where the exact pass is asked for."""
+    query_tile, _, _, _, verdict = tiles
+    query_full, _, _, _, _, judged = barriers
+    key_head = head // (heads // key_heads)
+    outer, inner = ends(places, 0, batch, head, heads, HEAD_DIM)
+    if blocks > 0:
+        for half in gl.static_range(CONSUMERS):
+            mbarrier.expect(query_full.index(half), query.block_type.nbytes)
+            corner = [outer, frame + half * (BT // CONSUMERS), line, column, inner]
+            _load(query, corner, query_full.index(half), query_tile.index(half))
+        _stream(
+            keys, values, tiles, barriers, list_ptr, 0, listed, blocks, extents, high, wide, places, batch, key_head,
+            key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
+        )  # fmt: skip
+        if not EXACT:  # noqa: SIM102  decided while compiling, unlike the next
+            if again(verdict, judged):
+                _stream(
+                    keys, values, tiles, barriers, list_ptr, blocks, listed, blocks, extents, high, wide, places, batch,
+                    key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
+                )  # fmt: skip
