@@ -164,17 +164,18 @@ def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:
 
 
 def _sparse(arguments: dict[str, Any], shape: Shape) -> Any:
-    """Dense cost, times the density over the visual keys when the operator states one; the prefix is always kept."""
+    """Dense cost, times the densities over current and context keys when the operator states them; the prefix is always
+    kept, and means count where they take part."""
     query, value = shape(_first(arguments["query"])), shape(_first(arguments["value"]))
     keys = sum(shape(segment)[-2] for segment in _segments(arguments["key"]))
     prefix, density = arguments.get("prefix") or 0, arguments.get("density")
     prefix = 0 if isinstance(prefix, fx.Node) else prefix
     if isinstance(density, (int, float)):
-        keys = (
-            prefix + math.ceil(density * (keys - prefix))
-            if isinstance(keys, int)
-            else prefix + density * (keys - prefix)
-        )
+        given = arguments.get("context_density")
+        context = (density if given is None else given) * (keys - prefix - query[-2])
+        means = (keys - prefix) / math.prod(arguments["tile"]) if arguments.get("skipped_means") else 0
+        kept = density * query[-2] + context + means
+        keys = prefix + (math.ceil(kept) if isinstance(kept, (int, float)) else kept)
     return _product(2, *query[:-1], keys, query[-1] + value[-1])
 
 

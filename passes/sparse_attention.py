@@ -53,12 +53,13 @@ class SparseAttention(Pass):
     Attributes:
         density: kept fraction of the visual key tiles where the grid attends to itself.
         context_density: budget of a denoising step: as many tiles as the current frames have, and this share of the
-            context's; ``none`` applies ``density`` to all tiles there as well.
+            context's, however many frames it has in a call; ``none`` applies ``density`` to all tiles there as well.
         keep_current: spend that budget on all of the current frames first, as the release does, not on the best tiles.
         coverage: softmax mass of the pooled scores at which a query tile may stop before its budget.
         tile: (frames, height, width) tokens of a tile.
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius in tiles that every query keeps.
+        skipped_means: let tiles that are not read take part by their mean key and value; the release leaves them out.
         min_tokens: keys below which a site stays dense; ``none`` asks the cost model of the device.
         skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
     """
@@ -74,6 +75,7 @@ class SparseAttention(Pass):
     tile: tuple[int, ...] = (4, 8, 4)
     protect_frames: int = 0
     neighbours: int = 1
+    skipped_means: bool = True
     min_tokens: int | None = None
     skip_first: int = 0
 
@@ -133,13 +135,14 @@ class SparseAttention(Pass):
     def _choice(self, site: AttentionSite, layout: Layout) -> Choice:
         """A share of everything, or as many tiles as the current frames have and a share of the context."""
         assert site.query_grid is not None
-        frames = site.query_grid.frames
-        if site.kind is not SiteKind.DENOISE or self.context_density is None or not isinstance(frames, int):
-            return Choice(layout, self.density, self.coverage, self.protect_frames, self.neighbours)
-        kept = layout.query_tiles + math.floor(self.context_density * layout.context_blocks)
-        density = min((kept - 0.5) / layout.key_blocks, 1.0)  # half a block below: the budget is rounded up
-        protected = max(self.protect_frames, frames if self.keep_current else 0)
-        return Choice(layout, density, self.coverage, protected, self.neighbours)
+        frames, density, context_density = site.query_grid.frames, self.density, None
+        protected = self.protect_frames
+        if site.kind is SiteKind.DENOISE and self.context_density is not None and isinstance(frames, int):
+            density, context_density = 1.0, self.context_density
+            protected = max(protected, frames if self.keep_current else 0)
+        return Choice(
+            layout, density, context_density, self.coverage, protected, self.neighbours, self.skipped_means
+        )
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
@@ -153,7 +156,7 @@ class SparseAttention(Pass):
             return None
         query = site.query.meta["val"]
         shape = (batch, heads, head_dim, queries, keys)
-        if not _prefers_sparse(query, shape, choice.kept_fraction):
+        if not _prefers_sparse(query, shape, min(choice.read_keys / keys, 1.0)):
             return Obstacle("too-short", f"skipping does not pay with {keys} keys", "min-tokens=0 rewrites regardless")
         return None
 
@@ -228,9 +231,8 @@ def _missed(site: AttentionSite, obstacle: Obstacle) -> Remark:
 def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark:
     before = flops_of(site.node)
     layout = choice.layout
-    keys = layout.prefix + choice.kept_fraction * (layout.key_tokens - layout.prefix)
     queries = hinted_shape(site.query.meta["val"])[2]
-    read = layout.current_tokens * keys + (queries - layout.current_tokens) * layout.key_tokens
+    read = layout.current_tokens * choice.read_keys + (queries - layout.current_tokens) * layout.key_tokens
     after = before * read / (queries * layout.key_tokens)
     kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles"
     return Remark(
@@ -243,7 +245,8 @@ def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark
             "key_grid": str(site.key_grid),
             "prefix": layout.prefix,
             "tile": list(layout.tile),
-            "density": round(choice.density, 4),
+            "density": round(choice.kept_blocks / int(layout.key_blocks), 4),
+            "skipped_means": choice.skipped_means,
             "kept_blocks": choice.kept_blocks,
             "key_blocks": int(layout.key_blocks),
             "context_pool_readers": pools.readers(site, layout.tile),

@@ -1,8 +1,8 @@
-"""Context keys that several sites read are pooled once: the graph then holds the pool as a value beside the keys.
+"""Context that several sites read is pooled once: the graph then holds its pools as values beside keys and values.
 
 The denoising loop arrives unrolled, so the steps of one block read one and the same context tensor. Which of its tiles
-a step reads depends on the tiles' means, and these depend on the context alone: they are computed once a chunk, outside
-of what the steps repeat.
+a step reads depends on the means of their keys, what the others are replaced by on the means of keys and values, and
+these depend on the context alone: they are computed once a chunk, outside of what the steps repeat.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Key = tuple[fx.Node, tuple[tuple[int, ...], ...], tuple[int, ...]]
 
 
 class ContextPools:
-    """Pools of context keys, one for each tensor and tile that at least two of the sites share."""
+    """Pools of context tokens, one for each tensor and tile that at least two of the sites share."""
 
     def __init__(self, sites: Iterable[tuple[AttentionSite, tuple[int, ...]]]) -> None:
         keys = (_key(piece, tile) for site, tile in sites if (piece := context_piece(site)) is not None)
@@ -35,11 +35,22 @@ class ContextPools:
         piece = context_piece(site)
         return 0 if piece is None else self._readers[_key(piece, tile)]
 
-    def of(self, site: AttentionSite, tile: tuple[int, ...], sizes: GridSizes, rewriter: Rewriter) -> fx.Node | None:
-        """The node with the pooled context keys of a site, made where the first of its readers stands."""
+    def of(
+        self, site: AttentionSite, tile: tuple[int, ...], sizes: GridSizes, rewriter: Rewriter, *, values: bool
+    ) -> list[fx.Node] | None:
+        """Nodes with the pooled context keys of a site and, with ``values``, its pooled values.
+
+        They stand where the first of their readers does. Values that are no tensor of their own the operator pools.
+        """
         piece = context_piece(site)
         if piece is None or self._readers[_key(piece, tile)] < 2:
             return None
+        value = context_value(site, piece) if values else None
+        return [self._pool(part, site, tile, sizes, rewriter) for part in (piece, value) if part is not None]
+
+    def _pool(
+        self, piece: Piece, site: AttentionSite, tile: tuple[int, ...], sizes: GridSizes, rewriter: Rewriter
+    ) -> fx.Node:
         key = _key(piece, tile)
         if key not in self._made:  # sites are rewritten in order: a later one may read an earlier one's node
             grids = [sizes.arguments(span.grid, rewriter) for span in _context(site) if span.grid is not None]
@@ -74,3 +85,11 @@ def context_piece(site: AttentionSite) -> Piece | None:
     if len(found) == 1 and found[0][1] == {SpanKind.CONTEXT}:
         return found[0][0]
     return None
+
+
+def context_value(site: AttentionSite, key: Piece) -> Piece | None:
+    """The operand of the values' concatenation that stands where ``key`` stands in that of the keys."""
+    if len(site.key_pieces) != len(site.value_pieces):
+        return None
+    value = site.value_pieces[list(site.key_pieces).index(key)]
+    return value if same(value.length, key.length) else None

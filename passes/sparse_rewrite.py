@@ -38,27 +38,37 @@ class Choice:
 
     Attributes:
         layout: its tiles, symbolic sizes at the values seen at capture.
-        density: kept fraction of all visual key blocks, the forced ones included.
+        density: kept fraction of all visual key blocks, the forced ones included; of the current ones where the context
+            has a density of its own.
+        context_density: that of the context's blocks.
         coverage: softmax mass at which a query tile may stop earlier.
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius, in tiles, that every query keeps.
+        skipped_means: whether means of blocks that are not read take part.
     """
 
     layout: Layout
     density: float
+    context_density: float | None
     coverage: float | None
     protect_frames: int
     neighbours: int
+    skipped_means: bool
 
     @property
     def kept_blocks(self) -> int:
         """Key blocks that a query tile reads at most."""
-        return int(self.layout.list_width(self.density, self.protect_frames, self.neighbours))
+        return int(
+            self.layout.list_width(self.density, self.protect_frames, self.neighbours, self.context_density)
+        )
 
     @property
-    def kept_fraction(self) -> float:
-        """The same as a fraction of the visual key blocks."""
-        return self.kept_blocks / int(self.layout.key_blocks)
+    def read_keys(self) -> float:
+        """Keys that a query token is multiplied with: the text, tokens of kept blocks, a mean of every block."""
+        layout = self.layout
+        visual = layout.key_tokens - layout.prefix
+        means = layout.key_blocks if self.skipped_means else 0
+        return float(layout.prefix + self.kept_blocks / layout.key_blocks * visual + means)
 
 
 def one_sided(axis: TokenAxis) -> bool:
@@ -81,13 +91,15 @@ def rewrite_site(
     keys, values = _segments(site, product_of(key_grid, rewriter), rewriter)
     prefix = _prefix(site, keys, key_grid, rewriter)
     queries = _Queries.cut(site, visual, rewriter)
-    policy = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours, _stated_scale(site))
+    kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
+    policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means)
     where = (query_grid, key_grid, prefix, list(choice.layout.tile))
-    pool = pools.of(site, choice.layout.tile, sizes, rewriter)
+    pooled = pools.of(site, choice.layout.tile, sizes, rewriter, values=choice.skipped_means)
     lightint = torch.ops.lightint
-    if pool is not None:
+    if pooled is not None:
         target = lightint.sparse_attention_prepared.default
-        found = rewriter.call(target, queries.visual, keys, values, pool, *where, *policy)
+        key_pool, *value_pool = pooled
+        found = rewriter.call(target, queries.visual, keys, values, key_pool, *where, *policy, *value_pool)
     elif len(keys) > 1:
         found = rewriter.call(lightint.sparse_attention_segments.default, queries.visual, keys, values, *where, *policy)
     else:

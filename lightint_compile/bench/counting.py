@@ -151,13 +151,15 @@ def _recalled(spec: RecallPoint, kept: int, sizes: Sequence[int]) -> torch.Tenso
 
 
 def sparse_flops(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Products of a sparse attention call: the prefix and as many tokens as its lists of blocks hold on average."""
+    """Products of a sparse attention call: the prefix, as many tokens as its lists of blocks hold on average, and
+    means where they take part."""
     names = [argument.name for argument in target._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     layout = Layout.of(given["query_grid"], given["key_grid"], given["tile"], given["prefix"])
-    width = layout.list_width(given["density"], given["protect_frames"], given["neighbours"])
-    visual = layout.key_tokens - layout.prefix
-    keys = layout.prefix + visual * int(width) / int(layout.key_blocks)
+    policy = (given["density"], given["protect_frames"], given["neighbours"], given.get("context_density"))
+    visual, blocks = layout.key_tokens - layout.prefix, int(layout.key_blocks)
+    means = blocks if given.get("skipped_means") else 0
+    keys = layout.prefix + visual * int(layout.list_width(*policy)) / blocks + means
     batch, heads, queries, head_dim = given["query"].shape
     return round(4 * batch * heads * queries * head_dim * keys)
 
