@@ -140,7 +140,7 @@ class _Freshener:
     def _stride_places(self) -> Iterator[_Place]:
         """Strides, for a view whose base had a size that the view's own sizes no longer show."""
         for index, value in enumerate(self._values):
-            for dim, stride in enumerate(_strides(value)):
+            for dim, stride in _addressing(value):
                 if isinstance(stride, torch.SymInt):
                     real = None if self._hints is None else self._hints[index].stride(dim)
                     yield _Place(self._polynomial(stride), _hint(stride, real), index, dim, of_stride=True)
@@ -196,7 +196,7 @@ class _Freshener:
             return self._size(value)
         if not isinstance(value, torch.Tensor):
             return value
-        sizes, strides = ([self._size(n) for n in numbers] for numbers in (value.shape, _strides(value)))
+        sizes, strides = [self._size(size) for size in value.shape], self._strides(value)
         with self._mode:
             return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
 
@@ -207,13 +207,30 @@ class _Freshener:
             return int(expression)
         return self._env.create_symintnode(expression, hint=int(polynomial.xreplace(self._hint_of)))
 
+    def _strides(self, value: torch.Tensor) -> list[Any]:
+        """Strides as recorded, those that address nothing too: they tell a convolution in which memory order it writes.
 
-def _strides(value: Any) -> tuple[int | torch.SymInt, ...]:
-    """Strides as they matter: that of a dimension of size 1 addresses nothing and is 1."""
-    if not isinstance(value, torch.Tensor):
-        return ()
-    pairs = zip(value.shape, value.stride(), strict=True)
-    return tuple(1 if isinstance(size, int) and size == 1 else stride for size, stride in pairs)
+        One of the latter may hold a symbol that no size gives away; it becomes what it is in an outermost dimension.
+        """
+        strides: list[Any] = [self._size(stride) if self._is_known(stride) else None for stride in value.stride()]
+        spans = {dim: self._size(value.shape[dim]) * strides[dim] for dim, _ in _addressing(value)}
+        for dim, stride in enumerate(strides):
+            if stride is None:
+                inner = [span for other, span in spans.items() if other > dim]
+                strides[dim] = max(inner, key=_seen, default=1)
+        return strides
+
+    def _is_known(self, size: int | torch.SymInt) -> bool:
+        """Whether every atom of a size or stride is bound."""
+        return self._polynomial(size).free_symbols <= self._fresh.keys()
+
+
+def _addressing(value: Any) -> Iterator[tuple[int, int | torch.SymInt]]:
+    """Dimensions and strides of a tensor; that of a dimension of size 1 addresses nothing and is left out."""
+    if isinstance(value, torch.Tensor):
+        for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+            if not (isinstance(size, int) and size == 1):
+                yield dim, stride
 
 
 def _linear(place: _Place, atom: sympy.Dummy) -> BoundSymbol | None:
@@ -225,6 +242,10 @@ def _linear(place: _Place, atom: sympy.Dummy) -> BoundSymbol | None:
         return None
     factor, offset = map(int, polynomial.all_coeffs())
     return BoundSymbol(place.argument, place.dim, factor, offset, place.of_stride)
+
+
+def _seen(size: int | torch.SymInt) -> int:
+    return _hint(size, None) if isinstance(size, torch.SymInt) else size
 
 
 def _hint(size: torch.SymInt, real: Any) -> int:

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx as fx
+import torch.nn.functional as F
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from lightint_compile.errors import CaptureError
 from lightint_compile.freshshapes import fresh_inputs
+from lightint_compile.leaf import Leaf, inductor_compiler
 
 
 @pytest.fixture
@@ -88,3 +91,35 @@ def test_height_and_width_that_are_only_seen_as_tokens_are_one_size(mode: FakeTe
     real = [torch.empty(7, 3), torch.empty(12 * 8 * 9, 4), torch.empty(2 * 8 * 9, 4)]
     assert sorted(bound.read(real) for bound in fresh.bindings) == [7, 8 * 9]
     assert [int(value.shape[0]) for value in fresh.values] == [4, 9 * 60, 120]
+
+
+def test_a_stride_that_addresses_nothing_is_kept(mode: FakeTensorMode) -> None:
+    frames = _symbol(mode, 8, "frames")
+    with mode:
+        weight, last = torch.empty(6, 1, 4), torch.empty(3, frames, 4)[:1, 2:].transpose(1, 2)
+    fresh = fresh_inputs([weight, last])
+    assert fresh.values[0].stride() == (4, 4, 1)
+    assert tuple(map(int, fresh.values[1].stride())) == (8 * 4, 1, 4)
+    assert [bound.of_stride for bound in fresh.bindings] == [False]
+
+
+def test_a_stride_that_addresses_nothing_and_that_nothing_gives_away_is_the_outermost(mode: FakeTensorMode) -> None:
+    with mode:
+        tokens = torch.empty(1, _symbol(mode, 12, "frames"), 4)[:, -3:]
+    fresh = fresh_inputs([tokens, tokens.transpose(1, 2)])
+    assert [value.stride() for value in fresh.values] == [(12, 4, 1), (12, 1, 4)]
+    assert not fresh.symbols
+
+
+def test_a_convolution_returns_the_memory_order_that_its_region_was_compiled_for(mode: FakeTensorMode) -> None:
+    graph = fx.Graph()
+    tokens, weight = (graph.placeholder(name) for name in ("tokens", "weight"))
+    channels = graph.call_function(torch.ops.aten.transpose.int, (tokens, 1, 2))
+    arguments = (channels, weight, None, [1], [3], [1], 8)
+    graph.output((graph.call_function(torch.ops.aten.conv1d.default, arguments),))
+    real = [torch.randn(2, 5, 8), torch.randn(8, 1, 4)]
+    for node, value in zip((tokens, weight), real, strict=True):
+        node.meta["val"] = mode.from_tensor(value)
+    leaf = Leaf("filter", lambda: fx.GraphModule({}, graph), inductor_compiler({}))
+    (result,) = leaf(*real)
+    torch.testing.assert_close(result, F.conv1d(real[0].mT, real[1], padding=3, groups=8))
