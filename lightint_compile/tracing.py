@@ -58,7 +58,6 @@ def _plain(module: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: module(*args, **kwargs)
 
 
-@convert_frame.preserve_global_state
 def _trace(module: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: Any) -> None:
     frame = convert_frame._get_frame(module, args, kwargs)
     identity = convert_frame.get_compile_id({})
