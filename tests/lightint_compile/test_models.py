@@ -37,8 +37,9 @@ def _check(module: nn.Module, kwargs: dict[str, Any], delegate: str, **options: 
     """Twice as far as eager at most, from what the model computes in float64 throughout and from ``model.double()``.
 
     The second keeps what the model's authors put into float32, and with it eager's rounding there. Inductor rounds
-    those places otherwise (its ``exp`` and ``sin`` are other code), with or without us: what it does by itself is
-    allowed too.
+    those places otherwise (its ``exp`` and ``sin`` are other code), with or without us: there, twice as far as stock
+    Inductor is allowed too. ltx needs that (stock Inductor is 3.4 times as far as eager, and so are we), latte is on
+    the edge (2.0 times, both); from float64 throughout, both models are within 7 % of eager.
     """
     compiled = torch.compile(module, backend="lightint", options={"delegate": delegate, "strict": True, **options})
     with torch.no_grad():
