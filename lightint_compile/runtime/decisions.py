@@ -238,4 +238,4 @@ class _StepGuard:
             return False
         if self._spec.drift is None or now is None or before is None:
             return True
-        return record.checked(self._spec.step, float(to_host(relative_change(now, before))), self._spec.drift)
+        return record.checked(self._spec.step, float(to_host(relative_change(now, before).amax())), self._spec.drift)

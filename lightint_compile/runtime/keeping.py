@@ -112,7 +112,7 @@ class Use:
             torch.cat([tensor.narrow(axis, place, count) for place, count in _runs(places)], axis)
             for tensor, places in ((pool, slots), (rows, self.share.older))
         )
-        return relative_change(now.movedim(axis, 1).flatten(3), then.movedim(axis, 1).flatten(3))
+        return relative_change(now.movedim(axis, 1).flatten(3), then.movedim(axis, 1).flatten(3)).amax()
 
 
 class Keeping:
