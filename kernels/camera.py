@@ -7,6 +7,7 @@ copies; the operator reads the heads once and writes both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def camera_heads(
     return torch.ops.lightint.camera_heads(heads, matrix, weight, eps, cosine, sine, both)
 
 
-def _reference(
+def reference(
     heads: Tensor,
     matrix: Tensor,
     weight: Tensor | None,
@@ -66,7 +67,7 @@ def _reference(
     both: bool,
 ) -> Tensor:
     """The specification, in plain torch."""
-    _check(heads, matrix, weight, cosine, sine)
+    check_heads(heads.shape, matrix, weight, cosine, sine)
     wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
     if weight is not None:
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
@@ -86,9 +87,9 @@ def _on_gpu(heads: Tensor, matrix: Tensor, weight: Tensor | None, eps: float, *r
     from .portable.camera import camera_heads as run
 
     cosine, sine, both = rest
-    _check(heads, matrix, weight, cosine, sine)
+    check_heads(heads.shape, matrix, weight, cosine, sine)
     if heads.shape[3] not in DIMS or heads.dtype not in (torch.bfloat16, torch.float16) or not heads.numel():
-        return _reference(heads, matrix, weight, eps, cosine, sine, both)
+        return reference(heads, matrix, weight, eps, cosine, sine, both)
     cosine, sine = (None if each is None else each.float().contiguous() for each in (cosine, sine))
     return run(heads.contiguous(), matrix.float().contiguous(), weight, eps, cosine, sine, both)
 
@@ -102,35 +103,39 @@ def _fake(
     sine: Tensor | None,
     both: bool,
 ) -> Tensor:
-    _check(heads, matrix, weight, cosine, sine)
+    check_heads(heads.shape, matrix, weight, cosine, sine)
     return heads.new_empty((2 * heads.shape[0] if both else heads.shape[0], *heads.shape[1:]))
 
 
-def _check(heads: Tensor, matrix: Tensor, weight: Tensor | None, cosine: Tensor | None, sine: Tensor | None) -> None:
-    if heads.dim() != 4 or heads.shape[3] % GROUP:
-        why = f"the shape is {tuple(heads.shape)}"
+def check_heads(
+    shape: Sequence[int], matrix: Tensor, weight: Tensor | None, cosine: Tensor | None, sine: Tensor | None
+) -> None:
+    """Raise :class:`InputError` where operands do not fit heads of this shape."""
+    if len(shape) != 4 or shape[3] % GROUP:
+        why = f"the shape is {tuple(shape)}"
         raise InputError("heads are [batch, tokens, heads, a multiple of 4]", where="camera_heads: heads", why=why)
-    batch, tokens, _, dim = heads.shape
+    batch, tokens, _, dim = shape
     expected = {
         "matrix": (matrix, (batch, tokens, GROUP, GROUP)),
         "weight": (weight, (dim,)),
         "cosine": (cosine, (tokens, dim)),
         "sine": (sine, (tokens, dim)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            why = f"its shape is {tuple(tensor.shape)}, expected {shape}"
+    for name, (tensor, wanted) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != wanted:
+            why = f"its shape is {tuple(tensor.shape)}, expected {wanted}"
             raise InputError(f"{name} does not fit the heads", where=f"camera_heads: {name}", why=why)
     if (cosine is None) != (sine is None):
         raise InputError("a rotation has a cosine and a sine", where="camera_heads", fix="give both or none")
 
 
-def _no_gradient(*_: Any) -> Any:
+def no_gradient(*_: Any) -> Any:
+    """What asking for a gradient raises."""
     raise InputError("lightint operators have no gradient", fix="run under torch.no_grad()")
 
 
 _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-_library.impl("camera_heads", _reference, "CompositeExplicitAutograd")
+_library.impl("camera_heads", reference, "CompositeExplicitAutograd")
 _library.impl("camera_heads", _on_gpu, "CUDA")
 torch.library.register_fake("lightint::camera_heads", _fake, lib=_library)
-torch.library.register_autograd("lightint::camera_heads", _no_gradient, lib=_library)
+torch.library.register_autograd("lightint::camera_heads", no_gradient, lib=_library)

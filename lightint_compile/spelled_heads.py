@@ -2,12 +2,14 @@
 
 What models write is a norm, a rotation of channel pairs, a product of groups of four channels with the camera matrix of
 their token, and a concatenation of both along the batch. Inductor makes one kernel of most of it, but one that loads
-each channel a dozen times. See :mod:`lightint_compile.kernels.camera`.
+each channel a dozen times. See :mod:`lightint_compile.kernels.camera`. Where the heads are kept frames, picked from
+their slots, and fresh ones behind them, the operator picks them itself (:mod:`lightint_compile.kernels.camera_kept`).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +18,10 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels import camera_kept as _camera_kept  # noqa: F401 - registers the operator
 from lightint_compile.kernels.camera import DIMS, GROUP
 from lightint_compile.passes.evaluate import size_of
+from lightint_compile.passes.facts.axes import same
 from lightint_compile.passes.matching import MatchResult, Number, Var, match, op
 from lightint_compile.passes.matching.pattern import Either, Pattern, Trial
 
@@ -161,11 +165,15 @@ def _joined(graph: fx.Graph, node: fx.Node, made: _Made) -> fx.Node | None:
     standing = result.bindings["standing"]
     source = standing.args[0] if _is_swap(standing) else None
     norm = match(_NORM, source) if source is not None else None
+    rotation = [made[result.bindings[name]] if name in result.bindings else None for name in ("cosine", "sine")]
+    kept = _kept(graph, standing, made)
+    if kept is not None:
+        operands = (*kept, made[result.bindings["matrix"]], *rotation)
+        return graph.call_function(torch.ops.lightint.camera_heads_kept.default, operands)
     if norm and _norm_fits(norm, standing):
         heads, weight, eps = made[norm.bindings["heads"]], made[norm.bindings["weight"]], norm.bindings["eps"]
     else:
         heads, weight, eps = _lying(graph, standing, made), None, 0.0
-    rotation = [made[result.bindings[name]] if name in result.bindings else None for name in ("cosine", "sine")]
     return _call(graph, heads, made[result.bindings["matrix"]], weight, eps, *rotation, True)
 
 
@@ -188,6 +196,54 @@ def _lying(graph: fx.Graph, standing: fx.Node, made: _Made) -> fx.Node:
     if _is_swap(standing):
         return made[standing.args[0]]  # type: ignore[index]
     return graph.call_function(aten.transpose.int, (made[standing], 1, 2))
+
+
+_FRAMES = op(
+    aten.cat.default,
+    _Parts((op(_VIEW, op(aten.index_select.default, Var("pool"), _is("frames", 1), Var("slots"))), Var("fresh"))),
+    _is("tokens", 1),
+)
+_KEPT = Either("apart", together=op(_VIEW, _FRAMES), split=_FRAMES)
+
+
+def _kept(graph: fx.Graph, standing: fx.Node, made: _Made) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """Pool, slots and fresh heads, where these heads are frames picked from slots and fresh ones behind them."""
+    lying = standing.args[0] if _is_swap(standing) else None
+    result = match(_KEPT, lying) if isinstance(lying, fx.Node) else None
+    if not result or not _kept_fits(result, standing):
+        return None
+    pool, fresh = (result.bindings[name] for name in ("pool", "fresh"))
+    _, heads, _, dim = standing.meta["val"].shape
+    frame = math.prod(pool.meta["val"].shape[2:]) // (heads * dim)
+    laid = graph.call_function(aten.view.default, (made[pool], [-1, pool.meta["val"].shape[1], frame, heads, dim]))
+    behind = made[fresh]
+    if fresh.meta["val"].dim() == 3:
+        behind = graph.call_function(aten.unflatten.int, (behind, -1, [heads, dim]))
+    return laid, made[result.bindings["slots"]], behind
+
+
+def _kept_fits(result: MatchResult, standing: fx.Node) -> bool:
+    """Whether kept and fresh tokens [B, N, heads, dim] or [B, N, heads * dim] lie in rows, and frames are whole."""
+    batch, heads, tokens, dim = map(size_of, standing.meta["val"].shape)
+    pool, slots, fresh = (result.bindings[name].meta["val"] for name in ("pool", "slots", "fresh"))
+    channels = {4: [heads, dim], 3: [heads * dim]}.get(fresh.dim(), [])
+    count = len(channels)
+    extents = list(map(size_of, pool.shape))
+    if not channels or not all(isinstance(extent, int) for extent in (heads, dim, *extents[1:])):
+        return False
+    plane = extents[2 : len(extents) - count]
+    old = size_of(slots.shape[0]) * math.prod(plane)
+    new = size_of(fresh.shape[1])
+    views = [(batch, old, *channels), (batch, tokens, heads, dim)]
+    return (
+        extents[len(extents) - count :] == channels
+        and [size_of(size) for size in (fresh.shape[0], *fresh.shape[2:])] == [batch, *channels]
+        and extents[0] == batch
+        and same(old + new, tokens)
+        and all(_shape(each) in views for each in result.nodes if each.target in _VIEW)
+        and pool.is_contiguous()
+        and pool.dtype == fresh.dtype == standing.meta["val"].dtype
+    )
 
 
 def _is_swap(node: fx.Node) -> bool:

@@ -12,16 +12,24 @@ ROWS = 32
 
 @triton.jit
 def camera_kernel(
-    heads_in, matrix, weight, cosine, sine, rotated, seen,
-    rows, heads, tokens, eps,
+    heads_in, pool, slots, matrix, weight, cosine, sine, rotated, seen,
+    rows, heads, tokens, eps, kept, frame, capacity,
     DIM: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, BOTH: tl.constexpr,
+    KEPT: tl.constexpr,
 ):  # fmt: skip
-    """``ROWS`` rows of ``[batch, tokens, heads, DIM]``; grid ``(ceil(rows / ROWS),)``."""
+    """``ROWS`` rows of ``[batch, tokens, heads, DIM]``; grid ``(ceil(rows / ROWS),)``.
+
+    With ``KEPT`` the first ``kept`` tokens lie in frames of ``pool`` [batch, capacity, frame, heads, DIM], the others
+    in ``heads_in`` [batch, tokens - kept, heads, DIM].
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     dims = tl.arange(0, DIM)
     inside = row < rows
     place = row.to(tl.int64)[:, None] * DIM + dims[None, :]
-    x = tl.load(heads_in + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    if KEPT:
+        x = _from_slots(heads_in, pool, slots, row, inside, heads, tokens, kept, frame, capacity, dims, DIM)
+    else:
+        x = tl.load(heads_in + place, mask=inside[:, None], other=0.0).to(tl.float32)
     if NORM:
         x = x * tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)[:, None]
         x = x * tl.load(weight + dims).to(tl.float32)[None, :]
@@ -47,6 +55,18 @@ def camera_kernel(
 
 
 @triton.jit
+def _from_slots(heads_in, pool, slots, row, inside, heads, tokens, kept, frame, capacity, dims, DIM: tl.constexpr):
+    """Each row from where it lies: in the slot of its frame, or among the fresh ones."""
+    token, batch = (row // heads) % tokens, (row // heads) // tokens
+    old, new = inside & (token < kept), inside & (token >= kept)
+    slot = tl.load(slots + token // frame, mask=old, other=0).to(tl.int64)
+    there = ((batch * capacity + slot) * frame + token % frame) * heads + row % heads
+    here = (batch * (tokens - kept) + token - kept).to(tl.int64) * heads + row % heads
+    x = tl.load(pool + there[:, None] * DIM + dims[None, :], mask=old[:, None], other=0.0).to(tl.float32)
+    return x + tl.load(heads_in + here[:, None] * DIM + dims[None, :], mask=new[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _seen(matrix, token, inside, i: tl.constexpr, x0, x1, x2, x3):
     """Element ``i`` of the product of each token's matrix with its groups of four channels."""
     base = matrix + token * 16 + 4 * i
@@ -69,7 +89,24 @@ def camera_heads(
     batch, tokens, count, dim = heads.shape
     result = heads.new_empty((2 * batch if both else batch, tokens, count, dim))
     rows = batch * tokens * count
-    arguments = (heads, matrix, weight, cosine, sine, result, result[batch:] if both else result)
-    flags = {"NORM": weight is not None, "ROPE": cosine is not None, "BOTH": both}
-    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, rows, count, tokens, eps, DIM=dim, ROWS=ROWS, **flags)
+    arguments = (heads, None, None, matrix, weight, cosine, sine, result, result[batch:] if both else result)
+    flags = {"NORM": weight is not None, "ROPE": cosine is not None, "BOTH": both, "KEPT": False}
+    sizes = (rows, count, tokens, eps, 0, 1, 1)
+    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags)
+    return result
+
+
+def camera_heads_kept(
+    pool: Tensor, slots: Tensor, heads: Tensor, matrix: Tensor, cosine: Tensor | None, sine: Tensor | None
+) -> Tensor:
+    """See ``kernels.camera_kept.camera_heads_kept``; everything is contiguous, ``matrix`` and tables are float32."""
+    batch, capacity, frame, count, dim = pool.shape
+    kept = slots.shape[0] * frame
+    tokens = kept + heads.shape[1]
+    result = heads.new_empty((2 * batch, tokens, count, dim))
+    rows = batch * tokens * count
+    arguments = (heads, pool, slots, matrix, None, cosine, sine, result, result[batch:])
+    flags = {"NORM": False, "ROPE": cosine is not None, "BOTH": True, "KEPT": True}
+    sizes = (rows, count, tokens, 0.0, kept, frame, capacity)
+    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags)
     return result

@@ -127,11 +127,12 @@ class _Run(fx.Interpreter):
         if isinstance(spec, KeepPoint):
             return None
         if isinstance(spec, RecallPoint):
-            return _recalled(spec, self._decision.kept_frames, args[1:])
+            return torch.empty(spec.sized(args[1:]), dtype=getattr(torch, spec.dtype), device="meta")
         if not spec.policy.adapt_context:
-            return None, None, None
+            return None, None, None, None
         frames = len(self._decision.context_frames)
-        return _numbers(frames), None, _numbers(frames - self._decision.kept_frames)
+        kept = self._decision.kept_frames
+        return _numbers(frames), None, _numbers(frames - kept), _numbers(kept)
 
     def _branch(self, node: fx.Node) -> Any:
         (condition, then, otherwise, operands), _ = self.fetch_args_kwargs_from_env(node)
@@ -142,12 +143,6 @@ class _Run(fx.Interpreter):
 
 def _numbers(count: int) -> torch.Tensor:
     return torch.empty(count, dtype=torch.int64, device="meta")
-
-
-def _recalled(spec: RecallPoint, kept: int, sizes: Sequence[int]) -> torch.Tensor:
-    given = iter(sizes)
-    shape = [kept if size is None else next(given) if size < 0 else size for size in spec.shape]
-    return torch.empty(shape, dtype=getattr(torch, spec.dtype), device="meta")
 
 
 def sparse_flops(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -159,21 +159,21 @@ class _Plan:
         history: Tensor | None = None,
         frames: Sequence[Tensor] = (),
         inputs: Sequence[Tensor] = (),
-    ) -> tuple[Tensor | None, Record, Tensor | None]:
+    ) -> tuple[Tensor | None, Record, Tensor | None, Tensor | None]:
         seen = self._read(extrinsics, history, frames)
         decision = self._decide(seen.cameras, seen.dynamics)
         if not self._policy.adapt_context:
-            return None, Record(self._planner, decision), None
+            return None, Record(self._planner, decision), None, None
         assert history is not None
         context = _within(decision, seen.cameras, history)
-        index = torch.tensor(context, dtype=torch.int64).to(history.device, non_blocking=True)
+        index = _numbers(context, history.device)
         if not frames:
-            return index, Record(self._planner, decision), None
+            return index, Record(self._planner, decision), None, None
         use = self._keeping.begin(decision.chunk, context, seen.prints, inputs)
         kept = len(use.share.kept)
         amended = dataclasses.replace(decision, kept_frames=kept)
         self._planner.amend(decision, amended)
-        return index, Record(self._planner, amended, use), index[kept:]
+        return index, Record(self._planner, amended, use), index[kept:], _numbers(use.slots, history.device)
 
     def _read(self, extrinsics: Tensor, history: Tensor | None, frames: Sequence[Tensor]) -> _Seen:
         """One transfer: the change of the latents, what says whether frames are the same, drifts, and the cameras."""
@@ -203,6 +203,10 @@ class _Plan:
         amended = dataclasses.replace(decision, context_frames=fitting)
         self._planner.amend(decision, amended)
         return amended
+
+
+def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def _within(decision: Decision, cameras: Tensor, history: Tensor) -> tuple[int, ...]:

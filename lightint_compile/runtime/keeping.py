@@ -44,7 +44,7 @@ class Store:
 
     def __init__(self, stamp: Stamp, policy: Policy) -> None:
         self.stamp = stamp
-        self.frames = KeptFrames(max(policy.kept_frames or 0, policy.memory), policy.age)
+        self.frames = KeptFrames(policy.slots, policy.age)
         self.drift: Tensor | None = None
         self.pools: dict[int, Tensor] = {}
         self.user: weakref.ref[Use] | None = None
@@ -69,20 +69,21 @@ class Use:
         self.is_done = False
         self._store, self._sites = store, 0
 
-    def recall(self, spec: RecallPoint, *sizes: int) -> Tensor:
-        """The kept values of a site, contiguous, without frames where none are kept.
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Where the values of the kept frames are."""
+        return self.share.kept
 
-        They are for reading: slots in a row are handed out where they lie. No chunk writes to slots that it recalls.
-        """
-        given = iter(sizes)
-        shape = [len(self.share.kept) if size is None else next(given) if size < 0 else size for size in spec.shape]
-        if self._store is None or not self.share.kept:
-            return torch.empty_strided(
-                shape, _strides(shape), dtype=getattr(torch, spec.dtype), device=torch.device(spec.device)
-            )
-        pool, axis = self._store.pools[spec.site], spec.shape.index(None)
-        parts = [pool.narrow(axis, slot, count) for slot, count in _runs(self.share.kept)]
-        return (torch.cat(parts, axis) if len(parts) > 1 else parts[0].contiguous()).view(shape)
+    def recall(self, spec: RecallPoint, *sizes: int) -> Tensor:
+        """All slots of a site, for reading; those of kept frames hold their values, and no others are to be read."""
+        shape = spec.sized(sizes)
+        pool = None if self._store is None else self._store.pools.get(spec.site)
+        if pool is None or list(pool.shape) != shape:
+            with torch.inference_mode(False):  # an ordinary tensor, that calls in either mode may write to
+                pool = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device)
+            if self._store is not None:
+                self._store.pools[spec.site] = pool
+        return pool
 
     def keep(self, spec: KeepPoint, values: Tensor) -> None:
         """Keep what was computed for the fresh frames of a site; after the last one they are there for later chunks."""
@@ -90,9 +91,8 @@ class Use:
         if store is None:
             return
         rows = values.detach().unflatten(spec.axis, (len(self.share.fresh), spec.frame_tokens))
-        if spec.site not in store.pools:
-            store.pools[spec.site] = _pool(rows, spec.axis, store.frames.capacity)
-        pool = store.pools[spec.site]
+        slots = store.pools[spec.site]
+        pool = slots.view([*rows.shape[: spec.axis], -1, *rows.shape[spec.axis + 1 :]])
         if spec.site == spec.sites - 1 and self.share.older:
             store.drift = self._drift(pool, rows, spec.axis)
         with torch.no_grad():
@@ -178,12 +178,6 @@ class Keeping:
         return found
 
 
-def _pool(rows: Tensor, axis: int, capacity: int) -> Tensor:
-    shape = [capacity if dim == axis else size for dim, size in enumerate(rows.shape)]
-    with torch.inference_mode(False):  # an ordinary tensor, that calls in either mode may write to
-        return rows.new_empty(shape)
-
-
 def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
     """Places as (first, count) of those in a row: copies of a run go at the speed of memory, lists of places do not."""
     runs: list[tuple[int, int]] = []
@@ -193,11 +187,3 @@ def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((place, 1))
     return runs
-
-
-def _strides(sizes: Sequence[int]) -> list[int]:
-    """Contiguous strides as products of sizes, as compiled regions expect them of an empty tensor too."""
-    strides = [1] * len(sizes)
-    for dim in range(len(sizes) - 2, -1, -1):
-        strides[dim] = strides[dim + 1] * sizes[dim + 1]
-    return strides

@@ -7,7 +7,7 @@ prunes and snapshots; what answers it is bound when the program is lowered: stat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ PLAN = "plan"
 @dataclass(frozen=True)
 class PlanPoint:
     """Called once a chunk, in front of everything else:
-    ``plan(extrinsics[, history[, frames, inputs]]) -> (context index, record, fresh index)``.
+    ``plan(extrinsics[, history[, frames, inputs]]) -> (context index, record, fresh index, slots)``.
 
     ``extrinsics`` are [B, F + 4, 4, 4] or [F + 4, 4, 4] world-to-camera, of the history and of the chunk; ``history``
     [B, C, F, h, w] is there for its latest changes. The index is int64 [m] on the device of the history (``None`` when
@@ -32,7 +32,7 @@ class PlanPoint:
 
     Where keys and values are kept (:class:`KeepPoint`), ``frames`` are the tensors that say everything of a frame,
     ``inputs`` what keys and values depend on besides, and the fresh index is the end of the context index: the frames
-    to compute. Else it is ``None``.
+    to compute; ``slots``, int64 [kept], say where the values of the frames in front of it are. Else both are ``None``.
 
     Attributes:
         policy: by which rules.
@@ -88,18 +88,28 @@ class KeepPoint:
 
 @dataclass(frozen=True)
 class RecallPoint:
-    """Called for what was kept: ``recall(record, *sizes) -> values`` of the context frames in front of the fresh ones.
+    """Called for what was kept: ``recall(record, *sizes) -> values`` in all slots, contiguous and for reading.
+
+    Only slots that the plan names hold anything. They are read from where they lie, so that nothing has to be copied
+    into one piece first; no chunk writes to slots that it reads.
 
     Attributes:
         site: as of :class:`KeepPoint`.
-        shape: the shape of the values, ``None`` for the kept frames, ``-1`` for each of ``sizes``.
+        shape: the shape of the values, ``None`` for the slots, ``-1`` for each of ``sizes``.
+        slots: how many there are.
         dtype, device: of the values, as text.
     """
 
     site: int
     shape: tuple[int | None, ...]
+    slots: int
     dtype: str
     device: str
+
+    def sized(self, sizes: Sequence[int]) -> list[int]:
+        """The shape of the values with the ``sizes`` of a call."""
+        given = iter(sizes)
+        return [self.slots if size is None else next(given) if size < 0 else size for size in self.shape]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`point_from` takes it back."""

@@ -43,6 +43,11 @@ class Policy:
     kept_frames: int | None = None
     drift: float | None = None
 
+    @property
+    def slots(self) -> int:
+        """Frames whose keys and values are held at once."""
+        return max(self.kept_frames or 0, self.memory)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :meth:`from_dict` takes it back."""
         return dataclasses.asdict(self)

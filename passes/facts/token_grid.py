@@ -191,8 +191,14 @@ class TokenGrid:
         for node, axes in self.axes.items():
             for number, axis in enumerate(axes):
                 if len(axis) == 1:
-                    holders.setdefault((axis[0].origin, axis[0].size), (node, number))
+                    holders.setdefault((axis[0].origin, axis[0].size), _reader(node, number))
         return holders
+
+
+def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
+    """Where the extent of an axis is read: of picked frames from the index, which is there before they are."""
+    index = node.args[2] if node.target is torch.ops.aten.index_select.default and node.args[1] == axis else None
+    return (index, 0) if isinstance(index, fx.Node) else (node, axis)
 
 
 def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.passes.facts.regions import RegionGroup
@@ -136,9 +137,12 @@ def _rises(source: fx.Node, node: fx.Node, from_glue: bool, to_glue: bool, bound
 
 
 def _postpone_views(levels: dict[fx.Node, int], boundaries: Set[fx.Node], dependencies: Dependencies) -> None:
-    """Move views to the level of the glue that reads them: a view that crosses a border is an alias in two pieces."""
+    """Move views to the level of the glue that reads them: a view that crosses a border is an alias in two pieces.
+
+    So do picks from what the driver keeps: made earlier, they would be copies that are written and read back.
+    """
     for node in reversed(dependencies.order):
-        if node not in levels or alias_source(node) is None or node.target is operator.getitem:
+        if node not in levels or not _may_wait(node):
             continue
         read = list(node.users) if is_tuple(node) else [node]
         if not boundaries.isdisjoint(read):
@@ -149,6 +153,12 @@ def _postpone_views(levels: dict[fx.Node, int], boundaries: Set[fx.Node], depend
             level = wanted.pop()
             if level > levels[node]:
                 levels.update(dict.fromkeys([node, *read], level))
+
+
+def _may_wait(node: fx.Node) -> bool:
+    if node.target is torch.ops.aten.index_select.default:
+        return isinstance(node.args[0], fx.Node) and node.args[0].op == "call_module"
+    return alias_source(node) is not None and node.target is not operator.getitem
 
 
 def _glue(levels: dict[fx.Node, int], dependencies: Dependencies, tokens: Tokens) -> list[Piece]:

@@ -56,6 +56,7 @@ class Reuse:
         """Do it; ``policy`` is that of the plan from now on."""
         graph = self._program.graph
         fresh, counts = self._plan(policy)
+        self._slots = policy.slots
         made = self._copied(fresh, counts)
         joined = []
         for site, cut in enumerate(self._cuts):
@@ -82,7 +83,6 @@ class Reuse:
         with self._mode(index):
             value = index.meta["val"]
             fresh.meta["val"] = torch.empty((size,), dtype=value.dtype, device=value.device)
-        plan.meta["val"] = (index.meta["val"], None, fresh.meta["val"])
         with self._rewriter.at(fresh, rule="frames", after=True):
             kept = self._rewriter.call(
                 operator.sub,
@@ -90,7 +90,19 @@ class Reuse:
                 self._rewriter.call(aten.sym_size.int, fresh, 0),
             )
         self._in_order([kept.args[0], kept.args[1], kept], fresh)
-        return fresh, _Counts(kept.args[0], kept)  # type: ignore[arg-type]
+        slots = self._slots_of(plan, fresh, kept)
+        plan.meta["val"] = (index.meta["val"], None, fresh.meta["val"], slots.meta["val"])
+        return fresh, _Counts(kept.args[0], kept, slots)  # type: ignore[arg-type]
+
+    def _slots_of(self, plan: fx.Node, fresh: fx.Node, kept: fx.Node) -> fx.Node:
+        """Where the kept frames are, the same for every site."""
+        with self._program.graph.inserting_after(fresh):
+            slots = self._program.graph.call_function(operator.getitem, (plan, 3))
+        slots.meta.update({key: fresh.meta[key] for key in KEPT_META if key in fresh.meta})
+        with self._mode(fresh):
+            value = fresh.meta["val"]
+            slots.meta["val"] = torch.empty((kept.meta["val"],), dtype=value.dtype, device=value.device)
+        return slots
 
     def _in_order(self, nodes: Sequence[Any], after: fx.Node) -> None:
         for node in nodes:
@@ -129,7 +141,7 @@ class Reuse:
         self._call(f"keep_{site}", point, (self._record, fresh), fresh).meta["val"] = None
 
     def _recalled(self, site: int, cut: Cut, fresh: fx.Node, counts: _Counts) -> fx.Node:
-        """Kept values, with the axes of a frame apart so that their grid is known, and flattened behind."""
+        """Kept values out of their slots; the axes of a frame are apart so that their grid is known, then flattened."""
         value, tail = fresh.meta["val"], len(cut.plane)
         sizes: list[Any] = [*value.shape[: cut.axis], None, *cut.plane, *value.shape[cut.axis + 1 :]]
         with self._rewriter.at(fresh, rule="keep", after=True):
@@ -140,16 +152,17 @@ class Reuse:
             }
             tokens = self._rewriter.call(operator.mul, counts.kept, cut.frame_tokens)
         shape = tuple(-1 if dim in extents else size for dim, size in enumerate(sizes))
-        point = RecallPoint(site, shape, str(value.dtype).removeprefix("torch."), str(value.device))
+        point = RecallPoint(site, shape, self._slots, str(value.dtype).removeprefix("torch."), str(value.device))
         recalled = self._call(f"recall_{site}", point, (self._record, *extents.values()), fresh)
-        real = [counts.kept.meta["val"] if size is None else size for size in sizes]
+        real = [self._slots if size is None else size for size in sizes]
         with self._mode(fresh):
             recalled.meta["val"] = torch.empty_strided(real, _strides(real), dtype=value.dtype, device=value.device)
         flat = [*(extents.get(dim, size) for dim, size in enumerate(sizes[: cut.axis])), tokens]
         flat += [extents.get(dim, sizes[dim]) for dim in range(cut.axis + 1 + tail, len(sizes))]
         with self._rewriter.at(fresh, rule="keep", after=True):
-            viewed = self._rewriter.call(aten.view.default, recalled, flat)
-        self._in_order([*extents.values(), tokens, recalled, viewed], fresh)
+            picked = self._rewriter.call(aten.index_select.default, recalled, cut.axis, counts.slots)
+            viewed = self._rewriter.call(aten.view.default, picked, flat)
+        self._in_order([*extents.values(), tokens, recalled, picked, viewed], fresh)
         return viewed
 
     @property
@@ -171,10 +184,10 @@ class Reuse:
 
 
 class _Counts:
-    """Numbers of context frames as nodes: all of them, and those in front that are kept."""
+    """Context frames as nodes: how many there are, how many in front are kept, and in which slots."""
 
-    def __init__(self, everything: fx.Node, kept: fx.Node) -> None:
-        self.all, self.kept = everything, kept
+    def __init__(self, everything: fx.Node, kept: fx.Node, slots: fx.Node) -> None:
+        self.all, self.kept, self.slots = everything, kept, slots
 
 
 def _strides(sizes: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""``lightint::camera_heads``: the specification against the model's own functions, the kernel against the former."""
+"""``lightint::camera_heads`` and ``camera_heads_kept``: specification against model, kernels against specification."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from camera_cases import CASES, Case, inputs
+from camera_cases import CASES, KEPT_CASES, Case, KeptCase, inputs, joined, kept_inputs
 
 from lightint_compile.errors import InputError
 from lightint_compile.kernels.camera import camera_heads
+from lightint_compile.kernels.camera_kept import camera_heads_kept
 from lightint_compile.models.worldplay.blocks import RMSNorm
 from lightint_compile.models.worldplay.camera import apply_matrix, apply_rope
 
@@ -48,6 +49,8 @@ def test_it_is_what_the_model_does(name: str, dtype: torch.dtype) -> None:
 def test_operator_contract() -> None:
     for case in CASES.values():
         torch.library.opcheck(torch.ops.lightint.camera_heads.default, inputs(case, torch.float32))
+    for case in KEPT_CASES.values():
+        torch.library.opcheck(torch.ops.lightint.camera_heads_kept.default, kept_inputs(case, torch.float32))
 
 
 def test_the_kernel_interpreted_is_the_specification() -> None:
@@ -56,7 +59,7 @@ def test_the_kernel_interpreted_is_the_specification() -> None:
     found = subprocess.run(command, capture_output=True, text=True, cwd=SUPPORT, timeout=300)
     assert found.returncode == 0, found.stderr
     errors = json.loads(found.stdout)
-    assert set(errors) == set(CASES) and max(errors.values()) < 2e-5, errors
+    assert set(errors) == {*CASES, *KEPT_CASES} and max(errors.values()) < 2e-5, errors
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,45 @@ def test_tensors_that_do_not_fit(change: dict[int, torch.Tensor], named: str) ->
         given[place] = value
     with pytest.raises(InputError, match=named):
         camera_heads(*given)
+
+
+@pytest.mark.parametrize("name", KEPT_CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_frames_in_slots_give_what_they_give_in_one_piece(name: str, dtype: torch.dtype) -> None:
+    given = kept_inputs(KEPT_CASES[name], dtype)
+    with torch.no_grad():
+        found, expected = camera_heads_kept(*given), camera_heads(*joined(*given))
+    assert found.is_contiguous() and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({0: torch.zeros(1, 6, 7, 3, 32)}, "pool"),
+        ({0: torch.zeros(1, 42, 3, 64)}, "pool"),
+        ({0: torch.zeros(1, 6, 7, 3, 64, dtype=torch.float64)}, "pool"),
+        ({1: torch.zeros(2, dtype=torch.int64)}, "matrix"),
+        ({3: torch.zeros(1, 14, 4, 4)}, "matrix"),
+        ({4: torch.zeros(14, 64)}, "cosine"),
+    ],
+)
+def test_kept_tensors_that_do_not_fit(change: dict[int, torch.Tensor], named: str) -> None:
+    given = list(kept_inputs(KEPT_CASES["keys"], torch.float32))
+    for place, value in change.items():
+        given[place] = value
+    with pytest.raises(InputError, match=named):
+        camera_heads_kept(*given)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*KEPT_CASES, "large"])
+def test_kept_on_the_gpu(name: str, dtype: torch.dtype) -> None:
+    large = KeptCase(slots=(*range(4), *range(12, 16)), capacity=20, frame=1560, fresh=6240, heads=16, dim=128)
+    given = kept_inputs(KEPT_CASES.get(name, large), dtype, "cuda")
+    with torch.no_grad():
+        found, expected = camera_heads_kept(*given), camera_heads(*joined(*given))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from kept_world import KeptWorld, rotated
 import lightint_compile
 from lightint_compile.cli.decisions import decide
 from lightint_compile.graphs import CompiledGraph
+from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime.frames import KeptFrames, kept_along
 from lightint_compile.runtime.keeping import Keeping, fingerprints
@@ -207,6 +208,30 @@ def test_two_threads_do_not_share_a_chunk() -> None:
     thread = threading.Thread(target=lambda: other.append(keeping.begin(1, range(8), prints, [weight])))
     thread.start(), thread.join()
     assert mine._store is not None and other[0]._store is None
+
+
+def test_slots_hold_their_frames_however_the_context_changes() -> None:
+    keeping, weight = Keeping(Policy(memory=12, age=9)), torch.zeros(1)
+    keep, recall = KeepPoint(0, 1, 1, 6), RecallPoint(0, (1, None, 2, 3, 5), 12, "float32", "cpu")
+    prints = [(float(frame),) for frame in range(24)]
+    made = torch.randn(24, 2, 3, 5)
+    contexts = [[*range(8)], [0, 1, 2, 3, *range(4, 12)], [0, 1, 2, 3, *range(8, 16)], [*range(8, 20)], [*range(4, 16)]]
+    seen = []
+    for chunk, context in enumerate(contexts, 1):
+        use = keeping.begin(chunk, context, prints, [weight])
+        count = len(use.slots)
+        kept = use.recall(recall).index_select(1, torch.tensor(use.slots, dtype=torch.int64))
+        assert torch.equal(kept, made[context[:count]][None]), context
+        use.keep(keep, made[context[count:]].flatten(0, 2)[None])
+        seen.append(count)
+    assert seen == [0, 8, 8, 8, 0], "4 to 7 made room, and are behind nothing that is kept"
+
+
+def test_a_chunk_that_keeps_nothing_recalls_slots_of_nobody() -> None:
+    keeping = Keeping(Policy(memory=12, age=0))
+    use = keeping.begin(1, range(8), [(0.0,)] * 8, [torch.zeros(1)])
+    recalled = use.recall(RecallPoint(0, (-1, None, 5), 12, "bfloat16", "cpu"), 2)
+    assert recalled.shape == (2, 12, 5) and recalled.dtype is torch.bfloat16 and use.slots == ()
 
 
 def test_prompts_have_stores_of_their_own_and_old_ones_make_room() -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightint_compile import capture
 from lightint_compile.capture import from_exported
-from lightint_compile.models.worldplay import WorldPlayConfig, fill_random
+from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
 from lightint_compile.models.worldplay.blocks import DoubleBlock, KeyValue, TokenConditions
 from lightint_compile.models.worldplay.camera import apply_matrix, apply_rope
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint, is_region_call, point_of
 from lightint_compile.passes.outlining.memory_order import choose_memory_orders
 from lightint_compile.passes.program import Program
+from lightint_compile.rewrite import rewrite
 from lightint_compile.spelled_heads import with_camera_heads
 
 CONFIG = WorldPlayConfig.tiny()
 TOKENS = 12
 OPERATOR = torch.ops.lightint.camera_heads.default
+KEPT = torch.ops.lightint.camera_heads_kept.default
 
 
 class Block(nn.Module):
@@ -137,3 +143,98 @@ def test_twins(name: str) -> None:
     graph = with_camera_heads(program.graph_module)
     exact = module(*(each.double() for each in inputs))
     assert ((graph(*inputs)[0].double() - exact).abs() <= 2**-6 * (1 + exact.abs())).all()
+
+
+class Kept(nn.Module):
+    """Frames picked from slots, fresh ones behind them, and the pattern over both."""
+
+    def __init__(self, twist: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.twist = twist
+
+    def forward(
+        self, pool: Tensor, slots: Tensor, fresh: Tensor, matrix: Tensor, cosine: Tensor, sine: Tensor
+    ) -> Tensor:
+        kept = pool.index_select(1, slots).flatten(1, 3)
+        standing = self.twist(kept, fresh).unflatten(2, (2, -1)) if kept.dim() == 3 else self.twist(kept, fresh)
+        standing = standing.transpose(1, 2)
+        both = pair(apply_rope(standing, (cosine, sine)), apply_matrix(standing, matrix))
+        return both.transpose(1, 2).flatten(2)
+
+
+def in_front(kept: Tensor, fresh: Tensor) -> Tensor:
+    return torch.cat([kept, fresh], 1)
+
+
+TWISTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], bool]] = {
+    "heads apart": (in_front, (2, 32), True),
+    "heads in one axis": (in_front, (64,), True),
+    "fresh ones in front": (lambda kept, fresh: torch.cat([fresh, kept], 1), (2, 32), False),
+    "between two kept ones": (lambda kept, fresh: torch.cat([kept, fresh, kept], 1), (2, 32), False),
+    "frames turned over": (lambda kept, fresh: torch.cat([kept.flip(1), fresh], 1), (2, 32), False),
+}
+
+
+@pytest.mark.parametrize("name", TWISTS)
+def test_frames_are_read_from_their_slots(name: str) -> None:
+    twist, channels, reads_slots = TWISTS[name]
+    generator = torch.Generator().manual_seed(0)
+    pool, fresh = (
+        torch.randn(1, n, *rest, generator=generator).bfloat16() for n, *rest in ((5, 2, 3, *channels), (4, *channels))
+    )
+    slots = torch.tensor([3, 1])
+    tokens = twist(torch.zeros(1, 12), torch.zeros(1, 4)).shape[1]
+    matrix = torch.randn(1, tokens, 4, 4, generator=generator)
+    inputs = pool, slots, fresh, matrix, *(torch.randn(tokens, 32, generator=generator) for _ in range(2))
+    program = captured(Kept(twist), inputs)
+    graph = with_camera_heads(program.graph_module)
+    targets = [node.target for node in graph.graph.nodes]
+    assert targets.count(KEPT) == int(reads_slots) and targets.count(OPERATOR) == int(not reads_slots)
+    assert not reads_slots or torch.ops.aten.cat.default not in targets, "nothing is put in front of anything"
+    double = (each.double() if each.is_floating_point() else each for each in inputs)
+    exact = Kept(twist)(*double)
+    assert ((graph(*inputs)[0].double() - exact).abs() <= 2**-6 * (1 + exact.abs())).all()
+
+
+@pytest.fixture(scope="module")
+def keeping() -> Program:
+    """A chunk of WorldPlay in two blocks with kept keys and values, in regions."""
+    config = dataclasses.replace(CONFIG, depth=2)
+    chunk = fill_random(WorldPlayChunk(config)).to(torch.bfloat16).eval().requires_grad_(False)
+    inputs = example_inputs(config, 8, dtype=torch.bfloat16)[0]
+    with torch.no_grad():
+        program = capture.trace(chunk, tuple(inputs), dynamic={"history": 2})
+    rewrite(program, LightintOptions(preset="all", age=4, min_tokens=0, strict=True))
+    return program
+
+
+def test_kept_keys_and_values_of_worldplay_are_read_once(keeping: Program) -> None:
+    root = keeping.graph_module
+    regions = {
+        str(node.target): root.get_submodule(str(node.target))
+        for node in root.graph.nodes
+        if is_region_call(root, node)
+    }
+    recalled = [node for node in root.graph.nodes if isinstance(point_of(root, node), RecallPoint)]
+    assert len(recalled) == 4
+    for node in recalled:
+        (reader,) = node.users
+        place = reader.args.index(node)
+        graph = with_camera_heads(regions[str(reader.target)]).graph
+        pool = [each for each in graph.nodes if each.op == "placeholder"][place]
+        (laid,) = pool.users
+        (found,) = laid.users
+        assert laid.target is torch.ops.aten.view.default and found.target is KEPT and found.args[0] is laid
+        assert not any(each.target is torch.ops.aten.index_select.default for each in laid.users)
+
+
+def test_fresh_keys_and_values_go_from_their_projection_to_the_operator_and_into_their_slots(keeping: Program) -> None:
+    root = keeping.graph_module
+    kept = [node.args[1] for node in root.graph.nodes if isinstance(point_of(root, node), KeepPoint)]
+    assert len(kept) == 4
+    for node in kept:
+        region, place = node.args
+        graph = with_camera_heads(root.get_submodule(str(region.target))).graph
+        fresh = graph.output_node().args[0][place]
+        readers = {user.target for user in fresh.users} - {"output"}
+        assert readers <= {KEPT, torch.ops.aten.unflatten.int} and readers, "nothing is joined in front of the operator"

@@ -66,6 +66,21 @@ def test_the_plan_looks_at_everything_that_belongs_to_a_frame_and_at_the_weights
     assert (spec.policy.age, spec.policy.drift) == (3, 0.25)
 
 
+def test_kept_values_are_picked_from_slots_that_the_plan_names(captured) -> None:
+    program = captured.snapshot()
+    run(program)
+    recalled = [(node, spec) for node, spec in points_of(program).items() if isinstance(spec, RecallPoint)]
+    assert len(recalled) == 4
+    slots = set()
+    for node, spec in recalled:
+        (picked,) = node.users
+        assert picked.target is aten.index_select.default and picked.args[1] == 1
+        assert node.meta["val"].shape[1] == spec.slots == 20, "all slots, whatever is kept"
+        slots.add(picked.args[2])
+    (named,) = slots
+    assert named.args[1] == 3 and isinstance(point_of(program.graph_module, named.args[0]), PlanPoint)
+
+
 def test_one_projection_for_queries_keys_and_values_is_cut_behind_the_split() -> None:
     program = kept_program(kept_world.FusedWorld())
     remark = remark_of(run(program))
@@ -131,8 +146,9 @@ def test_rewrites_the_same_whatever_lies_dead_beside_it(captured) -> None:
 
 
 def test_points_go_through_data_and_back() -> None:
-    points = [KeepPoint(1, 4, 2, 24), RecallPoint(1, (-1, 2, None, 4, 6, 32), "bfloat16", "cpu")]
+    points = [KeepPoint(1, 4, 2, 24), RecallPoint(1, (-1, 2, None, 4, 6, 32), 20, "bfloat16", "cpu")]
     assert [point_from(point.to_dict()) for point in points] == points
+    assert points[1].sized([3]) == [3, 2, 20, 4, 6, 32]
 
 
 def test_guards_on_decided_sizes_are_forgotten(captured) -> None:
