@@ -110,12 +110,23 @@ class Driver:
     @contextmanager
     def watched(self, watcher: Callable[..., Any]) -> Iterator[None]:
         """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements."""
-        regions = {name: getattr(self._self, name) for name in self.leaves}
-        vars(self._self).update({name: partial(watcher, name, region) for name, region in regions.items()})
+        with self._watched(self.leaves, watcher):
+            yield
+
+    @contextmanager
+    def watched_points(self, watcher: Callable[..., Any]) -> Iterator[None]:
+        """Ask every decision point as ``watcher(name, answer, *arguments)`` while the context lasts, likewise."""
+        with self._watched(self.decisions.bound, watcher):
+            yield
+
+    @contextmanager
+    def _watched(self, names: Iterable[str], watcher: Callable[..., Any]) -> Iterator[None]:
+        called = {name: getattr(self._self, name) for name in names}
+        vars(self._self).update({name: partial(watcher, name, each) for name, each in called.items()})
         try:
             yield
         finally:
-            vars(self._self).update(regions)
+            vars(self._self).update(called)
 
     def reset(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
         """Forget every result kept between calls, and the decisions of the model with these parameters (of all)."""

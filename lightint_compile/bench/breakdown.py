@@ -1,9 +1,10 @@
-"""Where the device time of a chunk goes: by kind of kernel, and by stage."""
+"""Where the time of a chunk goes: on the device by kind of kernel and by stage, on the host by kind of call."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from lightint_compile.driver import Driver
 from lightint_compile.models.worldplay import WorldPlayChunk
+from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, RecallPoint, StepPoint
 
 KINDS = {
     "fused elementwise": ("triton_", "camera_kernel"),
@@ -26,6 +28,13 @@ STAGES = {"step": "denoise", "prefill": "prefill", "text": "text"}
 """Stages by the first word of a call in a driver; everything else is :data:`REST`."""
 
 REST = "rest"
+
+
+POINTS = {PlanPoint: "decide", StepPoint: "guard", KeepPoint: "keep", RecallPoint: "recall"}
+"""Kinds of host time by the decision point that is asked."""
+
+LAUNCH, BETWEEN = "launch", "between"
+"""Host time in regions, most of which is launching kernels; and what is in no call of the driver's."""
 
 
 class Stopwatch:
@@ -83,3 +92,47 @@ def kind_of(name: str) -> str:
     low = name.lower()
     found = (kind for kind, marks in KINDS.items() if any(mark in low for mark in marks))
     return next(found, "elementwise")
+
+
+class HostClock:
+    """Host time of a driver by kind of call. A call that waits for the device is charged with the waiting."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys([*POINTS.values(), LAUNCH], 0.0)
+
+    def run(self, kind: str, function: Any, *args: Any) -> Any:
+        """``function(*args)`` as a call of this kind."""
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            self._seconds[kind] += time.perf_counter() - start
+
+    @contextmanager
+    def on_driver(self, driver: Driver) -> Iterator[None]:
+        """Regions and decision points of a driver, while the context lasts."""
+        kinds = {name: POINTS[type(spec)] for name, spec in driver.decisions.points.items()}
+        regions = driver.watched(lambda name, *call: self.run(LAUNCH, *call))
+        points = driver.watched_points(lambda name, *call: self.run(kinds[name], *call))
+        with regions, points:
+            yield
+
+    def read(self, seconds: float, chunks: int) -> dict[str, float]:
+        """Milliseconds a chunk by kind, of ``chunks`` whose calls returned to the caller after ``seconds`` in all."""
+        rest = max(seconds - sum(self._seconds.values()), 0.0)
+        return {kind: 1e3 * spent / chunks for kind, spent in [*self._seconds.items(), (BETWEEN, rest)]}
+
+
+def busy(intervals: Iterable[tuple[float, float]]) -> float:
+    """Time that is inside of at least one of ``intervals`` (start, end): kernels may overlap."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total
+
+
+def busy_milliseconds(profile: torch.profiler.profile) -> float:
+    """Milliseconds of a profile in which the device ran something."""
+    events = [each for each in profile.events() or () if each.device_type.name == "CUDA"]
+    return busy((each.time_range.start, each.time_range.end) for each in events) / 1e3

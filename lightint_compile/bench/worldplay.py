@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as processes
 
-from lightint_compile.bench.breakdown import Stopwatch, kind_of, stages_of
+from lightint_compile.bench.breakdown import HostClock, Stopwatch, busy_milliseconds, kind_of, stages_of
 from lightint_compile.errors import DeviceError, OptionError
 from lightint_compile.models.worldplay import (
     Trajectory,
@@ -67,6 +67,10 @@ class Result:
         kernels: milliseconds of device kernels of the last chunk by kind; empty without a GPU.
         stages: milliseconds on the device of the last chunk but one by stage; empty without a GPU, and for Inductor.
         largest: milliseconds of the kernels of the last chunk that take longest, by name.
+        driver: milliseconds that a chunk takes the host by kind of call, on average over all chunks but the first and
+            the last two; empty for eager and Inductor.
+        busy: milliseconds of the last chunk in which the device ran something, of kernels that overlap once; 0 without
+            a GPU.
         context: context frames of each chunk, where decided at run time.
         reused: reused steps of each chunk, likewise.
         compiled_late: graphs and regions compiled after the warm-up.
@@ -79,6 +83,8 @@ class Result:
     kernels: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
+    driver: dict[str, float] = field(default_factory=dict)
+    busy: float = 0.0
     context: tuple[int, ...] = ()
     reused: tuple[int, ...] = ()
     compiled_late: int = 0
@@ -89,6 +95,17 @@ class Result:
     def seconds(self) -> float:
         """The whole rollout."""
         return sum(self.chunks) / 1e3
+
+    @property
+    def idle(self) -> float | None:
+        """Share of the last chunk in which the device had nothing to do: against its time without a profiler."""
+        return max(1 - self.busy / self.chunks[-1], 0.0) if self.busy and self.chunks else None
+
+    @property
+    def deciding(self) -> float | None:
+        """Host time of decisions and guards, their waiting included, as a share of the chunks they were taken in."""
+        middle = self.chunks[1:-2]
+        return (self.driver["decide"] + self.driver["guard"]) / statistics.mean(middle) if self.driver else None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -213,7 +230,7 @@ class _Subject:
             "chunks": chunks,
             "compiled_late": late,
             "peak_gigabytes": peak,
-            **(self._looked_into() if self.device.type == "cuda" else {}),
+            **self._looked_into(),
             **self._decisions(),
         }
 
@@ -244,12 +261,28 @@ class _Subject:
         return time.perf_counter()
 
     def _looked_into(self) -> dict[str, Any]:
-        """The stages of the last chunk but one, and the kernels of the last: both have the longest context."""
-        chunks = self._rollout()
-        for _ in range(len(self.path) // self.config.chunk_frames - 2):
-            next(chunks)
+        """The host on the way, then stages of the last chunk but one and kernels of the last, with most context."""
+        chunks, middle = self._rollout(), len(self.path) // self.config.chunk_frames - 3
+        next(chunks)
         self._now()
-        return {"stages": self._stages(chunks), **self._kernels(chunks)}
+        driver = self._driver(chunks, middle) if middle > 0 else {}
+        if self.device.type != "cuda":
+            return {"driver": driver}
+        return {"driver": driver, "stages": self._stages(chunks), **self._kernels(chunks)}
+
+    def _driver(self, chunks: Iterator[Any], count: int) -> dict[str, float]:
+        """Host time of the next ``count`` chunks by kind of call; the device is waited for behind each."""
+        clock, drivers = HostClock(), [graph.driver for graph in self._graphs() if graph.driver is not None]
+        seconds = 0.0
+        with ExitStack() as stack:
+            for driver in drivers:
+                stack.enter_context(clock.on_driver(driver))
+            for _ in range(count):
+                start = time.perf_counter()
+                next(chunks)
+                seconds += time.perf_counter() - start
+                self._now()
+        return clock.read(seconds, count) if drivers else {}
 
     def _kernels(self, chunks: Iterator[Any]) -> dict[str, Any]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -260,7 +293,11 @@ class _Subject:
         for name, milliseconds in each.items():
             totals[kind_of(name)] = totals.get(kind_of(name), 0.0) + milliseconds
         largest = sorted(each, key=lambda name: -each[name])[:LISTED]
-        return {"kernels": totals, "largest": {name[:120]: each[name] for name in largest}}
+        return {
+            "kernels": totals,
+            "busy": busy_milliseconds(profile),
+            "largest": {name[:120]: each[name] for name in largest},
+        }
 
     def _stages(self, chunks: Iterator[Any]) -> dict[str, float]:
         watch = Stopwatch()
@@ -325,8 +362,19 @@ def print_table(results: Sequence[Result], full_depth: int) -> None:
                 f"  peak memory {result.peak_gigabytes:.1f} GB, compiled after warm-up: {result.compiled_late}",
                 highlight=False,
             )
+        if result.driver or result.idle is not None:
+            console.print(f"  driver: {_driver_line(result)}", highlight=False)
         if result.context:
             console.print(f"  context frames {list(result.context)}, reused {list(result.reused)}", highlight=False)
+
+
+def _driver_line(result: Result) -> str:
+    """What the driver takes of the host, and what the device waits for it."""
+    spent = ", ".join(f"{kind} {ms:.2f}" for kind, ms in result.driver.items())
+    parts = [f"host ms a chunk: {spent}"] if spent else []
+    parts += [] if result.deciding is None else [f"decide and guard are {100 * result.deciding:.2f} % of a chunk"]
+    parts += [] if result.idle is None else [f"device idle for {100 * result.idle:.1f} % of the last chunk"]
+    return "; ".join(parts)
 
 
 def line(rows: Sequence[Result], depth: int) -> float | None:
