@@ -68,6 +68,7 @@ class Use:
         self.share, self.thread = share, threading.get_ident()
         self.is_done = False
         self._store, self._sites = store, 0
+        self._unread: dict[object, Tensor] = {}
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -76,13 +77,15 @@ class Use:
 
     def recall(self, spec: RecallPoint, *sizes: int) -> Tensor:
         """All slots of a site, for reading; those of kept frames hold their values, and no others are to be read."""
-        shape = spec.sized(sizes)
-        pool = None if self._store is None else self._store.pools.get(spec.site)
-        if pool is None or list(pool.shape) != shape:
-            with torch.inference_mode(False):  # an ordinary tensor, that calls in either mode may write to
-                pool = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device)
-            if self._store is not None:
-                self._store.pools[spec.site] = pool
+        shape = tuple(spec.sized(sizes))
+        if self._store is None:  # none of them is read, so that sites may share them
+            place = shape, spec.dtype, spec.device
+            if place not in self._unread:
+                self._unread[place] = _slots(spec, shape)
+            return self._unread[place]
+        pool = self._store.pools.get(spec.site)
+        if pool is None or (pool.shape != shape and not self.slots):
+            pool = self._store.pools[spec.site] = _slots(spec, shape)
         return pool
 
     def keep(self, spec: KeepPoint, values: Tensor) -> None:
@@ -176,6 +179,11 @@ class Keeping:
             self._stores.remove(found)
         self._stores.append(found)
         return found
+
+
+def _slots(spec: RecallPoint, shape: Sequence[int]) -> Tensor:
+    with torch.inference_mode(False):  # an ordinary tensor, that calls in either mode may write to
+        return torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device)
 
 
 def _runs(places: Sequence[int]) -> list[tuple[int, int]]:

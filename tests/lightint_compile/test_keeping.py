@@ -230,7 +230,8 @@ def test_slots_hold_their_frames_however_the_context_changes() -> None:
 def test_a_chunk_that_keeps_nothing_recalls_slots_of_nobody() -> None:
     keeping = Keeping(Policy(memory=12, age=0))
     use = keeping.begin(1, range(8), [(0.0,)] * 8, [torch.zeros(1)])
-    recalled = use.recall(RecallPoint(0, (-1, None, 5), 12, "bfloat16", "cpu"), 2)
+    recalled, other = (use.recall(RecallPoint(site, (-1, None, 5), 12, "bfloat16", "cpu"), 2) for site in (0, 1))
+    assert other is recalled, "memory is not filled with what nobody reads"
     assert recalled.shape == (2, 12, 5) and recalled.dtype is torch.bfloat16 and use.slots == ()
 
 
