@@ -115,8 +115,9 @@ def test_kept_on_the_gpu(name: str, dtype: torch.dtype) -> None:
     large = KeptCase(slots=(*range(4), *range(12, 16)), capacity=20, frame=1560, fresh=6240, heads=16, dim=128)
     given = kept_inputs(KEPT_CASES.get(name, large), dtype, "cuda")
     with torch.no_grad():
-        found, expected = camera_heads_kept(*given), camera_heads(*joined(*given))
-    assert torch.equal(found, expected)
+        found, expected = camera_heads_kept(*given), camera_heads(*joined(*given)).double()
+    eps = torch.finfo(dtype).eps  # one rounding: products may be contracted otherwise in the other kernel
+    assert ((found.double() - expected).abs() <= eps * (1e-2 + expected.abs())).all()
 
 
 @pytest.mark.gpu
