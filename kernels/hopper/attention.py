@@ -5,9 +5,10 @@ their natural token order by five-dimensional TMA boxes, so nothing is permuted,
 warpgroups take 64 query rows each; in each of them the next block's ``Q K^T`` and the current block's ``P V`` are in
 flight while the softmax runs (the schedule of FlashAttention-3, Shah et al. 2024). The running maximum moves only when
 a row would grow by more than 2**8, and a warp none of whose rows moved skips rescaling its sums (FlashAttention-4).
-Tokens that do not exist (ragged tiles, the tail of the prefix) are set to minus infinity before the softmax; only
-blocks that have some pay for it. Means that stand for skipped blocks come last, 128 blocks as the rows of one tile; an
-offset for each, read from memory, counts their tokens and leaves out those that were read.
+The producer hands over an offset for each score of a block that is not plain: minus infinity for tokens that do not
+exist (ragged tiles, the tail of the prefix), so that only blocks that have some pay for it. Means that stand for
+skipped blocks come last, 128 blocks as the rows of one tile; their offsets count the tokens of a block and leave out
+those that were read.
 
 Written against the Gluon of Triton 3.6; see :mod:`.launch` for the host side.
 """
@@ -37,19 +38,9 @@ _INTEGERS = (
 
 
 @gluon.jit
-def _without_missing(scores, code, BH: gl.constexpr, BW: gl.constexpr):
-    place = gl.arange(0, scores.shape[1], gl.SliceLayout(0, scores.type.layout))
-    tokens, frames, lines, columns = code & 255, (code >> 8) & 255, (code >> 16) & 255, (code >> 24) & 255
-    exists = (place < tokens) & (place // (BH * BW) < frames) & (place // BW % BH < lines) & (place % BW < columns)
-    return gl.where(exists[None, :], scores, float("-inf"))
-
-
-@gluon.jit
-def _offsets_of(tile, offsets, scores_layout: gl.constexpr, BN: gl.constexpr):
-    # Of one tile of means; ``offsets`` are those of the query tile, how many they are, and what makes scores of them.
-    pointer, key_blocks, factor = offsets
-    place = tile * BN + gl.arange(0, BN, gl.SliceLayout(0, scores_layout))
-    return gl.load(pointer + place, mask=place < key_blocks, other=float("-inf")) * factor
+def _adjusted(scores, offsets):
+    # Of a block that is not plain: what its tokens that do not exist, and means, have added to their scores.
+    return scores + offsets.load(gl.SliceLayout(0, scores.type.layout))[None, :]
 
 
 @gluon.jit
@@ -71,59 +62,12 @@ def _weigh(
 
 
 @gluon.jit
-def _advance(
-    query, tiles, barriers, slot, mean, state, scale, offsets, D: gl.constexpr, dtype: gl.constexpr,
-    BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr, MEAN: gl.constexpr,
-):  # fmt: skip
-    # Scores of the block in ``slot`` while the values of the one before are added; with MEAN it is the ``mean``-th tile
-    # of means, else a block of tokens.
-    _, key_tile, value_tile, missing, _ = tiles
-    _, key_full, key_empty, value_full, value_empty, _ = barriers
-    total, operand, peak, norm = state
-    BM: gl.constexpr = query.shape[0]
-    BN: gl.constexpr = 2 * BM
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
-    output_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    weight_layout: gl.constexpr = gl.DotOperandLayout(0, output_layout, 2)
-    stage = slot % STAGES
-    last = (slot - 1) % STAGES
-    mbarrier.wait(key_full.index(stage), (slot // STAGES) & 1)
-    started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
-    code = 0
-    if MEAN:
-        offset = _offsets_of(mean, offsets, score_layout, BN)
-    else:
-        code = one(missing.index(stage))
-    mbarrier.wait(value_full.index(last), ((slot - 1) // STAGES) & 1)
-    adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
-    scores = warpgroup_mma_wait(1, deps=(started,))
-    mbarrier.arrive(key_empty.index(stage), count=1)
-    # The softmax stands in both branches: the assembler moves the wait below ahead of anything in its own block, and
-    # the exponentials are to run while P V is in flight.
-    if MEAN:
-        scores = scores + offset[None, :]
-        weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
-    elif code == 0:
-        weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
-    else:
-        scores = _without_missing(scores, code, BH, BW)
-        weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
-    total = warpgroup_mma_wait(0, deps=(adding,))
-    mbarrier.arrive(value_empty.index(last), count=1)
-    if EXACT:
-        total = faded(total, gl.convert_layout(fade, gl.SliceLayout(1, output_layout)))
-    return total, weights, peak, norm
-
-
-@gluon.jit
 def _attend(
-    query, tiles, barriers, base, listed, blocks, scale, offsets, D: gl.constexpr, dtype: gl.constexpr,
+    query, tiles, barriers, base, blocks, scale, D: gl.constexpr, dtype: gl.constexpr,
     BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr,
-    MEANS: gl.constexpr,
 ):  # fmt: skip
-    # One pass over the ``listed`` slots and the means behind them: sums of weighted values, row sums of weights. A list
-    # that comes with means holds the tile's own block, so the first slot is none of theirs.
-    _, key_tile, value_tile, missing, _ = tiles
+    # One pass over the list: sums of weighted values, row sums of weights.
+    _, key_tile, value_tile, plain, offset_tile, _ = tiles
     _, key_full, key_empty, value_full, value_empty, _ = barriers
     BN: gl.constexpr = BT * BH * BW
     BM: gl.constexpr = BN // CONSUMERS
@@ -134,25 +78,37 @@ def _attend(
     stage = base % STAGES
     mbarrier.wait(key_full.index(stage), (base // STAGES) & 1)
     started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
-    code = one(missing.index(stage))
+    untouched = one(plain.index(stage))
     scores = warpgroup_mma_wait(0, deps=(started,))
+    if untouched == 0:
+        scores = _adjusted(scores, offset_tile.index(stage))
     mbarrier.arrive(key_empty.index(stage), count=1)
-    if code != 0:
-        scores = _without_missing(scores, code, BH, BW)
     peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, score_layout))
     norm = folded_sum(gl.zeros([BM, BN], gl.float32, score_layout))
-    operand, _, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
-    for i in range(1, listed):
-        total, operand, peak, norm = _advance(
-            query, tiles, barriers, base + i, 0, (total, operand, peak, norm), scale, offsets, D, dtype,
-            BH, BW, STAGES, EXACT, False,
-        )  # fmt: skip
-    if MEANS:
-        for i in range(listed, blocks):
-            total, operand, peak, norm = _advance(
-                query, tiles, barriers, base + i, i - listed, (total, operand, peak, norm), scale, offsets, D, dtype,
-                BH, BW, STAGES, EXACT, True,
-            )  # fmt: skip
+    operand, fade, peak, norm = weigh(scores, peak, norm, scale, dtype, weight_layout)
+    for i in range(1, blocks):
+        stage = (base + i) % STAGES
+        last = (base + i - 1) % STAGES
+        mbarrier.wait(key_full.index(stage), ((base + i) // STAGES) & 1)
+        started = _scores(query, key_tile.index(stage).reshape((BN, D)), BM, BN, score_layout)
+        untouched = one(plain.index(stage))
+        mbarrier.wait(value_full.index(last), ((base + i - 1) // STAGES) & 1)
+        adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=(started,))
+        # The softmax stands in both branches: the assembler moves the wait below ahead of anything in its own block,
+        # and the exponentials are to run while P V is in flight. Offsets are given back with the keys: read first.
+        if untouched != 0:
+            mbarrier.arrive(key_empty.index(stage), count=1)
+            weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+        else:
+            scores = _adjusted(scores, offset_tile.index(stage))
+            mbarrier.arrive(key_empty.index(stage), count=1)
+            weights, fade, peak, norm = _weigh(scores, peak, norm, scale, dtype, weight_layout, EXACT)
+        total = warpgroup_mma_wait(0, deps=(adding,))
+        mbarrier.arrive(value_empty.index(last), count=1)
+        if EXACT:
+            total = faded(total, gl.convert_layout(fade, gl.SliceLayout(1, output_layout)))
+        operand = weights
     last = (base + blocks - 1) % STAGES
     mbarrier.wait(value_full.index(last), ((base + blocks - 1) // STAGES) & 1)
     adding = warpgroup_mma(operand, value_tile.index(last).reshape((BN, D)), total, is_async=True)
@@ -163,11 +119,11 @@ def _attend(
 
 @gluon.jit
 def _consume(
-    output, tiles, barriers, listed, blocks, scale, offsets, outer, inner, frame, line, column,
+    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
     HALF: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr, MEANS: gl.constexpr,
+    EXACT: gl.constexpr,
 ):  # fmt: skip
-    query_tile, _, _, _, verdict = tiles
+    query_tile, _, _, _, _, verdict = tiles
     query_full, _, _, _, _, judged = barriers
     D: gl.constexpr = output.block_type.shape[4]
     BM: gl.constexpr = BT * BH * BW // CONSUMERS
@@ -178,18 +134,13 @@ def _consume(
     result = gl.zeros([BM, D], dtype, output_layout)
     if blocks > 0:
         mbarrier.wait(query_full.index(HALF), 0)
-        total, norm = _attend(
-            query, tiles, barriers, 0, listed, blocks, scale, offsets, D, dtype, BT, BH, BW, STAGES, EXACT, MEANS
-        )
+        total, norm = _attend(query, tiles, barriers, 0, blocks, scale, D, dtype, BT, BH, BW, STAGES, EXACT)
         if not EXACT:
             excess = gl.max(gl.where(norm < LIMIT, 0, 1), 0)
             verdict.index(HALF).store(gl.full([1], excess, gl.int32, one_layout(gl.num_warps())))
             mbarrier.arrive(judged.index(0), count=1)
             if again(verdict, judged):
-                total, norm = _attend(
-                    query, tiles, barriers, blocks, listed, blocks, scale, offsets, D, dtype, BT, BH, BW, STAGES, True,
-                    MEANS,
-                )  # fmt: skip
+                total, norm = _attend(query, tiles, barriers, blocks, blocks, scale, D, dtype, BT, BH, BW, STAGES, True)
         result = (total / norm[:, None]).to(dtype)
     query.store(result)
     fence_async_shared()
@@ -220,7 +171,10 @@ def block_sparse_attention(
     query_tile = gl.allocate_shared_memory(query.dtype, [CONSUMERS, 1, BT // CONSUMERS, BH, BW, D], query.layout)
     key_tile = gl.allocate_shared_memory(query.dtype, [STAGES, 1, BT, BH, BW, D], query.layout)
     value_tile = gl.allocate_shared_memory(query.dtype, [STAGES, 1, BT, BH, BW, D], query.layout)
-    missing = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    plain = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    offset_tile = gl.allocate_shared_memory(
+        gl.float32, [STAGES, BT * BH * BW], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
     verdict = gl.allocate_shared_memory(gl.int32, [CONSUMERS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     query_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     key_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -247,7 +201,7 @@ def block_sparse_attention(
     line = tile // wide % high * BH
     column = tile % wide * BW
     outer, inner = ends(places, 1, batch, head, heads, HEAD_DIM)
-    tiles = (query_tile, key_tile, value_tile, missing, verdict)
+    tiles = (query_tile, key_tile, value_tile, plain, offset_tile, verdict)
     barriers = (query_full, key_full, key_empty, value_full, value_empty, judged)
     extents = (
         prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
@@ -259,21 +213,21 @@ def block_sparse_attention(
             (
                 _consume,
                 (
-                    output, tiles, barriers, listed, blocks, scale, offsets, outer, inner, frame, line, column,
-                    FIRST, BT, BH, BW, STAGES, EXACT, MEANS,
+                    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
+                    FIRST, BT, BH, BW, STAGES, EXACT,
                 ),
             ),
             (
                 _consume,
                 (
-                    output, tiles, barriers, listed, blocks, scale, offsets, outer, inner, frame, line, column,
-                    SECOND, BT, BH, BW, STAGES, EXACT, MEANS,
+                    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
+                    SECOND, BT, BH, BW, STAGES, EXACT,
                 ),
             ),
             (
                 produce,
                 (
-                    query, keys, values, tiles, barriers, list_ptr, listed, blocks, extents, high, wide,
+                    query, keys, values, tiles, barriers, list_ptr, offsets, listed, blocks, extents, high, wide,
                     places, batch, head, heads, key_heads, frame, line, column, HEAD_DIM, BT, BH, BW, STAGES, EXACT,
                     MEANS,
                 ),

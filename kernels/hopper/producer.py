@@ -55,18 +55,31 @@ def one(cell):
 
 
 @gluon.jit
-def _missing_code(slot, block, row, y, x, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
-    # 0 for a whole block; else how many of its tokens, frames, lines and columns exist, a byte each.
+def _present(slot, block, row, y, x, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
+    # How many tokens, frames, lines and columns of a block exist, as many as it has or more where all do.
     prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width = extents
     BN: gl.constexpr = BT * BH * BW
-    tokens = prefix_tokens - slot * BN
     frames = gl.where(block < context_blocks, context_frames - row * BT, current_frames - (row - context_rows) * BT)
-    lines = height - y * BH
-    columns = width - x * BW
-    code = BN | gl.minimum(frames, BT) << 8 | gl.minimum(lines, BH) << 16 | gl.minimum(columns, BW) << 24
-    code = gl.where((frames < BT) | (lines < BH) | (columns < BW), code, 0)
-    prefix_code = gl.where(tokens < BN, tokens | BT << 8 | BH << 16 | BW << 24, 0)
-    return gl.where(slot < prefix_blocks, prefix_code, code)
+    text = slot < prefix_blocks
+    tokens = gl.where(text, prefix_tokens - slot * BN, BN)
+    return tokens, gl.where(text, BT, frames), gl.where(text, BH, height - y * BH), gl.where(text, BW, width - x * BW)
+
+
+@gluon.jit
+def _offsets_of(present, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
+    # Minus infinity for tokens of a block that do not exist.
+    tokens, frames, lines, columns = present
+    place = gl.arange(0, BT * BH * BW, one_layout())
+    exists = (place < tokens) & (place // (BH * BW) < frames) & (place // BW % BH < lines) & (place % BW < columns)
+    return gl.where(exists, 0.0, float("-inf"))
+
+
+@gluon.jit
+def _offsets_of_means(tile, offsets, BN: gl.constexpr):
+    # Of one tile of means; ``offsets`` are those of the query tile, how many they are, and what makes scores of them.
+    pointer, key_blocks, factor = offsets
+    place = tile * BN + gl.arange(0, BN, one_layout())
+    return gl.load(pointer + place, mask=place < key_blocks, other=float("-inf")) * factor
 
 
 @gluon.jit
@@ -96,13 +109,14 @@ def _fetch(
 
 @gluon.jit
 def _stream(
-    keys, values, tiles, barriers, list_ptr, base, listed, blocks, extents, high, wide, places, batch, head, heads,
+    keys, values, tiles, barriers, list_ptr, offsets, base, listed, blocks, extents, high, wide,
+    places, batch, head, heads,
     HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
     MEANS: gl.constexpr,
 ):  # fmt: skip
     # One pass over prefix and list (``listed`` slots) and means; ``base`` blocks went through the buffers before. Step
     # i fetches K of block i and V of block i - 1: K leads, because it is needed one block earlier.
-    _, key_tile, value_tile, missing, _ = tiles
+    _, key_tile, value_tile, plain, offset_tile, _ = tiles
     _, key_full, key_empty, value_full, value_empty, _ = barriers
     prefix_blocks = extents[1]
     previous = 0
@@ -112,10 +126,17 @@ def _stream(
         if i < blocks:
             stage = (base + i) % STAGES
             row, y, x = _position(block, high, wide)
-            code = _missing_code(i, block, row, y, x, extents, BT, BH, BW)
+            present = _present(i, block, row, y, x, extents, BT, BH, BW)
+            tokens, frames, lines, columns = present
+            whole = (tokens >= BT * BH * BW) & (frames >= BT) & (lines >= BH) & (columns >= BW) & (i < listed)
             mbarrier.wait(key_empty.index(stage), (((base + i) // STAGES) & 1) ^ 1)
             # Stored before the arrival that expects the bytes, by the same warp: visible to whoever waits for K.
-            missing.index(stage).store(gl.full([1], code, gl.int32, one_layout()))
+            plain.index(stage).store(gl.full([1], whole.to(gl.int32), gl.int32, one_layout()))
+            if i < listed:
+                if not whole:
+                    offset_tile.index(stage).store(_offsets_of(present, BT, BH, BW))
+            elif MEANS:
+                offset_tile.index(stage).store(_offsets_of_means(i - listed, offsets, BT * BH * BW))
             _fetch(
                 keys, 2, i, block, row, y, x, listed, key_full.index(stage), key_tile.index(stage), extents, places,
                 batch, head, heads, HEAD_DIM, BT, BH, BW, MEANS,
@@ -141,13 +162,13 @@ def again(verdict, judged):
 
 @gluon.jit
 def produce(
-    query, keys, values, tiles, barriers, list_ptr, listed, blocks, extents, high, wide,
+    query, keys, values, tiles, barriers, list_ptr, offsets, listed, blocks, extents, high, wide,
     places, batch, head, heads, key_heads, frame, line, column,
     HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
     EXACT: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """Fetch the query tile, then keys and values slot by slot; once more where the exact pass is asked for."""
-    query_tile, _, _, _, verdict = tiles
+    query_tile, _, _, _, _, verdict = tiles
     query_full, _, _, _, _, judged = barriers
     key_head = head // (heads // key_heads)
     outer, inner = ends(places, 0, batch, head, heads, HEAD_DIM)
@@ -157,12 +178,12 @@ def produce(
             corner = [outer, frame + half * (BT // CONSUMERS), line, column, inner]
             _load(query, corner, query_full.index(half), query_tile.index(half))
         _stream(
-            keys, values, tiles, barriers, list_ptr, 0, listed, blocks, extents, high, wide, places, batch, key_head,
-            key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
+            keys, values, tiles, barriers, list_ptr, offsets, 0, listed, blocks, extents, high, wide,
+            places, batch, key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
         )  # fmt: skip
         if not EXACT:  # noqa: SIM102  decided while compiling, unlike the next
             if again(verdict, judged):
                 _stream(
-                    keys, values, tiles, barriers, list_ptr, blocks, listed, blocks, extents, high, wide, places, batch,
-                    key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
+                    keys, values, tiles, barriers, list_ptr, offsets, blocks, listed, blocks, extents, high, wide,
+                    places, batch, key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
                 )  # fmt: skip
