@@ -63,7 +63,9 @@ def portable_pool(tokens: Sequence[Tensor], frames: Sequence[int], height: int, 
         for part, tiles in zip(tokens, tiles_of(frames, height, width, tile), strict=True)
     ]
     grid, sizes, options = pool_arguments(tokens, frames, height, width, tile)
-    wrap_triton(pool_kernel)[grid](*thrice(tokens), *thrice(pools), *sizes, **options)
+    # Of one tensor that is several outputs, a functional graph would keep the last one, which is not written.
+    unwritten = [pools[0].new_empty(1) for _ in range(3 - len(pools))]
+    wrap_triton(pool_kernel)[grid](*thrice(tokens), *pools, *unwritten, *sizes, **options)
     return pools
 
 
