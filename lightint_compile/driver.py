@@ -23,6 +23,7 @@ from lightint_compile.errors import StateError
 from lightint_compile.leaf import Leaf
 from lightint_compile.memo import Memo
 from lightint_compile.passes.decisions.points import PointSpec
+from lightint_compile.runtime.apart import choose_each
 from lightint_compile.runtime.decisions import Decisions
 
 
@@ -43,15 +44,19 @@ NAMES: Mapping[str, Any] = {
     "_operator": operator,
     "pytree": pytree,
     "choose": choose,
+    "choose_each": choose_each,
 }
 
-_COND = "torch.ops.higher_order.cond("
+_OPERATORS = {"torch.ops.higher_order.cond(": "choose(", "torch.ops.higher_order.lightint_each(": "choose_each("}
 
 
 def driver_source(root: fx.GraphModule) -> str:
     """The root graph as a Python function ``forward(self, ...)`` whose ``self`` holds the leaves."""
     root.graph.set_codegen(fx.graph.CodeGen())
-    return str(root.graph.python_code(root_module="self").src).replace(_COND, "choose(")
+    source = str(root.graph.python_code(root_module="self").src)
+    for name, own in _OPERATORS.items():
+        source = source.replace(name, own)
+    return source
 
 
 def is_self_contained(root: fx.GraphModule) -> bool:

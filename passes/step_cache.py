@@ -10,6 +10,7 @@ import torch.fx as fx
 
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.decisions.apart import Apart
 from lightint_compile.passes.decisions.branches import GuardedSteps
 from lightint_compile.passes.decisions.cameras import camera_input
 from lightint_compile.passes.decisions.marks import MarkedStep, marked_steps
@@ -18,6 +19,8 @@ from lightint_compile.passes.decisions.points import StepPoint, is_outlined, poi
 from lightint_compile.passes.decisions.policy import STRATEGIES, Policy, check_overlap, check_rules
 from lightint_compile.passes.decisions.reuse import REUSES
 from lightint_compile.passes.decisions.steps import StepBody, body_of
+from lightint_compile.passes.elements.rows import Refused
+from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 
@@ -67,7 +70,24 @@ class StepCache(Pass):
             return PassResult(False, (found,))
         if found is None:
             return PassResult(False)
-        policy = Policy(rules=self.rules, steps=tuple(sorted(found.guarded)), overlap=self.overlap)
+        if _batch_of(found.steps) == 1:
+            return self._guarded(program, found, None)
+        saved = program.snapshot()
+        try:
+            return self._guarded(program, found, Apart(program, found.steps[0].carried_in))
+        except Refused as refused:
+            program.restore(saved)
+            shared = _find(program, self)
+            assert isinstance(shared, _Found)
+            result = self._guarded(program, shared, None)
+            why = (_shared(refused),) if result.modified else ()
+            return PassResult(result.modified, (*result.remarks, *why))
+
+    def _guarded(self, program: Program, found: _Found, apart: Apart | None) -> PassResult:
+        """Guard the steps that were found, each element of a batch for itself where ``apart`` is given."""
+        policy = Policy(
+            rules=self.rules, steps=tuple(sorted(found.guarded)), each=apart is not None, overlap=self.overlap
+        )
         record = ensure_plan(program, policy, found.cameras)
         if record is None:
             why = "adaptive-context decides by other rules in the same program"
@@ -76,8 +96,8 @@ class StepCache(Pass):
             )
         strategy = "hold" if self.strategy == "extrapolate" and not _is_euler(found.steps) else self.strategy
         reuse = REUSES[strategy](found.steps, found.bodies, watched=self.drift is not None)
-        GuardedSteps(root, found.bodies, record, reuse, self.drift).rewrite()
-        return PassResult(True, tuple(_remarks(found, self, strategy)))
+        GuardedSteps(program.graph_module, found.bodies, record, reuse, self.drift, apart).rewrite()
+        return PassResult(True, tuple(_remarks(found, self, strategy, each=apart is not None)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +160,13 @@ def _is_euler(steps: tuple[MarkedStep, ...]) -> bool:
     return all(len(step.scalars) == 1 and len(step.predictions) == 1 for step in steps)
 
 
-def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remark]:
+def _batch_of(steps: tuple[MarkedStep, ...]) -> Size:
+    tensor = tensor_of(steps[0].carried_in)
+    assert tensor is not None
+    return size_of(tensor.shape[0])
+
+
+def _remarks(found: _Found, options: StepCache, strategy: str, each: bool) -> Iterator[Remark]:
     how = {
         "hold": "the latest computed prediction is held",
         "extrapolate": "the two latest computed predictions are extrapolated in sigma",
@@ -149,12 +175,19 @@ def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remar
     check = (
         f", unless the first block's output drifted by more than {options.drift}" if options.drift is not None else ""
     )
+    own = ", by each element of the batch for itself" if each else ""
     yield Remark(
         kind=RemarkKind.APPLIED,
         pass_name=StepCache.name,
         rule=strategy,
-        message=f"{len(found.guarded)} of {len(found.steps)} steps may be reused: {how[strategy]}{check}",
-        args={"steps": list(found.guarded), "of": len(found.steps), "strategy": strategy, "drift": options.drift},
+        message=f"{len(found.guarded)} of {len(found.steps)} steps may be reused{own}: {how[strategy]}{check}",
+        args={
+            "steps": list(found.guarded),
+            "of": len(found.steps),
+            "strategy": strategy,
+            "drift": options.drift,
+            **({"each": True} if each else {}),
+        },
         numerics=Numerics.APPROXIMATE,
     )
     if strategy != options.strategy:
@@ -164,6 +197,12 @@ def _remarks(found: _Found, options: StepCache, strategy: str) -> Iterator[Remar
             "the scheduler is no Euler step with one prediction: held instead of extrapolated",
             "",
         )
+
+
+def _shared(refused: Refused) -> Remark:
+    """Why all elements of a batch share a decision."""
+    why = f"all elements of a batch share a decision: at {refused.node.name}, {refused.reason}"
+    return _missed(refused.node, "batch", why, "keep the elements of the batch apart in every operation of a step")
 
 
 def _missed(node: fx.Node, rule: str, message: str, hint: str) -> Remark:

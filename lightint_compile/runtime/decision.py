@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class Decision:
         refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
         drifts: what the drift checks measured, as (step, relative change).
         setting: the setting that an error budget put in force; empty without a budget.
+        elements: of a batch whose elements are decided differently, the decision of each, in order; empty where they
+            agree. Context is shared. What is said of the batch is then what holds for all of it: steps that all may
+            reuse, steps that any refused, the largest drifts, the least overlap.
     """
 
     chunk: int
@@ -38,11 +42,19 @@ class Decision:
     refused_steps: tuple[int, ...] = ()
     drifts: tuple[tuple[int, float], ...] = ()
     setting: str = ""
+    elements: tuple[Decision, ...] = ()
 
     def after_check(self, step: int, drift: float, refused: bool) -> Decision:
         """The decision with what the drift check of a step found."""
         steps = (*self.refused_steps, step) if refused else self.refused_steps
         return dataclasses.replace(self, refused_steps=steps, drifts=(*self.drifts, (step, drift)))
+
+    def with_elements(self, elements: Sequence[Decision]) -> Decision:
+        """The decision of a batch with those of its elements, where they differ in what is done."""
+        done = {(each.context_frames, each.reused_steps, each.refused_steps, each.novel) for each in elements}
+        shared = {"context_frames": self.context_frames, "saved_frames": self.saved_frames}
+        own = tuple(dataclasses.replace(each, **shared) for each in elements) if len(done) > 1 else ()  # type: ignore[arg-type]
+        return dataclasses.replace(self, elements=own)
 
     @property
     def margin(self) -> float:
@@ -56,8 +68,16 @@ class Decision:
         kept = f", {self.kept_frames} kept" if self.kept_frames else ""
         context = f"{len(self.context_frames)} context frames ({self.saved_frames} fewer{kept})"
         view = f"overlap {self.overlap:.3f} against {self.threshold:.2f}, {seen}"
-        return f"chunk {self.chunk}: " + "; ".join([context, view, *steps, *refused])
+        each = [f"element {number}: {own._steps}" for number, own in enumerate(self.elements)]
+        return f"chunk {self.chunk}: " + "; ".join([context, view, *steps, *refused, *each])
+
+    @property
+    def _steps(self) -> str:
+        """The steps that are reused in the end, as text."""
+        steps = [str(step) for step in self.reused_steps if step not in self.refused_steps]
+        return f"reuses {', '.join(steps)}" if steps else "computes every step"
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision as JSON-ready data, its margin included."""
-        return dataclasses.asdict(self) | {"margin": self.margin}
+        """The decision as JSON-ready data, its margin included; ``elements`` is there where they differ."""
+        data = dataclasses.asdict(self) | {"margin": self.margin, "elements": [e.to_dict() for e in self.elements]}
+        return data if self.elements else {key: value for key, value in data.items() if key != "elements"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -55,11 +56,13 @@ class Record:
     """One chunk's decision while the chunk runs. It belongs to the call, so two threads do not meet in it.
 
     Attributes:
+        own: the decision of every element of the batch, or one that all of them share.
         use: the values of context frames that the chunk recalls and keeps, where any are kept.
     """
 
     planner: Planner
     decision: Decision
+    own: tuple[Decision, ...] = ()
     use: Use | None = None
 
     def checked(self, step: int, drift: float, most: float) -> bool:
@@ -71,9 +74,32 @@ class Record:
         log.info("chunk %d: step %d is %s, it drifted by %.3f of %.3f", self.decision.chunk, step, verdict, drift, most)
         return may
 
+    def each(self, count: int) -> tuple[Decision, ...]:
+        """The decision of each of ``count`` elements; all share one where cameras do not tell them apart."""
+        return self.own if len(self.own) == count else (self.own[0] if len(self.own) == 1 else self.decision,) * count
+
+    def checked_each(self, step: int, drifts: Sequence[float], most: float) -> tuple[bool, ...]:
+        """:meth:`checked` of a batch, for those of its elements that may reuse ``step`` by their own decision."""
+        each, before = self.each(len(drifts)), self.decision
+        asked = [step in own.reused_steps for own in each]
+        may = tuple(ask and drift <= most for ask, drift in zip(asked, drifts, strict=True))
+        self.own = tuple(
+            own.after_check(step, drift, refused=not reused) if ask else own
+            for own, drift, ask, reused in zip(each, drifts, asked, may, strict=True)
+        )
+        measured = [drift for drift, ask in zip(drifts, asked, strict=True) if ask]
+        largest = max(measured, key=lambda drift: (math.isnan(drift), drift))
+        now = before.after_check(step, largest, refused=may != tuple(asked))
+        self.decision = now.with_elements(self.own)
+        self.planner.amend(before, self.decision)
+        text = ", ".join(f"{drift:.3f}" for drift in measured)
+        verdict = f"{sum(may)} of {len(may)} elements reuse step {step}"
+        log.info("chunk %d: %s, those that may drifted by %s of %.3f", before.chunk, verdict, text, most)
+        return may
+
 
 def _planner_of(policy: Policy) -> Planner:
-    return Planner(rules_of(policy), given=policy.given)
+    return Planner(rules_of(policy), given=policy.given, each=policy.each)
 
 
 class Decisions:
@@ -161,19 +187,19 @@ class _Plan:
         inputs: Sequence[Tensor] = (),
     ) -> tuple[Tensor | None, Record, Tensor | None, Tensor | None]:
         seen = self._read(extrinsics, history, frames)
-        decision = self._decide(seen.cameras, seen.dynamics)
+        decision, each = self._decide(seen.cameras, seen.dynamics)
         if not self._policy.adapt_context:
-            return None, Record(self._planner, decision), None, None
+            return None, Record(self._planner, decision, each), None, None
         assert history is not None
         context = _within(decision, seen.cameras, history)
         index = _numbers(context, history.device)
         if not frames:
-            return index, Record(self._planner, decision), None, None
+            return index, Record(self._planner, decision, each), None, None
         use = self._keeping.begin(decision.chunk, context, seen.prints, inputs)
         kept = len(use.share.kept)
         amended = dataclasses.replace(decision, kept_frames=kept)
         self._planner.amend(decision, amended)
-        return index, Record(self._planner, amended, use), index[kept:], _numbers(use.slots, history.device)
+        return index, Record(self._planner, amended, each, use), index[kept:], _numbers(use.slots, history.device)
 
     def _read(self, extrinsics: Tensor, history: Tensor | None, frames: Sequence[Tensor]) -> _Seen:
         """One transfer: the change of the latents, what says whether frames are the same, drifts, and the cameras."""
@@ -190,19 +216,22 @@ class _Plan:
         rows = numbers[1 + len(dynamics)].tolist() if prints else []
         return _Seen(numbers[0], change, tuple(map(tuple, rows)))
 
-    def _decide(self, cameras: Tensor, dynamics: float | None) -> Decision:
+    def _decide(self, cameras: Tensor, dynamics: float | None) -> tuple[Decision, tuple[Decision, ...]]:
         try:
-            decision = self._planner.decide(cameras, dynamics)
+            decision, each = self._planner.decide_each(cameras, dynamics)
         except InputError as error:
             log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
-            return _cautious(cameras, self._policy.memory)
+            cautious = _cautious(cameras, self._policy.memory)
+            return cautious, (cautious,)
         if len(decision.context_frames) <= self._policy.memory:
-            return decision
+            return decision, each
         log.info("chunk %d: a batch wants more frames than fit; all get the newest", decision.chunk)
         fitting = _cautious(cameras, self._policy.memory).context_frames
         amended = dataclasses.replace(decision, context_frames=fitting)
+        if decision.elements:
+            amended = amended.with_elements(each)
         self._planner.amend(decision, amended)
-        return amended
+        return amended, each
 
 
 def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
@@ -237,9 +266,22 @@ class _StepGuard:
     def __init__(self, spec: StepPoint) -> None:
         self._spec = spec
 
-    def __call__(self, record: Record, now: Tensor | None = None, before: Tensor | None = None) -> bool:
+    def __call__(
+        self, record: Record, now: Tensor | None = None, before: Tensor | None = None
+    ) -> bool | tuple[bool, ...]:
+        if self._spec.each:
+            return self._each(record, now, before)
         if self._spec.step not in record.decision.reused_steps:
             return False
         if self._spec.drift is None or now is None or before is None:
             return True
         return record.checked(self._spec.step, float(to_host(relative_change(now, before).amax())), self._spec.drift)
+
+    def _each(self, record: Record, now: Tensor | None, before: Tensor | None) -> tuple[bool, ...]:
+        """For each element of the batch; nothing is measured where none of them may reuse the step."""
+        count = max(len(record.own), 1) if now is None else now.shape[0]
+        allowed = tuple(self._spec.step in own.reused_steps for own in record.each(count))
+        if not any(allowed) or self._spec.drift is None or now is None or before is None:
+            return allowed
+        drifts = to_host(relative_change(now, before))
+        return record.checked_each(self._spec.step, drifts.tolist(), self._spec.drift)

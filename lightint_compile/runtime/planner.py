@@ -24,10 +24,11 @@ SLOTS = 4
 
 @dataclass
 class _Rollout:
-    """Cameras [B, F, 4, 4] so far, and the decision of each chunk."""
+    """Cameras [B, F, 4, 4] so far, the decision of each chunk, and those of its elements by the chunk's number."""
 
     cameras: Tensor
     decisions: list[Decision] = field(default_factory=list)
+    elements: dict[int, tuple[Decision, ...]] = field(default_factory=dict)
 
     def leads_to(self, cameras: Tensor) -> bool:
         """Whether ``cameras`` are these, or these and more."""
@@ -52,10 +53,13 @@ class Planner:
 
     Where the context is ``given``, its frames are some of those before, in whatever number, and all that is known is
     their place in it. A call then belongs to the rollout whose coming views are in its context.
+
+    A batch shares one decision. Where its elements are decided for themselves (``each``), every one of them follows its
+    own chunk before, as it would alone.
     """
 
-    def __init__(self, rules: Rules, *, given: bool = False) -> None:
-        self.rules, self._given = rules, given
+    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False) -> None:
+        self.rules, self._given, self._each = rules, given, each
         self._rollouts: list[_Rollout] = []
         self._lock = threading.Lock()
 
@@ -75,6 +79,10 @@ class Planner:
         Raises:
             InputError: cameras that are not rigid transforms, or not a whole number of chunks.
         """
+        return self.decide_each(extrinsics, dynamics)[0]
+
+    def decide_each(self, extrinsics: Tensor, dynamics: float | None = None) -> tuple[Decision, tuple[Decision, ...]]:
+        """:meth:`decide`, and the decision of every element by itself; of a batch that shares one, that one alone."""
         cameras = extrinsics.detach().to("cpu", torch.float64)
         if cameras.dim() not in (3, 4) or cameras.shape[-3] < CLIP or self._is_broken(cameras.shape[-3]):
             why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {CLIP} latent frames"
@@ -86,12 +94,30 @@ class Planner:
             chunk = self._chunk(rollout, cameras)
             rollout.decisions = [decision for decision in rollout.decisions if decision.chunk < chunk]
             before = next((d for d in rollout.decisions[-1:] if d.chunk == chunk - 1), None)
-            asked = [Situation(chunk, each, dynamics, before) for each in _distinct(cameras)]
-            decision = agreed([self.rules.decide(situation) for situation in asked])
+            if self._each:
+                each = self._of_elements(rollout, chunk, cameras, dynamics)
+                decision = agreed(each).with_elements(each)
+            else:
+                asked = [Situation(chunk, cameras[place], dynamics, before) for place in sorted({*_first(cameras)})]
+                decision = agreed([self.rules.decide(situation) for situation in asked])
+                each = (decision,)
             rollout.decisions.append(decision)
             rollout.cameras = cameras
         log.info("%s", decision)
-        return decision
+        return decision, each
+
+    def _of_elements(
+        self, rollout: _Rollout, chunk: int, cameras: Tensor, dynamics: float | None
+    ) -> tuple[Decision, ...]:
+        """The decision of every element: those with equal cameras, such as guidance pairs, share the work."""
+        rollout.elements = {number: known for number, known in rollout.elements.items() if number < chunk}
+        before = rollout.elements.get(chunk - 1, (None,) * len(cameras))
+        first = _first(cameras)
+        found = {
+            place: self.rules.decide(Situation(chunk, cameras[place], dynamics, before[place])) for place in {*first}
+        }
+        rollout.elements[chunk] = each = tuple(found[place] for place in first)
+        return each
 
     def amend(self, decision: Decision, now: Decision) -> None:
         """Write ``now`` in place of a decision that more is known of; one that was taken back stays taken back."""
@@ -142,12 +168,11 @@ def agreed(decisions: Sequence[Decision]) -> Decision:
     )
 
 
-def _distinct(cameras: Tensor) -> list[Tensor]:
-    """The elements of a batch [B, F, 4, 4] without repetition: guidance pairs share their cameras."""
-    found: list[Tensor] = []
-    for each in cameras:
-        if not any(torch.equal(each, known) for known in found):
-            found.append(each)
+def _first(cameras: Tensor) -> list[int]:
+    """For each element of a batch [B, F, 4, 4] the first one with the same cameras: guidance pairs share theirs."""
+    found: list[int] = []
+    for number, each in enumerate(cameras):
+        found.append(next((place for place in {*found} if torch.equal(each, cameras[place])), number))
     return found
 
 

@@ -1,7 +1,8 @@
 """Branches around denoising steps: ``cond(reused, reuse, compute, operands)`` with both sides as graphs of their own.
 
 Both sides take the same operands and return the same tuple, fresh tensors all: the step's predictions, and what the
-next guarded step needs to know of the steps computed so far.
+next guarded step needs to know of the steps computed so far. Of a batch whose elements may go separate ways there are
+two more sides, for one element (:mod:`~passes.decisions.apart`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.decisions.apart import EACH, Apart
 from lightint_compile.passes.decisions.points import DecisionPoint, StepPoint
 from lightint_compile.passes.decisions.reuse import Hold, Past
 from lightint_compile.passes.decisions.sides import Side
@@ -27,13 +30,20 @@ class GuardedSteps:
         record: what the plan of the chunk gave.
         reuse: what a reused step gives.
         drift: as of :class:`StepPoint`.
+        apart: makes the sides for one element; ``None`` where all of the batch shares a decision.
     """
 
     def __init__(
-        self, root: fx.GraphModule, bodies: Sequence[StepBody], record: fx.Node, reuse: Hold, drift: float | None
+        self,
+        root: fx.GraphModule,
+        bodies: Sequence[StepBody],
+        record: fx.Node,
+        reuse: Hold,
+        drift: float | None,
+        apart: Apart | None = None,
     ) -> None:
         self._root, self._bodies = root, bodies
-        self._record, self._reuse, self._drift = record, reuse, drift
+        self._record, self._reuse, self._drift, self._apart = record, reuse, drift, apart
 
     def rewrite(self) -> None:
         """Put a branch around every step between the first and the last."""
@@ -67,7 +77,9 @@ class GuardedSteps:
 
     def _ask(self, step: int, watched: tuple[fx.Node, ...]) -> fx.Node:
         name = f"reuse_step_{step}"
-        self._root.add_submodule(name, DecisionPoint(StepPoint(step, self._drift)))
+        if self._apart is not None and self._drift is not None:
+            self._apart.check_watched(watched)
+        self._root.add_submodule(name, DecisionPoint(StepPoint(step, self._drift, self._apart is not None)))
         operands = (self._record, *watched) if self._drift is not None else (self._record,)
         asked = self._root.graph.create_node("call_module", name, operands, name=f"step_{step}_reused")
         asked.meta["val"] = False
@@ -76,20 +88,34 @@ class GuardedSteps:
     def _call(
         self, step: int, reused: fx.Node, sides: tuple[fx.GraphModule, fx.GraphModule], operands: Sequence[fx.Node]
     ) -> list[fx.Node]:
-        graph = self._root.graph
-        attributes = []
-        for name, side in zip((f"step_{step}_reuse", f"step_{step}_compute"), sides, strict=True):
-            self._root.add_submodule(name, side)
-            attributes.append(graph.get_attr(name))
-            attributes[-1].meta["val"] = None
-        call = graph.create_node(
-            "call_function", torch.ops.higher_order.cond, (reused, *attributes, tuple(operands)), name=f"step_{step}"
-        )
+        graph, names = self._root.graph, [f"step_{step}_reuse", f"step_{step}_compute"]
+        target: Any
+        args: tuple[Any, ...]
+        if self._apart is None:
+            attributes = self._attributes(names, sides)
+            target, args = torch.ops.higher_order.cond, (reused, *attributes, tuple(operands))
+        else:
+            one, known = self._apart.sides(*sides, operands)
+            attributes = self._attributes(
+                [*names, *(f"{name}_row" for name in names)], (*sides, one.reuse, one.compute)
+            )
+            target, args = EACH, (reused, *attributes, one.splits, one.joins, tuple(operands))
+        call = graph.create_node("call_function", target, args, name=f"step_{step}")
         call.meta["val"] = tuple(node.meta["val"] for node in sides[1].graph.output_node().args[0])  # type: ignore[union-attr]
         results = [graph.call_function(operator.getitem, (call, place)) for place in range(len(call.meta["val"]))]
         for result, value in zip(results, call.meta["val"], strict=True):
             result.meta["val"] = value
+        if self._apart is not None:
+            self._apart.learn(dict(zip(results, known, strict=True)))
         return results
+
+    def _attributes(self, names: Sequence[str], sides: Sequence[fx.GraphModule]) -> list[fx.Node]:
+        attributes = []
+        for name, side in zip(names, sides, strict=True):
+            self._root.add_submodule(name, side)
+            attributes.append(self._root.graph.get_attr(name))
+            attributes[-1].meta["val"] = None
+        return attributes
 
 
 def _computed(body: StepBody, inside: Sequence[fx.Node], side: Side) -> list[fx.Node]:

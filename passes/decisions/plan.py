@@ -60,7 +60,7 @@ def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node |
         assert isinstance(spec, PlanPoint)
         if (spec.policy.rules, spec.policy.overlap) != (policy.rules, policy.overlap):
             return None
-        spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, steps=policy.steps))
+        spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, steps=policy.steps, each=policy.each))
     else:
         spec = PlanPoint(policy)
     root.add_submodule(PLAN, DecisionPoint(spec))

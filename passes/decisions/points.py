@@ -55,14 +55,16 @@ class StepPoint:
         step: its number in the loop.
         drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels]
             of this step and of the latest computed one) at which the step is still reused; ``None`` checks nothing.
+        each: whether every element of the batch gets an answer of its own, a tuple of them; else all must agree.
     """
 
     step: int
     drift: float | None = None
+    each: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`point_from` takes it back."""
-        return {"kind": "step", "step": self.step, "drift": self.drift}
+        return {"kind": "step", **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Policy:
         adapt_context: whether context frames are decided; else the model's own are only written down.
         given: whether the context arrives as an input: frames are then positions in it, and it need not be a history.
         steps: the interior denoising steps that may be reused; empty for none.
+        each: whether steps are decided for every element of a batch by itself; else all elements must agree.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
         age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
         kept_frames: most frames of which they are kept; ``None``, or fewer than ``memory``, for as many as that.
@@ -38,6 +39,7 @@ class Policy:
     adapt_context: bool = False
     given: bool = False
     steps: tuple[int, ...] = ()
+    each: bool = False
     overlap: float | None = None
     age: int = 0
     kept_frames: int | None = None

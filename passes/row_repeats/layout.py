@@ -122,7 +122,7 @@ def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
     """
     needed: list[Axis] = []
     result: list[Axis] = []
-    for sources, targets in _groups([size(entry) for entry in layout], list(shape)):
+    for sources, targets in groups([size(entry) for entry in layout], list(shape)):
         entries = [layout[dim] for dim in sources]
         out = _distribute([segment for entry in entries for segment in entry], [shape[dim] for dim in targets])
         if out is None or not all(map(is_simple, out)):
@@ -133,7 +133,7 @@ def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
     return tuple(needed), tuple(result)
 
 
-def _groups(before: list[Size], after: list[Size]) -> list[tuple[range, range]]:
+def groups(before: list[Size], after: list[Size]) -> list[tuple[range, range]]:
     """Runs of axes with equal products, in order; axes of one join the run they stand before."""
     groups = []
     i = j = 0

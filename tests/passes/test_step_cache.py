@@ -51,6 +51,7 @@ class Toy:
                 index, record, fresh = plain(*operands)
                 record.decision = SimpleNamespace(**vars(record.decision) | {"reused_steps": reused})
                 record.checked = lambda step, drift, most: drift <= most
+                record.own = ()
                 return index, record, fresh
 
             driver._self.plan = plan
