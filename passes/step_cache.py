@@ -201,7 +201,7 @@ def _remarks(found: _Found, options: StepCache, strategy: str, each: bool) -> It
 
 def _shared(refused: Refused) -> Remark:
     """Why all elements of a batch share a decision."""
-    why = f"all elements of a batch share a decision: at {refused.node.name}, {refused.reason}"
+    why = f"all elements of a batch share a decision: {refused.reason}"
     return _missed(refused.node, "batch", why, "keep the elements of the batch apart in every operation of a step")
 
 

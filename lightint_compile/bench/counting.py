@@ -15,11 +15,13 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.kernels.tiles import Layout
+from lightint_compile.passes.decisions.apart import EACH
 from lightint_compile.passes.decisions.points import DecisionPoint, KeepPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.flops import WorkKind, flops_at, kind_of
 from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import module_path_of
+from lightint_compile.runtime.apart import choose_each
 from lightint_compile.runtime.decision import Decision
 
 Work = Counter[tuple[str, str]]
@@ -98,6 +100,8 @@ class _Run(fx.Interpreter):
             return self._called(n)
         if n.target is torch.ops.higher_order.cond:
             return self._branch(n)
+        if n.target is EACH:
+            return self._each(n)
         value = super().run_node(n)
         if n.op == "call_function" and kind_of(n) is not None:
             self._work[self._stage(n), self._owner.kind(n)] += self._flops(n, value)
@@ -123,7 +127,9 @@ class _Run(fx.Interpreter):
     def _answer(self, spec: PointSpec, args: tuple[Any, ...]) -> Any:
         assert self._decision is not None
         if isinstance(spec, StepPoint):
-            return spec.step in self._decision.reused_steps
+            if not spec.each:
+                return spec.step in self._decision.reused_steps
+            return [spec.step in own.reused_steps for own in self._decision.elements or (self._decision,)]
         if isinstance(spec, KeepPoint):
             return None
         if isinstance(spec, RecallPoint):
@@ -136,9 +142,15 @@ class _Run(fx.Interpreter):
 
     def _branch(self, node: fx.Node) -> Any:
         (condition, then, otherwise, operands), _ = self.fetch_args_kwargs_from_env(node)
+        return self._side(node, then if condition else otherwise)(*operands)
+
+    def _each(self, node: fx.Node) -> Any:
+        (reused, *sides, splits, joins, operands), _ = self.fetch_args_kwargs_from_env(node)
+        return choose_each(reused, *(self._side(node, side) for side in sides), splits, joins, operands)
+
+    def _side(self, node: fx.Node, side: fx.GraphModule) -> Callable[..., Any]:
         stage = self._stage(node)
-        run = _Run(then if condition else otherwise, self._owner, self._decision, lambda inner: stage, self._work)
-        return run.run(*operands)
+        return _Run(side, self._owner, self._decision, lambda inner: stage, self._work).run
 
 
 def _numbers(count: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.decisions.apart import EACH
 from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, StepPoint, is_outlined, point_of
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.outlining.nodes import MEMO
@@ -78,7 +79,7 @@ def _is_choice(root: fx.GraphModule, node: fx.Node) -> bool:
 
 def _said(root: fx.GraphModule, node: fx.Node) -> str:
     """What a node of the root does, empty for sizes, views and elements."""
-    if node.target is torch.ops.higher_order.cond:
+    if node.target in (torch.ops.higher_order.cond, EACH):
         return _branch(root, node)
     if node.op != "call_module":
         return ""
@@ -107,7 +108,8 @@ def _branch(root: fx.GraphModule, node: fx.Node) -> str:
     drift = spec.drift if isinstance(spec, StepPoint) else None
     check = "" if drift is None else f" and the first block drifted by at most {drift:g}"
     sides = [_side(root, str(side.target)) for side in (reuse, compute)]
-    return f"[if reused{check}: {sides[0] or 'an earlier prediction'}; else: {sides[1]}]"
+    each = "each element of the batch: " if node.target is EACH else ""
+    return f"[{each}if reused{check}: {sides[0] or 'an earlier prediction'}; else: {sides[1]}]"
 
 
 def _side(root: fx.GraphModule, name: str) -> str:

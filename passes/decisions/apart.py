@@ -90,14 +90,15 @@ class Apart:
             Refused: elements meet in one of the sides.
         """
         inputs: list[Known] = [self._flow.known.get(node) for node in operands]
-        flows = [self._flows.of(side, inputs) for side in (reuse, compute)]
+        blamed = [self._flow.blamed.get(node) for node in operands]
+        flows = [self._flows.of(side, inputs, blamed) for side in (reuse, compute)]
         rows = self._rows.graph(reuse, flows[0]), self._rows.graph(compute, flows[1])
         results = list(compute.graph.output_node().args[0])  # type: ignore[arg-type]
         joins = []
         for node, held, computed in zip(results, flows[0].results, flows[1].results, strict=True):
             assert isinstance(node, fx.Node)
             if _place(held) != _place(computed):
-                raise Refused(node, "a reused step and a computed one give the batch in different places")
+                raise Refused(node, f"{node.name}: a reused step and a computed one give the batch in different places")
             joins.append(_join(node, _place(computed)))
         splits = tuple(_split(node, known) for node, known in zip(operands, inputs, strict=True))
         return SidesOfOne(*rows, splits, tuple(joins)), flows[1].results
@@ -107,12 +108,9 @@ class Apart:
         self._flow.known.update(known)
 
     def _origin(self, node: fx.Node) -> tuple[fx.Node, str]:
-        """Why ``node`` is not known to have elements: the latest operation in front of it at which they met."""
-        before = list(self._flow.known)
-        met = [each for each in before[: before.index(node) + 1] if each in self._flow.mixed]
-        if not met:
-            return node, f"{node.name} does not have the elements of the batch on its first axis"
-        return met[-1], self._flow.mixed[met[-1]].reason
+        """Why the first axis of ``node`` is not known to be the batch."""
+        why = self._flow.blamed.get(node)
+        return node, f"{node.name} does not have the batch on its first axis" if why is None else why.reason
 
 
 def _input(program: Program, node: fx.Node, size: object) -> Known:
@@ -143,10 +141,10 @@ def _join(node: fx.Node, place: Place | None) -> Join:
     assert tensor is not None
     if place is None:
         if tensor.dim():
-            raise Refused(node, "a result of the step belongs to no element of the batch")
+            raise Refused(node, f"{node.name}: a result of the step belongs to no element of the batch")
         return None
     if place.outer != 1:
-        raise Refused(node, "a result of the step has the batch inside of other values")
+        raise Refused(node, f"{node.name}: a result of the step has the batch inside of other values")
     return place.axis, memory_order(tensor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -31,13 +32,30 @@ class Flow:
         known: of every node.
         rules: how a node is computed for one element alone, where one of its operands has elements.
         mixed: where that is not possible, and why; the layouts behind it are those of values that belong to no element.
-        results: of the graph's outputs.
+        blamed: for values behind such places, the first of the reasons.
+        inside: the flow of the region that a node calls.
+        results: what is known of the graph's outputs.
+        returned: the outputs.
     """
 
     known: dict[fx.Node, Known] = field(default_factory=dict)
     rules: dict[fx.Node, Rowwise] = field(default_factory=dict)
     mixed: dict[fx.Node, Mixes] = field(default_factory=dict)
+    blamed: dict[fx.Node, Mixes] = field(default_factory=dict)
+    inside: dict[fx.Node, Flow] = field(default_factory=dict)
     results: tuple[Known, ...] = ()
+    returned: tuple[fx.Node, ...] = ()
+
+    def meet(self, node: fx.Node, why: Mixes | None) -> None:
+        """Elements meet at ``node``, or what it reads is a place where they met before."""
+        before = next((self.blamed[source] for source in node.all_input_nodes if source in self.blamed), None)
+        if node.target is operator.getitem and node.args[0] in self.inside:
+            called = self.inside[node.args[0]]  # type: ignore[index]
+            before = called.blamed.get(called.returned[node.args[1]])  # type: ignore[index, arg-type]
+        if why is not None:
+            self.mixed[node] = why = before or why
+        if why is not None or (before is not None and not has_elements([self.known[node]])):
+            self.blamed[node] = why or before  # type: ignore[assignment]
 
     def layout(self, node: fx.Node) -> Layout:
         """The layout of a tensor node."""
@@ -56,43 +74,49 @@ class Flows:
         self._root = root
         self._regions: dict[Any, Flow] = {}
 
-    def of(self, module: fx.GraphModule, inputs: Sequence[Known]) -> Flow:
-        """The flow of a graph; ``inputs`` are what is known of its placeholders, in order."""
-        flow, given = Flow(), iter(inputs)
+    def of(self, module: fx.GraphModule, inputs: Sequence[Known], blamed: Sequence[Mixes | None] = ()) -> Flow:
+        """The flow of a graph; ``inputs`` are what is known of its placeholders, in order.
+
+        Args:
+            blamed: for each input where elements met in front of it, if they did; by default nowhere.
+        """
+        flow, given = Flow(), zip_longest(inputs, blamed)
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                flow.known[node] = next(given)
+                flow.known[node], why = next(given)
+                flow.blamed.update({node: why} if why is not None else {})
             elif node.op == "output":
-                flow.results = tuple(flow.known.get(each) for each in node.args[0])
+                flow.returned = tuple(node.args[0])
+                flow.results = tuple(map(flow.known.get, flow.returned))
             else:
                 self._visit(module, node, flow)
         return flow
 
-    def region(self, name: str, inputs: Sequence[Known]) -> Flow:
+    def region(self, name: str, inputs: Sequence[Known], blamed: Sequence[Mixes | None] = ()) -> Flow:
         """The flow of a region of the root."""
-        key = (name, tuple(inputs))
+        key = (name, tuple(inputs), tuple(blamed))
         if key not in self._regions:
             region = self._root.get_submodule(name)
             assert isinstance(region, fx.GraphModule)
-            self._regions[key] = self.of(region, inputs)
+            self._regions[key] = self.of(region, inputs, blamed)
         return self._regions[key]
 
     def _visit(self, module: fx.GraphModule, node: fx.Node, flow: Flow) -> None:
         flow.known[node] = _shared(node.meta.get("val"))
         if node.op == "call_module" and is_region_call(module, node):
-            inside = self.region(str(node.target), operands_of(node, flow))
-            flow.known[node] = Several(_layouts(inside.results, node))
+            blamed = [flow.blamed.get(source) for source in node.args]  # type: ignore[arg-type]
+            inside = flow.inside[node] = self.region(str(node.target), operands_of(node, flow), blamed)
+            flow.known[node] = Several(known if isinstance(known, tuple) else () for known in inside.results)
             if inside.mixed:
-                where, why = next(iter(inside.mixed.items()))
-                flow.mixed[node] = Mixes(f"{where.name} ({where.target}): {why.reason}")
+                flow.mixed[node] = next(iter(inside.mixed.values()))
         elif node.op == "call_function":
             found = _ruled(node, flow)
-            if isinstance(found, Mixes):
-                flow.mixed[node] = found
-            elif found is not None:
+            if isinstance(found, Rowwise):
                 flow.known[node] = found.layout
                 if has_elements(operands_of(node, flow)):
                     flow.rules[node] = found
+            why = Mixes(f"{node.name} ({node.target}): {found.reason}") if isinstance(found, Mixes) else None
+            flow.meet(node, why)
 
 
 def operands_of(node: fx.Node, flow: Flow) -> list[Known]:
@@ -141,8 +165,3 @@ def _shared(value: Any) -> Known:
     if isinstance(value, (tuple, list)):
         return Several(shared(shape_of(each)) if isinstance(each, torch.Tensor) else () for each in value)
     return None
-
-
-def _layouts(results: Sequence[Known], node: fx.Node) -> Iterable[Layout]:
-    """The layouts of a call's results; a number among them has none."""
-    return (() if found is None or isinstance(found, Several) else found for found in results)

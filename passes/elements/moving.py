@@ -119,7 +119,9 @@ def _slice(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     start, end, step = (argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step")))
     if length == extent(layout[dim]) and step in (None, 1):
         return Rowwise(layout)
-    run = _run(layout[dim])
+    run, whole = _run(layout[dim]), extent(layout[dim])
+    if isinstance(end, int) and isinstance(whole, int):
+        end = min(end, whole)
     rows = [quotient(bound, run) if isinstance(bound, int) else None for bound in (start or 0, end)]
     found = _shortened(layout[dim], length)
     if None in rows or found is None or step not in (None, 1) or (start or 0) < 0 or cast(int, end) < 0:
@@ -241,7 +243,8 @@ def _repeat(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     for entry, whole in zip(((),) * new + layout, result, strict=True):
         times = quotient(whole, extent(entry))
         assert times is not None
-        axes.append(same(whole) if extent(entry) == 1 else axis(Part(Kind.PLAIN, times), *entry))
+        alike = extent(entry) == 1 or is_same(entry)
+        axes.append(same(whole) if alike else axis(Part(Kind.PLAIN, times), *entry))
     return Rowwise(tuple(axes))
 
 
@@ -261,8 +264,9 @@ def _repeat_interleave(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     dim = int(dim or 0) % len(layout)
     times = quotient(shape(node)[dim], extent(layout[dim]))
     assert times is not None
-    entry = axis(*layout[dim], Part(Kind.PLAIN, times))
-    return Rowwise(_replaced(layout, dim, same(shape(node)[dim]) if extent(layout[dim]) == 1 else entry))
+    alike = extent(layout[dim]) == 1 or is_same(layout[dim])
+    entry = same(shape(node)[dim]) if alike else axis(*layout[dim], Part(Kind.PLAIN, times))
+    return Rowwise(_replaced(layout, dim, entry))
 
 
 MOVING: dict[Any, Rule] = {

@@ -83,8 +83,11 @@ class Rows:
                 graph.output(fx.map_arg(node.args[0], made.__getitem__))
             elif not self._counts(node):
                 made[node] = self._copied(module, node, flow, graph, made)
+        held: dict[str, Any] = {
+            str(node.target): getattr(module, str(node.target)) for node in graph.nodes if node.op == "get_attr"
+        }
         regions = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-        rows = fx.GraphModule({name: self._root.get_submodule(name) for name in regions}, graph)
+        rows = fx.GraphModule(held | {name: self._root.get_submodule(name) for name in regions}, graph)
         rows.meta = copy.copy(module.meta)
         return rows
 
@@ -127,7 +130,7 @@ class Rows:
         results = value if isinstance(value, (tuple, list)) else (value,)
         for result, layout in zip(results, layouts, strict=True):
             if isinstance(result, Tensor) and shape_of(result) != tuple(map(row_extent, layout)):
-                raise Refused(node, "the row of one element has another shape than its part of the batch")
+                raise Refused(node, f"{node.name}: the row of one element has another shape than its part of the batch")
         return copied
 
     def _evaluated(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -147,7 +150,7 @@ class Rows:
             if batches(want) and not batches(entry):
                 length = row_extent(want)
                 if not isinstance(length, int):
-                    raise Refused(row, "a size of one element's row is not known")
+                    raise Refused(row, f"{row.name}: a size of one element's row is not known")
                 source = row
                 row = graph.call_function(aten.slice.Tensor, (source, dim, 0, length))
                 with faking(self._mode):
@@ -167,7 +170,7 @@ class Rows:
 
     def _operand(self, node: fx.Node, source: fx.Node, made: Mapping[fx.Node, fx.Node]) -> fx.Node:
         if self._counts(source):
-            raise Refused(node, f"it depends on the size of the batch by {source.name}")
+            raise Refused(node, f"{node.name} depends on the size of the batch, by {source.name}")
         return made[source]
 
     def _counts(self, node: fx.Node) -> bool:
@@ -184,7 +187,7 @@ class Rows:
         if place is None or not isinstance(value, Tensor):
             return value
         if not isinstance(place.outer, int):
-            raise Refused(node, "the batch lies inside of an axis of unknown size")
+            raise Refused(node, f"{node.name} has the batch inside of an axis of unknown size")
         with faking(self._mode):
             row = take(value, place.axis, place.outer, self._count, 0)
             return torch.empty_strided(row.shape, row.stride(), dtype=row.dtype, device=row.device)
