@@ -25,7 +25,7 @@ class Decision:
         refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
         drifts: what the drift checks measured, as (step, relative change).
         setting: the setting that an error budget put in force; empty without a budget.
-        elements: of a batch whose elements are decided differently, the decision of each, in order; empty where they
+        elements: of a batch whose elements reuse different steps, the decision of each, in order; empty where they
             agree. Context is shared. What is said of the batch is then what holds for all of it: steps that all may
             reuse, steps that any refused, the largest drifts, the least overlap.
     """
@@ -50,8 +50,8 @@ class Decision:
         return dataclasses.replace(self, refused_steps=steps, drifts=(*self.drifts, (step, drift)))
 
     def with_elements(self, elements: Sequence[Decision]) -> Decision:
-        """The decision of a batch with those of its elements, where they differ in what is done."""
-        done = {(each.context_frames, each.reused_steps, each.refused_steps, each.novel) for each in elements}
+        """The decision of a batch with those of its elements, where they differ in the steps that are reused."""
+        done = {(each.reused_steps, each.refused_steps) for each in elements}
         shared = {"context_frames": self.context_frames, "saved_frames": self.saved_frames}
         own = tuple(dataclasses.replace(each, **shared) for each in elements) if len(done) > 1 else ()  # type: ignore[arg-type]
         return dataclasses.replace(self, elements=own)

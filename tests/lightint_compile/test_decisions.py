@@ -194,7 +194,7 @@ def test_the_command_says_what_the_model_itself_would_do() -> None:
 
 def test_points_survive_json() -> None:
     policy = Policy(rules="published", memory=16, adapt_context=True, steps=(1, 2), overlap=0.6)
-    for spec in (PlanPoint(policy), StepPoint(1, 0.25), StepPoint(2)):
+    for spec in (PlanPoint(policy), StepPoint(1, 0.25), StepPoint(2), StepPoint(2, 0.1, each=True)):
         assert point_from(json.loads(json.dumps(spec.to_dict()))) == spec
 
 

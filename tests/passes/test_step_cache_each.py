@@ -9,9 +9,11 @@ import torch
 from stepped_toy import Toy
 from toy_world import Block, ToyWorld
 
+from lightint_compile.driver import driver_source, is_self_contained
 from lightint_compile.passes.decisions.apart import EACH
 from lightint_compile.passes.decisions.points import StepPoint, point_of
 from lightint_compile.passes.remarks import RemarkKind
+from lightint_compile.reporting.rundown import rundown
 
 COND = torch.ops.higher_order.cond
 WAYS = [((1, 2), (), (2,)), ((1,), (2,), ()), ((1, 2), (1, 2), (1,)), ((2,), (1,), (1, 2))]
@@ -33,7 +35,8 @@ def test_each_element_gets_what_its_own_steps_give_by_hand(toy, strategy, reused
 
 
 def test_only_the_elements_that_need_a_step_compute_it(toy) -> None:
-    program, (remark,) = toy.rewritten("step-cache{strategy=hold,drift=1e9}")[0], toy.rewritten("step-cache")[1].remarks
+    program, result = toy.rewritten("step-cache{strategy=hold,drift=1e9}")
+    (remark,) = result.remarks
     assert remark.args["each"] and "by each element of the batch for itself" in remark.message
     _, calls, _ = toy.run_each(program, ((1, 2), (), (2,)))
     # Step 1: elements 1 and 2 compute; step 2: element 1. Of two blocks, the first runs before the decision.
@@ -106,6 +109,28 @@ def test_one_program_serves_every_length_of_history(toy) -> None:
             torch.testing.assert_close(got[rows], expected, rtol=1e-10, atol=1e-12)
     finally:
         toy.history, toy.cameras = history, cameras
+
+
+def test_a_batch_of_symbolic_size_divides_in_every_size() -> None:
+    toy = Toy(batch=3, dynamic={"noise": 0, "history": (0, 2), "extrinsics": (0, 1)})
+    program, result = toy.rewritten("step-cache{drift=none}")
+    assert [remark.args.get("each") for remark in result.remarks] == [True]
+    tensors = toy.noise, toy.history, toy.cameras
+    for reused in (((1, 2), (), (2,)), ((1,), (1, 2))):
+        toy.noise, toy.history, toy.cameras = (tensor[: len(reused)] for tensor in tensors)
+        got, _, _ = toy.run_each(program, reused)
+        for element, steps in enumerate(reused):
+            rows = slice(element, element + 1)
+            torch.testing.assert_close(got[rows], toy.by_hand(steps, "extrapolate", rows), rtol=1e-10, atol=1e-12)
+
+
+def test_the_driver_can_be_kept_on_disk_and_the_report_says_that_elements_decide(toy) -> None:
+    program, _ = toy.rewritten("step-cache")
+    assert is_self_contained(program.graph_module)
+    assert "choose_each(step_1_reused" in driver_source(program.snapshot().graph_module)
+    said = dict(rundown(program.graph_module))
+    assert "[each element of the batch: if reused" in said["step 1"]
+    assert said["block_0_row"].startswith("2 calls")
 
 
 def test_half_precision() -> None:

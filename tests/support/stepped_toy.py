@@ -20,13 +20,15 @@ from lightint_compile.passes.pipeline import Pipeline
 class Toy:
     """A captured and outlined toy world, and how to run what the passes make of it with decisions of the test's own."""
 
-    def __init__(self, dtype: torch.dtype = torch.float64, kind: type[ToyWorld] = ToyWorld, batch: int = 1) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float64, kind: type[ToyWorld] = ToyWorld, batch: int = 1, dynamic=None
+    ) -> None:
         torch.manual_seed(0)
         self.model = kind().to(dtype).eval()
         draw = torch.Generator().manual_seed(1)
         self.noise, self.history = (torch.randn(batch, 4, f, 4, 6, generator=draw).to(dtype) for f in (4, 8))
         self.cameras = walk(12).to(dtype).repeat(batch, 1, 1, 1)
-        sizes = {"history": 2, "extrinsics": 1}
+        sizes = dynamic or {"history": 2, "extrinsics": 1}
         with torch.no_grad():
             inputs = (self.noise, self.history, self.cameras)
             self.program = capture.trace(self.model, inputs, dynamic=sizes)
