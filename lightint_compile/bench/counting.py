@@ -146,7 +146,8 @@ class _Run(fx.Interpreter):
 
     def _each(self, node: fx.Node) -> Any:
         (reused, *sides, splits, joins, operands), _ = self.fetch_args_kwargs_from_env(node)
-        return choose_each(reused, *(self._side(node, side) for side in sides), splits, joins, operands)
+        reuse, compute, reuse_row, compute_row = (self._side(node, side) for side in sides)
+        return choose_each(reused, reuse, compute, reuse_row, compute_row, splits, joins, operands)
 
     def _side(self, node: fx.Node, side: fx.GraphModule) -> Callable[..., Any]:
         stage = self._stage(node)

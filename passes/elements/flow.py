@@ -58,12 +58,11 @@ class Flow:
             self.blamed[node] = why or before  # type: ignore[assignment]
 
     def layout(self, node: fx.Node) -> Layout:
-        """The layout of a tensor node."""
+        """The layout of a tensor node; a number has none."""
         found = self.known.get(node)
         if found is None or isinstance(found, Several):
             tensor = tensor_of(node)
-            assert tensor is not None
-            return shared(shape_of(tensor))
+            return () if tensor is None else shared(shape_of(tensor))
         return found
 
 
@@ -106,7 +105,7 @@ class Flows:
         if node.op == "call_module" and is_region_call(module, node):
             blamed = [flow.blamed.get(source) for source in node.args]  # type: ignore[arg-type]
             inside = flow.inside[node] = self.region(str(node.target), operands_of(node, flow), blamed)
-            flow.known[node] = Several(known if isinstance(known, tuple) else () for known in inside.results)
+            flow.known[node] = Several(map(inside.layout, inside.returned))
             if inside.mixed:
                 flow.mixed[node] = next(iter(inside.mixed.values()))
         elif node.op == "call_function":

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from toy_world import ToyWorld, there_and_back, walk
 
 import lightint_compile
@@ -30,16 +31,13 @@ BACK, ON = there_and_back(FRAMES).double(), walk(FRAMES, 0.0, 0.3).double()
 NOISE = torch.randn(4, 4, FRAMES, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def compiled_for(batch: int, drift: str = "none", strategy: str = "extrapolate"):
-    """A compiled toy world that has seen a rollout of this many elements."""
+def compiled_for(drift: str = "none", strategy: str = "extrapolate"):
+    """A compiled toy world."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     passes = f"hoist-invariants,outline-regions,step-cache{{strategy={strategy},drift={drift}}}"
     options = {"passes": passes, "delegate": "eager", "strict": True}
     module = torch.compile(ToyWorld().double().eval(), backend="lightint", options=options, dynamic=False)
-    for _ in rolled(module, torch.cat([BACK[:, :12]] * batch), NOISE[:batch]):
-        pass
-    lightint_compile.reset(module)
     return module
 
 
@@ -58,7 +56,9 @@ def rolled(module, cameras, noise):
 
 
 def rollout(module, cameras, noise):
-    """All latents, the decisions, and how often each region ran."""
+    """All latents, the decisions, and how often each region ran, once everything is compiled."""
+    for _ in rolled(module, cameras[:, :12], noise):
+        pass
     lightint_compile.reset(module)
     calls: Counter[str] = Counter()
     driver = CompiledGraph.of(module)[-1].driver
@@ -82,12 +82,12 @@ def of_element(decisions, element):
 
 @pytest.fixture(scope="module")
 def three():
-    return compiled_for(3)
+    return compiled_for()
 
 
 @pytest.fixture(scope="module")
 def one():
-    return compiled_for(1)
+    return compiled_for()
 
 
 def test_each_element_gets_what_it_gets_alone_and_computes_its_own_steps_only(three, one) -> None:
@@ -130,15 +130,18 @@ def test_decisions_of_elements_are_plain_data(three) -> None:
 
 
 def test_nothing_is_compiled_again_however_the_elements_divide(three) -> None:
-    (driver,) = (graph.driver for graph in CompiledGraph.of(three)[-1:])
+    rollout(three, torch.cat([BACK, BACK, BACK]), NOISE[:3])
+    driver = CompiledGraph.of(three)[-1].driver
     before = driver.compilations
+    counters.clear()
     for paths in ([BACK, ON, ON], [ON, BACK, BACK], [BACK, BACK, BACK], [ON, ON, ON], [ON, BACK, ON]):
         rollout(three, torch.cat(paths), NOISE[:3])
-    assert driver.compilations == before
+    assert driver.compilations == before and CompiledGraph.of(three)[-1].driver is driver
+    assert not counters["recompiles"] and counters["stats"]["unique_graphs"] == 0
 
 
 def test_a_guidance_pair_in_one_batch_is_told_apart_by_drift_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = compiled_for(2, "1e9", "hold")
+    module = compiled_for("1e9", "hold")
     cameras = torch.cat([BACK, BACK])
     _, decisions, _ = rollout(module, cameras, NOISE[:2])
     drifts = [each.drifts for each in decisions if each.reused_steps]
@@ -151,10 +154,10 @@ def test_a_guidance_pair_in_one_batch_is_told_apart_by_drift_alone(monkeypatch: 
     pairs = [values for values in measured if len(values) == 2]
     assert [max(values) for values in pairs] == pytest.approx([drift for each in drifts for _, drift in each])
     bound = f"{sum(pairs[0]) / 2!r}"
-    apart = compiled_for(2, bound, "hold")
+    apart = compiled_for(bound, "hold")
     together, decisions, _ = rollout(apart, cameras, NOISE[:2])
     assert any(each.elements for each in decisions)
-    single = compiled_for(1, bound, "hold")
+    single = compiled_for(bound, "hold")
     for element in range(2):
         rows = slice(element, element + 1)
         alone, own, _ = rollout(single, BACK, NOISE[rows])
@@ -163,10 +166,9 @@ def test_a_guidance_pair_in_one_batch_is_told_apart_by_drift_alone(monkeypatch: 
 
 
 def test_the_host_waits_as_often_as_for_one_element(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = compiled_for(2, "1e9")
+    module = compiled_for("1e9")
     reads: list[int] = []
     monkeypatch.setattr(answers, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
-    lightint_compile.reset(module)
     before = 0
     for number, _ in enumerate(rolled(module, torch.cat([BACK, ON]), NOISE[:2])):
         waits, before = reads[before:], len(reads)
@@ -227,7 +229,6 @@ def test_worldplay_rolls_out_two_scenes_in_one_batch_as_it_does_each_alone() -> 
     decisions = lightint_compile.decisions(pair)
     single = worldplay()
     for element in range(2):
-        lightint_compile.reset(single)
         alone = worldplay_rollout(single, [element])
         torch.testing.assert_close(together[element : element + 1], alone, rtol=1e-9, atol=1e-11)
         assert steps_of(of_element(decisions, element)) == steps_of(lightint_compile.decisions(single))
