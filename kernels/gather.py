@@ -84,7 +84,7 @@ class _Job:
             mass = torch.full(self.query.shape[:2], float("-inf"), dtype=dtype)
             return torch.zeros_like(self.query, dtype=dtype), mass
         key, value = (part.repeat_interleave(self.groups, 1) for part in (key, value))
-        tiled = self.query.view(query.shape[0], query.shape[1], -1, query.shape[3])
+        tiled = self.query.reshape(query.shape[0], query.shape[1], -1, query.shape[3])
         result, mass = _attention(tiled, key, value, None, self.scale)
         return result.reshape(self.query.shape).to(dtype), mass.reshape(self.query.shape[:2]).to(dtype)
 
