@@ -49,6 +49,15 @@ def _inside(points: Tensor, yaw: Tensor, pitch: Tensor) -> Tensor:
     return _wrapped_within(azimuth, yaw, HALF_AZIMUTH) & _wrapped_within(elevation, pitch, HALF_ELEVATION)
 
 
+def _smaller(size: int, bound: int) -> int:
+    """The smaller of a size and a number, without tying a graph to either.
+
+    Dynamo writes ``min`` down as ``sym_min`` where the size is symbolic; its version of torch 2.11 cannot trace
+    ``sym_min`` of plain numbers. A trace without Dynamo holds a ``SymInt``, which is no ``int``.
+    """
+    return min(size, bound) if isinstance(size, int) else torch.sym_min(size, bound)
+
+
 class ContextSelector(nn.Module):
     """Picks at most `memory` context frames for the chunk that follows a history."""
 
@@ -100,7 +109,7 @@ class ContextSelector(nn.Module):
         multiple of the chunk.
         """
         config = self.config
-        count = torch.sym_min(history_frames, config.memory)
+        count = _smaller(history_frames, config.memory)
         slot = torch.arange(count, device=extrinsics.device)
         newest = slot + (history_frames - count)
         if config.retrieved_clips == 0:

@@ -18,7 +18,7 @@ class Gather(nn.Module):
         self.mix = nn.Conv3d(4, 4, 1)
 
     def forward(self, history: Tensor, extrinsics: Tensor) -> Tensor:
-        count = torch.sym_min(history.shape[2], self.memory)
+        count = min(history.shape[2], self.memory)
         chosen = torch.arange(count) + (history.shape[2] - count)
         return self.read(history, extrinsics, chosen, count)
 
@@ -43,7 +43,7 @@ class BesideAnEqualSize(Gather):
 
 class WithoutCameras(Gather):
     def forward(self, history):
-        count = torch.sym_min(history.shape[2], self.memory)
+        count = min(history.shape[2], self.memory)
         return history.index_select(2, torch.arange(count) + (history.shape[2] - count)).sum((2, 3, 4))
 
 
