@@ -47,7 +47,7 @@ def insert_plan(
         node.meta.update({key: like.meta[key] for key in KEPT_META if key in like.meta} if like else {})
     with fake_mode_of([like or operands[0]]):
         index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
-    plan.meta["val"] = (index.meta["val"], None, None)
+    plan.meta["val"] = (index.meta["val"], None, None, None)
     return index
 
 
@@ -75,5 +75,5 @@ def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node |
 def _new_plan(graph: fx.Graph, cameras: fx.Node) -> fx.Node:
     with graph.inserting_before(first_place(graph, (cameras,))):
         plan = graph.call_module(PLAN, (cameras,))
-    plan.meta["val"] = (None, None, None)
+    plan.meta["val"] = (None, None, None, None)
     return plan
