@@ -45,11 +45,11 @@ class Toy:
             plain = driver.decisions.bound[PLAN]
 
             def plan(*operands):
-                index, record, fresh = plain(*operands)
+                index, record, *kept = plain(*operands)
                 record.decision = SimpleNamespace(**vars(record.decision) | {"reused_steps": reused})
                 record.checked = lambda step, drift, most: drift <= most
                 record.own = ()
-                return index, record, fresh
+                return index, record, *kept
 
             driver._self.plan = plan
         return self.call(program, driver), driver
@@ -60,10 +60,10 @@ class Toy:
         plain = driver.decisions.bound[PLAN]
 
         def plan(*operands):
-            index, record, fresh = plain(*operands)
+            index, record, *kept = plain(*operands)
             record.own = tuple(dataclasses.replace(record.decision, reused_steps=steps) for steps in reused)
             records.append(record)
-            return index, record, fresh
+            return index, record, *kept
 
         def counted(name, region, *args):
             calls[name] += 1
