@@ -1,9 +1,10 @@
 """Dense or sparse: predicted times from a handful of rates per device, measured once and kept on disk.
 
 Both kinds of attention are taken as waves of programs: a program handles 128 queries of one head, and as many run at a
-time as the device has multiprocessors. Sparse attention also reads queries and keys once more, to pool them, and takes
-at least as long as the host needs for its launches. Sparse wins only by a margin that covers the spread of the model,
-so that choosing it never loses. Deciding is host arithmetic: nothing is measured, read or synchronised on the way.
+time as the device has multiprocessors. Sparse attention also reads queries, keys and values once more, to pool them,
+and takes at least as long as the host needs for its launches. Sparse wins only by a margin that covers the spread of
+the model, so that choosing it never loses. Deciding is host arithmetic: nothing is measured, read or synchronised on
+the way.
 
 Rates come from :func:`measure` where it ran on this machine, else from the table of known devices, else from a guess
 that leaves dense attention in place unless much is skipped.
@@ -31,7 +32,7 @@ _FEWEST_BLOCKS = 7
 """Blocks that the default neighbourhood keeps whatever the density."""
 _SELECTION = 60.0
 """Microseconds of scoring and choosing blocks and of starting the attention kernel."""
-_MODEL = 2
+_MODEL = 3
 """Counts up when rates mean something else, so that older ones on disk are not read."""
 _FASTEST = 1.1
 """Rate of sparse attention over that of dense attention beyond which a measurement is noise."""
@@ -48,7 +49,7 @@ class Rates:
         sparse_fixed: microseconds that the host takes to launch a sparse call; the device waits for it at least.
         dense_rate, sparse_rate: TFLOP/s of full waves, head_dim 128.
         narrow: factor of both rates at head_dim 64 and below.
-        pool_rate: GB/s at which queries and keys are read for pooling and selection.
+        pool_rate: bytes of queries and keys over the time of pooling and selection, GB/s; values are pooled in it too.
         units: programs that run at a time.
     """
 
@@ -62,10 +63,10 @@ class Rates:
 
 
 KNOWN = {
-    ("H200", "hopper"): Rates(10.0, 640.0, 130.0, 640.0, 3000.0, 132),
-    ("H200", "portable"): Rates(10.0, 640.0, 165.0, 320.0, 3000.0, 132),
-    ("H100", "hopper"): Rates(10.0, 640.0, 130.0, 640.0, 2200.0, 132),
-    ("H100", "portable"): Rates(10.0, 640.0, 165.0, 320.0, 2200.0, 132),
+    ("H200", "hopper"): Rates(10.0, 640.0, 215.0, 640.0, 2000.0, 132),
+    ("H200", "portable"): Rates(10.0, 640.0, 180.0, 320.0, 2000.0, 132),
+    ("H100", "hopper"): Rates(10.0, 640.0, 215.0, 640.0, 1500.0, 132),
+    ("H100", "portable"): Rates(10.0, 640.0, 180.0, 320.0, 1500.0, 132),
 }
 """Rates by part of the device's name and implementation; H200 measured (docs/measurements.md), H100 after it."""
 
