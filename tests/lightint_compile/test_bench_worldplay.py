@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightint_compile.bench.breakdown import BETWEEN, LAUNCH, HostClock, busy
-from lightint_compile.bench.worldplay import Job, Result, print_table, run
+from lightint_compile.bench.worldplay import Job, Result, run
+from lightint_compile.bench.worldplay_table import print_table
 from lightint_compile.driver import Driver
 from lightint_compile.leaf import Leaf, Variant
 from lightint_compile.passes.decisions.points import PlanPoint
