@@ -1,30 +1,31 @@
 """Triton launches that were analysed once: the same kernel on new addresses, at a fraction of the host's time.
 
 ``kernel[grid](...)`` looks at every argument on every call, to find the compiled variant for its types, divisibilities
-and alignments. Where all of these are known to be those of an earlier call, the compiled kernel can be started
-directly.
+and alignments. Where all of these are known to be those of an earlier call, what was compiled can be started directly.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import triton
 
 ALIGNMENT = 16
 """Bytes that addresses must be multiples of: Triton compiles another variant for those that are not."""
 
 _DIRECT = triton.__version__.startswith("3.6.") and not triton.knobs.runtime.interpret
-"""Compiled kernels take all arguments, constants included, as Triton 3.6 passes them; seen to work there only."""
+"""Compiled kernels are started as Triton 3.6 starts them; other versions do it in another way."""
 
 
 class Launch:
     """One kernel with everything but addresses fixed: grid, sizes and options.
 
-    The first call is Triton's own, which compiles. Later ones start what it compiled; what they pass must have the
-    types of the first call and addresses that are multiples of :data:`ALIGNMENT`. A kernel's parameters are in the
-    order addresses, sizes, constants.
+    The first call is Triton's own, which compiles. Later ones may start what it compiled on a stream; what they pass
+    must have the types of the first call and addresses that are multiples of :data:`ALIGNMENT`. A kernel's parameters
+    are in the order addresses (or descriptors), sizes, constants.
     """
 
     def __init__(self, kernel: Any, grid: Sequence[int], sizes: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -33,17 +34,64 @@ class Launch:
         constants = [options[name] for name in kernel.arg_names if name in options]
         self._fixed = (*self._sizes, *constants)
         self._start: Callable[..., None] | None = None
+        self._handles: tuple[Any, ...] = ()
+        self._described: Sequence[Any] = ()
 
     @property
-    def direct(self) -> bool:
-        """Whether the next call may pass addresses as integers."""
+    def ready(self) -> bool:
+        """Whether the kernel can be started on a stream."""
         return self._start is not None
 
-    def __call__(self, *addresses: Any) -> None:
-        """Launch on the current stream of the current device; tensors or, once :attr:`direct`, integers."""
-        if self._start is not None:
-            self._start(*addresses, *self._fixed)
+    def __call__(self, stream: int | None, *arguments: Any) -> None:
+        """Launch on a raw ``stream`` of the current device, or as Triton does, on the current one, with ``None``.
+
+        ``arguments`` are tensors and descriptors; with a stream, integers and what :meth:`described` gives.
+        """
+        if stream is not None and self._start is not None:
+            self._start(*self._grid, stream, *self._handles, *arguments, *self._fixed)
             return
-        compiled = self._kernel[self._grid](*addresses, *self._sizes, **self._options)
-        if _DIRECT:
-            self._start = compiled[self._grid]
+        compiled = self._kernel[self._grid](*arguments, *self._sizes, **self._options)
+        if _DIRECT and self._start is None:
+            self._handles, self._start = _handles(compiled), _starter(compiled.run)
+            self._described = getattr(compiled.metadata, "tensordesc_meta", None) or ()
+
+    def described(self, number: int, descriptor: Any) -> tuple[Any, ...]:
+        """What stands for the kernel's ``number``-th descriptor; it holds the address, not the tensor."""
+        from triton.backends.nvidia.driver import make_tensordesc_arg
+
+        return tuple(make_tensordesc_arg(descriptor, self._described[number]))
+
+
+def current_stream(device: int | None, launches: Sequence[Any]) -> int | None:
+    """The stream to start ``launches`` on; None while one of them was not compiled or somebody watches launches."""
+    if device is None or not all(launch.ready for launch in launches) or _watched():
+        return None
+    return int(torch._C._cuda_getCurrentRawStream(device))
+
+
+def _watched() -> bool:
+    """Whether a profiler wants to be told of launches, which only Triton's own way does."""
+    hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
+
+
+def _handles(compiled: Any) -> tuple[Any, ...]:
+    """What Triton's launcher takes between the stream and the arguments, with no memory to spare and nobody told."""
+    run = compiled.run
+    return (compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None, compiled.packed_metadata) + (
+        None,
+    ) * 3
+
+
+def _starter(run: Any) -> Callable[..., None] | None:
+    """The function that puts a kernel on a stream; None for a kernel that wants scratch memory of its own.
+
+    Of a kernel with descriptors it is the one inside, which takes them as :meth:`Launch.described` gives them.
+    """
+    if run.global_scratch_size or run.profile_scratch_size:
+        return None
+    if inspect.isfunction(run.launch):
+        found: Callable[..., None] | None = inspect.getclosurevars(run.launch).nonlocals.get("launcher")
+        return found
+    start: Callable[..., None] = run.launch
+    return start

@@ -123,16 +123,15 @@ def _sparse(
     skipped_means: bool,
 ) -> Plan:
     cut = Cutting([key.shape[2] for key in keys], layout)
-    bound = _bound(steps, query, cut(keys), cut(values), pools, layout, chosen, skipped_means)
+    bound = _bound(steps, query, cut.filled(keys), cut.filled(values), pools, layout, chosen, skipped_means)
 
     def sparse(query: Tensor, keys: Segments, values: Segments, pools: ContextPools) -> Tensor:
-        key_spans, value_spans = cut(keys), cut(values)
         if bound is not None:
-            found = bound(query, key_spans, value_spans, pools)
+            found = bound(query, cut.filled(keys), cut.filled(values), pools)
             if found is not None:
                 return found
         with on_device_of(query):
-            return run_steps(steps, query, key_spans, value_spans, layout, chosen, pools, skipped_means)
+            return run_steps(steps, query, cut(keys), cut(values), layout, chosen, pools, skipped_means)
 
     return sparse
 

@@ -45,9 +45,17 @@ class Cutting:
         prefix, context, current = (_cut(segments, pieces) for pieces in self._spans)
         return Spans(prefix, context, current)
 
+    def filled(self, segments: Sequence[Tensor]) -> Spans:
+        """:meth:`__call__` for kernels, which read no span without tokens: the current one stands in for it."""
+        current = _cut(segments, self._spans[2])
+        prefix, context = (current if pieces is _ABSENT else _cut(segments, pieces) for pieces in self._spans[:2])
+        return Spans(prefix, context, current)
+
 
 _Piece = tuple[int, int, int, bool]
 """A segment, the first of its tokens that belong to a span, how many do, and whether these are all it has."""
+
+_ABSENT: list[_Piece] = [(0, 0, 0, False)]
 
 
 def _pieces(lengths: Sequence[int], start: int, end: int) -> list[_Piece]:
@@ -58,7 +66,7 @@ def _pieces(lengths: Sequence[int], start: int, end: int) -> list[_Piece]:
             whole = isinstance(length, int) and low == 0 and high == length  # a symbolic length would be guarded on
             found.append((number, low, high - low, bool(whole)))
         begin += length
-    return found or [(0, 0, 0, False)]
+    return found or _ABSENT
 
 
 def _cut(segments: Sequence[Tensor], pieces: Sequence[_Piece]) -> Tensor:

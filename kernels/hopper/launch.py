@@ -19,7 +19,8 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ..launching import ALIGNMENT, Launch
+from ..launching import ALIGNMENT, Launch, current_stream
+from ..portable.pipeline import Places
 from ..skipped import Means
 from ..spans import Spans, as_output, empty_output
 from ..tiles import Layout, ceil_div, volume
@@ -30,7 +31,10 @@ HEAD_DIMS = (64, 96, 128)
 STAGES = {64: 3, 96: 2, 128: 2}
 """Buffers for K and for V each, by head_dim; what fits beside Q in the 227 KiB of shared memory with room to spare."""
 
+_Means = tuple[Any, Any, Any]
+"""Mean keys, mean values and offsets, as tensors or as addresses."""
 _REGISTERS = 168
+_MOST_DESCRIPTORS = 1024
 _LOG2_E = math.log2(math.e)
 
 
@@ -66,21 +70,63 @@ def attend(
         query, scale = (-query, -scale) if scale else (torch.zeros_like(query), 1.0)
     tensors = tuple(
         tensor if _expressible(tensor) else tensor.contiguous()
-        for tensor in (query, output, *_interleaved(keys, values, layout))
+        for tensor in (query, output, *_interleaved(_filled(keys), _filled(values)))
     )
     index, count = (part if part.data_ptr() % ALIGNMENT == 0 else part.clone() for part in (index, count))
     forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
     with torch.cuda.device(query.device):
         bound = _bound(forms, layout, index.shape[3], scale, query.dtype, query.get_device(), means is not None)
-        bound.launch(*_descriptors(tensors, bound.boxes), *_stand_ins(tensors, bound.boxes, means, count), index, count)
+        stream = current_stream(query.get_device(), (bound.launch,))
+        if stream is None:
+            bound(None, tensors, index, count, means)
+        else:
+            at = None if means is None else (means.key.data_ptr(), means.value.data_ptr(), means.offsets.data_ptr())
+            bound(stream, [tensor.data_ptr() for tensor in tensors], index.data_ptr(), count.data_ptr(), at)
     return as_output(tensors[1], query)
 
 
-class _Bound(NamedTuple):
-    """A launch, and the boxes of its eight descriptors."""
+class _Bound:
+    """A launch, and the boxes of its descriptors: those of eight tensors, then of mean keys and values.
 
-    launch: Launch
-    boxes: tuple[_Box, ...]
+    Making a descriptor takes as long as a launch, and allocators give the same addresses again and again, so what a
+    launch takes for a descriptor is kept by its address.
+    """
+
+    def __init__(self, launch: Launch, boxes: tuple[_Box, ...]) -> None:
+        self.launch, self._boxes = launch, boxes
+        self._made: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def __call__(
+        self, stream: int | None, tensors: Sequence[Any], index: Any, count: Any, means: _Means | None
+    ) -> None:
+        """Fill the second of ``tensors``; with a ``stream`` everything is an address, else a tensor.
+
+        Without means, other tensors and ``count`` have the types of what is then not read.
+        """
+        *mean_pair, offsets = means or (*tensors[2:4], count)
+        sources = (*tensors, *mean_pair)
+        if stream is None:
+            described = [_descriptor(tensor, box) for tensor, box in zip(sources, self._boxes, strict=True)]
+        else:
+            described = [part for place in enumerate(sources) for part in self._made.get(place) or self._make(*place)]
+        self.launch(stream, *described, offsets, index, count)
+
+    def _make(self, number: int, address: int) -> tuple[Any, ...]:
+        if len(self._made) >= _MOST_DESCRIPTORS:
+            self._made.clear()
+        descriptor = _descriptor(_Address(address), self._boxes[number])
+        made = self._made[number, address] = self.launch.described(number, descriptor)
+        return made
+
+
+class _Address(NamedTuple):
+    """What a descriptor asks of its tensor."""
+
+    address: int
+
+    def data_ptr(self) -> int:
+        """The address."""
+        return self.address
 
 
 @functools.lru_cache(maxsize=256)
@@ -104,7 +150,8 @@ def _bound(
         "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "MEANS": means,
         "num_warps": 4, "maxnreg": _REGISTERS,
     }  # fmt: skip
-    return _Bound(Launch(block_sparse_attention, plan.grid, sizes, options), plan.boxes)
+    boxes = (*plan.boxes, *(_mean_boxes(forms, layout) if means else plan.boxes[2:4]))
+    return _Bound(Launch(block_sparse_attention, plan.grid, sizes, options), boxes)
 
 
 class BoundAttention:
@@ -121,23 +168,19 @@ class BoundAttention:
         scale: float,
         means: bool,
     ) -> None:
-        self._layout = layout
-        tensors = (query, output, *_interleaved(keys, values, layout))
+        tensors = (query, output, *_interleaved(keys, values))
         forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
         self._bound = _bound(forms, layout, width, scale, query.dtype, query.get_device(), means)
 
     @property
-    def direct(self) -> bool:
-        """Whether lists may be given as addresses."""
-        return self._bound.launch.direct
+    def ready(self) -> bool:
+        """Whether the kernel can be started on a stream."""
+        return self._bound.launch.ready
 
-    def __call__(
-        self, query: Tensor, output: Tensor, keys: Spans, values: Spans, index: Any, count: Any, means: Means | None
-    ) -> None:
-        """Fill ``output``."""
-        tensors = (query, output, *_interleaved(keys, values, self._layout))
-        launch, boxes = self._bound
-        launch(*_descriptors(tensors, boxes), *_stand_ins(tensors, boxes, means, count), index, count)
+    def __call__(self, stream: int | None, places: Places, index: Any, count: Any, means: _Means | None) -> None:
+        """Fill the output."""
+        query, *spans = places[:7]
+        self._bound(stream, (query, places.output, *_interleaved(spans[:3], spans[3:])), index, count, means)
 
 
 def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
@@ -146,11 +189,14 @@ def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
     return all(_form_fits(tuple(tensor.shape), tensor.stride()) for tensor in present)
 
 
-def _interleaved(keys: Spans, values: Spans, layout: Layout) -> tuple[Tensor, ...]:
-    """Key and value of prefix, context and current frames; the current ones stand in for what is absent."""
-    prefix = (keys.prefix, values.prefix) if layout.prefix else (keys.current, values.current)
-    context = (keys.context, values.context) if layout.frames[0] else (keys.current, values.current)
-    return (*prefix, *context, keys.current, values.current)
+def _filled(spans: Spans) -> Spans:
+    """The current span stands in for one without tokens."""
+    return Spans(*(span if span.shape[2] else spans.current for span in spans))
+
+
+def _interleaved(keys: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Key and value of prefix, context and current frames."""
+    return [span for pair in zip(keys, values, strict=True) for span in pair]
 
 
 class _Box(NamedTuple):
@@ -241,20 +287,15 @@ def _form_fits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return _inside((shape, strides)) or not batched or shape[1] == 1 or by_batch == shape[1] * by_head
 
 
-def _descriptors(tensors: Sequence[Tensor], boxes: tuple[_Box, ...]) -> list[TensorDescriptor]:
-    return [_descriptor(tensor, box) for tensor, box in zip(tensors, boxes, strict=True)]
+def _mean_boxes(forms: tuple[_Form, ...], layout: Layout) -> tuple[_Box, _Box]:
+    """The boxes of mean keys and values: 128 means of a head at a time."""
+    (batch, key_heads, _, dim), _ = forms[6]
+    blocks = layout.key_blocks
+    block = [1, TILE_SLOTS, triton.next_power_of_2(dim)]
+    return (_Box([batch * key_heads, blocks, dim], [blocks * dim, dim, 1], block),) * 2
 
 
-def _stand_ins(tensors: Sequence[Tensor], boxes: tuple[_Box, ...], means: Means | None, count: Any) -> list[Any]:
-    """Descriptors of mean keys and values, and the offsets; where there are none, what has their types is not read."""
-    if means is None:
-        return [*_descriptors(tensors[2:4], boxes[2:4]), count]
-    outer, (blocks, dim) = means.key.shape[0] * means.key.shape[1], means.key.shape[2:]
-    box = _Box([outer, blocks, dim], [blocks * dim, dim, 1], [1, TILE_SLOTS, triton.next_power_of_2(dim)])
-    return [_descriptor(means.key, box), _descriptor(means.value, box), means.offsets]
-
-
-def _descriptor(tensor: Tensor, box: _Box) -> TensorDescriptor:
+def _descriptor(tensor: Any, box: _Box) -> TensorDescriptor:
     """A descriptor without the checks of its constructor, which cost more than the launch; the plan made them."""
     made = object.__new__(TensorDescriptor)
     made.base, made.shape, made.strides, made.block_shape = tensor, box.shape, box.strides, box.block

@@ -16,16 +16,16 @@ from .geometry import matrix_offsets, tile_tokens
 def means_kernel(
     context_key_pool, current_key_pool, context_value, current_value, key_out, value_out,
     context_batch, context_head, context_token, current_batch, current_head, current_token,
-    heads, context_blocks, key_blocks, context_frames, current_frames, height, width, blocks_high, blocks_wide,
+    heads, rows, context_blocks, key_blocks, context_frames, current_frames, height, width, blocks_high, blocks_wide,
     T: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, POOLED: tl.constexpr,
 ):  # fmt: skip
-    """One block of one key head; grid ``(key blocks, batch * key heads)``.
+    """One block of one key head; grid ``(key blocks * rows,)``, ``rows`` being batch * key heads, which come first.
 
     Pools are contiguous float32 ``[batch, heads, blocks, dim + 1]``, as the context's values are with ``POOLED``.
     """
-    block = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) // rows
+    row = (tl.program_id(0) % rows).to(tl.int64)
     batch, head = row // heads, row % heads
     dims = tl.arange(0, DIM)
     real = dims < HEAD_DIM
@@ -61,17 +61,17 @@ def means_kernel(
 
 def means_arguments(
     context_value: Tensor, current_value: Tensor, layout: Layout, *, pooled: bool
-) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
+) -> tuple[tuple[int], list[Any], dict[str, Any]]:
     """Grid, sizes and options of the launch; any tensor stands in for context values where there is no context."""
     batch, heads, _, head_dim = current_value.shape
     strides = [tensor.stride(i) for tensor in (context_value, current_value) for i in range(3)]
     sizes = [
-        *strides, heads, layout.context_blocks, layout.key_blocks, *layout.frames, layout.height, layout.width,
-        layout.blocks_high, layout.blocks_wide,
+        *strides, heads, batch * heads, layout.context_blocks, layout.key_blocks, *layout.frames, layout.height,
+        layout.width, layout.blocks_high, layout.blocks_wide,
     ]  # fmt: skip
     options = {
         "T": layout.tile[0], "H": layout.tile[1], "W": layout.tile[2],
         "SLOTS": triton.next_power_of_2(volume(layout.tile)),
-        "HEAD_DIM": head_dim, "DIM": triton.next_power_of_2(head_dim), "POOLED": pooled, "num_warps": 4,
+        "HEAD_DIM": head_dim, "DIM": triton.next_power_of_2(head_dim), "POOLED": pooled, "num_warps": 2,
     }  # fmt: skip
-    return (int(layout.key_blocks), batch * heads), sizes, options
+    return (int(layout.key_blocks) * batch * heads,), sizes, options

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..launching import ALIGNMENT, Launch
-from ..skipped import Means
+from ..launching import ALIGNMENT, Launch, current_stream
 from ..spans import Spans, empty_output
 from ..steps import ContextPools
 from ..tiles import Layout
@@ -33,17 +32,35 @@ from .selection import (
 _PIECE_ALIGNMENT = 256
 
 
+class Places(NamedTuple):
+    """Query, spans (as of :meth:`Cutting.filled`), what of the context is pooled, and output: tensors or addresses."""
+
+    query: Any
+    prefix_key: Any
+    context_key: Any
+    current_key: Any
+    prefix_value: Any
+    context_value: Any
+    current_value: Any
+    context_key_pool: Any
+    context_value_pool: Any
+    output: Any
+
+
 class Attend(Protocol):
     """The last launch, bound to its sizes."""
 
     def __call__(
-        self, query: Tensor, output: Tensor, keys: Spans, values: Spans, index: Any, count: Any, means: Means | None
+        self, stream: int | None, places: Places, index: Any, count: Any, means: tuple[Any, Any, Any] | None
     ) -> None:
-        """Fill ``output``; ``index``, ``count`` and offsets are tensors or, once :attr:`direct`, addresses."""
+        """Fill ``places.output``; with a ``stream`` (see :class:`Launch`) everything is an address, else a tensor.
+
+        ``means`` are those of :class:`Means`: keys, values, offsets.
+        """
 
     @property
-    def direct(self) -> bool:
-        """Whether lists may be given as addresses."""
+    def ready(self) -> bool:
+        """See :class:`Launch`."""
 
 
 class _Piece(NamedTuple):
@@ -80,18 +97,24 @@ class Pipeline:
         batch, heads, _, head_dim = query.shape
         key_heads = keys.current.shape[1]
         self._device = query.device.index if query.is_cuda else None
+        self._device_name = query.device
         self._with_context = bool(layout.frames[0]) and pools.key is None
-        visual, frames = self._visual(query, keys), [layout.frames[1]] * 2
+        visual, frames = [query, keys.current], [layout.frames[1]] * 2
         if self._with_context:
+            visual.insert(1, keys.context)
             frames.insert(1, layout.frames[0])
         choice = policy_numbers(layout, **{name: value for name, value in policy.items() if name != "scale"})
         plane, width = (layout.height, layout.width, layout.tile), choice[3]
         self._pool = Launch(pool_kernel, *pool_arguments(visual, frames, *plane))
         self._score = Launch(score_kernel, *score_arguments(batch, heads, key_heads, head_dim, layout, policy["scale"]))
-        self._select = Launch(
-            select_kernel, *select_arguments(batch, heads, layout, *choice, offsets=skipped_means)
+        self._select = Launch(select_kernel, *select_arguments(batch, heads, layout, *choice, offsets=skipped_means))
+        averaged = values.context if pools.value is None or not layout.frames[0] else pools.value
+        self._pooled_values = averaged is pools.value
+        self._means = (
+            Launch(means_kernel, *means_arguments(averaged, values.current, layout, pooled=self._pooled_values))
+            if skipped_means
+            else None
         )
-        self._means = _means_launch(values, layout, pools) if skipped_means else None
         tiles = zip(visual, tiles_of(frames, *plane), strict=True)
         rows = (batch, heads, layout.query_tiles)
         shapes: list[tuple[tuple[int, ...], torch.dtype]] = [
@@ -101,58 +124,50 @@ class Pipeline:
         if skipped_means:
             shapes += [((batch, key_heads, layout.key_blocks, head_dim), query.dtype)] * 2
         self._pieces, self._bytes = _packed(shapes)
-        self._attend = attend(query, empty_output(query), keys, values, layout, width, policy["scale"], skipped_means)
+        output = empty_output(query)
+        self._output, self._dtype = (tuple(output.shape), output.stride()), query.dtype
+        self._attend = attend(query, output, keys, values, layout, width, policy["scale"], skipped_means)
+        means = () if self._means is None else (self._means,)
+        self._launches = (self._attend, self._pool, self._score, self._select, *means)
 
     def __call__(self, query: Tensor, keys: Spans, values: Spans, pools: ContextPools) -> Tensor | None:
         """The attention output for tensors like those that were bound; None when their memory is not aligned."""
-        if not _aligned(query, keys, values, pools):
+        given = (query, *keys, *values, *pools)
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in given]
+        if any(address and address % ALIGNMENT for address in addresses):
             return None
         if self._device is None or torch.cuda.current_device() == self._device:
-            return self._run(query, keys, values, pools)
+            return self._run(given, addresses)
         with torch.cuda.device(self._device):
-            return self._run(query, keys, values, pools)
+            return self._run(given, addresses)
 
-    def _run(self, query: Tensor, keys: Spans, values: Spans, given: ContextPools) -> Tensor:
-        output = empty_output(query)
-        scratch = torch.empty(self._bytes, dtype=torch.uint8, device=query.device)
-        pieces = self._pieces
-        visual = self._visual(query, keys)
-        *pools, scores, index, count = self._places(scratch, pieces[: len(visual) + 3])
-        self._pool(*thrice(visual), *thrice(pools))
-        context = pools[-2] if given.key is None else given.key
-        self._score(pools[0], context, pools[-1], scores)
-        self._select(scores, index, count)
-        means = None
-        if self._means is not None:
-            key, value = (piece.view(scratch) for piece in pieces[-2:])
-            self._means(context, pools[-1], _context_value(values, given), values.current, key, value)
-            means = Means(key, value, scores)
-        self._attend(query, output, keys, values, index, count, means)
+    def _run(self, given: Sequence[Tensor | None], addresses: Sequence[int | None]) -> Tensor:
+        output = torch.empty_strided(*self._output, dtype=self._dtype, device=self._device_name)
+        scratch = torch.empty(self._bytes, dtype=torch.uint8, device=self._device_name)
+        stream = current_stream(self._device, self._launches)
+        if stream is None:
+            self._start(None, Places._make((*given, output)), [piece.view(scratch) for piece in self._pieces])
+        else:
+            base = scratch.data_ptr()
+            pieces = [base + piece.start for piece in self._pieces]
+            self._start(stream, Places._make((*addresses, output.data_ptr())), pieces)
         return output
 
-    def _visual(self, query: Tensor, keys: Spans) -> list[Tensor]:
-        return [query, keys.context, keys.current] if self._with_context else [query, keys.current]
-
-    def _places(self, scratch: Tensor, pieces: Sequence[_Piece]) -> list[Any]:
-        """Addresses of intermediate values; tensors as long as a launch still has to be compiled."""
-        if self._attend.direct and self._select.direct:
-            base = scratch.data_ptr()
-            return [base + piece.start for piece in pieces]
-        return [piece.view(scratch) for piece in pieces]
-
-
-def _means_launch(values: Spans, layout: Layout, pools: ContextPools) -> Launch:
-    pooled = pools.value is not None and bool(layout.frames[0])
-    return Launch(
-        means_kernel, *means_arguments(_context_value(values, pools), values.current, layout, pooled=pooled)
-    )
-
-
-def _context_value(values: Spans, pools: ContextPools) -> Tensor:
-    """What the context's values are averaged from; the current ones stand in where there are none."""
-    if not values.context.shape[2]:
-        return values.current
-    return values.context if pools.value is None else pools.value
+    def _start(self, stream: int | None, places: Places, pieces: list[Any]) -> None:
+        visual = [places.query, places.context_key, places.current_key]
+        if not self._with_context:
+            del visual[1]
+        pools, (scores, index, count, *means) = pieces[: len(visual)], pieces[len(visual) :]
+        self._pool(stream, *thrice(visual), *thrice(pools))
+        context = pools[-2] if places.context_key_pool is None else places.context_key_pool
+        self._score(stream, pools[0], context, pools[-1], scores)
+        self._select(stream, scores, index, count)
+        if self._means is None:
+            return self._attend(stream, places, index, count, None)
+        key, value = means
+        averaged = places.context_value_pool if self._pooled_values else places.context_value
+        self._means(stream, context, pools[-1], averaged, places.current_value, key, value)
+        self._attend(stream, places, index, count, (key, value, scores))
 
 
 def _packed(wanted: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[list[_Piece], int]:
@@ -175,15 +190,6 @@ def fits(query: Tensor, keys: Spans, values: Spans, layout: Layout) -> bool:
     )
 
 
-def _aligned(query: Tensor, keys: Spans, values: Spans, pools: ContextPools) -> bool:
-    """Whether all memory starts where the launches were compiled for."""
-    found = query.data_ptr()
-    for span in (*keys, *values, *pools):
-        if span is not None:
-            found |= span.data_ptr()
-    return found % ALIGNMENT == 0
-
-
 class PortableAttend:
     """The portable attention launch, bound."""
 
@@ -198,26 +204,21 @@ class PortableAttend:
         scale: float,
         means: bool,
     ) -> None:
-        spans = [*_present(keys), *_present(values)]
-        arguments = attention_arguments(query, output, spans, layout, width, scale, means=means)
+        arguments = attention_arguments(query, output, [*keys, *values], layout, width, scale, means=means)
         self._launch = Launch(attention_kernel, *arguments)
 
     @property
-    def direct(self) -> bool:
+    def ready(self) -> bool:
         """See :class:`Attend`."""
-        return self._launch.direct
+        return self._launch.ready
 
     def __call__(
-        self, query: Tensor, output: Tensor, keys: Spans, values: Spans, index: Any, count: Any, means: Means | None
+        self, stream: int | None, places: Places, index: Any, count: Any, means: tuple[Any, Any, Any] | None
     ) -> None:
         """See :class:`Attend`."""
-        stand_ins = (query, query, query) if means is None else means
-        self._launch(query, output, *_present(keys), *_present(values), index, count, *stand_ins)
-
-
-def _present(spans: Spans) -> list[Tensor]:
-    """The three spans; the current one stands in for what has no tokens."""
-    return [span if span.shape[2] else spans.current for span in spans]
+        query, *spans = places[:7]
+        stand_ins = means or (query, query, query)
+        self._launch(stream, query, places.output, *spans, index, count, *stand_ins)
 
 
 def bind(

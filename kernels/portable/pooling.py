@@ -20,14 +20,17 @@ def pool_kernel(
     a, b, c, a_out, b_out, c_out,
     a_batch, a_head, a_token, b_batch, b_head, b_token, c_batch, c_head, c_token,
     a_heads, b_heads, c_heads, a_frames, b_frames, c_frames, a_tiles, b_tiles, c_tiles,
-    height, width, blocks_high, blocks_wide, most_heads,
+    height, width, blocks_high, blocks_wide, most_heads, rows,
     T: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     SLOTS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one head of one of three spans; grid ``(all tiles, batch * most_heads)``."""
-    place = tl.program_id(0)
-    batch = (tl.program_id(1) // most_heads).to(tl.int64)
-    head = tl.program_id(1) % most_heads
+    """One tile of one head of one of three spans; grid ``(all tiles * rows,)``, ``rows`` being batch * most_heads.
+
+    Heads come first: those of a token mostly lie side by side, and programs that run together then read whole lines.
+    """
+    place = tl.program_id(0) // rows
+    batch = (tl.program_id(0) % rows // most_heads).to(tl.int64)
+    head = tl.program_id(0) % rows % most_heads
     first, second = place < a_tiles, place < a_tiles + b_tiles
     tile = tl.where(first, place, tl.where(second, place - a_tiles, place - a_tiles - b_tiles))
     frames = tl.where(first, a_frames, tl.where(second, b_frames, c_frames))
@@ -81,7 +84,7 @@ def thrice(spans: Sequence[Any]) -> list[Any]:
 
 def pool_arguments(
     tokens: Sequence[Tensor], frames: Sequence[int], height: int, width: int, tile: Sequence[int]
-) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
+) -> tuple[tuple[int], list[Any], dict[str, Any]]:
     """Grid, sizes and options of the launch; an absent span has no frames and no tiles."""
     batch, _, _, head_dim = tokens[0].shape
     absent = [0] * (3 - len(tokens))
@@ -90,14 +93,15 @@ def pool_arguments(
     heads = [part.shape[1] for part in sources]
     _, high, wide = tile_counts((1, height, width), tile)
     strides = [part.stride(i) for part in sources for i in range(3)]
-    sizes = [*strides, *heads, *frames, *absent, *tiles, *absent, height, width, high, wide, max(heads)]
+    rows = batch * max(heads)
+    sizes = [*strides, *heads, *frames, *absent, *tiles, *absent, height, width, high, wide, max(heads), rows]
     options = {
         "T": tile[0], "H": tile[1], "W": tile[2],
         "SLOTS": triton.next_power_of_2(volume(tile)),
         "HEAD_DIM": head_dim, "DIM": triton.next_power_of_2(head_dim),
-        "num_warps": 4,
+        "num_warps": 2,  # more of them leave too few loads in flight
     }  # fmt: skip
-    return (sum(tiles), batch * max(heads)), sizes, options
+    return (sum(tiles) * rows,), sizes, options
 
 
 def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple[int, int, int]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from .geometry import matrix_offsets, tile_size
 MAX_BLOCKS = 16384
 """Key blocks that one row can hold in registers; beyond it selection runs in plain torch."""
 
-_SCORE_TILE = 64
+_SCORE_TILE = 32
 
 
 @triton.jit
@@ -182,7 +182,7 @@ def score_arguments(
     edges = (triton.cdiv(layout.query_tiles, _SCORE_TILE), triton.cdiv(layout.key_blocks, _SCORE_TILE), batch * heads)
     largest = largest_deviation(layout.tile)
     sizes = [heads, heads // key_heads, layout.query_tiles, layout.context_blocks, scale, largest]
-    return edges, sizes, {"HEAD_DIM": head_dim, "PIECE": 16, "EDGE": _SCORE_TILE, "num_warps": 4}
+    return edges, sizes, {"HEAD_DIM": head_dim, "PIECE": 16, "EDGE": _SCORE_TILE, "num_warps": 2}
 
 
 def select_arguments(

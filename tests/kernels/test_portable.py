@@ -91,12 +91,12 @@ def test_pooling_and_selection_compile_for_ampere():
     spans = {**dict.fromkeys("abc", "*bf16"), **{f"{name}_out": "*fp32" for name in "abc"}}
     pools = dict.fromkeys(("query_pool", "context_pool", "current_pool", "scores"), "*fp32")
     lists = {"scores": "*fp32", "index": "*i32", "count": "*i32"}
-    compile_ahead(pool_kernel, spans, {**TILE, "SLOTS": 128, "HEAD_DIM": 128, "DIM": 128}, [], 80, 4)
-    compile_ahead(score_kernel, pools, {"HEAD_DIM": 128, "PIECE": 16, "EDGE": 64}, ["scale"], 80, 4)
+    compile_ahead(pool_kernel, spans, {**TILE, "SLOTS": 128, "HEAD_DIM": 128, "DIM": 128}, [], 80, 2)
+    compile_ahead(score_kernel, pools, {"HEAD_DIM": 128, "PIECE": 16, "EDGE": 32}, ["scale"], 80, 2)
     for flag in (False, True):
         chosen = {**TILE, "BLOCKS": 512, "COVER": flag, "OFFSETS": not flag}
         compile_ahead(select_kernel, lists, chosen, ["coverage"], 80, 4)
         pools = {"context_key_pool": "*fp32", "current_key_pool": "*fp32", "current_value": "*bf16"}
         values = {"context_value": "*fp32" if flag else "*bf16", "key_out": "*bf16", "value_out": "*bf16"}
         sizes = {**TILE, "SLOTS": 128, "HEAD_DIM": 96, "DIM": 128, "POOLED": flag}
-        compile_ahead(means_kernel, {**pools, **values}, sizes, [], 80, 4)
+        compile_ahead(means_kernel, {**pools, **values}, sizes, [], 80, 2)
