@@ -69,7 +69,7 @@ class SparseAttention(Pass):
     requires = (AttentionSites,)
 
     density: float = 0.3
-    context_density: float | None = 0.15
+    context_density: float | None = 0.05
     keep_current: bool = False
     coverage: float | None = None
     tile: tuple[int, ...] = (4, 8, 4)

@@ -74,7 +74,7 @@ def test_a_denoising_step_reads_its_segments_without_the_concatenation():
     assert [key.meta["val"].shape[2] for key in node.args[1]] == [5, 128, 64]
     assert node.args[3:7] == ([4, 4, 4], [12, 4, 4], 5, [2, 2, 2])
     # coverage, protected frames, neighbours, scale, density of the context, means of skipped tiles
-    assert node.args[8:] == (None, 0, 1, None, 0.15, True)
+    assert node.args[8:] == (None, 0, 1, None, 0.05, True)
     assert not list(copy.calls(DENSE))
     assert dense_difference(program, feeds) < 1e-6
 
@@ -201,7 +201,7 @@ PUBLISHED = "context-density=0.175,keep-current=true,"
 
 @pytest.mark.parametrize(
     ("options", "frames", "kept"),
-    [(PUBLISHED, 8, 70), (PUBLISHED, 12, 79), (PUBLISHED, 20, 97), ("", 8, 67), ("", 12, 75), ("", 20, 91)],
+    [(PUBLISHED, 8, 70), (PUBLISHED, 12, 79), (PUBLISHED, 20, 97), ("", 8, 57), ("", 12, 59), ("", 20, 65)],
 )
 def test_the_budget_of_a_denoising_step(options: str, frames: int, kept: int):
     shapes = {"current": (1, 16, 4, 30, 52), "context": (1, 16, frames, 30, 52), "text": (1, 2, 850, 8)}
