@@ -32,7 +32,7 @@ _FEWEST_BLOCKS = 7
 """Blocks that the default neighbourhood keeps whatever the density."""
 _SELECTION = 60.0
 """Microseconds of scoring and choosing blocks and of starting the attention kernel."""
-_MODEL = 3
+_MODEL = 4
 """Counts up when rates mean something else, so that older ones on disk are not read."""
 _FASTEST = 1.1
 """Rate of sparse attention over that of dense attention beyond which a measurement is noise."""
@@ -63,12 +63,13 @@ class Rates:
 
 
 KNOWN = {
-    ("H200", "hopper"): Rates(10.0, 640.0, 215.0, 640.0, 2000.0, 132),
-    ("H200", "portable"): Rates(10.0, 640.0, 180.0, 320.0, 2000.0, 132),
-    ("H100", "hopper"): Rates(10.0, 640.0, 215.0, 640.0, 1500.0, 132),
-    ("H100", "portable"): Rates(10.0, 640.0, 180.0, 320.0, 1500.0, 132),
+    ("H200", "hopper"): Rates(24.0, 715.0, 85.0, 755.0, 640.0, 132),
+    ("H200", "portable"): Rates(24.0, 715.0, 100.0, 320.0, 640.0, 132),
+    ("H100", "hopper"): Rates(24.0, 715.0, 85.0, 755.0, 640.0, 132),
+    ("H100", "portable"): Rates(24.0, 715.0, 100.0, 320.0, 640.0, 132),
 }
-"""Rates by part of the device's name and implementation; H200 measured (docs/measurements.md), H100 after it."""
+"""Rates by part of the device's name and implementation; H100 measured (docs/measurements.md), H200, which has the same
+multiprocessors and a faster memory, after it."""
 
 _UNKNOWN_GPU = Rates(20.0, 150.0, 300.0, 75.0, 500.0, 108)
 _CPU = Rates(100.0, 0.1, 1000.0, 0.065, 2.0, 1, narrow=1.0)
