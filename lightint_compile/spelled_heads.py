@@ -21,9 +21,9 @@ import torch.fx as fx
 from lightint_compile.kernels import camera_kept as _camera_kept  # noqa: F401 - registers the operator
 from lightint_compile.kernels.camera import DIMS, GROUP
 from lightint_compile.passes.evaluate import size_of
-from lightint_compile.passes.facts.axes import same
 from lightint_compile.passes.matching import MatchResult, Number, Var, match, op
 from lightint_compile.passes.matching.pattern import Either, Pattern, Trial
+from lightint_compile.passes.sizes import same
 
 aten = torch.ops.aten
 

@@ -20,10 +20,10 @@ Size: TypeAlias = int | sympy.Expr
 
 
 def size_of(value: Any) -> Size:
-    """An integer or ``SymInt`` as a :data:`Size`; nothing is guarded."""
+    """An integer, a ``SymInt`` or an expression as a :data:`Size`; nothing is guarded."""
     if isinstance(value, torch.SymInt):
-        return plain(value.node.expr)
-    return int(value)
+        value = value.node.expr
+    return plain(value) if isinstance(value, sympy.Expr) else int(value)
 
 
 def plain(expression: Any) -> Size:

@@ -22,14 +22,14 @@ from lightint_compile.errors import OptionError
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.evaluate import hinted_shape, refresh
+from lightint_compile.passes.evaluate import hinted_shape, refresh, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
-from lightint_compile.passes.facts.axes import same, size_of
 from lightint_compile.passes.facts.token_grid import TokenGrid
 from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at, module_path_of
 from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.sizes import same
 from lightint_compile.passes.sparse_context import ContextPools
 from lightint_compile.passes.sparse_rewrite import Choice, one_sided, rewrite_site
 from lightint_compile.passes.sparse_sizes import GridSizes
@@ -140,9 +140,7 @@ class SparseAttention(Pass):
         if site.kind is SiteKind.DENOISE and self.context_density is not None and isinstance(frames, int):
             density, context_density = 1.0, self.context_density
             protected = max(protected, frames if self.keep_current else 0)
-        return Choice(
-            layout, density, context_density, self.coverage, protected, self.neighbours, self.skipped_means
-        )
+        return Choice(layout, density, context_density, self.coverage, protected, self.neighbours, self.skipped_means)
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])

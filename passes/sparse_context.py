@@ -14,9 +14,10 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
+from lightint_compile.passes.evaluate import size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSite, KeySpan, Piece, SpanKind
-from lightint_compile.passes.facts.axes import same, size_of
 from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.sizes import same
 from lightint_compile.passes.sparse_sizes import GridSizes, laid_out, sum_of
 
 _Key = tuple[fx.Node, tuple[tuple[int, ...], ...], tuple[int, ...]]

@@ -10,12 +10,12 @@ import torch.fx as fx
 
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.evaluate import Size
+from lightint_compile.passes.calls import argument
+from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.facts.attention_sites import ATTENTION, AttentionSite, Piece, SpanKind
-from lightint_compile.passes.facts.axes import same, size_of
-from lightint_compile.passes.facts.axis_rules import argument
 from lightint_compile.passes.facts.token_grid import Span, TokenAxis
 from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.sizes import same
 from lightint_compile.passes.sparse_context import ContextPools
 from lightint_compile.passes.sparse_sizes import (
     END,
@@ -58,9 +58,7 @@ class Choice:
     @property
     def kept_blocks(self) -> int:
         """Key blocks that a query tile reads at most."""
-        return int(
-            self.layout.list_width(self.density, self.protect_frames, self.neighbours, self.context_density)
-        )
+        return int(self.layout.list_width(self.density, self.protect_frames, self.neighbours, self.context_density))
 
     @property
     def read_keys(self) -> float:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.evaluate import Size, hint_of
+from lightint_compile.passes.evaluate import Size, hint_of, size_of
 from lightint_compile.passes.facts.attention_sites import Piece
-from lightint_compile.passes.facts.axes import Origin, size_of
+from lightint_compile.passes.facts.axes import Origin
 from lightint_compile.passes.facts.token_grid import Grid, TokenGrid
 from lightint_compile.passes.rewriting import Rewriter
 

@@ -14,7 +14,8 @@ from lightint_compile.passes.attention.contraction import is_contraction
 from lightint_compile.passes.attention.layout import is_cast, is_layout, transfer
 from lightint_compile.passes.attention.readers import live_readers
 from lightint_compile.passes.attention.spellings import SCORE_STEP
-from lightint_compile.passes.matching import MatchError, MatchResult, arguments, matches, number_of
+from lightint_compile.passes.calls import arguments
+from lightint_compile.passes.matching import MatchError, MatchResult, matches, number_of
 from lightint_compile.passes.program import tensor_of
 
 aten = torch.ops.aten

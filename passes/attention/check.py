@@ -25,7 +25,8 @@ from lightint_compile.passes.attention.masks import simplified
 from lightint_compile.passes.attention.paths import Path
 from lightint_compile.passes.attention.plan import Plan
 from lightint_compile.passes.attention.site import Fused, Site, Spelled
-from lightint_compile.passes.matching import MatchError, arguments, number_of
+from lightint_compile.passes.calls import arguments
+from lightint_compile.passes.matching import MatchError, number_of
 
 aten = torch.ops.aten
 

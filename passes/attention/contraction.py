@@ -8,7 +8,8 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.attention.axes import Axes, Axis, atoms, unify
-from lightint_compile.passes.matching import MatchError, arguments, number_of
+from lightint_compile.passes.calls import arguments
+from lightint_compile.passes.matching import MatchError, number_of
 
 aten = torch.ops.aten
 

@@ -24,7 +24,8 @@ from lightint_compile.passes.attention.axes import (
 from lightint_compile.passes.attention.chain import MaskPart
 from lightint_compile.passes.attention.paths import path_to
 from lightint_compile.passes.attention.site import Fused, Site, outputs_of, settle
-from lightint_compile.passes.matching import MatchError, arguments
+from lightint_compile.passes.calls import arguments
+from lightint_compile.passes.matching import MatchError
 from lightint_compile.passes.program import tensor_of
 
 aten = torch.ops.aten

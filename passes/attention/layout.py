@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.attention.axes import Axes, AxisError, atoms, fresh, regroup
-from lightint_compile.passes.matching import arguments
+from lightint_compile.passes.calls import arguments, permutation
 from lightint_compile.passes.program import tensor_of
 
 aten = torch.ops.aten
@@ -54,14 +54,6 @@ def transfer(node: fx.Node, axes: Axes) -> Axes:
         return regroup(axes, tuple(node.meta["val"].shape))
     rule = _TRANSFER.get(node.target)
     return rule(node, axes) if rule is not None else axes
-
-
-def permutation(node: fx.Node) -> tuple[int, ...]:
-    """The order in which a permuting operation puts its operand's dimensions."""
-    rank = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    probe = torch.empty(tuple(range(2, rank + 2)), device="meta")
-    result = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    return tuple(size - 2 for size in result.shape)
 
 
 def _permute(node: fx.Node, axes: Axes) -> Axes:

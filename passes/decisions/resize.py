@@ -17,8 +17,8 @@ from torch._guards import Source
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 
 from lightint_compile.errors import PassError
-from lightint_compile.passes.facts.axes import quotient
 from lightint_compile.passes.program import Program, fake_mode_of
+from lightint_compile.passes.sizes import quotient
 
 TYPICAL = 12
 """Context frames that rules choose once a view was seen before. Later passes weigh costs by it: the first chunk that is

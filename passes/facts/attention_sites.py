@@ -11,11 +11,12 @@ from typing import Self
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.evaluate import Size
-from lightint_compile.passes.facts.axes import same, size_of
-from lightint_compile.passes.facts.axis_rules import argument
+from lightint_compile.passes.calls import argument, permutation
+from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.facts.token_grid import Grid, TokenAxis, TokenGrid
+from lightint_compile.passes.families import Family
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.sizes import same
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
@@ -302,12 +303,6 @@ def _is_cat(node: fx.Node, axis: int) -> bool:
 
 def _permutation(node: fx.Node) -> tuple[fx.Node | None, tuple[int, ...]]:
     """The source and order of a permutation; ``None`` for another node."""
-    if node.target is aten.permute.default:
-        rank = _rank(node)
-        return argument(node, "self"), tuple(dim % rank for dim in argument(node, "dims"))
-    if node.target is aten.transpose.int:
-        order = list(range(_rank(node)))
-        first, second = argument(node, "dim0"), argument(node, "dim1")
-        order[first], order[second] = order[second], order[first]
-        return argument(node, "self"), tuple(order)
-    return None, ()
+    if node.target not in Family.PERMUTATION.value:
+        return None, ()
+    return argument(node, "self"), permutation(node)

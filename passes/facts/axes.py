@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TypeAlias
 
-import sympy
-import torch
-
-from lightint_compile.passes.evaluate import Size, plain
+from lightint_compile.passes.evaluate import Size, size_of
+from lightint_compile.passes.sizes import product, quotient, same
 
 
 @dataclass(frozen=True)
@@ -54,38 +51,9 @@ Axis: TypeAlias = tuple[Atom, ...]
 Axes: TypeAlias = tuple[Axis, ...]
 
 
-def size_of(value: int | torch.SymInt | sympy.Expr) -> Size:
-    """A size as the value of arithmetic that adds no guards: an int, or the expression of a symbolic one."""
-    return plain(value.node.expr if isinstance(value, torch.SymInt) else value)
-
-
-@lru_cache(maxsize=65536)
-def same(left: Size, right: Size) -> bool:
-    """Whether two sizes are provably equal."""
-    if left == right:
-        return True
-    if isinstance(left, int) and isinstance(right, int):
-        return False
-    return bool(sympy.expand(left - right) == 0)
-
-
-@lru_cache(maxsize=65536)
-def quotient(whole: Size, part: Size) -> Size | None:
-    """``whole / part`` where that is provably a positive integer or an integer expression, else ``None``."""
-    if isinstance(whole, int) and isinstance(part, int):
-        return whole // part if part > 0 and whole % part == 0 else None
-    if part == 0:
-        return None
-    ratio = sympy.cancel(whole / part)
-    return size_of(ratio) if sympy.denom(sympy.together(ratio)) == 1 else None
-
-
 def extent(axis: Axis) -> Size:
     """The number of elements along an axis."""
-    product: Size = 1
-    for atom in axis:
-        product = size_of(product * atom.size)
-    return product
+    return product([atom.size for atom in axis])
 
 
 def knowledge(axis: Axis) -> int:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import torch.fx as fx
 
-from lightint_compile.passes.facts.axes import Atom, Axis, Origin, better, same
-from lightint_compile.passes.facts.axis_rules import (
-    Known,
-    Lookup,
-    Result,
-    argument,
-    rule,
-    shape_of,
-    tensors,
-)
+from lightint_compile.passes.calls import argument, sizes_of, takes, tensors
+from lightint_compile.passes.facts.axes import Atom, Axis, Origin, better
+from lightint_compile.passes.facts.axis_rules import Known, Lookup, Result, rule
+from lightint_compile.passes.sizes import same
 
 
 @rule("aten::linear")
@@ -26,14 +20,14 @@ def linear(node: fx.Node, of: Lookup) -> Result:
 def matmul(node: fx.Node, of: Lookup) -> Result:
     """Batch axes broadcast, rows come from the left operand, columns from the right."""
     left, right = (of(source) for source in tensors(node)[-2:])
-    rank = len(shape_of(node))
+    rank = len(sizes_of(node))
     if len(left) < 2 or len(right) < 2:
         return [None] * rank
     batch: Known = [None] * (rank - 2)
     for source in tensors(node)[-2:]:
-        axes, sizes = of(source), shape_of(source)
+        axes, sizes = of(source), sizes_of(source)
         for back in range(3, len(axes) + 1):
-            if same(sizes[-back], shape_of(node)[-back]):
+            if same(sizes[-back], sizes_of(node)[-back]):
                 old = batch[-back + 2]
                 batch[-back + 2] = axes[-back] if old is None else better(old, axes[-back])
     return [*batch, left[-2], right[-1]]
@@ -60,15 +54,14 @@ def outer(node: fx.Node, of: Lookup) -> Result:
 @rule("aten::arange")
 def arange(node: fx.Node, of: Lookup) -> Result:
     """Positions along one axis; three of them multiplied make the grid of a position table."""
-    return [(Atom(shape_of(node)[0], role="position", origin=Origin(node.name, 0, 1)),)]
+    return [(Atom(sizes_of(node)[0], role="position", origin=Origin(node.name, 0, 1)),)]
 
 
 @rule("aten::meshgrid")
 def meshgrid(node: fx.Node, of: Lookup) -> Result:
     """Every output has one axis for each input; ``xy`` swaps the first two."""
     axes: Known = [of(source)[0] for source in argument(node, "tensors")]
-    names = {entry.name for entry in node.target._schema.arguments}  # type: ignore[union-attr]
-    if "indexing" in names and argument(node, "indexing") == "xy":
+    if takes(node, "indexing") and argument(node, "indexing") == "xy":
         axes[:2] = axes[1::-1]
     return [list(axes) for _ in node.meta["val"]]
 
@@ -92,12 +85,11 @@ def meshgrid(node: fx.Node, of: Lookup) -> Result:
 def reduce(node: fx.Node, of: Lookup) -> Result:
     """Reduced axes go, or become one."""
     axes = of(tensors(node)[0])
-    names = {entry.name for entry in node.target._schema.arguments}  # type: ignore[union-attr]
-    dims = argument(node, "dim") if "dim" in names else None
+    dims = argument(node, "dim") if takes(node, "dim") else None
     if dims is None or dims == []:
-        return [None] * len(shape_of(node))
+        return [None] * len(sizes_of(node))
     gone = {dim % len(axes) for dim in ([dims] if isinstance(dims, int) else dims)}
-    keep = "keepdim" in names and bool(argument(node, "keepdim"))
+    keep = takes(node, "keepdim") and bool(argument(node, "keepdim"))
     return [() if number in gone else axis for number, axis in enumerate(axes) if keep or number not in gone]
 
 
@@ -123,11 +115,11 @@ def plane(node: fx.Node, of: Lookup) -> Result:
 
 
 def _spatial(node: fx.Node, of: Lookup, count: int) -> Result:
-    axes, shape = of(tensors(node)[0]), shape_of(node)
+    axes, shape = of(tensors(node)[0]), sizes_of(node)
     result: Known = [*axes[: -count - 1], None]
     for number in range(len(shape) - count, len(shape)):
         role = _ROLES[number - len(shape)]
         seed = (Atom(shape[number], role=role, origin=Origin(node.name, number, len(shape))),)
-        keeps = any(atom.role for atom in axes[number]) and same(shape_of(tensors(node)[0])[number], shape[number])
+        keeps = any(atom.role for atom in axes[number]) and same(sizes_of(tensors(node)[0])[number], shape[number])
         result.append(axes[number] if keeps else seed)
     return result

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.evaluate import Size
-from lightint_compile.passes.facts.axes import Axes, Axis, better, same
-from lightint_compile.passes.facts.axes import size_of as size
-from lightint_compile.passes.program import tensor_of
+from lightint_compile.passes.calls import sizes_of, tensors
+from lightint_compile.passes.facts.axes import Axes, Axis, better
+from lightint_compile.passes.sizes import same
 
 Known = list[Axis | None]
 Result = Sequence[Axis | None] | Sequence[Sequence[Axis | None]]
@@ -53,46 +51,13 @@ def rule_for(node: fx.Node) -> Rule | None:
     return None if schema.name.startswith(("aten::", "prim")) else like_first
 
 
-def argument(node: fx.Node, name: str) -> Any:
-    """An argument by its schema name, whether it was given by position, by keyword or not at all."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    for position, entry in enumerate(schema.arguments):
-        if entry.name == name:
-            if position < len(node.args):
-                return node.args[position]
-            return node.kwargs.get(name, entry.default_value)
-    raise KeyError(name)
-
-
-def plain(value: Any) -> Any:
-    """A size argument as a number: a node stands for its value."""
-    return size(value.meta["val"] if isinstance(value, fx.Node) else value)
-
-
-def shape_of(node: fx.Node) -> list[Size]:
-    """The sizes of a node's tensor."""
-    tensor = tensor_of(node)
-    assert tensor is not None
-    return [size(extent) for extent in tensor.shape]
-
-
-def tensors(node: fx.Node) -> list[fx.Node]:
-    """The tensor inputs of a node, in order."""
-    return [source for source in node.all_input_nodes if tensor_of(source) is not None]
-
-
-def axis_number(node: fx.Node, rank: int, name: str = "dim") -> int:
-    """The ``dim`` argument, not negative."""
-    return int(argument(node, name)) % max(rank, 1)
-
-
 @rule("aten::copy", "aten::fill", "aten::where", "aten::masked_fill", "aten::__and__", "aten::__or__", "aten::pow")
 def broadcast(node: fx.Node, of: Lookup) -> Result:
     """Elementwise: each output axis means what the operand that knows most of it says."""
-    shape = shape_of(node)
+    shape = sizes_of(node)
     result: Known = [None] * len(shape)
     for source in tensors(node):
-        axes, sizes = of(source), shape_of(source)
+        axes, sizes = of(source), sizes_of(source)
         for back in range(1, min(len(axes), len(shape)) + 1):
             if same(sizes[-back], shape[-back]):
                 old = result[-back]
@@ -126,8 +91,8 @@ def broadcast(node: fx.Node, of: Lookup) -> Result:
 )
 def like_first(node: fx.Node, of: Lookup) -> Result:
     """Row-wise or elementwise in the first tensor argument; custom operators whose output has its shape count too."""
-    sources, shape = tensors(node), shape_of(node)
+    sources, shape = tensors(node), sizes_of(node)
     if not sources or len(shape) != len(of(sources[0])):
         return [None] * len(shape)
-    pairs = zip(of(sources[0]), shape_of(sources[0]), shape, strict=True)
+    pairs = zip(of(sources[0]), sizes_of(sources[0]), shape, strict=True)
     return [axis if same(old, new) else None for axis, old, new in pairs]

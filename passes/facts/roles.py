@@ -16,12 +16,12 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import OptionError, did_you_mean
-from lightint_compile.passes.evaluate import Size, hinted_shape
+from lightint_compile.passes.evaluate import Size, hinted_shape, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
-from lightint_compile.passes.facts.axes import same, size_of
 from lightint_compile.passes.facts.token_grid import Grid
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.sizes import same
 
 aten = torch.ops.aten
 

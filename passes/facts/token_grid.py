@@ -20,11 +20,13 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.evaluate import Size
+from lightint_compile.passes.calls import sizes_of, tensors
+from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.facts import axis_layout, axis_math  # noqa: F401 - their rules register themselves
-from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, extent, same, size_of
-from lightint_compile.passes.facts.axis_rules import rule_for, shape_of, tensors
+from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, extent
+from lightint_compile.passes.facts.axis_rules import rule_for
 from lightint_compile.passes.program import InputKind, Program, tensor_of
+from lightint_compile.passes.sizes import same
 
 ROLES = ("frames", "height", "width")
 
@@ -210,23 +212,23 @@ def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -
         tensor = tensor_of(node)
         if node.op == "placeholder" and tensor is not None:
             weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
-            axes = (_input_axis(node, number, size, hints, weight) for number, size in enumerate(shape_of(node)))
+            axes = (_input_axis(node, number, size, hints, weight) for number, size in enumerate(sizes_of(node)))
             known[node] = tuple(axes)
         elif node.op == "call_function":
             result = _apply(node, known, several)
             if tensor is not None:
-                known[node] = _checked(node, result, shape_of(node))
+                known[node] = _checked(node, result, sizes_of(node))
             elif isinstance(node.meta.get("val"), (list, tuple)) and result is not None:
                 several[node] = _checked_list(node, result)
         elif node.op in ("get_attr", "call_module") and tensor is not None:
-            known[node] = _checked(node, None, shape_of(node))
+            known[node] = _checked(node, None, sizes_of(node))
     return known
 
 
 def _input_axis(
     node: fx.Node, number: int, size: Size, hints: Mapping[Origin, tuple[Size, Size, Size]], weight: bool
 ) -> Axis:
-    origin = Origin(node.name, number, len(shape_of(node)))
+    origin = Origin(node.name, number, len(sizes_of(node)))
     if origin in hints:
         sizes = zip(ROLES, hints[origin], strict=True)
         return tuple(Atom(part, role=role, origin=replace(origin, axis=-1 - i)) for i, (role, part) in enumerate(sizes))
@@ -247,7 +249,7 @@ def _apply(node: fx.Node, known: Mapping[fx.Node, Axes], several: Mapping[fx.Nod
         return None
 
 
-def _checked(node: fx.Node, result: Any, shape: list[Size]) -> Axes:
+def _checked(node: fx.Node, result: Any, shape: Sequence[Size]) -> Axes:
     """The rule's axes where their products are the recorded sizes, and new axes elsewhere."""
     if result is None or len(result) != len(shape):
         result = [None] * len(shape)

@@ -11,7 +11,6 @@ from lightint_compile.passes.matching.pattern import (
     Op,
     Pattern,
     Var,
-    arguments,
     number_of,
     op,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "Op",
     "Pattern",
     "Var",
-    "arguments",
     "match",
     "matches",
     "number_of",

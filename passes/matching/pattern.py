@@ -13,7 +13,6 @@ operation or an alternative is taken back when the rest does not fit.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import arguments
 from lightint_compile.passes.matching.result import Failure, MatchResult
 
 aten = torch.ops.aten
@@ -147,17 +147,6 @@ def _solve_all(patterns: tuple[Pattern, ...], values: list[Any], trial: Trial) -
         return
     for extended in patterns[0].solve(values[0], trial):
         yield from _solve_all(patterns[1:], values[1:], extended)
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by schema name, defaults filled in; by position for a target without a schema."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {str(index): value for index, value in enumerate(node.args)} | dict(node.kwargs)
-    found: dict[str, Any] = {}
-    for parameter, value in itertools.zip_longest(schema.arguments, node.args):
-        found[parameter.name] = value if value is not None else node.kwargs.get(parameter.name, parameter.default_value)
-    return found
 
 
 #: Calls that make a tensor with one value everywhere, and where that value stands among the arguments.

@@ -11,8 +11,8 @@ import torch.fx as fx
 
 from lightint_compile.passes.decisions.points import PlanPoint, point_of
 from lightint_compile.passes.evaluate import Size, size_of
-from lightint_compile.passes.facts.axes import quotient
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.sizes import quotient
 
 aten = torch.ops.aten
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import argument
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.evaluate import Size, shape_of
 from lightint_compile.passes.facts.attention_sites import ATTENTION
-from lightint_compile.passes.facts.axes import quotient
-from lightint_compile.passes.facts.axis_rules import argument
 from lightint_compile.passes.outlining.nodes import with_sources
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.reuse.cuts import Cut, on_the_way, operands_of
 from lightint_compile.passes.reuse.scope import Scope, has_rows, rows_axis
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.row_repeats.layout import Axis, Layout, kept, repeated
+from lightint_compile.passes.sizes import quotient
 
 aten = torch.ops.aten
 

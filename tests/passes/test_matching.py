@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import arguments
 from lightint_compile.passes.matching import (
     Either,
     Failure,
@@ -14,7 +15,6 @@ from lightint_compile.passes.matching import (
     Number,
     Op,
     Var,
-    arguments,
     match,
     matches,
     number_of,

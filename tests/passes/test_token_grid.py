@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightint_compile.passes.facts.axes import Atom, Origin, cut, extent, join, quotient, regroup, same
+from lightint_compile.passes.facts.axes import Atom, Origin, cut, extent, join, regroup
 from lightint_compile.passes.facts.token_grid import TokenAxis, TokenGrid
 from lightint_compile.passes.program import Program
+from lightint_compile.passes.sizes import quotient, same
 
 VIDEO = torch.zeros(1, 4, 4, 8, 8)
 PATCH = torch.zeros(16, 4, 1, 2, 2)
@@ -258,4 +259,5 @@ def test_sizes_compare_and_divide_without_guessing():
     assert quotient(32 * frames, 16 * frames) == 2
     assert quotient(32 * frames, 64) is None
     assert quotient(7, 2) is None
+    assert quotient(frames + 1, 2) is None and quotient(4 * frames + 2, 2) == 2 * frames + 1
     assert same(4 * (frames + 1), 4 * frames + 4)
