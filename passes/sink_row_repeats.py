@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.calls import sizes_of
 from lightint_compile.passes.evaluate import hinted_shape, refresh, shape_of
 from lightint_compile.passes.flops import flops_of, program_flops
 from lightint_compile.passes.program import InputKind, Program, tensor_of
@@ -32,7 +33,7 @@ from lightint_compile.passes.row_repeats.layout import (
     repeats,
     size,
 )
-from lightint_compile.passes.row_repeats.plan import Blocked, shape
+from lightint_compile.passes.row_repeats.plan import Blocked
 
 aten = torch.ops.aten
 
@@ -184,7 +185,7 @@ def _as_its_operand(node: fx.Node, analysis: Analysis) -> Layout | None:
     if tensor_of(node) is None:
         return None
     operand = next(o for o in node.all_input_nodes if o in analysis.sunk and analysis.sunk[o].seeded)
-    before, after = analysis.sunk[operand].plan.result, full(shape(node))
+    before, after = analysis.sunk[operand].plan.result, full(sizes_of(node))
     if len(before) != len(after):
         return None
     pairs = zip(before, after, strict=True)

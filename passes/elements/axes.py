@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from lightint_compile.passes.evaluate import Size
-from lightint_compile.passes.row_repeats.layout import groups, product, quotient
+from lightint_compile.passes.sizes import dealt, groups, product
 
 
 class Kind(StrEnum):
@@ -114,32 +114,10 @@ def regroup(layout: Layout, shape: Sequence[Size]) -> Layout | None:
     """The layout of a view to ``shape``; ``None`` when it cuts the batch apart."""
     result: list[Axis] = []
     for sources, targets in groups([extent(entry) for entry in layout], list(shape)):
-        parts = [part for dim in sources for part in layout[dim]]
+        parts = axis(*(part for dim in sources for part in layout[dim]))
         sizes = [shape[dim] for dim in targets]
-        found = _distributed(parts, sizes)
-        if found is None and any(part.kind is Kind.BATCH for part in parts):
+        found = dealt(parts, sizes, divides=lambda part: part.kind is not Kind.BATCH)
+        if found is None and batches(parts):
             return None
-        result.extend(found or map(plain, sizes))
+        result.extend(map(plain, sizes) if found is None else (axis(*taken) for taken in found))
     return tuple(result)
-
-
-def _distributed(parts: Sequence[Part], sizes: Sequence[Size]) -> list[Axis] | None:
-    """Parts cut into axes of the given sizes; ``None`` where a cut does not fall between factors."""
-    rest, out = list(axis(*parts)), []
-    for wanted in sizes:
-        taken: list[Part] = []
-        while wanted != 1:
-            if not rest:
-                return None
-            front = rest.pop(0)
-            if (left := quotient(wanted, front.size)) is not None:
-                taken.append(front)
-                wanted = left
-            elif front.kind is not Kind.BATCH and (inner := quotient(front.size, wanted)) is not None:
-                taken.append(Part(front.kind, wanted))
-                rest.insert(0, Part(front.kind, inner))
-                wanted = 1
-            else:
-                return None
-        out.append(axis(*taken))
-    return None if rest else out

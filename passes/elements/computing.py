@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import argument, dimension, dimensions, einsum_of, sizes_of, tensors
 from lightint_compile.passes.elements.axes import Axis, Layout, batches, extent, place_of, plain, same
 from lightint_compile.passes.elements.rules import (
     MEETS,
@@ -18,21 +18,18 @@ from lightint_compile.passes.elements.rules import (
     broadcast,
     fitted,
     joined,
-    shape,
-    tensors,
     without_elements,
 )
 from lightint_compile.passes.evaluate import shape_of
+from lightint_compile.passes.families import Family, by_operator, is_pointwise
 from lightint_compile.passes.program import tensor_of
-from lightint_compile.passes.row_repeats.plan import argument, dimension, dimensions
-
-aten = torch.ops.aten
+from lightint_compile.passes.sizes import replaced
 
 
 def pointwise(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """Operands are broadcast together; a value that is the same for all elements is read once."""
     operands = tensors(node)
-    result = broadcast([of(each) for each in operands], len(shape(node)))
+    result = broadcast([of(each) for each in operands], len(sizes_of(node)))
     if result is None:
         return MEETS
     return Rowwise(result, {each: fitted(of(each), result) for each in operands})
@@ -43,7 +40,7 @@ def _linear(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(source)
     if batches(layout[-1]) or not without_elements(weights, of):
         return MEETS
-    return Rowwise((*layout[:-1], plain(shape(node)[-1])))
+    return Rowwise((*layout[:-1], plain(sizes_of(node)[-1])))
 
 
 def _normalised(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
@@ -52,39 +49,33 @@ def _normalised(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(source)
     if any(map(batches, layout[-trailing:])) or not without_elements(tensors(node)[1:], of):
         return Mixes("the norm's statistics run over the batch")
-    return Rowwise((*layout[:-trailing], *map(plain, shape(node)[-trailing:])))
+    return Rowwise((*layout[:-trailing], *map(plain, sizes_of(node)[-trailing:])))
 
 
 def _grouped_norm(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(cast(fx.Node, node.args[0]))
     if any(map(batches, layout[1:])) or not without_elements(tensors(node)[1:], of):
         return Mixes("the norm's statistics run over the batch")
-    return Rowwise((layout[0], *map(plain, shape(node)[1:])))
+    return Rowwise((layout[0], *map(plain, sizes_of(node)[1:])))
 
 
-def _along(position: int) -> Rule:
-    """An operation along one axis that keeps the shape."""
-
-    def rule(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-        layout = of(cast(fx.Node, node.args[0]))
-        dim = dimension(node, position, len(layout))
-        if layout and batches(layout[dim]):
-            return Mixes("it runs along the batch")
-        return Rowwise(tuple(plain(extent(entry)) if axis == dim else entry for axis, entry in enumerate(layout)))
-
-    return rule
+def _along(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
+    layout = of(cast(fx.Node, node.args[0]))
+    if not layout:
+        return Rowwise(layout)
+    dim = dimension(node, len(layout))
+    if batches(layout[dim]):
+        return Mixes("it runs along the batch")
+    return Rowwise(replaced(layout, dim, plain(extent(layout[dim]))))
 
 
-def _reduction(position: int = 1) -> Rule:
-    def rule(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-        layout = of(cast(fx.Node, node.args[0]))
-        dims = dimensions(argument(node, position, "dim"), len(layout))
-        if any(batches(layout[dim]) for dim in dims):
-            return Mixes("it reduces over the batch")
-        keeps = len(shape(node)) == len(layout)
-        return Rowwise(tuple(() if dim in dims else e for dim, e in enumerate(layout) if keeps or dim not in dims))
-
-    return rule
+def _reduction(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
+    layout = of(cast(fx.Node, node.args[0]))
+    dims = dimensions(node, len(layout))
+    if any(batches(layout[dim]) for dim in dims):
+        return Mixes("it reduces over the batch")
+    keeps = len(sizes_of(node)) == len(layout)
+    return Rowwise(tuple(() if dim in dims else e for dim, e in enumerate(layout) if keeps or dim not in dims))
 
 
 def _product(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
@@ -101,7 +92,7 @@ def _added_product(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     found = _multiplied(node, of, left, right)
     if isinstance(found, Mixes):
         return found
-    result = broadcast([of(added), cast(Layout, found.layout)], len(shape(node)))
+    result = broadcast([of(added), cast(Layout, found.layout)], len(sizes_of(node)))
     if result is None or place_of(cast(Layout, found.layout)) != place_of(result):
         return MEETS
     return Rowwise(result, {**found.operands, added: fitted(of(added), result)})
@@ -109,7 +100,7 @@ def _added_product(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
 
 def _multiplied(node: fx.Node, of: Layouts, left: fx.Node, right: fx.Node) -> Rowwise | Mixes:
     one, other = of(left), of(right)
-    leading = broadcast([one[:-2], other[:-2]], len(shape(node)) - 2)
+    leading = broadcast([one[:-2], other[:-2]], len(sizes_of(node)) - 2)
     if leading is None or batches(one[-1]) or batches(other[-2]):
         return MEETS
     operands = {left: (*fitted(one[:-2], leading), *one[-2:]), right: (*fitted(other[:-2], leading), *other[-2:])}
@@ -118,11 +109,10 @@ def _multiplied(node: fx.Node, of: Layouts, left: fx.Node, right: fx.Node) -> Ro
 
 def _einsum(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """A letter means one axis in all operands; one that is summed over must not be the batch."""
-    equation, operands = str(node.args[0]).replace(" ", ""), cast(list[fx.Node], node.args[1])
-    if "->" not in equation or "." in equation or len(set(operands)) != len(operands):
+    equation = einsum_of(node)
+    if equation is None:
         return Mixes("an einsum without an arrow, with an ellipsis, or of a value with itself")
-    inputs, output = equation.split("->")
-    named = list(zip(inputs.split(","), operands, strict=True))
+    named, output = equation
     if any(len(set(labels)) != len(labels) for labels, _ in named):
         return Mixes("an einsum of a diagonal")
     letters: dict[str, Axis] = {}
@@ -138,14 +128,14 @@ def _einsum(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
 def _attention(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """Every leading axis stays by itself; keys, and what a mask says of them, must be of one element."""
     query, key, value = cast(list[fx.Node], node.args[:3])
-    mask = argument(node, 3, "attn_mask")
+    mask = argument(node, "attn_mask")
     sources = [query, key, value, *([mask] if mask is not None else [])]
-    rank = len(shape(node))
+    rank = len(sizes_of(node))
     leading = broadcast([of(each)[:1] for each in sources if len(of(each)) == rank], 1)
     inner = [entry for each in sources for entry in (of(each)[1:] if len(of(each)) == rank else of(each))]
     if rank < 3 or leading is None or any(map(batches, inner)):
         return MEETS
-    result = (leading[0], *map(plain, shape(node)[1:]))
+    result = (leading[0], *map(plain, sizes_of(node)[1:]))
     read = {each: (*fitted(of(each)[:1], leading), *of(each)[1:]) for each in sources if len(of(each)) == rank}
     return Rowwise(result, read)
 
@@ -167,83 +157,46 @@ def _convolution(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(source)
     if any(map(batches, layout[1:])) or not without_elements(tensors(node)[1:], of):
         return MEETS
-    if len(layout) != len(shape(weight)):
+    if len(layout) != len(sizes_of(weight)):
         return Mixes("a convolution of one sample")
-    return Rowwise((layout[0], *map(plain, shape(node)[1:])))
+    return Rowwise((layout[0], *map(plain, sizes_of(node)[1:])))
 
 
 def _of_matrices(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """A function of the matrix in the last two axes."""
     layout = of(cast(fx.Node, node.args[0]))
-    return MEETS if any(map(batches, layout[-2:])) else Rowwise((*layout[:-2], *map(plain, shape(node)[-2:])))
+    return MEETS if any(map(batches, layout[-2:])) else Rowwise((*layout[:-2], *map(plain, sizes_of(node)[-2:])))
 
 
 def _diagonal(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(cast(fx.Node, node.args[0]))
     if batches(layout[-1]) or len(node.args) > 1 or node.kwargs:
         return Mixes("a diagonal other than the main one, or of the batch")
-    return Rowwise((*layout[:-1], *map(plain, shape(node)[-2:])))
+    return Rowwise((*layout[:-1], *map(plain, sizes_of(node)[-2:])))
 
 
 def _filled(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """One value everywhere."""
-    return Rowwise(tuple(map(same, shape(node))))
+    return Rowwise(tuple(map(same, sizes_of(node))))
 
 
-def is_pointwise(node: fx.Node) -> bool:
-    """Whether every value of the result depends on one value of each operand, after broadcasting."""
-    if node.target in _LIKE_POINTWISE:
-        return True
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-
-
-_LIKE_POINTWISE: set[Any] = {
-    aten.clone.default,
-    aten.contiguous.default,
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.to.device,
-    aten.detach.default,
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
-    aten.type_as.default,
-    aten.masked_fill.Scalar,
-    aten.where.self,
-}
-
-COMPUTING: dict[Any, Rule] = {
-    aten.linear.default: _linear,
-    aten.layer_norm.default: _normalised,
-    aten.rms_norm.default: _normalised,
-    aten.group_norm.default: _grouped_norm,
-    aten.softmax.int: _along(1),
-    aten.log_softmax.int: _along(1),
-    aten._softmax.default: _along(1),
-    aten.cumsum.default: _along(1),
-    aten.mean.dim: _reduction(),
-    aten.sum.dim_IntList: _reduction(),
-    aten.amax.default: _reduction(),
-    aten.amin.default: _reduction(),
-    aten.var.correction: _reduction(),
-    aten.linalg_vector_norm.default: _reduction(2),
-    aten.matmul.default: _product,
-    aten.mm.default: _product,
-    aten.bmm.default: _product,
-    aten.addmm.default: _added_product,
-    aten.baddbmm.default: _added_product,
-    aten.einsum.default: _einsum,
-    aten.scaled_dot_product_attention.default: _attention,
-    aten.conv1d.default: _convolution,
-    aten.conv2d.default: _convolution,
-    aten.conv3d.default: _convolution,
-    aten.linalg_inv.default: _of_matrices,
-    aten.inverse.default: _of_matrices,
-    aten.diag_embed.default: _diagonal,
-    aten.full.default: _filled,
-    aten.ones.default: _filled,
-    aten.zeros.default: _filled,
-}
+COMPUTING: dict[Any, Rule] = by_operator(
+    {
+        Family.LINEAR: _linear,
+        Family.TRAILING_NORM: _normalised,
+        Family.GROUP_NORM: _grouped_norm,
+        Family.ALONG: _along,
+        Family.REDUCTION: _reduction,
+        Family.PRODUCT: _product,
+        Family.ADDED_PRODUCT: _added_product,
+        Family.EINSUM: _einsum,
+        Family.ATTENTION: _attention,
+        Family.CONVOLUTION: _convolution,
+        Family.OF_MATRICES: _of_matrices,
+        Family.DIAGONAL: _diagonal,
+        Family.FILL: _filled,
+    }
+)
 
 
 def rule_of(node: fx.Node) -> Rule | None:

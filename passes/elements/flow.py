@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import tensors
 from lightint_compile.passes.decisions.points import is_region_call
 from lightint_compile.passes.effects import draws_random
 from lightint_compile.passes.elements.axes import Layout, count, shared
 from lightint_compile.passes.elements.computing import rule_of
 from lightint_compile.passes.elements.moving import MOVING, element
-from lightint_compile.passes.elements.rules import MEETS, Mixes, Rowwise, Several, tensors
+from lightint_compile.passes.elements.rules import MEETS, Mixes, Rowwise, Several
 from lightint_compile.passes.evaluate import shape_of
 from lightint_compile.passes.program import tensor_of
 

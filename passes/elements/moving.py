@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import argument, dimension, dimensions, permutation, size_argument, sizes_of
 from lightint_compile.passes.elements.axes import (
     Axis,
     Kind,
@@ -32,13 +33,12 @@ from lightint_compile.passes.elements.rules import (
     broadcast,
     fitted,
     joined,
-    shape,
     skeleton,
     without_elements,
 )
 from lightint_compile.passes.evaluate import Size, shape_of
-from lightint_compile.passes.row_repeats.layout import product, quotient
-from lightint_compile.passes.row_repeats.plan import argument, dimension
+from lightint_compile.passes.families import Family, by_operator
+from lightint_compile.passes.sizes import product, quotient, replaced
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def _source(node: fx.Node) -> fx.Node:
 
 
 def _view(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-    layout = regroup(of(_source(node)), shape(node))
+    layout = regroup(of(_source(node)), sizes_of(node))
     if layout is None:
         return Mixes("the view cuts across the batch")
     sizes = _row_sizes(cast(Sequence[Any], node.args[1]), layout)
@@ -71,63 +71,52 @@ def _with(layout: Layout | Several, node: fx.Node, *more: Any) -> Rowwise:
     return Rowwise(layout, args=(node.args[0], *more))
 
 
-def _permuted(order: Callable[[fx.Node, int], Sequence[int]]) -> Rule:
-    def rule(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-        layout = of(_source(node))
-        return Rowwise(tuple(layout[dim] for dim in order(node, len(layout))))
-
-    return rule
-
-
-def _transposed(node: fx.Node, rank: int) -> Sequence[int]:
-    order = list(range(rank))
-    first, second = (int(cast(int, dim)) % rank for dim in node.args[1:3])
-    order[first], order[second] = order[second], order[first]
-    return order
+def _permuted(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
+    layout = of(_source(node))
+    return Rowwise(tuple(layout[dim] for dim in permutation(node)))
 
 
 def _unsqueeze(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(_source(node))
-    dim = dimension(node, 1, len(layout) + 1)
+    dim = dimension(node, len(layout) + 1)
     return Rowwise((*layout[:dim], (), *layout[dim:]))
 
 
 def _squeeze(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """``squeeze`` of named dimensions: an element alone must not lose the axis of the batch."""
     layout = of(_source(node))
-    given = argument(node, 1, "dim")
-    dims = {int(dim) % len(layout) for dim in ([given] if isinstance(given, int) else given)}
+    dims = dimensions(node, len(layout))
     if any(batches(layout[dim]) for dim in dims):
         return SELECTS
     kept = tuple(entry for dim, entry in enumerate(layout) if dim not in dims or extent(entry) != 1)
-    return Rowwise(kept) if len(kept) == len(shape(node)) else Mixes("squeeze of an axis whose size is not known")
+    return Rowwise(kept) if len(kept) == len(sizes_of(node)) else Mixes("squeeze of an axis whose size is not known")
 
 
 def _select(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(_source(node))
-    dim = dimension(node, 1, len(layout))
+    dim = dimension(node, len(layout))
     return SELECTS if batches(layout[dim]) else Rowwise((*layout[:dim], *layout[dim + 1 :]))
 
 
 def _slice(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """A range of an axis; of one with the batch all of it, or whole runs around the batch."""
     layout = of(_source(node))
-    dim = dimension(node, 1, len(layout))
-    length = shape(node)[dim]
+    dim = dimension(node, len(layout))
+    length = sizes_of(node)[dim]
     if not batches(layout[dim]):
-        return Rowwise(_replaced(layout, dim, same(length) if is_same(layout[dim]) else plain(length)))
-    start, end, step = (argument(node, place, name) for place, name in ((2, "start"), (3, "end"), (4, "step")))
-    if length == extent(layout[dim]) and step in (None, 1):
+        return Rowwise(replaced(layout, dim, same(length) if is_same(layout[dim]) else plain(length)))
+    start, end, step = (argument(node, name) for name in ("start", "end", "step"))
+    if length == extent(layout[dim]) and step == 1:
         return Rowwise(layout)
     run, whole = _run(layout[dim]), extent(layout[dim])
     if isinstance(end, int) and isinstance(whole, int):
         end = min(end, whole)
     rows = [quotient(bound, run) if isinstance(bound, int) else None for bound in (start or 0, end)]
     found = _shortened(layout[dim], length)
-    if None in rows or found is None or step not in (None, 1) or (start or 0) < 0 or cast(int, end) < 0:
+    if None in rows or found is None or step != 1 or (start or 0) < 0 or cast(int, end) < 0:
         return SELECTS
     inner = row_extent(_inner(layout[dim]))
-    return _with(_replaced(layout, dim, found), node, dim, *(product([cast(Size, row), inner]) for row in rows))
+    return _with(replaced(layout, dim, found), node, dim, *(product([cast(Size, row), inner]) for row in rows))
 
 
 def _run(of: Axis) -> Size:
@@ -148,36 +137,28 @@ def _shortened(of: Axis, length: Size) -> Axis | None:
     return None if outer is None else axis(Part(Kind.PLAIN, outer), *_inner(of))
 
 
-def _replaced(layout: Layout, dim: int, entry: Axis) -> Layout:
-    return (*layout[:dim], entry, *layout[dim + 1 :])
-
-
-def _split(position: int, default: int = 0) -> Rule:
+def _split(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     """``split``, ``split_with_sizes`` and ``chunk``: consecutive ranges of an axis."""
-
-    def rule(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-        layout = of(_source(node))
-        dim = dimension(node, position, len(layout), default)
-        lengths = [shape_of(value)[dim] for value in node.meta["val"]]
-        if not batches(layout[dim]):
-            return Rowwise(Several(_replaced(layout, dim, plain(length)) for length in lengths))
-        pieces = [_shortened(layout[dim], length) for length in lengths]
-        if None in pieces:
-            return SELECTS
-        sizes = [row_extent(cast(Axis, piece)) for piece in pieces]
-        found = Several(_replaced(layout, dim, cast(Axis, piece)) for piece in pieces)
-        if not all(isinstance(size, int) for size in sizes):
-            return Mixes("a split of the batch into parts of unknown size")
-        if node.target is aten.chunk.default:
-            return Rowwise(found) if len(set(sizes)) == 1 else SELECTS
-        return _with(found, node, sizes if isinstance(node.args[1], (list, tuple)) else sizes[0], *node.args[2:])
-
-    return rule
+    layout = of(_source(node))
+    dim = dimension(node, len(layout))
+    lengths = [shape_of(value)[dim] for value in node.meta["val"]]
+    if not batches(layout[dim]):
+        return Rowwise(Several(replaced(layout, dim, plain(length)) for length in lengths))
+    pieces = [_shortened(layout[dim], length) for length in lengths]
+    if None in pieces:
+        return SELECTS
+    sizes = [row_extent(cast(Axis, piece)) for piece in pieces]
+    found = Several(replaced(layout, dim, cast(Axis, piece)) for piece in pieces)
+    if not all(isinstance(size, int) for size in sizes):
+        return Mixes("a split of the batch into parts of unknown size")
+    if node.target is aten.chunk.default:
+        return Rowwise(found) if len(set(sizes)) == 1 else SELECTS
+    return _with(found, node, sizes if isinstance(node.args[1], (list, tuple)) else sizes[0], *node.args[2:])
 
 
 def _unbind(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     layout = of(_source(node))
-    dim = dimension(node, 1, len(layout))
+    dim = dimension(node, len(layout))
     if batches(layout[dim]):
         return SELECTS
     return Rowwise(Several((*layout[:dim], *layout[dim + 1 :]) for _ in node.meta["val"]))
@@ -190,16 +171,16 @@ def element(node: fx.Node, layouts: Sequence[Layout]) -> Rowwise | Mixes:
 
 def _cat(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     parts = cast(list[fx.Node], node.args[0])
-    rank = len(shape(node))
-    dim = dimension(node, 1, rank)
+    rank = len(sizes_of(node))
+    dim = dimension(node, rank)
     if any(len(of(part)) != rank for part in parts):
         return Mixes("cat of an empty tensor of another rank")
     axes = [joined(of(part)[other] for part in parts) if other != dim else () for other in range(rank)]
     along = _joined_along([of(part)[dim] for part in parts])
     if along is None or None in axes:
         return MEETS
-    result = _replaced(cast(Layout, tuple(axes)), dim, along)
-    return Rowwise(result, {part: fitted(of(part), _replaced(result, dim, of(part)[dim])) for part in parts})
+    result = replaced(cast(Layout, tuple(axes)), dim, along)
+    return Rowwise(result, {part: fitted(of(part), replaced(result, dim, of(part)[dim])) for part in parts})
 
 
 def _joined_along(entries: Sequence[Axis]) -> Axis | None:
@@ -214,8 +195,8 @@ def _joined_along(entries: Sequence[Axis]) -> Axis | None:
 
 def _stack(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     parts = cast(list[fx.Node], node.args[0])
-    dim = dimension(node, 1, len(shape(node)))
-    common = broadcast([of(part) for part in parts], len(shape(node)) - 1)
+    dim = dimension(node, len(sizes_of(node)))
+    common = broadcast([of(part) for part in parts], len(sizes_of(node)) - 1)
     if common is None:
         return MEETS
     result = (*common[:dim], plain(len(parts)), *common[dim:])
@@ -225,31 +206,41 @@ def _stack(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
 def _index_select(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     source, index = _source(node), cast(fx.Node, node.args[2])
     layout = of(source)
-    dim = dimension(node, 1, len(layout))
+    dim = dimension(node, len(layout))
     if batches(layout[dim]) or not without_elements([index], of):
         return SELECTS
-    return Rowwise(_replaced(layout, dim, plain(shape(node)[dim])))
+    return Rowwise(replaced(layout, dim, plain(sizes_of(node)[dim])))
 
 
 def _embedding(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     table, index = cast(list[fx.Node], node.args[:2])
-    return Rowwise((*of(index), plain(shape(node)[-1]))) if without_elements([table], of) else SELECTS
+    return Rowwise((*of(index), plain(sizes_of(node)[-1]))) if without_elements([table], of) else SELECTS
 
 
 def _repeat(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-    layout, result = of(_source(node)), shape(node)
-    new = len(result) - len(layout)
-    axes: list[Axis] = []
-    for entry, whole in zip(((),) * new + layout, result, strict=True):
-        times = quotient(whole, extent(entry))
-        assert times is not None
-        alike = extent(entry) == 1 or is_same(entry)
-        axes.append(same(whole) if alike else axis(Part(Kind.PLAIN, times), *entry))
-    return Rowwise(tuple(axes))
+    layout, counts = of(_source(node)), list(map(size_argument, argument(node, "repeats")))
+    before = ((),) * (len(counts) - len(layout)) + layout
+    return Rowwise(tuple(_times(entry, count, outside=True) for entry, count in zip(before, counts, strict=True)))
+
+
+def _interleave(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
+    layout, dim = of(_source(node)), argument(node, "dim")
+    if (dim is None and len(layout) != 1) or argument(node, "output_size") is not None:
+        return Mixes("repeat_interleave without a dimension, or with a size for its result")
+    dim = int(dim or 0) % len(layout)
+    count = size_argument(argument(node, "repeats"))
+    return Rowwise(replaced(layout, dim, _times(layout[dim], count, outside=False)))
+
+
+def _times(of: Axis, count: Size, *, outside: bool) -> Axis:
+    """An axis repeated as a whole, ``outside``, or value by value."""
+    if extent(of) == 1 or is_same(of):
+        return same(product([count, extent(of)]))
+    return axis(Part(Kind.PLAIN, count), *of) if outside else axis(*of, Part(Kind.PLAIN, count))
 
 
 def _expand(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-    layout, result = of(_source(node)), shape(node)
+    layout, result = of(_source(node)), sizes_of(node)
     new = len(result) - len(layout)
     pairs = list(zip(((),) * new + layout, result, strict=True))
     axes = tuple(same(whole) if extent(entry) == 1 else entry for entry, whole in pairs)
@@ -257,39 +248,22 @@ def _expand(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
     return _with(axes, node, [-1 if batches(entry) else size for entry, size in zip(axes, given, strict=True)])
 
 
-def _repeat_interleave(node: fx.Node, of: Layouts) -> Rowwise | Mixes:
-    layout, dim = of(_source(node)), argument(node, 2, "dim")
-    if (dim is None and len(layout) != 1) or node.kwargs.get("output_size") is not None:
-        return Mixes("repeat_interleave without a dimension, or with a size for its result")
-    dim = int(dim or 0) % len(layout)
-    times = quotient(shape(node)[dim], extent(layout[dim]))
-    assert times is not None
-    alike = extent(layout[dim]) == 1 or is_same(layout[dim])
-    entry = same(shape(node)[dim]) if alike else axis(*layout[dim], Part(Kind.PLAIN, times))
-    return Rowwise(_replaced(layout, dim, entry))
-
-
-MOVING: dict[Any, Rule] = {
-    aten.view.default: _view,
-    aten.reshape.default: _view,
-    aten._unsafe_view.default: _view,
-    aten.transpose.int: _permuted(_transposed),
-    aten.t.default: _permuted(lambda node, rank: range(rank)[::-1]),
-    aten.permute.default: _permuted(lambda node, rank: [int(d) % rank for d in cast(list[int], node.args[1])]),
-    aten.unsqueeze.default: _unsqueeze,
-    aten.squeeze.dim: _squeeze,
-    aten.squeeze.dims: _squeeze,
-    aten.select.int: _select,
-    aten.slice.Tensor: _slice,
-    aten.split.Tensor: _split(2),
-    aten.split_with_sizes.default: _split(2),
-    aten.chunk.default: _split(2),
-    aten.unbind.int: _unbind,
-    aten.cat.default: _cat,
-    aten.stack.default: _stack,
-    aten.index_select.default: _index_select,
-    aten.embedding.default: _embedding,
-    aten.repeat.default: _repeat,
-    aten.expand.default: _expand,
-    aten.repeat_interleave.self_int: _repeat_interleave,
-}
+MOVING: dict[Any, Rule] = by_operator(
+    {
+        Family.VIEW: _view,
+        Family.PERMUTATION: _permuted,
+        Family.UNSQUEEZE: _unsqueeze,
+        Family.SQUEEZE: _squeeze,
+        Family.SELECT: _select,
+        Family.SLICE: _slice,
+        Family.SPLIT: _split,
+        Family.UNBIND: _unbind,
+        Family.CAT: _cat,
+        Family.STACK: _stack,
+        Family.INDEX_SELECT: _index_select,
+        Family.EMBEDDING: _embedding,
+        Family.REPEAT: _repeat,
+        Family.INTERLEAVE: _interleave,
+        Family.EXPAND: _expand,
+    }
+)

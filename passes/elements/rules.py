@@ -20,9 +20,8 @@ from lightint_compile.passes.elements.axes import (
     place_of,
     plain,
 )
-from lightint_compile.passes.evaluate import Size, shape_of
 from lightint_compile.passes.program import tensor_of
-from lightint_compile.passes.row_repeats.layout import quotient
+from lightint_compile.passes.sizes import quotient
 
 
 class Several(tuple[Layout, ...]):
@@ -60,18 +59,6 @@ Layouts = Callable[[fx.Node], Layout]
 """The layout of a tensor node."""
 
 Rule = Callable[[fx.Node, Layouts], Rowwise | Mixes]
-
-
-def shape(node: Any) -> tuple[Size, ...]:
-    """Sizes of a tensor node."""
-    tensor = tensor_of(node)
-    assert tensor is not None
-    return shape_of(tensor)
-
-
-def tensors(node: fx.Node) -> list[fx.Node]:
-    """The tensor operands of a node."""
-    return [source for source in node.all_input_nodes if tensor_of(source) is not None]
 
 
 def joined(entries: Iterable[Axis]) -> Axis | None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch.fx as fx
 
+from lightint_compile.passes.calls import is_tensor, sizes_of
 from lightint_compile.passes.effects import draws_random
+from lightint_compile.passes.families import is_pointwise
 from lightint_compile.passes.row_repeats.layout import Layout, full, repeats
-from lightint_compile.passes.row_repeats.plan import Blocked, Plan, Rule, is_tensor, shape
-from lightint_compile.passes.row_repeats.rowwise import ROWWISE, is_pointwise, pointwise
+from lightint_compile.passes.row_repeats.plan import Blocked, Plan, Rule
+from lightint_compile.passes.row_repeats.rowwise import ROWWISE, pointwise
 from lightint_compile.passes.row_repeats.views import FILLS, REPETITIONS, VIEWS, getitem
 
 _RULES: dict[Any, Rule] = {**FILLS, **REPETITIONS, **VIEWS, **ROWWISE}
@@ -46,7 +48,7 @@ class Analysis:
     def layout(self, node: fx.Node) -> Layout:
         """The layout of a node's value."""
         found = self.sunk.get(node)
-        return full(shape(node)) if found is None else found.plan.result
+        return full(sizes_of(node)) if found is None else found.plan.result
 
 
 def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) -> Analysis:

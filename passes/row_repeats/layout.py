@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import sympy
-
 from lightint_compile.passes.evaluate import Size, plain
+from lightint_compile.passes.sizes import dealt, groups, product
 
 
 class Segment(NamedTuple):
@@ -53,14 +52,6 @@ def axis(segments: Sequence[Segment]) -> Axis:
 def full(shape: Sequence[Size]) -> Layout:
     """The layout of a tensor of which nothing is known to repeat."""
     return tuple(kept(size) for size in shape)
-
-
-def product(sizes: Sequence[Size]) -> Size:
-    """The product of sizes."""
-    total: Size = 1
-    for size in sizes:
-        total = plain(total * size)
-    return total
 
 
 def size(of: Axis) -> Size:
@@ -106,14 +97,6 @@ def meet(left: Axis, right: Axis) -> Axis:
     return right if is_constant(left) else kept(size(left))
 
 
-def quotient(whole: Size, part: Size) -> Size | None:
-    """``whole / part`` where it is certainly a whole number."""
-    if isinstance(whole, int) and isinstance(part, int):
-        return whole // part if part and whole % part == 0 else None
-    ratio = sympy.cancel(sympy.sympify(whole) / part)
-    return plain(ratio) if sympy.fraction(ratio)[1] == 1 else None
-
-
 def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
     """The layout of a ``view`` to ``shape``, and the one its operand must have for that.
 
@@ -124,59 +107,15 @@ def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
     result: list[Axis] = []
     for sources, targets in groups([size(entry) for entry in layout], list(shape)):
         entries = [layout[dim] for dim in sources]
-        out = _distribute([segment for entry in entries for segment in entry], [shape[dim] for dim in targets])
-        if out is None or not all(map(is_simple, out)):
+        segments = axis([segment for entry in entries for segment in entry])
+        cut = dealt(segments, [shape[dim] for dim in targets])
+        out = [axis(taken) for taken in cut or ()]
+        if cut is None or not all(map(is_simple, out)):
             entries = [kept(size(entry)) for entry in entries]
             out = [kept(shape[dim]) for dim in targets]
         needed.extend(entries)
         result.extend(out)
     return tuple(needed), tuple(result)
-
-
-def groups(before: list[Size], after: list[Size]) -> list[tuple[range, range]]:
-    """Runs of axes with equal products, in order; axes of one join the run they stand before."""
-    groups = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        start, other = i, j
-        left: Size = 1
-        right: Size = 1
-        if i < len(before):
-            left, i = before[i], i + 1
-        if j < len(after):
-            right, j = after[j], j + 1
-        while left != right:
-            if i < len(before) and (quotient(right, left) is not None or j == len(after)):
-                left, i = plain(left * before[i]), i + 1
-            elif j < len(after):
-                right, j = plain(right * after[j]), j + 1
-            else:
-                break
-        groups.append((range(start, i), range(other, j)))
-    return groups
-
-
-def _distribute(segments: list[Segment], sizes: list[Size]) -> list[Axis] | None:
-    """Cut a run of factors into axes of the given sizes, ``None`` when a cut does not fall between factors."""
-    rest = list(segments)
-    out = []
-    for wanted in sizes:
-        taken: list[Segment] = []
-        while wanted != 1:
-            if not rest:
-                return None
-            front = rest[0]
-            if (whole := quotient(wanted, front.size)) is not None:
-                taken.append(rest.pop(0))
-                wanted = whole
-            elif (tail := quotient(front.size, wanted)) is not None:
-                taken.append(Segment(front.repeated, wanted))
-                rest[0] = Segment(front.repeated, tail)
-                wanted = 1
-            else:
-                return None
-        out.append(axis(taken))
-    return out
 
 
 def describe(layout: Layout, measure: Callable[[Axis], Size]) -> str:

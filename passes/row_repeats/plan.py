@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch.fx as fx
 
-from lightint_compile.passes.evaluate import Size, shape_of
-from lightint_compile.passes.program import tensor_of
-from lightint_compile.passes.row_repeats.layout import Axis, Layout, full, repeats
+from lightint_compile.passes.calls import sizes_of, tensors
+from lightint_compile.passes.evaluate import Size
+from lightint_compile.passes.row_repeats.layout import Layout, full, repeats
 
 
 class Emitter(Protocol):
@@ -61,44 +61,11 @@ Rule = Callable[[fx.Node, Layouts], Plan | Blocked]
 MIXES = Blocked("another operand differs in every row", mixes=True)
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether an argument is a node with a tensor value."""
-    return tensor_of(value) is not None
-
-
-def shape(node: Any) -> tuple[Size, ...]:
-    """Sizes of a tensor node."""
-    tensor = tensor_of(node)
-    assert tensor is not None
-    return shape_of(tensor)
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, given by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def dimension(node: fx.Node, position: int, rank: int, default: int = 0, name: str = "dim") -> int:
-    """A dimension argument, counted from the front of a tensor of ``rank`` dimensions."""
-    return int(argument(node, position, name, default)) % max(rank, 1)
-
-
-def dimensions(value: Any, rank: int) -> list[int]:
-    """A list of dimensions, counted from the front; all of them for ``None`` or an empty list."""
-    given = [value] if isinstance(value, int) else list(value or range(rank))
-    return [dim % max(rank, 1) for dim in given]
-
-
 def others_full(node: fx.Node, *known: fx.Node) -> dict[fx.Node, Layout]:
     """Tensor operands other than ``known``, needed with every repetition written out."""
-    return {o: full(shape(o)) for o in node.all_input_nodes if o not in known and is_tensor(o)}
+    return {other: full(sizes_of(other)) for other in tensors(node) if other not in known}
 
 
 def unless_lost(plan: Plan, reason: str) -> Plan | Blocked:
     """``plan``, unless writing out what it needs written out has left nothing repeated."""
     return plan if repeats(plan.result) else Blocked(reason)
-
-
-def replaced(layout: Layout, dim: int, entry: Axis) -> Layout:
-    """``layout`` with one axis replaced."""
-    return (*layout[:dim], entry, *layout[dim + 1 :])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import argument, dimension, dimensions, permutation, size_argument, sizes_of
 from lightint_compile.passes.evaluate import Size, shape_of, size_of
+from lightint_compile.passes.families import Family, by_operator
 from lightint_compile.passes.row_repeats.layout import (
     Axis,
     Layout,
@@ -20,7 +22,6 @@ from lightint_compile.passes.row_repeats.layout import (
     kept,
     kept_size,
     meet,
-    quotient,
     regroup,
     repeated,
     repeats,
@@ -34,13 +35,10 @@ from lightint_compile.passes.row_repeats.plan import (
     Layouts,
     Plan,
     Rule,
-    argument,
-    dimension,
     others_full,
-    replaced,
-    shape,
     unless_lost,
 )
+from lightint_compile.passes.sizes import replaced
 
 aten = torch.ops.aten
 
@@ -49,21 +47,21 @@ def _source(node: fx.Node) -> fx.Node:
     return cast(fx.Node, node.args[0])
 
 
-def _repeat_interleave(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
+def _interleave(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     source = _source(node)
-    layout, dim = layouts(source), argument(node, 2, "dim")
+    layout, dim = layouts(source), argument(node, "dim")
     if dim is None and len(layout) != 1:
         return Blocked("repeat_interleave without a dimension flattens its operand")
     dim = int(dim or 0) % len(layout)
-    layout = replaced(layout, dim, axis([*layout[dim], Segment(True, _times(shape(node)[dim], size(layout[dim])))]))
-    return _repetition(node, source, layouts(source), layout)
+    entry = axis([*layout[dim], Segment(True, size_argument(argument(node, "repeats")))])
+    return _repetition(node, source, layout, replaced(layout, dim, entry))
 
 
 def _repeat(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     source = _source(node)
-    new = len(shape(node)) - len(layouts(source))
+    counts = list(map(size_argument, argument(node, "repeats")))
+    new = len(counts) - len(layouts(source))
     before = ((),) * new + layouts(source)
-    counts = [_times(whole, size(entry)) for whole, entry in zip(shape(node), before, strict=True)]
     layout = tuple(axis([Segment(True, count), *entry]) for count, entry in zip(counts, before, strict=True))
     if new == 0:
         return _repetition(node, source, before, layout)
@@ -72,7 +70,7 @@ def _repeat(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
 
 def _expand(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     source = _source(node)
-    target, before = shape(node), layouts(source)
+    target, before = sizes_of(node), layouts(source)
     new = len(target) - len(before)
     axes = [
         repeated(wanted) if size(entry) == 1 else entry
@@ -102,15 +100,9 @@ def _with_new_axes(source: fx.Node, layouts: Layouts, layout: Layout, new: int) 
     return Plan(layout, {source: layouts(source)}, computes=False, arguments=arguments)
 
 
-def _times(whole: Size, part: Size) -> Size:
-    found = quotient(whole, part)
-    assert found is not None
-    return found
-
-
 def _view(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     source = _source(node)
-    needed, result = regroup(layouts(source), shape(node))
+    needed, result = regroup(layouts(source), sizes_of(node))
 
     def arguments(emit: Emitter) -> Sequence[Any]:
         return emit.small(source), [emit.size(kept_size(entry)) for entry in result]
@@ -119,35 +111,22 @@ def _view(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     return unless_lost(plan, "the view cuts across the repeated axis")
 
 
-def _permuted(order: Callable[[fx.Node, int], Sequence[int]]) -> Rule:
-    def rule(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
-        layout = layouts(_source(node))
-        result = tuple(layout[dim] for dim in order(node, len(layout)))
-        return Plan(result, {_source(node): layout}, computes=False)
-
-    return rule
-
-
-def _transposed(node: fx.Node, rank: int) -> Sequence[int]:
-    order = list(range(rank))
-    first, second = (int(cast(int, dim)) % rank for dim in node.args[1:3])
-    order[first], order[second] = order[second], order[first]
-    return order
+def _permuted(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
+    layout = layouts(_source(node))
+    return Plan(tuple(layout[dim] for dim in permutation(node)), {_source(node): layout}, computes=False)
 
 
 def _unsqueeze(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     layout = layouts(_source(node))
-    dim = dimension(node, 1, len(layout) + 1)
+    dim = dimension(node, len(layout) + 1)
     return Plan((*layout[:dim], (), *layout[dim:]), {_source(node): layout}, computes=False)
 
 
 def _squeeze(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     """``squeeze`` of named dimensions; the small tensor must not lose an axis that only repeats."""
     layout = layouts(_source(node))
-    given = argument(node, 1, "dim")
-    dims = {int(dim) % len(layout) for dim in ([given] if isinstance(given, int) else given)}
-    gone = {dim for dim in dims if size(layout[dim]) == 1}
-    if len(layout) - len(gone) != len(shape(node)):
+    gone = {dim for dim in dimensions(node, len(layout)) if size(layout[dim]) == 1}
+    if len(layout) - len(gone) != len(sizes_of(node)):
         return Blocked("squeeze of an axis whose size is not known")
     result = tuple(entry for dim, entry in enumerate(layout) if dim not in gone)
     target = sorted(gone)
@@ -159,7 +138,7 @@ def _squeeze(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
 def _select(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     source = _source(node)
     layout = layouts(source)
-    dim = dimension(node, 1, len(layout))
+    dim = dimension(node, len(layout))
     if is_constant(layout[dim]):
         result = (*layout[:dim], *layout[dim + 1 :])
         return Plan(result, {source: layout}, computes=False, arguments=lambda emit: (emit.small(source), dim, 0))
@@ -183,22 +162,19 @@ def _extent(node: fx.Node, dim: int) -> Size:
 def _slice(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     source = _source(node)
     layout = layouts(source)
-    dim = dimension(node, 1, len(layout))
+    dim = dimension(node, len(layout))
     if not is_constant(layout[dim]):
         return _along(node, layouts, dim)
-    result = replaced(layout, dim, repeated(shape(node)[dim]))
+    result = replaced(layout, dim, repeated(sizes_of(node)[dim]))
     return Plan(result, {source: layout}, computes=False, forwards=source)
 
 
-def _split(position: int, default: int = 0) -> Rule:
-    def rule(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
-        return _along(node, layouts, dimension(node, position, len(layouts(_source(node))), default))
-
-    return rule
+def _split(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
+    return _along(node, layouts, dimension(node, len(layouts(_source(node)))))
 
 
 def _unbind(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
-    return _along(node, layouts, dimension(node, 1, len(layouts(_source(node)))), drops=True)
+    return _along(node, layouts, dimension(node, len(layouts(_source(node)))), drops=True)
 
 
 def getitem(node: fx.Node, parent: Plan) -> Plan | Blocked:
@@ -213,13 +189,13 @@ def getitem(node: fx.Node, parent: Plan) -> Plan | Blocked:
 
 def _cat(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     parts = cast(list[fx.Node], node.args[0])
-    rank = len(shape(node))
-    dim = dimension(node, 1, rank)
+    rank = len(sizes_of(node))
+    dim = dimension(node, rank)
     if any(len(layouts(part)) != rank for part in parts):
         return Blocked("cat of an empty tensor of another rank")
     common = _common([layouts(part) for part in parts], rank, skip=dim)
-    operands = {part: replaced(common, dim, kept(shape(part)[dim])) for part in parts}
-    plan = Plan(replaced(common, dim, kept(shape(node)[dim])), operands, computes=False)
+    operands = {part: replaced(common, dim, kept(sizes_of(part)[dim])) for part in parts}
+    plan = Plan(replaced(common, dim, kept(sizes_of(node)[dim])), operands, computes=False)
     if any(not is_full(layouts(part)[dim]) for part in parts):
         return unless_lost(plan, "rows that repeat are joined with other rows along the same axis")
     return plan if repeats(plan.result) else MIXES
@@ -227,10 +203,10 @@ def _cat(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
 
 def _stack(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     parts = cast(list[fx.Node], node.args[0])
-    rank = len(shape(node))
-    dim = dimension(node, 1, rank)
+    rank = len(sizes_of(node))
+    dim = dimension(node, rank)
     common = _common([layouts(part) for part in parts], rank - 1)
-    result = (*common[:dim], kept(shape(node)[dim]), *common[dim:])
+    result = (*common[:dim], kept(sizes_of(node)[dim]), *common[dim:])
     plan = Plan(result, dict.fromkeys(parts, common), computes=False)
     return plan if repeats(plan.result) else MIXES
 
@@ -248,7 +224,7 @@ def _common(layouts: Sequence[Layout], rank: int, skip: int | None = None) -> La
 def _index_select(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     """Rows picked by an index that itself repeats are a repetition of the rows picked by the small index."""
     source, index = _source(node), cast(fx.Node, node.args[2])
-    dim = dimension(node, 1, len(layouts(source)))
+    dim = dimension(node, len(layouts(source)))
     needed = without(layouts(source), [dim])
     result = replaced(needed, dim, layouts(index)[0])
     plan = Plan(result, {source: needed, index: layouts(index)}, computes=False)
@@ -258,54 +234,45 @@ def _index_select(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
 def _embedding(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     index = cast(fx.Node, node.args[1])
     operands = {index: layouts(index)} | others_full(node, index)
-    return unless_lost(Plan((*layouts(index), kept(shape(node)[-1])), operands), "the table repeats, not the index")
+    return unless_lost(Plan((*layouts(index), kept(sizes_of(node)[-1])), operands), "the table repeats, not the index")
 
 
 def _filled(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
     """One value everywhere: as repeated as whatever meets it. The small tensor has one element."""
-    rank = len(shape(node))
+    rank = len(sizes_of(node))
     tail = list(node.args[1:])
-    result = tuple(repeated(extent) for extent in shape(node))
+    result = tuple(repeated(extent) for extent in sizes_of(node))
     return Plan(result, {}, computes=False, arguments=lambda emit: ([1] * rank, *tail))
 
 
-FILLS: dict[Any, Rule] = {
-    aten.full.default: _filled,
-    aten.ones.default: _filled,
-    aten.zeros.default: _filled,
-}
+FILLS: dict[Any, Rule] = by_operator({Family.FILL: _filled})
 
-REPETITIONS: dict[Any, Rule] = {
-    aten.repeat_interleave.self_int: _repeat_interleave,
-    aten.repeat.default: _repeat,
-    aten.expand.default: _expand,
-}
+REPETITIONS: dict[Any, Rule] = by_operator(
+    {Family.INTERLEAVE: _interleave, Family.REPEAT: _repeat, Family.EXPAND: _expand}
+)
 
-VIEWS: dict[Any, Rule] = {
-    aten.view.default: _view,
-    aten.reshape.default: _view,
-    aten.transpose.int: _permuted(_transposed),
-    aten.t.default: _permuted(lambda node, rank: range(rank)[::-1]),
-    aten.permute.default: _permuted(lambda node, rank: [int(d) % rank for d in cast(list[int], node.args[1])]),
-    aten.unsqueeze.default: _unsqueeze,
-    aten.squeeze.dim: _squeeze,
-    aten.squeeze.dims: _squeeze,
-    aten.select.int: _select,
-    aten.slice.Tensor: _slice,
-    aten.split.Tensor: _split(2),
-    aten.split_with_sizes.default: _split(2),
-    aten.chunk.default: _split(2),
-    aten.unbind.int: _unbind,
-    aten.cat.default: _cat,
-    aten.stack.default: _stack,
-    aten.index_select.default: _index_select,
-    aten.embedding.default: _embedding,
-}
+VIEWS: dict[Any, Rule] = by_operator(
+    {
+        Family.VIEW: _view,
+        Family.PERMUTATION: _permuted,
+        Family.UNSQUEEZE: _unsqueeze,
+        Family.SQUEEZE: _squeeze,
+        Family.SELECT: _select,
+        Family.SLICE: _slice,
+        Family.SPLIT: _split,
+        Family.UNBIND: _unbind,
+        Family.CAT: _cat,
+        Family.STACK: _stack,
+        Family.INDEX_SELECT: _index_select,
+        Family.EMBEDDING: _embedding,
+    }
+)
 
 #: Targets of the small call where they differ: a small tensor may need a copy where the large one was a view, and
 #: leading axes are added by a view.
 SMALL_TARGETS: dict[Any, Any] = {
     aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
     aten.squeeze.dim: aten.squeeze.dims,
     aten.expand.default: aten.reshape.default,
     aten.repeat.default: aten.reshape.default,

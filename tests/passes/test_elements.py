@@ -40,6 +40,9 @@ KEPT = {
     "unbound": lambda x: x.unbind(1)[2],
     "inside of a row": lambda x: x.transpose(0, 1).reshape(2, 36),
     "full slice": lambda x: x[0:COUNT] + 1,
+    "added product": lambda x, w: torch.baddbmm(x, x, w[None].expand(COUNT, -1, -1)),
+    "nothing repeated": lambda x: torch.cat([x, x[:, :0].repeat(1, 2, 1), x[:, :0].repeat_interleave(2, 1)], 1),
+    "numbers": lambda x, w: x * w[0, 0].squeeze(0) + w[0, 0].sum(0).softmax(0),
 }
 
 MIXED = {

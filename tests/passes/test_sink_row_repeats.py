@@ -49,6 +49,8 @@ ROWWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "views": lambda x, w: F.linear(x.unflatten(-1, (2, 4)).transpose(1, 2)[:, 1].unsqueeze(1), w[:, :4]),
     "casts": lambda x, w: F.linear(x.float(), w.float()).double(),
     "matrices": lambda x, w: torch.linalg.inv(torch.diag_embed(x.cosh())) @ torch.diag_embed(x) @ w.T,
+    "added to a product": lambda x, w: torch.baddbmm(w[:, :1].T[None], x, w.T[None].expand(2, -1, -1)),
+    "without safety": lambda x, w: F.linear(torch.ops.aten._unsafe_view(x, [2, FRAMES * PER_FRAME, 1, WIDTH]), w),
     "attention": lambda x, w: F.scaled_dot_product_attention(F.linear(x, w[:8]), w[None], w[None]),
 }
 
@@ -112,6 +114,32 @@ def test_the_repetition_stays_where_rows_start_to_differ() -> None:
     (remark,) = applied(remarks)
     assert (remark.args["rows_before"], remark.args["rows_after"]) == ("15", "3")
     assert not [r for r in remarks if r.kind is RemarkKind.MISSED]
+
+
+@pytest.mark.parametrize("bias", [(16 * PER_FRAME,), (1, 16 * PER_FRAME), (FRAMES, 1)])
+def test_repeated_columns_of_a_product_meet_what_is_added(bias: tuple[int, ...]) -> None:
+    def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.addmm(b, x, w.repeat_interleave(PER_FRAME, 1))
+
+    program, _ = check(call, {"x": fixed(FRAMES, WIDTH), "w": fixed(WIDTH, 16), "b": fixed(*bias)})
+    (product,) = program.calls(torch.ops.aten.addmm.default)
+    assert product.meta["val"].shape[1] == (16 if bias[-1] == 1 else 16 * PER_FRAME)
+
+
+def test_nothing_repeated_is_nothing() -> None:
+    def call(x: Tensor) -> Tensor:
+        nothing = x[:, :0].repeat(1, 2, 1) + x[:, :0].repeat_interleave(2, 1)
+        return torch.cat([nothing.sin(), x], 1)
+
+    check(call, {"x": fixed(2, FRAMES, WIDTH)})
+
+
+def test_views_cut_across_axes_that_differ() -> None:
+    """Three and four rows that differ may be seen as two and six in front of a repetition."""
+    layout = (rows.kept(3), rows.kept(4), rows.repeated(5))
+    assert rows.regroup(layout, (2, 6, 5)) == (layout, (rows.kept(2), rows.kept(6), rows.repeated(5)))
+    merged = (rows.kept(3), rows.axis([rows.Segment(False, 4), rows.Segment(True, 5)]))
+    assert rows.regroup(merged, (2, 30)) == (merged, (rows.kept(2), rows.axis([*rows.kept(6), *rows.repeated(5)])))
 
 
 def test_an_output_gets_memory_of_its_own() -> None:
