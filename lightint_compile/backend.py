@@ -152,7 +152,7 @@ class _Compilation:
         """The compiled graph, from disk when an equal one was compiled before."""
         start = time.perf_counter()
         key = self._key()
-        found = self._load(key) if key else None
+        found = self._load(key)
         if found is not None:
             return self._finished(*found, start, warm=True)
         try:
@@ -171,27 +171,20 @@ class _Compilation:
         """The compiled graph, made after Dynamo's trace is over; ``None`` for one that cannot be rewritten."""
         start = time.perf_counter()
         key = self._key()
-        found = self._load(key) if key else None
+        found = self._load(key)
         if found is not None:
             return self._finished(*found, start, warm=True)
-        try:
-            rewritten = self._ahead or self._rewritten()
-        except CaptureError:
-            return None
+        rewritten = self._rewritten_ahead()
         self._ahead = None
-        return self._compiled(rewritten, key, start)
+        return None if rewritten is None else self._compiled(rewritten, key, start)
 
     def remarks(self) -> Sequence[Remark]:
         """What the passes say of the graph, without compiling it; none for one that cannot be rewritten."""
-        key = self._key()
-        found = self._load(key) if key else None
+        found = self._load(self._key())
         if found is not None:
             return found[1].remarks
-        try:
-            self._ahead = self._rewritten()
-        except CaptureError:
-            return ()
-        return self._ahead.remarks
+        rewritten = self._rewritten_ahead()
+        return () if rewritten is None else rewritten.remarks
 
     def section(self) -> Section:
         """The report without a compilation."""
@@ -200,6 +193,14 @@ class _Compilation:
     def forget(self) -> None:
         """Let go of what was rewritten ahead."""
         self._ahead = None
+
+    def _rewritten_ahead(self) -> Rewritten | None:
+        """The rewritten graph, kept until it is compiled or forgotten; ``None`` for one that cannot be rewritten."""
+        try:
+            self._ahead = self._ahead or self._rewritten()
+        except CaptureError:
+            return None
+        return self._ahead
 
     def _key(self) -> str | None:
         return None if self._options.delegate == "eager" else key_of(self._graph_module, self._options, self._config)
@@ -230,7 +231,9 @@ class _Compilation:
             self._store.save(key, lowered, section, guard_of(self._symbols()))
         return self._finished(lowered.driver, section, start, warm=False)
 
-    def _load(self, key: str) -> tuple[Any, Section] | None:
+    def _load(self, key: str | None) -> tuple[Any, Section] | None:
+        if key is None:
+            return None
         stored = self._store.load(key, compiler_of(self._options, self._config), self._region)
         if stored is None or not guard_holds(stored.guard, self._symbols()):
             return None

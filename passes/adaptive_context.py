@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.decisions.context import ContextGather, NoGather, find_gather
+from lightint_compile.passes.decisions.context import ContextGather, find_gather
 from lightint_compile.passes.decisions.given import GivenContext, find_given
 from lightint_compile.passes.decisions.plan import insert_plan
 from lightint_compile.passes.decisions.points import PLAN
@@ -58,7 +58,7 @@ class AdaptiveContext(Pass):
             policy = Policy(rules=self.rules, memory=given.most, adapt_context=True, overlap=self.overlap, given=True)
             return PassResult(True, (_applied(policy, at(given.context), **decide_given(program, given, policy)),))
         missed = found or given
-        return PassResult(False, (_missed(missed),) if missed else ())
+        return PassResult(False, (missed.remark(self.name, "gather"),) if missed else ())
 
 
 def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
@@ -106,14 +106,3 @@ def _sizes_of(program: Program, found: ContextGather) -> list[fx.Node]:
         for node in program.calls()
         if isinstance(node.meta.get("val"), torch.SymInt) and size_of(node.meta["val"]) == found.size and node.users
     ]
-
-
-def _missed(found: NoGather) -> Remark:
-    return Remark(
-        kind=RemarkKind.MISSED,
-        pass_name=AdaptiveContext.name,
-        rule="gather",
-        message=found.reason,
-        hint=found.hint,
-        **at(found.node),
-    )

@@ -11,11 +11,11 @@ from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.points import KeepPoint, point_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
 from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
+from lightint_compile.passes.remarks import Miss, Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.reuse.cuts import Cut, find_cuts
 from lightint_compile.passes.reuse.rewrite import Reuse, inputs_of, placed_before, policy_of
 from lightint_compile.passes.reuse.scope import Scope, scope_of, sources
-from lightint_compile.passes.reuse.sides import Refusal, rows_of
+from lightint_compile.passes.reuse.sides import rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,10 @@ class ContextReuse(Pass):
             return PassResult(False, tuple(_without_decision(program)))
         cuts = find_cuts(program, scope)
         rows = rows_of(program, scope, cuts) if cuts else _nothing(scope)
-        if not isinstance(rows, Refusal):
+        if not isinstance(rows, Miss):
             rows = _late_source(program, scope) or rows
-        if isinstance(rows, Refusal):
-            return PassResult(False, (_missed(rows),))
+        if isinstance(rows, Miss):
+            return PassResult(False, (rows.remark(self.name, "keep"),))
         inputs = inputs_of(program, cuts, scope)
         remark_at = at(cuts[0].node)
         before = len(rows)
@@ -91,27 +91,17 @@ def _without_decision(program: Program) -> list[Remark]:
     if not sites:
         return []
     reason = "which frames are context is not decided at run time, so nothing says which of them stay"
-    return [_missed(Refusal(sites[0].node, reason, "run adaptive-context before context-reuse"))]
+    miss = Miss(sites[0].node, reason, "run adaptive-context before context-reuse")
+    return [miss.remark(ContextReuse.name, "keep")]
 
 
-def _nothing(scope: Scope) -> Refusal:
-    return Refusal(scope.index, "no attention reads keys or values that are a projection of the context's tokens")
+def _nothing(scope: Scope) -> Miss:
+    return Miss(scope.index, "no attention reads keys or values that are a projection of the context's tokens")
 
 
-def _late_source(program: Program, scope: Scope) -> Refusal | None:
+def _late_source(program: Program, scope: Scope) -> Miss | None:
     """The plan looks at everything that is read for each frame, so all of it must be there when it is asked."""
     frames = [node for node, _ in sources(scope)]
     if placed_before(program.graph, frames, scope.plan):
         return None
-    return Refusal(scope.plan, "what belongs to a frame is computed after the decision", "give it as an input")
-
-
-def _missed(refusal: Refusal) -> Remark:
-    return Remark(
-        kind=RemarkKind.MISSED,
-        pass_name=ContextReuse.name,
-        rule="keep",
-        message=refusal.reason,
-        hint=refusal.hint,
-        **at(refusal.node),
-    )
+    return Miss(scope.plan, "what belongs to a frame is computed after the decision", "give it as an input")

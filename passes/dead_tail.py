@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch.fx as fx
 
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.effects import is_pure
+from lightint_compile.passes.effects import live_nodes
 from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, module_path_of, source_of
@@ -34,13 +34,7 @@ class DeadTail(Pass):
 
 def _dead(graph: fx.Graph) -> list[fx.Node]:
     """Nodes that nothing observable depends on, in graph order."""
-    pending = [node for node in graph.nodes if node.op in ("placeholder", "output") or not is_pure(node)]
-    live = set(pending)
-    while pending:
-        for producer in pending.pop().all_input_nodes:
-            if producer not in live:
-                live.add(producer)
-                pending.append(producer)
+    live = set(live_nodes(graph))
     return [node for node in graph.nodes if node not in live]
 
 

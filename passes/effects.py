@@ -7,12 +7,14 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import argument
+
 aten = torch.ops.aten
 
-#: Operations tagged as random that draw nothing when this argument is given this way: position, name, value.
-_SILENT: dict[Any, tuple[int, str, Any]] = {
-    aten.scaled_dot_product_attention.default: (4, "dropout_p", 0.0),
-    aten.dropout.default: (2, "train", False),
+#: Operations tagged as random that draw nothing when this argument has this value.
+_SILENT: dict[Any, tuple[str, Any]] = {
+    aten.scaled_dot_product_attention.default: ("dropout_p", 0.0),
+    aten.dropout.default: ("train", False),
 }
 
 
@@ -22,12 +24,21 @@ def draws_random(node: fx.Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     if target in _SILENT:
-        position, name, silent = _SILENT[target]
-        given = node.args[position] if len(node.args) > position else node.kwargs.get(name, silent)
-        return bool(given != silent)
+        name, silent = _SILENT[target]
+        return bool(argument(node, name) != silent)
     return True
 
 
 def is_pure(node: fx.Node) -> bool:
     """Whether a node may be erased when unread, moved, and merged with an equal one."""
     return not draws_random(node) and not node.is_impure(impure_random=False)
+
+
+def live_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that something observable depends on, in graph order; the inputs and the output are among them."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in needed or node.op in ("placeholder", "output") or not is_pure(node):
+            needed.add(node)
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]

@@ -11,6 +11,7 @@ from lightint_compile.passes.facts.roles import Role, Roles
 from lightint_compile.passes.flops import flops_of, program_flops
 from lightint_compile.passes.outlining.nodes import MEMO, alias_source
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
 
 TEXT = Role.TEXT.value
@@ -105,13 +106,7 @@ def _sources(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
 
 
 def _closed(graph: fx.Graph, text: set[fx.Node], constant: set[fx.Node]) -> list[fx.Node]:
-    needed = set(text)
-    pending = list(text)
-    while pending:
-        for producer in pending.pop().all_input_nodes:
-            if producer in constant and producer not in needed:
-                needed.add(producer)
-                pending.append(producer)
+    needed = reached(text, lambda node: (producer for producer in node.all_input_nodes if producer in constant))
     return [node for node in graph.nodes if node in needed and node.op == "call_function"]
 
 

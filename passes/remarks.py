@@ -144,7 +144,7 @@ def clean_path(path: str, *, of_module: bool = True) -> str:
 
 
 def source_of(node: fx.Node) -> str:
-    """The user's ``file:line`` that made ``node``: the innermost frame outside torch and outside this package."""
+    """The user's ``file:line`` that made ``node``: the innermost frame outside torch."""
     trace = node.meta.get("stack_trace")
     if not trace:
         return ""
@@ -159,3 +159,29 @@ def source_of(node: fx.Node) -> str:
 def at(node: fx.Node) -> dict[str, Any]:
     """The place of ``node`` as keyword arguments for :class:`Remark`."""
     return {"module_path": module_path_of(node), "source": source_of(node)}
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Where and why a rewrite was left undone.
+
+    Attributes:
+        node: where it was noticed.
+        reason: what stands in the way.
+        hint: the smallest change that would remove it; empty where there is none.
+    """
+
+    node: fx.Node
+    reason: str
+    hint: str = ""
+
+    def remark(self, pass_name: str, rule: str) -> Remark:
+        """The miss as a remark of a pass."""
+        return Remark(
+            kind=RemarkKind.MISSED,
+            pass_name=pass_name,
+            rule=rule,
+            message=self.reason,
+            hint=self.hint,
+            **at(self.node),
+        )

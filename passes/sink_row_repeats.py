@@ -20,6 +20,7 @@ from lightint_compile.passes.calls import sizes_of
 from lightint_compile.passes.evaluate import hinted_shape, refresh, shape_of
 from lightint_compile.passes.flops import flops_of, program_flops
 from lightint_compile.passes.program import InputKind, Program, tensor_of
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.row_repeats.emit import Emission
@@ -101,13 +102,12 @@ def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
 
 def _needed(ends: list[fx.Node], analysis: Analysis) -> set[fx.Node]:
     """The nodes whose small versions the small versions of ``ends`` are computed from, and ``ends``."""
-    pending, needed = list(ends), set(ends)
-    while pending:
-        for operand, want in analysis.sunk[pending.pop()].plan.operands.items():
-            if operand in analysis.sunk and repeats(want) and operand not in needed:
-                needed.add(operand)
-                pending.append(operand)
-    return needed
+
+    def read_small(node: fx.Node) -> Iterator[fx.Node]:
+        operands = analysis.sunk[node].plan.operands.items()
+        return (operand for operand, want in operands if operand in analysis.sunk and repeats(want))
+
+    return reached(ends, read_small)
 
 
 def _rewrite(program: Program, analysis: Analysis, ends: list[fx.Node]) -> list[Remark]:

@@ -22,7 +22,7 @@ from lightint_compile.passes.decisions.steps import StepBody, body_of
 from lightint_compile.passes.elements.rows import Refused
 from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.program import Program, tensor_of
-from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
+from lightint_compile.passes.remarks import Miss, Numerics, Remark, RemarkKind
 
 CHUNK = 4
 
@@ -206,4 +206,4 @@ def _shared(refused: Refused) -> Remark:
 
 
 def _missed(node: fx.Node, rule: str, message: str, hint: str) -> Remark:
-    return Remark(kind=RemarkKind.MISSED, pass_name=StepCache.name, rule=rule, message=message, hint=hint, **at(node))
+    return Miss(node, message, hint).remark(StepCache.name, rule)

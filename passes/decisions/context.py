@@ -14,6 +14,7 @@ from lightint_compile.passes.decisions.cameras import camera_input, is_camera_sh
 from lightint_compile.passes.decisions.resize import bounds
 from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.remarks import Miss
 
 aten = torch.ops.aten
 
@@ -45,24 +46,9 @@ class ContextGather:
     memory: int
 
 
-@dataclass(frozen=True)
-class NoGather:
-    """Why a place that looked like a gather of context was left alone.
-
-    Attributes:
-        node: where it was looked at.
-        reason: what stood in the way.
-        hint: the smallest change that would remove it.
-    """
-
-    node: fx.Node
-    reason: str
-    hint: str
-
-
-def find_gather(program: Program) -> ContextGather | NoGather | None:
+def find_gather(program: Program) -> ContextGather | Miss | None:
     """The gather of context of ``program``; ``None`` where nothing looks like one."""
-    misses: list[NoGather] = []
+    misses: list[Miss] = []
     for index, gathers in _by_index(program).items():
         found = _examine(program, index, gathers)
         if isinstance(found, ContextGather):
@@ -93,24 +79,24 @@ def _reads(program: Program) -> Iterator[tuple[fx.Node, fx.Node, int, fx.Node]]:
             yield node, source, given[0][0], given[0][1]
 
 
-def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> ContextGather | NoGather | None:
+def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> ContextGather | Miss | None:
     positions = tensor_of(index)
     sources = {node: source for node, source, _, read in _reads(program) if read is index}
     history = _frames_of(program, gathers, sources)
     if positions is None or positions.dim() != 1 or history is None:
         return None
     if index.op == "placeholder":
-        return NoGather(index, "the frame numbers are an input, chosen outside", "choose them inside the module")
+        return Miss(index, "the frame numbers are an input, chosen outside", "choose them inside the module")
     gathered = [source for source in sources.values() if is_camera_shaped(source)]
     cameras = gathered[0] if gathered else camera_input(program)
     if cameras is None:
-        return NoGather(index, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
+        return Miss(index, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
     memory = _memory(positions.shape[0])
     if isinstance(memory, str):
-        return NoGather(index, memory, "gather min(history, memory) frames of a history whose frame axis is dynamic")
+        return Miss(index, memory, "gather min(history, memory) frames of a history whose frame axis is dynamic")
     if not _whole_chunk(history, cameras):
         reason = f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
-        return NoGather(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
+        return Miss(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
     size = positions.shape[0].node.expr  # type: ignore[attr-defined]
     return ContextGather(index, tuple(gathers), history, cameras, size, memory)
 

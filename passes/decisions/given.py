@@ -11,11 +11,12 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.cameras import is_camera_shaped
-from lightint_compile.passes.decisions.context import CHUNK, NoGather
+from lightint_compile.passes.decisions.context import CHUNK
 from lightint_compile.passes.decisions.resize import bounds
 from lightint_compile.passes.evaluate import hint_of, size_of
 from lightint_compile.passes.facts.roles import Role, Roles
 from lightint_compile.passes.program import InputKind, Program, tensor_of
+from lightint_compile.passes.remarks import Miss
 
 UNBOUNDED = 1 << 20
 """Context frames of a capture that states no largest number."""
@@ -68,7 +69,7 @@ class Lengths(dict[sympy.Symbol, int]):
         return self[found[0]] + found[1] if found is not None and found[0] in self else None
 
 
-def find_given(program: Program) -> GivenContext | NoGather | None:
+def find_given(program: Program) -> GivenContext | Miss | None:
     """The context that is an input of ``program``; ``None`` where no input looks like one."""
     roles = program.fact(Roles)
     inputs = {program.input_of(node).path: node for node in program.placeholders()}
@@ -78,7 +79,7 @@ def find_given(program: Program) -> GivenContext | NoGather | None:
     return given[0] if given else next((each for each in found if each is not None), None)
 
 
-def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> GivenContext | NoGather | None:
+def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> GivenContext | Miss | None:
     latents = tensor_of(context)
     if latents is None or latents.dim() != 5 or not context.users:
         return None
@@ -86,20 +87,20 @@ def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> Give
     affine = _affine(frames)
     if affine is None or not isinstance(frames, torch.SymInt):
         hint = f"mark its frame axis dynamic: torch._dynamo.mark_dynamic({context.name}, {FRAMES})"
-        return NoGather(context, f"{frames} context frames are fixed in the captured graph", hint) if cameras else None
+        return Miss(context, f"{frames} context frames are fixed in the captured graph", hint) if cameras else None
     if not cameras:
-        return NoGather(context, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
+        return Miss(context, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
     least, most = bounds(frames)
     if least is None or least > CHUNK:
         why = f"the graph was captured for at least {least} context frames, and holds for no fewer"
-        return NoGather(context, why, "leave conditions on the number of context frames out of the module")
+        return Miss(context, why, "leave conditions on the number of context frames out of the module")
     lengths = Lengths({affine[0]: -affine[1]})
     pair = _pair(cameras, frames, lengths)
     if pair is None:
         reason = f"no cameras belong to the {hint_of(frames)} context frames and one chunk of {CHUNK} latent frames"
-        return NoGather(cameras[0], reason, "give the cameras of the context and of the coming chunk")
+        return Miss(cameras[0], reason, "give the cameras of the context and of the coming chunk")
     if _returned(program, lengths):
-        return NoGather(context, "the module returns something for every context frame", "return the chunk alone")
+        return Miss(context, "the module returns something for every context frame", "return the chunk alone")
     most = UNBOUNDED if most is None else most
     return GivenContext(context, *pair, tuple(_per_frame(program, lengths)), lengths, most)
 

@@ -20,6 +20,7 @@ from lightint_compile.passes.evaluate import Size, hinted_shape, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
 from lightint_compile.passes.facts.token_grid import Grid
 from lightint_compile.passes.program import InputKind, Program, tensor_of
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.passes.sizes import same
 
@@ -212,7 +213,7 @@ def _picks(user: fx.Node, axis: int) -> bool:
 
 def _is_patchified_alone(node: fx.Node) -> bool:
     """Whether a convolution over a volume reads it without anything joined to it first."""
-    moved = [node, *_reached(node, _MOVES | {aten.pad.default, aten.constant_pad_nd.default})]
+    moved = _readers(node, _MOVES | {aten.pad.default, aten.constant_pad_nd.default})
     return any(user.target is aten.conv3d.default for step in moved for user in step.users)
 
 
@@ -242,21 +243,14 @@ def _cameras(model: _Model) -> Found:
         if tuple(shape[-2:]) in _MATRICES:
             yield name, Evidence(Role.CAMERA, f"its last two axes are a {shape[-2]}x{shape[-1]} matrix for every frame")
         elif any(
-            tuple(shape_of(user)[-2:]) == (4, 4) for user in _reached(node, _MOVES) if tensor_of(user) is not None
+            tuple(shape_of(user)[-2:]) == (4, 4) for user in _readers(node, _MOVES) if tensor_of(user) is not None
         ):
             yield name, Evidence(Role.CAMERA, "the model views part of it as a 4x4 matrix for every frame")
 
 
-def _reached(node: fx.Node, through: frozenset[object]) -> list[fx.Node]:
-    """Nodes that read ``node`` through operations of one kind only."""
-    found: list[fx.Node] = []
-    pending = list(node.users)
-    while pending:
-        user = pending.pop()
-        if user.target in through and user not in found:
-            found.append(user)
-            pending.extend(user.users)
-    return found
+def _readers(node: fx.Node, through: frozenset[object]) -> set[fx.Node]:
+    """``node``, and what reads it through operations of one kind only."""
+    return reached([node], lambda known: (user for user in known.users if user.target in through))
 
 
 def _intrinsics(model: _Model) -> Found:

@@ -11,6 +11,7 @@ import torch.fx as fx
 from lightint_compile.passes.outlining.growth import Allowed, Slot
 from lightint_compile.passes.outlining.nodes import is_movable
 from lightint_compile.passes.outlining.values import Tokens
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import generic_path
 
 #: Rounds of comparing producers before two nodes count as alike: enough to tell attention from MLP residuals.
@@ -97,13 +98,7 @@ def _sinks(nodes: Iterable[fx.Node], inside: Set[fx.Node]) -> Iterator[fx.Node]:
 
 
 def _cone_size(sink: fx.Node, inside: Set[fx.Node]) -> int:
-    seen, pending = {sink}, [sink]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source in inside and source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return len(seen)
+    return len(reached([sink], lambda node: (source for source in node.all_input_nodes if source in inside)))
 
 
 def _further_sinks(sets: Sequence[Set[fx.Node]], lasts: Sequence[fx.Node], tokens: Tokens) -> Iterator[Slot]:

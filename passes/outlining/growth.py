@@ -14,6 +14,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.outlining.nodes import is_element, is_lookup, is_scalar, is_tuple
 from lightint_compile.passes.outlining.values import Tokens
+from lightint_compile.passes.reach import reached
 
 #: One node of every copy, the same place in each.
 Slot = tuple[fx.Node, ...]
@@ -104,7 +105,8 @@ class _Growth:
     def _is_outer(self, node: fx.Node) -> bool:
         """Whether a node looks something up that no copy computes (``sigmas[i]``): it is left outside, in front."""
         if self._later is None:
-            self._later = _descendants(node for slot in self.slots[: self._anchors] for node in slot)
+            anchors = [node for slot in self.slots[: self._anchors] for node in slot]
+            self._later = reached((user for node in anchors for user in node.users), lambda node: node.users)
         return node not in self._later and is_lookup(node)
 
     def _split(self, kinds: Sequence[int | None]) -> None:
@@ -117,17 +119,6 @@ class _Growth:
         for copy, node in enumerate(place):
             self._owner[node] = (copy, len(self.slots))
         self.slots.append(place)
-
-
-def _descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    pending = list(nodes)
-    found: set[fx.Node] = set()
-    while pending:
-        for user in pending.pop().users:
-            if user not in found:
-                found.add(user)
-                pending.append(user)
-    return found
 
 
 def recruit(slots: Sequence[Slot], others: Iterable[fx.Node], free: Collection[fx.Node], tokens: Tokens) -> list[Slot]:

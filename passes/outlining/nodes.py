@@ -10,7 +10,8 @@ import torch
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
-from lightint_compile.passes.effects import is_pure
+from lightint_compile.passes.effects import is_pure, live_nodes
+from lightint_compile.passes.reach import reached
 
 #: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
 MEMO = "memo"
@@ -85,7 +86,7 @@ class Dependencies:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.order = _live(graph)
+        self.order = live_nodes(graph)
         self.position = {node: index for index, node in enumerate(self.order)}
         self._after: dict[fx.Node, fx.Node] = {}
         self._before: dict[fx.Node, fx.Node] = {}
@@ -109,22 +110,6 @@ class Dependencies:
         return users if following is None or following in node.users else [*users, following]
 
 
-def _live(graph: fx.Graph) -> list[fx.Node]:
-    needed: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node in needed or node.op in ("placeholder", "output") or not is_pure(node):
-            needed.add(node)
-            needed.update(node.all_input_nodes)
-    return [node for node in graph.nodes if node in needed]
-
-
 def with_sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """``nodes`` and everything they depend on."""
-    pending = list(nodes)
-    found = set(pending)
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
-    return found
+    return reached(nodes, lambda node: node.all_input_nodes)

@@ -20,6 +20,7 @@ from lightint_compile.passes.facts.attention_sites import ATTENTION, AttentionSi
 from lightint_compile.passes.facts.token_grid import TokenGrid
 from lightint_compile.passes.outlining.nodes import alias_source
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.reuse.scope import Scope, rows_axis
 
 aten = torch.ops.aten
@@ -76,16 +77,15 @@ def operands_of(program: Program) -> tuple[list[fx.Node], list[fx.Node]]:
 
 def on_the_way(operands: Iterable[fx.Node], scope: Scope) -> set[fx.Node]:
     """Nodes between projections and ``operands`` of attentions, both included."""
-    pending = list(operands)
-    found: set[fx.Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in found or node not in scope.stream or isinstance(node.meta.get("val"), torch.SymInt):
-            continue
-        found.add(node)
-        if node.target not in PROJECTIONS and node.target is not ATTENTION:
-            pending.extend(node.all_input_nodes)
-    return found
+
+    def lies_there(node: fx.Node) -> bool:
+        return node in scope.stream and not isinstance(node.meta.get("val"), torch.SymInt)
+
+    def onward(node: fx.Node) -> Iterable[fx.Node]:
+        ends = node.target in PROJECTIONS or node.target is ATTENTION
+        return () if ends else filter(lies_there, node.all_input_nodes)
+
+    return reached(filter(lies_there, operands), onward)
 
 
 def _projects_context(node: fx.Node, scope: Scope) -> bool:
@@ -94,14 +94,7 @@ def _projects_context(node: fx.Node, scope: Scope) -> bool:
 
 def _rows_below(start: fx.Node, within: Set[fx.Node], scope: Scope) -> set[fx.Node]:
     """What is computed from ``start`` on the way to the attentions, as far as context rows stay by themselves."""
-    found = {start}
-    pending = [start]
-    while pending:
-        for user in pending.pop().users:
-            if user in within and user not in found and _has_own_rows(user, scope):
-                found.add(user)
-                pending.append(user)
-    return found
+    return reached([start], lambda node: (u for u in node.users if u in within and _has_own_rows(u, scope)))
 
 
 def _has_own_rows(node: fx.Node, scope: Scope) -> bool:

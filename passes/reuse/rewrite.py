@@ -21,6 +21,7 @@ from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.decisions.resize import Resize, fresh_size
 from lightint_compile.passes.evaluate import refresh
 from lightint_compile.passes.program import Program
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.reuse.cuts import Cut
 from lightint_compile.passes.reuse.scope import Scope, sources
 from lightint_compile.passes.reuse.sides import counts_frames
@@ -203,13 +204,8 @@ def _strides(sizes: Sequence[Any]) -> list[Any]:
 def inputs_of(program: Program, cuts: Sequence[Cut], scope: Scope) -> list[fx.Node]:
     """The tensors that kept values depend on besides what belongs to a frame: text, weights."""
     known = {node for node, _ in sources(scope)} | {scope.plan}
-    found: set[fx.Node] = set()
-    pending = [cut.node for cut in cuts]
-    while pending:
-        node = pending.pop()
-        if node not in found and node not in known:
-            found.add(node)
-            pending.extend(node.all_input_nodes)
+    starts = (cut.node for cut in cuts if cut.node not in known)
+    found = reached(starts, lambda node: (source for source in node.all_input_nodes if source not in known))
     return [node for node in program.placeholders() if node in found and isinstance(node.meta.get("val"), torch.Tensor)]
 
 

@@ -6,18 +6,18 @@ operation: the rules that carry repeated rows through a graph say which operatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import torch
 import torch.fx as fx
 
 from lightint_compile.passes.calls import argument
-from lightint_compile.passes.effects import is_pure
+from lightint_compile.passes.effects import live_nodes
 from lightint_compile.passes.evaluate import Size, shape_of
 from lightint_compile.passes.facts.attention_sites import ATTENTION
-from lightint_compile.passes.outlining.nodes import with_sources
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.reach import reached
+from lightint_compile.passes.remarks import Miss
 from lightint_compile.passes.reuse.cuts import Cut, on_the_way, operands_of
 from lightint_compile.passes.reuse.scope import Scope, has_rows, rows_axis
 from lightint_compile.passes.row_repeats.analysis import Analysis, analyse
@@ -27,22 +27,7 @@ from lightint_compile.passes.sizes import quotient
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why nothing is kept.
-
-    Attributes:
-        node: where it was noticed.
-        reason: what stands in the way.
-        hint: the smallest change that would remove it.
-    """
-
-    node: fx.Node
-    reason: str
-    hint: str = ""
-
-
-def rows_of(program: Program, scope: Scope, cuts: Sequence[Cut]) -> list[fx.Node] | Refusal:
+def rows_of(program: Program, scope: Scope, cuts: Sequence[Cut]) -> list[fx.Node] | Miss:
     """The nodes to compute for fresh frames only, in order: everything that the values to keep are made from."""
     placed = _placed_by_latents(scope, cuts)
     if placed is not None:
@@ -50,57 +35,54 @@ def rows_of(program: Program, scope: Scope, cuts: Sequence[Cut]) -> list[fx.Node
     keys, values = operands_of(program)
     joined = _joined(cuts, on_the_way([*keys, *values], scope))
     rows = _made_from(program, scope, cuts, joined)
-    return next(_refusals(program, scope, rows, joined), rows)
+    return next(_misses(program, scope, rows, joined), rows)
 
 
-def _placed_by_latents(scope: Scope, cuts: Sequence[Cut]) -> Refusal | None:
+def _placed_by_latents(scope: Scope, cuts: Sequence[Cut]) -> Miss | None:
     """A position that depends on latents could not be applied to what is kept."""
     for cut in cuts:
         for node in cut.after:
             for source in node.all_input_nodes:
                 if source in scope.stream and source is not cut.node and source not in cut.after:
-                    return Refusal(node, f"behind {cut.node.name} it depends on latents by another way, {source.name}")
+                    return Miss(node, f"behind {cut.node.name} it depends on latents by another way, {source.name}")
     return None
 
 
 def _joined(cuts: Sequence[Cut], paths: Set[fx.Node]) -> set[fx.Node]:
     """What lies behind the cuts on the way to the attentions: it sees kept and fresh frames alike."""
-    found: set[fx.Node] = set()
-    pending = [cut.node for cut in cuts]
-    while pending:
-        for user in pending.pop().users:
-            if user in paths and user not in found:
-                found.add(user)
-                pending.append(user)
-    return found
+
+    def onward(node: fx.Node) -> Iterator[fx.Node]:
+        return (user for user in node.users if user in paths)
+
+    return reached((user for cut in cuts for user in onward(cut.node)), onward)
 
 
 def _made_from(program: Program, scope: Scope, cuts: Sequence[Cut], joined: set[fx.Node]) -> list[fx.Node]:
     """What the cuts depend on below the choice of frames; keys and values of an attention are not looked behind."""
-    found: set[fx.Node] = set()
-    pending = [cut.node for cut in cuts]
-    while pending:
-        node = pending.pop()
-        if node in found or node not in scope.chosen or node in joined or node is scope.index:
-            continue
-        found.add(node)
-        pending.extend([argument(node, "query")] if node.target is ATTENTION else node.all_input_nodes)
+
+    def belongs(node: fx.Node) -> bool:
+        return node in scope.chosen and node not in joined and node is not scope.index
+
+    def onward(node: fx.Node) -> Iterable[fx.Node]:
+        return filter(belongs, [argument(node, "query")] if node.target is ATTENTION else node.all_input_nodes)
+
+    found = reached(filter(belongs, (cut.node for cut in cuts)), onward)
     return [node for node in program.graph.nodes if node in found]
 
 
-def _refusals(program: Program, scope: Scope, rows: list[fx.Node], joined: set[fx.Node]) -> Iterator[Refusal]:
+def _misses(program: Program, scope: Scope, rows: list[fx.Node], joined: set[fx.Node]) -> Iterator[Miss]:
     inside = set(rows)
-    live = with_sources(node for node in program.graph.nodes if node.op == "output" or not is_pure(node))
+    live = set(live_nodes(program.graph))
     analysis = analyse(program.graph, _supposed(scope, rows))
     for node in rows:
         if tensor_of(node) is not None and not _row_by_row(node, scope.size, analysis):
-            yield Refusal(node, f"{node.name} cannot be computed for some frames alone: {_mixing(node, analysis)}")
+            yield Miss(node, f"{node.name} cannot be computed for some frames alone: {_mixing(node, analysis)}")
         if not isinstance(node.meta.get("val"), torch.SymInt):
             for user in live.intersection(node.users) & scope.stream - inside - joined:
                 if has_rows(node, scope.size):
-                    yield Refusal(user, f"it reads {node.name} of all context frames, besides their keys and values")
+                    yield Miss(user, f"it reads {node.name} of all context frames, besides their keys and values")
         if node.target is not ATTENTION and any(source in joined for source in node.all_input_nodes):
-            yield Refusal(node, f"{node.name} reads keys or values outside of an attention")
+            yield Miss(node, f"{node.name} reads keys or values outside of an attention")
 
 
 def _mixing(node: fx.Node, analysis: Analysis) -> str:
