@@ -67,7 +67,7 @@ class ContextReuse(Pass):
         policy = dataclasses.replace(
             policy_of(program, scope.plan), age=self.age, drift=self.drift, kept_frames=self.kept_frames
         )
-        Reuse(program, scope, cuts, rows, inputs, self.name).rewrite(policy)
+        Reuse(program, scope, cuts, rows, inputs, policy, self.name).rewrite()
         return PassResult(True, (self._applied(cuts, before, len(inputs), remark_at),))
 
     def _applied(self, cuts: list[Cut], rows: int, inputs: int, remark_at: dict[str, Any]) -> Remark:

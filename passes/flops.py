@@ -164,8 +164,10 @@ def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:
 
 
 def _sparse(arguments: dict[str, Any], shape: Shape) -> Any:
-    """Dense cost, times the densities over current and context keys when the operator states them; the prefix is always
-    kept, and means count where they take part."""
+    """Dense cost, times the densities over current and context keys when the operator states them.
+
+    The prefix is always kept, and means of tiles count where they take part.
+    """
     query, value = shape(_first(arguments["query"])), shape(_first(arguments["value"]))
     keys = sum(shape(segment)[-2] for segment in _segments(arguments["key"]))
     prefix, density = arguments.get("prefix") or 0, arguments.get("density")

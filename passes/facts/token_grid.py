@@ -20,11 +20,12 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.calls import sizes_of, tensors
+from lightint_compile.passes.calls import argument, dimension, sizes_of, tensors
 from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.facts import axis_layout, axis_math  # noqa: F401 - their rules register themselves
 from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, extent
 from lightint_compile.passes.facts.axis_rules import rule_for
+from lightint_compile.passes.families import Family
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.sizes import same
 
@@ -184,7 +185,7 @@ class TokenGrid:
         return {number: axis for number, axis in found.items() if axis is not None and axis.grids}
 
     def holder(self, origin: Origin | None, size: Size) -> tuple[fx.Node, int] | None:
-        """The first node with an axis that is exactly this one axis of a grid, where a rewrite can read its size."""
+        """The first node, and its axis, where a rewrite can read the size of exactly this one axis of a grid."""
         return self._holders.get((origin, size))
 
     @cached_property
@@ -199,8 +200,8 @@ class TokenGrid:
 
 def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
     """Where the extent of an axis is read: of picked frames from the index, which is there before they are."""
-    index = node.args[2] if node.target is torch.ops.aten.index_select.default and node.args[1] == axis else None
-    return (index, 0) if isinstance(index, fx.Node) else (node, axis)
+    picks = node.target in Family.INDEX_SELECT.value and dimension(node, len(sizes_of(node))) == axis
+    return (argument(node, "index"), 0) if picks else (node, axis)
 
 
 def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:

@@ -38,6 +38,7 @@ class Reuse:
 
     Args:
         inputs: what kept values depend on besides the frames.
+        policy: that of the plan from now on.
     """
 
     def __init__(
@@ -47,17 +48,17 @@ class Reuse:
         cuts: Sequence[Cut],
         rows: Sequence[fx.Node],
         inputs: Sequence[fx.Node],
+        policy: Policy,
         pass_name: str,
     ) -> None:
         self._program, self._scope, self._cuts, self._rows = program, scope, cuts, rows
-        self._inputs = inputs
+        self._inputs, self._policy = inputs, policy
         self._rewriter = Rewriter(program, pass_name)
 
-    def rewrite(self, policy: Policy) -> None:
-        """Do it; ``policy`` is that of the plan from now on."""
+    def rewrite(self) -> None:
+        """Do it."""
         graph = self._program.graph
-        fresh, counts = self._plan(policy)
-        self._slots = policy.slots
+        fresh, counts = self._plan()
         made = self._copied(fresh, counts)
         joined = []
         for site, cut in enumerate(self._cuts):
@@ -70,13 +71,13 @@ class Reuse:
                 graph.erase_node(node)
         refresh(self._program, joined)
 
-    def _plan(self, policy: Policy) -> tuple[fx.Node, _Counts]:
+    def _plan(self) -> tuple[fx.Node, _Counts]:
         """The plan says which frames are fresh; it looks at all that tells whether a frame is the one that was kept."""
         root, plan = self._program.graph_module, self._scope.plan
         frames = sources(self._scope)
-        root.add_submodule(str(plan.target), DecisionPoint(PlanPoint(policy, tuple(axis for _, axis in frames))))
+        root.add_submodule(str(plan.target), DecisionPoint(PlanPoint(self._policy, tuple(axis for _, axis in frames))))
         plan.args = (*plan.args[:2], tuple(node for node, _ in frames), tuple(self._inputs))
-        size = fresh_size(self._program, "fresh_frames", policy.memory, FRESH)
+        size = fresh_size(self._program, "fresh_frames", self._policy.memory, FRESH)
         index = self._scope.index
         with root.graph.inserting_after(index):
             fresh = root.graph.call_function(operator.getitem, (plan, 2))
@@ -153,9 +154,9 @@ class Reuse:
             }
             tokens = self._rewriter.call(operator.mul, counts.kept, cut.frame_tokens)
         shape = tuple(-1 if dim in extents else size for dim, size in enumerate(sizes))
-        point = RecallPoint(site, shape, self._slots, str(value.dtype).removeprefix("torch."), str(value.device))
+        point = RecallPoint(site, shape, self._policy.slots, str(value.dtype).removeprefix("torch."), str(value.device))
         recalled = self._call(f"recall_{site}", point, (self._record, *extents.values()), fresh)
-        real = [self._slots if size is None else size for size in sizes]
+        real = [self._policy.slots if size is None else size for size in sizes]
         with self._mode(fresh):
             recalled.meta["val"] = torch.empty_strided(real, _strides(real), dtype=value.dtype, device=value.device)
         flat = [*(extents.get(dim, size) for dim, size in enumerate(sizes[: cut.axis])), tokens]

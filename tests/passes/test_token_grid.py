@@ -117,6 +117,18 @@ def test_picking_frames_of_the_latent_keeps_the_grid_and_picking_tokens_loses_it
     assert last(tokens, 1, **arguments).why_not == "tokens picked by an index"
 
 
+@pytest.mark.parametrize("dim", [2, -3])
+def test_the_extent_of_picked_frames_is_read_from_the_index(dim: int):
+    def picked(video: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        return patchify(video.index_select(dim, chosen), weight)
+
+    program = trace_function(picked, {"video": VIDEO, "weight": PATCH, "chosen": torch.tensor([0, 3])})
+    facts, chosen = program.fact(TokenGrid), program.placeholders()[2]
+    (pick,) = program.calls(torch.ops.aten.index_select.default)
+    (atom,) = facts.axes[pick][2]
+    assert facts.holder(atom.origin, atom.size) == (chosen, 0)
+
+
 @pytest.mark.parametrize("lose", [lambda x: x.flip(1), lambda x: x.roll(3, 1), lambda x: x.sort(1).values])
 def test_a_changed_order_loses_the_grid(lose: Callable[[Tensor], Tensor]):
     assert not last(lambda video, weight: lose(patchify(video, weight)), 1, video=VIDEO, weight=PATCH).grids
