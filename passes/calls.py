@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import torch.fx as fx
 
 from lightint_compile.passes.evaluate import Size, shape_of, size_of
 from lightint_compile.passes.program import tensor_of
+
+aten = torch.ops.aten
 
 
 @cache
@@ -99,3 +102,26 @@ def einsum_of(node: fx.Node) -> Einsum | None:
         return None
     inputs, result = equation.split("->")
     return Einsum(list(zip(inputs.split(","), operands, strict=True)), result)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Entries of one axis, counted from the front, picked by their numbers [n]."""
+
+    source: fx.Node
+    axis: int
+    index: fx.Node
+
+
+def pick_of(node: fx.Node) -> Pick | None:
+    """What ``index_select`` or ``x[:, :, index]`` picks; ``None`` for any other node, masks and several indices too."""
+    if node.target is aten.index_select.default:
+        source, index = argument(node, "self"), argument(node, "index")
+        return Pick(source, dimension(node, len(sizes_of(source))), index)
+    if node.target is not aten.index.Tensor:
+        return None
+    given = [(axis, index) for axis, index in enumerate(argument(node, "indices")) if index is not None]
+    numbers = tensor_of(given[0][1])
+    if len(given) != 1 or numbers is None or numbers.dim() != 1 or numbers.dtype in (torch.bool, torch.uint8):
+        return None
+    return Pick(argument(node, "self"), *given[0])

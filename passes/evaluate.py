@@ -11,6 +11,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 
 from lightint_compile.passes.program import Program, fake_mode_of, faking
@@ -106,14 +107,14 @@ def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
                 heapq.heappush(pending, order[user])
 
 
-def _reevaluate(node: fx.Node, mode: Any, known: dict[Any, Any]) -> bool:
+def _reevaluate(node: fx.Node, mode: FakeTensorMode, known: dict[Any, Any]) -> bool:
     """Whether the recorded value of ``node`` was stale; it is up to date afterwards.
 
     ``known`` keeps what was computed: equal blocks ask the same of every one of their nodes.
     """
     key = (node.target, described(node.args), described(node.kwargs))
     if key not in known:
-        known[key] = _evaluated(node, mode)
+        known[key] = evaluated(node.target, node.args, node.kwargs, mode)
     node.target, value = known[key]
     if _layouts(value) == _layouts(node.meta["val"]):
         return False
@@ -121,14 +122,18 @@ def _reevaluate(node: fx.Node, mode: Any, known: dict[Any, Any]) -> bool:
     return True
 
 
-def _evaluated(node: fx.Node, mode: Any) -> tuple[Any, Any]:
-    """The value of a node, and the target that gives it: ``reshape`` where a ``view`` no longer does."""
-    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+def evaluated(target: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> tuple[Any, Any]:
+    """The fake value of a call, and the target that gives it: ``reshape`` where its operand lies as no ``view`` reads.
+
+    Args:
+        args, kwargs: of the call; nodes stand for their values.
+    """
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (args, kwargs))
     with faking(mode):
         try:
-            return node.target, node.target(*args, **kwargs)  # type: ignore[operator]
+            return target, target(*args, **kwargs)
         except (RuntimeError, ValueError):
-            if node.target is not torch.ops.aten.view.default:
+            if target is not torch.ops.aten.view.default:
                 raise
             target = torch.ops.aten.reshape.default
             return target, target(*args, **kwargs)

@@ -10,6 +10,7 @@ import sympy
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import Pick, pick_of
 from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
 from lightint_compile.passes.decisions.resize import bounds
 from lightint_compile.passes.evaluate import hint_of
@@ -20,6 +21,9 @@ aten = torch.ops.aten
 
 LEAST_MEMORY = 12
 """Context frames that every rule must be free to choose: the first clip, a remembered one, and the newest."""
+
+FRAMES = 2
+"""The frame axis of latents [B, C, n, h, w]."""
 
 CHUNK = 4
 """Latent frames of a chunk, which the rules of the runtime count in."""
@@ -61,27 +65,22 @@ def find_gather(program: Program) -> ContextGather | Miss | None:
 def _by_index(program: Program) -> Mapping[fx.Node, list[fx.Node]]:
     """Reads along one axis, by the node that holds the positions."""
     found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-    for node, _, _, index in _reads(program):
-        found[index].append(node)
+    for node, pick in _picks(program):
+        found[pick.index].append(node)
     return found
 
 
-def _reads(program: Program) -> Iterator[tuple[fx.Node, fx.Node, int, fx.Node]]:
-    """Every read along one axis, ``index_select`` or ``x[:, :, index]``: node, source, axis, positions."""
-    for node in program.calls(aten.index_select.default):
-        source, axis, index = node.args
-        if isinstance(source, fx.Node) and isinstance(index, fx.Node) and isinstance(axis, int):
-            yield node, source, axis, index
-    for node in program.calls(aten.index.Tensor):
-        source, indices = node.args
-        given = [(axis, index) for axis, index in enumerate(indices) if index is not None]  # type: ignore[union-attr,arg-type]
-        if len(given) == 1 and isinstance(source, fx.Node) and isinstance(given[0][1], fx.Node):
-            yield node, source, given[0][0], given[0][1]
+def _picks(program: Program) -> Iterator[tuple[fx.Node, Pick]]:
+    """Every read along one axis by numbers."""
+    for node in program.calls():
+        pick = pick_of(node)
+        if pick is not None:
+            yield node, pick
 
 
 def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> ContextGather | Miss | None:
     positions = tensor_of(index)
-    sources = {node: source for node, source, _, read in _reads(program) if read is index}
+    sources = {node: pick.source for node, pick in _picks(program) if pick.index is index}
     history = _frames_of(program, gathers, sources)
     if positions is None or positions.dim() != 1 or history is None:
         return None
@@ -117,7 +116,7 @@ def _memory(size: int | torch.SymInt) -> int | str:
 
 def _frames_of(program: Program, gathers: list[fx.Node], sources: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
     """The latents that are read along their frame axis, if any of ``gathers`` does that."""
-    along_frames = {node for node, _, axis, _ in _reads(program) if axis in (2, -3)}
+    along_frames = {node for node, pick in _picks(program) if pick.axis == FRAMES}
     return latents_so_far(program, [sources[node] for node in gathers if node in along_frames])
 
 

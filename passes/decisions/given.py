@@ -11,7 +11,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.decisions.cameras import is_camera_shaped
-from lightint_compile.passes.decisions.context import CHUNK
+from lightint_compile.passes.decisions.context import CHUNK, FRAMES
 from lightint_compile.passes.decisions.resize import bounds
 from lightint_compile.passes.evaluate import hint_of, size_of
 from lightint_compile.passes.facts.roles import Role, Roles
@@ -20,9 +20,6 @@ from lightint_compile.passes.remarks import Miss
 
 UNBOUNDED = 1 << 20
 """Context frames of a capture that states no largest number."""
-
-FRAMES = 2
-"""The frame axis of latents [B, C, n, h, w]."""
 
 
 class PerFrame(NamedTuple):

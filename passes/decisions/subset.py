@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.decisions.context import CHUNK
-from lightint_compile.passes.decisions.given import FRAMES, GivenContext
+from lightint_compile.passes.decisions.context import CHUNK, FRAMES
+from lightint_compile.passes.decisions.given import GivenContext
 from lightint_compile.passes.decisions.plan import first_place, insert_plan
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.decisions.resize import TYPICAL, Resize, check_unconditional, fresh_size

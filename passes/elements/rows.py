@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightint_compile.passes.decisions.points import is_region_call
 from lightint_compile.passes.elements.axes import Layout, batches, place_of, row_extent
 from lightint_compile.passes.elements.flow import Flow, Flows, Known, has_elements, operands_of
 from lightint_compile.passes.elements.rules import Several
-from lightint_compile.passes.evaluate import shape_of, size_of
+from lightint_compile.passes.evaluate import evaluated, shape_of, size_of
 from lightint_compile.passes.program import fake_mode_of, faking
 from lightint_compile.passes.rewriting import KEPT_META
 
@@ -124,7 +123,7 @@ class Rows:
     def _call(
         self, graph: fx.Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layouts: Sequence[Layout]
     ) -> fx.Node:
-        target, value = self._evaluated(node, args, kwargs)
+        target, value = evaluated(node.target, args, kwargs, self._mode)
         copied = graph.call_function(target, args, kwargs, name=node.name)
         copied.meta = {key: node.meta[key] for key in KEPT_META if key in node.meta} | {"val": value}
         results = value if isinstance(value, (tuple, list)) else (value,)
@@ -132,17 +131,6 @@ class Rows:
             if isinstance(result, Tensor) and shape_of(result) != tuple(map(row_extent, layout)):
                 raise Refused(node, f"{node.name}: the row of one element has another shape than its part of the batch")
         return copied
-
-    def _evaluated(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The fake value, and the target that gives it: ``reshape`` where rows lie as no ``view`` can read them."""
-        values, named = pytree.tree_map_only(fx.Node, lambda each: each.meta["val"], (args, kwargs))
-        with faking(self._mode):
-            try:
-                return node.target, node.target(*values, **named)  # type: ignore[operator]
-            except (RuntimeError, ValueError):
-                if node.target is not aten.view.default:
-                    raise
-                return aten.reshape.default, aten.reshape.default(*values, **named)
 
     def _cut(self, row: fx.Node, layout: Layout, wanted: Layout, graph: fx.Graph) -> fx.Node:
         """An operand that is the same for all elements, as long as the row of one."""

@@ -16,6 +16,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.passes.calls import pick_of
 from lightint_compile.passes.evaluate import Size, hinted_shape, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
 from lightint_compile.passes.facts.token_grid import Grid
@@ -208,7 +209,8 @@ def _frame_axis(model: _Model, latent: fx.Node) -> int:
 
 
 def _picks(user: fx.Node, axis: int) -> bool:
-    return user.target is aten.index_select.default and bool(user.args[1] == axis)
+    pick = pick_of(user)
+    return pick is not None and pick.axis == axis
 
 
 def _is_patchified_alone(node: fx.Node) -> bool:

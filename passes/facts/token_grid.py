@@ -20,12 +20,11 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.calls import argument, dimension, sizes_of, tensors
+from lightint_compile.passes.calls import pick_of, sizes_of, tensors
 from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.facts import axis_layout, axis_math  # noqa: F401 - their rules register themselves
 from lightint_compile.passes.facts.axes import Atom, Axes, Axis, Origin, extent
 from lightint_compile.passes.facts.axis_rules import rule_for
-from lightint_compile.passes.families import Family
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.sizes import same
 
@@ -200,8 +199,8 @@ class TokenGrid:
 
 def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
     """Where the extent of an axis is read: of picked frames from the index, which is there before they are."""
-    picks = node.target in Family.INDEX_SELECT.value and dimension(node, len(sizes_of(node))) == axis
-    return (argument(node, "index"), 0) if picks else (node, axis)
+    pick = pick_of(node)
+    return (pick.index, 0) if pick is not None and pick.axis == axis else (node, axis)
 
 
 def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:

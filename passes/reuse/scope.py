@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import sympy
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.calls import Pick, pick_of
 from lightint_compile.passes.decisions.points import PlanPoint, point_of
 from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.sizes import quotient
 
 aten = torch.ops.aten
@@ -52,42 +54,28 @@ def scope_of(program: Program) -> Scope | None:
     size = size_of(tensor.shape[0])
     if isinstance(size, int):
         return None
-    gathers = tuple(node for node in index.users if _source(node, index) is not None)
-    latents = [node for node in gathers if _source(node, index) is plan.args[1]]
-    chosen = reached(program.graph, [index])
-    return Scope(plan, index, size, gathers, frozenset(chosen), frozenset(reached(program.graph, latents)))
+    gathers = _picks(index.users, index)
+    latents = [node for node, pick in gathers.items() if pick.source is plan.args[1]]
+    chosen, stream = (frozenset(reached(starts, _readers)) for starts in ([index], latents))
+    return Scope(plan, index, size, tuple(gathers), chosen, stream)
 
 
-def _source(node: fx.Node, index: fx.Node) -> fx.Node | None:
-    """What ``node`` reads rows of with ``index``; ``None`` when it does not."""
-    if node.target is aten.index_select.default and node.args[2] is index:
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    if node.target is aten.index.Tensor and [entry for entry in node.args[1] if entry is not None] == [index]:  # type: ignore[union-attr]
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    return None
+def _picks(nodes: Iterable[fx.Node], index: fx.Node) -> dict[fx.Node, Pick]:
+    """Those of ``nodes`` that pick rows with ``index``."""
+    picks = {node: pick_of(node) for node in nodes}
+    return {node: pick for node, pick in picks.items() if pick is not None and pick.index is index}
 
 
 def sources(scope: Scope) -> list[tuple[fx.Node, int]]:
     """The tensors that hold something of every frame, each with its frame axis."""
     found: dict[fx.Node, int] = {}
-    for node in scope.gathers:
-        source = _source(node, scope.index)
-        assert source is not None
-        if node.target is aten.index_select.default:
-            axis = int(node.args[1])  # type: ignore[arg-type]
-        else:
-            axis = [entry is not None for entry in node.args[1]].index(True)  # type: ignore[union-attr]
-        found.setdefault(source, axis)
+    for pick in _picks(scope.gathers, scope.index).values():
+        found.setdefault(pick.source, pick.axis)
     return list(found.items())
 
 
-def reached(graph: fx.Graph, starts: Iterable[fx.Node]) -> set[fx.Node]:
-    """``starts`` and everything that depends on them."""
-    found = set(starts)
-    for node in graph.nodes:
-        if node.op != "output" and any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    return (user for user in node.users if user.op != "output")
 
 
 def rows_axis(node: fx.Node, size: Size) -> int | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,12 @@ from lightint_compile.passes.facts.roles import Role, Roles, remarks
 from lightint_compile.passes.program import Program
 
 
-def toy() -> Program:
+def toy(pick: Callable[[Tensor, Tensor], Tensor] = lambda past, chosen: past.index_select(2, chosen)) -> Program:
     """A latent and frames gathered by number, patchified by one kernel; a pose; a scalar that becomes waves."""
 
     def step(latent: Tensor, past: Tensor, chosen: Tensor, pose: Tensor, level: Tensor) -> Tensor:
         kernel = torch.zeros(8, 8, 1, 1, 1)
-        context = F.conv3d(past.index_select(2, chosen), kernel).mean()
+        context = F.conv3d(pick(past, chosen), kernel).mean()
         return F.conv3d(latent, kernel) + context + pose.inverse().sum() + (level[:, None] * 0.1).cos().sum()
 
     arguments = {
@@ -36,6 +38,11 @@ def test_roles_of_a_small_step():
     found = {path: str(evidence.role) for path, evidence in roles.evidence.items() if evidence.role != Role.PARAMETER}
     assert found == {"latent": "latent", "past": "context", "pose": "camera", "level": "timestep"}
     assert roles.of("chosen") is None
+
+
+@pytest.mark.parametrize("pick", [lambda x, index: x.index_select(-3, index), lambda x, index: x[:, :, index]])
+def test_frames_picked_in_other_spellings_are_context(pick: Callable[[Tensor, Tensor], Tensor]):
+    assert toy(pick).fact(Roles).of("past") is Role.CONTEXT
 
 
 def test_every_role_of_a_world_model_chunk():
