@@ -17,6 +17,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
+from lightint_compile.passes.calls import arguments
 from lightint_compile.passes.evaluate import Size, hint_of, size_of
 from lightint_compile.passes.program import Program, tensor_of
 
@@ -157,25 +158,24 @@ def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "lightint":
         return None
-    names = [argument.name for argument in target._schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given = arguments(node)
     given |= {name.removesuffix("s"): given[name] for name in ("keys", "values") if name in given}
     return given if {"query", "key", "value"} <= set(given) else None
 
 
-def _sparse(arguments: dict[str, Any], shape: Shape) -> Any:
+def _sparse(call: dict[str, Any], shape: Shape) -> Any:
     """Dense cost, times the densities over current and context keys when the operator states them.
 
     The prefix is always kept, and means of tiles count where they take part.
     """
-    query, value = shape(_first(arguments["query"])), shape(_first(arguments["value"]))
-    keys = sum(shape(segment)[-2] for segment in _segments(arguments["key"]))
-    prefix, density = arguments.get("prefix") or 0, arguments.get("density")
+    query, value = shape(_first(call["query"])), shape(_first(call["value"]))
+    keys = sum(shape(segment)[-2] for segment in _segments(call["key"]))
+    prefix, density = call.get("prefix") or 0, call.get("density")
     prefix = 0 if isinstance(prefix, fx.Node) else prefix
     if isinstance(density, (int, float)):
-        given = arguments.get("context_density")
+        given = call.get("context_density")
         context = (density if given is None else given) * (keys - prefix - query[-2])
-        means = (keys - prefix) / math.prod(arguments["tile"]) if arguments.get("skipped_means") else 0
+        means = (keys - prefix) / math.prod(call["tile"]) if call.get("skipped_means") else 0
         kept = density * query[-2] + context + means
         keys = prefix + (math.ceil(kept) if isinstance(kept, (int, float)) else kept)
     return _product(2, *query[:-1], keys, query[-1] + value[-1])

@@ -52,8 +52,8 @@ def _inside(points: Tensor, yaw: Tensor, pitch: Tensor) -> Tensor:
 def _smaller(size: int, bound: int) -> int:
     """The smaller of a size and a number, without tying a graph to either.
 
-    Dynamo writes ``min`` down as ``sym_min`` where the size is symbolic; its version of torch 2.11 cannot trace
-    ``sym_min`` of plain numbers. A trace without Dynamo holds a ``SymInt``, which is no ``int``.
+    To Dynamo a symbolic size is an ``int``, and it writes ``min`` down as ``sym_min``; that of torch 2.11 cannot trace
+    ``sym_min`` of plain numbers itself. A trace without Dynamo holds a ``SymInt``, which is no ``int``.
     """
     return min(size, bound) if isinstance(size, int) else torch.sym_min(size, bound)
 
