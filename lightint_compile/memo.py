@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightint_compile.runtime.stamps import Stamp
+from lightint_compile.runtime.stamps import Marks, Stamp, marks_of
 
 #: Results kept for each call of a region. Conditional and unconditional prompts of classifier-free guidance alternate;
 #: more than a few live prompts do not occur.
@@ -19,7 +19,6 @@ SLOTS = 4
 @dataclass(frozen=True)
 class _Entry:
     stamp: Stamp
-    numbers: tuple[Any, ...]
     result: Sequence[Any]
 
 
@@ -36,27 +35,28 @@ class Memo:
         self.slots = SLOTS * calls
         self.hits = 0
         self.misses = 0
-        self._entries: list[_Entry] = []
+        self._entries: dict[tuple[Marks, tuple[Any, ...]], _Entry] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """The kept result for these arguments, or a new one."""
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        stamp = Stamp.of(tensors)
+        marks = marks_of(tensors)
+        call = marks, tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
+        with self._lock:
+            entry = self._entries.get(call)
+            if entry is not None and entry.stamp.holds(tensors, marks):
+                self.hits += 1
+                return entry.result
+        stamp = Stamp.of(tensors, marks)
         if stamp is None:
             return self.function(*args)
-        numbers = tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
-        with self._lock:
-            for entry in self._entries:
-                if entry.numbers == numbers and entry.stamp.holds(tensors):
-                    self.hits += 1
-                    return entry.result
         result = tuple(self.function(*args))
         with self._lock:
             self.misses += 1
-            alive = [entry for entry in self._entries if entry.stamp.is_alive]
-            self._entries = alive[1 - self.slots :]
-            self._entries.append(_Entry(stamp, numbers, result))
+            self._entries.pop(call, None)
+            alive = [(kept, entry) for kept, entry in self._entries.items() if entry.stamp.is_alive]
+            self._entries = dict([*alive[1 - self.slots :], (call, _Entry(stamp, result))])
         return result
 
     def reset(self) -> None:

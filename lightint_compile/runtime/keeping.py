@@ -13,7 +13,7 @@ from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime.frames import Fingerprint, KeptFrames, Share
 from lightint_compile.runtime.measures import relative_change
-from lightint_compile.runtime.stamps import Stamp
+from lightint_compile.runtime.stamps import Stamp, marks_of
 
 STORES = 2
 """Rollouts whose values are kept at once, such as the two of classifier-free guidance; the idle one makes room."""
@@ -150,11 +150,10 @@ class Keeping:
         rollout; such a chunk computes everything.
         """
         fresh = Share(chunk, (), tuple(range(len(context))), (), ())
-        stamp = Stamp.of(inputs) if self._policy.age > 0 else None
-        if stamp is None:
+        if self._policy.age == 0:
             return Use(None, fresh)
         with self._lock:
-            store = self._store(stamp, inputs)
+            store = self._store(inputs)
             if store is None:
                 return Use(None, fresh)
             use = Use(store, store.frames.share(chunk, context, {frame: prints[frame] for frame in context}))
@@ -166,18 +165,17 @@ class Keeping:
         with self._lock:
             self._stores.clear()
 
-    def _store(self, stamp: Stamp, inputs: Sequence[Tensor]) -> Store | None:
-        """The store of these inputs, used last from now on; ``None`` while another thread uses it."""
-        self._stores = [store for store in self._stores if store.stamp.is_alive]
-        found = next((store for store in self._stores if store.stamp.holds(inputs)), None)
-        if found is not None and found.is_busy:
-            return None
+    def _store(self, inputs: Sequence[Tensor]) -> Store | None:
+        """The store of these inputs, used last from now on; ``None`` while another thread uses it, or without one."""
+        marks = marks_of(inputs)
+        found = next((store for store in self._stores if store.stamp.holds(inputs, marks)), None)
         if found is None:
-            found = Store(stamp, self._policy)
-            self._stores = self._stores[1 - STORES :]
-        else:
-            self._stores.remove(found)
-        self._stores.append(found)
+            stamp = Stamp.of(inputs, marks)
+            found = None if stamp is None else Store(stamp, self._policy)
+        if found is None or found.is_busy:
+            return None
+        others = [store for store in self._stores if store is not found and store.stamp.is_alive]
+        self._stores = [*others[1 - STORES :], found]
         return found
 
 

@@ -1,6 +1,7 @@
 """Whether tensors are the ones that a kept result came from: the same objects, not written to since.
 
-A view is told by the tensor it views and its place in it: drivers make views of kept results anew in every call.
+A view is told by the tensor it views and its place in it: drivers make views of kept results anew in every call. A
+chunk asks this of every weight of a model, more than a thousand, so each tensor is read twice and nothing is called.
 """
 
 from __future__ import annotations
@@ -8,41 +9,54 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+
+Marks: TypeAlias = tuple[Any, ...]
+"""Of each tensor which one it is: its id, or the id of what it views with its place there. They hash."""
+
+
+def marks_of(tensors: Sequence[torch.Tensor]) -> Marks:
+    """The marks of ``tensors``: equal for the same ones, and for others only once one of the former is dead."""
+    return tuple([id(tensor) if tensor._base is None else _place(tensor) for tensor in tensors])
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Tensors at one moment, held weakly: a dead tensor never equals a live one."""
+    """Tensors at one moment, held weakly: a dead tensor never equals a live one.
 
-    owners: tuple[weakref.ref[torch.Tensor], ...]
-    places: tuple[Any, ...]
-    versions: tuple[int, ...]
+    Attributes:
+        marks: which they are.
+        versions: how often each was written to.
+    """
+
+    marks: Marks
+    versions: list[int]
+    _dead: list[weakref.ref[torch.Tensor]]
+    _alive: list[weakref.ref[torch.Tensor]]
 
     @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor]) -> Stamp | None:
-        """The stamp of ``tensors``.
+    def of(cls, tensors: Sequence[torch.Tensor], marks: Marks) -> Stamp | None:
+        """The stamp of ``tensors``, whose marks these are.
 
         ``None`` where a write could not be seen: a tensor made under ``inference_mode`` has no version counter.
         """
         if any(tensor.is_inference() for tensor in tensors):
             return None
-        owners = tuple(weakref.ref(_owner(tensor)) for tensor in tensors)
-        return cls(owners, tuple(map(_place, tensors)), tuple(tensor._version for tensor in tensors))
+        dead: list[weakref.ref[torch.Tensor]] = []
+        alive = [weakref.ref(_owner(tensor), dead.append) for tensor in tensors]
+        return cls(marks, [tensor._version for tensor in tensors], dead, alive)
 
-    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the same tensors, unchanged. They must not be made under ``inference_mode``."""
-        return all(
-            kept() is _owner(tensor) and version == tensor._version and place == _place(tensor)
-            for kept, place, version, tensor in zip(self.owners, self.places, self.versions, tensors, strict=True)
-        )
+    def holds(self, tensors: Sequence[torch.Tensor], marks: Marks) -> bool:
+        """Whether these, whose marks are given, are the same tensors, unchanged."""
+        same = self.is_alive and marks == self.marks
+        return same and [tensor._version for tensor in tensors] == self.versions
 
     @property
     def is_alive(self) -> bool:
         """Whether every tensor still exists."""
-        return all(kept() is not None for kept in self.owners)
+        return not self._dead
 
 
 def _owner(tensor: torch.Tensor) -> torch.Tensor:
@@ -50,9 +64,7 @@ def _owner(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def _place(tensor: torch.Tensor) -> Any:
-    """Where a view lies in what it views, and how it reads it; ``None`` for a tensor of its own."""
-    if tensor._base is None:
-        return None
-    reading = tensor.dtype, tensor.is_conj(), tensor.is_neg()
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), *reading
+def _place(view: torch.Tensor) -> Any:
+    """Where a view lies in what it views, and how it reads it."""
+    reading = view.dtype, view.is_conj(), view.is_neg()
+    return id(view._base), view.storage_offset(), tuple(view.shape), view.stride(), *reading
