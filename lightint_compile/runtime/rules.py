@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightint_compile.errors import OptionError
@@ -61,35 +62,38 @@ class Remembered:
     @cached_property
     def overlap(self) -> Tensor:
         """Each clip's mean overlap [clips] over the coming frames and its probes."""
-        return self._sight.overlap.reshape(CLIP, len(self.starts), 2).mean((0, 2))
+        return self._coming.overlap.reshape(CLIP, len(self.starts), 2).mean((0, 2))
 
     @cached_property
     def best(self) -> float:
         """The largest overlap, 0 without clips."""
         return float(self.overlap.max()) if self.starts else 0.0
 
-    @cached_property
-    def approached(self) -> Tensor:
-        """Whether the coming frames see more of each clip than the newest frame does: bool [clips].
+    def approached(self, first: int) -> list[int]:
+        """The clips from number ``first`` on of which the coming frames see more than the newest frame does.
 
         The camera comes back to such a clip. Going on, forward or sideways, it sees less and less of any.
         """
-        newest = self.situation.extrinsics[-CLIP - 1 : -CLIP]
-        now = self.view.overlap(newest, self.situation.extrinsics[self._probes])
-        return self.overlap > now.reshape(len(self.starts), 2).mean(1) + 1e-6
+        now = self._sight.part(slice(1)).overlap_from(2 * first).reshape(-1, 2).mean(1)
+        found: list[int] = (self.overlap[first:] > now + 1e-6).nonzero().flatten().tolist()
+        return [first + place for place in found]
 
-    def covers(self, place: int) -> Tensor:
-        """Which points of each coming view either probe of one clip sees: bool [4, points]."""
-        seen = self._sight.covers
-        return seen.reshape(CLIP, len(self.starts), 2, seen.shape[-1])[:, place].any(1)
+    def covers(self, places: Sequence[int]) -> NDArray[np.bool_]:
+        """Which points of each coming view either probe of each of these clips sees: bool [places, 4, points]."""
+        seen = self._coming.covers.numpy().reshape(CLIP, len(self.starts), 2, -1)[:, list(places)]
+        union: NDArray[np.bool_] = (seen[:, :, 0] | seen[:, :, 1]).swapaxes(0, 1)
+        return union
+
+    @cached_property
+    def _coming(self) -> Sight:
+        return self._sight.part(slice(1, None))
 
     @cached_property
     def _sight(self) -> Sight:
-        return Sight(self.view, self.situation.extrinsics[-CLIP:], self.situation.extrinsics[self._probes])
-
-    @cached_property
-    def _probes(self) -> list[int]:
-        return [frame for start in self.starts for frame in (start, start + CLIP // 2)]
+        """The newest frame and the coming ones, and two probes of each clip."""
+        extrinsics = self.situation.extrinsics
+        probes = [frame for start in self.starts for frame in (start, start + CLIP // 2)]
+        return Sight.of(self.view, extrinsics[-CLIP - 1 :], extrinsics[probes])
 
 
 @dataclass(frozen=True)
@@ -224,11 +228,8 @@ class AdaptiveRules(Rules):
 
     def _revisited(self, clips: Remembered) -> list[int]:
         """The clips that speak for a revisit: older than the longest recent window, or approached again."""
-        if not clips.starts:
-            return []
-        old = torch.tensor(clips.starts) < clips.situation.frames - self.longest
-        found: list[int] = (old | clips.approached).nonzero().flatten().tolist()
-        return found
+        old = sum(start < clips.situation.frames - self.longest for start in clips.starts)
+        return [*range(old), *(clips.approached(old) if old < len(clips.starts) else ())]
 
     def _context(self, situation: Situation, clips: Remembered, places: Sequence[int]) -> tuple[int, ...]:
         frames = situation.frames
@@ -247,18 +248,20 @@ class AdaptiveRules(Rules):
 
     def _covering(self, clips: Remembered, places: Sequence[int]) -> list[int]:
         """Clips chosen one by one for the part of the coming views that those before do not cover."""
-        left = {place: clips.covers(place) for place in places}
+        if not places:
+            return []
+        seen = clips.covers(places)
         chosen: list[int] = []
-        covered = torch.zeros(0, dtype=torch.bool)
-        while left and len(chosen) < self.clips:
-            added = {place: float((seen & ~covered if chosen else seen).sum()) for place, seen in left.items()}
-            best = max(added, key=lambda place: (added[place], -place))
-            if chosen and added[best] < self.gain * covered.numel():
+        covered = np.zeros(seen.shape[1:], dtype=np.bool_)
+        while len(chosen) < min(self.clips, len(places)):
+            added = (seen & ~covered).sum((1, 2), dtype=np.int32)
+            added[chosen] = -1
+            best = int(added.argmax())
+            if chosen and added[best] < self.gain * covered.size:
                 break
-            seen = left.pop(best)
-            covered = covered | seen if chosen else seen
-            chosen.append(clips.starts[best])
-        return chosen
+            chosen.append(best)
+            covered |= seen[best]
+        return [clips.starts[places[each]] for each in chosen]
 
 
 def _joined(frames: int, window: int, clips: Sequence[int]) -> tuple[int, ...]:
