@@ -18,7 +18,6 @@ from lightint_compile.errors import InputError
 from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.frames import Fingerprint
 from lightint_compile.runtime.keeping import Keeping, Use, fingerprints
 from lightint_compile.runtime.measures import latent_dynamics, relative_change
 from lightint_compile.runtime.owners import PerModel
@@ -168,7 +167,7 @@ class _Seen:
 
     cameras: Tensor
     dynamics: float | None = None
-    prints: tuple[Fingerprint, ...] = ()
+    prints: Sequence[Sequence[float]] = ()
 
 
 class _Plan:
@@ -213,8 +212,8 @@ class _Plan:
         for (store, _), drift in zip(drifts, numbers[len(parts) - len(drifts) :], strict=True):
             self._keeping.heard(store, float(drift))
         change = float(numbers[1]) if dynamics else None
-        rows = numbers[1 + len(dynamics)].tolist() if prints else []
-        return _Seen(numbers[0], change, tuple(map(tuple, rows)))
+        rows = numbers[1 + len(dynamics)].tolist() if prints else ()
+        return _Seen(numbers[0], change, rows)
 
     def _decide(self, cameras: Tensor, dynamics: float | None) -> tuple[Decision, tuple[Decision, ...]]:
         try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.runtime.frames import Fingerprint, KeptFrames, Share
+from lightint_compile.runtime.frames import KeptFrames, Share
 from lightint_compile.runtime.measures import relative_change
 from lightint_compile.runtime.stamps import Stamp, marks_of
 
@@ -20,17 +22,27 @@ STORES = 2
 
 
 def fingerprints(frames: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
-    """A few sums over all that ``frames`` hold of each frame: [F, 3 * len(frames)] in float64, on their device.
+    """A few sums over all that ``frames`` hold of each frame: [F, 3 * len(frames)] in float64, on the first's device.
 
-    The sum, the sum of squares and a sum weighted by place, so that a mirrored frame is another frame.
+    The sum, a sum weighted by place, so that a mirrored frame is another frame, and the sum of squares of each tensor.
+    All come of two products with one row a frame: three launches and one for each tensor.
     """
-    count = min(tensor.shape[axis] for tensor, axis in zip(frames, axes, strict=True))
-    sums = []
-    for tensor, axis in zip(frames, axes, strict=True):
-        rows = tensor.detach().movedim(axis, 0)[:count].reshape(count, -1).to(torch.float64)
-        place = torch.linspace(1.0, 2.0, rows.shape[1], dtype=torch.float64, device=rows.device)
-        sums += [rows.sum(1), rows.square().sum(1), (rows * place).sum(1)]
-    return torch.stack([each.to(sums[0].device) for each in sums], dim=1)
+    rows = [tensor.detach().movedim(axis, 0) for tensor, axis in zip(frames, axes, strict=True)]
+    count, sizes = min(map(len, rows)), tuple(math.prod(each.shape[1:]) for each in rows)
+    joined = rows[0].new_empty((count, sum(sizes)), dtype=torch.float64)
+    for part, each in zip(joined.split(sizes, 1), rows, strict=True):
+        part.view(count, *each.shape[1:]).copy_(each[:count])
+    plain, placed = _sums(sizes, joined.device)
+    return torch.cat([joined @ placed, joined.square_() @ plain], 1)
+
+
+@lru_cache(maxsize=4)
+def _sums(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What sums over parts of a row of these sizes, [sum of sizes, parts], and that beside the sums by place."""
+    with torch.inference_mode(False):
+        plain = torch.block_diag(*(torch.ones(size, 1, dtype=torch.float64) for size in sizes))
+        places = (torch.linspace(1.0, 2.0, size, dtype=torch.float64)[:, None] for size in sizes)
+        return plain.to(device), torch.cat([plain, torch.block_diag(*places)], 1).to(device)
 
 
 class Store:
@@ -68,6 +80,7 @@ class Use:
         self.share, self.thread = share, threading.get_ident()
         self.is_done = False
         self._store, self._sites = store, 0
+        self._places = _runs(share.fresh)
         self._unread: dict[object, Tensor] = {}
 
     @property
@@ -93,29 +106,31 @@ class Use:
         store = self._store
         if store is None:
             return
-        rows = values.detach().unflatten(spec.axis, (len(self.share.fresh), spec.frame_tokens))
-        slots = store.pools[spec.site]
-        pool = slots.view([*rows.shape[: spec.axis], -1, *rows.shape[spec.axis + 1 :]])
+        tokens = store.pools[spec.site].view([*values.shape[: spec.axis], -1, *values.shape[spec.axis + 1 :]])
         if spec.site == spec.sites - 1 and self.share.older:
-            store.drift = self._drift(pool, rows, spec.axis)
+            store.drift = self._drift(spec, tokens, values)
+        first, each = 0, spec.frame_tokens
         with torch.no_grad():
-            first = 0
-            for slot, count in _runs(self.share.fresh):
-                pool.narrow(spec.axis, slot, count).copy_(rows.narrow(spec.axis, first, count))
-                first += count
+            for slot, count in self._places:
+                part = values.narrow(spec.axis, first, count * each) if len(self._places) > 1 else values
+                tokens.narrow(spec.axis, slot * each, count * each).copy_(part)
+                first += count * each
         self._sites += 1
         if self._sites == spec.sites:
             store.frames.commit(self.share)
             self.is_done = True
 
-    def _drift(self, pool: Tensor, rows: Tensor, axis: int) -> Tensor:
+    def _drift(self, spec: KeepPoint, tokens: Tensor, values: Tensor) -> Tensor:
         """How far the fresh values are from those of the same frames that are still in their slots."""
         slots = [self.share.fresh[place] for place in self.share.older]
         then, now = (
-            torch.cat([tensor.narrow(axis, place, count) for place, count in _runs(places)], axis)
-            for tensor, places in ((pool, slots), (rows, self.share.older))
+            torch.cat([frames.narrow(spec.axis, place, count) for place, count in _runs(places)], spec.axis)
+            for frames, places in (
+                (tokens.unflatten(spec.axis, (-1, spec.frame_tokens)), slots),
+                (values.detach().unflatten(spec.axis, (-1, spec.frame_tokens)), self.share.older),
+            )
         )
-        return relative_change(now.movedim(axis, 1).flatten(3), then.movedim(axis, 1).flatten(3)).amax()
+        return relative_change(now.movedim(spec.axis, 1).flatten(3), then.movedim(spec.axis, 1).flatten(3)).amax()
 
 
 class Keeping:
@@ -143,7 +158,9 @@ class Keeping:
         if self._policy.drift is not None:
             store.frames.drifted(drift, self._policy.drift)
 
-    def begin(self, chunk: int, context: Sequence[int], prints: Sequence[Fingerprint], inputs: Sequence[Tensor]) -> Use:
+    def begin(
+        self, chunk: int, context: Sequence[int], prints: Sequence[Sequence[float]], inputs: Sequence[Tensor]
+    ) -> Use:
         """How the chunk's context divides.
 
         Nothing is kept where a write to an input could not be seen, or another thread is in the middle of the same
@@ -156,7 +173,7 @@ class Keeping:
             store = self._store(inputs)
             if store is None:
                 return Use(None, fresh)
-            use = Use(store, store.frames.share(chunk, context, {frame: prints[frame] for frame in context}))
+            use = Use(store, store.frames.share(chunk, context, {frame: tuple(prints[frame]) for frame in context}))
             store.user = weakref.ref(use)
             return use
 
