@@ -41,14 +41,13 @@ class Memo:
     def __call__(self, *args: Any) -> Sequence[Any]:
         """The kept result for these arguments, or a new one."""
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        marks = marks_of(tensors)
-        call = marks, tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
+        call = marks_of(tensors), tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
         with self._lock:
             entry = self._entries.get(call)
-            if entry is not None and entry.stamp.holds(tensors, marks):
+            if entry is not None and entry.stamp.holds(tensors):
                 self.hits += 1
                 return entry.result
-        stamp = Stamp.of(tensors, marks)
+        stamp = Stamp.of(tensors)
         if stamp is None:
             return self.function(*args)
         result = tuple(self.function(*args))

@@ -15,7 +15,7 @@ from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime.frames import KeptFrames, Share
 from lightint_compile.runtime.measures import relative_change
-from lightint_compile.runtime.stamps import Stamp, marks_of
+from lightint_compile.runtime.stamps import Stamp
 
 STORES = 2
 """Rollouts whose values are kept at once, such as the two of classifier-free guidance; the idle one makes room."""
@@ -184,10 +184,9 @@ class Keeping:
 
     def _store(self, inputs: Sequence[Tensor]) -> Store | None:
         """The store of these inputs, used last from now on; ``None`` while another thread uses it, or without one."""
-        marks = marks_of(inputs)
-        found = next((store for store in self._stores if store.stamp.holds(inputs, marks)), None)
+        found = next((store for store in self._stores if store.stamp.holds(inputs)), None)
         if found is None:
-            stamp = Stamp.of(inputs, marks)
+            stamp = Stamp.of(inputs)
             found = None if stamp is None else Store(stamp, self._policy)
         if found is None or found.is_busy:
             return None

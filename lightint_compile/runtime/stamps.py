@@ -28,30 +28,41 @@ class Stamp:
 
     Attributes:
         marks: which they are.
+        views: the positions of those that are views.
         versions: how often each was written to.
     """
 
     marks: Marks
+    views: tuple[int, ...]
     versions: list[int]
     _dead: list[weakref.ref[torch.Tensor]]
     _alive: list[weakref.ref[torch.Tensor]]
 
     @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor], marks: Marks) -> Stamp | None:
-        """The stamp of ``tensors``, whose marks these are.
+    def of(cls, tensors: Sequence[torch.Tensor]) -> Stamp | None:
+        """The stamp of ``tensors``.
 
         ``None`` where a write could not be seen: a tensor made under ``inference_mode`` has no version counter.
         """
         if any(tensor.is_inference() for tensor in tensors):
             return None
+        views = tuple(place for place, tensor in enumerate(tensors) if tensor._base is not None)
         dead: list[weakref.ref[torch.Tensor]] = []
         alive = [weakref.ref(_owner(tensor), dead.append) for tensor in tensors]
-        return cls(marks, [tensor._version for tensor in tensors], dead, alive)
+        return cls(marks_of(tensors), views, [tensor._version for tensor in tensors], dead, alive)
 
-    def holds(self, tensors: Sequence[torch.Tensor], marks: Marks) -> bool:
-        """Whether these, whose marks are given, are the same tensors, unchanged."""
-        same = self.is_alive and marks == self.marks
-        return same and [tensor._version for tensor in tensors] == self.versions
+    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same tensors, unchanged.
+
+        A tensor that was no view is told by its id, and only its version is read: of a thousand weights that no cache
+        holds any more, reading is what takes long.
+        """
+        if not self.is_alive or len(tensors) != len(self.marks):
+            return False
+        marks: list[Any] = [*map(id, tensors)]
+        for place in self.views:
+            marks[place] = _place(tensors[place])
+        return tuple(marks) == self.marks and [tensor._version for tensor in tensors] == self.versions
 
     @property
     def is_alive(self) -> bool:
