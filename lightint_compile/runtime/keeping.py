@@ -110,11 +110,10 @@ class Use:
         if spec.site == spec.sites - 1 and self.share.older:
             store.drift = self._drift(spec, tokens, values)
         first, each = 0, spec.frame_tokens
-        with torch.no_grad():
-            for slot, count in self._places:
-                part = values.narrow(spec.axis, first, count * each) if len(self._places) > 1 else values
-                tokens.narrow(spec.axis, slot * each, count * each).copy_(part)
-                first += count * each
+        for slot, count in self._places:
+            part = values.narrow(spec.axis, first, count * each) if len(self._places) > 1 else values
+            tokens.narrow(spec.axis, slot * each, count * each).copy_(part.detach())
+            first += count * each
         self._sites += 1
         if self._sites == spec.sites:
             store.frames.commit(self.share)

@@ -227,6 +227,14 @@ def test_slots_hold_their_frames_however_the_context_changes() -> None:
     assert seen == [0, 8, 8, 8, 0], "4 to 7 made room, and are behind nothing that is kept"
 
 
+def test_what_is_kept_of_values_that_need_gradients_needs_none() -> None:
+    keeping, weight = Keeping(Policy(memory=12, age=9)), torch.zeros(1)
+    use = keeping.begin(1, range(8), [(0.0,)] * 8, [weight])
+    pool = use.recall(RecallPoint(0, (1, None, 6, 2), 12, "float32", "cpu"))
+    use.keep(KeepPoint(0, 1, 1, 6), torch.randn(1, 48, 2, requires_grad=True))
+    assert use.is_done and not pool.requires_grad
+
+
 def test_a_chunk_that_keeps_nothing_recalls_slots_of_nobody() -> None:
     keeping = Keeping(Policy(memory=12, age=0))
     use = keeping.begin(1, range(8), [(0.0,)] * 8, [torch.zeros(1)])
