@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import block_sparse_attention as block_sparse_attention
     from .api import block_sparse_attention_segments as block_sparse_attention_segments
     from .api import implementation as implementation
+    from .api import part_tile as part_tile
     from .api import pool_tiles as pool_tiles
     from .api import prepare_context as prepare_context
     from .api import select_blocks as select_blocks
@@ -26,6 +27,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_attention_segments",
     "implementation",
+    "part_tile",
     "pool_tiles",
     "prepare_context",
     "select_blocks",

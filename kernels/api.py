@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
+from . import checks, planning
 from . import ops as _ops  # noqa: F401  registers the operators
-from . import planning
 from .dispatch import Choice, implementation, using
 from .steps import ContextPools
+from .tiles import part_of
 
 Grid = Sequence[int]
 _lightint = torch.ops.lightint
@@ -24,6 +25,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_attention_segments",
     "implementation",
+    "part_tile",
     "pool_tiles",
     "prepare_context",
     "select_blocks",
@@ -49,7 +51,7 @@ def sparse_attention(
     neighbours: int = 1,
     scale: float | None = None,
     context_density: float | None = None,
-    skipped_means: bool = True,
+    skipped_means: int = 1,
 ) -> Tensor:
     """Attention over a (frames, height, width) token grid that skips key tiles of little weight.
 
@@ -66,8 +68,8 @@ def sparse_attention(
         neighbours: blocks within this Manhattan distance in the block grid are always kept (0: the own block).
         scale: factor of the logits; ``head_dim ** -0.5`` by default.
         context_density: with it, the budget is ``density`` of the current blocks and this share of the context's.
-        skipped_means: let every block that is not read take part by its mean key and value; without it, what is not
-            read is left out, as in the published method.
+        skipped_means: let every block that is not read take part by the mean keys and values of so many parts (1, 2, 4
+            or 8, as far as the tile can be halved); 0 leaves out what is not read, as in the published method.
 
     Returns:
         ``[batch, query_heads, query_tokens, head_dim]``; memory order as stated in ``ops``.
@@ -75,7 +77,7 @@ def sparse_attention(
     Raises:
         InputError: arguments that do not fit together, before anything is launched.
     """
-    policy = (density, coverage, protect_frames, neighbours, scale, context_density, skipped_means)
+    policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
     settings = (query_grid, key_grid, prefix, tile, *policy)
     if not torch.compiler.is_compiling() and _is_plain(query, key, value):
         return planning.run(query, [key], [value], ContextPools(), *settings)
@@ -97,13 +99,13 @@ def sparse_attention_segments(
     neighbours: int = 1,
     scale: float | None = None,
     context_density: float | None = None,
-    skipped_means: bool = True,
+    skipped_means: int = 1,
 ) -> Tensor:
     """:func:`sparse_attention` with keys and values as consecutive segments (text, cached context, current).
 
     Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
     """
-    policy = (density, coverage, protect_frames, neighbours, scale, context_density, skipped_means)
+    policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
     settings = (query_grid, key_grid, prefix, tile, *policy)
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values):
         return planning.run(query, keys, values, ContextPools(), *settings)
@@ -115,7 +117,8 @@ def sparse_attention_prepared(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     context_pool: Tensor,
-    context_value_pool: Tensor | None = None,
+    context_key_means: Tensor | None = None,
+    context_value_means: Tensor | None = None,
     *,
     query_grid: Grid,
     key_grid: Grid,
@@ -127,20 +130,20 @@ def sparse_attention_prepared(
     neighbours: int = 1,
     scale: float | None = None,
     context_density: float | None = None,
-    skipped_means: bool = True,
+    skipped_means: int = 1,
 ) -> Tensor:
     """:func:`sparse_attention_segments` with the context's pools of :func:`prepare_context`, made once a chunk.
 
-    ``context_pool`` are the keys', ``context_value_pool`` the values', which only means of skipped blocks are made of;
-    left out, the values are pooled here.
+    ``context_pool`` are the keys by tiles; the other two are keys and values pooled by the parts that have means
+    (``tile`` of :func:`part_tile`), and made here where one of them is left out.
     """
-    policy = (density, coverage, protect_frames, neighbours, scale, context_density, skipped_means)
+    policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
     settings = (query_grid, key_grid, prefix, tile, *policy)
-    pools = ContextPools(context_pool, context_value_pool)
+    pools = ContextPools(context_pool, context_key_means, context_value_means)
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values, *(p for p in pools if p is not None)):
         return planning.run(query, keys, values, pools, *settings)
     return _lightint.sparse_attention_prepared(
-        query, list(keys), list(values), context_pool, *settings, context_value_pool
+        query, list(keys), list(values), context_pool, *settings, context_key_means, context_value_means
     )
 
 
@@ -181,6 +184,16 @@ def prepare_context(key: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tenso
     ``key`` are the context's visual tokens alone (no text), ``grid`` its (frames, height, width).
     """
     return pool_tiles(key, grid=grid, tile=tile)
+
+
+def part_tile(tile: Grid = (4, 8, 4), parts: int = 1) -> tuple[int, int, int]:
+    """The tile of the parts of a block that have means of their own: halved along frames, height, width in turn.
+
+    Raises:
+        InputError: a number of parts that the tile does not have.
+    """
+    checks.parts(tile, parts)
+    return part_of((tile[0], tile[1], tile[2]), parts)
 
 
 def select_blocks(

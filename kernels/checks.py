@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError
 
-from .tiles import Layout, accumulate_dtype, volume
+from .tiles import Layout, accumulate_dtype, part_of, volume
 
 SUPPORTED_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 MAX_TILE_SLOTS = 1024
@@ -142,7 +142,38 @@ def pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> None:
     _length("tokens", tokens.shape[2], volume(grid), f"grid {tuple(grid)}")
 
 
-def context_pool(pool: Tensor, key: Tensor, layout: Layout) -> None:
+def parts(tile: Sequence[int], skipped_means: int) -> None:
+    """Check how many means stand for a block.
+
+    Raises:
+        InputError: a number of parts that the tile does not have.
+    """
+    try:
+        part_of((tile[0], tile[1], tile[2]), skipped_means)
+    except ValueError as error:
+        raise InputError(
+            "a block has no such parts",
+            where="skipped_means",
+            why=f"skipped_means is {skipped_means}: {error}",
+            fix="0 leaves skipped blocks out; 1, 2, 4 or 8 as far as the tile's extents can be halved",
+        ) from None
+
+
+def given_pools(pools: Iterable[Tensor | None], key: Tensor, layout: Layout, skipped_means: int) -> None:
+    """Check what of the context was pooled earlier: keys by tiles, then keys and values by the parts that have means.
+
+    Raises:
+        InputError: as of :func:`context_pool` and :func:`parts`.
+    """
+    parts(layout.tile, skipped_means)
+    finer = layout.finer(max(skipped_means, 1))
+    names = ("context_pool", "context_key_means", "context_value_means")
+    for name, pool, of in zip(names, pools, (layout, finer, finer), strict=True):
+        if pool is not None:
+            context_pool(pool, key, of, name)
+
+
+def context_pool(pool: Tensor, key: Tensor, layout: Layout, name: str) -> None:
     """Check pooled context keys, or values, that were prepared earlier.
 
     Raises:
@@ -153,10 +184,10 @@ def context_pool(pool: Tensor, key: Tensor, layout: Layout) -> None:
     fits = pool.dim() == 4 and all(seen == wanted for seen, wanted in zip(pool.shape, expected, strict=True))
     if not fits or pool.dtype != dtype or pool.device != key.device:
         raise InputError(
-            "context_pool is not that of the context keys",
-            where="context_pool",
+            f"{name} is not that of the context",
+            where=name,
             why=f"{_shape(pool)} {pool.dtype} on {pool.device}, expected {list(expected)} {dtype} on {key.device}",
-            fix="pool the context's visual tokens with this site's tile: prepare_context(key, grid=..., tile=...)",
+            fix=f"pool the context's visual tokens so: prepare_context(key, grid=..., tile={layout.tile})",
         )
 
 

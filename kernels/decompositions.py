@@ -56,11 +56,13 @@ def _sparse_prepared(
     values: Sequence[Tensor],
     context_pool: Tensor,
     *rest: Any,
-    context_value_pool: Tensor | None = None,
+    context_key_means: Tensor | None = None,
+    context_value_means: Tensor | None = None,
     **more: Any,
 ) -> Tensor:
-    settings, value_pool = ops.cut_value_pool(rest, context_value_pool)
-    return _steps(query, keys, values, ContextPools(context_pool, value_pool), *settings, **more)
+    named = {"context_key_means": context_key_means, "context_value_means": context_value_means}
+    settings, pools = ops.cut_pools(context_pool, rest, named)
+    return _steps(query, keys, values, pools, *settings, **more)
 
 
 def _steps(
@@ -78,7 +80,7 @@ def _steps(
     neighbours: int,
     scale: float | None,
     context_density: float | None = None,
-    skipped_means: bool = False,
+    skipped_means: int = 0,
 ) -> Tensor:
     from . import portable
 

@@ -132,7 +132,7 @@ def _pools_on_gpu(pool: Tensor) -> bool:
 
 
 def prefers_sparse(
-    query: Tensor, layout: Layout, kept_blocks: int, tile: Sequence[int], *, host_hidden: bool = False
+    query: Tensor, layout: Layout, kept_blocks: int, parts: int, tile: Sequence[int], *, host_hidden: bool = False
 ) -> Choice:
     """``dense`` or the implementation that will run, for one call of sparse attention.
 
@@ -148,15 +148,15 @@ def prefers_sparse(
         return Choice("dense", chosen.reason)
     batch, heads, tokens, head_dim = query.shape
     shape = (batch, heads, head_dim, tokens, layout.key_tokens)
-    kept = kept_fraction(layout, kept_blocks)
+    kept = kept_fraction(layout, kept_blocks, parts)
     cost = importlib.import_module("lightint_compile.kernels.cost")
     if cost.prefers_sparse(query.device, query.dtype, *shape, kept, str(chosen), host_hidden=host_hidden):
         return chosen
     return Choice("dense", "the cost model expects no gain from skipping blocks")
 
 
-def kept_fraction(layout: Layout, kept_blocks: int) -> float:
-    """Share of all keys that a query tile reads, the prefix and one mean for each skipped block included."""
+def kept_fraction(layout: Layout, kept_blocks: int, parts: int) -> float:
+    """Share of all keys that a query tile reads, the prefix and the means of all blocks included."""
     visual = layout.key_tokens - layout.prefix
-    means = layout.key_blocks - kept_blocks
+    means = layout.finer(parts).key_blocks if parts else 0
     return min((layout.prefix + kept_blocks / layout.key_blocks * visual + means) / layout.key_tokens, 1.0)

@@ -39,13 +39,11 @@ def bind(
     policy: dict[str, Any],
     *,
     pools: ContextPools,
-    skipped_means: bool,
+    parts: int,
 ) -> Pipeline | None:
     """The bound launches of such calls; None where they cannot be bound."""
     if policy["scale"] <= 0:
-        return portable.bind(query, keys, values, layout, policy, pools=pools, skipped_means=skipped_means)
+        return portable.bind(query, keys, values, layout, policy, pools=pools, parts=parts)
     if not fits(query, keys, values, layout) or not hopper.expressible(query, keys, values):
         return None
-    return Pipeline(
-        query, keys, values, layout, policy, hopper.BoundAttention, pools=pools, skipped_means=skipped_means
-    )
+    return Pipeline(query, keys, values, layout, policy, hopper.BoundAttention, pools=pools, parts=parts)

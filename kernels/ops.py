@@ -24,8 +24,10 @@ query_tiles]``, both contiguous. Row ``i`` attends to blocks ``index[..., i, :co
 hold anything. Selection writes ascending lists without duplicates; attention takes any order, and a block listed n
 times weighs n times. A row with ``count == 0`` and ``prefix == 0`` gives zeros.
 
-*Skipped blocks.* With ``skipped_means``, a visual key block that a query tile does not read joins its softmax as one
-key, the mean of the block's keys with the log of their number added to the logit, and one value, their mean.
+*Skipped blocks.* With ``skipped_means`` above 0, a visual key block that a query tile does not read joins its softmax
+in that many parts (halves by frames, then rows, then columns), each of them as one key, the mean of the part's keys
+with the log of their number added to the logit, and one value, their mean. A part without tokens does not exist. The
+parts of all blocks are numbered like blocks: they are the tiles of the same grids with the part as the tile.
 
 *Budget.* ``floor(density * blocks)``; with ``context_density`` that of the current blocks and
 ``floor(context_density * context blocks)`` more, spent on whatever scores best.
@@ -40,7 +42,8 @@ than its token stride (the layout of a projection that was only viewed and trans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,14 +62,14 @@ NAMESPACE = "lightint"
 _SITE = "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile"
 _POLICY = "float density, float? coverage, int protect_frames, int neighbours"
 
-_SPARSE = f"{_SITE}, {_POLICY}, float? scale, float? context_density=None, bool skipped_means=False"
+_SPARSE = f"{_SITE}, {_POLICY}, float? scale, float? context_density=None, int skipped_means=0"
 
 SCHEMAS = {
     "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SPARSE}) -> Tensor",
     "sparse_attention_segments": f"(Tensor query, Tensor[] keys, Tensor[] values, {_SPARSE}) -> Tensor",
     "sparse_attention_prepared": (
         "(Tensor query, Tensor[] keys, Tensor[] values, Tensor context_pool, "
-        f"{_SPARSE}, Tensor? context_value_pool=None) -> Tensor"
+        f"{_SPARSE}, Tensor? context_key_means=None, Tensor? context_value_means=None) -> Tensor"
     ),
     "pool_tiles": "(Tensor tokens, SymInt[] grid, int[] tile) -> Tensor",
     "select_blocks": (
@@ -93,16 +96,20 @@ def sparse_attention_segments(query: Tensor, keys: Sequence[Tensor], values: Seq
 def sparse_attention_prepared(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
 ) -> Tensor:
-    """:func:`sparse_attention_segments` with the pooled context keys, and perhaps values, given."""
-    settings, value_pool = cut_value_pool(rest)
-    return planning.run(query, keys, values, ContextPools(context_pool, value_pool), *settings)
+    """:func:`sparse_attention_segments` with the pooled context keys, and perhaps means, given."""
+    settings, pools = cut_pools(context_pool, rest)
+    return planning.run(query, keys, values, pools, *settings)
 
 
-def cut_value_pool(rest: Sequence[Any], value_pool: Tensor | None = None) -> tuple[Sequence[Any], Tensor | None]:
-    """The last argument of :func:`sparse_attention_prepared`, and what stands in front of it."""
-    return rest[:_SETTINGS], (*rest[_SETTINGS:], value_pool)[0]
+def cut_pools(
+    context_pool: Tensor, rest: Sequence[Any], named: Mapping[str, Tensor | None] = MappingProxyType({})
+) -> tuple[Sequence[Any], ContextPools]:
+    """The settings among the last arguments of :func:`sparse_attention_prepared`, and all that is pooled."""
+    given = {**named, **dict(zip(_MEANS, rest[_SETTINGS:], strict=False))}
+    return rest[:_SETTINGS], ContextPools(context_pool, *(given.get(name) for name in _MEANS))
 
 
+_MEANS = ("context_key_means", "context_value_means")
 _SETTINGS = 11
 """Arguments of sparse attention behind its tensors."""
 
@@ -180,17 +187,16 @@ def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Te
 def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
     checks.site(query, keys, values, *rest[:4])
     checks.policy(*rest[4:8], *rest[9:10])
+    checks.parts(rest[3], (*rest[10:11], 0)[0])
     return empty_output(query)
 
 
 def _fake_prepared(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
 ) -> Tensor:
-    settings, value_pool = cut_value_pool(rest)
+    settings, pools = cut_pools(context_pool, rest)
     layout = checks.site(query, keys, values, *settings[:4])
-    for pool in (context_pool, value_pool):
-        if pool is not None:
-            checks.context_pool(pool, keys[0], layout)
+    checks.given_pools(pools, keys[0], layout, (*settings, 0)[10])
     return _fake_segments(query, keys, values, *settings)
 
 

@@ -78,16 +78,14 @@ def _make(
     neighbours: int,
     scale: float | None,
     context_density: float | None = None,
-    skipped_means: bool = False,
+    skipped_means: int = 0,
 ) -> Plan:
     layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
     checks.policy(density, coverage, protect_frames, neighbours, context_density)
-    for pool in pools:
-        if pool is not None:
-            checks.context_pool(pool, keys[0], layout)
+    checks.given_pools(pools, keys[0], layout, skipped_means)
     budget = layout.budget(density, context_density)
     keeps_all = budget >= layout.key_blocks and (coverage is None or coverage >= 1.0)
-    choice = dispatch.prefers_sparse(query, layout, budget, tile, host_hidden=_capturing(query))
+    choice = dispatch.prefers_sparse(query, layout, budget, skipped_means, tile, host_hidden=_capturing(query))
     if keeps_all or choice == "dense":
         return _dense(query, keys, scale)
     chosen = policy(query, density, coverage, protect_frames, neighbours, scale, context_density)
@@ -120,10 +118,10 @@ def _sparse(
     pools: ContextPools,
     layout: Layout,
     chosen: dict[str, Any],
-    skipped_means: bool,
+    parts: int,
 ) -> Plan:
     cut = Cutting([key.shape[2] for key in keys], layout)
-    bound = _bound(steps, query, cut.filled(keys), cut.filled(values), pools, layout, chosen, skipped_means)
+    bound = _bound(steps, query, cut.filled(keys), cut.filled(values), pools, layout, chosen, parts)
 
     def sparse(query: Tensor, keys: Segments, values: Segments, pools: ContextPools) -> Tensor:
         if bound is not None:
@@ -131,7 +129,7 @@ def _sparse(
             if found is not None:
                 return found
         with on_device_of(query):
-            return run_steps(steps, query, cut(keys), cut(values), layout, chosen, pools, skipped_means)
+            return run_steps(steps, query, cut(keys), cut(values), layout, chosen, pools, parts)
 
     return sparse
 
@@ -151,13 +149,11 @@ def _bound(
     pools: ContextPools,
     layout: Layout,
     chosen: dict[str, Any],
-    skipped_means: bool,
+    parts: int,
 ) -> Callable[..., Tensor | None] | None:
     """The implementation's bound launches, where it has some for such tensors."""
     bind = getattr(steps, "bind", None)
     if bind is None or any(pool is not None and not pool.is_contiguous() for pool in pools):
         return None
-    found: Callable[..., Tensor | None] | None = bind(
-        query, keys, values, layout, chosen, pools=pools, skipped_means=skipped_means
-    )
+    found: Callable[..., Tensor | None] | None = bind(query, keys, values, layout, chosen, pools=pools, parts=parts)
     return found

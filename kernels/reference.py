@@ -18,6 +18,7 @@ from .tiles import (
     forced_blocks,
     key_token_map,
     largest_deviation,
+    parents,
     token_map,
     valid_counts,
 )
@@ -76,12 +77,13 @@ def select_blocks(
     neighbours: int,
     scale: float,
     context_density: float | None = None,
-    offsets: bool = False,
+    finer: Layout | None = None,
 ) -> Selection:
     """Lists of kept blocks: the forced ones first, then by score, until the budget or the coverage is met.
 
     ``key_pools`` are the pooled context (if any) and current keys, in order. Ties go to the lower block number. See
-    ``ops`` for the meaning of the lists, :class:`Means` for that of the offsets, which are made where they are wanted.
+    ``ops`` for the meaning of the lists, :class:`Means` for that of the offsets, which are made for the parts of a
+    ``finer`` layout.
     """
     scores = block_scores(query_pool, torch.cat(list(key_pools), 2), layout, scale)
     forced = forced_blocks(layout, protect_frames, neighbours).to(scores.device)
@@ -97,10 +99,11 @@ def select_blocks(
     ascending = torch.where(keep, places, layout.key_blocks).sort(-1).values[..., :width]
     index = torch.where(places[:width] < number[..., None], ascending, 0)
     lists = index.to(torch.int32).contiguous(), number.to(torch.int32).contiguous()
-    if not offsets:
+    if finer is None:
         return Selection(*lists)
-    tokens = key_token_map(layout)[1].sum(-1).to(scores).log().expand(scores.shape)
-    return Selection(*lists, tokens.masked_fill(keep, float("-inf")).contiguous())
+    read = keep[..., parents(layout, finer).to(keep.device)]
+    tokens = key_token_map(finer)[1].sum(-1).to(scores).log().expand(read.shape)
+    return Selection(*lists, tokens.masked_fill(read, float("-inf")).contiguous())
 
 
 def multiplicity(index: Tensor, count: Tensor, layout: Layout) -> Tensor:

@@ -1,8 +1,9 @@
-"""Blocks that a query tile does not read still take part by their means: one key and one value for each.
+"""Blocks that a query tile does not read still take part by means: one key and one value for each of a few parts.
 
-A block left out of a softmax is missing twice, in the sum of weights and in the sum of values. Its mean key says how
-much weight it would have had, near enough where attention is flat, which is where leaving blocks out loses most; its
-mean value says what that weight would have brought. A block of 128 tokens becomes one.
+A block left out of a softmax is missing twice, in the sum of weights and in the sum of values. A mean key says how much
+weight its tokens would have had, near enough where attention is flat, which is where leaving blocks out loses most; a
+mean value says what that weight would have brought. With one part a block of 128 tokens becomes one token, with four it
+becomes four. The parts of all blocks are the tiles of a finer layout (:meth:`Layout.finer`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Selection(NamedTuple):
     Attributes:
         lists: int32 ``[batch, query_heads, query_tiles, width]``, ``index`` of the operators.
         counts: int32 ``[batch, query_heads, query_tiles]``.
-        offsets: what is added to the logits of block means, where they were asked for: see :class:`Means`.
+        offsets: what is added to the logits of means, where they were asked for: see :class:`Means`.
     """
 
     lists: Tensor
@@ -29,12 +30,12 @@ class Selection(NamedTuple):
 
 
 class Means(NamedTuple):
-    """Keys and values that stand for whole blocks.
+    """Keys and values that stand for parts of blocks, ``means`` in all: the tiles of a finer layout.
 
     Attributes:
-        key, value: ``[batch, key_heads, key_blocks, head_dim]``, contiguous, the dtype of the tokens.
-        offsets: ``[batch, query_heads, query_tiles, key_blocks]``, contiguous, float32 (float64 for float64 tokens):
-            the log of the block's token count, minus infinity for a block that the query tile reads.
+        key, value: ``[batch, key_heads, means, head_dim]``, contiguous, the dtype of the tokens.
+        offsets: ``[batch, query_heads, query_tiles, means]``, contiguous, float32 (float64 for float64 tokens): the log
+            of the part's token count, minus infinity for a part of a block that the query tile reads.
     """
 
     key: Tensor

@@ -13,10 +13,16 @@ from .tiles import Layout
 
 
 class ContextPools(NamedTuple):
-    """What of the context was pooled beforehand: its keys, its values."""
+    """What of the context was pooled beforehand: keys by tiles, keys and values by the parts that have means."""
 
     key: Tensor | None = None
-    value: Tensor | None = None
+    key_means: Tensor | None = None
+    value_means: Tensor | None = None
+
+    @property
+    def have_means(self) -> bool:
+        """Whether means are there of both."""
+        return self.key_means is not None and self.value_means is not None
 
 
 def run_steps(
@@ -27,14 +33,17 @@ def run_steps(
     layout: Layout,
     chosen: dict[str, Any],
     pools: ContextPools,
-    skipped_means: bool,
+    parts: int,
 ) -> Tensor:
-    """Attention over the blocks that ``chosen`` (see :func:`policy`) keeps, and over means of the others if wanted."""
+    """Attention over the blocks that ``chosen`` (see :func:`policy`) keeps, and means of ``parts`` of the others."""
+    finer = layout.finer(parts) if parts else None
     query_pool, *key_pools = _pooled(steps, keys, layout, pools.key, query)
-    selection = steps.select_blocks(query_pool, key_pools, layout, **chosen, offsets=skipped_means)
+    selection = steps.select_blocks(query_pool, key_pools, layout, **chosen, finer=finer)
     means = None
-    if selection.offsets is not None:
-        value_pools = _pooled(steps, values, layout, pools.value)
+    if finer is not None and selection.offsets is not None:
+        if finer != layout or pools.key_means is not None:
+            key_pools = _pooled(steps, keys, finer, pools.key_means)
+        value_pools = _pooled(steps, values, finer, pools.value_means)
         means = Means(joined(key_pools, query.dtype), joined(value_pools, query.dtype), selection.offsets)
     lists = selection.lists, selection.counts
     return steps.attend(query, keys, values, *lists, layout, chosen["scale"], means)

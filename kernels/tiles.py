@@ -6,6 +6,7 @@ Everything here is integer arithmetic that also holds for symbolic sizes; the me
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +126,14 @@ class Layout:
         """Length of the whole key axis, prefix included."""
         return self.prefix + self.context_tokens + self.current_tokens
 
+    def finer(self, parts: int) -> Layout:
+        """The same tokens in tiles that are each one of ``parts`` equal parts of a tile of this one.
+
+        Raises:
+            ValueError: the tile cannot be halved as often.
+        """
+        return dataclasses.replace(self, tile=part_of(self.tile, parts))
+
     def first_protected_row(self, protect_frames: int) -> int:
         """First tile row that holds one of the latest ``protect_frames`` frames; every later row is protected too."""
         if protect_frames <= 0:
@@ -160,6 +169,34 @@ def _share(blocks: int, density: float) -> int:
 def largest_deviation(tile: Sequence[int]) -> float:
     """Standard deviations by which the largest of a tile's tokens exceeds their mean, if they are normal numbers."""
     return math.sqrt(2 * math.log(volume(tile)))
+
+
+def part_of(tile: tuple[int, int, int], parts: int) -> tuple[int, int, int]:
+    """The tile halved along frames, height and width in turn, wherever the extent is even, until it is 1 / ``parts``.
+
+    Raises:
+        ValueError: ``parts`` is no power of two, or the extents are not even often enough.
+    """
+    extents, axis = list(tile), 0
+    if parts < 0:
+        raise ValueError(f"{parts} is negative")
+    while parts > 1:
+        if parts % 2 or all(extent % 2 for extent in extents):
+            raise ValueError(f"a tile of {tile} has no such parts")
+        if extents[axis] % 2 == 0:
+            extents[axis], parts = extents[axis] // 2, parts // 2
+        axis = (axis + 1) % 3
+    return (extents[0], extents[1], extents[2])
+
+
+def parents(layout: Layout, finer: Layout) -> Tensor:
+    """The block that each tile of a finer layout is part of, int64 ``[finer.key_blocks]``."""
+    row, y, x = block_positions(finer).unbind(-1)
+    ratio = [whole // part for whole, part in zip(layout.tile, finer.tile, strict=True)]
+    current = row >= finer.context_rows
+    local = torch.where(current, row - finer.context_rows, row) // ratio[0]
+    row = torch.where(current, local + layout.context_rows, local)
+    return (row * layout.blocks_high + y // ratio[1]) * layout.blocks_wide + x // ratio[2]
 
 
 def ball_size(radius: int) -> int:
@@ -199,9 +236,7 @@ def key_token_map(layout: Layout) -> tuple[Tensor, Tensor]:
     return torch.cat([context, shifted]), torch.cat([context_valid, current_valid])
 
 
-def valid_counts(
-    grid: tuple[int, int, int], tile: tuple[int, int, int], device: torch.device | None = None
-) -> Tensor:
+def valid_counts(grid: tuple[int, int, int], tile: tuple[int, int, int], device: torch.device | None = None) -> Tensor:
     """Tokens that really exist in each tile, int64 ``[tiles]``; made on ``device``, so that no copy waits for it."""
     sizes = [
         (extent - torch.arange(n, device=device) * step).clamp(max=step)

@@ -33,7 +33,7 @@ from .softmax import LIMIT, faded, folded_sum, weigh, weigh_below
 _store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 _INTEGERS = (
     "heads", "key_heads", "list_width", "places", "prefix_tokens", "prefix_blocks", "context_blocks", "context_rows",
-    "context_frames", "current_frames", "height", "width", "high", "wide", "key_blocks", "mean_blocks",
+    "context_frames", "current_frames", "height", "width", "high", "wide", "means", "mean_blocks",
 )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def block_sparse_attention(
     query, output, prefix_key, prefix_value, context_key, context_value, current_key, current_value,
     mean_key, mean_value, offset_ptr, index_ptr, count_ptr, scale, factor, heads, key_heads, list_width, places,
     prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
-    high, wide, key_blocks, mean_blocks,
+    high, wide, means, mean_blocks,
     HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
     EXACT: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
@@ -196,7 +196,7 @@ def block_sparse_attention(
     list_ptr = index_ptr + list_row * list_width
     listed = prefix_blocks + gl.load(count_ptr + list_row)
     blocks = listed + mean_blocks
-    offsets = (offset_ptr + list_row * key_blocks, key_blocks, factor)
+    offsets = (offset_ptr + list_row * means, means, factor)
     frame = tile // (high * wide) * BT
     line = tile // wide % high * BH
     column = tile % wide * BW

@@ -74,8 +74,9 @@ def attend(
     )
     index, count = (part if part.data_ptr() % ALIGNMENT == 0 else part.clone() for part in (index, count))
     forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
+    number = 0 if means is None else means.key.shape[2]
     with torch.cuda.device(query.device):
-        bound = _bound(forms, layout, index.shape[3], scale, query.dtype, query.get_device(), means is not None)
+        bound = _bound(forms, layout, index.shape[3], scale, query.dtype, query.get_device(), number)
         stream = current_stream(query.get_device(), (bound.launch,))
         if stream is None:
             bound(None, tensors, index, count, means)
@@ -137,20 +138,19 @@ def _bound(
     scale: float,
     dtype: torch.dtype,
     device: int,
-    means: bool,
+    means: int,
 ) -> _Bound:
     """The launch for tensors of such shapes and strides; ``device`` because compiled kernels belong to one."""
     plan = _plan(forms, layout)
     heads, head_dim = forms[0][0][1], forms[0][0][3]
-    mean_blocks = ceil_div(layout.key_blocks, TILE_SLOTS) if means else 0
-    extents = (*plan.extents, layout.key_blocks, mean_blocks)
+    extents = (*plan.extents, means, ceil_div(means, TILE_SLOTS))
     sizes = [scale * _LOG2_E, 1.0 / scale, heads, forms[6][0][1], list_width, plan.places, *extents]
     options = {
         "HEAD_DIM": head_dim, "BT": layout.tile[0], "BH": layout.tile[1], "BW": layout.tile[2],
-        "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "MEANS": means,
+        "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "MEANS": means > 0,
         "num_warps": 4, "maxnreg": _REGISTERS,
     }  # fmt: skip
-    boxes = (*plan.boxes, *(_mean_boxes(forms, layout) if means else plan.boxes[2:4]))
+    boxes = (*plan.boxes, *(_mean_boxes(forms, means) if means else plan.boxes[2:4]))
     return _Bound(Launch(block_sparse_attention, plan.grid, sizes, options), boxes)
 
 
@@ -166,7 +166,7 @@ class BoundAttention:
         layout: Layout,
         width: int,
         scale: float,
-        means: bool,
+        means: int,
     ) -> None:
         tensors = (query, output, *_interleaved(keys, values))
         forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
@@ -287,12 +287,11 @@ def _form_fits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return _inside((shape, strides)) or not batched or shape[1] == 1 or by_batch == shape[1] * by_head
 
 
-def _mean_boxes(forms: tuple[_Form, ...], layout: Layout) -> tuple[_Box, _Box]:
+def _mean_boxes(forms: tuple[_Form, ...], means: int) -> tuple[_Box, _Box]:
     """The boxes of mean keys and values: 128 means of a head at a time."""
     (batch, key_heads, _, dim), _ = forms[6]
-    blocks = layout.key_blocks
     block = [1, TILE_SLOTS, triton.next_power_of_2(dim)]
-    return (_Box([batch * key_heads, blocks, dim], [blocks * dim, dim, 1], block),) * 2
+    return (_Box([batch * key_heads, means, dim], [means * dim, dim, 1], block),) * 2
 
 
 def _descriptor(tensor: Any, box: _Box) -> TensorDescriptor:

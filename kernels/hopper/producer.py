@@ -77,9 +77,9 @@ def _offsets_of(present, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
 @gluon.jit
 def _offsets_of_means(tile, offsets, BN: gl.constexpr):
     # Of one tile of means; ``offsets`` are those of the query tile, how many they are, and what makes scores of them.
-    pointer, key_blocks, factor = offsets
+    pointer, means, factor = offsets
     place = tile * BN + gl.arange(0, BN, one_layout())
-    return gl.load(pointer + place, mask=place < key_blocks, other=float("-inf")) * factor
+    return gl.load(pointer + place, mask=place < means, other=float("-inf")) * factor
 
 
 @gluon.jit

@@ -47,7 +47,7 @@ def attention_kernel(
     pk_batch, pk_head, pk_token, ck_batch, ck_head, ck_token, uk_batch, uk_head, uk_token,
     pv_batch, pv_head, pv_token, cv_batch, cv_head, cv_token, uv_batch, uv_head, uv_token,
     heads, groups, query_tiles, prefix, context_blocks, context_frames, current_frames, height, width,
-    blocks_high, blocks_wide, list_width, factor,
+    blocks_high, blocks_wide, list_width, means, factor,
     T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, MEANS: tl.constexpr,
 ):  # fmt: skip
@@ -110,12 +110,11 @@ def attention_kernel(
         total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
 
     if MEANS:
-        key_blocks = context_blocks + query_tiles
-        first = (batch * (heads // groups) + source) * key_blocks
-        for start in range(0, key_blocks, KEYS):
+        first = (batch * (heads // groups) + source) * means
+        for start in range(0, means, KEYS):
             place = start + pieces
-            real = place < key_blocks
-            offset = tl.load(offsets + line * key_blocks + place, mask=real, other=float("-inf"))
+            real = place < means
+            offset = tl.load(offsets + line * means + place, mask=real, other=float("-inf"))
             mask = real[:, None] & real_dims[None, :]
             inner = matrix_offsets(first + place, dims, HEAD_DIM)
             key = tl.load(mean_key + inner, mask=mask, other=0.0)
@@ -141,8 +140,9 @@ def portable_attend(
     """
     layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]), prefix)
     out = empty_output(query)
+    number = means[0].shape[2] if means else 0
     grid, sizes, options = attention_arguments(
-        query, out, [*keys, *values], layout, index.shape[3], scale, means=bool(means)
+        query, out, [*keys, *values], layout, index.shape[3], scale, means=number
     )
     stand_ins = means or (query, query, query)
     wrap_triton(attention_kernel)[grid](query, out, *keys, *values, index, count, *stand_ins, *sizes, **options)
@@ -150,22 +150,22 @@ def portable_attend(
 
 
 def attention_arguments(
-    query: Tensor, out: Tensor, spans: Sequence[Tensor], layout: Layout, list_width: int, scale: float, *, means: bool
+    query: Tensor, out: Tensor, spans: Sequence[Tensor], layout: Layout, list_width: int, scale: float, *, means: int
 ) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
-    """Grid, sizes and options of the launch; ``spans`` are three of keys, then three of values."""
+    """Grid, sizes and options of the launch; ``spans`` are three of keys, then three of values, ``means`` how many."""
     batch, heads, _, head_dim = query.shape
     slots = volume(layout.tile)
     queries = min(128, max(16, triton.next_power_of_2(slots)))
     sizes = [
         *[tensor.stride(i) for tensor in (query, out, *spans) for i in range(3)],
         heads, heads // spans[2].shape[1], layout.query_tiles, layout.prefix, layout.context_blocks, *layout.frames,
-        layout.height, layout.width, layout.blocks_high, layout.blocks_wide, list_width,
+        layout.height, layout.width, layout.blocks_high, layout.blocks_wide, list_width, means,
         scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
     ]  # fmt: skip
     options = {
         "T": layout.tile[0], "H": layout.tile[1], "W": layout.tile[2],
         "HEAD_DIM": head_dim, "DIM": max(16, triton.next_power_of_2(head_dim)),
-        "QUERIES": queries, "KEYS": min(64, queries), "MEANS": means,
+        "QUERIES": queries, "KEYS": min(64, queries), "MEANS": means > 0,
         "num_warps": 8 if queries == 128 and head_dim > 64 else 4, "num_stages": 3,
     }  # fmt: skip
     return (layout.query_tiles * triton.cdiv(slots, queries), batch * heads), sizes, options

@@ -29,6 +29,24 @@ def tile_size(tile, frames, height, width, blocks_high, blocks_wide, T: tl.const
 
 
 @triton.jit
+def part_places(
+    tile, parts, frames, height, width, blocks_high, blocks_wide,
+    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+):  # fmt: skip
+    """The numbers of a tile's parts among the tiles of the finer layout of their span, and the tokens of each."""
+    FT: tl.constexpr = T // PT
+    FH: tl.constexpr = H // PH
+    FW: tl.constexpr = W // PW
+    row = tile // (blocks_high * blocks_wide) * PT + parts // (PH * PW)
+    line = tile // blocks_wide % blocks_high * PH + parts // PW % PH
+    column = tile % blocks_wide * PW + parts % PW
+    deep = tl.minimum(tl.maximum(frames - row * FT, 0), FT)
+    high = tl.minimum(tl.maximum(height - line * FH, 0), FH)
+    wide = tl.minimum(tl.maximum(width - column * FW, 0), FW)
+    return (row * tl.cdiv(height, FH) + line) * tl.cdiv(width, FW) + column, deep * high * wide
+
+
+@triton.jit
 def matrix_offsets(rows, columns, row_stride):
     """64-bit offsets of a ``[rows, columns]`` piece whose columns are adjacent."""
     return rows.to(tl.int64)[:, None] * row_stride + columns[None, :]

@@ -43,7 +43,8 @@ class Places(NamedTuple):
     context_value: Any
     current_value: Any
     context_key_pool: Any
-    context_value_pool: Any
+    context_key_means: Any
+    context_value_means: Any
     output: Any
 
 
@@ -92,7 +93,7 @@ class Pipeline:
         attend: Callable[..., Attend],
         *,
         pools: ContextPools,
-        skipped_means: bool,
+        parts: int,
     ) -> None:
         batch, heads, _, head_dim = query.shape
         key_heads = keys.current.shape[1]
@@ -107,26 +108,23 @@ class Pipeline:
         plane, width = (layout.height, layout.width, layout.tile), choice[3]
         self._pool = Launch(pool_kernel, *pool_arguments(visual, frames, *plane))
         self._score = Launch(score_kernel, *score_arguments(batch, heads, key_heads, head_dim, layout, policy["scale"]))
-        self._select = Launch(select_kernel, *select_arguments(batch, heads, layout, *choice, offsets=skipped_means))
-        averaged = values.context if pools.value is None or not layout.frames[0] else pools.value
-        self._pooled_values = averaged is pools.value
-        self._means = (
-            Launch(means_kernel, *means_arguments(averaged, values.current, layout, pooled=self._pooled_values))
-            if skipped_means
-            else None
-        )
+        finer = layout.finer(parts) if parts else None
+        self._select = Launch(select_kernel, *select_arguments(batch, heads, layout, *choice, finer=finer))
+        self._pooled_means = bool(layout.frames[0]) and pools.have_means
+        self._means = None if finer is None else self._means_launch(keys, values, pools, finer)
         tiles = zip(visual, tiles_of(frames, *plane), strict=True)
         rows = (batch, heads, layout.query_tiles)
         shapes: list[tuple[tuple[int, ...], torch.dtype]] = [
             *(((batch, part.shape[1], count, head_dim + 1), torch.float32) for part, count in tiles),
             ((*rows, layout.key_blocks), torch.float32), ((*rows, width), torch.int32), (rows, torch.int32),
         ]  # fmt: skip
-        if skipped_means:
-            shapes += [((batch, key_heads, layout.key_blocks, head_dim), query.dtype)] * 2
+        number = 0 if finer is None else int(finer.key_blocks)
+        if number:
+            shapes += [((*rows, number), torch.float32)] + [((batch, key_heads, number, head_dim), query.dtype)] * 2
         self._pieces, self._bytes = _packed(shapes)
         output = empty_output(query)
         self._output, self._dtype = (tuple(output.shape), output.stride()), query.dtype
-        self._attend = attend(query, output, keys, values, layout, width, policy["scale"], skipped_means)
+        self._attend = attend(query, output, keys, values, layout, width, policy["scale"], number)
         means = () if self._means is None else (self._means,)
         self._launches = (self._attend, self._pool, self._score, self._select, *means)
 
@@ -157,17 +155,25 @@ class Pipeline:
         visual = [places.query, places.context_key, places.current_key]
         if not self._with_context:
             del visual[1]
-        pools, (scores, index, count, *means) = pieces[: len(visual)], pieces[len(visual) :]
+        pools, (scores, index, count, *more) = pieces[: len(visual)], pieces[len(visual) :]
         self._pool(stream, *thrice(visual), *thrice(pools))
         context = pools[-2] if places.context_key_pool is None else places.context_key_pool
         self._score(stream, pools[0], context, pools[-1], scores)
-        self._select(stream, scores, index, count)
         if self._means is None:
+            self._select(stream, scores, index, count, scores)
             return self._attend(stream, places, index, count, None)
-        key, value = means
-        averaged = places.context_value_pool if self._pooled_values else places.context_value
-        self._means(stream, context, pools[-1], averaged, places.current_value, key, value)
-        self._attend(stream, places, index, count, (key, value, scores))
+        offsets, key, value = more
+        self._select(stream, scores, index, count, offsets)
+        given = places.context_key_means, places.context_value_means
+        averaged = given if self._pooled_means else (places.context_key, places.context_value)
+        self._means(stream, averaged[0], places.current_key, averaged[1], places.current_value, key, value)
+        self._attend(stream, places, index, count, (key, value, offsets))
+
+    def _means_launch(self, keys: Spans, values: Spans, pools: ContextPools, finer: Layout) -> Launch:
+        given = (pools.key_means, pools.value_means) if self._pooled_means else (keys.context, values.context)
+        assert given[0] is not None and given[1] is not None
+        sources = given[0], keys.current, given[1], values.current
+        return Launch(means_kernel, *means_arguments(sources, finer, pooled=self._pooled_means))
 
 
 def _packed(wanted: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[list[_Piece], int]:
@@ -202,7 +208,7 @@ class PortableAttend:
         layout: Layout,
         width: int,
         scale: float,
-        means: bool,
+        means: int,
     ) -> None:
         arguments = attention_arguments(query, output, [*keys, *values], layout, width, scale, means=means)
         self._launch = Launch(attention_kernel, *arguments)
@@ -229,9 +235,9 @@ def bind(
     policy: dict[str, Any],
     *,
     pools: ContextPools,
-    skipped_means: bool,
+    parts: int,
 ) -> Pipeline | None:
     """The bound launches of such calls with portable attention; None where they cannot be bound."""
     if not fits(query, keys, values, layout):
         return None
-    return Pipeline(query, keys, values, layout, policy, PortableAttend, pools=pools, skipped_means=skipped_means)
+    return Pipeline(query, keys, values, layout, policy, PortableAttend, pools=pools, parts=parts)

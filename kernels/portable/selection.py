@@ -6,6 +6,7 @@ sorted, nothing leaves the registers and no size depends on the data.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 from .. import reference
 from ..skipped import Selection
 from ..tiles import Layout, largest_deviation
-from .geometry import matrix_offsets, tile_size
+from .geometry import matrix_offsets, part_places, tile_size
 
 MAX_BLOCKS = 16384
 """Key blocks that one row can hold in registers; beyond it selection runs in plain torch."""
@@ -107,15 +108,15 @@ def _forced(own, blocks, blocks_high, blocks_wide, first_protected_row, neighbou
 
 @triton.jit
 def select_kernel(
-    scores, index, count,
+    scores, index, count, offsets,
     query_tiles, context_blocks, context_frames, current_frames, height, width,
-    blocks_high, blocks_wide, first_protected_row, neighbours, budget, list_width, coverage,
-    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr, COVER: tl.constexpr,
-    OFFSETS: tl.constexpr,
+    blocks_high, blocks_wide, first_protected_row, neighbours, budget, list_width, context_means, means, coverage,
+    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    BLOCKS: tl.constexpr, COVER: tl.constexpr, OFFSETS: tl.constexpr,
 ):  # fmt: skip
     """The list of one query tile of one head; grid ``(query tiles, batch * heads)``.
 
-    With ``OFFSETS`` the scores, which nobody needs any more, become the offsets of :class:`Means`.
+    With ``OFFSETS`` also the offsets of :class:`Means`.
     """
     line = tl.program_id(1).to(tl.int64) * query_tiles + tl.program_id(0)
     key_blocks = context_blocks + query_tiles
@@ -148,18 +149,22 @@ def select_kernel(
     tl.store(start + blocks, tl.zeros([BLOCKS], tl.int32), mask=(blocks >= number) & (blocks < list_width))
     tl.store(count + line, number)
     if OFFSETS:
-        tl.store(scores + line * key_blocks + blocks, tl.where(keep, float("-inf"), tokens), mask=real)
+        first = offsets + line * means + tl.where(blocks < context_blocks, 0, context_means)
+        for part in tl.static_range(PT * PH * PW):
+            place, size = part_places(local, part, frames, height, width, blocks_high, blocks_wide, T, H, W, PT, PH, PW)
+            logs = tl.log(tl.maximum(size, 1).to(tl.float32))
+            tl.store(first + place, tl.where(keep, float("-inf"), logs), mask=real & (size > 0))
 
 
 @triton_op("lightint::portable_select", mutates_args={})
 def portable_select(
     query_pool: Tensor, context_pool: Tensor, current_pool: Tensor, context_frames: int, current_frames: int,
     height: int, width: int, tile: Sequence[int], first_protected_row: int, neighbours: int, budget: int,
-    list_width: int, coverage: float, scale: float, offsets: bool,
+    list_width: int, coverage: float, scale: float, finer: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Lists and offsets from contiguous float32 pools; ``context_pool`` is not read when there are no context frames.
 
-    Without ``offsets`` the third result is not meant to be read.
+    ``finer`` is the tile of the parts that have offsets; where it is empty, the third result is not to be read.
     """
     batch, heads, query_tiles, head_dim = (*query_pool.shape[:3], query_pool.shape[3] - 1)
     layout = Layout((context_frames, current_frames), height, width, (tile[0], tile[1], tile[2]))
@@ -168,11 +173,13 @@ def portable_select(
     scores = query_pool.new_empty((batch, heads, query_tiles, layout.key_blocks))
     grid, sizes, options = score_arguments(batch, heads, current_pool.shape[1], head_dim, layout, scale)
     wrap_triton(score_kernel)[grid](query_pool, context_pool, current_pool, scores, *sizes, **options)
+    parts = dataclasses.replace(layout, tile=(finer[0], finer[1], finer[2])) if finer else None
+    offsets = scores.new_empty((batch, heads, query_tiles, 1 if parts is None else parts.key_blocks))
     grid, sizes, options = select_arguments(
-        batch, heads, layout, first_protected_row, neighbours, budget, list_width, coverage, offsets=offsets
+        batch, heads, layout, first_protected_row, neighbours, budget, list_width, coverage, finer=parts
     )
-    wrap_triton(select_kernel)[grid](scores, index, count, *sizes, **options)
-    return index, count, scores
+    wrap_triton(select_kernel)[grid](scores, index, count, offsets, *sizes, **options)
+    return index, count, offsets
 
 
 def score_arguments(
@@ -187,20 +194,27 @@ def score_arguments(
 
 def select_arguments(
     batch: int, heads: int, layout: Layout, first_protected_row: int, neighbours: int, budget: int,
-    list_width: int, coverage: float, *, offsets: bool,
+    list_width: int, coverage: float, *, finer: Layout | None,
 ) -> tuple[tuple[int, ...], list[Any], dict[str, Any]]:  # fmt: skip
-    """Grid, sizes and options of the second launch."""
+    """Grid, sizes and options of the second launch, which makes offsets for the parts of a ``finer`` layout."""
     blocks = triton.next_power_of_2(int(layout.key_blocks))
+    parts = layout if finer is None else finer
     sizes = [
         layout.query_tiles, layout.context_blocks, *layout.frames, layout.height, layout.width, layout.blocks_high,
-        layout.blocks_wide, first_protected_row, neighbours, budget, list_width, coverage,
+        layout.blocks_wide, first_protected_row, neighbours, budget, list_width, parts.context_blocks,
+        parts.key_blocks, coverage,
     ]  # fmt: skip
-    tile = layout.tile
     options = {
-        "T": tile[0], "H": tile[1], "W": tile[2], "BLOCKS": blocks, "COVER": coverage < 1.0, "OFFSETS": offsets,
+        **_cuts(layout, parts), "BLOCKS": blocks, "COVER": coverage < 1.0, "OFFSETS": finer is not None,
         "num_warps": 4 if blocks <= 1024 else 8,
     }  # fmt: skip
     return (layout.query_tiles, batch * heads), sizes, options
+
+
+def _cuts(layout: Layout, finer: Layout) -> dict[str, int]:
+    """A tile and into how many parts each of its axes is cut."""
+    cuts = [whole // part for whole, part in zip(layout.tile, finer.tile, strict=True)]
+    return dict(zip(("T", "H", "W", "PT", "PH", "PW"), (*layout.tile, *cuts), strict=True))
 
 
 def policy_numbers(
@@ -232,7 +246,7 @@ def select_blocks(
     neighbours: int,
     scale: float,
     context_density: float | None = None,
-    offsets: bool = False,
+    finer: Layout | None = None,
 ) -> Selection:
     """Same contract as :func:`reference.select_blocks`; no host synchronisation up to :data:`MAX_BLOCKS` blocks."""
     if layout.key_blocks > MAX_BLOCKS or (query_pool.shape[3] - 1) % 16:
@@ -246,7 +260,7 @@ def select_blocks(
             neighbours=neighbours,
             scale=scale,
             context_density=context_density,
-            offsets=offsets,
+            finer=finer,
         )
     index, count, logs = torch.ops.lightint.portable_select(
         query_pool.contiguous(),
@@ -258,6 +272,6 @@ def select_blocks(
         layout.tile,
         *policy_numbers(layout, density, coverage, protect_frames, neighbours, context_density),
         scale,
-        offsets,
+        [] if finer is None else finer.tile,
     )
-    return Selection(index, count, logs if offsets else None)
+    return Selection(index, count, None if finer is None else logs)

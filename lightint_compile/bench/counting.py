@@ -166,7 +166,8 @@ def sparse_flops(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: M
     layout = Layout.of(given["query_grid"], given["key_grid"], given["tile"], given["prefix"])
     policy = (given["density"], given["protect_frames"], given["neighbours"], given.get("context_density"))
     visual, blocks = layout.key_tokens - layout.prefix, int(layout.key_blocks)
-    means = blocks if given.get("skipped_means") else 0
+    parts = given.get("skipped_means", 0)
+    means = int(layout.finer(parts).key_blocks) if parts else 0
     keys = layout.prefix + visual * int(layout.list_width(*policy)) / blocks + means
     batch, heads, queries, head_dim = given["query"].shape
     return round(4 * batch * heads * queries * head_dim * keys)

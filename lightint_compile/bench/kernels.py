@@ -153,13 +153,9 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
     layout, keys = site.layout, tensors.keys
     spans = [(tensors.query, layout.current_grid), *visual(keys, layout)]
     pools = ours.pool_spans(spans, layout.tile)
-    index, count, offsets = ours.select_blocks(pools[0], pools[1:], layout, **site.policy(), offsets=True)
-    value_pools = ours.pool_spans(visual(tensors.values, layout), layout.tile)
-    assert offsets is not None
-    key, value = (joined(part, tensors.query.dtype) for part in (pools[1:], value_pools))
-    means = Means(key, value, offsets)
-    yield f"{name}: whole, skipped blocks by their means", operator_call(site, tensors, name), 0.0
-    yield f"{name}: whole, skipped blocks left out", operator_call(site, tensors, name, skipped_means=False), 0.0
+    index, count, _ = ours.select_blocks(pools[0], pools[1:], layout, **site.policy())
+    for parts, how in _SKIPPED.items():
+        yield f"{name}: whole, skipped blocks {how}", operator_call(site, tensors, name, skipped_means=parts), 0.0
     # Parts are replayed from graphs: called by themselves they would wait for the host, in the whole they do not.
     part = graphed if tensors.query.is_cuda else _unchanged
     yield f"{name}: pool, device only", part(lambda: ours.pool_spans(spans, layout.tile)), 0.0
@@ -168,13 +164,27 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
         part(lambda: ours.select_blocks(pools[0], pools[1:], layout, **site.policy())),
         0.0,
     )
-    attend = ours.attend
-    for kernel, given in (("kernel", None), ("kernel with means", means)):
+    for parts, how in _SKIPPED.items():
+        means = _means(site, tensors, ours, parts) if parts else None
         yield (
-            f"{name}: {kernel}",
-            partial(attend, tensors.query, keys, tensors.values, index, count, layout, site.scale, given),
+            f"{name}: kernel, skipped blocks {how}",
+            partial(ours.attend, tensors.query, keys, tensors.values, index, count, layout, site.scale, means),
             site.kept_flops,
         )
+
+
+_SKIPPED = {0: "left out", 1: "by a mean each", 4: "by means of quarters"}
+
+
+def _means(site: Site, tensors: Tensors, ours: dispatch.Implementation, parts: int) -> Means:
+    """Means for the kernel alone."""
+    layout, finer = site.layout, site.layout.finer(parts)
+    query, *keys = ours.pool_spans([(tensors.query, layout.current_grid), *visual(tensors.keys, layout)], layout.tile)
+    offsets = ours.select_blocks(query, keys, layout, **site.policy(), finer=finer).offsets
+    assert offsets is not None
+    each = (ours.pool_spans(visual(spans, finer), finer.tile) for spans in (tensors.keys, tensors.values))
+    key, value = (joined(pools, tensors.query.dtype) for pools in each)
+    return Means(key, value, offsets)
 
 
 def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
@@ -183,7 +193,7 @@ def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
 
 
 def operator_call(
-    site: Site, tensors: Tensors, name: str | None, *, skipped_means: bool = True
+    site: Site, tensors: Tensors, name: str | None, *, skipped_means: int = 1
 ) -> Callable[[], Tensor]:
     """:func:`whole_operator` with its arguments made already."""
     layout = site.layout

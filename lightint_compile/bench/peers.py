@@ -188,7 +188,7 @@ def _split_lists(index: Tensor, count: Tensor, parts: int, prefix_blocks: int) -
 def _sparse(site: Site, tensors: Tensors) -> Tensor:
     steps = dispatch.load(dispatch.implementation(tensors.query, site.layout.tile))
     spans = tensors.keys, tensors.values
-    return run_steps(steps, tensors.query, *spans, site.layout, site.policy(), ContextPools(), skipped_means=False)
+    return run_steps(steps, tensors.query, *spans, site.layout, site.policy(), ContextPools(), parts=0)
 
 
 def _dense(site: Site, tensors: Tensors) -> Tensor:

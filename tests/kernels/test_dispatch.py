@@ -89,9 +89,9 @@ def test_the_cost_model_decides_and_using_overrides(monkeypatch):
     asked = []
     for answer, expected in ((True, "gather"), (False, "dense")):
         cost.prefers_sparse = lambda *arguments, answer=answer, host_hidden: asked.append(arguments) or answer
-        assert dispatch.prefers_sparse(query, site.layout, 4, site.tile) == expected
+        assert dispatch.prefers_sparse(query, site.layout, 4, 1, site.tile) == expected
     # 4 of 16 blocks of 32 tokens, and 12 means
-    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, (4 * 32 + 12) / 512, "gather")
+    assert asked[0] == (query.device, query.dtype, 1, 2, 64, 256, 512, (4 * 32 + 16) / 512, "gather")
     dense = kernels.sparse_attention(query, key, value, density=0.3, **site.grids)
     torch.testing.assert_close(dense, torch.nn.functional.scaled_dot_product_attention(query, key, value))
     with kernels.using("gather"):
@@ -144,13 +144,13 @@ def test_prepared_context_reaches_the_portable_steps_too():
         def forward(self, query, key, value):
             keys, values = key.split(cut, 2), value.split(cut, 2)
             grid = {"grid": layout.context_grid, "tile": site.tile}
-            pools = kernels.prepare_context(keys[1], **grid), kernels.prepare_context(values[1], **grid)
-            return kernels.sparse_attention_prepared(query, keys, values, *pools, **site.grids)
+            pool, value_means = kernels.prepare_context(keys[1], **grid), kernels.prepare_context(values[1], **grid)
+            return kernels.sparse_attention_prepared(query, keys, values, pool, pool, value_means, **site.grids)
 
     exported = torch.export.export(Attention(), site.tensors(torch.float32), strict=False)
     lowered = exported.run_decompositions(portable_table())
     steps = [node for node in lowered.graph.nodes if "lightint" in str(node.target)]
     names = [str(node.target).removeprefix("lightint.portable_").removesuffix(".default") for node in steps]
-    assert names == ["pool", "pool", "pool", "select", "pool", "attend"]
-    # the context's keys and values alone, then queries and current keys, then current values
-    assert [len(steps[i].args[0]) for i in (0, 1, 2, 4)] == [1, 1, 2, 1]
+    assert names == ["pool", "pool", "pool", "select", "pool", "pool", "attend"]
+    # the context's keys and values alone, then queries and current keys, then means of current keys and values
+    assert [len(steps[i].args[0]) for i in (0, 1, 2, 4, 5)] == [1, 1, 2, 1, 1]

@@ -11,7 +11,7 @@ import torch
 from lightint_compile.kernels import reference
 from lightint_compile.kernels.skipped import Means, joined
 from lightint_compile.kernels.spans import Spans, split_spans
-from lightint_compile.kernels.tiles import Layout, key_token_map
+from lightint_compile.kernels.tiles import Layout, key_token_map, parents
 
 pytestmark = pytest.mark.gpu
 
@@ -148,13 +148,14 @@ def test_scores_that_outgrow_the_first_block(hopper, growth, dtype):
     assert_as_good_as_torch(out, ref, same_dtype(query, grown, values, *arguments))
 
 
+@pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_means_of_skipped_blocks_join_the_softmax(hopper, case):
+def test_means_of_skipped_blocks_join_the_softmax(hopper, case, parts):
     query, keys, values = case.tensors()
     rows = (case.batch, case.heads, case.layout.query_tiles)
     counts = torch.randint(1, min(3, case.layout.key_blocks) + 1, rows, dtype=torch.int32)
     arguments = (*case.lists(counts), case.layout, case.head_dim**-0.5)
-    means = means_of(keys, values, *arguments[:3])
+    means = means_of(keys, values, *arguments[:3], parts)
     wide = Means(means.key.double(), means.value.double(), means.offsets.double())
     double = [Spans(*(s.double() for s in spans)) for spans in (keys, values)]
     ref = reference.attend(query.double(), *double, *arguments, wide)
@@ -165,13 +166,14 @@ def test_means_of_skipped_blocks_join_the_softmax(hopper, case):
         assert (ref - expected(query, keys, values, *arguments)).norm() > 0.05 * ref.norm()
 
 
-def means_of(keys, values, index, count, layout) -> Means:
-    """Means of all blocks, the listed ones left out by their offsets."""
+def means_of(keys, values, index, count, layout, parts) -> Means:
+    """Means of the parts of all blocks, those of listed blocks left out by their offsets."""
+    finer = layout.finer(parts)
     grids = [(1, layout.context_grid)] * bool(layout.frames[0]) + [(2, layout.current_grid)]
-    pools = (reference.pool_spans([(spans[i], grid) for i, grid in grids], layout.tile) for spans in (keys, values))
+    pools = (reference.pool_spans([(spans[i], grid) for i, grid in grids], finer.tile) for spans in (keys, values))
     key, value = (joined(pool, keys.current.dtype) for pool in pools)
-    listed = reference.multiplicity(index, count, layout) > 0
-    tokens = key_token_map(layout)[1].sum(-1).to(key.device, torch.float32).log()
+    listed = reference.multiplicity(index, count, layout)[..., parents(layout, finer).to(index.device)] > 0
+    tokens = key_token_map(finer)[1].sum(-1).to(key.device, torch.float32).log()
     return Means(key, value, torch.where(listed, float("-inf"), tokens).contiguous())
 
 

@@ -12,27 +12,27 @@ OPS = getattr(torch.ops, ops.NAMESPACE)
 PUBLISHED_SCHEMAS = {
     "sparse_attention": "lightint::sparse_attention(Tensor query, Tensor key, Tensor value, SymInt[] query_grid, "
     "SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, int protect_frames, "
-    "int neighbours, float? scale, float? context_density=None, bool skipped_means=False) -> Tensor",
+    "int neighbours, float? scale, float? context_density=None, int skipped_means=0) -> Tensor",
     "sparse_attention_segments": "lightint::sparse_attention_segments(Tensor query, Tensor[] keys, Tensor[] values, "
     "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, "
-    "int protect_frames, int neighbours, float? scale, float? context_density=None, bool skipped_means=False)"
+    "int protect_frames, int neighbours, float? scale, float? context_density=None, int skipped_means=0)"
     " -> Tensor",
     "sparse_attention_prepared": "lightint::sparse_attention_prepared(Tensor query, Tensor[] keys, Tensor[] values, "
     "Tensor context_pool, SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, "
     "float? coverage, int protect_frames, int neighbours, float? scale, float? context_density=None, "
-    "bool skipped_means=False, Tensor? context_value_pool=None) -> Tensor",
+    "int skipped_means=0, Tensor? context_key_means=None, Tensor? context_value_means=None) -> Tensor",
 }
 
 
 def arguments(site, operator, dtype=torch.float32):
     query, key, value = site.tensors(dtype)
     where = (site.query_grid, site.key_grid, site.prefix, site.tile)
-    policy, more = (0.5, 0.9, 1, 1), (0.25, True)
+    policy, more = (0.5, 0.9, 1, 1), (0.25, 2)
     cut = [max(site.prefix, 1), site.layout.key_tokens - max(site.prefix, 1)]
     parts = list(key.split(cut, 2)), list(value.split(cut, 2))
     if operator == "sparse_attention_prepared":
         keys, values, *pools = context_segments(site, key, value)
-        return (query, keys, values, pools[0], *where, *policy, None, *more, pools[1])
+        return (query, keys, values, pools[0], *where, *policy, None, *more, *pools[1:])
     lists = random_lists(site, "mixed")
     visual = key[:, :, site.prefix :]
     pools = [
@@ -50,11 +50,15 @@ def arguments(site, operator, dtype=torch.float32):
 
 
 def context_segments(site, key, value):
-    """Keys and values cut into text, context and current frames, and the pooled context keys and values."""
+    """Keys and values cut into text, context and current frames, the pooled context keys, and both by halves."""
     layout = site.layout
     cut = [n for n in (layout.prefix, layout.context_tokens, layout.current_tokens) if n]
     keys, values = list(key.split(cut, 2)), list(value.split(cut, 2))
-    pools = (kernels.prepare_context(part[-2], grid=layout.context_grid, tile=site.tile) for part in (keys, values))
+    half = kernels.part_tile(site.tile, 2)
+    pools = (
+        kernels.prepare_context(part[-2], grid=layout.context_grid, tile=tile)
+        for part, tile in ((keys, site.tile), (keys, half), (values, half))
+    )
     return keys, values, *pools
 
 

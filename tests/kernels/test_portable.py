@@ -56,6 +56,7 @@ def compile_ahead(kernel, pointers, constants, floats, capability, warps):
 
 
 TILE = {"T": 4, "H": 8, "W": 4}
+PARTS = {"PT": 2, "PH": 2, "PW": 1}
 AMPERE_SHARED_BYTES = 163 * 1024
 
 
@@ -90,13 +91,13 @@ def test_pooling_and_selection_compile_for_ampere():
 
     spans = {**dict.fromkeys("abc", "*bf16"), **{f"{name}_out": "*fp32" for name in "abc"}}
     pools = dict.fromkeys(("query_pool", "context_pool", "current_pool", "scores"), "*fp32")
-    lists = {"scores": "*fp32", "index": "*i32", "count": "*i32"}
+    lists = {"scores": "*fp32", "index": "*i32", "count": "*i32", "offsets": "*fp32"}
     compile_ahead(pool_kernel, spans, {**TILE, "SLOTS": 128, "HEAD_DIM": 128, "DIM": 128}, [], 80, 2)
     compile_ahead(score_kernel, pools, {"HEAD_DIM": 128, "PIECE": 16, "EDGE": 32}, ["scale"], 80, 2)
     for flag in (False, True):
-        chosen = {**TILE, "BLOCKS": 512, "COVER": flag, "OFFSETS": not flag}
+        chosen = {**TILE, **PARTS, "BLOCKS": 512, "COVER": flag, "OFFSETS": not flag}
         compile_ahead(select_kernel, lists, chosen, ["coverage"], 80, 4)
-        pools = {"context_key_pool": "*fp32", "current_key_pool": "*fp32", "current_value": "*bf16"}
-        values = {"context_value": "*fp32" if flag else "*bf16", "key_out": "*bf16", "value_out": "*bf16"}
-        sizes = {**TILE, "SLOTS": 128, "HEAD_DIM": 96, "DIM": 128, "POOLED": flag}
-        compile_ahead(means_kernel, {**pools, **values}, sizes, [], 80, 2)
+        context = dict.fromkeys(("context_key", "context_value"), "*fp32" if flag else "*bf16")
+        others = dict.fromkeys(("current_key", "current_value", "key_out", "value_out"), "*bf16")
+        sizes = {"T": 2, "H": 4, "W": 4, "SLOTS": 32, "HEAD_DIM": 96, "DIM": 128, "POOLED": flag}
+        compile_ahead(means_kernel, {**context, **others}, sizes, [], 80, 1)

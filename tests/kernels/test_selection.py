@@ -121,6 +121,6 @@ def test_prepared_context_gives_the_same_attention(name):
     index, count = select(site, density=0.4, protect_frames=2)
     split = kernels.block_sparse_attention(query, key, value, index, count, **site.grids)
     with kernels.using("gather"):
-        settings = {"density": 0.4, "protect_frames": 2, "skipped_means": False, **site.grids}
+        settings = {"density": 0.4, "protect_frames": 2, "skipped_means": 0, **site.grids}
         whole = kernels.sparse_attention(query, key, value, **settings)
     torch.testing.assert_close(split, whole)

@@ -98,30 +98,38 @@ def whole_errors() -> dict[str, float]:
     bound, one with prepared context, one whose memory starts where bound launches cannot read, one that leaves out
     what it does not read."""
     errors = {}
-    calls_of = {"context": ("first", "bound", "unaligned", "prepared", "dropped"), "two-parts": ("first", "bound")}
+    calls_of = {"context": ("first", "bound", "unaligned", "prepared", "dropped", "halves", "prepared halves")}
+    calls_of["two-parts"] = ("first", "bound", "eighths")
+    parts = {"dropped": 0, "halves": 2, "prepared halves": 2, "eighths": 8}
     for name, calls in calls_of.items():
         site = SITES[name]
         for call in calls:
             query, key, value = site.tensors(torch.float32, seed=len(errors))
             if call == "unaligned":
                 key = torch.cat([key.new_zeros(1), key.flatten()])[1:].view(key.shape)
-            run = prepared if call == "prepared" else kernels.sparse_attention
+            run = prepared if call.startswith("prepared") else kernels.sparse_attention
             results = []
             for implementation in ("reference", "portable"):
                 with kernels.using(implementation):
                     policy = {"protect_frames": 1, "density": 0.2, "context_density": 0.3, "neighbours": 0}
-                    results.append(run(query, key, value, **policy, skipped_means=call != "dropped", **site.grids))
+                    policy["skipped_means"] = parts.get(call, 1)
+                    results.append(run(query, key, value, **policy, **site.grids))
             errors[f"{name} {call}"] = float((results[0] - results[1]).abs().max())
     return errors
 
 
-def prepared(query, key, value, **settings):
+def prepared(query, key, value, *, skipped_means, **settings):
     """Sparse attention over segments with the context pooled beforehand."""
     site = next(site for site in SITES.values() if site.grids.items() <= settings.items())
     layout = site.layout
     cut = [layout.prefix, layout.context_tokens, layout.current_tokens]
     keys, values = key.split(cut, 2), value.split(cut, 2)
-    pools = (kernels.prepare_context(part[1], grid=layout.context_grid, tile=site.tile) for part in (keys, values))
+    tiles = site.tile, *[kernels.part_tile(site.tile, skipped_means)] * 2
+    pools = (
+        kernels.prepare_context(part[1], grid=layout.context_grid, tile=tile)
+        for part, tile in zip((keys, keys, values), tiles, strict=True)
+    )
+    settings["skipped_means"] = skipped_means
     return kernels.sparse_attention_prepared(query, keys, values, *pools, **settings)
 
 
