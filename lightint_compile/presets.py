@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         asked=("adaptive-context", "sparse-attention", "step-cache"),
         settings={
             "adaptive-context": "rules=published",
-            "sparse-attention": "density=0.3,context-density=0.175,keep-current=true,skipped-means=false,skip-first=1",
+            "sparse-attention": "density=0.3,context-density=0.175,keep-current=true,skipped-means=0,skip-first=1",
             "step-cache": "rules=published,strategy=hold,drift=none",
         },
     ),

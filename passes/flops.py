@@ -175,7 +175,7 @@ def _sparse(call: dict[str, Any], shape: Shape) -> Any:
     if isinstance(density, (int, float)):
         given = call.get("context_density")
         context = (density if given is None else given) * (keys - prefix - query[-2])
-        means = (keys - prefix) / math.prod(call["tile"]) if call.get("skipped_means") else 0
+        means = (keys - prefix) / math.prod(call["tile"]) * call.get("skipped_means", 0)
         kept = density * query[-2] + context + means
         keys = prefix + (math.ceil(kept) if isinstance(kept, (int, float)) else kept)
     return _product(2, *query[:-1], keys, query[-1] + value[-1])

@@ -12,6 +12,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.errors import OptionError
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
-from lightint_compile.kernels.tiles import Layout
+from lightint_compile.kernels.tiles import Layout, part_of
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.evaluate import hinted_shape, refresh, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
@@ -59,7 +60,8 @@ class SparseAttention(Pass):
         tile: (frames, height, width) tokens of a tile.
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius in tiles that every query keeps.
-        skipped_means: let tiles that are not read take part by their mean key and value; the release leaves them out.
+        skipped_means: let tiles that are not read take part by this many means of their parts, or as many as the tile
+            can be cut into; 0 leaves them out, as the release does.
         min_tokens: keys below which a site stays dense; ``none`` asks the cost model of the device.
         skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
     """
@@ -75,7 +77,7 @@ class SparseAttention(Pass):
     tile: tuple[int, ...] = (4, 8, 4)
     protect_frames: int = 0
     neighbours: int = 1
-    skipped_means: bool = True
+    skipped_means: int = 4
     min_tokens: int | None = None
     skip_first: int = 0
 
@@ -86,6 +88,9 @@ class SparseAttention(Pass):
                 raise OptionError(f"{name} is a kept fraction in (0, 1]", where=self.name, why=f"got {value}")
         if len(self.tile) != 3 or any(extent < 1 for extent in self.tile):
             raise OptionError("a tile has three positive extents", where=self.name, fix="for example tile=4x8x4")
+        if self.skipped_means not in _PARTS:
+            why = f"got {self.skipped_means}"
+            raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=4")
         for name in ("protect_frames", "neighbours", "skip_first"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} is not negative", where=self.name, why=f"got {getattr(self, name)}")
@@ -140,7 +145,8 @@ class SparseAttention(Pass):
         if site.kind is SiteKind.DENOISE and self.context_density is not None and isinstance(frames, int):
             density, context_density = 1.0, self.context_density
             protected = max(protected, frames if self.keep_current else 0)
-        return Choice(layout, density, context_density, self.coverage, protected, self.neighbours, self.skipped_means)
+        parts = _parts_of(layout.tile, self.skipped_means)
+        return Choice(layout, density, context_density, self.coverage, protected, self.neighbours, parts)
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
@@ -157,6 +163,19 @@ class SparseAttention(Pass):
         if not _prefers_sparse(query, shape, min(choice.read_keys / keys, 1.0)):
             return Obstacle("too-short", f"skipping does not pay with {keys} keys", "min-tokens=0 rewrites regardless")
         return None
+
+
+def _parts_of(tile: tuple[int, int, int], wanted: int) -> int:
+    """The most parts, up to ``wanted``, that a tile can be cut into."""
+    for parts in sorted(_PARTS, reverse=True):
+        if parts <= wanted:
+            with suppress(ValueError):
+                part_of(tile, parts)
+                return parts
+    return 0
+
+
+_PARTS = (0, 1, 2, 4, 8)
 
 
 def _prefers_sparse(query: torch.Tensor, shape: tuple[int, ...], density: float) -> bool:

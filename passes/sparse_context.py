@@ -14,6 +14,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
+from lightint_compile.kernels.tiles import part_of
 from lightint_compile.passes.evaluate import size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSite, KeySpan, Piece, SpanKind
 from lightint_compile.passes.rewriting import Rewriter
@@ -37,17 +38,22 @@ class ContextPools:
         return 0 if piece is None else self._readers[_key(piece, tile)]
 
     def of(
-        self, site: AttentionSite, tile: tuple[int, ...], sizes: GridSizes, rewriter: Rewriter, *, values: bool
+        self, site: AttentionSite, tile: tuple[int, int, int], sizes: GridSizes, rewriter: Rewriter, *, parts: int
     ) -> list[fx.Node] | None:
-        """Nodes with the pooled context keys of a site and, with ``values``, its pooled values.
+        """Nodes with the pooled context keys of a site and, where ``parts`` of a tile have means, those means.
 
-        They stand where the first of their readers does. Values that are no tensor of their own the operator pools.
+        They stand where the first of their readers does. Where values are no tensor of their own, the operator makes
+        the means.
         """
         piece = context_piece(site)
         if piece is None or self._readers[_key(piece, tile)] < 2:
             return None
-        value = context_value(site, piece) if values else None
-        return [self._pool(part, site, tile, sizes, rewriter) for part in (piece, value) if part is not None]
+        wanted = [(piece, tile)]
+        value = context_value(site, piece) if parts else None
+        if value is not None:
+            finer = part_of(tile, parts)
+            wanted += [(piece, finer), (value, finer)]
+        return [self._pool(part, site, of, sizes, rewriter) for part, of in wanted]
 
     def _pool(
         self, piece: Piece, site: AttentionSite, tile: tuple[int, ...], sizes: GridSizes, rewriter: Rewriter

@@ -44,7 +44,7 @@ class Choice:
         coverage: softmax mass at which a query tile may stop earlier.
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius, in tiles, that every query keeps.
-        skipped_means: whether means of blocks that are not read take part.
+        skipped_means: how many means stand for a block that is not read, 0 for none.
     """
 
     layout: Layout
@@ -53,7 +53,7 @@ class Choice:
     coverage: float | None
     protect_frames: int
     neighbours: int
-    skipped_means: bool
+    skipped_means: int
 
     @property
     def kept_blocks(self) -> int:
@@ -62,10 +62,10 @@ class Choice:
 
     @property
     def read_keys(self) -> float:
-        """Keys that a query token is multiplied with: the text, tokens of kept blocks, a mean of every block."""
+        """Keys that a query token is multiplied with: the text, tokens of kept blocks, means of all blocks."""
         layout = self.layout
         visual = layout.key_tokens - layout.prefix
-        means = layout.key_blocks if self.skipped_means else 0
+        means = layout.finer(self.skipped_means).key_blocks if self.skipped_means else 0
         return float(layout.prefix + self.kept_blocks / layout.key_blocks * visual + means)
 
 
@@ -92,12 +92,12 @@ def rewrite_site(
     kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
     policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means)
     where = (query_grid, key_grid, prefix, list(choice.layout.tile))
-    pooled = pools.of(site, choice.layout.tile, sizes, rewriter, values=choice.skipped_means)
+    pooled = pools.of(site, choice.layout.tile, sizes, rewriter, parts=choice.skipped_means)
     lightint = torch.ops.lightint
     if pooled is not None:
         target = lightint.sparse_attention_prepared.default
-        key_pool, *value_pool = pooled
-        found = rewriter.call(target, queries.visual, keys, values, key_pool, *where, *policy, *value_pool)
+        key_pool, *means = pooled
+        found = rewriter.call(target, queries.visual, keys, values, key_pool, *where, *policy, *means)
     elif len(keys) > 1:
         found = rewriter.call(lightint.sparse_attention_segments.default, queries.visual, keys, values, *where, *policy)
     else:
