@@ -77,7 +77,7 @@ class SparseAttention(Pass):
     tile: tuple[int, ...] = (4, 8, 4)
     protect_frames: int = 0
     neighbours: int = 1
-    skipped_means: int = 4
+    skipped_means: int = 2
     min_tokens: int | None = None
     skip_first: int = 0
 
@@ -90,7 +90,7 @@ class SparseAttention(Pass):
             raise OptionError("a tile has three positive extents", where=self.name, fix="for example tile=4x8x4")
         if self.skipped_means not in _PARTS:
             why = f"got {self.skipped_means}"
-            raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=4")
+            raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=2")
         for name in ("protect_frames", "neighbours", "skip_first"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} is not negative", where=self.name, why=f"got {getattr(self, name)}")

@@ -173,7 +173,7 @@ def _our_ways(site: Site, tensors: Tensors, name: str) -> Iterator[Way]:
         )
 
 
-_SKIPPED = {0: "left out", 1: "by a mean each", 4: "by means of quarters"}
+_SKIPPED = {0: "left out", 1: "by a mean each", 2: "by means of halves", 4: "by means of quarters"}
 
 
 def _means(site: Site, tensors: Tensors, ours: dispatch.Implementation, parts: int) -> Means:

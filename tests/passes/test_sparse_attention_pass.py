@@ -74,7 +74,7 @@ def test_a_denoising_step_reads_its_segments_without_the_concatenation():
     assert [key.meta["val"].shape[2] for key in node.args[1]] == [5, 128, 64]
     assert node.args[3:7] == ([4, 4, 4], [12, 4, 4], 5, [2, 2, 2])
     # coverage, protected frames, neighbours, scale, density of the context, means of skipped tiles
-    assert node.args[8:] == (None, 0, 1, None, 0.05, 4)
+    assert node.args[8:] == (None, 0, 1, None, 0.05, 2)
     assert not list(copy.calls(DENSE))
     assert dense_difference(program, feeds) < 1e-6
 
@@ -94,7 +94,7 @@ def test_context_that_several_steps_read_is_pooled_once():
     program = trace_function(two_steps, feeds)
     copy, result = rewritten(program, f"hoist-invariants,{SMALL}")
     pools = list(copy.calls(POOL))
-    assert [pool.args[1:] for pool in pools] == [([8, 4, 4], tile) for tile in ([2, 2, 2], [1, 1, 2], [1, 1, 2])]
+    assert [pool.args[1:] for pool in pools] == [([8, 4, 4], tile) for tile in ([2, 2, 2], [1, 2, 2], [1, 2, 2])]
     readers = list(copy.calls(PREPARED))
     assert [(node.args[3], *node.args[-2:]) for node in readers] == [tuple(pools)] * 2
     assert all((node.args[1][1], node.args[2][1]) == (pools[0].args[0], pools[2].args[0]) for node in readers)
@@ -222,7 +222,7 @@ def test_a_prefill_keeps_a_share_of_everything():
     (remark,) = result.remarks
     assert (remark.rule, remark.args["kept_blocks"], remark.args["key_blocks"]) == ("prefill", 16, 64)
     assert remark.flops_before == 2 * 2 * 512 * 512 * 16
-    assert remark.flops_after == 2 * 2 * 512 * (16 * 8 + 4 * 64) * 16  # tokens of 16 tiles, four means of 64
+    assert remark.flops_after == 2 * 2 * 512 * (16 * 8 + 2 * 64) * 16  # tokens of 16 tiles, two means of 64
 
 
 def test_without_a_context_share_the_density_applies_to_all_keys():
