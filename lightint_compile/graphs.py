@@ -143,7 +143,7 @@ def decisions(compiled: Any) -> list[Decision]:
     """
     parameters = _parameters(compiled)
     made = {
-        decision.chunk: dataclasses.replace(decision, setting=graph.setting)
+        decision.chunk: dataclasses.replace(decision, setting=graph.setting).with_elements(decision.elements)
         for graph in CompiledGraph.of(compiled)
         if graph.driver is not None
         for decision in graph.driver.decisions.made_for(parameters)

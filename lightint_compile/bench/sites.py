@@ -13,6 +13,7 @@ from lightint_compile.kernels.spans import Spans
 from lightint_compile.kernels.tiles import Layout, ceil_div, volume
 
 BLOCK = 128
+_NEIGHBOURS = 1
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Site:
 
     @property
     def kept(self) -> int:
-        """Visual key blocks kept by every query tile."""
-        return self.layout.budget(self.density, self.context_density)
+        """Visual key blocks kept by every query tile, as many as lists hold."""
+        width = self.layout.list_width(self.density, self.protect_frames, _NEIGHBOURS, self.context_density)
+        return int(width)
 
     @property
     def dense_flops(self) -> float:
@@ -65,7 +67,7 @@ class Site:
             "context_density": self.context_density,
             "coverage": None,
             "protect_frames": self.protect_frames,
-            "neighbours": 1,
+            "neighbours": _NEIGHBOURS,
             "scale": self.scale,
         }
 

@@ -52,8 +52,8 @@ class Decision:
     def with_elements(self, elements: Sequence[Decision]) -> Decision:
         """The decision of a batch with those of its elements, where they differ in the steps that are reused."""
         done = {(each.reused_steps, each.refused_steps) for each in elements}
-        shared = {"context_frames": self.context_frames, "saved_frames": self.saved_frames}
-        own = tuple(dataclasses.replace(each, **shared) for each in elements) if len(done) > 1 else ()  # type: ignore[arg-type]
+        shared = {name: getattr(self, name) for name in _SHARED}
+        own = tuple(dataclasses.replace(each, **shared) for each in elements) if len(done) > 1 else ()
         return dataclasses.replace(self, elements=own)
 
     @property
@@ -81,3 +81,7 @@ class Decision:
         """The decision as JSON-ready data, its margin included; ``elements`` is there where they differ."""
         data = dataclasses.asdict(self) | {"margin": self.margin, "elements": [e.to_dict() for e in self.elements]}
         return data if self.elements else {key: value for key, value in data.items() if key != "elements"}
+
+
+_SHARED = ("context_frames", "saved_frames", "kept_frames", "setting")
+"""What a batch decides together."""

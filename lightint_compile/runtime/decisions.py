@@ -196,7 +196,7 @@ class _Plan:
             return index, Record(self._planner, decision, each), None, None
         use = self._keeping.begin(decision.chunk, context, seen.prints, inputs)
         kept = len(use.share.kept)
-        amended = dataclasses.replace(decision, kept_frames=kept)
+        amended = dataclasses.replace(decision, kept_frames=kept).with_elements(decision.elements)
         self._planner.amend(decision, amended)
         return index, Record(self._planner, amended, each, use), index[kept:], _numbers(use.slots, history.device)
 

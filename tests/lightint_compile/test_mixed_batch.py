@@ -22,6 +22,7 @@ from lightint_compile.models.worldplay import (
 )
 from lightint_compile.models.worldplay.rollout import video_noise
 from lightint_compile.runtime import decisions as answers
+from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.planner import Planner, plan
 from lightint_compile.runtime.rules import AdaptiveRules
 from lightint_compile.runtime.transfer import to_host
@@ -234,3 +235,13 @@ def test_worldplay_rolls_out_two_scenes_in_one_batch_as_it_does_each_alone() -> 
         assert steps_of(of_element(decisions, element)) == steps_of(lightint_compile.decisions(single))
     mixed = [each for each in decisions if each.elements]
     assert mixed and all(bool(each.elements[0].reused_steps) and not each.elements[1].reused_steps for each in mixed)
+
+
+def test_elements_share_what_a_batch_decides_together() -> None:
+    one = Decision(chunk=3, context_frames=(0, 1), reused_steps=(1,))
+    other = Decision(chunk=3, context_frames=(0, 1, 2, 3), saved_frames=2)
+    batch = Decision(chunk=3, context_frames=(0, 1, 2, 3), kept_frames=2, setting="all").with_elements((one, other))
+    shared = [(own.context_frames, own.kept_frames, own.setting) for own in batch.elements]
+    assert shared == [((0, 1, 2, 3), 2, "all")] * 2
+    assert [own.reused_steps for own in batch.elements] == [(1,), ()]
+    assert not batch.with_elements((other, other)).elements
