@@ -187,8 +187,13 @@ def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Te
 def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
     checks.site(query, keys, values, *rest[:4])
     checks.policy(*rest[4:8], *rest[9:10])
-    checks.parts(rest[3], (*rest[10:11], 0)[0])
+    checks.parts(rest[3], _parts_of(rest))
     return empty_output(query)
+
+
+def _parts_of(settings: Sequence[Any]) -> int:
+    """``skipped_means``; arguments that have their defaults are left out at the end."""
+    return int((*settings[10:11], 0)[0])
 
 
 def _fake_prepared(
@@ -196,7 +201,7 @@ def _fake_prepared(
 ) -> Tensor:
     settings, pools = cut_pools(context_pool, rest)
     layout = checks.site(query, keys, values, *settings[:4])
-    checks.given_pools(pools, keys[0], layout, (*settings, 0)[10])
+    checks.given_pools(pools, keys[0], layout, _parts_of(settings))
     return _fake_segments(query, keys, values, *settings)
 
 

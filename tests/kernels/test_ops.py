@@ -86,6 +86,19 @@ def test_opcheck(operator):
         torch.library.opcheck(getattr(OPS, operator).default, arguments(site, operator))
 
 
+def test_prepared_attention_takes_its_defaults():
+    site = Site((2, 4, 6), (4, 4, 6), (2, 4, 4), prefix=3)
+    given = arguments(site, "sparse_attention_prepared")
+    query, keys, values, pool, *settings = given[:12]
+    with kernels.using("gather"):
+        attend = OPS.sparse_attention_prepared.default
+        left_out = attend(query, keys, values, pool, *settings, None)
+        torch.testing.assert_close(left_out, attend(query, keys, values, pool, *settings, None, None, 0))
+        with torch._subclasses.FakeTensorMode() as mode:
+            fakes = torch.utils._pytree.tree_map(mode.from_tensor, (query, keys, values, pool))
+            assert attend(*fakes, *settings, None).stride() == left_out.stride()
+
+
 @pytest.mark.parametrize("implementation", ["dense", "reference", "gather"])
 @pytest.mark.parametrize("layout", ["contiguous", "tokens-first", "sliced", "expanded"])
 def test_memory_order_follows_the_query_and_the_fake_agrees(implementation, layout):
