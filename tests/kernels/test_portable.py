@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -16,6 +17,8 @@ PROGRAM = Path(__file__).parents[1] / "support/portable_interpreted.py"
 
 @pytest.fixture(scope="module")
 def interpreted():
+    if torch.__version__ < "2.12":
+        pytest.skip(f"wrap_triton of torch {torch.__version__} takes no kernel that the interpreter runs")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run([sys.executable, PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
