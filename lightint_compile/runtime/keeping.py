@@ -185,11 +185,13 @@ class Keeping:
         """The store of these inputs, used last from now on; ``None`` while another thread uses it, or without one."""
         found = next((store for store in self._stores if store.stamp.holds(inputs)), None)
         if found is None:
-            stamp = Stamp.of(inputs)
-            found = None if stamp is None else Store(stamp, self._policy)
+            made = Stamp.of(inputs)
+            found = None if made is None else Store(made, self._policy)
         if found is None or found.is_busy:
             return None
-        others = [store for store in self._stores if store is not found and store.stamp.is_alive]
+        # Of the same tensors there is one store: an older one can never hold again once they were written to.
+        stamp = found.stamp
+        others = [store for store in self._stores if store.stamp.is_alive and store.stamp.marks != stamp.marks]
         self._stores = [*others[1 - STORES :], found]
         return found
 

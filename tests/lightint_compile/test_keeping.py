@@ -250,6 +250,9 @@ def test_prompts_have_stores_of_their_own_and_old_ones_make_room() -> None:
     prompts[2] = torch.zeros(1)
     keeping.begin(2, range(8), prints, [prompts[1]])
     assert keeping._stores == [stores[1]], "what belonged to a prompt that is gone is still held"
+    prompts[1].add_(1)
+    anew = keeping.begin(3, range(8), prints, [prompts[1]])._store
+    assert anew is not stores[1] and keeping._stores == [anew], "what was made before a write is still held"
 
 
 # --- bookkeeping -----------------------------------------------------------------------------------------------------
