@@ -97,8 +97,8 @@ class Pipeline:
     ) -> None:
         batch, heads, _, head_dim = query.shape
         key_heads = keys.current.shape[1]
-        self._device = query.device.index if query.is_cuda else None
-        self._device_name = query.device
+        self._ordinal = query.device.index if query.is_cuda else None
+        self._device = query.device
         self._with_context = bool(layout.frames[0]) and pools.key is None
         visual, frames = [query, keys.current], [layout.frames[1]] * 2
         if self._with_context:
@@ -134,15 +134,15 @@ class Pipeline:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in given]
         if any(address and address % ALIGNMENT for address in addresses):
             return None
-        if self._device is None or torch.cuda.current_device() == self._device:
+        if self._ordinal is None or torch.cuda.current_device() == self._ordinal:
             return self._run(given, addresses)
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._ordinal):
             return self._run(given, addresses)
 
     def _run(self, given: Sequence[Tensor | None], addresses: Sequence[int | None]) -> Tensor:
-        output = torch.empty_strided(*self._output, dtype=self._dtype, device=self._device_name)
-        scratch = torch.empty(self._bytes, dtype=torch.uint8, device=self._device_name)
-        stream = current_stream(self._device, self._launches)
+        output = torch.empty_strided(*self._output, dtype=self._dtype, device=self._device)
+        scratch = torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
+        stream = current_stream(self._ordinal, self._launches)
         if stream is None:
             self._start(None, Places._make((*given, output)), [piece.view(scratch) for piece in self._pieces])
         else:
