@@ -60,8 +60,9 @@ def _sparse_prepared(
     context_value_means: Tensor | None = None,
     **more: Any,
 ) -> Tensor:
-    named = {"context_key_means": context_key_means, "context_value_means": context_value_means}
-    settings, pools = ops.cut_pools(context_pool, rest, named)
+    settings, pools = ops.cut_pools(
+        context_pool, rest, context_key_means=context_key_means, context_value_means=context_value_means
+    )
     return _steps(query, keys, values, pools, *settings, **more)
 
 

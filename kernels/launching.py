@@ -77,10 +77,9 @@ def _watched() -> bool:
 
 def _handles(compiled: Any) -> tuple[Any, ...]:
     """What Triton's launcher takes between the stream and the arguments, with no memory to spare and nobody told."""
-    run = compiled.run
-    return (compiled.function, run.launch_cooperative_grid, run.launch_pdl, None, None, compiled.packed_metadata) + (
-        None,
-    ) * 3
+    run, nobody = compiled.run, (None, None, None)
+    shape = run.launch_cooperative_grid, run.launch_pdl
+    return (compiled.function, *shape, None, None, compiled.packed_metadata, *nobody)
 
 
 def _starter(run: Any) -> Callable[..., None] | None:

@@ -42,8 +42,7 @@ than its token stride (the layout of a projection that was only viewed and trans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,9 +100,7 @@ def sparse_attention_prepared(
     return planning.run(query, keys, values, pools, *settings)
 
 
-def cut_pools(
-    context_pool: Tensor, rest: Sequence[Any], named: Mapping[str, Tensor | None] = MappingProxyType({})
-) -> tuple[Sequence[Any], ContextPools]:
+def cut_pools(context_pool: Tensor, rest: Sequence[Any], **named: Tensor | None) -> tuple[Sequence[Any], ContextPools]:
     """The settings among the last arguments of :func:`sparse_attention_prepared`, and all that is pooled."""
     given = {**named, **dict(zip(_MEANS, rest[_SETTINGS:], strict=False))}
     return rest[:_SETTINGS], ContextPools(context_pool, *(given.get(name) for name in _MEANS))

@@ -22,6 +22,12 @@ class Spans(NamedTuple):
     context: Tensor
     current: Tensor
 
+    @property
+    def filled(self) -> Spans:
+        """The spans for kernels, which read none without tokens: the current one stands in for it."""
+        prefix, context = (span if span.shape[2] else self.current for span in self[:2])
+        return Spans(prefix, context, self.current)
+
 
 def split_spans(segments: Sequence[Tensor], layout: Layout) -> Spans:
     """Cut a segmented key axis at the end of the prefix and of the context.
@@ -46,7 +52,7 @@ class Cutting:
         return Spans(prefix, context, current)
 
     def filled(self, segments: Sequence[Tensor]) -> Spans:
-        """:meth:`__call__` for kernels, which read no span without tokens: the current one stands in for it."""
+        """:attr:`Spans.filled` of :meth:`__call__`, without a view of what has no tokens."""
         current = _cut(segments, self._spans[2])
         prefix, context = (current if pieces is _ABSENT else _cut(segments, pieces) for pieces in self._spans[:2])
         return Spans(prefix, context, current)

@@ -70,7 +70,7 @@ def attend(
         query, scale = (-query, -scale) if scale else (torch.zeros_like(query), 1.0)
     tensors = tuple(
         tensor if _expressible(tensor) else tensor.contiguous()
-        for tensor in (query, output, *_interleaved(_filled(keys), _filled(values)))
+        for tensor in (query, output, *_interleaved(keys.filled, values.filled))
     )
     index, count = (part if part.data_ptr() % ALIGNMENT == 0 else part.clone() for part in (index, count))
     forms = tuple((tuple(tensor.shape), tensor.stride()) for tensor in tensors)
@@ -187,11 +187,6 @@ def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
     """Whether descriptors can read tensors of such shapes and strides where they lie, aligned memory supposed."""
     present = [tensor for tensor in (query, *keys, *values) if tensor.shape[2]]
     return all(_form_fits(tuple(tensor.shape), tensor.stride()) for tensor in present)
-
-
-def _filled(spans: Spans) -> Spans:
-    """The current span stands in for one without tokens."""
-    return Spans(*(span if span.shape[2] else spans.current for span in spans))
 
 
 def _interleaved(keys: Sequence[Any], values: Sequence[Any]) -> list[Any]:

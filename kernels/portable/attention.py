@@ -184,8 +184,8 @@ def attend(
     """Same contract as :func:`reference.attend`."""
     result: Tensor = torch.ops.lightint.portable_attend(
         _adjacent(query),
-        [_adjacent(key if key.shape[2] else keys.current) for key in keys],
-        [_adjacent(value if value.shape[2] else values.current) for value in values],
+        [_adjacent(key) for key in keys.filled],
+        [_adjacent(value) for value in values.filled],
         index,
         count,
         layout.prefix,
