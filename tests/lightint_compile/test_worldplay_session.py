@@ -29,6 +29,7 @@ EXACT = "canonicalize-attention,sink-row-repeats,hoist-invariants,dead-tail"
 SPARSE = "sparse-attention{density=0.5,context-density=none,min-tokens=0,tile=4x2x2}"
 PASSES = {
     "all": f"{EXACT},adaptive-context,{SPARSE},outline-regions,step-cache",
+    "kept": f"{EXACT},adaptive-context,context-reuse{{age=4}},{SPARSE},outline-regions,step-cache",
     "sparse": f"{EXACT},{SPARSE},outline-regions",
 }
 PATH = Trajectory.from_pose_string("left-15,right-16")
@@ -90,6 +91,26 @@ def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, m
         cameras, drifts = waits[0], waits[1:]
         assert cameras == 16 * 4 * (number + 1) + 1, "cameras, and one number about the latents"
         assert drifts == [1] * len(made.reused_steps)
+
+
+def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_compiles_again(monkeypatch) -> None:
+    session, reads = Session("kept"), []
+    session.latents()
+    counters.clear()
+    compiled = [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)]
+    monkeypatch.setattr(answers, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
+    lightint_compile.reset(session.compiled)
+    before = 0
+    for number, _ in enumerate(session.rollout()):
+        waits, before = len(reads) - before, len(reads)
+        if number == 0:
+            assert waits <= 1, "the first chunk may share a graph with those that decide"
+            continue
+        made = lightint_compile.decisions(session.compiled)
+        assert waits == 1 + len(made[-1].reused_steps)
+    assert any(each.kept_frames for each in made) and any(each.reused_steps for each in made)
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 0
+    assert [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)] == compiled
 
 
 def test_where_every_guard_refuses_nothing_but_sparse_attention_is_left(session: Session) -> None:
