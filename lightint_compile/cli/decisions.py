@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from lightint_compile.errors import InputError
 from lightint_compile.options import LightintOptions
@@ -19,6 +20,9 @@ from lightint_compile.runtime.rules import ModelRules, Rules
 INTERIOR = (1, 2)
 """Steps between the first and the last of four."""
 
+LONGEST = 2048
+"""Latent frames of a path that are decided for while one waits: every chunk looks at all before it."""
+
 
 def decide(
     trajectory: str, latents: int | None, preset: str, memory: int, age: int = 0, kept: int = 0
@@ -32,10 +36,11 @@ def decide(
         kept: most frames of which they are kept; at least ``memory``.
 
     Raises:
-        InputError: the path is shorter than ``latents``, or no whole number of chunks.
+        InputError: the path is shorter than ``latents``, no whole number of chunks, or longer than :data:`LONGEST`.
     """
     from lightint_compile.models.worldplay.trajectory import Trajectory
 
+    _check_length(trajectory)
     extrinsics = Trajectory.from_pose_string(trajectory).extrinsics
     wanted = extrinsics.shape[0] if latents is None else latents
     if wanted > extrinsics.shape[0]:
@@ -43,6 +48,15 @@ def decide(
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
     made = plan(extrinsics[:wanted], rules_for(LightintOptions(preset=preset), memory))
     return kept_along(made, age, max(kept, memory))
+
+
+def _check_length(trajectory: str) -> None:
+    """Refuse a path by its counts, before any of it is walked."""
+    counts = re.findall(r"-0*([0-9]+)", trajectory)
+    if any(len(count) > 9 for count in counts) or sum(map(int, counts)) >= LONGEST:
+        shown = trajectory if len(trajectory) <= 40 else f"{trajectory[:40]}..."
+        why = f"{shown!r} has more than {LONGEST} latent frames, and every chunk looks at all before it"
+        raise InputError("The path is too long.", where="--trajectory", why=why, fix=f"ask for at most w-{LONGEST - 1}")
 
 
 def rules_for(options: LightintOptions, memory: int) -> Rules:

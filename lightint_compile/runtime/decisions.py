@@ -186,7 +186,7 @@ class _Plan:
         inputs: Sequence[Tensor] = (),
     ) -> tuple[Tensor | None, Record, Tensor | None, Tensor | None]:
         seen = self._read(extrinsics, history, frames)
-        decision, each = self._decide(seen.cameras, seen.dynamics)
+        decision, each = self._decide(seen, extrinsics.dtype)
         if not self._policy.adapt_context:
             return None, Record(self._planner, decision, each), None, None
         assert history is not None
@@ -215,9 +215,10 @@ class _Plan:
         rows = numbers[1 + len(dynamics)].tolist() if prints else ()
         return _Seen(numbers[0], change, rows)
 
-    def _decide(self, cameras: Tensor, dynamics: float | None) -> tuple[Decision, tuple[Decision, ...]]:
+    def _decide(self, seen: _Seen, dtype: torch.dtype) -> tuple[Decision, tuple[Decision, ...]]:
+        cameras = seen.cameras
         try:
-            decision, each = self._planner.decide_each(cameras, dynamics)
+            decision, each = self._planner.decide_each(cameras, seen.dynamics, dtype)
         except InputError as error:
             log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
             cautious = _cautious(cameras, self._policy.memory)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError
+from lightint_compile.runtime.cameras import rigid
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import CLIP, Rules, Situation
-from lightint_compile.runtime.views import check_cameras
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -81,13 +81,18 @@ class Planner:
         """
         return self.decide_each(extrinsics, dynamics)[0]
 
-    def decide_each(self, extrinsics: Tensor, dynamics: float | None = None) -> tuple[Decision, tuple[Decision, ...]]:
-        """:meth:`decide`, and the decision of every element by itself; of a batch that shares one, that one alone."""
-        cameras = extrinsics.detach().to("cpu", torch.float64)
-        if cameras.dim() not in (3, 4) or cameras.shape[-3] < CLIP or self._is_broken(cameras.shape[-3]):
+    def decide_each(
+        self, extrinsics: Tensor, dynamics: float | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[Decision, tuple[Decision, ...]]:
+        """:meth:`decide`, and the decision of every element by itself; of a batch that shares one, that one alone.
+
+        Args:
+            dtype: the format that the cameras were rounded to, where they are no longer in it.
+        """
+        if extrinsics.dim() not in (3, 4) or extrinsics.shape[-3] < CLIP or self._is_broken(extrinsics.shape[-3]):
             why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {CLIP} latent frames"
             raise InputError("The cameras are no whole number of chunks.", where="extrinsics", why=why)
-        check_cameras(cameras)
+        cameras = rigid(extrinsics, dtype=dtype)
         cameras = cameras.reshape(-1, *cameras.shape[-3:])
         with self._lock:
             rollout = self._rollout(cameras)

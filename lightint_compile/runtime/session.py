@@ -9,63 +9,59 @@ with lightint_compile.rollout(cameras=extrinsics, intrinsics=intrinsics) as run:
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError, StateError
+from lightint_compile.runtime.cameras import path_of, view_of
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.planner import Planner
+from lightint_compile.runtime.predictions import Prediction
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, Rules
-from lightint_compile.runtime.views import AngularView, check_cameras
+
+T = TypeVar("T")
 
 
-def rollout(*, cameras: Tensor, intrinsics: Tensor | None = None, rules: Rules | None = None) -> Rollout:
+def rollout(*, cameras: Any, intrinsics: Any = None, rules: Rules | None = None) -> Rollout:
     """A rollout along ``cameras``, to be entered with ``with``.
 
+    Both are copied: what is written into them later changes nothing.
+
     Args:
-        cameras: [F, 4, 4] world-to-camera of the whole path, a chunk every four latent frames.
-        intrinsics: [F, 3, 3] or [3, 3] with focal lengths over image width and height: they set the field of view that
-            overlap is measured in. Without them it is 60 by 35 degrees.
-        rules: how to decide; ours unless given.
+        cameras: world-to-camera of the whole path, [F, 4, 4] or [F, 3, 4], with or without an axis of one in front, a
+            chunk every four latent frames. A tensor on any device, an array, or lists. Rotations in half precision
+            become the nearest rotations.
+        intrinsics: [3, 3], [F, 3, 3] or [F, 4] (focal lengths, principal point) over image width and height, or in
+            pixels with the principal point in the middle of the image: they set the field of view that overlap is
+            measured in, the first frame's for all. Without them it is 60 by 35 degrees.
+        rules: how to decide; ours unless given. Given rules have a field of view of their own.
 
     Raises:
-        InputError: cameras that are no rigid transforms, or no whole number of chunks; focal lengths that are not
-            positive.
+        InputError: cameras that are no rigid transforms, or no whole number of chunks; intrinsics that tell no field of
+            view.
     """
-    if cameras.dim() != 3 or cameras.shape[0] % CLIP or not cameras.shape[0]:
-        why = f"the shape is {tuple(cameras.shape)}, a chunk has {CLIP} latent frames"
+    path = path_of(cameras)
+    if path.shape[0] % CLIP:
+        why = f"the shape is {tuple(path.shape)}, a chunk has {CLIP} latent frames"
         raise InputError("The cameras are no whole number of chunks.", where="cameras", why=why, fix="give [F, 4, 4]")
-    check_cameras(cameras.detach().to("cpu", torch.float64), "cameras")
+    view = None if intrinsics is None else view_of(intrinsics)
     if rules is None:
-        rules = AdaptiveRules() if intrinsics is None else AdaptiveRules(view=_view(intrinsics))
-    return Rollout(cameras, rules)
-
-
-def _view(intrinsics: Tensor) -> AngularView:
-    focal = intrinsics.detach().reshape(-1, 3, 3)[0].to("cpu", torch.float64).diagonal()[:2]
-    if not bool((focal > 0).all()):
-        why = f"they are {focal.tolist()}"
-        raise InputError(
-            "Focal lengths must be positive.", where="intrinsics", why=why, fix="divide pixels by the image size"
-        )
-    horizontal, vertical = (math.degrees(2 * math.atan(0.5 / length)) for length in focal.tolist())
-    return AngularView(horizontal, vertical)
+        rules = AdaptiveRules() if view is None else AdaptiveRules(view=view)
+    return Rollout(path, rules)
 
 
 class Rollout:
     """Where a rollout is, what was decided, and what its latest computed steps predicted. It is one thread's own."""
 
     def __init__(self, cameras: Tensor, rules: Rules) -> None:
-        self._cameras, self._planner = cameras.detach(), Planner(rules)
+        self._cameras, self._planner = cameras, Planner(rules)
         self._decision: Decision | None = None
         self._asked: Counter[int] = Counter()
-        self._computed: defaultdict[int, list[tuple[float | None, Tensor]]] = defaultdict(list)
+        self._computed: defaultdict[int, list[tuple[float | None, Prediction]]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +92,11 @@ class Rollout:
         self._decision = self._planner.decide(self._cameras[:last])
         return self._decision
 
-    def step(self, number: int, compute: Callable[[], Tensor], sigma: float | None = None) -> Tensor:
+    def step(self, number: int, compute: Callable[[], T], sigma: float | None = None) -> T:
         """The prediction of denoising step ``number``: ``compute()``, or what the chunk already knows of it.
+
+        A prediction is a tensor, or tuples, lists, mappings and dataclasses of tensors, as a transformer returns them.
+        It is copied when it is kept, so both it and what is given back are the caller's to write into.
 
         With ``sigma`` a reused step follows the line through the latest two computed ones; without, it holds one. A
         step asked twice in a chunk is a guidance pair: each half follows its own predictions, told apart by order.
@@ -109,12 +108,13 @@ class Rollout:
             raise StateError(
                 "no chunk has begun", why="steps belong to a chunk", fix="call chunk(i) before step(k, ...)"
             )
-        computed = self._computed[self._asked[number]]
-        if number in self._decision.reused_steps and computed:
-            prediction = _reused(computed, sigma)
+        reused, computed = self._decision.reused_steps, self._computed[self._asked[number]]
+        if number in reused and computed:
+            prediction: T = _reused(computed, sigma)
         else:
             prediction = compute()
-            computed[:] = [*computed[-1:], (sigma, prediction)]
+            if reused:
+                computed[:] = [*computed[-1:], (sigma, Prediction.of(prediction))]
         self._asked[number] += 1
         return prediction
 
@@ -123,10 +123,9 @@ class Rollout:
         self._asked.clear()
 
 
-def _reused(computed: list[tuple[float | None, Tensor]], sigma: float | None) -> Tensor:
+def _reused(computed: list[tuple[float | None, Prediction]], sigma: float | None) -> Any:
     latest_at, latest = computed[-1]
     before_at, before = computed[0]
     if sigma is None or latest_at is None or before_at is None or latest_at == before_at:
-        return latest.clone()
-    step = (latest.float() - before.float()) * ((sigma - latest_at) / (latest_at - before_at))
-    return (latest.float() + step).to(latest.dtype)
+        return latest.held()
+    return latest.along(before, (sigma - latest_at) / (latest_at - before_at))

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightint_compile.errors import InputError, OptionError
+from lightint_compile.errors import OptionError
 
 _PLASTIC = 1.2207440846057596
 """The root of x^4 = x + 1: its powers step a three-dimensional sequence of even spread (Roberts, 2018)."""
@@ -254,24 +254,6 @@ def inverse_rigid(matrix: Tensor) -> Tensor:
     result[..., :3, 3] = -(rotation @ matrix[..., :3, 3:]).squeeze(-1)
     result[..., 3, 3] = 1
     return result
-
-
-def check_cameras(extrinsics: Tensor, where: str = "extrinsics") -> None:
-    """Raise :class:`InputError` unless ``extrinsics`` [..., F, 4, 4] are finite rigid transforms (to 1e-3)."""
-    if extrinsics.shape[-2:] != (4, 4):
-        raise InputError("Cameras are 4x4 matrices.", where=where, why=f"the shape is {tuple(extrinsics.shape)}")
-    cameras = extrinsics.detach().to("cpu", torch.float64).numpy()
-    rotation = cameras[..., :3, :3]
-    with np.errstate(all="ignore"):  # what is not finite is refused below
-        off = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max((-2, -1))
-        bottom = np.abs(cameras[..., 3, :] - (0, 0, 0, 1)).max(-1)
-        good = np.isfinite(cameras).all((-2, -1)) & (off < 1e-3) & (bottom < 1e-3) & (np.linalg.det(rotation) > 0)
-    if not good.all():
-        frame = int(np.argwhere(~good)[0, -1])
-        why = f"the matrix of frame {frame} has a row of NaN, a scale, a reflection or a bottom row other than 0 0 0 1"
-        raise InputError(
-            "Cameras must be rigid world-to-camera transforms.", where=where, why=why, fix="check the poses"
-        )
 
 
 def _direction(vector: Tensor) -> tuple[Tensor, Tensor]:
