@@ -6,7 +6,8 @@ This module imports nothing of ours, so every rung of the import ladder may rais
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class LightintError(Exception):
@@ -66,6 +67,53 @@ class ExportError(LightintError, RuntimeError):
 
 class StateError(LightintError, RuntimeError):
     """A call that does not fit the runtime state (a compiled module that was never run, pickling a driver)."""
+
+
+MOST_TOLD = 600
+"""Characters of a foreign error that are quoted: a reason, not a dump."""
+
+_FROM_USER_CODE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def told(error: BaseException) -> str:
+    """An error and what it came from in one line; what an outer error says already is not said again."""
+    parts: list[str] = []
+    for each in _chain(error):
+        text = _said(each)
+        if text and not any(text in part for part in parts):
+            parts.append(text)
+    whole = ", from ".join(parts)
+    return whole if len(whole) <= MOST_TOLD else whole[: MOST_TOLD - 1] + "…"
+
+
+def user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame of the user's that an error of Dynamo names; empty where it names none."""
+    _, _, trace = str(error).partition("from user code:")
+    found = list(_FROM_USER_CODE.finditer(trace))
+    own = [match for match in found if "site-packages" not in match["file"]] or found
+    return f"{own[-1]['file']}:{own[-1]['line']}" if own else ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__
+
+
+_AFTERTHOUGHTS = ("Hint:", "Developer debug context:", "For more details about this", "from user code:", "Set TORCH")
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, in one line: of ours what and why, of another's its type and its first words."""
+    if isinstance(error, LightintError):
+        return " ".join(" ".join(filter(None, (error.what, error.why and f"({error.why})"))).split())
+    text = str(error)
+    ends = [at for word in _AFTERTHOUGHTS if (at := text.find(word)) > 0]
+    text = " ".join(text[: min(ends, default=len(text))].split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from torch._dynamo import convert_frame, pgo
 from torch._dynamo.utils import get_metrics_context
 from torch._guards import CompileContext, compile_context
 
-from lightint_compile.errors import CaptureError
+from lightint_compile.errors import InputError, did_you_mean
 
 Dynamic = Mapping[str, int | Sequence[int]]
 """Argument name to the dimension (or dimensions) whose size is symbolic."""
@@ -101,15 +101,15 @@ def sizes_marked(
     """The dimensions named by ``dynamic`` are marked as symbolic on the tensors of a call, for as long as it lasts.
 
     Raises:
-        CaptureError: a name that is no tensor argument of the call.
+        InputError: as of :func:`named_dimensions`.
     """
-    marked = {name: _argument(module, args, kwargs, name) for name in dynamic}
+    marked = named_dimensions(module, args, kwargs, dynamic)
     saved = [
-        (vars(tensor), {key: copy.copy(value) for key, value in vars(tensor).items()}) for tensor in marked.values()
+        (vars(tensor), {key: copy.copy(value) for key, value in vars(tensor).items()}) for tensor, _ in marked.values()
     ]
     try:
-        for name, tensor in marked.items():
-            torch._dynamo.mark_dynamic(tensor, dynamic[name])
+        for tensor, axes in marked.values():
+            torch._dynamo.mark_dynamic(tensor, axes)
         yield
     finally:
         for attributes, before in saved:
@@ -117,12 +117,69 @@ def sizes_marked(
             attributes.update(before)
 
 
-def _argument(module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> torch.Tensor:
-    function = module.forward if isinstance(module, torch.nn.Module) else module
-    bound = inspect.signature(function).bind(*args, **kwargs).arguments
-    value = bound.get(name)
-    if not isinstance(value, torch.Tensor):
-        raise CaptureError(
-            f"{name!r} is not a tensor argument of the call", where="dynamic", why=f"known: {sorted(bound)}"
-        )
-    return value
+def named_dimensions(
+    module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Dynamic
+) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
+    """The tensor that each name of ``dynamic`` stands for in a call, and its axes counted from the front.
+
+    Raises:
+        InputError: a name that is no tensor argument of the call, an axis that the tensor lacks, or one whose size in
+            this call is 0 or 1: such a size is never symbolic.
+    """
+    if not isinstance(dynamic, Mapping):
+        fix = 'for example dynamic={"history": 2}'
+        raise InputError(f"{dynamic!r} names no dimensions", where="dynamic", why="it is no mapping", fix=fix)
+    if not dynamic:
+        return {}
+    call = bound_arguments(module, args, kwargs)
+    tensors = {name: value for name, value in call.items() if isinstance(value, torch.Tensor)}
+    found = {}
+    for name, given in dynamic.items():
+        if name not in tensors:
+            what = f"it is {type(call[name]).__name__}" if name in call else "the call has no such argument"
+            raise InputError(
+                f"{name!r} is not a tensor argument of the call",
+                where=f"dynamic[{name!r}]",
+                why=what,
+                fix=did_you_mean(str(name), tensors) if tensors else "the call has no tensor argument",
+            )
+        found[name] = (tensors[name], _axes(name, given, tensors[name]))
+    return found
+
+
+def bound_arguments(module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name; those of ``**kwargs`` among them.
+
+    Raises:
+        InputError: the call does not fit the signature.
+    """
+    signature = inspect.signature(module.forward if isinstance(module, torch.nn.Module) else module)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        name = type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, "__name__", "function")
+        fix = f"it takes {signature}"
+        raise InputError("the arguments do not fit the call", where=name, why=str(error), fix=fix) from error
+    rest = [name for name, each in signature.parameters.items() if each.kind is inspect.Parameter.VAR_KEYWORD]
+    for name in rest:
+        bound.update(bound.pop(name, {}))
+    return dict(bound)
+
+
+def _axes(name: str, given: Any, tensor: torch.Tensor) -> tuple[int, ...]:
+    axes = tuple(given) if isinstance(given, (tuple, list, set, frozenset, range)) else (given,)
+    where, rank = f"dynamic[{name!r}]", tensor.dim()
+    for axis in axes:
+        if not isinstance(axis, int) or isinstance(axis, bool):
+            raise InputError(f"{axis!r} is no axis", where=where, why="expected a whole number, or several", fix="0")
+        if not -rank <= axis < rank:
+            why = f"{name} has {rank} axes: {list(tensor.shape)}"
+            fix = f"name axes from 0 to {rank - 1}" if rank else "leave it out: it has no sizes"
+            raise InputError(f"{name!r} has no axis {axis}", where=where, why=why, fix=fix)
+        if tensor.shape[axis] in (0, 1):
+            why = f"its size in this call is {tensor.shape[axis]}, and PyTorch never makes a size of 0 or 1 symbolic"
+            raise InputError(f"axis {axis} of {name!r} cannot be symbolic", where=where, why=why, fix=_LARGER)
+    return tuple(axis % rank for axis in axes)
+
+
+_LARGER = "give an example with a size of 2 or more on that axis"

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from lightint_compile.errors import LightintError
 from lightint_compile.options import DEFAULT_PRESET
 
 app = typer.Typer(
@@ -37,18 +36,10 @@ DynamicPairs = Annotated[
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on stderr and exit code 2."""
-    try:
-        app()
-    except LightintError as error:
-        typer.echo(f"lightint: {one_line(error)}", err=True)
-        sys.exit(2)
+    """Run the command line; an error is one line on stderr and exit code 2."""
+    from lightint_compile.cli.failing import run_app
 
-
-def one_line(error: LightintError) -> str:
-    """What, where, why and fix of an error in one line."""
-    parts = [("", error.what), ("at ", error.where), ("", error.why), ("fix: ", error.fix)]
-    return " · ".join(label + " ".join(text.split()) for label, text in parts if text)
+    run_app(app)
 
 
 @app.command()
@@ -75,14 +66,16 @@ def explain(
     html_file: Annotated[Path | None, typer.Option("--html", help="also write it as a page, graphs included")] = None,
 ) -> None:
     """Say what would be rewritten in TARGET, what not, and why; nothing is compiled."""
+    from lightint_compile.cli.failing import check_writable, user_call
     from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
     from lightint_compile.explaining import explain as explain_module
 
-    options = parse_options(preset, option or [])
+    check_writable("--json", json_file)
+    check_writable("--html", html_file)
+    options, symbolic = parse_options(preset, option or []), parse_dynamic(dynamic or [])
     subject = resolve(target)
-    report = explain_module(
-        subject.module, *subject.args, dynamic=parse_dynamic(dynamic or []), options=options, **subject.kwargs
-    )
+    with user_call(target):
+        report = explain_module(subject.module, *subject.args, dynamic=symbolic, options=options, **subject.kwargs)
     report = dataclasses.replace(report, reproduce=" ".join(["lightint", *map(shlex.quote, sys.argv[1:])]))
     typer.echo(str(report))
     if json_file is not None:
@@ -100,21 +93,19 @@ def export(
     dynamic: DynamicPairs = None,
 ) -> None:
     """Write the rewritten program of TARGET to PATH, and check it by running it in a fresh process."""
+    from lightint_compile.cli.failing import check_writable, user_call
     from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
     from lightint_compile.exporting import check_suffix
     from lightint_compile.exporting import export as export_module
 
     check_suffix(path)
-    options = parse_options(preset, option or [])
+    check_writable("PATH", path, makes_folders=True)
+    options, symbolic = parse_options(preset, option or []), parse_dynamic(dynamic or [])
     subject = resolve(target)
-    written = export_module(
-        subject.module,
-        subject.args,
-        path,
-        kwargs=subject.kwargs,
-        options=options,
-        dynamic=parse_dynamic(dynamic or []),
-    )
+    with user_call(target):
+        written = export_module(
+            subject.module, subject.args, path, kwargs=subject.kwargs, options=options, dynamic=symbolic
+        )
     typer.echo(str(written))
 
 

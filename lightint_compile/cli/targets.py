@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from lightint_compile.errors import InputError, OptionError, did_you_mean
+from lightint_compile.cli.failing import user_call
+from lightint_compile.errors import InputError, OptionError, did_you_mean, told
+
+log = logging.getLogger(__name__)
 
 BUILT_IN = ("worldplay:tiny", "worldplay:demo", "worldplay:8b-480p")
 
@@ -32,7 +37,7 @@ def resolve(target: str) -> Subject:
     if target.startswith("worldplay:"):
         return _worldplay(target)
     module_name, colon, attribute = target.partition(":")
-    if not colon or not module_name or not attribute:
+    if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise _unknown(target, "it is not of the form package.module:factory")
     return _from_factory(target, module_name, attribute)
 
@@ -56,22 +61,45 @@ def _worldplay(target: str) -> Subject:
 
 
 def _from_factory(target: str, module_name: str, attribute: str) -> Subject:
+    factory = _factory(target, module_name, attribute)
+    with user_call(target):
+        made = factory()
+    if isinstance(made, tuple) and len(made) == 3:
+        subject, args, kwargs = made
+        if callable(subject) and isinstance(args, (tuple, list)) and isinstance(kwargs, Mapping):
+            return Subject(subject, tuple(args), dict(kwargs))
+    raise InputError("the factory does not return a call", where=target, why=f"it returned {_shown(made)}", fix=_CALL)
+
+
+def _factory(target: str, module_name: str, attribute: str) -> Callable[[], Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise _unknown(target, f"{module_name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise _unknown(target, f"{module_name} cannot be imported: {told(error)}") from error
     if not hasattr(module, attribute):
         fix = did_you_mean(attribute, [name for name in vars(module) if not name.startswith("_")])
         raise InputError(f"{module_name} has no {attribute!r}", where=target, fix=fix)
-    made = getattr(module, attribute)()
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        why = f"it is {_shown(factory)}"
+        raise InputError(f"{attribute!r} is no factory", where=target, why=why, fix=f"name a function: {_CALL}")
     try:
-        subject, args, kwargs = made
-        return Subject(subject, tuple(args), dict(kwargs))
-    except (TypeError, ValueError):
-        why = f"it returned {type(made).__name__}"
-        raise InputError("the factory does not return a call", where=target, why=why, fix=_CALL) from None
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        fix = "give it defaults, or name a function without arguments"
+        raise InputError("the factory wants arguments", where=target, why=str(error), fix=fix) from error
+    except ValueError:
+        log.debug("%s tells no signature", target)
+    return cast(Callable[[], Any], factory)
+
+
+def _shown(value: Any) -> str:
+    """A value by its type, a tuple by the types in it."""
+    if isinstance(value, tuple):
+        return f"({', '.join(type(each).__name__ for each in value)})"
+    return type(value).__name__
 
 
 _CALL = "return (module, args, kwargs), for example (model, (latents,), {})"
@@ -106,8 +134,9 @@ def parse_dynamic(pairs: Sequence[str]) -> dict[str, list[int]] | None:
     for pair in pairs:
         name, _, dimensions = pair.partition("=")
         try:
-            dynamic[name.strip()] = [int(dimension) for dimension in dimensions.split(",")]
+            axes = [int(dimension) for dimension in dimensions.split(",")]
         except ValueError:
             fix = "for example history=2"
             raise OptionError(f"{pair!r} is not ARGUMENT=DIMENSION", where="--dynamic", fix=fix) from None
+        dynamic.setdefault(name.strip(), []).extend(axes)
     return dynamic or None

@@ -24,8 +24,7 @@ from lightint_compile.passes.remarks import Numerics, RemarkKind
 from lightint_compile.presets import pipeline_of
 from lightint_compile.reporting import Report
 from lightint_compile.rewrite import Rewritten, rewrite
-
-Dynamic = Mapping[str, int | Sequence[int]]
+from lightint_compile.tracing import Dynamic, named_dimensions
 
 _NO_REGIONS = ("outline-regions", "adaptive-context", "step-cache")
 """An archive holds one flat graph: regions exist to be compiled once, which is the loader's business."""
@@ -137,16 +136,15 @@ def _dynamic_shapes(
 ) -> dict[str, Any] | None:
     if not dynamic:
         return None
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    for name in dynamic:
-        if not isinstance(bound.get(name), torch.Tensor):
-            why = f"known: {', '.join(key for key, value in bound.items() if isinstance(value, torch.Tensor))}"
-            raise ExportError(f"{name!r} is not a tensor argument of the call", where="dynamic", why=why)
-    return {name: _dimensions(dynamic[name]) if name in dynamic else None for name in bound}
-
-
-def _dimensions(given: int | Sequence[int]) -> dict[int, Any]:
-    return dict.fromkeys((given,) if isinstance(given, int) else given, Dim.DYNAMIC)
+    axes = {name: found for name, (_, found) in named_dimensions(module, args, kwargs, dynamic).items()}
+    shapes = {name: dict.fromkeys(found, Dim.DYNAMIC) for name, found in axes.items()}
+    signature = inspect.signature(module.forward)
+    bound = signature.bind(*args, **kwargs).arguments
+    nested = {name for name in bound if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD}
+    return {
+        name: {key: shapes.get(key) for key in value} if name in nested else shapes.get(name)
+        for name, value in bound.items()
+    }
 
 
 def _rewritten(captured: ExportedProgram, options: LightintOptions, name: str) -> Rewritten:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightint_compile import capture
-from lightint_compile.errors import CaptureError
+from lightint_compile.errors import CaptureError, InputError
 from lightint_compile.passes.program import InputKind, Program
 
 aten = torch.ops.aten
@@ -151,5 +151,5 @@ def test_a_graph_break_is_one_clear_error() -> None:
 
 
 def test_a_dynamic_name_that_is_no_tensor_is_named(stack: Stack) -> None:
-    with pytest.raises(CaptureError, match="'y' is not a tensor argument"):
+    with pytest.raises(InputError, match="'y' is not a tensor argument"):
         capture.trace(stack, (torch.randn(2, 6, 8),), dynamic={"y": 0})

@@ -134,6 +134,10 @@ def test_doctor_mends_what_it_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (["bench", "kernels", "--device", "gpu"], "'gpu' is no device"),
         (["demo", "--chunks", "2"], "2 chunks are too few"),
         (["demo", "--preset", "sprase"], "did you mean 'sparse'?"),
+        (["demo", "--chunks", "two"], "Invalid value for '--chunks'"),
+        (["explain"], "issing argument"),
+        (["explian", "worldplay:tiny"], "No such command 'explian'"),
+        (["export", "lightint_test_project:call", "m.pt2", "-d", "inputs=0"], "did you mean 'input'?"),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_exit_code_2(

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from lightint_compile import errors
-from lightint_compile.errors import LightintError, did_you_mean
+from lightint_compile.errors import MOST_TOLD, InputError, LightintError, did_you_mean, told, user_line
 
 
 def _kinds() -> list[type[LightintError]]:
@@ -41,3 +41,27 @@ def test_parts_that_are_not_known_are_left_out() -> None:
 @pytest.mark.parametrize(("word", "hint"), [("sprase", "did you mean 'sparse'?"), ("zzz", "known: exact, off, sparse")])
 def test_did_you_mean_names_the_nearest_or_all(word: str, hint: str) -> None:
     assert did_you_mean(word, ["sparse", "off", "exact"]) == hint
+
+
+def test_an_error_is_told_in_one_line_with_all_that_it_came_from() -> None:
+    try:
+        try:
+            raise KeyError("layer\n7")
+        except KeyError as error:
+            raise InputError("no such layer", why="it has 3") from error
+    except InputError as error:
+        assert told(error) == "no such layer (it has 3), from KeyError: 'layer\\n7'"
+
+
+def test_what_an_outer_error_quotes_is_not_said_again_and_hints_of_pytorch_are_left_out() -> None:
+    inner = ValueError("size 9")
+    outer = RuntimeError("it failed\n  because: ValueError: size 9\n  Hint: look here\n\nfrom user code:\n  File ...")
+    outer.__cause__ = inner
+    assert told(outer) == "RuntimeError: it failed because: ValueError: size 9"
+    assert len(told(RuntimeError("x" * 5000))) == MOST_TOLD and told(RuntimeError()) == "RuntimeError"
+
+
+def test_the_users_line_is_the_innermost_outside_of_installed_packages() -> None:
+    trace = 'from user code:\n  File "/a/model.py", line 6, in f\n  File "/x/site-packages/t.py", line 9, in g\n'
+    assert user_line(RuntimeError(trace)) == "/a/model.py:6"
+    assert user_line(RuntimeError("no trace")) == ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lightint_compile
-from lightint_compile.errors import OptionError, PassError
+from lightint_compile.errors import InputError, OptionError, PassError
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.passes.remarks import RemarkKind
 
@@ -100,6 +100,36 @@ def test_symbolic_sizes_are_explained() -> None:
     report = lightint_compile.explain(stack(), torch.randn(5, 8), dynamic={"input": 0}, options=PLAIN)
     first = next(node for node in report.original.graph.nodes if node.op == "call_function")
     assert isinstance(first.meta["val"].shape[0], torch.SymInt)
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "said"),
+    [
+        ({"inputs": 0}, "did you mean 'input'?"),
+        ({"input": 2}, "'input' has no axis 2"),
+        ({"input": -3}, "name axes from 0 to 1"),
+        ({"input": [0, 5]}, "'input' has no axis 5"),
+        ({"input": "0"}, "'0' is no axis"),
+        ({"input": True}, "True is no axis"),
+        ({"input": 0}, "axis 0 of 'input' cannot be symbolic"),
+        ("input", "names no dimensions"),
+    ],
+)
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_symbolic_size_that_cannot_be_is_an_error(dynamic: object, said: str, breaks: bool) -> None:
+    rows = 1 if dynamic == {"input": 0} else 5
+    with pytest.raises(InputError) as caught:
+        lightint_compile.explain(stack(breaks), torch.randn(rows, 8), dynamic=dynamic, options=PLAIN)
+    assert said in str(caught.value) and caught.value.where.startswith("dynamic")
+
+
+def test_axes_count_from_the_end_too_and_further_keywords_have_names() -> None:
+    def scaled(**more: torch.Tensor) -> torch.Tensor:
+        return more["tokens"] * 2
+
+    report = lightint_compile.explain(scaled, tokens=torch.randn(5, 8), dynamic={"tokens": -2}, options=PLAIN)
+    sizes = next(node for node in report.original.graph.nodes if node.op == "call_function").meta["val"].shape
+    assert isinstance(sizes[0], torch.SymInt) and sizes[1] == 8
 
 
 def test_a_call_without_tensor_operations_has_nothing_to_report() -> None:

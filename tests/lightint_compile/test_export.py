@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lightint_compile
-from lightint_compile.errors import ExportError
+from lightint_compile.errors import ExportError, LightintError
 from lightint_compile.exporting import check
 from lightint_compile.exporting.check import relative_difference, worst_difference
 
@@ -133,7 +133,7 @@ class Writing(torch.nn.Module):
 def test_what_cannot_be_written_is_an_error(
     module: torch.nn.Module, extra: dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(LightintError, match=said):
         lightint_compile.export(module, (torch.randn(2, 2),), tmp_path / "m.pt2", options={"passes": ""}, **extra)
     assert not list(tmp_path.iterdir())
 

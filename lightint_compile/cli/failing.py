@@ -1,0 +1,125 @@
+"""What a command says when something goes wrong: one line on stderr and exit code 2, whoever is to blame."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from lightint_compile.errors import InputError, LightintError, told, user_line
+
+log = logging.getLogger(__name__)
+
+_OURS = str(Path(__file__).parents[1])
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line and exit; a wrong argument, an error of ours or of the target is one line each."""
+    try:
+        code = app(standalone_mode=False)
+    except LightintError as error:
+        _stop(one_line(error), error)
+    except typer.Abort as error:
+        _stop("stopped", error, 130)
+    except Exception as error:
+        _stop(_usage(error) or told(error), error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def one_line(error: LightintError) -> str:
+    """What, where, why and fix of an error in one line."""
+    parts = [("", error.what), ("at ", error.where), ("", error.why), ("fix: ", error.fix)]
+    return " · ".join(label + " ".join(text.split()) for label, text in parts if text)
+
+
+def _stop(said: str, error: BaseException, code: int = 2) -> None:
+    log.debug("the command stopped", exc_info=error)
+    typer.echo(f"lightint: {said}", err=True)
+    sys.exit(code)
+
+
+def _usage(error: Exception) -> str:
+    """What typer says of an argument that it cannot take; empty for any other error."""
+    spoken = getattr(error, "format_message", None)
+    if spoken is None:
+        return ""
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "lightint")
+    return f"{' '.join(str(spoken()).split())} · fix: see {command} --help"
+
+
+def check_writable(option: str, path: Path | None, *, makes_folders: bool = False) -> None:
+    """Before any work is done: whether a file can be written at ``path``.
+
+    Args:
+        option: the option or argument that names it, for the message.
+        makes_folders: folders that are not there will be made.
+
+    Raises:
+        InputError: it is a folder, its folder is not there or is none, or one of them may not be written.
+    """
+    if path is None:
+        return
+    reason = _why_not(path, makes_folders)
+    if reason:
+        raise InputError(f"{path} cannot be written", where=option, why=reason, fix="name a file in a folder of yours")
+
+
+def _why_not(path: Path, makes_folders: bool) -> str:
+    if not path.name or "\0" in str(path):
+        return "it names no file"
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        if path.exists():
+            return "" if os.access(path, os.W_OK) else "it may not be written"
+        folder = path.parent
+        while makes_folders and not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.exists():
+            return f"there is no folder {folder}"
+        if not folder.is_dir():
+            return f"{folder} is no folder"
+        return "" if os.access(folder, os.W_OK | os.X_OK) else f"the folder {folder} may not be written"
+    except OSError as error:
+        return told(error)
+
+
+@contextmanager
+def user_call(target: str) -> Iterator[None]:
+    """What the target's own code raises is an :class:`InputError` that says where; errors of ours pass.
+
+    PyTorch logs the trace of an operation that fails on fake values; unless ``TORCH_LOGS`` asks for more, one line is
+    enough here.
+    """
+    fakes = logging.getLogger("torch._subclasses.fake_tensor")
+    level = fakes.level
+    if not os.environ.get("TORCH_LOGS"):
+        fakes.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except LightintError:
+        raise
+    except (Exception, SystemExit) as error:
+        where = user_line(error) or _raised_at(error) or target
+        fix = "run the module on these arguments without lightint first"
+        raise InputError(f"the call of {target} fails", where=where, why=told(error), fix=fix) from error
+    finally:
+        fakes.setLevel(level)
+
+
+def _raised_at(error: BaseException) -> str:
+    """The innermost line outside of ours and of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((_OURS, "<")) and _is_users(frame.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+
+
+def _is_users(filename: str) -> bool:
+    return not any(part in filename for part in ("site-packages", "dist-packages", f"lib{os.sep}python"))
