@@ -1,0 +1,95 @@
+"""A fixed sample of PyTorch's database of operators under the passes; ``tests/peers`` runs the whole."""
+
+import random
+
+import operator_cases
+import pytest
+import torch
+from operator_cases import Case, Kind, Outcome, outcome_of
+
+SAMPLE = 150
+BATCH = 10
+MISSING = "arange", "index_fill", "masked.normalize", "nn.functional.triplet_margin_with_distance_loss", "split"
+"""With symbolic sizes these still raise under ``strict``."""
+
+
+def drawn() -> list[str]:
+    names = sorted(operator.full_name for operator in operator_cases.operators())
+    return sorted(random.Random(0).sample(names, SAMPLE))
+
+
+def outcomes(name: str, dynamic: bool) -> list[Outcome]:
+    operator = next(each for each in operator_cases.operators() if each.full_name == name)
+    dynamic = dynamic and name not in MISSING
+    found = [outcome_of(case, dynamic=dynamic) for case in operator_cases.cases(operator, 1)]
+    return [outcome for outcome in found if outcome is not None]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("first", range(0, SAMPLE, BATCH))
+def test_operators_do_as_in_eager(first: int) -> None:
+    names = drawn()[first : first + BATCH]
+    found = [outcome for at, name in enumerate(names) for outcome in outcomes(name, dynamic=at % 2 == 1)]
+    assert not [outcome for outcome in found if outcome.kind.is_fault], "\n".join(map(str, found))
+    assert sum(outcome.kind is Kind.RIGHT for outcome in found) >= len(found) // 2  # most are really rewritten
+
+
+def case_of(function, *arguments) -> Case:
+    return Case("made here", 0, function, arguments, {})
+
+
+def test_a_call_that_the_stock_backend_fails_as_well_is_no_fault_of_ours() -> None:
+    @torch._dynamo.disable(recursive=False)
+    def eager_only():
+        return torch.compiler.is_compiling()
+
+    def differs(x):
+        return x + (torch.compiler.is_compiling() or eager_only())
+
+    outcome = outcome_of(case_of(differs, torch.ones(2)), dynamic=False)
+    assert outcome is not None and outcome.kind is Kind.STOCK_TOO
+
+
+def adds_one(graph_module):
+    return lambda x: [graph_module(x)[0] + 1]
+
+
+def returns_its_input(graph_module):
+    return lambda x: [x]
+
+
+def keeps_its_result(graph_module):
+    kept = []
+
+    def call(x):
+        kept[:] = kept or graph_module(x)
+        return list(kept)
+
+    return call
+
+
+def raises(graph_module):
+    return lambda x: 1 // 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind", "said"),
+    [
+        (adds_one, Kind.WRONG, "not close"),
+        (returns_its_input, Kind.WRONG, "share memory"),
+        (keeps_its_result, Kind.WRONG, "second call"),
+        (raises, Kind.RAISED, "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_backend_is_told(broken, kind, said, monkeypatch) -> None:
+    monkeypatch.setattr(operator_cases, "lightint", lambda graph_module, inputs, options: broken(graph_module))
+    outcome = outcome_of(case_of(lambda x: x * 1, torch.full((3,), 5.0)), dynamic=False)
+    assert outcome is not None and outcome.kind is kind and said in outcome.detail
