@@ -36,7 +36,7 @@ CASES = {
     "a scaled camera": (lambda: Planner(AdaptiveRules()).decide(scaled(PATH)), InputError, "rigid"),
     "poses that are no chunks": (lambda: Planner(AdaptiveRules()).decide(PATH[:, :14]), InputError, "whole number"),
     "poses of a path": (lambda: lightint_compile.rollout(cameras=PATH[0, :14]), InputError, "whole number"),
-    "no matrices": (lambda: lightint_compile.rollout(cameras=PATH[0, :, :3]), InputError, "4x4"),
+    "no matrices": (lambda: lightint_compile.rollout(cameras=PATH[0, :, :3, :3]), InputError, "4x4"),
     "fewer poses than frames": (lambda: plan_of(PATH[:, :12], 12), InputError, "12 cameras and a history of 12"),
     "more poses than frames": (lambda: plan_of(PATH, 8), InputError, "16 cameras and a history of 8"),
     "poses of another context": (lambda: plan_of(PATH, 9, given=True), InputError, "13 in all"),
