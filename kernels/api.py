@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+
+from lightint_compile.torch_compat import is_observed
 
 from . import checks, planning
 from . import ops as _ops  # noqa: F401  registers the operators
@@ -154,13 +155,7 @@ def _is_plain(*tensors: Tensor) -> bool:
     for tensor in tensors:
         if type(tensor) is not Tensor or (grad and tensor.requires_grad):
             return False
-    return (
-        not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and not _len_torch_dispatch_stack_pre_dispatch()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-    )
+    return not is_observed()
 
 
 def pool_tiles(tokens: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from lightint_compile.torch_compat import cache_dir
 
 _PROGRAM = 128
 _FEWEST_BLOCKS = 7
@@ -144,8 +145,24 @@ def origin_of(device: torch.device, implementation: str | None = None) -> Origin
     return _rates(device, implementation)[1]
 
 
-@functools.lru_cache(maxsize=64)
+def fingerprint() -> str:
+    """A hash of every rate that a decision here may come from: it changes when :func:`prefers_sparse` may answer anew.
+
+    It covers the CPU with the thread count at hand and all visible CUDA devices, with each implementation of theirs.
+    """
+    devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+    implementations = (None, "gather", "portable", "hopper")
+    rates = [asdict(rates_of(device, name)) for device in devices for name in implementations]
+    constants = (_MODEL, MARGIN, _PROGRAM, _FEWEST_BLOCKS, _SELECTION)
+    return hashlib.sha256(json.dumps([constants, rates]).encode()).hexdigest()[:16]
+
+
 def _rates(device: torch.device, implementation: str | None) -> tuple[Rates, Origin]:
+    return _kept_rates(device, implementation, torch.get_num_threads())
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_rates(device: torch.device, implementation: str | None, _threads: int) -> tuple[Rates, Origin]:
     path = _path(device, implementation)
     try:
         return Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"]), Origin.MEASURED
@@ -193,7 +210,7 @@ def measure(device: torch.device | str) -> Rates:
         path = _path(device, implementation)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"rates": asdict(rates)}), encoding="utf-8")
-    _rates.cache_clear()
+    _kept_rates.cache_clear()
     planning.forget()
     return rates
 

@@ -52,10 +52,14 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    fits = (2, 11) <= version < (2, 14)
-    detail = str(torch.__version__) + ("" if fits else ": outside of 2.11 to 2.13, the versions that are tested")
-    yield Finding("torch", State.GOOD if fits else State.BROKEN, detail)
+    from lightint_compile import torch_compat
+
+    fits, lost = torch_compat.is_supported(), torch_compat.missing()
+    oldest, newest = (".".join(map(str, version)) for version in (torch_compat.OLDEST, torch_compat.NEWEST))
+    detail = str(torch.__version__)
+    detail += "" if fits else f": outside of {oldest} to {newest}, the versions that are tested"
+    detail += f"; it lacks {', '.join(lost)}" if lost else ""
+    yield Finding("torch", State.GOOD if fits and not lost else State.BROKEN, detail)
 
 
 def _backend() -> Iterator[Finding]:
