@@ -13,6 +13,7 @@ from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 
 from lightint_compile.driver import Driver
 from lightint_compile.errors import StateError
+from lightint_compile.fallback import Recovering
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
@@ -23,7 +24,6 @@ class CompiledGraph:
 
     Attributes:
         function: takes the graph's flat inputs, returns its flat outputs.
-        section: its part of the report.
         driver: the driver, ``None`` when Inductor got the graph as it is.
     """
 
@@ -34,7 +34,7 @@ class CompiledGraph:
     def __init__(
         self, function: Callable[..., Any], section: Section, inputs: Sequence[Any], *, driver: Driver | None = None
     ) -> None:
-        self.function, self.section, self.driver = function, section, driver
+        self.function, self._section, self.driver = function, section, driver
         self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
         with self._lock:
             type(self)._made += 1
@@ -44,6 +44,18 @@ class CompiledGraph:
     def __call__(self, *args: Any) -> Any:
         """Run the graph."""
         return self.function(*args)
+
+    @property
+    def section(self) -> Section:
+        """Its part of the report, with what failed in calls of it."""
+        failures = [self.function.failure] if isinstance(self.function, Recovering) else []
+        failures += [leaf.failure for leaf in self.driver.leaves.values()] if self.driver else []
+        failed = list(filter(None, failures))
+        return self._section.with_remarks(failed) if failed else self._section
+
+    @section.setter
+    def section(self, section: Section) -> None:
+        self._section = section
 
     def serves(self, module: torch.nn.Module) -> bool:
         """Whether the graph was captured from ``module`` (or a part of it): they share a parameter."""
@@ -56,16 +68,25 @@ class CompiledGraph:
 
     def unlisted(self) -> Self:
         """The graph, no longer found by its module: it is a part of another one."""
-        self._all.discard(self)
+        with self._lock:
+            self._all.discard(self)
         return self
 
     @classmethod
     def forget_all(cls) -> None:
         """Drop every graph; their kept results go with them."""
-        for graph in cls._all:
+        graphs = cls._every()
+        for graph in graphs:
             if graph.driver is not None:
                 graph.driver.reset()
-        cls._all.clear()
+        with cls._lock:
+            cls._all.difference_update(graphs)
+
+    @classmethod
+    def _every(cls) -> list[CompiledGraph]:
+        """All graphs that are alive, also while other threads compile."""
+        with cls._lock:
+            return list(cls._all)
 
     @classmethod
     def of(cls, compiled: Any) -> list[CompiledGraph]:
@@ -75,7 +96,7 @@ class CompiledGraph:
             StateError: it was not compiled by lightint, or was never called.
         """
         module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
-        found = {graph for graph in cls._all if isinstance(module, torch.nn.Module) and graph.serves(module)}
+        found = {graph for graph in cls._every() if isinstance(module, torch.nn.Module) and graph.serves(module)}
         if not found:
             function = type(module).forward if isinstance(module, torch.nn.Module) else innermost_fn(module)
             found = set(_graphs_in(function))

@@ -15,7 +15,9 @@ import torch.fx as fx
 from torch._inductor import config as inductor_config
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
+from lightint_compile.fallback import is_answered, told
 from lightint_compile.freshshapes import BoundSymbol, FreshInputs, fresh_inputs
+from lightint_compile.passes.remarks import Remark
 from lightint_compile.spelling import spelled_for_cuda
 
 #: Compiles a region for example inputs into a callable on a flat argument list (Inductor's, or the graph itself).
@@ -68,7 +70,9 @@ class Leaf:
 
     Attributes:
         name: the region's name in the driver (``block_0``).
-        graph: the region in normal form; ``None`` after a warm start, when only the artifact was loaded.
+        graph: makes the region in normal form; after a warm start it is captured again.
+        strict: a form that cannot be compiled raises; else the region runs operation by operation for its sizes.
+        failure: what is said of a form that could not be compiled.
     """
 
     name: str
@@ -76,6 +80,8 @@ class Leaf:
     compiler: Compiler
     variants: list[Variant] = field(default_factory=list)
     compilations: int = 0
+    strict: bool = False
+    failure: Remark | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def compile(self, hints: Sequence[Any] | None = None) -> Variant:
@@ -90,11 +96,26 @@ class Leaf:
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Run the region."""
-        for variant in self.variants:
-            if variant.holds(args):
-                return variant(args)
-        with self._lock:
-            return self.compile(args)(args)
+        variant = self._fitting(args)
+        if variant is None:
+            with self._lock:  # another thread may have compiled it meanwhile
+                variant = self._fitting(args) or self._compiled(args)
+        return variant(args)
+
+    def _fitting(self, args: Sequence[Any]) -> Variant | None:
+        return next((variant for variant in self.variants if variant.holds(args)), None)
+
+    def _compiled(self, args: Sequence[Any]) -> Variant:
+        try:
+            return self.compile(args)
+        except Exception as error:
+            if self.strict or not is_answered(error):
+                raise
+            variant = Variant(self.graph())  # holds for whatever sizes no other form covers: none is tried again
+            self.variants.append(variant)
+            instead = "it runs operation by operation for sizes that no compiled form covers, which is slower"
+            self.failure = told(f"compiling {self.name} for another size", instead, error)
+            return variant
 
 
 def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphModule:

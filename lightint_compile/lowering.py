@@ -49,7 +49,9 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
     compiler = compiler_of(options, config)
     regions = _regions(root)
-    leaves = {name: Leaf(name, partial(_region, region), compiler) for name, region in regions.items()}
+    leaves = {
+        name: Leaf(name, partial(_region, region), compiler, strict=options.strict) for name, region in regions.items()
+    }
     start = time.perf_counter()
     with one_wait_for_all_kernels():
         for leaf in leaves.values():

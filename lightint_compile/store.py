@@ -78,21 +78,23 @@ class Store:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def load(self, key: str, compiler: Compiler, regions: RegionSource) -> Stored | None:
+    def load(self, key: str, compiler: Compiler, regions: RegionSource, *, strict: bool = False) -> Stored | None:
         """The record under ``key``. ``regions`` makes a region again, for sizes that the kept kernels do not cover."""
         folder = self._folder / key
         try:
             record = json.loads((folder / "record.json").read_text())
             leaves = {name: _leaf(name, data, folder, compiler, regions) for name, data in record["leaves"].items()}
+            for leaf in leaves.values():
+                leaf.strict = strict
+            points = {name: point_from(data) for name, data in record["points"].items()}
+            driver = Driver(record["source"], leaves, record["memoised"], branches=record["branches"], points=points)
+            return Stored(driver, Section.from_dict(record["section"]), record["guard"])
         except FileNotFoundError:
             return None
         except Exception as error:  # a record that cannot be read is a cold start, never a failure of the user's call
             log.warning("the kept program %s cannot be read and is made again: %s", key, error)
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        points = {name: point_from(data) for name, data in record["points"].items()}
-        driver = Driver(record["source"], leaves, record["memoised"], branches=record["branches"], points=points)
-        return Stored(driver, Section.from_dict(record["section"]), record["guard"])
 
 
 def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path) -> dict[str, Any] | None:

@@ -73,7 +73,7 @@ class Remark:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Remark:
         """The inverse of :meth:`to_dict`."""
-        fields = dict(data) | {"kind": RemarkKind(data["kind"])}
+        fields = {"rule": "", "message": "", **data, "kind": RemarkKind(data["kind"])}
         if "numerics" in fields:
             fields["numerics"] = Numerics(fields["numerics"])
         return cls(**fields)

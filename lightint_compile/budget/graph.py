@@ -15,6 +15,7 @@ import torch
 from lightint_compile.budget.ladder import Rung
 from lightint_compile.budget.limits import Budget
 from lightint_compile.budget.table import Table, load
+from lightint_compile.fallback import Recovering
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.passes.decisions.points import PointSpec, StepPoint
 from lightint_compile.passes.remarks import Remark, RemarkKind
@@ -153,7 +154,8 @@ class BudgetedGraph(CompiledGraph):
         drift = self.ladder[rung].thresholds.get("drift", StepCache.drift)
         points = {name: _drifting(spec, drift) for name, spec in variant.driver.decisions.points.items()}
         driver = variant.driver.with_points(points)
-        borrowed = CompiledGraph(driver, variant.section, (), driver=driver).unlisted()
+        function = variant.function.around(driver) if isinstance(variant.function, Recovering) else driver
+        borrowed = CompiledGraph(function, variant.section, (), driver=driver).unlisted()
         self._borrowed.add(borrowed)
         return borrowed
 

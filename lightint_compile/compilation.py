@@ -1,0 +1,309 @@
+"""One graph on its way to a compiled one: from disk, or by capture, passes and lowering.
+
+Whatever of this fails is tried again with less, and in the end Inductor gets the graph as Dynamo captured it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.fx as fx
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx
+
+from lightint_compile import capture
+from lightint_compile.driver import Driver
+from lightint_compile.errors import CaptureError, OptionError, PassError
+from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
+from lightint_compile.graphs import CompiledGraph
+from lightint_compile.lowering import Lowered, compiler_of, lower
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.program import Program
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
+from lightint_compile.presets import pipeline_of
+from lightint_compile.reporting.section import Section
+from lightint_compile.rewrite import Rewritten, rewrite
+from lightint_compile.store import Store, guard_holds, guard_of, key_of
+
+log = logging.getLogger(__name__)
+
+OUTLINE = "outline-regions"
+
+_INDUCTOR = "Inductor got the graph as it is, without what lightint would save"
+
+
+class NothingLeftError(Exception):
+    """No way of compiling the graph is left but Inductor's.
+
+    Attributes:
+        reason: why, for the log and the report.
+        remarks: what failed on the way; empty where nothing did and the graph is just none to rewrite.
+        rewritten: the graph after passes that changed nothing worth it.
+    """
+
+    def __init__(self, reason: str, remarks: Sequence[Remark] = (), rewritten: Rewritten | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.remarks, self.rewritten = reason, tuple(remarks), rewritten
+
+
+class Compilation:
+    """One graph on its way through capture, rewrite and lowering, or through the store."""
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        inputs: Sequence[Any],
+        options: LightintOptions,
+        config: dict[str, Any],
+        captured: Callable[[], Program] | None = None,
+    ) -> None:
+        self._captured = captured or (lambda: capture.from_dynamo(graph_module, inputs))
+        self._graph_module = graph_module
+        self._inputs = inputs
+        self._options = options
+        self._config = config
+        self._store = Store()
+        self._regions: dict[str, fx.GraphModule] = {}
+        self._ahead: Rewritten | None = None
+
+    def run(self) -> CompiledGraph:
+        """The compiled graph, from disk when an equal one was compiled before.
+
+        Raises:
+            OptionError: options that cannot be taken.
+            PassError: a pass named by ``require`` did nothing or cannot be compiled.
+            Exception: under ``strict`` what failed; else what Inductor raises on the graph as it is.
+        """
+        try:
+            return self._made()
+        except NothingLeftError as found:
+            left = found
+        config = self._config | (_guards_against_inductor(left.rewritten) if left.rewritten else {})
+        return inductor_as_it_is(
+            self._graph_module, self._inputs, config, self._options, left.reason, left.rewritten, left.remarks
+        )
+
+    def run_later(self) -> CompiledGraph | None:
+        """The compiled graph, made after Dynamo's trace is over; ``None`` for one that cannot be rewritten."""
+        try:
+            return self._made(at_all_costs=True)
+        except NothingLeftError as left:
+            log.info("the setting is not compiled: %s", left.reason)
+            return None
+        finally:
+            self._ahead = None
+
+    def remarks(self) -> Sequence[Remark]:
+        """What the passes say of the graph, without compiling it; none for one that cannot be rewritten."""
+        found = self._load(self._key())
+        if found is not None:
+            return found[1].remarks
+        try:
+            self._ahead = self._ahead or self._rewritten()
+        except NothingLeftError:
+            return ()
+        return self._ahead.remarks
+
+    def section(self) -> Section:
+        """The report without a compilation."""
+        try:
+            return Section.of(self._rewritten())
+        except NothingLeftError as left:
+            return dataclasses.replace(_section_without_passes(self._options), untouched=left.reason)
+
+    def forget(self) -> None:
+        """Let go of what was rewritten ahead."""
+        self._ahead = None
+
+    def _made(self, *, at_all_costs: bool = False) -> CompiledGraph:
+        """The compiled graph, where need be without the passes that cannot be compiled."""
+        start = time.perf_counter()
+        key = self._key()
+        found = self._load(key)
+        if found is not None:
+            return self._finished(*found, start, warm=True)
+        failure: Exception | None = None
+        applied: set[str] = set()
+        for leave_out in self._ways():
+            if failure and leave_out.isdisjoint(applied):
+                continue  # they did nothing: it would fail again
+            rewritten = self._ahead if self._ahead and not leave_out else self._rewritten(leave_out)
+            if not at_all_costs and not _worth_it(rewritten):
+                failed = [self._answered(failure, "compiling", _INDUCTOR)] if failure else []
+                raise NothingLeftError("nothing in it is what lightint rewrites", failed, rewritten)
+            applied = _applied(rewritten)
+            try:
+                lowered, section = self._lowered(rewritten, start)
+            except Exception as error:
+                if self._options.strict or not is_answered(error):
+                    raise
+                log.debug("a way of compiling the graph failed", exc_info=error)
+                failure = failure or error
+                continue
+            if failure is not None:
+                less = f"it is compiled without {', '.join(sorted(leave_out))}, which may be slower"
+                section = section.with_remark(self._answered(failure, "compiling", less))
+            elif key:
+                self._save(key, lowered, section)
+            return self._finished(lowered.driver, section, start, warm=False)
+        assert failure is not None
+        if self._options.require:
+            names = ", ".join(self._options.require)
+            raise PassError(f"the graph cannot be compiled with the required {names}", why=in_one_line(failure))
+        remark = self._answered(failure, "compiling", _INDUCTOR)
+        raise NothingLeftError(remark.message, [remark])
+
+    def _ways(self) -> Iterator[frozenset[str]]:
+        """Passes to leave out, ever more of them; none that is required is among them."""
+        passes = pipeline_of(self._options).passes
+        approximate = {step.name for step in passes if step.numerics is Numerics.APPROXIMATE}
+        tried: set[frozenset[str]] = set()
+        for names in (set(), {OUTLINE}, {OUTLINE, *approximate}):
+            way = frozenset(names).intersection(step.name for step in passes)
+            if way not in tried and way.isdisjoint(self._options.require):
+                tried.add(way)
+                yield way
+
+    def _answered(self, error: Exception, stage: str, instead: str) -> Remark:
+        """The remark on a failure; raises it where it is not to be answered."""
+        if self._options.strict or not is_answered(error):
+            raise error
+        return told(stage, instead, error)
+
+    def _key(self) -> str | None:
+        if self._options.delegate == "eager":
+            return None
+        try:
+            return key_of(self._graph_module, self._options, self._config)
+        except Exception as error:
+            self._told_of_store(error)
+            return None
+
+    def _rewritten(self, leave_out: frozenset[str] = frozenset()) -> Rewritten:
+        """The graph after the passes.
+
+        Raises:
+            NothingLeftError: it cannot be captured, or not be rewritten.
+        """
+        try:
+            program = self._captured()
+        except CaptureError as error:
+            if self._options.strict:
+                raise
+            raise NothingLeftError(str(error)) from error
+        except Exception as error:
+            failure = self._answered(error, "capturing", _INDUCTOR)
+            raise NothingLeftError(failure.message, [failure]) from error
+        try:
+            return rewrite(program, self._options, leave_out=leave_out)
+        except (OptionError, PassError):
+            raise
+        except Exception as error:
+            failure = self._answered(error, "rewriting", _INDUCTOR)
+            raise NothingLeftError(failure.message, [failure]) from error
+
+    def _lowered(self, rewritten: Rewritten, start: float) -> tuple[Lowered, Section]:
+        config = self._config | _guards_against_inductor(rewritten)
+        lowered = lower(rewritten.program, self._options, config)
+        measurements = {
+            "distinct regions": len(lowered.regions),
+            "region calls": sum(lowered.calls.values()),
+            "compile seconds": lowered.seconds,
+            "rewrite seconds": time.perf_counter() - start - lowered.seconds,
+        }
+        return lowered, Section.of(rewritten, measurements)
+
+    def _load(self, key: str | None) -> tuple[Driver, Section] | None:
+        if key is None:
+            return None
+        try:
+            compiler = compiler_of(self._options, self._config)
+            stored = self._store.load(key, compiler, self._region, strict=self._options.strict)
+            if stored is None or not guard_holds(stored.guard, self._symbols()):
+                return None
+        except Exception as error:
+            self._told_of_store(error)
+            return None
+        return stored.driver, stored.section
+
+    def _save(self, key: str, lowered: Lowered, section: Section) -> None:
+        try:
+            self._store.save(key, lowered, section, guard_of(self._symbols()))
+        except Exception as error:
+            self._told_of_store(error)
+
+    def _told_of_store(self, error: Exception) -> None:
+        """What is kept on disk saves time and nothing else: without it the graph is compiled anew."""
+        if self._options.strict:
+            raise error
+        log.warning("programs kept on disk are not used: %s", in_one_line(error))
+        log.debug("the failure was", exc_info=error)
+
+    def _region(self, name: str) -> fx.GraphModule:
+        """A region of this graph made again: the store keeps kernels, not graphs."""
+        if not self._regions:
+            root = self._rewritten().program.graph_module
+            self._regions = {n: m for n, m in root.named_children() if isinstance(m, fx.GraphModule)}
+        return self._regions[name]
+
+    def _symbols(self) -> list[torch.SymInt]:
+        values = [n.meta.get("example_value") for n in self._graph_module.graph.nodes if n.op == "placeholder"]
+        return [value for value in values if isinstance(value, torch.SymInt) and value.node.has_hint()]
+
+    def _finished(self, driver: Driver, section: Section, start: float, *, warm: bool) -> CompiledGraph:
+        seconds = {"warm start": float(warm), "backend seconds": time.perf_counter() - start}
+        section = section.with_measurements(seconds)
+        function = driver if self._options.strict else Recovering(driver, self._graph_module.forward)
+        return CompiledGraph(function, section, self._inputs, driver=driver)
+
+
+def inductor_as_it_is(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: dict[str, Any],
+    options: LightintOptions,
+    reason: str,
+    rewritten: Rewritten | None = None,
+    remarks: Sequence[Remark] = (),
+) -> CompiledGraph:
+    """Inductor on the graph as Dynamo captured it, which is what ``backend="inductor"`` does."""
+    log.info("graph handed to Inductor as it is: %s", reason)
+    section = Section.of(rewritten) if rewritten else _section_without_passes(options)
+    section = dataclasses.replace(section, untouched=reason)
+    remark = Remark(
+        kind=RemarkKind.ANALYSIS, pass_name="backend", rule="inductor", message=f"Inductor as it is: {reason}"
+    )
+    function: Callable[..., Any] = graph_module.forward
+    if options.delegate != "eager":
+        with inductor_config.patch(config):
+            function = cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs)))
+    return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+def _section_without_passes(options: LightintOptions) -> Section:
+    return Section(name="graph", options=options.to_dict())
+
+
+def _worth_it(rewritten: Rewritten) -> bool:
+    """Whether a pass changed the work, or a region is called more than once and so compiled fewer times."""
+    calls = [node.target for node in rewritten.program.graph.nodes if node.op == "call_module"]
+    return bool(_applied(rewritten) - {OUTLINE}) or len(calls) > len(set(calls))
+
+
+def _applied(rewritten: Rewritten) -> set[str]:
+    return {remark.pass_name for remark in rewritten.remarks if remark.kind is RemarkKind.APPLIED}
+
+
+def _guards_against_inductor(rewritten: Rewritten) -> Mapping[str, Any]:
+    """Keep Inductor's own attention patterns away from hand-written attention that was left as it is.
+
+    They ignore how the key was permuted (pytorch#195320) and give wrong numbers without a word.
+    """
+    from lightint_compile.passes.canonicalize_attention import inductor_guard
+
+    return {"disabled_passes": "pass_pattern_0"} if inductor_guard(rewritten.program) else {}

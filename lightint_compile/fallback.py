@@ -1,0 +1,109 @@
+"""What happens when something of ours raises: the caller gets the right result, and one remark says what that costs.
+
+While a graph is compiled, a stage that fails is tried again with less (see ``compilation.py``). While it runs, a call
+that fails is answered by the graph as Dynamo captured it. Rewritten graphs write to none of their inputs, so a call
+that broke off has left nothing half done, and can be made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lightint_compile.errors import OptionError
+from lightint_compile.passes.remarks import Remark, RemarkKind
+
+log = logging.getLogger(__name__)
+
+ENOUGH = 3
+"""Calls in a row that fail before the program is not tried any more."""
+
+
+def is_answered(error: Exception) -> bool:
+    """Whether an exception is answered by a fallback; what says that memory is full or an option is bad is not."""
+    return not isinstance(error, (torch.OutOfMemoryError, MemoryError, OptionError))
+
+
+def told(stage: str, instead: str, error: Exception) -> Remark:
+    """The remark on a fault of ours, which is logged too.
+
+    Args:
+        stage: what failed ("lowering").
+        instead: what is done in its place and what that costs.
+    """
+    message = f"{stage} failed and {instead}: {in_one_line(error)}"
+    log.warning("%s; %s", message, how_to_report())
+    log.debug("the failure was", exc_info=error)
+    return Remark(kind=RemarkKind.FAILURE, pass_name="backend", rule="fallback", message=message, hint=how_to_report())
+
+
+def in_one_line(error: Exception) -> str:
+    """An exception's type and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+
+
+@functools.cache
+def how_to_report() -> str:
+    """What a person does about a fault of ours, with the versions it was seen under."""
+    versions = f"lightint {_version()}, torch {torch.__version__}, Python {platform.python_version()}"
+    return (
+        "this is a fault of lightint: please report it with str(lightint_compile.report(compiled)) and the log of "
+        f'TORCH_LOGS="+lightint_compile" ({versions}); options={{"strict": True}} raises the exception'
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lightint")
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"
+
+
+class Recovering:
+    """A compiled program, and the graph it was made from for calls in which it raises.
+
+    What the graph raises as well is the caller's own error and comes through as it is.
+
+    Attributes:
+        program: the compiled program.
+        failure: what is said of the first call that failed.
+    """
+
+    def __init__(self, program: Callable[..., Any], original: Callable[..., Any]) -> None:
+        self.program, self._original = program, original
+        self.failure: Remark | None = None
+        self._in_a_row = 0
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the program, or where it raises the graph."""
+        if self._in_a_row >= ENOUGH:
+            return self._original(*args)
+        try:
+            result = self.program(*args)
+        except Exception as error:
+            if not is_answered(error):
+                raise
+            failure = error
+        else:
+            self._in_a_row = 0
+            return result
+        return self._instead(args, failure)
+
+    def around(self, program: Callable[..., Any]) -> Recovering:
+        """The same for another program made from the graph."""
+        return Recovering(program, self._original)
+
+    def _instead(self, args: Sequence[Any], failure: Exception) -> Any:
+        result = self._original(*args)  # outside of the handler: an error of the caller's does not drag ours along
+        self._in_a_row += 1
+        if self.failure is None:
+            instead = "the graph ran operation by operation, which is slower; so do later calls that fail"
+            self.failure = told("a call", instead, failure)
+        return result
