@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench kernel-matrix clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ lint: $(STAMP)  ## style and types
 
 bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
 	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist tests/benchmarks
+
+kernel-matrix: $(STAMP)  ## every kernel compiled under Triton 3.6 to 3.9 (installed under build/triton, 3 GB), no GPU needed
+	$(BIN)/python tests/support/kernel_matrix.py
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

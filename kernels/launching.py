@@ -6,18 +6,17 @@ and alignments. Where all of these are known to be those of an earlier call, wha
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import triton
+
+from lightint_compile.torch_compat import raw_stream
+
+from . import triton_compat
 
 ALIGNMENT = 16
 """Bytes that addresses must be multiples of: Triton compiles another variant for those that are not."""
-
-_DIRECT = triton.__version__.startswith("3.6.") and not triton.knobs.runtime.interpret
-"""Compiled kernels are started as Triton 3.6 starts them; other versions do it in another way."""
 
 
 class Launch:
@@ -29,12 +28,11 @@ class Launch:
     """
 
     def __init__(self, kernel: Any, grid: Sequence[int], sizes: Sequence[Any], options: Mapping[str, Any]) -> None:
-        self._kernel, self._sizes, self._options = kernel, tuple(sizes), dict(options)
+        self._kernel, self._sizes, self._options = kernel, tuple(sizes), {**triton_compat.OPTIONS, **options}
         self._grid = (*grid, 1, 1)[:3]
         constants = [options[name] for name in kernel.arg_names if name in options]
         self._fixed = (*self._sizes, *constants)
-        self._start: Callable[..., None] | None = None
-        self._handles: tuple[Any, ...] = ()
+        self._start: triton_compat.Starter | None = None
         self._described: Sequence[Any] = ()
 
     @property
@@ -48,49 +46,27 @@ class Launch:
         ``arguments`` are tensors and descriptors; with a stream, integers and what :meth:`described` gives.
         """
         if stream is not None and self._start is not None:
-            self._start(*self._grid, stream, *self._handles, *arguments, *self._fixed)
+            self._start(*self._grid, stream, (*arguments, *self._fixed))
             return
         compiled = self._kernel[self._grid](*arguments, *self._sizes, **self._options)
-        if _DIRECT and self._start is None:
-            self._handles, self._start = _handles(compiled), _starter(compiled.run)
+        if self._start is None:
+            self._start = triton_compat.starter(compiled)
+        if self._start is not None:
             self._described = getattr(compiled.metadata, "tensordesc_meta", None) or ()
 
     def described(self, number: int, descriptor: Any) -> tuple[Any, ...]:
         """What stands for the kernel's ``number``-th descriptor; it holds the address, not the tensor."""
-        from triton.backends.nvidia.driver import make_tensordesc_arg
-
-        return tuple(make_tensordesc_arg(descriptor, self._described[number]))
+        return triton_compat.described(descriptor, self._described[number])
 
 
 def current_stream(device: int | None, launches: Sequence[Any]) -> int | None:
     """The stream to start ``launches`` on; None while one of them was not compiled or somebody watches launches."""
     if device is None or not all(launch.ready for launch in launches) or _watched():
         return None
-    return int(torch._C._cuda_getCurrentRawStream(device))
+    return raw_stream(device)
 
 
 def _watched() -> bool:
     """Whether a profiler wants to be told of launches, which only Triton's own way does."""
     hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
     return any(getattr(hook, "calls", hook) for hook in hooks)
-
-
-def _handles(compiled: Any) -> tuple[Any, ...]:
-    """What Triton's launcher takes between the stream and the arguments, with no memory to spare and nobody told."""
-    run, nobody = compiled.run, (None, None, None)
-    shape = run.launch_cooperative_grid, run.launch_pdl
-    return (compiled.function, *shape, None, None, compiled.packed_metadata, *nobody)
-
-
-def _starter(run: Any) -> Callable[..., None] | None:
-    """The function that puts a kernel on a stream; None for a kernel that wants scratch memory of its own.
-
-    Of a kernel with descriptors it is the one inside, which takes them as :meth:`Launch.described` gives them.
-    """
-    if run.global_scratch_size or run.profile_scratch_size:
-        return None
-    if inspect.isfunction(run.launch):
-        found: Callable[..., None] | None = inspect.getclosurevars(run.launch).nonlocals.get("launcher")
-        return found
-    start: Callable[..., None] = run.launch
-    return start

@@ -50,9 +50,7 @@ def _signature(
     query: Tensor, keys: Segments, values: Segments, pools: ContextPools, settings: tuple[Any, ...]
 ) -> tuple[Any, ...]:
     """Everything that a plan may depend on."""
-    forms = [
-        None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in (query, *keys, *values, *pools)
-    ]
+    forms = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in (query, *keys, *values, *pools)]
     query_grid, key_grid, prefix, tile = settings[:4]
     where = (tuple(query_grid), tuple(key_grid), prefix, tuple(tile))
     return (len(keys), len(values), *forms, where, settings[4:], dispatch.forced(), _capturing(query))

@@ -56,6 +56,13 @@ def raw_stream(device: int) -> int:
     return int(torch._C._cuda_getCurrentRawStream(device))
 
 
+def triton_launches_are_traced() -> bool:
+    """Whether ``wrap_triton`` makes a node of a launch at the moment, which refuses options that it does not know."""
+    from torch._library.triton import is_wrap_triton_enabled
+
+    return bool(is_wrap_triton_enabled())
+
+
 PRIVATE: dict[str, str] = {}
 """Private names of torch by their full path, and why each is used: there is no public one that does the same."""
 

@@ -10,7 +10,7 @@ exist (ragged tiles, the tail of the prefix), so that only blocks that have some
 skipped blocks come last, 128 blocks as the rows of one tile; their offsets count the tokens of a block and leave out
 those that were read.
 
-Written against the Gluon of Triton 3.6; see :mod:`.launch` for the host side.
+Gluon is experimental: where its versions differ, ``triton_compat`` knows. See :mod:`.launch` for the host side.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ..triton_compat import tile_copies
 from .producer import CONSUMERS, again, ends, one, one_layout, produce
 from .softmax import LIMIT, faded, folded_sum, weigh, weigh_below
 
-# Later versions of Triton renamed it; the kernel compiles there too.
-_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+_, _store = tile_copies()
 _INTEGERS = (
     "heads", "key_heads", "list_width", "places", "prefix_tokens", "prefix_blocks", "context_blocks", "context_rows",
     "context_frames", "current_frames", "height", "width", "high", "wide", "means", "mean_blocks",
@@ -172,9 +172,7 @@ def block_sparse_attention(
     key_tile = gl.allocate_shared_memory(query.dtype, [STAGES, 1, BT, BH, BW, D], query.layout)
     value_tile = gl.allocate_shared_memory(query.dtype, [STAGES, 1, BT, BH, BW, D], query.layout)
     plain = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    offset_tile = gl.allocate_shared_memory(
-        gl.float32, [STAGES, BT * BH * BW], gl.SwizzledSharedLayout(1, 1, 1, [0])
-    )
+    offset_tile = gl.allocate_shared_memory(gl.float32, [STAGES, BT * BH * BW], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     verdict = gl.allocate_shared_memory(gl.int32, [CONSUMERS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     query_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     key_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .. import triton_compat
 from ..launching import ALIGNMENT, Launch, current_stream
 from ..portable.pipeline import Places
 from ..skipped import Means
@@ -36,12 +37,14 @@ _Means = tuple[Any, Any, Any]
 _REGISTERS = 168
 _MOST_DESCRIPTORS = 1024
 _LOG2_E = math.log2(math.e)
+_DEFAULTS = triton_compat.descriptor_fields(TensorDescriptor)
 
 
 def supported(query: Tensor, tile: tuple[int, ...]) -> str | None:
     """Why this kernel cannot run for such a query (``[batch, heads, tokens, head_dim]``) and tile; None if it can."""
-    if not triton.__version__.startswith("3.6"):
-        return f"the sm_90 kernel is written for Triton 3.6, this is {triton.__version__}"
+    obstacle = triton_compat.gluon_obstacle()
+    if obstacle:
+        return obstacle
     if not query.is_cuda or torch.cuda.get_device_capability(query.device) != (9, 0):
         return "the sm_90 kernel needs a device of compute capability 9.0"
     if query.dtype not in (torch.bfloat16, torch.float16) or query.shape[3] not in HEAD_DIMS:
@@ -292,8 +295,9 @@ def _mean_boxes(forms: tuple[_Form, ...], means: int) -> tuple[_Box, _Box]:
 def _descriptor(tensor: Any, box: _Box) -> TensorDescriptor:
     """A descriptor without the checks of its constructor, which cost more than the launch; the plan made them."""
     made = object.__new__(TensorDescriptor)
+    made.__dict__.update(_DEFAULTS)
     made.base, made.shape, made.strides, made.block_shape = tensor, box.shape, box.strides, box.block
-    made.layout, made.padding = _shared(len(box.block)), "zero"
+    made.layout = _shared(len(box.block))
     return made
 
 

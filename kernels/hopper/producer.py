@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from ..triton_compat import tile_copies
 
 CONSUMERS = gl.constexpr(2)
-# Later versions of Triton renamed it; the kernel compiles there too.
-_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_load, _ = tile_copies()
 
 
 @gluon.jit

@@ -18,6 +18,7 @@ from torch.library import triton_op, wrap_triton
 from ..skipped import Means
 from ..spans import Spans, empty_output
 from ..tiles import Layout, volume
+from ..triton_compat import stated
 from .geometry import matrix_offsets, tile_tokens
 
 
@@ -145,7 +146,8 @@ def portable_attend(
         query, out, [*keys, *values], layout, index.shape[3], scale, means=number
     )
     stand_ins = means or (query, query, query)
-    wrap_triton(attention_kernel)[grid](query, out, *keys, *values, index, count, *stand_ins, *sizes, **options)
+    arguments = (query, out, *keys, *values, index, count, *stand_ins)
+    wrap_triton(attention_kernel)[grid](*arguments, *sizes, **options, **stated())
     return out
 
 

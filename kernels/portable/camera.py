@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..triton_compat import OPTIONS
+
 ROWS = 32
 """Rows (one head of one token each) that one program turns."""
 
@@ -92,7 +94,7 @@ def camera_heads(
     arguments = (heads, None, None, matrix, weight, cosine, sine, result, result[batch:] if both else result)
     flags = {"NORM": weight is not None, "ROPE": cosine is not None, "BOTH": both, "KEPT": False}
     sizes = (rows, count, tokens, eps, 0, 1, 1)
-    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags)
+    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags, **OPTIONS)
     return result
 
 
@@ -108,5 +110,5 @@ def camera_heads_kept(
     arguments = (heads, pool, slots, matrix, None, cosine, sine, result, result[batch:])
     flags = {"NORM": False, "ROPE": cosine is not None, "BOTH": True, "KEPT": True}
     sizes = (rows, count, tokens, 0.0, kept, frame, capacity)
-    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags)
+    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags, **OPTIONS)
     return result

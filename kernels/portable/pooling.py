@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from ..tiles import tile_counts, volume
+from ..triton_compat import stated
 from .geometry import matrix_offsets, tile_tokens
 
 
@@ -68,7 +69,7 @@ def portable_pool(tokens: Sequence[Tensor], frames: Sequence[int], height: int, 
     grid, sizes, options = pool_arguments(tokens, frames, height, width, tile)
     # Of one tensor that is several outputs, a functional graph would keep the last one, which is not written.
     unwritten = [pools[0].new_empty(1) for _ in range(3 - len(pools))]
-    wrap_triton(pool_kernel)[grid](*thrice(tokens), *pools, *unwritten, *sizes, **options)
+    wrap_triton(pool_kernel)[grid](*thrice(tokens), *pools, *unwritten, *sizes, **options, **stated())
     return pools
 
 

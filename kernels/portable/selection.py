@@ -19,6 +19,7 @@ from torch.library import triton_op, wrap_triton
 from .. import reference
 from ..skipped import Selection
 from ..tiles import Layout, largest_deviation
+from ..triton_compat import stated
 from .geometry import matrix_offsets, part_places, tile_size
 
 MAX_BLOCKS = 16384
@@ -70,7 +71,7 @@ def score_kernel(
 def _ordered(score):
     """Unsigned integers that sort like the floats."""
     bits = score.to(tl.uint32, bitcast=True)
-    return tl.where(bits >= 0x80000000, ~bits, bits | 0x80000000)
+    return tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
@@ -172,13 +173,13 @@ def portable_select(
     count = query_pool.new_empty((batch, heads, query_tiles), dtype=torch.int32)
     scores = query_pool.new_empty((batch, heads, query_tiles, layout.key_blocks))
     grid, sizes, options = score_arguments(batch, heads, current_pool.shape[1], head_dim, layout, scale)
-    wrap_triton(score_kernel)[grid](query_pool, context_pool, current_pool, scores, *sizes, **options)
+    wrap_triton(score_kernel)[grid](query_pool, context_pool, current_pool, scores, *sizes, **options, **stated())
     parts = dataclasses.replace(layout, tile=(finer[0], finer[1], finer[2])) if finer else None
     offsets = scores.new_empty((batch, heads, query_tiles, 1 if parts is None else parts.key_blocks))
     grid, sizes, options = select_arguments(
         batch, heads, layout, first_protected_row, neighbours, budget, list_width, coverage, finer=parts
     )
-    wrap_triton(select_kernel)[grid](scores, index, count, offsets, *sizes, **options)
+    wrap_triton(select_kernel)[grid](scores, index, count, offsets, *sizes, **options, **stated())
     return index, count, offsets
 
 

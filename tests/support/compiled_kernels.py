@@ -1,0 +1,121 @@
+"""Every kernel compiled ahead of time by the installed Triton, without a GPU; run as a program: one JSON line a kernel.
+
+The launches are those of real calls: the host's code runs on tensors of the CPU, and where it would launch, Triton
+compiles for a stated chip instead. So descriptors, sizes and options are what a call on that chip would pass.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+GRID, CONTEXT, PREFIX, TILE = (8, 16, 12), (12, 16, 12), 64, (4, 8, 4)
+HEADS, KEY_HEADS = 4, 2
+
+
+class Resources(NamedTuple):
+    """What one compiled kernel takes of a chip."""
+
+    triton: str
+    chip: int
+    head_dim: int
+    kernel: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    seconds: float
+
+
+@contextmanager
+def compiling(capability: int) -> Iterator[list[Any]]:
+    """Inside, launches compile for a chip (80, 90) and are collected, instead of running."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from lightint_compile.kernels import launching
+
+    compiled: list[Any] = []
+
+    def compile_only(self: Any, stream: int | None, *arguments: Any) -> None:
+        options = {**self._options, "grid": self._grid}
+        compiled.append(self._kernel.warmup(*arguments, *self._sizes, **options))
+
+    active = SimpleNamespace(
+        get_current_device=lambda: capability,  # Triton keeps what it compiled, and for what chip, by device
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+    )
+    kind, call = type(triton.runtime.driver), launching.Launch.__call__
+    before = kind.active
+    kind.active, launching.Launch.__call__ = active, compile_only  # type: ignore[method-assign, assignment]
+    try:
+        yield compiled
+    finally:
+        kind.active, launching.Launch.__call__ = before, call  # type: ignore[method-assign, assignment]
+
+
+def kernels_of(implementation: str, head_dim: int, *, parts: int = 2, dtype: torch.dtype = torch.bfloat16) -> None:
+    """One call of sparse attention with context, text and means, whose kernels :func:`compiling` collects."""
+    from lightint_compile.kernels import dispatch
+    from lightint_compile.kernels.spans import Spans
+    from lightint_compile.kernels.steps import ContextPools, policy
+    from lightint_compile.kernels.tiles import Layout
+
+    layout = Layout.of(GRID, (CONTEXT[0] + GRID[0], *GRID[1:]), TILE, PREFIX)
+    query = _tokens(HEADS, math.prod(GRID), head_dim, dtype)
+    lengths = (PREFIX, math.prod(CONTEXT), math.prod(GRID))
+    keys, values = (Spans(*(_tokens(KEY_HEADS, length, head_dim, dtype) for length in lengths)) for _ in range(2))
+    chosen = policy(query, 0.3, None, 0, 1, None)
+    pipeline = dispatch.load(implementation).bind(  # type: ignore[attr-defined]
+        query, keys, values, layout, chosen, pools=ContextPools(), parts=parts
+    )
+    assert pipeline is not None
+    pipeline(query, keys, values, ContextPools())
+
+
+def _tokens(heads: int, length: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(1, length, heads, head_dim, dtype=dtype).transpose(1, 2)
+
+
+def resources(told: str) -> list[tuple[int, int]]:
+    """Registers a thread, and bytes spilled to memory, of each kernel that Triton's assembler told of."""
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", told)]
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
+    return list(zip(registers, (int(stores) + int(loads) for stores, loads in spills), strict=True))
+
+
+def measured(implementation: str, capability: int, head_dim: int) -> Iterator[Resources]:
+    """Resources of every kernel of one implementation."""
+    import triton
+
+    told = io.StringIO()
+    triton.knobs.nvidia.dump_ptxas_log = True
+    start = time.perf_counter()
+    with compiling(capability) as compiled, redirect_stdout(told):
+        kernels_of(implementation, head_dim)
+    seconds = round((time.perf_counter() - start) / len(compiled), 1)
+    for kernel, found in zip(compiled, resources(told.getvalue()), strict=True):
+        name, shared = kernel.metadata.name, kernel.metadata.shared
+        yield Resources(triton.__version__, capability, head_dim, name, *found, shared, seconds)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``compiled_kernels.py implementation:chip:head_dim ...``"""
+    for wanted in arguments:
+        implementation, chip, head_dim = wanted.split(":")
+        for found in measured(implementation, int(chip), int(head_dim)):
+            print(json.dumps(found._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
