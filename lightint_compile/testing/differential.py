@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -19,6 +18,7 @@ from lightint_compile.passes.registry import PASSES, pass_class
 from lightint_compile.passes.remarks import RemarkKind
 from lightint_compile.testing.capturing import captured, disturbed
 from lightint_compile.testing.features import Features
+from lightint_compile.testing.finding import Finding
 from lightint_compile.testing.generator import build
 
 #: The passes that leave the result what it was, in the order in which they run.
@@ -29,18 +29,6 @@ _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 #: How much farther from float64 than eager the rewritten graph may be, beside a few units in the last place.
 _RATIO = 2.0
 _LAST_PLACES = 8.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with the passes on one generated model."""
-
-    features: Features
-    check: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.detail}\n  {self.features.to_dict()}"
 
 
 @cache
@@ -54,7 +42,7 @@ def available() -> tuple[Pass, ...]:
     return tuple(found)
 
 
-def check(features: Features) -> Finding | None:
+def check(features: Features) -> Finding[Features] | None:
     """Run every check on the model; the first that fails, or ``None``."""
     try:
         for name, detail in _checks(features):
@@ -63,19 +51,6 @@ def check(features: Features) -> Finding | None:
     except Exception as error:
         return Finding(features, "raises", f"{type(error).__name__}: {error}")
     return None
-
-
-def shrunk(finding: Finding, still_fails: Callable[[Features], Finding | None] = check) -> Finding:
-    """The simplest model reached by making one feature at a time the simplest while some check fails."""
-    smaller = True
-    while smaller:
-        smaller = False
-        for features in finding.features.simpler():
-            found = still_fails(features)
-            if found is not None:
-                finding, smaller = found, True
-                break
-    return finding
 
 
 def _checks(features: Features) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.testing.drawn import Drawn
 
 #: The choices for every feature; the first one is the simplest, and what shrinking tries.
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -42,7 +40,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Drawn):
     """One generated model. Field names and values are those of :data:`CHOICES`; ``seed`` draws weights and inputs.
 
     Attributes:
@@ -53,6 +51,8 @@ class Features:
         dead_code: nodes that nobody reads, put into the captured graph in an order of their own.
         gate: a softmax that is no attention.
     """
+
+    CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = CHOICES
 
     seed: int = 0
     layers: int = 1
@@ -91,32 +91,6 @@ class Features:
         drawn["layers"] = draw.choice((1, 1, 1, 1, 1, 2))
         drawn["steps"] = draw.choice((1, 1, 1, 1, 1, 1, 2, 3))
         return cls(seed=seed, **drawn)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The model written down as ``data``; a feature that is not given is the simplest.
-
-        Raises:
-            OptionError: an unknown feature, or a value that it does not have.
-        """
-        for name, value in data.items():
-            if name not in CHOICES and name != "seed":
-                raise OptionError(f"a model has no feature {name!r}", fix=did_you_mean(name, CHOICES))
-            if name in CHOICES and value not in CHOICES[name]:
-                raise OptionError(f"{value!r} is not a value of {name}", why=f"known: {CHOICES[name]}")
-        return cls(**data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The features that are not the simplest."""
-        defaults = type(self)()
-        data = dataclasses.asdict(self)
-        return {name: value for name, value in data.items() if value != getattr(defaults, name)}
-
-    def simpler(self) -> Iterator[Self]:
-        """Every model with one feature at its simplest."""
-        for name, choices in CHOICES.items():
-            if getattr(self, name) != choices[0]:
-                yield dataclasses.replace(self, **{name: choices[0]})
 
     @property
     def attentions(self) -> int:

@@ -15,8 +15,9 @@ from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Numerics
 from lightint_compile.testing import differential
 from lightint_compile.testing.capturing import captured, disturbed
-from lightint_compile.testing.differential import check, shrunk
+from lightint_compile.testing.differential import check
 from lightint_compile.testing.features import CHOICES, Features
+from lightint_compile.testing.finding import shrunk
 from lightint_compile.testing.generator import build
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -40,7 +41,7 @@ def test_generated_models(first: int) -> None:
 
 @pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
 def test_what_once_failed(path: Path) -> None:
-    found = check(Features.from_dict(json.loads(path.read_text())["features"]))
+    found = check(Features.from_dict(json.loads(path.read_text())["case"]))
     assert found is None, str(found)
 
 
@@ -107,7 +108,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_pass_is_found_and_shrunk_to_what_it_needs() -> None:
     found = check(Features(seed=1, layers=2, key_heads=1, rope="split", norm="layer", mask="bool", prefix="first"))
     assert found is not None and found.check == "numbers after halves-the-scale"
-    assert shrunk(found).features == Features(seed=1, key_heads=1)
+    assert shrunk(found, check).case == Features(seed=1, key_heads=1)
     assert check(Features(seed=1, layers=2, mask="bool")) is None
 
 
@@ -116,5 +117,5 @@ def test_fuzzing_saves_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Features, "from_seed", classmethod(lambda cls, seed: cls(seed=seed, key_heads=seed % 2)))
     assert fuzz.main(["--seeds", "2", "--save", str(tmp_path)]) == 1
     (written,) = tmp_path.iterdir()
-    assert json.loads(written.read_text())["features"] == {"seed": 1, "key_heads": 1}
+    assert json.loads(written.read_text())["case"] == {"seed": 1, "key_heads": 1}
     assert fuzz.main(["--seeds", "1"]) == 0

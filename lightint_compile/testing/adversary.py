@@ -1,0 +1,158 @@
+"""Plays a scenario twice, eager and compiled, and compares everything that the caller can see after every step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from lightint_compile.errors import LightintError
+from lightint_compile.testing.compiling import Compiler, eager
+from lightint_compile.testing.finding import Finding
+from lightint_compile.testing.scenario import Scenario
+from lightint_compile.testing.side import Side
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_AUTOCAST = 5e-2
+"""Relative to the largest value; products round to bfloat16, and what was written must differ by much more."""
+
+
+def judge(scenario: Scenario) -> Finding[Scenario] | None:
+    """The first difference from eager that the stock backend does not show too; ``None`` without one."""
+    found = play(scenario, "lightint")
+    if found is None:
+        return None
+    stock = play(scenario, "inductor")
+    same = stock is not None and (stock[0], stock[1]) == (found[0], found[1])
+    return None if same else Finding(scenario, found[1], f"step {found[0]}: {found[2]}")
+
+
+def play(scenario: Scenario, backend: str) -> tuple[int, str, str] | None:
+    """Step, check and detail of the first difference between eager and ``backend``."""
+    torch._dynamo.reset()
+    with _quiet():
+        try:
+            plain = Side(scenario.world, eager, concurrent=False)
+            other = Side(scenario.world, Compiler(scenario.setup, backend), is_ours=backend == "lightint")
+            for step, action in enumerate(_actions(scenario)):
+                found = _difference(plain, other, action, _tolerance(scenario))
+                if found is not None:
+                    return step, *found
+        finally:
+            torch._dynamo.reset()
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch and passes log and warn of: errors of the caller are part of the play."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _actions(scenario: Scenario) -> Iterator[Callable[[Side], None]]:
+    yield Side.run
+    for event in scenario.events:
+        yield event.happen
+        for _ in range(event.calls):
+            yield Side.run
+
+
+def _tolerance(scenario: Scenario) -> float:
+    uses_bfloat16 = scenario.world.flow == "autocast" or any(event.how == "autocast" for event in scenario.events)
+    return _AUTOCAST if uses_bfloat16 else 0.0
+
+
+def _difference(plain: Side, other: Side, action: Callable[[Side], None], tolerance: float) -> tuple[str, str] | None:
+    errors = [_error(side, action) for side in (plain, other)]
+    expected, got = errors
+    if got is not None and expected is None:
+        return "raises", f"{type(got).__name__}: {' '.join(str(got).split())[:300]}"
+    if expected is not None and got is None:
+        return "does not raise", f"eager raises {type(expected).__name__}: {str(expected)[:200]}"
+    if isinstance(got, LightintError):
+        return "raises", f"{type(got).__name__} where eager raises {type(expected).__name__}"
+    return next(_looks(plain, other, tolerance), None)
+
+
+def _error(side: Side, action: Callable[[Side], None]) -> Exception | None:
+    try:
+        action(side)
+    except Exception as error:
+        return error
+    return None
+
+
+def _looks(plain: Side, other: Side, tolerance: float) -> Iterator[tuple[str, str]]:
+    """What can be seen on one side and not on the other."""
+    if plain.structure != other.structure:
+        yield "structure", f"{other.structure}, eager's is {plain.structure}"
+    mine, theirs = plain.tensors(), other.tensors()
+    if list(mine) != list(theirs):
+        yield "structure", f"tensors {sorted(mine.keys() ^ theirs.keys())} are on one side only"
+    for name, expected in mine.items():
+        got = theirs[name]
+        if kind := _kind(expected, got):
+            yield "kind", f"{name}: {kind}"
+        elif detail := _farther(expected, got, tolerance):
+            yield "numbers", f"{name}: {detail}"
+    shared = _shared(theirs) - _shared(mine)
+    if shared:
+        yield "memory", f"{' and '.join(sorted(min(shared, key=sorted)))} share memory, eager's do not"
+
+
+def _kind(expected: Tensor, got: Tensor) -> str:
+    """How they differ besides their values."""
+    for what in ("shape", "dtype", "requires_grad"):
+        if getattr(expected, what) != getattr(got, what):
+            return f"{what} {getattr(got, what)}, eager's is {getattr(expected, what)}"
+    if expected.is_inference() != got.is_inference():
+        return f"inference tensor: {got.is_inference()}, eager's: {expected.is_inference()}"
+    strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in (expected, got)]
+    return f"strides {got.stride()}, eager's are {expected.stride()}" if strides[0] != strides[1] else ""
+
+
+def _farther(expected: Tensor, got: Tensor, tolerance: float) -> str:
+    """How far values are apart in words; empty within rounding."""
+    with torch.no_grad():
+        if not expected.is_floating_point():
+            return "" if torch.equal(expected, got) else "other integers"
+        tolerance = max(tolerance, _TOLERANCE[expected.dtype])
+        a, b = expected.detach().double(), got.detach().double()
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return "finite elsewhere"
+        a, b = a.nan_to_num(0.0, 0.0, 0.0), b.nan_to_num(0.0, 0.0, 0.0)
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        error = float((a - b).abs().max()) if a.numel() else 0.0
+        return "" if error <= tolerance * scale + 1e-12 else f"off by {error:.3g}, the largest value is {scale:.3g}"
+
+
+def _shared(tensors: dict[str, Tensor]) -> set[frozenset[str]]:
+    """Pairs of tensors whose memory overlaps, where one of them is a result."""
+    spans = {name: _span(tensor) for name, tensor in tensors.items() if tensor.numel()}
+    return {
+        frozenset((one, two))
+        for one, two in combinations(spans, 2)
+        if ("result" in one or "result" in two) and _overlap(spans[one], spans[two])
+    }
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First and last byte; views that interleave count as overlapping."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _overlap(one: tuple[int, int], two: tuple[int, int]) -> bool:
+    return one[0] < two[1] and two[0] < one[1]

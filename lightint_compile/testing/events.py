@@ -1,0 +1,266 @@
+"""What happens between two calls of a model, as plain data: drawn from a seed, and done to both sides alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lightint_compile.testing.asking import ask
+from lightint_compile.testing.drawn import Drawn
+from lightint_compile.testing.side import MODES, Side
+from lightint_compile.testing.world_features import WorldFeatures
+from lightint_compile.testing.world_inputs import AXES, SIZED, arguments_of
+from lightint_compile.testing.writes import MODULE_WAYS, VALUES, WAYS, write
+
+_SEEDS = 1_000_000
+"""Where seeds of events begin: none of them is a world's, which would write what is there already."""
+
+_NUMBERS: dict[str, tuple[Any, ...]] = {
+    "sigma": (0.5, 0.25, 1.0, 0.0, -1.5, 2, float("inf")),
+    "step": (3, 0, 1, 2, 7, -1, 1000),
+    "wide": (False, True),
+}
+
+#: Every event: verb, to ways of it, to how often it is drawn.
+VERBS: dict[str, tuple[tuple[str, ...], float]] = {
+    "write": (tuple(WAYS), 6.0),
+    "module": (tuple(MODULE_WAYS), 2.0),
+    "new": (("held", "freed"), 1.5),
+    "back": (("",), 0.7),
+    "size": (tuple(AXES), 1.5),
+    "number": (tuple(_NUMBERS), 1.0),
+    "mode": (tuple(MODES), 1.0),
+    "train": (("",), 0.7),
+    "dtype": (("",), 0.4),
+    "scribble": (("last", "first"), 3.0),
+    "feed": (("",), 0.7),
+    "bad": (("",), 0.3),
+    "together": (("",), 0.4),
+    "thread": (("",), 0.4),
+    "again": (("compile", "copy", "reset", "dynamo"), 0.6),
+    "look": (("report", "decisions", "explain"), 0.4),
+    "backward": (("",), 0.4),
+}
+
+
+@dataclass(frozen=True)
+class Event(Drawn):
+    """One thing that happens, before a call.
+
+    Attributes:
+        verb: what kind of thing, a key of :data:`VERBS`.
+        how: one of the verb's ways.
+        what: the tensor that is written to or replaced: ``parameter``, ``buffer`` or the name of an argument.
+        value: what is written, a key of :data:`~lightint_compile.testing.writes.VALUES`.
+        place: which parameter, which output, which size, modulo how many there are; seeds what is drawn.
+        calls: how often the model is called afterwards.
+    """
+
+    WHAT: ClassVar[str] = "event"
+
+    verb: str
+    how: str = ""
+    what: str = ""
+    value: str = "fresh"
+    place: int = 0
+    calls: int = 1
+
+    @classmethod
+    def drawn(cls, draw: random.Random, f: WorldFeatures) -> Self:
+        """An event that can do something to the world of ``f``."""
+        verb = draw.choices(list(VERBS), [weight for _, weight in VERBS.values()])[0]
+        what = draw.choice(_targets(f)) if verb in ("write", "new", "back") else ""
+        value = draw.choice(("fresh", "fresh", *VALUES)) if verb == "write" else "fresh"
+        calls = draw.choices((0, 1, 2), (1, 6, 2))[0]
+        return cls(verb, draw.choice(VERBS[verb][0]), what, value, draw.randrange(1000), calls)
+
+    def simpler(self) -> Iterator[Self]:
+        """The same with plainer values."""
+        plain: dict[str, Any] = {"value": "fresh", "place": 0, "calls": 1}
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                yield dataclasses.replace(self, **{name: value})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are not the simplest."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """The event written down as ``data``."""
+        return cls(**data)
+
+    def happen(self, side: Side) -> None:
+        """Do it to one side; an error surfaces."""
+        _HAPPENINGS[self.verb](self, side)
+
+
+def _targets(f: WorldFeatures) -> list[str]:
+    """What can be written to; prompts and weights are what results are kept for."""
+    arguments = ["noise", "history", "extrinsics"] if f.kind == "rollout" else ["latents"]
+    if f.has_text:
+        arguments += ["text"] * 3
+    if f.text == "pooled":
+        arguments.append("pooled")
+    if f.cache != "none":
+        arguments.append("cache")
+    return [*arguments, "parameter", "parameter", "parameter", "buffer"]
+
+
+def _target(event: Event, side: Side) -> Tensor | None:
+    if event.what in ("parameter", "buffer"):
+        found = list(side.module.parameters() if event.what == "parameter" else side.module.buffers())
+        return found[event.place % len(found)] if found else None
+    argument = side.arguments.get(event.what)
+    return argument if isinstance(argument, Tensor) and argument.numel() else None
+
+
+def _write(event: Event, side: Side) -> None:
+    target = _target(event, side)
+    if target is not None:
+        write(target, event.how, event.value, _SEEDS + event.place)
+
+
+def _module(event: Event, side: Side) -> None:
+    with torch.no_grad():
+        MODULE_WAYS[event.how](side.module, _SEEDS + event.place)
+
+
+def _new(event: Event, side: Side) -> None:
+    """Another tensor in the place of an argument; ``freed``: which may get the memory of the one before."""
+    if event.what not in side.arguments:
+        return
+    old = side.arguments.pop(event.what)
+    if event.how == "held":
+        side.stash[event.what] = old
+    del old
+    gc.collect(0)
+    side.arguments[event.what] = arguments_of(side.features, side.sizes, _SEEDS + event.place)[event.what]
+
+
+def _back(event: Event, side: Side) -> None:
+    """The argument that was put aside: prompts of guidance alternate."""
+    kept, now = side.stash.get(event.what), side.arguments.get(event.what)
+    if isinstance(kept, Tensor) and isinstance(now, Tensor) and (kept.shape, kept.dtype) == (now.shape, now.dtype):
+        side.arguments[event.what], side.stash[event.what] = kept, now
+
+
+def _size(event: Event, side: Side) -> None:
+    """Another size of an axis; arguments that do not have it stay the tensors they are."""
+    choices = AXES[event.how]
+    side.sizes = side.sizes.changed(event.how, choices[event.place % len(choices)])
+    made = arguments_of(side.features, side.sizes, _SEEDS + event.place)
+    side.arguments.update({name: made[name] for name in SIZED[event.how] if name in made})
+
+
+def _number(event: Event, side: Side) -> None:
+    if event.how in side.arguments:
+        choices = _NUMBERS[event.how]
+        side.arguments[event.how] = choices[event.place % len(choices)]
+
+
+def _mode(event: Event, side: Side) -> None:
+    side.mode = event.how
+
+
+def _train(event: Event, side: Side) -> None:
+    side.module.train(not side.module.training)
+
+
+def _dtype(event: Event, side: Side) -> None:
+    """Module and arguments move to another dtype and stay there."""
+    dtype = torch.float32 if side.features.dtype == "float64" else torch.float64
+    side.features = dataclasses.replace(side.features, dtype=str(dtype).removeprefix("torch."))
+    side.module.to(dtype)
+    side.arguments = {
+        name: each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each
+        for name, each in side.arguments.items()
+    }
+
+
+def _scribble(event: Event, side: Side) -> None:
+    """The caller works in place on what it got."""
+    held = [leaf for leaf in side.held[-1 if event.how == "last" else 0] if isinstance(leaf, Tensor)]
+    if held:
+        with torch.no_grad():
+            held[event.place % len(held)].mul_(0).add_(7)
+
+
+def _feed(event: Event, side: Side) -> None:
+    """The result becomes the next call's argument."""
+    name = "noise" if side.features.kind == "rollout" else "latents"
+    for leaf in side.held[-1]:
+        if isinstance(leaf, Tensor) and leaf.shape == side.arguments[name].shape:
+            side.arguments[name] = leaf.detach()
+            return
+
+
+def _bad(event: Event, side: Side) -> None:
+    """A call that the model cannot take; the caller catches the error and goes on."""
+    name = "noise" if side.features.kind == "rollout" else "latents"
+    good, side.arguments[name] = side.arguments[name], side.arguments[name][..., :1, :1].flatten()
+    try:
+        side.run()
+    finally:
+        side.arguments[name] = good
+
+
+def _together(event: Event, side: Side) -> None:
+    if side.features.is_stateless:
+        side.run_together(_SEEDS + event.place)
+
+
+def _thread(event: Event, side: Side) -> None:
+    side.threaded = not side.threaded
+
+
+def _again(event: Event, side: Side) -> None:
+    if event.how == "compile":
+        side.compiled_again()
+    elif event.how == "copy":
+        side.copied()
+    elif event.how == "dynamo":
+        torch._dynamo.reset()
+    elif side.is_ours:
+        ask(side.call, "reset", side.arguments)
+
+
+def _look(event: Event, side: Side) -> None:
+    """Ask for a report; nobody's numbers change by it."""
+    if side.is_ours:
+        with MODES[side.mode]():
+            ask(side.call, event.how, side.arguments)
+
+
+def _backward(event: Event, side: Side) -> None:
+    leaf = next((each for each in side.held[-1] if isinstance(each, Tensor) and each.requires_grad), None)
+    if leaf is not None and leaf.grad_fn is not None:
+        leaf.sum().backward()
+
+
+_HAPPENINGS: dict[str, Callable[[Event, Side], None]] = {
+    "write": _write,
+    "module": _module,
+    "new": _new,
+    "back": _back,
+    "size": _size,
+    "number": _number,
+    "mode": _mode,
+    "train": _train,
+    "dtype": _dtype,
+    "scribble": _scribble,
+    "feed": _feed,
+    "bad": _bad,
+    "together": _together,
+    "thread": _thread,
+    "again": _again,
+    "look": _look,
+    "backward": _backward,
+}

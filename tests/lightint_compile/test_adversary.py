@@ -1,0 +1,149 @@
+"""An adversary plays calls and writes against compiled modules: 300 seeds here, 5,000 by ``lightint_compile.fuzz``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightint_compile import fuzz, memo
+from lightint_compile.errors import OptionError
+from lightint_compile.testing import adversary
+from lightint_compile.testing.adversary import judge, play
+from lightint_compile.testing.events import VERBS, Event
+from lightint_compile.testing.open_kinds import OPEN
+from lightint_compile.testing.scenario import Scenario, Setup
+from lightint_compile.testing.world_features import CHOICES, WorldFeatures
+from lightint_compile.testing.writes import MODULE_WAYS, VALUES, WAYS
+
+SEEDS, BATCH = 300, 10
+REGRESSIONS = sorted((Path(__file__).parent / "adversary").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
+def test_nothing_differs_from_eager(first: int) -> None:
+    seeds = range(first, first + BATCH)
+    found = [finding for seed in seeds if (finding := judge(Scenario.from_seed(seed).without(OPEN)))]
+    assert not found, "\n".join(map(str, found))
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
+def test_what_once_differed(path: Path) -> None:
+    found = judge(Scenario.from_dict(json.loads(path.read_text())["case"]))
+    assert found is None, str(found)
+
+
+def test_a_seed_is_one_scenario_and_scenarios_survive_json() -> None:
+    scenario = Scenario.from_seed(7)
+    assert scenario == Scenario.from_seed(7) != Scenario.from_seed(8)
+    assert Scenario.from_dict(json.loads(json.dumps(scenario.to_dict()))) == scenario
+
+
+def test_every_choice_is_drawn() -> None:
+    drawn = [Scenario.from_seed(seed) for seed in range(1000)]
+    for name, choices in CHOICES.items():
+        assert {getattr(scenario.world, name) for scenario in drawn} == set(choices)
+    for name, choices in Setup.CHOICES.items():
+        assert {getattr(scenario.setup, name) for scenario in drawn} == set(choices)
+    events = [event for scenario in drawn for event in scenario.events]
+    assert {(event.verb, event.how) for event in events} == {(v, how) for v, (ways, _) in VERBS.items() for how in ways}
+    assert {event.value for event in events} == set(VALUES)
+
+
+def test_open_kinds_name_choices_that_exist_and_are_left_out() -> None:
+    for kind, choice in OPEN:
+        assert choice in (VERBS[kind][0] if kind in VERBS else CHOICES[kind])
+    for seed in range(200):
+        scenario = Scenario.from_seed(seed).without(OPEN)
+        assert not {(event.verb, event.how) for event in scenario.events} & OPEN.keys()
+        assert not {(name, getattr(scenario.world, name)) for name in CHOICES} & OPEN.keys()
+
+
+def test_unknown_slots_are_refused_with_a_hint() -> None:
+    with pytest.raises(OptionError, match="did you mean 'blocks'"):
+        Scenario.from_dict({"world": {"block": 2}})
+
+
+TEXT = WorldFeatures(text="linear")
+WRITE = Event("write", "item", "text")
+
+
+def held_forever(setup: Setup, backend: str):
+    """In the place of a compiler: what is called gives its first result again and again."""
+
+    def compiled(module):
+        kept: dict[str, torch.Tensor] = {}
+        return lambda **arguments: (kept or kept.update(result=module(**arguments)) or kept)["result"].clone()
+
+    return compiled
+
+
+WRITES = [Event("write", way, what) for way in WAYS for what in ("text", "parameter", "latents")]
+
+
+@pytest.mark.parametrize(
+    "event", [*WRITES, *(Event("module", way) for way in MODULE_WAYS)], ids=lambda event: f"{event.how} {event.what}"
+)
+def test_every_write_changes_what_eager_computes(event: Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversary, "Compiler", held_forever)
+    outcome = play(Scenario(0, TEXT, events=(event,)), "inductor")
+    assert outcome is not None and outcome[:2] == (2, "numbers")
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memo that never looks again."""
+    monkeypatch.setattr(memo.Stamp, "holds", lambda self, tensors: True)
+    monkeypatch.setattr(memo, "marks_of", lambda tensors: tuple(tensor.shape for tensor in tensors))
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_stale_result_is_found_and_shrunk_to_the_write() -> None:
+    around = (Event("train"), WRITE, Event("scribble", "last"))
+    found = judge(Scenario(0, WorldFeatures(text="linear", rows=True), Setup(target="function"), around))
+    assert found is not None and found.check == "numbers"
+    small = fuzz.shrunk(found, judge).case
+    assert small.world == TEXT and small.setup == Setup() and small.events == (WRITE,)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_fuzzing_saves_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = {0: (), 1: (WRITE,)}
+    monkeypatch.setattr(Scenario, "from_seed", classmethod(lambda cls, seed: cls(seed, TEXT, Setup(), events[seed])))
+    assert fuzz.main(["calls", "--seeds", "2", "--save", str(tmp_path)]) == 1
+    (written,) = tmp_path.iterdir()
+    assert Scenario.from_dict(json.loads(written.read_text())["case"]).events == (WRITE,)
+
+
+def test_what_the_stock_backend_does_too_is_not_held_against_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[str] = Counter()
+
+    def played(scenario: Scenario, backend: str):
+        asked[backend] += 1
+        return 3, "numbers", backend
+
+    monkeypatch.setattr(adversary, "play", played)
+    assert judge(Scenario.from_seed(1)) is None
+    assert asked == {"lightint": 1, "inductor": 1}
+
+
+def test_results_that_share_memory_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, torch.Tensor] = {}
+
+    def sharing(module):
+        return lambda **arguments: kept.setdefault("result", module(**arguments).clone())
+
+    monkeypatch.setattr(adversary, "Compiler", lambda setup, backend: sharing)
+    found = play(Scenario(0, WorldFeatures(), events=(Event("train"),)), "inductor")
+    assert found is not None and found[1] == "memory"
