@@ -15,7 +15,6 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as ExportKind
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -25,6 +24,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from lightint_compile.autocasting import make_casts_explicit, uses_autocast
 from lightint_compile.errors import CaptureError
+from lightint_compile.functional import functional
 from lightint_compile.normalform import tidy
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, fake_mode_of
 from lightint_compile.passes.remarks import clean_path
@@ -114,7 +114,7 @@ def _program(
             return (*leaves, *_unread(interpreter))
 
         with preserve_node_meta(), mode, torch.no_grad(), _use_lazy_graph_module(True):
-            return make_fx(_functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+            return make_fx(functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
 
     try:
         traced = traced_by(copies_views=not writes(graph_module))
@@ -146,30 +146,6 @@ def _drop_outputs(traced: fx.GraphModule, count: int) -> None:
     output = traced.graph.output_node()
     output.args = (tuple(output.args[0][:count]),)  # type: ignore[index,arg-type]
     traced.recompile()
-
-
-def _functional(function: Callable[..., Any], mutated: list[int]) -> Callable[..., Any]:
-    """``function`` on functional tensors; positions of inputs it writes to are appended to ``mutated``."""
-
-    def run(*args: Any) -> Any:
-        exclude = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize))
-        with exclude, FunctionalTensorMode(pre_dispatch=True, export=True):
-            wrapped = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in args]
-            results = function(*wrapped)
-            mutated[:] = [i for i, w in enumerate(wrapped) if isinstance(w, FunctionalTensor) and _was_written(w)]
-            return pytree.tree_map_only(FunctionalTensor, _unwrap, results)
-
-    return run
-
-
-def _was_written(tensor: FunctionalTensor) -> bool:
-    torch._sync(tensor)  # type: ignore[attr-defined]
-    return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
-
-
-def _unwrap(tensor: FunctionalTensor) -> torch.Tensor:
-    torch._sync(tensor)  # type: ignore[attr-defined]
-    return torch._from_functional_tensor(tensor.elem)
 
 
 def _adopt_constants(traced: fx.GraphModule, mode: FakeTensorMode) -> None:

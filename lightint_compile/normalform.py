@@ -9,6 +9,7 @@ import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lightint_compile.autocasting import MODE_SWITCHES
+from lightint_compile.passes.sharing import output_memory
 
 aten = torch.ops.aten
 
@@ -16,21 +17,41 @@ aten = torch.ops.aten
 LEFTOVERS = {aten._assert_tensor_metadata.default, *MODE_SWITCHES}
 
 #: Operations that return their first argument unchanged in a functional graph.
-_ALIASES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.lift_fresh_copy.default}
+_ALIASES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
+
+#: Operations that copy their first argument, and do no more where it already is what they ask for.
+_COPIES = {
+    aten.lift_fresh_copy.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+}
+
+#: Spellings of views that leave their operand to be forgotten, which a functional graph does not promise.
+_AS_VIEWS = {
+    aten._unsafe_view.default: aten.reshape.default,
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+}
 
 
 def tidy(graph_module: fx.GraphModule) -> None:
-    """Remove what does nothing and fold spellings, in place; dead code goes with it."""
+    """Remove what does nothing and fold spellings, in place; dead code goes with it.
+
+    A copy whose memory the caller gets stays: the caller may write to it.
+    """
+    returned = output_memory(graph_module.graph)
     for node in reversed(graph_module.graph.nodes):
         if node.op != "call_function":
             continue
         if node.target in LEFTOVERS:
             graph_module.graph.erase_node(node)
-        elif _does_nothing(node):
+        elif _does_nothing(node) and not (node.target in _COPIES and node in returned):
             node.replace_all_uses_with(node.args[0], propagate_meta=False)
             graph_module.graph.erase_node(node)
-        elif node.target is aten._unsafe_view.default:
-            node.target = aten.reshape.default
+        elif node.target in _AS_VIEWS:
+            node.target = _AS_VIEWS[node.target]
         elif node.target is aten.type_as.default:
             _as_copy(node)
     graph_module.graph.eliminate_dead_code()
@@ -40,17 +61,9 @@ def tidy(graph_module: fx.GraphModule) -> None:
 def _does_nothing(node: fx.Node) -> bool:
     if not isinstance(node.args[0] if node.args else None, fx.Node):
         return False
-    if node.target in _ALIASES:
+    if node.target in _ALIASES or node.target is aten.lift_fresh_copy.default:
         return True
-    if node.target is aten.dropout.default:
-        return node.args[2] is False or bool(node.args[1] == 0.0)
-    if node.target in (
-        aten._to_copy.default,
-        aten.type_as.default,
-        aten.to.dtype,
-        aten.to.device,
-        aten.to.dtype_layout,
-    ):
+    if node.target in _COPIES:
         return _same_tensor(node, node.args[0]) and node.kwargs.get("memory_format") is None
     if node.target in (aten.view.default, aten.reshape.default, aten.expand.default):
         return _same_tensor(node, node.args[0])

@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.autocasting import MODE_SWITCHES, ModeInterpreter
+from lightint_compile.functional import inner
 from lightint_compile.normalform import LEFTOVERS
 from lightint_compile.passes.evaluate import size_of
 
@@ -123,7 +124,7 @@ class RepeatingInterpreter(ModeInterpreter):
         reads = (source for node in nodes for source in node.all_input_nodes)
         if not all(source in places or _is_size(source) for source in reads):
             return None
-        if _unbacked(node.meta["val"] for node in nodes) - _unbacked(map(_inner, leaves)):
+        if _unbacked(node.meta["val"] for node in nodes) - _unbacked(map(inner, leaves)):
             return None
         calls = tuple((node.target, *_with_places(node, places)) for node in nodes)
         return _Kept(calls, tuple(node.meta["val"] for node in nodes), tuple(results), spec)
@@ -143,7 +144,7 @@ def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
     entries: list[Any] = [call]
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, FunctionalTensor):
-            value = _inner(leaf)
+            value = inner(leaf)
             node = _node_of(leaf, tracer)
             if not isinstance(value, FakeTensor) or value.constant is not None or node is None:
                 return None
@@ -153,10 +154,10 @@ def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
         elif isinstance(leaf, _PLAIN):
             entries.append((type(leaf), repr(leaf)))
         elif isinstance(leaf, slice) or leaf is Ellipsis:
-            inner = _key(slice, [leaf.start, leaf.stop, leaf.step], tracer) if isinstance(leaf, slice) else "..."
-            if inner is None:
+            part = _key(slice, [leaf.start, leaf.stop, leaf.step], tracer) if isinstance(leaf, slice) else "..."
+            if part is None:
                 return None
-            entries.append(inner)
+            entries.append(part)
         else:
             return None
     return tuple(entries)
@@ -171,14 +172,6 @@ def _layout(value: FakeTensor) -> tuple[Any, ...]:
     return value.dtype, value.device, sizes, strides, size_of(value.storage_offset()), value.requires_grad
 
 
-def _inner(leaf: Any) -> Any:
-    """The traced tensor inside a functional one, after what was written to it."""
-    if not isinstance(leaf, FunctionalTensor):
-        return leaf
-    torch._sync(leaf)  # type: ignore[attr-defined]
-    return torch._from_functional_tensor(leaf.elem)
-
-
 def _is_written(leaf: Any) -> bool:
     if not isinstance(leaf, FunctionalTensor):
         return False
@@ -191,7 +184,7 @@ def _tensors(leaves: Sequence[Any]) -> Iterator[tuple[int, FunctionalTensor]]:
 
 
 def _node_of(leaf: FunctionalTensor, tracer: Any) -> fx.Node | None:
-    tracked = tracer.tensor_tracker.get(_inner(leaf))
+    tracked = tracer.tensor_tracker.get(inner(leaf))
     return None if tracked is None else tracked.proxy.node
 
 

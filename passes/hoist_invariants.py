@@ -23,9 +23,10 @@ from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.evaluate import frozen
 from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.memo import mark_text
-from lightint_compile.passes.outlining.nodes import alias_source, is_lookup, is_scalar
+from lightint_compile.passes.outlining.nodes import is_lookup, is_scalar
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at, generic_path
+from lightint_compile.passes.sharing import memory_of
 
 aten = torch.ops.aten
 
@@ -72,7 +73,7 @@ class _Numbering:
 
     def merge(self) -> None:
         """Merge every pure copy into the first of its kind."""
-        outputs = {_memory(leaf) for leaf in pytree.tree_leaves(self.graph.output_node().args) if _is_node(leaf)}
+        outputs = {memory_of(leaf) for leaf in pytree.tree_leaves(self.graph.output_node().args) if _is_node(leaf)}
         first: dict[Any, fx.Node] = {}
         for node in list(self.graph.nodes):
             if not _is_pure(node):
@@ -80,7 +81,7 @@ class _Numbering:
             survivor = first.setdefault(_value_number(node), node)
             if survivor is node:
                 continue
-            mine, other = _memory(node), _memory(survivor)
+            mine, other = memory_of(node), memory_of(survivor)
             if mine is not other and mine in outputs and other in outputs:
                 self.apart.append(node)
                 continue
@@ -122,13 +123,6 @@ def _is_pure(node: fx.Node) -> bool:
 
 def _value_number(node: fx.Node) -> Any:
     return node.target, frozen(node.args), frozen(node.kwargs)
-
-
-def _memory(node: fx.Node) -> fx.Node:
-    """The node whose memory ``node`` may share."""
-    while (source := alias_source(node)) is not None:
-        node = source
-    return node
 
 
 def _widen_place(survivor: fx.Node, copy: fx.Node) -> None:

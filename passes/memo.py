@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch.fx as fx
-import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.facts.roles import Role, Roles
 from lightint_compile.passes.flops import flops_of, program_flops
-from lightint_compile.passes.outlining.nodes import MEMO, alias_source
+from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
 from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
+from lightint_compile.passes.sharing import output_memory
 
 TEXT = Role.TEXT.value
 
@@ -83,7 +83,7 @@ def _text_inputs(program: Program) -> list[ProgramInput]:
 def _text_nodes(program: Program) -> list[fx.Node]:
     """Nodes computed from text, and what they need of what is computed from parameters alone, in graph order."""
     constant, text = _sources(program)
-    outputs = _output_memory(program.graph)
+    outputs = output_memory(program.graph)
     for node in program.graph.nodes:
         if node.op != "call_function" or not is_pure(node) or isinstance(node.target, HigherOrderOperator):
             continue
@@ -108,14 +108,3 @@ def _sources(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
 def _closed(graph: fx.Graph, text: set[fx.Node], constant: set[fx.Node]) -> list[fx.Node]:
     needed = reached(text, lambda node: (producer for producer in node.all_input_nodes if producer in constant))
     return [node for node in graph.nodes if node in needed and node.op == "call_function"]
-
-
-def _output_memory(graph: fx.Graph) -> set[fx.Node]:
-    """Outputs, and the nodes whose memory they may share."""
-    found: set[fx.Node] = set()
-    for leaf in pytree.tree_leaves(graph.output_node().args):
-        node = leaf if isinstance(leaf, fx.Node) else None
-        while node is not None:
-            found.add(node)
-            node = alias_source(node)
-    return found

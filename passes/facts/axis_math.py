@@ -88,7 +88,7 @@ def reduce(node: fx.Node, of: Lookup) -> Result:
     dims = argument(node, "dim") if takes(node, "dim") else None
     if dims is None or dims == []:
         return [None] * len(sizes_of(node))
-    gone = {dim % len(axes) for dim in ([dims] if isinstance(dims, int) else dims)}
+    gone = {dim % max(len(axes), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
     keep = takes(node, "keepdim") and bool(argument(node, "keepdim"))
     return [() if number in gone else axis for number, axis in enumerate(axes) if keep or number not in gone]
 

@@ -16,9 +16,9 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.evaluate import described, refresh, size_of
-from lightint_compile.passes.outlining.nodes import alias_source
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.sharing import memory_of
 
 aten = torch.ops.aten
 
@@ -53,9 +53,7 @@ def _is_stored_by_channel(node: fx.Node) -> bool:
     tensor = tensor_of(node)
     if tensor is None or tensor.dim() != 3 or size_of(tensor.stride(-1)) == 1 or size_of(tensor.shape[-1]) == 1:
         return False
-    base = node
-    while (source := alias_source(base)) is not None:
-        base = source
+    base = memory_of(node)
     return base is not node and base.op == "call_function"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from functools import cache
 
 import torch
 import torch.fx as fx
@@ -12,6 +11,7 @@ from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.effects import is_pure, live_nodes
 from lightint_compile.passes.reach import reached
+from lightint_compile.passes.sharing import alias_source
 
 #: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
 MEMO = "memo"
@@ -39,27 +39,6 @@ def is_tuple(node: fx.Node) -> bool:
 def is_element(node: fx.Node) -> bool:
     """Whether a node reads one value of a tuple."""
     return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and is_tuple(node.args[0])
-
-
-def alias_source(node: fx.Node) -> fx.Node | None:
-    """The node whose memory the result of ``node`` may share, by its operator's schema; ``None`` for a fresh tensor.
-
-    ``reshape`` or ``contiguous`` may copy or not; they count as sharing.
-    """
-    if node.op != "call_function":
-        return None
-    if node.target is operator.getitem:
-        tupled = node.args[0]
-        return alias_source(tupled) if isinstance(tupled, fx.Node) and is_tuple(tupled) else None
-    if not isinstance(node.target, torch._ops.OpOverload) or not _returns_alias(node.target):
-        return None
-    source = node.args[0] if node.args else None
-    return source if isinstance(source, fx.Node) else None
-
-
-@cache
-def _returns_alias(target: torch._ops.OpOverload) -> bool:
-    return any(entry.alias_info is not None and not entry.alias_info.is_write for entry in target._schema.returns)
 
 
 aten = torch.ops.aten

@@ -21,13 +21,13 @@ from lightint_compile.passes.outlining.forms import form_of
 from lightint_compile.passes.outlining.nodes import (
     MEMO,
     Dependencies,
-    alias_source,
     is_element,
     is_movable,
     is_scalar,
     is_tuple,
 )
 from lightint_compile.passes.outlining.values import Tokens
+from lightint_compile.passes.sharing import alias_source
 
 
 @dataclass

@@ -13,8 +13,9 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.outlining.forms import Form
-from lightint_compile.passes.outlining.nodes import alias_source, is_ordered
+from lightint_compile.passes.outlining.nodes import is_ordered
 from lightint_compile.passes.outlining.pieces import Piece
+from lightint_compile.passes.sharing import alias_source
 
 aten = torch.ops.aten
 

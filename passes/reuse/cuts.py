@@ -18,10 +18,10 @@ import torch.fx as fx
 from lightint_compile.passes.evaluate import Size, plain, size_of
 from lightint_compile.passes.facts.attention_sites import ATTENTION, AttentionSites
 from lightint_compile.passes.facts.token_grid import TokenGrid
-from lightint_compile.passes.outlining.nodes import alias_source
 from lightint_compile.passes.program import Program, tensor_of
 from lightint_compile.passes.reach import reached
 from lightint_compile.passes.reuse.scope import Scope, rows_axis
+from lightint_compile.passes.sharing import alias_source
 
 aten = torch.ops.aten
 

@@ -15,12 +15,13 @@ from toyvideo import Block, First, ToyChunk, chain_of_blocks, shuffled, toy_inpu
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
 from lightint_compile.models.worldplay.examples import fill_random
 from lightint_compile.passes.facts.regions import RegionGroup
-from lightint_compile.passes.outlining.nodes import Dependencies, alias_source
+from lightint_compile.passes.outlining.nodes import Dependencies
 from lightint_compile.passes.outlining.pieces import cut
 from lightint_compile.passes.outlining.values import Tokens
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark
+from lightint_compile.passes.sharing import alias_source
 
 aten = torch.ops.aten
 
