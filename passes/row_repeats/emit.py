@@ -39,6 +39,7 @@ class Emission:
     def __init__(self, program: Program, analysis: Analysis, pass_name: str) -> None:
         self._rewriter = _QuickRewriter(program, pass_name)
         self._mark: str | None = None
+        self._place = next(iter(program.graph.nodes))
         self._analysis = analysis
         self._sizes = SizeNodes(program.graph.nodes, analysis)
         self._small: dict[fx.Node, fx.Node] = {}
@@ -47,7 +48,7 @@ class Emission:
 
     def compute(self, node: fx.Node, rule: str) -> fx.Node:
         """Emit the small version of ``node`` before it."""
-        entry, self._mark = self._analysis.sunk[node], node.meta.get(MEMO)
+        entry, self._mark, self._place = self._analysis.sunk[node], node.meta.get(MEMO), node
         with self._rewriter.at(node, rule=rule):
             bound = _Bound(self, entry.plan.operands)
             if entry.plan.forwards is not None:
@@ -64,6 +65,7 @@ class Emission:
     def write_out(self, node: fx.Node, *, contiguous: bool) -> fx.Node:
         """Emit the repetition of the small version and give it to every user of ``node``."""
         layout, self._mark = self._analysis.sunk[node].plan.result, node.meta.get(MEMO)
+        self._place = node
         with self._rewriter.at(node, rule="repeat"):
             made = self._convert(self._small[node], layout, tuple(kept(size(a)) for a in layout))
             if contiguous:
@@ -94,7 +96,7 @@ class Emission:
 
     def size(self, wanted: Size) -> Any:
         """A size as a graph argument."""
-        return wanted if isinstance(wanted, int) else self._sizes.node(wanted, self.call)
+        return wanted if isinstance(wanted, int) else self._sizes.node(wanted, self._place, self.call)
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A new node at the current place."""
@@ -183,10 +185,10 @@ class _Bound:
 
 
 class SizeNodes:
-    """Finds a node whose value is a symbolic size: a size computed in the graph, or the size of an input.
+    """Finds a node whose value is a symbolic size: a size computed in the graph, or a size of a tensor in it.
 
-    Nodes are remembered in graph order; a size is only asked for where the node it belongs to has been passed, because
-    every size of a small tensor is a size of an operand or an argument of the node it stands for.
+    Of every size the first scalar and the first tensor that have it are remembered. A node that stands behind the place
+    where the size is asked for does not serve: the size is then made from its factors.
     """
 
     def __init__(self, nodes: Iterable[fx.Node], analysis: Analysis) -> None:
@@ -201,20 +203,21 @@ class SizeNodes:
                     if isinstance(extent, torch.SymInt):
                         self._tensors.setdefault(size_of(extent), (node, dim))
 
-    def node(self, wanted: sympy.Expr, call: Callable[..., fx.Node]) -> Any:
-        """The node, made from its factors where no single one is known."""
-        if wanted in self._scalars:
-            return self._scalars[wanted]
-        if wanted in self._tensors:
-            source, dim = self._tensors[wanted]
+    def node(self, wanted: sympy.Expr, place: fx.Node, call: Callable[..., fx.Node]) -> Any:
+        """The node that stands before ``place``, made from its factors where no single one is known."""
+        scalar = self._scalars.get(wanted)
+        if scalar is not None and scalar < place:
+            return scalar
+        source, dim = self._tensors.get(wanted, (place, 0))
+        if source < place:
             return call(aten.sym_size.int, source, dim)
         for kind, combine in ((sympy.Mul, operator.mul), (sympy.Add, operator.add)):
             if isinstance(wanted, kind):
-                return self._combined(wanted.args, combine, call)
+                return self._combined(wanted.args, combine, place, call)
         raise PassError("a symbolic size has no node", why=str(wanted))
 
-    def _combined(self, parts: Sequence[Any], combine: Any, call: Callable[..., fx.Node]) -> Any:
-        made = [int(part) if part.is_Integer else self.node(part, call) for part in parts]
+    def _combined(self, parts: Sequence[Any], combine: Any, place: fx.Node, call: Callable[..., fx.Node]) -> Any:
+        made = [int(part) if part.is_Integer else self.node(part, place, call) for part in parts]
         total = made[0]
         for part in made[1:]:
             total = call(combine, total, part)

@@ -220,6 +220,28 @@ def test_symbolic_number_of_frames() -> None:
         assert largest_difference(run(copy, feeds | symbols), run(program, feeds | symbols)) <= 1e-13
 
 
+@pytest.mark.parametrize("repeat", [lambda x: x.repeat(1, 2, 1), lambda x: x.repeat_interleave(x.shape[1], 1)])
+def test_a_repeated_size_that_is_computed_further_down_is_made_where_it_is_asked_for(repeat: Any) -> None:
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+        def forward(self, vector: Tensor) -> Tensor:
+            tokens = repeat(vector)
+            rows = self.linear(tokens.sin())
+            return rows.view(1, rows.shape[1], 2, 4).transpose(1, 2) @ rows.new_ones(4, rows.shape[1])
+
+    module = Call()
+    program = trace(module, {"vector": fixed(1, 4, WIDTH)}, dynamic={"vector": 1})
+    copy, result = rewritten(program, PASS)
+    assert result.modified
+    for count in (2, 4, 9):
+        feeds = feeds_of(module, {"vector": fixed(1, count, WIDTH)})
+        feeds |= {e.path: count for e in program.inputs if "size" in e.path}
+        assert largest_difference(run(copy, feeds), run(program, feeds)) <= 1e-13
+
+
 def test_bfloat16_rows_are_equal_bit_for_bit() -> None:
     def call(x: Tensor, w: Tensor) -> Tensor:
         return F.linear(F.silu(x.repeat_interleave(PER_FRAME, 1)), w).float().sin().to(torch.bfloat16)

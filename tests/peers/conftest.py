@@ -1,4 +1,7 @@
-"""Options that name checkouts (``--diffusers=DIR``, with the sign), and one table (and file) of counts at the end of a run over the peers' suites."""
+"""Options that name checkouts, and one table (and file) of counts at the end of a run over the peers' suites.
+
+Write ``--diffusers=DIR``, with the sign: pytest knows the option only later, and takes a path of its own for tests.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ DETAILS: pytest.StashKey[list[dict[str, str]]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("peers")
     group.addoption("--pytorch", type=Path, help="a checkout of pytorch, for its attention patterns")
-    group.addoption("--diffusers", type=Path, help="a checkout of diffusers (with =, or pytest takes it for tests), for its tests of compiled models")
+    group.addoption("--diffusers", type=Path, help="a checkout of diffusers, for its tests of compiled models")
     group.addoption("--samples", type=int, default=3, help="samples of each operator of PyTorch's database")
     group.addoption("--counts", type=Path, help="where to write the counts and all that is not right, as JSON")
 

@@ -22,7 +22,7 @@ MODELS = Path("tests/models")
 def test_compiled_models_of_diffusers(tally: Any, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     checkout = pytestconfig.getoption("--diffusers")
     if checkout is None:
-        pytest.skip("needs --diffusers CHECKOUT (its tests need httpx and parameterized)")
+        pytest.skip("needs --diffusers CHECKOUT (its tests need httpx, parameterized and requests_mock)")
     files = [str(path.relative_to(checkout)) for path in sorted((checkout / MODELS).glob("*/test_*.py"))]
     files = [name for name in files if "TorchCompileTesterMixin" in (checkout / name).read_text()]
     results = _run(checkout, files, "lightint", tmp_path / "ours.json")
@@ -45,6 +45,7 @@ def _run(checkout: Path, tests: list[str], backend: str, results: Path) -> list[
         "PYTHONPATH": str(here),
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "diffusers_plugin", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "diffusers_plugin", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors", "--tb=no", *tests]
     subprocess.run(command, cwd=checkout, env=environment, check=False)
     return list(json.loads(results.read_text()))
