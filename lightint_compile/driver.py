@@ -24,7 +24,9 @@ from lightint_compile.leaf import Leaf
 from lightint_compile.memo import Memo
 from lightint_compile.passes.decisions.points import PointSpec
 from lightint_compile.runtime.apart import choose_each
+from lightint_compile.runtime.checking import Watch
 from lightint_compile.runtime.decisions import Decisions
+from lightint_compile.sites import Sites
 
 
 def choose(condition: bool, then: Callable[..., Any], otherwise: Callable[..., Any], operands: Sequence[Any]) -> Any:
@@ -72,7 +74,8 @@ class Driver:
     Attributes:
         source: the generated Python, for a person to read.
         leaves: the compiled regions by name.
-        memos: the regions whose results are kept between calls.
+        sites: what is kept between calls, and what it comes from.
+        memos: the calls of regions whose results are kept, by the names that the source calls them by.
         branches: the sources of the functions that ``choose`` picks from, by name.
         decisions: what answers the decision points.
         constants: tensors that the captured graph holds itself.
@@ -82,18 +85,22 @@ class Driver:
         self,
         source: str,
         leaves: Mapping[str, Leaf],
-        memoised: Sequence[str],
         extra: Mapping[str, Any] | None = None,
         *,
+        sites: Sites | None = None,
         branches: Mapping[str, str] | None = None,
         points: Mapping[str, PointSpec] | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
-        self.memos = {name: Memo(leaves[name], max(source.count(f"self.{name}("), 1)) for name in memoised}
+        self.sites = sites or Sites()
+        self._watch = Watch(self.sites.positions())
+        self.memos = {
+            name: Memo(leaves[site.region], name, site, self._watch) for name, site in self.sites.memos.items()
+        }
         self.branches = dict(branches or {})
-        self.decisions = Decisions(points or {})
+        self.decisions = Decisions(points or {}, self._watch, self.sites.plan)
         self.constants = dict(constants or {})
         self._extra = dict(extra or {})
         self._self = SimpleNamespace(**{**self.constants, **self.leaves, **self.memos, **self.decisions.bound})
@@ -109,13 +116,16 @@ class Driver:
 
     def __call__(self, *args: Any) -> Any:
         """Run the program."""
-        with self.decisions.call(args):
+        with self._watch.call((*args, *self.constants.values())), self.decisions.call(args):
             return self._forward(self._self, *args)
 
     @contextmanager
     def watched(self, watcher: Callable[..., Any]) -> Iterator[None]:
-        """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements."""
-        with self._watched(self.leaves, watcher):
+        """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements.
+
+        A call whose result is kept has a name of its own.
+        """
+        with self._watched([*self.leaves, *self.memos], watcher):
             yield
 
     @contextmanager
@@ -155,8 +165,8 @@ class Driver:
         return Driver(
             self.source,
             self.leaves,
-            tuple(self.memos),
             self._extra,
+            sites=self.sites,
             branches=self.branches,
             points=points,
             constants=self.constants,

@@ -16,6 +16,7 @@ from lightint_compile.leaf import Compiler, Leaf, eager_compiler, inductor_compi
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.decisions.points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.program import Program
+from lightint_compile.sites import with_sites
 from lightint_compile.waiting import one_wait_for_all_kernels
 
 WHOLE = "whole"
@@ -60,13 +61,19 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     branches = _branches(root)
     graphs = [root, *branches.values()]
     calls = [node for graph in graphs for node in graph.graph.nodes if is_region_call(graph, node)]
-    memoised = sorted({str(node.target) for node in calls if node.meta.get("memo")})
     constants = _constants(root)
+    called, sites = with_sites(root, constants)
     storable = not constants and all(map(is_self_contained, graphs))
     extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
     sources = {name: driver_source(branch) for name, branch in branches.items()}
     driver = Driver(
-        driver_source(root), leaves, memoised, extra, branches=sources, points=_points(root), constants=constants
+        driver_source(called),
+        leaves,
+        extra,
+        sites=sites,
+        branches=sources,
+        points=_points(root),
+        constants=constants,
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     return Lowered(driver, regions, counts, seconds, storable)

@@ -1,64 +1,140 @@
-"""Results kept between calls: computed again only when a tensor they came from is another one, or was written to."""
+"""Results kept between calls: computed again when what they came from holds something else."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lightint_compile.runtime.stamps import Marks, Stamp, marks_of
+from lightint_compile.runtime.checking import Check, Content, Watch
+from lightint_compile.runtime.streams import Produced
 
-#: Results kept for each call of a region. Conditional and unconditional prompts of classifier-free guidance alternate;
-#: more than a few live prompts do not occur.
 SLOTS = 4
+"""Results kept for each call of a region. Conditional and unconditional prompts of classifier-free guidance alternate,
+and two models may share compiled code; more than a few live prompts do not occur."""
+
+OVERWRITTEN = 1
+"""Results kept of what lay where the arguments of a new one lie: a prompt buffer that is filled in turn with two
+prompts. What belongs to weights that were written to is let go instead of waiting for its slot."""
 
 
 @dataclass(frozen=True)
+class Site:
+    """One call of a region whose results are kept, and all that they come from.
+
+    Attributes:
+        region: the region.
+        inputs: positions of the program's arguments from which the call's arguments are made without other sites;
+            tensors that the program holds itself count behind the arguments.
+        upstream: other sites whose results its arguments are made from.
+    """
+
+    region: str
+    inputs: tuple[int, ...]
+    upstream: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_dict` takes it back."""
+        return {"region": self.region, "inputs": list(self.inputs), "upstream": list(self.upstream)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Site:
+        """The inverse of :meth:`to_dict`."""
+        return cls(data["region"], tuple(data["inputs"]), tuple(data["upstream"]))
+
+
+@dataclass(frozen=True, eq=False)
 class _Entry:
-    stamp: Stamp
-    result: Sequence[Any]
+    """A kept result, which stands for itself where others are made from it."""
+
+    content: Content
+    besides: tuple[Any, ...]
+    result: tuple[Any, ...]
+    produced: Produced
+
+    def equals(self, other: _Entry) -> bool:
+        """Whether it comes from the same."""
+        return self.besides == other.besides and self.content.equals(other.content)
 
 
 class Memo:
-    """A region whose results are kept, guarded by the identity and version of every tensor argument.
+    """A call of a region whose results are kept, told by what it comes from.
 
-    A tensor made under ``inference_mode`` has no version counter, so a write to it could not be seen: a call with one
-    computes. Entries hold their argument tensors weakly; a dead argument never equals a live one.
+    A call whose sources cannot be read (:func:`~lightint_compile.runtime.checksums.why_unreadable`) computes, and so do
+    those that are made from its results. Threads do not wait for each other: two that miss at once both compute.
+
+    Attributes:
+        hits: calls answered by a kept result.
+        misses: calls that left one.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Any]], calls: int = 1) -> None:
-        """``calls`` is how often one run of the program calls the region: each call has results of its own to keep."""
-        self.function = function
-        self.slots = SLOTS * calls
-        self.hits = 0
-        self.misses = 0
-        self._entries: dict[tuple[Marks, tuple[Any, ...]], _Entry] = {}
+    def __init__(self, function: Callable[..., Sequence[Any]], name: str, site: Site, watch: Watch) -> None:
+        self.function, self.name, self.site = function, name, site
+        self.hits = self.misses = 0
+        self._watch = watch
+        self._entries: list[_Entry] = []
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """The kept result for these arguments, or a new one."""
-        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        call = marks_of(tensors), tuple(arg for arg in args if not isinstance(arg, torch.Tensor))
-        with self._lock:
-            entry = self._entries.get(call)
-            if entry is not None and entry.stamp.holds(tensors):
-                self.hits += 1
-                return entry.result
-        stamp = Stamp.of(tensors)
-        if stamp is None:
+        check = self._watch.current()
+        content, upstream = self._sources(check)
+        if check is None or content is None:
             return self.function(*args)
-        result = tuple(self.function(*args))
-        with self._lock:
-            self.misses += 1
-            self._entries.pop(call, None)
-            alive = [(kept, entry) for kept, entry in self._entries.items() if entry.stamp.is_alive]
-            self._entries = dict([*alive[1 - self.slots :], (call, _Entry(stamp, result))])
-        return result
+        besides = (*upstream, torch.is_inference_mode_enabled(), *(repr(a) for a in args if not _is_tensor(a)))
+        entry = self._found(content, besides)
+        if entry is None:
+            result = tuple(_apart(self.function(*args), args))
+            entry = _Entry(content, besides, result, Produced(filter(_is_tensor, result)))
+            self._keep(entry)
+        else:
+            entry.produced.wait()
+        check.used[self.name] = entry
+        return entry.result
 
     def reset(self) -> None:
         """Forget every result."""
         with self._lock:
             self._entries.clear()
+
+    def _sources(self, check: Check | None) -> tuple[Content | None, tuple[object, ...]]:
+        """What the call's arguments come from: arguments of the program, and results of other sites."""
+        if check is None or not all(name in check.used for name in self.site.upstream):
+            return None, ()
+        content = check.content(self.site.inputs)
+        if content is None:
+            self._watch.tell(check.why_not(self.site.inputs))
+        return content, tuple(check.used[name] for name in self.site.upstream)
+
+    def _found(self, content: Content, besides: tuple[Any, ...]) -> _Entry | None:
+        with self._lock:
+            for place, entry in enumerate(self._entries):
+                if entry.besides == besides and entry.content.equals(content):
+                    self._entries.append(self._entries.pop(place))
+                    self.hits += 1
+                    return entry
+        return None
+
+    def _keep(self, entry: _Entry) -> None:
+        """The newest are last. An equal one, made by another thread meanwhile, makes room as well."""
+        with self._lock:
+            self.misses += 1
+            others = [old for old in self._entries if not old.equals(entry)]
+            gone = [old for old in others if entry.content.replaces(old.content)][:-OVERWRITTEN]
+            self._entries = [*[old for old in others if old not in gone][1 - SLOTS :], entry]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _apart(results: Iterable[Any], args: Sequence[Any]) -> Iterable[Any]:
+    """``results`` in memory of their own: what shares memory with an argument would change with it."""
+    given = {arg.untyped_storage().data_ptr() for arg in args if _is_tensor(arg)}
+    return (
+        value.clone() if _is_tensor(value) and value.untyped_storage().data_ptr() in given else value
+        for value in results
+    )

@@ -36,6 +36,7 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.passes.decisions.points import point_from
 from lightint_compile.passes.remarks import source_of
 from lightint_compile.reporting.section import Section
+from lightint_compile.sites import Sites
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class Store:
             for leaf in leaves.values():
                 leaf.strict = strict
             points = {name: point_from(data) for name, data in record["points"].items()}
-            driver = Driver(record["source"], leaves, record["memoised"], branches=record["branches"], points=points)
+            sites, branches = Sites.from_dict(record["sites"]), record["branches"]
+            driver = Driver(record["source"], leaves, sites=sites, branches=branches, points=points)
             return Stored(driver, Section.from_dict(record["section"]), record["guard"])
         except FileNotFoundError:
             return None
@@ -114,7 +116,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
     return {
         "source": driver.source,
         "leaves": leaves,
-        "memoised": list(driver.memos),
+        "sites": driver.sites.to_dict(),
         "branches": driver.branches,
         "points": {name: spec.to_dict() for name, spec in driver.decisions.points.items()},
         "section": section.to_dict(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
@@ -16,20 +18,32 @@ from lightint_compile.passes.sharing import output_memory
 
 TEXT = Role.TEXT.value
 
-#: Parts of names of arguments without a role of their own that belong to the prompt or the first image, such as masks.
-_TEXT_NAMES = (
-    "text",
-    "txt",
-    "prompt",
-    "caption",
-    "encoder_hidden_states",
-    "encoder_attention_mask",
-    "byt5",
-    "glyph",
-    "vision",
-    "image_embeds",
-    "pooled_projections",
+#: Words, and words in a row, in the names of arguments without a role of their own that belong to the prompt or the
+#: first image, such as masks. "byt" is what is left of "byt5" without its digit.
+_TEXT_WORDS = (
+    ("text",),
+    ("txt",),
+    ("prompt",),
+    ("caption",),
+    ("encoder", "hidden", "states"),
+    ("encoder", "attention", "mask"),
+    ("byt",),
+    ("glyph",),
+    ("vision",),
+    ("image", "embeds"),
+    ("pooled", "projections"),
 )
+
+#: Words in the names of what changes from chunk to chunk or from step to step, whatever else the name says.
+_CHANGING = frozenset(
+    (
+        *("context", "camera", "cam", "pose", "extrinsic", "intrinsic", "viewmat", "trajectory", "ray", "plucker"),
+        *("action", "keyboard", "mouse", "control", "latent", "noise", "noisy", "sample", "video", "frame"),
+        *("history", "memory", "cache", "past", "timestep", "step", "sigma", "time", "chunk"),
+    )
+)
+
+_WITH_S = frozenset(word for phrase in _TEXT_WORDS for word in phrase if word.endswith("s"))
 
 #: Below this part of the program's FLOPs a value is not worth being kept.
 _WORTH = 1e-4
@@ -52,7 +66,7 @@ def mark_text(program: Program, pass_name: str) -> Remark | None:
         kind=RemarkKind.APPLIED,
         pass_name=pass_name,
         rule="memo",
-        message=f"kept between calls for as long as these are the same tensors: {', '.join(names)}",
+        message=f"kept between calls for as long as these hold the same: {', '.join(names)}",
         args={"inputs": names, "operations": len(nodes)},
         flops_before=flops,
         flops_after=0,
@@ -72,7 +86,28 @@ def is_text(program: Program, entry: ProgramInput, node: fx.Node) -> bool:
     if role is not None:
         return role is Role.TEXT
     tensor = tensor_of(node)
-    return (tensor is None or tensor.dim() < 4) and any(name in path.lower() for name in _TEXT_NAMES)
+    return (tensor is None or tensor.dim() < 4) and says_text(path)
+
+
+def says_text(path: str) -> bool:
+    """Whether a name's words say that it holds the prompt: whole words, and none of what changes all the time."""
+    words = words_of(path)
+    if not _CHANGING.isdisjoint(words):
+        return False
+    return any(_follow(phrase, words) for phrase in _TEXT_WORDS)
+
+
+def words_of(path: str) -> list[str]:
+    """``encoderHiddenStates_2`` as ``encoder``, ``hidden``, ``states``: lower case, without digits, in the singular.
+
+    A word of a phrase that ends in s keeps it.
+    """
+    found = (word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", path))
+    return [word if word in _WITH_S else word.removesuffix("s") for word in found]
+
+
+def _follow(phrase: tuple[str, ...], words: list[str]) -> bool:
+    return any(tuple(words[start : start + len(phrase)]) == phrase for start in range(len(words)))
 
 
 def _text_inputs(program: Program) -> list[ProgramInput]:

@@ -17,13 +17,15 @@ from torch import Tensor
 from lightint_compile.errors import InputError
 from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.runtime import transfer
+from lightint_compile.runtime.checking import Content, Watch
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.keeping import Keeping, Use, fingerprints
+from lightint_compile.runtime.frames import Fingerprint
+from lightint_compile.runtime.keeping import Keeping, Use, fingerprints, frame_sums
 from lightint_compile.runtime.measures import latent_dynamics, relative_change
 from lightint_compile.runtime.owners import PerModel
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
-from lightint_compile.runtime.transfer import to_host
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -104,12 +106,19 @@ def _planner_of(policy: Policy) -> Planner:
 class Decisions:
     """The decision points of one driver, bound to a planner of their own.
 
+    Args:
+        watch: what tells the content of a call's arguments, which comes with the plan's transfer.
+        watched: positions of the arguments that kept keys and values depend on.
+
     Attributes:
         bound: what answers each point, by the point's name.
     """
 
-    def __init__(self, points: Mapping[str, PointSpec]) -> None:
+    def __init__(
+        self, points: Mapping[str, PointSpec], watch: Watch | None = None, watched: Sequence[int] = ()
+    ) -> None:
         self.points = dict(points)
+        self._watched = _Watched(watch or Watch(), tuple(watched))
         plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
         self._planners = PerModel(partial(_planner_of, plans[0].policy)) if plans else None
         self._keeping = Keeping(plans[0].policy) if plans else None
@@ -144,11 +153,11 @@ class Decisions:
         if isinstance(spec, RecallPoint):
             return partial(_recall, spec)
         assert self._planners is not None and self._keeping is not None
-        return partial(_plan, spec, self._planners, self._keeping)
+        return partial(_plan, spec, self._planners, self._keeping, self._watched)
 
 
-def _plan(spec: PlanPoint, planners: PerModel[Planner], keeping: Keeping, *operands: Any) -> Any:
-    return _Plan(spec, planners.current(), keeping)(*operands)
+def _plan(spec: PlanPoint, planners: PerModel[Planner], keeping: Keeping, watched: _Watched, *operands: Any) -> Any:
+    return _Plan(spec, planners.current(), keeping, watched)(*operands)
 
 
 def _keep(spec: KeepPoint, record: Record, values: Tensor) -> None:
@@ -162,19 +171,40 @@ def _recall(spec: RecallPoint, record: Record, *sizes: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Watched:
+    """The arguments that kept keys and values depend on."""
+
+    watch: Watch
+    positions: tuple[int, ...]
+
+    def waiting(self) -> list[Tensor]:
+        check = self.watch.current()
+        return check.waiting() if check else []
+
+    def arrived(self, numbers: Sequence[Tensor]) -> None:
+        check = self.watch.current()
+        if check:
+            check.arrived(numbers)
+
+    def content(self) -> Content | None:
+        check = self.watch.current()
+        return check.content(self.positions) if check else None
+
+
+@dataclass(frozen=True)
 class _Seen:
     """What the plan reads from the device, all at once."""
 
     cameras: Tensor
     dynamics: float | None = None
-    prints: Sequence[Sequence[float]] = ()
+    prints: Sequence[Fingerprint] = ()
 
 
 class _Plan:
     """Answers the plan point of one chunk: one transfer from the device."""
 
-    def __init__(self, spec: PlanPoint, planner: Planner, keeping: Keeping) -> None:
-        self._policy, self._planner, self._keeping = spec.policy, planner, keeping
+    def __init__(self, spec: PlanPoint, planner: Planner, keeping: Keeping, watched: _Watched) -> None:
+        self._policy, self._planner, self._keeping, self._watched = spec.policy, planner, keeping, watched
         self._frame_axes = spec.frame_axes
         self._looks_at_latents = spec.policy.adapt_context and spec.policy.rules == "adaptive"
 
@@ -194,26 +224,26 @@ class _Plan:
         index = _numbers(context, history.device)
         if not frames:
             return index, Record(self._planner, decision, each), None, None
-        use = self._keeping.begin(decision.chunk, context, seen.prints, inputs)
+        use = self._keeping.begin(decision.chunk, context, seen.prints, self._watched.content())
         kept = len(use.share.kept)
         amended = dataclasses.replace(decision, kept_frames=kept).with_elements(decision.elements)
         self._planner.amend(decision, amended)
         return index, Record(self._planner, amended, each, use), index[kept:], _numbers(use.slots, history.device)
 
     def _read(self, extrinsics: Tensor, history: Tensor | None, frames: Sequence[Tensor]) -> _Seen:
-        """One transfer: the change of the latents, what says whether frames are the same, drifts, and the cameras."""
+        """One transfer: cameras, the change of the latents, drifts, and what says whether anything kept is the same."""
         looks = history is not None and self._looks_at_latents
         dynamics = [latent_dynamics(history.detach())] if looks and history is not None else []
-        prints = [fingerprints(frames, self._frame_axes)] if frames else []
+        sums = frame_sums(frames, self._frame_axes)
         drifts = self._keeping.drifts()
-        parts = [extrinsics.detach(), *dynamics, *prints, *(drift for _, drift in drifts)]
-        flat = to_host(torch.cat([part.to(extrinsics.device, torch.float64).flatten() for part in parts]))
-        numbers = [n.reshape(part.shape) for n, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
-        for (store, _), drift in zip(drifts, numbers[len(parts) - len(drifts) :], strict=True):
+        groups = [extrinsics], dynamics, sums.waiting(), self._watched.waiting(), [drift for _, drift in drifts]
+        numbers = iter(transfer.together([part for group in groups for part in group]))
+        (cameras,), change, rows, contents, heard = [[next(numbers) for _ in group] for group in groups]
+        sums.arrived(rows)
+        self._watched.arrived(contents)
+        for (store, _), drift in zip(drifts, heard, strict=True):
             self._keeping.heard(store, float(drift))
-        change = float(numbers[1]) if dynamics else None
-        rows = numbers[1 + len(dynamics)].tolist() if prints else ()
-        return _Seen(numbers[0], change, rows)
+        return _Seen(cameras, float(change[0]) if change else None, fingerprints(sums, frames, self._frame_axes))
 
     def _decide(self, seen: _Seen, dtype: torch.dtype) -> tuple[Decision, tuple[Decision, ...]]:
         cameras = seen.cameras
@@ -275,7 +305,9 @@ class _StepGuard:
             return False
         if self._spec.drift is None or now is None or before is None:
             return True
-        return record.checked(self._spec.step, float(to_host(relative_change(now, before).amax())), self._spec.drift)
+        return record.checked(
+            self._spec.step, float(transfer.to_host(relative_change(now, before).amax())), self._spec.drift
+        )
 
     def _each(self, record: Record, now: Tensor | None, before: Tensor | None) -> tuple[bool, ...]:
         """For each element of the batch; nothing is measured where none of them may reuse the step."""
@@ -283,5 +315,5 @@ class _StepGuard:
         allowed = tuple(self._spec.step in own.reused_steps for own in record.each(count))
         if not any(allowed) or self._spec.drift is None or now is None or before is None:
             return allowed
-        drifts = to_host(relative_change(now, before))
+        drifts = transfer.to_host(relative_change(now, before))
         return record.checked_each(self._spec.step, drifts.tolist(), self._spec.drift)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import CLIP
 
-TOLERANCE = 1e-9
-"""Relative difference of two fingerprints of one frame: sums in double precision, taken in another order."""
-
-Fingerprint = tuple[float, ...]
-"""A few sums over everything that belongs to a frame: equal for equal frames, different for any other in practice."""
+Fingerprint: TypeAlias = tuple[Any, ...]
+"""Checksums of everything that belongs to a frame: equal for frames that are equal bit by bit."""
 
 
 @dataclass
@@ -90,7 +87,7 @@ class KeptFrames:
     def _usable(self, chunk: int, context: Sequence[int], fingerprints: Mapping[int, Fingerprint]) -> int:
         for count, frame in enumerate(context[: max(len(context) - CLIP, 0)]):
             kept = self._frames.get(frame)
-            if kept is None or not _same(kept.fingerprint, fingerprints[frame]):
+            if kept is None or kept.fingerprint != fingerprints[frame]:
                 return count
             if not 0 <= chunk - kept.made <= self.limit:
                 return count
@@ -98,7 +95,7 @@ class KeptFrames:
 
     def _is_older(self, frame: int, now: Fingerprint, chunk: int) -> bool:
         kept = self._frames.get(frame)
-        return kept is not None and kept.made < chunk and _same(kept.fingerprint, now)
+        return kept is not None and kept.made < chunk and kept.fingerprint == now
 
     def _reserve(self, fresh: Sequence[int], context: set[int]) -> tuple[int, ...]:
         """A slot for every fresh frame: its own, a free one, or that of a frame that is not in use."""
@@ -120,7 +117,3 @@ def kept_along(decisions: Sequence[Decision], age: int, capacity: int) -> list[D
         frames.commit(share)
         known.append(dataclasses.replace(decision, kept_frames=len(share.kept) if age else 0))
     return known
-
-
-def _same(left: Fingerprint, right: Fingerprint) -> bool:
-    return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-300) for a, b in zip(left, right, strict=True))

@@ -2,64 +2,64 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.runtime.frames import KeptFrames, Share
+from lightint_compile.runtime.checking import Content
+from lightint_compile.runtime.checksums import Checksums
+from lightint_compile.runtime.frames import Fingerprint, KeptFrames, Share
 from lightint_compile.runtime.measures import relative_change
-from lightint_compile.runtime.stamps import Stamp
+from lightint_compile.runtime.streams import Order
 
 STORES = 2
 """Rollouts whose values are kept at once, such as the two of classifier-free guidance; the idle one makes room."""
 
 
-def fingerprints(frames: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
-    """A few sums over all that ``frames`` hold of each frame: [F, 3 * len(frames)] in float64, on the first's device.
+def frame_sums(frames: Sequence[Tensor], axes: Sequence[int]) -> Checksums:
+    """Checksums of all that ``frames`` hold of each frame, started; ``axes`` are their frame axes."""
+    rows = _rows(frames, axes)
+    return Checksums([each.contiguous() for each in rows], [len(each) for each in rows])
 
-    The sum, a sum weighted by place, so that a mirrored frame is another frame, and the sum of squares of each tensor.
-    All come of two products with one row a frame: three launches and one for each tensor.
-    """
+
+def fingerprints(sums: Checksums, frames: Sequence[Tensor], axes: Sequence[int]) -> list[Fingerprint]:
+    """For each frame the checksums of what the tensors hold of it, and how much that is."""
+    rows = _rows(frames, axes)
+    if not rows:
+        return []
+    count, sizes = len(rows[0]), tuple((*each.shape[1:], each.dtype) for each in rows)
+    values = sums.values()
+    return [(*values[frame::count], sizes) for frame in range(count)]
+
+
+def _rows(frames: Sequence[Tensor], axes: Sequence[int]) -> list[Tensor]:
+    """The tensors with their frames in front, as many as all of them have."""
     rows = [tensor.detach().movedim(axis, 0) for tensor, axis in zip(frames, axes, strict=True)]
-    count, sizes = min(map(len, rows)), tuple(math.prod(each.shape[1:]) for each in rows)
-    joined = rows[0].new_empty((count, sum(sizes)), dtype=torch.float64)
-    for part, each in zip(joined.split(sizes, 1), rows, strict=True):
-        part.view(count, *each.shape[1:]).copy_(each[:count])
-    plain, placed = _sums(sizes, joined.device)
-    return torch.cat([joined @ placed, joined.square_() @ plain], 1)
-
-
-@lru_cache(maxsize=4)
-def _sums(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What sums over parts of a row of these sizes, [sum of sizes, parts], and that beside the sums by place."""
-    with torch.inference_mode(False):
-        plain = torch.block_diag(*(torch.ones(size, 1, dtype=torch.float64) for size in sizes))
-        places = (torch.linspace(1.0, 2.0, size, dtype=torch.float64)[:, None] for size in sizes)
-        return plain.to(device), torch.cat([plain, torch.block_diag(*places)], 1).to(device)
+    count = min(map(len, rows), default=0)
+    return [each[:count] for each in rows]
 
 
 class Store:
     """The values of one rollout.
 
     Attributes:
-        stamp: what they depend on besides frames.
+        content: what they depend on besides frames.
         frames: which frames they belong to.
         drift: how far old values were from new ones, a scalar on the device, until it was read.
     """
 
-    def __init__(self, stamp: Stamp, policy: Policy) -> None:
-        self.stamp = stamp
+    def __init__(self, content: Content, policy: Policy) -> None:
+        self.content = content
         self.frames = KeptFrames(policy.slots, policy.age)
         self.drift: Tensor | None = None
         self.pools: dict[int, Tensor] = {}
         self.user: weakref.ref[Use] | None = None
+        self.order = Order()
 
     @property
     def is_busy(self) -> bool:
@@ -99,6 +99,7 @@ class Use:
         pool = self._store.pools.get(spec.site)
         if pool is None or (pool.shape != shape and not self.slots):
             pool = self._store.pools[spec.site] = _slots(spec, shape)
+            self._store.order.enter([pool])
         return pool
 
     def keep(self, spec: KeepPoint, values: Tensor) -> None:
@@ -157,23 +158,22 @@ class Keeping:
         if self._policy.drift is not None:
             store.frames.drifted(drift, self._policy.drift)
 
-    def begin(
-        self, chunk: int, context: Sequence[int], prints: Sequence[Sequence[float]], inputs: Sequence[Tensor]
-    ) -> Use:
+    def begin(self, chunk: int, context: Sequence[int], prints: Sequence[Fingerprint], content: Content | None) -> Use:
         """How the chunk's context divides.
 
-        Nothing is kept where a write to an input could not be seen, or another thread is in the middle of the same
-        rollout; such a chunk computes everything.
+        Nothing is kept where the content of an input cannot be told (``None``), or another thread is in the middle of
+        the same rollout; such a chunk computes everything.
         """
         fresh = Share(chunk, (), tuple(range(len(context))), (), ())
-        if self._policy.age == 0:
+        if self._policy.age == 0 or content is None:
             return Use(None, fresh)
         with self._lock:
-            store = self._store(inputs)
+            store = self._store(content)
             if store is None:
                 return Use(None, fresh)
-            use = Use(store, store.frames.share(chunk, context, {frame: tuple(prints[frame]) for frame in context}))
+            use = Use(store, store.frames.share(chunk, context, {frame: prints[frame] for frame in context}))
             store.user = weakref.ref(use)
+            store.order.enter(store.pools.values())
             return use
 
     def reset(self) -> None:
@@ -181,17 +181,13 @@ class Keeping:
         with self._lock:
             self._stores.clear()
 
-    def _store(self, inputs: Sequence[Tensor]) -> Store | None:
-        """The store of these inputs, used last from now on; ``None`` while another thread uses it, or without one."""
-        found = next((store for store in self._stores if store.stamp.holds(inputs)), None)
-        if found is None:
-            made = Stamp.of(inputs)
-            found = None if made is None else Store(made, self._policy)
-        if found is None or found.is_busy:
+    def _store(self, content: Content) -> Store | None:
+        """The store of this content, used last from now on; ``None`` while another thread uses it."""
+        found = next((store for store in self._stores if store.content.equals(content)), Store(content, self._policy))
+        if found.is_busy:
             return None
-        # Of the same tensors there is one store: an older one can never hold again once they were written to.
-        stamp = found.stamp
-        others = [store for store in self._stores if store.stamp.is_alive and store.stamp.marks != stamp.marks]
+        # What lay in the same places was written over: it is as large as the model, and would wait for its return.
+        others = [store for store in self._stores if store is not found and not content.replaces(store.content)]
         self._stores = [*others[1 - STORES :], found]
         return found
 

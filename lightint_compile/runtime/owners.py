@@ -1,20 +1,31 @@
 """Whose call a decision belongs to: modules of one class share compiled code, and must not share what was decided.
 
 Dynamo compiles a class once where it can and passes weights as arguments, so one driver may serve several modules. The
-first parameter among a call's arguments tells them apart.
+first parameter among a call's arguments tells them apart. It carries a token that dies with it: a weak reference to the
+parameter itself would keep ``torch.utils.swap_tensors`` from working, which ``Module.to`` may use.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 T = TypeVar("T")
+
+_ATTRIBUTE = "_lightint_owner"
+
+
+class _Token:
+    """Stands for a parameter for as long as that lives. A copy or a file of the parameter holds an empty dictionary."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, ()
 
 
 class PerModel(Generic[T]):
@@ -27,7 +38,7 @@ class PerModel(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._nobody = self.latest = make()
-        self._states: Any = WeakIdKeyDictionary()
+        self._states: WeakKeyDictionary[_Token, T] = WeakKeyDictionary()
         self._calls = threading.local()
         self._lock = threading.Lock()
 
@@ -51,7 +62,8 @@ class PerModel(Generic[T]):
     def of(self, parameters: Iterable[torch.Tensor]) -> T:
         """The state of the model that has these parameters; that of calls without any when it has not called."""
         with self._lock:
-            return next((self._states[each] for each in parameters if each in self._states), self._nobody)
+            tokens = filter(None, map(_token_of, parameters))
+            return next((self._states[token] for token in tokens if token in self._states), self._nobody)
 
     def all(self) -> list[T]:
         """Every state."""
@@ -59,7 +71,15 @@ class PerModel(Generic[T]):
             return [self._nobody, *self._states.values()]
 
     def _state(self, owner: torch.Tensor) -> T:
-        if owner not in self._states:
-            self._states[owner] = self._make()
-        found: T = self._states[owner]
-        return found
+        token = _token_of(owner)
+        if token is None:
+            token = _Token()
+            setattr(owner, _ATTRIBUTE, token)
+        if token not in self._states:
+            self._states[token] = self._make()
+        return self._states[token]
+
+
+def _token_of(parameter: torch.Tensor) -> _Token | None:
+    found = getattr(parameter, _ATTRIBUTE, None)
+    return found if isinstance(found, _Token) else None

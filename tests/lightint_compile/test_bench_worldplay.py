@@ -57,7 +57,7 @@ def waiting(milliseconds: float) -> Variant:
 def test_a_driver_is_timed_by_kind_of_call_and_left_as_it_was() -> None:
     source = "def forward(self, cameras):\n    plan = self.plan(cameras)\n    return self.block_0(plan[1])\n"
     leaf = Leaf("block_0", lambda: None, None, [waiting(5)])  # type: ignore[arg-type, return-value]
-    driver = Driver(source, {"block_0": leaf}, (), points={"plan": PlanPoint(Policy())})
+    driver = Driver(source, {"block_0": leaf}, points={"plan": PlanPoint(Policy())})
     before, clock = dict(vars(driver._self)), HostClock()
     with clock.on_driver(driver):
         driver(torch.eye(4, dtype=torch.float64).repeat(8, 1, 1))

@@ -21,7 +21,7 @@ from lightint_compile.models.worldplay import (
     mark_frames_dynamic,
 )
 from lightint_compile.models.worldplay.rollout import video_noise
-from lightint_compile.runtime import decisions as answers
+from lightint_compile.runtime import transfer
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.planner import Planner, plan
 from lightint_compile.runtime.rules import AdaptiveRules
@@ -149,7 +149,7 @@ def test_a_guidance_pair_in_one_batch_is_told_apart_by_drift_alone(monkeypatch: 
     assert drifts and not any(each.elements for each in decisions), "the largest drift of the pair is told"
     measured: list[list[float]] = []
     monkeypatch.setattr(
-        answers, "to_host", lambda values: measured.append(values.flatten().tolist()) or to_host(values)
+        transfer, "to_host", lambda values: measured.append(values.flatten().tolist()) or to_host(values)
     )
     rollout(module, cameras, NOISE[:2])
     pairs = [values for values in measured if len(values) == 2]
@@ -169,7 +169,7 @@ def test_a_guidance_pair_in_one_batch_is_told_apart_by_drift_alone(monkeypatch: 
 def test_the_host_waits_as_often_as_for_one_element(monkeypatch: pytest.MonkeyPatch) -> None:
     module = compiled_for("1e9")
     reads: list[int] = []
-    monkeypatch.setattr(answers, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
+    monkeypatch.setattr(transfer, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
     before = 0
     for number, _ in enumerate(rolled(module, torch.cat([BACK, ON]), NOISE[:2])):
         waits, before = reads[before:], len(reads)

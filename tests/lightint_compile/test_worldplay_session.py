@@ -22,6 +22,7 @@ from lightint_compile.models.worldplay import (
     rollout,
 )
 from lightint_compile.runtime import decisions as answers
+from lightint_compile.runtime import transfer
 from lightint_compile.runtime.transfer import to_host
 
 CONFIG = WorldPlayConfig.tiny()
@@ -80,7 +81,7 @@ def test_after_warm_up_nothing_breaks_or_compiles_again(session: Session) -> Non
 
 def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    monkeypatch.setattr(answers, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
+    monkeypatch.setattr(transfer, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
     before = 0
     for number, _ in enumerate(session.rollout()):
         waits, before = reads[before:], len(reads)
@@ -98,13 +99,13 @@ def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_comp
     session.latents()
     counters.clear()
     compiled = [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)]
-    monkeypatch.setattr(answers, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
+    monkeypatch.setattr(transfer, "to_host", lambda values: reads.append(values.numel()) or to_host(values))
     lightint_compile.reset(session.compiled)
     before = 0
     for number, _ in enumerate(session.rollout()):
         waits, before = len(reads) - before, len(reads)
         if number == 0:
-            assert waits <= 1, "the first chunk may share a graph with those that decide"
+            assert waits <= 1, "it may share a graph with those that decide, and checks the prompt"
             continue
         made = lightint_compile.decisions(session.compiled)
         assert waits == 1 + len(made[-1].reused_steps)
@@ -132,7 +133,7 @@ def refusing(session: Session):
     """Drift checks that never pass."""
     patch = pytest.MonkeyPatch()
     patch.setattr(answers, "relative_change", lambda now, before: torch.tensor(float("inf")))
-    patch.setattr(answers, "to_host", to_host)
+    patch.setattr(transfer, "to_host", to_host)
 
     class Undone:
         def __enter__(self):
@@ -204,7 +205,7 @@ def test_on_a_gpu_the_driver_waits_for_nothing_else(monkeypatch: pytest.MonkeyPa
             torch.cuda.set_sync_debug_mode("default")
 
     session.latents()
-    monkeypatch.setattr(answers, "to_host", allowed)
+    monkeypatch.setattr(transfer, "to_host", allowed)
     session.latents(call=watched)
     made = lightint_compile.decisions(session.compiled)
-    assert len(waits) == len(made) - 1 + sum(len(each.reused_steps) for each in made)
+    assert len(waits) == len(made) + sum(len(each.reused_steps) for each in made), "the first chunk checks the prompt"
