@@ -174,6 +174,14 @@ def compiling(context: typer.Context) -> None:
     bench_compiling(context.args)
 
 
+@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def checks(context: typer.Context) -> None:
+    """Time the checks of what kept results come from, at full size; further arguments go to the benchmark."""
+    from lightint_compile.bench.checks import main as bench_checks
+
+    bench_checks(context.args)
+
+
 @bench.command("flops", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def counting(context: typer.Context) -> None:
     """Count the FLOPs of a WorldPlay rollout by stage and kind; further arguments go to the benchmark."""

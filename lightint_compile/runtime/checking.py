@@ -105,7 +105,8 @@ class Check:
             sums = self._started()
             if sums.waiting():
                 sums.arrived(together(sums.waiting()))
-            self._marks = {each: (_told(self._args[each]), (), 0) for each in self._positions}
+            numbers = (each for each in self._positions if not isinstance(self._args[each], Tensor))
+            self._marks = {each: (_told(self._args[each]), (), 0) for each in numbers}
             for each, value in zip(self._tensors, sums.values(), strict=True):
                 tensor = self._args[each]
                 self._marks[each] = value, layout_of(tensor), tensor.data_ptr()
