@@ -17,7 +17,7 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,34 +43,49 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     return ordered if ordered.is_contiguous() else tensor.contiguous()
 
 
-def device_sums(pieces: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """Checksums of tensors on one device that is not the CPU, started and not waited for.
+class Memory(NamedTuple):
+    """Pieces of memory of one device: tensors cut into equal rows, in the order of memory.
 
-    Args:
-        pieces: contiguous tensors (:func:`in_memory_order`), all on one device, at least one.
-        rows: into how many equal rows each is cut, each with a checksum of its own; a divisor of its elements.
-
-    Returns:
-        int32 [sum of rows, 2] on the device.
+    Attributes:
+        device: theirs.
+        addresses, sizes: of each row of each tensor, in bytes.
+        tensors: those whose memory it is, contiguous.
+        rows: into how many rows each is cut, a divisor of its elements.
     """
-    launch = _kernel() if pieces[0].is_cuda else None
+
+    device: torch.device
+    addresses: list[int]
+    sizes: list[int]
+    tensors: list[Tensor]
+    rows: list[int]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], rows: Sequence[int] | None = None) -> Memory:
+        """The memory of contiguous tensors (:func:`in_memory_order`) of one device, at least one."""
+        memory = cls(tensors[0].device, [], [], [], [])
+        for tensor, count in zip(tensors, rows or [1] * len(tensors), strict=True):
+            memory.add(tensor, tensor.numel() * tensor.element_size(), count)
+        return memory
+
+    def add(self, tensor: Tensor, size: int, rows: int = 1) -> None:
+        """One more contiguous tensor, of ``size`` bytes."""
+        start, each = tensor.data_ptr(), size // max(rows, 1)
+        self.tensors.append(tensor)
+        self.rows.append(rows)
+        self.addresses.extend([start] if rows == 1 else [start + row * each for row in range(rows)])
+        self.sizes.extend([each] * rows)
+
+
+def device_sums(memory: Memory) -> Tensor:
+    """Checksums of rows on a device that is not the CPU, started and not waited for: int32 [rows, 2] on the device."""
+    launch = _kernel() if memory.device.type == "cuda" else None
     if launch is None:
-        return torch.cat([sums_of(piece, count) for piece, count in zip(pieces, rows, strict=True)])
-    return launch(memory_of(pieces, rows), pieces[0].device)
-
-
-def memory_of(pieces: Sequence[Tensor], rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Address and size in bytes of each row of contiguous tensors."""
-    return [
-        (piece.data_ptr() + row * size, size)
-        for piece, count in zip(pieces, rows, strict=True)
-        for size in [piece.numel() * piece.element_size() // max(count, 1)]
-        for row in range(count)
-    ]
+        return torch.cat([sums_of(*piece) for piece in zip(memory.tensors, memory.rows, strict=True)])
+    return launch(memory.addresses, memory.sizes, memory.device)
 
 
 @cache
-def _kernel() -> Callable[[Sequence[tuple[int, int]], torch.device], Tensor] | None:
+def _kernel() -> Callable[[Sequence[int], Sequence[int], torch.device], Tensor] | None:
     """The launcher of the Triton kernel; ``None`` without Triton."""
     try:
         from .portable.checksum import sums_at
@@ -110,10 +125,10 @@ def _mixed(words: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     return mixed, other ^ other >> 15
 
 
-def host_sums(pieces: Sequence[Tensor], rows: Sequence[int]) -> list[int]:
-    """Checksums of tensors on the CPU, as of :func:`device_sums`, 64 bits each."""
+def host_sums(memory: Memory) -> list[int]:
+    """Checksums of rows on the CPU, 64 bits each."""
     digest = _host_digest()
-    return [digest(_bytes_at(*place)) for place in memory_of(pieces, rows)]
+    return [digest(_bytes_at(*place)) for place in zip(memory.addresses, memory.sizes, strict=True)]
 
 
 def _bytes_at(address: int, size: int) -> Any:

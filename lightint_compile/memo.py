@@ -63,7 +63,7 @@ class _Entry:
 class Memo:
     """A call of a region whose results are kept, told by what it comes from.
 
-    A call whose sources cannot be read (:func:`~lightint_compile.runtime.checksums.why_unreadable`) computes, and so do
+    A call whose sources cannot be read (:class:`~lightint_compile.runtime.checksums.Reading`) computes, and so do
     those that are made from its results. Threads do not wait for each other: two that miss at once both compute.
 
     Attributes:

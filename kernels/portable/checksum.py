@@ -97,31 +97,34 @@ class _Tables(NamedTuple):
     wordwise: bool
 
 
-def sums_at(places: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Checksums of memory of ``device`` at ``places``, each an address and a size in bytes: int32 [pieces, 2] there."""
-    sums = torch.zeros((len(places), 2), dtype=torch.int32, device=device)
+def sums_at(addresses: Sequence[int], sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Checksums of the memory of ``device`` at these addresses, sizes in bytes: int32 [pieces, 2] there."""
+    sums = torch.zeros((len(sizes), 2), dtype=torch.int32, device=device)
+    places = tuple(addresses), tuple(sizes)
     if device.type != "cuda":
-        _launch(places, device, 0, sums)
+        _launch(_tables(*places, device, 0), sums)
         return sums
     with torch.cuda.device(device):
-        _launch(places, device, int(torch._C._cuda_getCurrentRawStream(sums.device.index)), sums)
+        _launch(_tables(*places, device, int(torch._C._cuda_getCurrentRawStream(sums.device.index))), sums)
     return sums
 
 
-def _launch(places: Sequence[tuple[int, int]], device: torch.device, stream: int, sums: Tensor) -> None:
-    for tables in _tables(tuple(places), device, stream):
+def _launch(launches: Sequence[_Tables], sums: Tensor) -> None:
+    for tables in launches:
         kernel: Any = checksum_kernel[(tables.piece_of.numel(),)]
         *given, wordwise = tables
         kernel(*given, sums, BLOCK=_BLOCK, TURNS=_TURNS, SMALL=_SMALL, WORDWISE=wordwise, num_warps=_WARPS)
 
 
 @lru_cache(maxsize=8)
-def _tables(places: tuple[tuple[int, int], ...], device: torch.device, stream: int) -> tuple[_Tables, ...]:
+def _tables(
+    starts: tuple[int, ...], lengths: tuple[int, ...], device: torch.device, stream: int
+) -> tuple[_Tables, ...]:
     """The launches for pieces at these places. Weights stay where they are: most calls find what an earlier one made.
 
     ``stream`` is a part of the key because that is where the tables were copied to the device.
     """
-    addresses, sizes = (torch.tensor(each, dtype=torch.int64) for each in zip(*places, strict=True))
+    addresses, sizes = (torch.tensor(each, dtype=torch.int64) for each in (starts, lengths))
     parts = (sizes + WORD * _BLOCK * _TURNS - 1) // (WORD * _BLOCK * _TURNS)
     aligned = addresses % ALIGNED == 0
     found = []
@@ -130,8 +133,8 @@ def _tables(places: tuple[tuple[int, int], ...], device: torch.device, stream: i
         counts = parts[pieces]
         if not len(pieces):
             continue
-        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        part_of = torch.arange(len(starts)) - starts
+        first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        part_of = torch.arange(len(first)) - first
         lists = addresses, sizes, pieces.repeat_interleave(counts).to(torch.int32), part_of.to(torch.int32)
         there = [each.to(device, non_blocking=True) for each in lists]
         found.append(_Tables(there[0], there[1], there[2], there[3], wordwise))

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightint_compile.kernels.checksum import Memory
 from lightint_compile.models.devices import checked_device
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig
-from lightint_compile.runtime.checking import Check
+from lightint_compile.runtime.checking import Check, Watch
 from lightint_compile.runtime.checksums import Checksums
 
 from .timing import milliseconds
@@ -62,11 +63,11 @@ def measure(tensors: Sequence[Tensor], device: torch.device, seconds: float) -> 
     ``device ms`` is the time of the kernels alone, ``host ms`` what it takes to start them, and ``check ms`` all of a
     check from its start to the numbers on the host, with nothing else running, so that no waiting is hidden.
     """
-    positions = range(len(tensors))
+    watch = Watch(range(len(tensors)))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e9
-    on_device = milliseconds(lambda: Checksums(tensors), device, seconds)
-    host = _wall(lambda: Check(tensors, positions).waiting(), device)
-    check = _wall(lambda: Check(tensors, positions).content(positions), device)
+    on_device = milliseconds(lambda: Checksums([Memory.of(tensors)]), device, seconds)
+    host = _wall(lambda: Check(tensors, watch).waiting(), device)
+    check = _wall(lambda: Check(tensors, watch).content(watch.positions), device)
     figures = dict(zip(COLUMNS, (len(tensors), size, on_device, size / on_device * 1e3, host, check), strict=False))
     return figures
 

@@ -2,61 +2,86 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightint_compile.kernels.checksum import device_sums, host_sums, in_memory_order
+from lightint_compile.kernels.checksum import Memory, device_sums, host_sums
 
 Layout: TypeAlias = tuple[Any, ...]
 """How a tensor reads its memory: what a checksum does not say."""
 
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """Sizes, strides, dtype, device and what is done to values when they are read."""
+    """Sizes, strides, dtype, device, and what is done to values when they are read; of odd tensors what they are."""
+    if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+        return type(tensor), tensor.layout
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg()
 
 
-def why_unreadable(tensor: Tensor) -> str:
-    """Why the memory of a tensor cannot be read here; empty where it can."""
+class Reading(NamedTuple):
+    """How the memory of tensors of one layout is read.
+
+    Attributes:
+        layout: the layout.
+        obstacle: why it cannot be read; empty where it can.
+        in_order: whether it lies without gaps in the order of its axes.
+        size: bytes.
+    """
+
+    layout: Layout
+    obstacle: str
+    in_order: bool
+    size: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, layout: Layout) -> Reading:
+        """How ``tensor`` is read, which has this layout."""
+        obstacle = _obstacle(tensor)
+        if obstacle:
+            return cls(layout, obstacle, False, 0)
+        return cls(layout, "", tensor.is_contiguous(), tensor.numel() * tensor.element_size())
+
+
+def _obstacle(tensor: Tensor) -> str:
     if type(tensor) not in _PLAIN:
         return f"it is a {type(tensor).__name__}"
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return f"it is {'quantized' if tensor.is_quantized else tensor.layout}"
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor):
-        return "a transformation of functions is under way"
     if tensor.device.type not in ("cpu", "cuda"):
         return f"it is on a {tensor.device.type} device"
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+    return ""
+
+
+def obstacle_now(devices: Iterable[str]) -> str:
+    """Why no memory of these kinds of devices can be read at the moment; empty where it can."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transformation of functions is under way"
+    if "cuda" in devices and torch.cuda.is_current_stream_capturing():
         return "a CUDA graph is being captured, in which nothing can be read"
     return ""
 
 
 class Checksums:
-    """Checksums of tensors, or of equal rows of them, from the moment they were asked for.
+    """Checksums of memory, from the moment they were asked for.
 
     Args:
-        tensors: readable ones (:func:`why_unreadable`).
-        rows: into how many rows along the first axis each is cut; one by default. Of each row there is a checksum.
+        memories: at most one of each device, in the order of :meth:`values`.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], rows: Sequence[int] | None = None) -> None:
-        counts = [1] * len(tensors) if rows is None else list(rows)
-        self._values: list[int] = [0] * sum(counts)
-        self._waiting: list[tuple[list[int], Tensor]] = []
-        for device, members in _by_device(tensors).items():
-            pieces = [in_memory_order(tensors[each].detach()) for each in members]
-            cut, starts = [counts[each] for each in members], _starts(counts)
-            places = [starts[each] + row for each in members for row in range(counts[each])]
-            if _is_read_at_once(device):
-                self._set(places, host_sums(pieces, cut))
+    def __init__(self, memories: Sequence[Memory]) -> None:
+        self._values: list[list[int]] = [[] for _ in memories]
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._held = memories  # until they were read
+        for place, memory in enumerate(memories):
+            if _is_read_at_once(memory.device):
+                self._values[place] = host_sums(memory)
             else:
-                self._waiting.append((places, device_sums(pieces, cut)))
+                self._waiting.append((place, device_sums(memory)))
 
     def waiting(self) -> list[Tensor]:
         """What must come to the host before :meth:`values`; each exact in float64."""
@@ -64,34 +89,16 @@ class Checksums:
 
     def arrived(self, numbers: Iterable[Tensor]) -> None:
         """The numbers behind :meth:`waiting`, in their order, on the CPU."""
-        for (places, _), sums in zip(self._waiting, numbers, strict=True):
+        for (place, _), sums in zip(self._waiting, numbers, strict=True):
             low, high = sums.to(torch.int64).unbind(1)
-            self._set(places, ((high << 32) | (low & 0xFFFFFFFF)).tolist())
-        self._waiting = []
+            self._values[place] = ((high << 32) | (low & 0xFFFFFFFF)).tolist()
+        self._waiting, self._held = [], []
 
-    def values(self) -> list[int]:
-        """One number of 64 bits for each row of each tensor, in order. Nothing may be waiting."""
+    def values(self) -> list[list[int]]:
+        """One number of 64 bits for each row of each memory. Nothing may be waiting."""
         assert not self._waiting
         return self._values
-
-    def _set(self, places: Sequence[int], sums: Sequence[int]) -> None:
-        for place, value in zip(places, sums, strict=True):
-            self._values[place] = value
 
 
 def _is_read_at_once(device: torch.device) -> bool:
     return device.type == "cpu"
-
-
-def _by_device(tensors: Sequence[Tensor]) -> dict[torch.device, list[int]]:
-    found: dict[torch.device, list[int]] = defaultdict(list)
-    for place, tensor in enumerate(tensors):
-        found[tensor.device].append(place)
-    return found
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
-    return starts

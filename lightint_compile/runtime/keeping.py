@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightint_compile.kernels.checksum import Memory
 from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime.checking import Content
@@ -22,9 +23,9 @@ STORES = 2
 
 
 def frame_sums(frames: Sequence[Tensor], axes: Sequence[int]) -> Checksums:
-    """Checksums of all that ``frames`` hold of each frame, started; ``axes`` are their frame axes."""
-    rows = _rows(frames, axes)
-    return Checksums([each.contiguous() for each in rows], [len(each) for each in rows])
+    """Checksums of all that ``frames``, on one device, hold of each frame, started; ``axes`` are their frame axes."""
+    rows = [each.contiguous() for each in _rows(frames, axes)]
+    return Checksums([Memory.of(rows, [len(each) for each in rows])] if rows else [])
 
 
 def fingerprints(sums: Checksums, frames: Sequence[Tensor], axes: Sequence[int]) -> list[Fingerprint]:
@@ -33,7 +34,7 @@ def fingerprints(sums: Checksums, frames: Sequence[Tensor], axes: Sequence[int])
     if not rows:
         return []
     count, sizes = len(rows[0]), tuple((*each.shape[1:], each.dtype) for each in rows)
-    values = sums.values()
+    (values,) = sums.values()
     return [(*values[frame::count], sizes) for frame in range(count)]
 
 

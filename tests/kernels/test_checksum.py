@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lightint_compile.kernels import checksum
-from lightint_compile.kernels.checksum import device_sums, host_sums, in_memory_order, sums_of
+from lightint_compile.kernels.checksum import Memory, device_sums, host_sums, in_memory_order, sums_of
 
 PROGRAM = Path(__file__).parents[1] / "support/checksum_interpreted.py"
 DTYPES = [torch.uint8, torch.bool, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.float64, torch.complex64]
@@ -48,7 +48,7 @@ def test_rows_have_checksums_of_their_own_whatever_the_dtype(dtype: torch.dtype)
     piece = torch.randint(0, 2, (6, 5, 3)).to(dtype)
     expected = torch.cat([sums_of(row.contiguous()) for row in piece])
     assert torch.equal(sums_of(piece, 6), expected)
-    assert host_sums([piece], [6]) == [host_sums([row.clone()], [1])[0] for row in piece]
+    assert host_sums(Memory.of([piece], [6])) == [host_sums(Memory.of([row.clone()]))[0] for row in piece]
 
 
 def test_an_axis_of_size_one_may_have_any_stride() -> None:
@@ -79,7 +79,7 @@ def changed_copies(content: torch.Tensor) -> list[torch.Tensor]:
     return [swapped, moved, halves, content.flip(0), signs, pair, low, -content, content ^ 1]
 
 
-@pytest.mark.parametrize("digest", [lambda c: tuple(sums_of(c)[0].tolist()), lambda c: host_sums([c], [1])[0]])
+@pytest.mark.parametrize("digest", [lambda c: tuple(sums_of(c)[0].tolist()), lambda c: host_sums(Memory.of([c]))[0]])
 @pytest.mark.parametrize("kind", ["random", "counting", "ones and zeros"])
 def test_contents_with_equal_words_or_equal_sums_are_told_apart(digest, kind: str) -> None:
     made = {
@@ -109,7 +109,7 @@ def test_without_the_package_another_digest_of_64_bits_serves(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "xxhash", None)
     checksum._host_digest.cache_clear()
     try:
-        one, other = host_sums([torch.zeros(3), torch.ones(3)], [1, 1])
+        one, other = host_sums(Memory.of([torch.zeros(3), torch.ones(3)]))
         assert one != other and max(one, other).bit_length() > 32
     finally:
         checksum._host_digest.cache_clear()
@@ -149,7 +149,7 @@ def test_on_a_gpu_the_kernel_is_the_specification(dtype: torch.dtype) -> None:
     pieces = [memory, memory[1:], memory[3:3], memory[:1], memory[5:70_000], memory[:131_072].view(8, -1)]
     rows = [1, 1, 1, 1, 1, 8]
     for _ in range(2):
-        found = device_sums(pieces, rows)
+        found = device_sums(Memory.of(pieces, rows))
         expected = torch.cat([sums_of(piece.cpu(), count) for piece, count in zip(pieces, rows, strict=True)])
         assert torch.equal(found.cpu(), expected)
 
@@ -157,10 +157,10 @@ def test_on_a_gpu_the_kernel_is_the_specification(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_many_pieces_take_one_launch_and_give_the_same_every_time() -> None:
     pieces = [torch.randn(size, device="cuda", dtype=torch.bfloat16) for size in (7, 4096, 1 << 20) for _ in range(300)]
-    first = device_sums(pieces, [1] * len(pieces))
-    assert all(torch.equal(device_sums(pieces, [1] * len(pieces)), first) for _ in range(20))
+    first = device_sums(Memory.of(pieces))
+    assert all(torch.equal(device_sums(Memory.of(pieces)), first) for _ in range(20))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        device_sums(pieces, [1] * len(pieces))
+        device_sums(Memory.of(pieces))
         torch.cuda.synchronize()
     launches = sum(event.count for event in profile.key_averages() if "checksum_kernel" in event.key)
     assert launches == 1

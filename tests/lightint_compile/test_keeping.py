@@ -13,7 +13,7 @@ from lightint_compile.graphs import CompiledGraph
 from lightint_compile.passes.decisions.points import KeepPoint, RecallPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime import checksums, transfer
-from lightint_compile.runtime.checking import Check
+from lightint_compile.runtime.checking import Check, Watch
 from lightint_compile.runtime.frames import KeptFrames, kept_along
 from lightint_compile.runtime.keeping import Keeping, fingerprints, frame_sums
 
@@ -68,7 +68,8 @@ def _forgotten():
 
 
 def content(*tensors):
-    return Check(tensors, range(len(tensors))).content(range(len(tensors)))
+    watch = Watch(range(len(tensors)))
+    return Check(tensors, watch).content(watch.positions)
 
 
 def prints_of(frames, axes):

@@ -27,7 +27,9 @@ def main() -> None:
     memory = torch.randint(0, 256, (2 * PART + 64,), dtype=torch.uint8, generator=generator)
     start = -memory.data_ptr() % checksum.ALIGNED
     pieces = [memory[start + first : start + first + size] for first, size in CASES]
-    found = checksum.sums_at([(piece.data_ptr(), piece.numel()) for piece in pieces], torch.device("cpu"))
+    found = checksum.sums_at(
+        [piece.data_ptr() for piece in pieces], [piece.numel() for piece in pieces], torch.device("cpu")
+    )
     expected = torch.cat([sums_of(piece) for piece in pieces])
     equal = {str(case): torch.equal(*pair) for case, *pair in zip(CASES, found, expected, strict=True)}
     print(json.dumps(equal))
