@@ -30,6 +30,7 @@ from lightint_compile.passes.program import InputKind, Program, ProgramInput, fa
 from lightint_compile.passes.remarks import clean_path
 from lightint_compile.retracing import RepeatingInterpreter, WritesToAView, writes
 from lightint_compile.tracing import Dynamic, sizes_marked, trace_once
+from lightint_compile.transforms import levels_restored, uses_transforms, without_transforms
 
 
 def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
@@ -49,7 +50,8 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
         for node, real in zip(placeholders, example_inputs, strict=True)
     ]
     entries = [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
-    return _program(graph_module, values, entries, mode, name or _root_name(graph_module))
+    with levels_restored():
+        return _program(graph_module, values, entries, mode, name or _root_name(graph_module))
 
 
 def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
@@ -104,6 +106,8 @@ def _program(
 ) -> Program:
     mutated: list[int] = []
     outputs: list[Any] = []
+    if uses_transforms(graph_module):
+        graph_module = without_transforms(graph_module, values, mode)
     autocast = uses_autocast(graph_module)
 
     def traced_by(copies_views: bool) -> fx.GraphModule:

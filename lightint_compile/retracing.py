@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.autocasting import MODE_SWITCHES, ModeInterpreter
+from lightint_compile.controlflow import wrapped_call
 from lightint_compile.functional import inner
 from lightint_compile.normalform import LEFTOVERS
 from lightint_compile.passes.evaluate import size_of
@@ -83,7 +84,10 @@ class RepeatingInterpreter(ModeInterpreter):
         self._known: dict[Any, _Kept | None] = {}
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Copy what an equal call became, or trace it."""
+        """Copy what an equal call became, or trace it; a graph that is only wrapped is run in its place."""
+        wrapped = wrapped_call(target, args, kwargs)
+        if wrapped is not None:
+            return self._inlined(*wrapped)
         if not _is_known(target):
             return super().call_function(target, args, kwargs)
         return self._repeated(target, args, kwargs, super().call_function)
@@ -91,6 +95,11 @@ class RepeatingInterpreter(ModeInterpreter):
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         """As :meth:`call_function`."""
         return self._repeated(target, args, kwargs, super().call_method)
+
+    def _inlined(self, graph_module: fx.GraphModule, operands: Sequence[Any]) -> Any:
+        inside = RepeatingInterpreter(graph_module, copies_views=self._copies_views)
+        inside._known = self._known
+        return inside.run(*operands)
 
     def _repeated(self, target: Any, args: Any, kwargs: Any, trace: Callable[..., Any]) -> Any:
         mode = get_proxy_mode()
@@ -275,7 +284,8 @@ def _result(place: Any, made: Sequence[fx.Node], leaves: Sequence[Any], tracer: 
 
 def writes(graph_module: fx.GraphModule) -> bool:
     """Whether something in the graph looks as if it wrote to a tensor, so that views must be traced one by one."""
-    return any(map(_looks_like_a_write, graph_module.graph.nodes))
+    graphs = (module.graph for module in graph_module.modules() if isinstance(module, fx.GraphModule))
+    return any(_looks_like_a_write(node) for graph in graphs for node in graph.nodes)
 
 
 _AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")

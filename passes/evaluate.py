@@ -81,6 +81,8 @@ def described(value: Any) -> Any:
         return tuple(map(described, value))
     if isinstance(value, dict):
         return tuple((key, described(entry)) for key, entry in sorted(value.items()))
+    if isinstance(value, (torch.SymFloat, torch.SymBool)):
+        return type(value), value.node.expr
     return size_of(value) if isinstance(value, torch.SymInt) else frozen(value)
 
 

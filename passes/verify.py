@@ -12,6 +12,7 @@ from torch._ops import HigherOrderOperator
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.evaluate import described
+from lightint_compile.passes.outlining.nodes import graph_of
 from lightint_compile.passes.program import Program, fake_mode_of, faking
 
 
@@ -56,7 +57,7 @@ def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
     checked: set[Any] = set()
     for node in program.graph.nodes:
         if node.op != "call_function":
-            if "val" not in node.meta and not _is_graph(program, node) and node.op not in ("placeholder", "output"):
+            if "val" not in node.meta and graph_of(node) is None and node.op not in ("placeholder", "output"):
                 raise PassError(f"the new node {node.name} has no fake value")
             continue
         is_new = node not in unchanged
@@ -70,16 +71,6 @@ def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
         if key not in checked:
             checked.add(key)
             _check_value(node, mode)
-
-
-def _is_graph(program: Program, node: fx.Node) -> bool:
-    """Whether a node names a graph that control flow calls, which is no value."""
-    if node.op != "get_attr":
-        return False
-    try:
-        return isinstance(program.graph_module.get_submodule(str(node.target)), fx.GraphModule)
-    except AttributeError:
-        return False
 
 
 def _check_value(node: fx.Node, mode: Any) -> None:

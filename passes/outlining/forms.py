@@ -7,7 +7,7 @@ dtypes, devices, sizes and strides of all values, symbolic sizes up to one consi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ import sympy
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.outlining.nodes import MEMO, Dependencies
-from lightint_compile.passes.outlining.values import Tokens, constant, described, wiring_free
+from lightint_compile.passes.outlining.nodes import MEMO, Dependencies, graph_of
+from lightint_compile.passes.outlining.values import Tokens, constant, described, graph_described, wiring_free
 
 aten = torch.ops.aten
 
@@ -53,7 +53,7 @@ def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Toke
     place = {node: index for index, node in enumerate(ordered)}
     for node in ordered:
         for source in tokens.arguments(node):
-            if source not in place:
+            if source not in place and graph_of(source) is None:
                 inputs.setdefault(source, len(inputs))
     rename = _Renaming()
     numbers: dict[int, float] = {}
@@ -61,10 +61,18 @@ def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Toke
     for index, node in enumerate(ordered):
         if not exact and is_scaled(node):
             numbers[index] = float(node.args[1])  # type: ignore[arg-type]
-        wiring = tuple(place[s] if s in place else -1 - inputs[s] for s in tokens.arguments(node))
+        wiring = tuple(_wire(source, place, inputs) for source in tokens.arguments(node))
         value = described(node.meta.get("val"), rename)
         entries.append((node.target, _constants(node, index in numbers), wiring, value, node.meta.get(MEMO)))
     return Form(tokens.number(tuple(entries)), tuple(ordered), tuple(inputs), numbers)
+
+
+def _wire(source: fx.Node, place: Mapping[fx.Node, int], inputs: Mapping[fx.Node, int]) -> Hashable:
+    """Where an argument comes from: a node of the piece, an input of it, or a graph, which is a constant."""
+    graph = graph_of(source)
+    if graph is not None:
+        return graph_described(graph)
+    return place[source] if source in place else -1 - inputs[source]
 
 
 def is_scaled(node: fx.Node) -> bool:

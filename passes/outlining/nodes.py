@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -24,6 +25,24 @@ def is_movable(node: fx.Node) -> bool:
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return is_movable(node.args[0])
     return not is_scalar(node)
+
+
+def graph_of(node: fx.Node) -> fx.GraphModule | None:
+    """The graph that ``node`` names for control flow to call; ``None`` for a value."""
+    found: Any = node.graph.owning_module if node.op == "get_attr" else None
+    for name in str(node.target).split(".") if found is not None else ():
+        found = getattr(found, name, None)
+    return found if isinstance(found, fx.GraphModule) else None
+
+
+def is_control(node: fx.Node) -> bool:
+    """Whether a node is the user's control flow, which a compiler can have whole: graphs of operators, no decisions."""
+    if node.op != "call_function" or not isinstance(node.target, HigherOrderOperator):
+        return False
+    graphs = [graph for source in node.all_input_nodes if (graph := graph_of(source)) is not None]
+    decides = any(inner.op == "call_module" for graph in graphs for inner in graph.graph.nodes)
+    values = [source.meta.get("val") for source in node.all_input_nodes]
+    return not decides and not any(isinstance(value, (torch.SymBool, torch.SymFloat)) for value in values)
 
 
 def is_scalar(node: fx.Node) -> bool:

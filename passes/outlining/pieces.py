@@ -21,6 +21,7 @@ from lightint_compile.passes.outlining.forms import form_of
 from lightint_compile.passes.outlining.nodes import (
     MEMO,
     Dependencies,
+    is_control,
     is_element,
     is_movable,
     is_scalar,
@@ -35,8 +36,8 @@ class Piece:
     """Nodes that become one call.
 
     Attributes:
-        kind: ``block`` for a copy of a repeated region, ``glue`` for what lies between, ``memo`` for either of them
-            when its result is kept between calls.
+        kind: ``block`` for a copy of a repeated region, ``control`` for control flow with the graphs it calls, ``glue``
+            for what lies between, ``memo`` for one of them when its result is kept between calls.
         memo: the mark of its nodes, which says what they depend on; ``None`` for other kinds.
         path: the module it came from, empty where unknown.
         is_region: whether it is a copy of a repeated region, of whatever kind.
@@ -63,9 +64,10 @@ def cut(
         for instance, path in zip(group.instances, group.paths, strict=True)
         if (nodes := _with_elements(_up_to(boundaries, instance, dependencies)))
     ]
-    levels = _levels(regions, boundaries, dependencies)
+    fixed = [*regions, *(Piece("control", _with_elements([n])) for n in dependencies.order if is_control(n))]
+    levels = _levels(fixed, boundaries, dependencies)
     _postpone_views(levels, boundaries, dependencies)
-    return [*regions, *_glue(levels, dependencies, tokens)]
+    return [*fixed, *_glue(levels, dependencies, tokens)]
 
 
 def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dependencies) -> list[fx.Node]:

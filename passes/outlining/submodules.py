@@ -13,7 +13,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.outlining.forms import Form
-from lightint_compile.passes.outlining.nodes import is_ordered
+from lightint_compile.passes.outlining.nodes import graph_of, is_ordered
 from lightint_compile.passes.outlining.pieces import Piece
 from lightint_compile.passes.sharing import alias_source
 
@@ -28,7 +28,7 @@ class Outlined:
     """All pieces of one form, and the submodule that stands for them.
 
     Attributes:
-        kind: ``block``, ``glue`` or ``memo``.
+        kind: ``block``, ``control``, ``glue`` or ``memo``.
         pieces: the pieces, and for each its form, in the order of the graph.
         lifted: nodes whose Python number differs between pieces, so that the submodule takes it as a tensor.
         returned: indices of the nodes that the submodule returns.
@@ -78,13 +78,16 @@ class Outlined:
             made[source] = _placeholder(graph, _short_name(source))
             made[source].meta["val"] = source.meta.get("val")
         numbers = {index: self._number(graph, index) for index in self.lifted}
+        held = {node: found for each in form.nodes for node in each.all_input_nodes if (found := graph_of(node))}
+        for node in held:
+            made[node] = graph.node_copy(node)
         for index, node in enumerate(form.nodes):
             copied = made[node] = graph.node_copy(node, made.__getitem__)
             copied.meta = copy.copy(node.meta)
             if index in numbers:
                 copied.args = (copied.args[0], numbers[index], *copied.args[2:])
         graph.output(tuple(self._output(graph, made[form.nodes[index]], index) for index in self.returned))
-        module = fx.GraphModule(torch.nn.Module(), graph)
+        module = fx.GraphModule({str(node.target): called for node, called in held.items()}, graph)
         module.meta["lightint"] = {
             "kind": self.kind,
             "calls": len(self.pieces),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import sympy
@@ -78,6 +79,16 @@ def wiring_free(arguments: Any) -> Hashable:
     if isinstance(arguments, slice):
         return ("slice", wiring_free(arguments.start), wiring_free(arguments.stop), wiring_free(arguments.step))
     return constant(arguments)
+
+
+def graph_described(module: fx.GraphModule) -> Hashable:
+    """A graph that control flow calls as data: its text, and what it holds, tensors by identity."""
+    held = []
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = attrgetter(str(node.target))(module)
+            held.append(graph_described(value) if isinstance(value, fx.GraphModule) else id(value))
+    return ("graph", str(module.graph), tuple(held))
 
 
 def argument_nodes(node: fx.Node) -> list[fx.Node]:
