@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench kernel-matrix clean
+.PHONY: demo test lint bench kernel-matrix torch-matrix clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
 
 kernel-matrix: $(STAMP)  ## every kernel compiled under Triton 3.6 to 3.9 (installed under build/triton, 3 GB), no GPU needed
 	$(BIN)/python tests/support/kernel_matrix.py
+
+torch-matrix: $(STAMP)  ## the suite under torch 2.11, 2.13 and 2.14 (installed under build/torch, 15 GB), on the CPU
+	$(BIN)/python tests/support/torch_matrix.py
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

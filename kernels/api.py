@@ -53,6 +53,7 @@ def sparse_attention(
     scale: float | None = None,
     context_density: float | None = None,
     skipped_means: int = 1,
+    min_tokens: int | None = None,
 ) -> Tensor:
     """Attention over a (frames, height, width) token grid that skips key tiles of little weight.
 
@@ -71,6 +72,7 @@ def sparse_attention(
         context_density: with it, the budget is ``density`` of the current blocks and this share of the context's.
         skipped_means: let every block that is not read take part by the mean keys and values of so many parts (1, 2, 4
             or 8, as far as the tile can be halved); 0 leaves out what is not read, as in the published method.
+        min_tokens: keys from which the call is sparse, 0 for always; without it the cost model decides for these sizes.
 
     Returns:
         ``[batch, query_heads, query_tokens, head_dim]``; memory order as stated in ``ops``.
@@ -79,7 +81,7 @@ def sparse_attention(
         InputError: arguments that do not fit together, before anything is launched.
     """
     policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
-    settings = (query_grid, key_grid, prefix, tile, *policy)
+    settings = (query_grid, key_grid, prefix, tile, *policy, min_tokens)
     if not torch.compiler.is_compiling() and _is_plain(query, key, value):
         return planning.run(query, [key], [value], ContextPools(), *settings)
     return _lightint.sparse_attention(query, key, value, *settings)
@@ -101,13 +103,14 @@ def sparse_attention_segments(
     scale: float | None = None,
     context_density: float | None = None,
     skipped_means: int = 1,
+    min_tokens: int | None = None,
 ) -> Tensor:
     """:func:`sparse_attention` with keys and values as consecutive segments (text, cached context, current).
 
     Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
     """
     policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
-    settings = (query_grid, key_grid, prefix, tile, *policy)
+    settings = (query_grid, key_grid, prefix, tile, *policy, min_tokens)
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values):
         return planning.run(query, keys, values, ContextPools(), *settings)
     return _lightint.sparse_attention_segments(query, list(keys), list(values), *settings)
@@ -132,6 +135,7 @@ def sparse_attention_prepared(
     scale: float | None = None,
     context_density: float | None = None,
     skipped_means: int = 1,
+    min_tokens: int | None = None,
 ) -> Tensor:
     """:func:`sparse_attention_segments` with the context's pools of :func:`prepare_context`, made once a chunk.
 
@@ -142,9 +146,10 @@ def sparse_attention_prepared(
     settings = (query_grid, key_grid, prefix, tile, *policy)
     pools = ContextPools(context_pool, context_key_means, context_value_means)
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values, *(p for p in pools if p is not None)):
-        return planning.run(query, keys, values, pools, *settings)
+        return planning.run(query, keys, values, pools, *settings, min_tokens)
+    means = (context_key_means, context_value_means)
     return _lightint.sparse_attention_prepared(
-        query, list(keys), list(values), context_pool, *settings, context_key_means, context_value_means
+        query, list(keys), list(values), context_pool, *settings, *means, min_tokens
     )
 
 

@@ -159,6 +159,16 @@ def parts(tile: Sequence[int], skipped_means: int) -> None:
         ) from None
 
 
+def min_tokens(keys: int | None = None) -> None:
+    """Check the number of keys below which a call is dense.
+
+    Raises:
+        InputError: a negative number.
+    """
+    if keys is not None and keys < 0:
+        raise InputError("min_tokens is a number of keys, not negative", where="min_tokens", why=f"got {keys}")
+
+
 def given_pools(pools: Iterable[Tensor | None], key: Tensor, layout: Layout, skipped_means: int) -> None:
     """Check what of the context was pooled earlier: keys by tiles, then keys and values by the parts that have means.
 

@@ -21,7 +21,8 @@ from .tiles import Layout
 def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     """Decompositions of every operator that reads tokens into portable steps.
 
-    The cost model is not asked: an archive does not know its device, and a site that was rewritten stays sparse.
+    Neither the cost model nor ``min_tokens`` is asked: an archive does not know its device, and a site that was
+    rewritten stays sparse.
 
     Raises:
         ImportError: Triton is not installed.
@@ -82,6 +83,7 @@ def _steps(
     scale: float | None,
     context_density: float | None = None,
     skipped_means: int = 0,
+    min_tokens: int | None = None,
 ) -> Tensor:
     from . import portable
 

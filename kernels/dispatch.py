@@ -7,6 +7,7 @@ decision, so that sparse never loses; :func:`using` overrides both, for tests an
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from lightint_compile.errors import OptionError, did_you_mean
 from .skipped import Selection
 from .tiles import Layout
 
+log = logging.getLogger(__name__)
 NAMES = ("dense", "reference", "gather", "portable", "hopper")
 _forced: ContextVar[str | None] = ContextVar("lightint_forced_implementation", default=None)
 
@@ -84,7 +86,19 @@ def _by_capability(device: torch.device, dtype: torch.dtype, head_dim: int, tile
     if obstacle:
         return Choice("reference", obstacle)
     obstacle = _hopper_obstacle(device, dtype, head_dim, tile)
-    return Choice("portable", obstacle) if obstacle else Choice("hopper", "Gluon kernel for sm_90")
+    if not obstacle:
+        return Choice("hopper", "Gluon kernel for sm_90")
+    if torch.cuda.get_device_capability(device) == (9, 0):
+        _warn_once(
+            f"sparse attention on this sm_90 device runs on the portable kernel, at about half the speed: {obstacle}"
+        )
+    return Choice("portable", obstacle)
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """One warning a process and reason; ``lightint doctor`` and the reports say it again."""
+    log.warning(message)
 
 
 def _portable_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
@@ -132,11 +146,19 @@ def _pools_on_gpu(pool: Tensor) -> bool:
 
 
 def prefers_sparse(
-    query: Tensor, layout: Layout, kept_blocks: int, parts: int, tile: Sequence[int], *, host_hidden: bool = False
+    query: Tensor,
+    layout: Layout,
+    kept_blocks: int,
+    parts: int,
+    tile: Sequence[int],
+    *,
+    min_tokens: int | None = None,
+    host_hidden: bool = False,
 ) -> Choice:
     """``dense`` or the implementation that will run, for one call of sparse attention.
 
-    ``host_hidden``: the device will not wait for launches (a CUDA graph is being captured).
+    ``min_tokens``: keys from which the caller wants it sparse; the cost model is not asked then. ``host_hidden``: the
+    device will not wait for launches (a CUDA graph is being captured).
     """
     forced = _forced.get()
     if forced == "dense":
@@ -146,6 +168,8 @@ def prefers_sparse(
         return chosen
     if chosen == "reference":
         return Choice("dense", chosen.reason)
+    if min_tokens is not None:
+        return chosen if layout.key_tokens >= min_tokens else Choice("dense", f"fewer than {min_tokens} keys")
     batch, heads, tokens, head_dim = query.shape
     shape = (batch, heads, head_dim, tokens, layout.key_tokens)
     kept = kept_fraction(layout, kept_blocks, parts)

@@ -29,6 +29,10 @@ in that many parts (halves by frames, then rows, then columns), each of them as 
 with the log of their number added to the logit, and one value, their mean. A part without tokens does not exist. The
 parts of all blocks are numbered like blocks: they are the tiles of the same grids with the part as the tile.
 
+*Dense or sparse.* ``min_tokens`` says who decides: with a number, the call is sparse from that many keys on and dense
+below, so 0 is always sparse; without one the cost model decides for the sizes of the call. Dense in any case is a call
+that would keep every block, and one on a device, dtype or head_dim that no sparse kernel takes.
+
 *Budget.* ``floor(density * blocks)``; with ``context_density`` that of the current blocks and
 ``floor(context_density * context blocks)`` more, spent on whatever scores best.
 
@@ -63,12 +67,16 @@ _POLICY = "float density, float? coverage, int protect_frames, int neighbours"
 
 _SPARSE = f"{_SITE}, {_POLICY}, float? scale, float? context_density=None, int skipped_means=0"
 
+_DENSE_BELOW = "int? min_tokens=None"
+
 SCHEMAS = {
-    "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SPARSE}) -> Tensor",
-    "sparse_attention_segments": f"(Tensor query, Tensor[] keys, Tensor[] values, {_SPARSE}) -> Tensor",
+    "sparse_attention": f"(Tensor query, Tensor key, Tensor value, {_SPARSE}, {_DENSE_BELOW}) -> Tensor",
+    "sparse_attention_segments": (
+        f"(Tensor query, Tensor[] keys, Tensor[] values, {_SPARSE}, {_DENSE_BELOW}) -> Tensor"
+    ),
     "sparse_attention_prepared": (
         "(Tensor query, Tensor[] keys, Tensor[] values, Tensor context_pool, "
-        f"{_SPARSE}, Tensor? context_key_means=None, Tensor? context_value_means=None) -> Tensor"
+        f"{_SPARSE}, Tensor? context_key_means=None, Tensor? context_value_means=None, {_DENSE_BELOW}) -> Tensor"
     ),
     "pool_tiles": "(Tensor tokens, SymInt[] grid, int[] tile) -> Tensor",
     "select_blocks": (
@@ -103,12 +111,13 @@ def sparse_attention_prepared(
 def cut_pools(context_pool: Tensor, rest: Sequence[Any], **named: Tensor | None) -> tuple[Sequence[Any], ContextPools]:
     """The settings among the last arguments of :func:`sparse_attention_prepared`, and all that is pooled."""
     given = {**named, **dict(zip(_MEANS, rest[_SETTINGS:], strict=False))}
-    return rest[:_SETTINGS], ContextPools(context_pool, *(given.get(name) for name in _MEANS))
+    settings = (*rest[:_SETTINGS], *rest[_SETTINGS + len(_MEANS) :])
+    return settings, ContextPools(context_pool, *(given.get(name) for name in _MEANS))
 
 
 _MEANS = ("context_key_means", "context_value_means")
 _SETTINGS = 11
-"""Arguments of sparse attention behind its tensors."""
+"""Arguments of sparse attention behind its tensors, in front of the means that were prepared."""
 
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
@@ -185,6 +194,7 @@ def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tenso
     checks.site(query, keys, values, *rest[:4])
     checks.policy(*rest[4:8], *rest[9:10])
     checks.parts(rest[3], _parts_of(rest))
+    checks.min_tokens(*rest[11:12])
     return empty_output(query)
 
 

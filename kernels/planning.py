@@ -77,13 +77,17 @@ def _make(
     scale: float | None,
     context_density: float | None = None,
     skipped_means: int = 0,
+    min_tokens: int | None = None,
 ) -> Plan:
     layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
     checks.policy(density, coverage, protect_frames, neighbours, context_density)
     checks.given_pools(pools, keys[0], layout, skipped_means)
-    budget = layout.budget(density, context_density)
-    keeps_all = budget >= layout.key_blocks and (coverage is None or coverage >= 1.0)
-    choice = dispatch.prefers_sparse(query, layout, budget, skipped_means, tile, host_hidden=_capturing(query))
+    checks.min_tokens(min_tokens)
+    kept = int(layout.list_width(density, protect_frames, neighbours, context_density))
+    keeps_all = kept >= layout.key_blocks and (coverage is None or coverage >= 1.0)
+    choice = dispatch.prefers_sparse(
+        query, layout, kept, skipped_means, tile, min_tokens=min_tokens, host_hidden=_capturing(query)
+    )
     if keeps_all or choice == "dense":
         return _dense(query, keys, scale)
     chosen = policy(query, density, coverage, protect_frames, neighbours, scale, context_density)

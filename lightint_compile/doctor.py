@@ -12,13 +12,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from lightint_compile.kernels.cost import Rates
+    from lightint_compile.kernels.dispatch import Choice
 
 
 class State(StrEnum):
     """How a check came out; only ``BROKEN`` keeps lightint from running."""
 
     GOOD = "ok"
+    SLOWER = "slower"
     ABSENT = "absent"
     BROKEN = "broken"
 
@@ -105,15 +109,44 @@ def _device() -> Iterator[Finding]:
 
 
 def _attention() -> Iterator[Finding]:
-    """How dense and sparse attention are weighed here."""
-    import torch
-
+    """Which kernel runs sparse attention here, and how dense and sparse are weighed."""
     from lightint_compile.kernels import cost
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    origin, rates = cost.origin_of(device), cost.rates_of(device)
+    device, kernel = _best_kernel()
+    yield Finding("kernel", _speed_of(device, kernel), f"{_KERNELS[str(kernel)]}: {kernel.reason}")
+    if kernel == "reference":
+        return
+    origin, rates = cost.origin_of(device, str(kernel)), cost.rates_of(device, str(kernel))
     advice = "" if origin is cost.Origin.MEASURED else "; lightint doctor --measure makes sure"
     yield Finding("attention", State.GOOD, f"{_described(rates)}, {origin}{advice}")
+
+
+_KERNELS = {
+    "hopper": "the sm_90 kernel (Gluon)",
+    "portable": "the portable kernel (Triton)",
+    "gather": "the CPU's",
+    "reference": "none, sites stay dense",
+}
+
+
+def _best_kernel() -> tuple[torch.device, Choice]:
+    """The device, and what runs half-precision attention with a head_dim of 128 there (float32 on a CPU)."""
+    import torch
+
+    from lightint_compile.kernels import dispatch
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return device, dispatch.implementation(torch.empty((1, 1, 0, 128), dtype=dtype, device=device))
+
+
+def _speed_of(device: torch.device, kernel: Choice) -> State:
+    import torch
+
+    if kernel == "reference":
+        return State.ABSENT
+    best = device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0) or kernel == "hopper"
+    return State.GOOD if best else State.SLOWER
 
 
 def measure() -> Finding:

@@ -8,18 +8,17 @@ is found by what its axes mean, not by the model's name.
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.errors import OptionError
+from lightint_compile.kernels import cost, dispatch
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
 from lightint_compile.kernels.tiles import Layout, part_of
 from lightint_compile.passes.base import Pass, PassResult
@@ -34,9 +33,6 @@ from lightint_compile.passes.sizes import same
 from lightint_compile.passes.sparse_context import ContextPools
 from lightint_compile.passes.sparse_rewrite import Choice, one_sided, rewrite_site
 from lightint_compile.passes.sparse_sizes import GridSizes
-
-SHORTEST = 4096
-"""Keys below which skipping does not pay, where no measured cost model says otherwise."""
 
 
 class Obstacle(NamedTuple):
@@ -62,7 +58,8 @@ class SparseAttention(Pass):
         neighbours: Manhattan radius in tiles that every query keeps.
         skipped_means: let tiles that are not read take part by this many means of their parts, or as many as the tile
             can be cut into; 0 leaves them out, as the release does.
-        min_tokens: keys below which a site stays dense; ``none`` asks the cost model of the device.
+        min_tokens: keys below which a site stays dense, and from which it is sparse; ``none`` asks the device's cost
+            model. Either is asked once, here, unless a size of the site is only known at each call.
         skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
     """
 
@@ -124,7 +121,13 @@ class SparseAttention(Pass):
         layout = self._layout(site, sizes)
         if layout is None:
             return Obstacle("data-dependent", "a size of its grid is only known at run time")
-        choice = self._choice(site, layout)
+        query = site.query.meta["val"]
+        kernel = dispatch.implementation(query, layout.tile)
+        if (
+            kernel == "reference" and query.device.type != "meta"
+        ):  # nothing runs on meta tensors: they stand for any device's
+            return Obstacle("no-kernel", kernel.reason)
+        choice = self._choice(site, layout, kernel)
         return self._no_gain(site, choice) or choice
 
     def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
@@ -137,7 +140,7 @@ class SparseAttention(Pass):
         prefix = hinted_shape(site.key.meta["val"])[2] - total * current[1] * current[2]
         return Layout.of(current, (total, *current[1:]), self.tile, prefix)
 
-    def _choice(self, site: AttentionSite, layout: Layout) -> Choice:
+    def _choice(self, site: AttentionSite, layout: Layout, kernel: dispatch.Choice) -> Choice:
         """A share of everything, or as many tiles as the current frames have and a share of the context."""
         assert site.query_grid is not None
         frames, density, context_density = site.query_grid.frames, self.density, None
@@ -146,7 +149,8 @@ class SparseAttention(Pass):
             density, context_density = 1.0, self.context_density
             protected = max(protected, frames if self.keep_current else 0)
         parts = _parts_of(layout.tile, self.skipped_means)
-        return Choice(layout, density, context_density, self.coverage, protected, self.neighbours, parts)
+        kept = (density, context_density, self.coverage, protected, self.neighbours, parts)
+        return Choice(layout, *kept, 0 if _is_static(site) else self.min_tokens, kernel)
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
@@ -160,9 +164,11 @@ class SparseAttention(Pass):
             return None
         query = site.query.meta["val"]
         shape = (batch, heads, head_dim, queries, keys)
-        if not _prefers_sparse(query, shape, min(choice.read_keys / keys, 1.0)):
-            return Obstacle("too-short", f"skipping does not pay with {keys} keys", "min-tokens=0 rewrites regardless")
-        return None
+        density, kernel = min(choice.read_keys / keys, 1.0), str(choice.kernel)
+        if cost.prefers_sparse(query.device, query.dtype, *shape, density, kernel):
+            return None
+        why = f"skipping does not pay with {keys} keys and the {kernel} kernel"
+        return Obstacle("too-short", why, "min-tokens=0 rewrites regardless")
 
 
 def _parts_of(tile: tuple[int, int, int], wanted: int) -> int:
@@ -178,13 +184,10 @@ def _parts_of(tile: tuple[int, int, int], wanted: int) -> int:
 _PARTS = (0, 1, 2, 4, 8)
 
 
-def _prefers_sparse(query: torch.Tensor, shape: tuple[int, ...], density: float) -> bool:
-    """The device's cost model; a plain length where there is none."""
-    try:
-        prefers: Callable[..., bool] = importlib.import_module("lightint_compile.kernels.cost").prefers_sparse
-    except (ModuleNotFoundError, AttributeError):
-        return shape[-1] >= SHORTEST
-    return bool(prefers(query.device, query.dtype, *shape, density))
+def _is_static(site: AttentionSite) -> bool:
+    """Whether all that dense or sparse depends on is known now, and not only at each call."""
+    values = (site.query.meta["val"], site.key.meta["val"])
+    return all(isinstance(size_of(size), int) for value in values for size in value.shape)
 
 
 _ALL_TRUE = "where the mask is all true (no padding), leave it out"
@@ -256,8 +259,12 @@ def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark
         kind=RemarkKind.APPLIED,
         pass_name=SparseAttention.name,
         rule=str(site.kind),
-        message=f"grid {site.query_grid} attends to {kept} of {site.key_grid}, and to {layout.prefix} text tokens",
+        message=f"grid {site.query_grid} attends to {kept} of {site.key_grid}, and to {layout.prefix} text tokens"
+        + ("" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"),
         args={
+            "decided": choice.decided,
+            "kernel": str(choice.kernel),
+            "kernel_reason": choice.kernel.reason,
             "query_grid": str(site.query_grid),
             "key_grid": str(site.key_grid),
             "prefix": layout.prefix,

@@ -9,6 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
+from lightint_compile.kernels.dispatch import Choice as Implementation
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.passes.calls import argument
 from lightint_compile.passes.evaluate import Size, size_of
@@ -45,6 +46,9 @@ class Choice:
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius, in tiles, that every query keeps.
         skipped_means: how many means stand for a block that is not read, 0 for none.
+        min_tokens: keys from which the site is sparse, 0 where that is decided; none leaves it to each call, because a
+            size is only known there.
+        kernel: the implementation that runs where it is sparse.
     """
 
     layout: Layout
@@ -54,6 +58,15 @@ class Choice:
     protect_frames: int
     neighbours: int
     skipped_means: int
+    min_tokens: int | None
+    kernel: Implementation
+
+    @property
+    def decided(self) -> str:
+        """Who decides between dense and sparse, and when."""
+        if self.min_tokens is None:
+            return "at each call, by the cost model"
+        return "when compiled" if self.min_tokens <= 1 else f"at each call, sparse from {self.min_tokens} keys on"
 
     @property
     def kept_blocks(self) -> int:
@@ -91,17 +104,21 @@ def rewrite_site(
     queries = _Queries.cut(site, visual, rewriter)
     kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
     policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means)
+    decided = choice.min_tokens
     where = (query_grid, key_grid, prefix, list(choice.layout.tile))
     pooled = pools.of(site, choice.layout.tile, sizes, rewriter, parts=choice.skipped_means)
     lightint = torch.ops.lightint
     if pooled is not None:
         target = lightint.sparse_attention_prepared.default
         key_pool, *means = pooled
-        found = rewriter.call(target, queries.visual, keys, values, key_pool, *where, *policy, *means)
+        given = (*means, None, None)[:2]
+        found = rewriter.call(target, queries.visual, keys, values, key_pool, *where, *policy, *given, decided)
     elif len(keys) > 1:
-        found = rewriter.call(lightint.sparse_attention_segments.default, queries.visual, keys, values, *where, *policy)
+        target = lightint.sparse_attention_segments.default
+        found = rewriter.call(target, queries.visual, keys, values, *where, *policy, decided)
     else:
-        found = rewriter.call(lightint.sparse_attention.default, queries.visual, keys[0], values[0], *where, *policy)
+        target = lightint.sparse_attention.default
+        found = rewriter.call(target, queries.visual, keys[0], values[0], *where, *policy, decided)
     return queries.join(site, found, rewriter)
 
 

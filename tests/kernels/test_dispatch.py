@@ -154,3 +154,27 @@ def test_prepared_context_reaches_the_portable_steps_too():
     assert names == ["pool", "pool", "pool", "select", "pool", "pool", "attend"]
     # the context's keys and values alone, then queries and current keys, then means of current keys and values
     assert [len(steps[i].args[0]) for i in (0, 1, 2, 4, 5)] == [1, 1, 2, 1, 1]
+
+
+def test_an_sm_90_device_on_the_portable_kernel_is_warned_of_once_with_the_reason(monkeypatch, caplog):
+    pytest.importorskip("triton")
+    pretend(
+        monkeypatch, (9, 0), lambda query, tile: "the sm_90 kernel is written for Triton 3.6 to 3.9, this is 3.10.0"
+    )
+    dispatch._warn_once.cache_clear()
+    with caplog.at_level("WARNING", logger=dispatch.log.name):
+        for head_dim in (64, 128, 64):
+            assert dispatch._by_capability(GPU, torch.bfloat16, head_dim, TILE) == "portable"
+    (record,) = caplog.records
+    assert "portable kernel" in record.message and "this is 3.10.0" in record.message
+    dispatch._warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_the_best_kernel_of_a_device_is_nothing_to_warn_of(capability, monkeypatch, caplog):
+    pytest.importorskip("triton")
+    pretend(monkeypatch, capability, lambda query, tile: None if capability == (9, 0) else "not sm_90")
+    dispatch._warn_once.cache_clear()
+    with caplog.at_level("WARNING", logger=dispatch.log.name):
+        dispatch._by_capability(GPU, torch.bfloat16, 128, TILE)
+    assert not caplog.records

@@ -12,15 +12,16 @@ OPS = getattr(torch.ops, ops.NAMESPACE)
 PUBLISHED_SCHEMAS = {
     "sparse_attention": "lightint::sparse_attention(Tensor query, Tensor key, Tensor value, SymInt[] query_grid, "
     "SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, int protect_frames, "
-    "int neighbours, float? scale, float? context_density=None, int skipped_means=0) -> Tensor",
+    "int neighbours, float? scale, float? context_density=None, int skipped_means=0, int? min_tokens=None) -> Tensor",
     "sparse_attention_segments": "lightint::sparse_attention_segments(Tensor query, Tensor[] keys, Tensor[] values, "
     "SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, float? coverage, "
-    "int protect_frames, int neighbours, float? scale, float? context_density=None, int skipped_means=0)"
-    " -> Tensor",
+    "int protect_frames, int neighbours, float? scale, float? context_density=None, int skipped_means=0, "
+    "int? min_tokens=None) -> Tensor",
     "sparse_attention_prepared": "lightint::sparse_attention_prepared(Tensor query, Tensor[] keys, Tensor[] values, "
     "Tensor context_pool, SymInt[] query_grid, SymInt[] key_grid, SymInt prefix, int[] tile, float density, "
     "float? coverage, int protect_frames, int neighbours, float? scale, float? context_density=None, "
-    "int skipped_means=0, Tensor? context_key_means=None, Tensor? context_value_means=None) -> Tensor",
+    "int skipped_means=0, Tensor? context_key_means=None, Tensor? context_value_means=None, "
+    "int? min_tokens=None) -> Tensor",
 }
 
 
@@ -32,7 +33,7 @@ def arguments(site, operator, dtype=torch.float32):
     parts = list(key.split(cut, 2)), list(value.split(cut, 2))
     if operator == "sparse_attention_prepared":
         keys, values, *pools = context_segments(site, key, value)
-        return (query, keys, values, pools[0], *where, *policy, None, *more, *pools[1:])
+        return (query, keys, values, pools[0], *where, *policy, None, *more, *pools[1:], 0)
     lists = random_lists(site, "mixed")
     visual = key[:, :, site.prefix :]
     pools = [
@@ -40,8 +41,8 @@ def arguments(site, operator, dtype=torch.float32):
         [kernels.pool_tiles(visual, grid=site.key_grid, tile=site.tile)],
     ]
     return {
-        "sparse_attention": (query, key, value, *where, *policy, None, *more),
-        "sparse_attention_segments": (query, *parts, *where, *policy, None, *more),
+        "sparse_attention": (query, key, value, *where, *policy, None, *more, 0),
+        "sparse_attention_segments": (query, *parts, *where, *policy, None, *more, 0),
         "pool_tiles": (query, site.query_grid, site.tile),
         "select_blocks": (*pools, site.query_grid, site.key_grid, site.tile, *policy, None, 0.25),
         "block_sparse_attention": (query, key, value, *lists, *where, None),

@@ -158,3 +158,22 @@ def test_a_captured_graph_is_decided_apart(monkeypatch):
     for _ in range(3):
         kernels.sparse_attention(*SITE.tensors(torch.float32), **SITE.grids)
     assert hidden == [False, True]
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 285, 286])
+def test_a_caller_who_has_decided_is_not_asked_about(min_tokens, monkeypatch):
+    """The site has 5 tokens of text and 280 visual ones."""
+    monkeypatch.setattr(cost, "prefers_sparse", lambda *arguments, **_: pytest.fail("the cost model was asked"))
+    query, key, value = SITE.tensors(torch.float64)
+    settings = {"density": 0.3, "neighbours": 0, "min_tokens": min_tokens, **SITE.grids}
+    ours = kernels.sparse_attention(query, key, value, **settings)
+    with kernels.using("dense" if SITE.layout.key_tokens < min_tokens else "gather"):
+        assert torch.equal(kernels.sparse_attention(query, key, value, **settings), ours)
+    keys, values = segments(key, value)
+    pool = kernels.prepare_context(keys[1], grid=SITE.layout.context_grid, tile=SITE.tile)
+    torch.testing.assert_close(kernels.sparse_attention_prepared(query, keys, values, pool, **settings), ours)
+
+
+def test_a_negative_number_of_keys_is_refused():
+    with pytest.raises(InputError, match="min_tokens"):
+        kernels.sparse_attention(*SITE.tensors(torch.float32), **SITE.grids, min_tokens=-1)

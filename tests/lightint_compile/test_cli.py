@@ -159,3 +159,39 @@ def test_the_8b_program_is_a_target_without_weights() -> None:
     subject = resolve("worldplay:8b-480p")
     assert all(parameter.is_meta for parameter in subject.module.parameters())
     assert sum(parameter.numel() for parameter in subject.module.parameters()) > 8e9
+
+
+@pytest.mark.parametrize(("kernel", "state"), [("hopper", "ok"), ("portable", "slower"), ("reference", "absent")])
+def test_doctor_names_the_kernel_that_runs_and_why(kernel: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an sm_90 device; the rates that are told are those of that kernel."""
+    from lightint_compile import doctor
+    from lightint_compile.kernels import cost
+    from lightint_compile.kernels.dispatch import Choice
+
+    asked = []
+    rates = cost.Rates(5.0, 8.0, 20.0, 4.0, 100.0, 1)
+    monkeypatch.setattr(doctor, "_best_kernel", lambda: (torch.device("cuda", 0), Choice(kernel, "because of Triton")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cost, "rates_of", lambda device, implementation: asked.append(implementation) or rates)
+    monkeypatch.setattr(cost, "origin_of", lambda device, implementation: cost.Origin.KNOWN)
+    first, *rest = doctor._attention()
+    assert first.state == state and "because of Triton" in first.detail
+    assert asked == ([] if kernel == "reference" else [kernel]) and len(rest) == len(asked)
+
+
+def test_doctor_calls_a_torch_beyond_the_tested_ones_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightint_compile import torch_compat
+    from lightint_compile.doctor import State, examine
+
+    for version, state in (
+        ((2, 10), State.BROKEN),
+        ((2, 11), State.GOOD),
+        ((2, 14), State.GOOD),
+        ((2, 15), State.BROKEN),
+    ):
+        fits = torch_compat.is_supported(version)
+        assert fits is (state is State.GOOD)
+    monkeypatch.setattr(torch_compat, "is_supported", lambda: False)
+    monkeypatch.setattr(torch_compat, "missing", lambda: ["torch._C.gone"])
+    (finding,) = [finding for finding in examine() if finding.subject == "torch"]
+    assert finding.broken and "outside of 2.11 to 2.14" in finding.detail and "torch._C.gone" in finding.detail

@@ -73,8 +73,8 @@ def test_a_denoising_step_reads_its_segments_without_the_concatenation():
     node = only(copy, SEGMENTS)
     assert [key.meta["val"].shape[2] for key in node.args[1]] == [5, 128, 64]
     assert node.args[3:7] == ([4, 4, 4], [12, 4, 4], 5, [2, 2, 2])
-    # coverage, protected frames, neighbours, scale, density of the context, means of skipped tiles
-    assert node.args[8:] == (None, 0, 1, None, 0.05, 2)
+    # coverage, protected frames, neighbours, scale, context's density, means of skipped tiles, sparse from 0 keys on
+    assert node.args[8:] == (None, 0, 1, None, 0.05, 2, 0)
     assert not list(copy.calls(DENSE))
     assert dense_difference(program, feeds) < 1e-6
 
@@ -96,7 +96,7 @@ def test_context_that_several_steps_read_is_pooled_once():
     pools = list(copy.calls(POOL))
     assert [pool.args[1:] for pool in pools] == [([8, 4, 4], tile) for tile in ([2, 2, 2], [1, 2, 2], [1, 2, 2])]
     readers = list(copy.calls(PREPARED))
-    assert [(node.args[3], *node.args[-2:]) for node in readers] == [tuple(pools)] * 2
+    assert [(node.args[3], *node.args[-3:-1]) for node in readers] == [tuple(pools)] * 2
     assert all((node.args[1][1], node.args[2][1]) == (pools[0].args[0], pools[2].args[0]) for node in readers)
     assert only(copy, SEGMENTS)  # what nobody else reads is pooled where it is read
     applied = [
@@ -186,7 +186,7 @@ def test_a_world_model_with_a_symbolic_history():
     assert {node.args[5] for node in prefills} == {node.args[6] for node in denoises} == {19}
     assert {len(node.args[1]) for node in prefills} == {2} and {len(node.args[1]) for node in denoises} == {3}
     assert len(pools) == 3 * depth and all(len(pool.users) == steps for pool in pools)
-    assert all(node.args[3].args[0] in node.args[1] and node.args[-1].args[0] in node.args[2] for node in denoises)
+    assert all(node.args[3].args[0] in node.args[1] and node.args[-2].args[0] in node.args[2] for node in denoises)
     for history in (8, 12):
         feeds = feeds_of(worldplay_tiny.module(), worldplay_tiny.inputs(history))
         with kernels.using("dense"):
