@@ -1,15 +1,19 @@
 """Example inputs for compiling one region on its own: the same shapes with fresh symbols.
 
 A region sees sizes such as ``24*Min(20, s0)`` whose symbol ``s0`` belongs to the whole program. Compiled alone, it
-needs symbols that its own inputs bind. Every part of a size that is not a sum or product, ``Min(20, s0)`` here, becomes
-a fresh symbol ``n``: sizes become polynomials in fresh symbols (``24*n``, ``24*n + 96``), and the value of each is
-found at run time from a size that is linear in it. Every symbol that is no integer argument of the region already is
-handed to it as one, before the rest, as Dynamo does: Inductor's caches write guards in terms of integer arguments only.
+needs symbols that its own inputs bind. Sizes become polynomials in as few fresh symbols as they follow from
+(``elimination.py``), and the value of each is found at run time from a size that is linear in it: ``24*n + 96`` gives
+``n``. Sizes that are only seen as their sum or product are one symbol. Every symbol that is no integer argument of the
+region already is handed to it as one, before the rest, as Dynamo does: Inductor's caches write guards in terms of
+integer arguments only.
+
+A Python float that changes from call to call reaches a region as a tensor, since Inductor compiles for numbers as they
+are, and is read from it there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +22,8 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.utils._sympy.functions import Max
 
+from lightint_compile.elimination import Elimination
 from lightint_compile.errors import CaptureError
 
 
@@ -63,42 +67,62 @@ class FreshInputs:
     """Fake inputs in a fake mode of their own.
 
     Attributes:
-        values: one a placeholder: fake tensors, symbolic or plain integers.
+        values: one a placeholder: fake tensors, symbolic or plain integers; a 0-d float64 one for a changing float.
         symbols: the fresh symbolic integers, in the order of ``bindings``.
         bindings: where each fresh symbol is read at run time.
         extra: positions in ``symbols`` of those that the region gets as integer arguments of their own, before
         ``values``.
+        constants: sizes of 0 or 1, which code is compiled for as they are, and where they are read.
+        floats: positions in ``values`` of the changing floats.
     """
 
     mode: FakeTensorMode
     values: tuple[Any, ...]
     symbols: tuple[torch.SymInt, ...]
     bindings: tuple[BoundSymbol, ...]
-    extra: tuple[int, ...]
+    extra: tuple[int, ...] = ()
+    constants: tuple[tuple[BoundSymbol, int], ...] = ()
+    floats: tuple[int, ...] = ()
+
+    def guard(self) -> str | None:
+        """Under which sizes code compiled for these inputs holds: text over ``L['t0']``, ... for :meth:`guarded`."""
+        assert self.mode.shape_env is not None
+        found = self.mode.shape_env.produce_guards_expression(self.symbols) if self.symbols else None
+        conditions = [str(found)] if found else []
+        conditions += [f"L['t{len(self.symbols) + i}'] == {value}" for i, (_, value) in enumerate(self.constants)]
+        return " and ".join(f"({condition})" for condition in conditions) or None
+
+    def guarded(self) -> tuple[BoundSymbol, ...]:
+        """Where the sizes in the guard are read."""
+        return (*self.bindings, *(bound for bound, _ in self.constants))
 
 
 def fresh_inputs(values: Sequence[Any], hints: Sequence[Any] | None = None) -> FreshInputs:
-    """Inputs like ``values`` under fresh symbols.
+    """Fake inputs like ``values`` (one a placeholder), with symbols that these inputs bind themselves.
 
     Args:
-        values: fake tensors and symbolic or plain integers of the program the region was cut from.
-        hints: real arguments of a call; their sizes replace the hints that the program was traced with.
+        hints: real arguments whose sizes replace those of the trace; they decide which guards the compilation sees.
 
     Raises:
-        CaptureError: a symbol whose value no size gives away.
+        CaptureError: arguments whose sizes are not related as those of the trace are.
     """
     return _Freshener(values, hints).build()
 
 
 @dataclass(frozen=True)
 class _Place:
-    """One symbolic size among the inputs: its polynomial in the atoms, its value in the example, where it stands."""
+    """One size (or integer, or stride) of the region's inputs, as a polynomial in atoms."""
 
     polynomial: sympy.Expr
     hint: int
     argument: int
     dim: int | None
     of_stride: bool = False
+
+    @property
+    def rank(self) -> tuple[bool, bool]:
+        """Sizes before strides, integer arguments before sizes."""
+        return self.of_stride, self.dim is not None
 
 
 class _Freshener:
@@ -107,24 +131,26 @@ class _Freshener:
         self._hints = hints
         self._env = ShapeEnv()
         self._mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
-        self._atoms: dict[sympy.Expr, sympy.Dummy] = {}
-        self._fresh: dict[sympy.Dummy, sympy.Expr] = {}
-        self._hint_of: dict[sympy.Dummy, int] = {}
-        self._unread: set[sympy.Dummy] = set()
-        self._products: dict[sympy.Expr, sympy.Dummy] = {}
+        self._sizes = Elimination()
+        self._fresh: dict[sympy.Expr, sympy.Expr] = {}
+        self._hint_of: dict[sympy.Expr, int] = {}
+        self._dynamic: list[tuple[torch.SymInt, BoundSymbol]] = []
+        self._constants: list[tuple[BoundSymbol, int]] = []
 
     def build(self) -> FreshInputs:
-        """Find the atoms, bind each, and make the inputs."""
+        """Bind what sizes give away by themselves, then what they only give away together, and make the inputs."""
         places = [*self._places(), *self._stride_places()]
-        self._unread = {atom for atom in self._atoms.values() if all(_linear(place, atom) is None for place in places)}
-        if self._unread:  # height and width that are only ever seen as tokens: their product is a size of its own
-            places = [*self._places(), *self._stride_places()]
-        atoms = [atom for atom in self._atoms.values() if atom not in self._unread]
-        bound = [self._bind(atom, places) for atom in (*atoms, *self._products.values())]
-        dynamic = [(symint, place) for symint, place in bound if isinstance(symint, torch.SymInt)]
+        for atom in self._sizes.atoms():
+            found = [place for place in places if self._sizes.reads(place.polynomial, atom)]
+            if found:
+                self._bind(min(found, key=_plainness(atom)), places)
+        for place in sorted(places, key=lambda place: (place.rank, len(place.polynomial.free_symbols))):
+            self._bind(place, places)
         values = tuple(map(self._renew, self._values))
-        extra = tuple(index for index, (_, place) in enumerate(dynamic) if not place.is_argument)
-        return FreshInputs(self._mode, values, tuple(s for s, _ in dynamic), tuple(p for _, p in dynamic), extra)
+        extra = tuple(index for index, (_, place) in enumerate(self._dynamic) if not place.is_argument)
+        symbols, bindings = tuple(s for s, _ in self._dynamic), tuple(p for _, p in self._dynamic)
+        floats = tuple(index for index, value in enumerate(self._values) if isinstance(value, torch.SymFloat))
+        return FreshInputs(self._mode, values, symbols, bindings, extra, tuple(self._constants), floats)
 
     def _places(self) -> Iterator[_Place]:
         for index, value in enumerate(self._values):
@@ -146,54 +172,42 @@ class _Freshener:
                     yield _Place(self._polynomial(stride), _hint(stride, real), index, dim, of_stride=True)
 
     def _polynomial(self, size: int | torch.SymInt) -> sympy.Expr:
-        if not isinstance(size, torch.SymInt):
-            return sympy.Integer(size)
-        polynomial = self._in_atoms(size.node.expr)
-        return self._with_products(polynomial) if polynomial.free_symbols & self._unread else polynomial
+        return self._sizes.polynomial(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
-    def _with_products(self, polynomial: sympy.Expr) -> sympy.Expr:
-        """``polynomial`` with each product of atoms that no size gives away by themselves as one atom."""
-        terms = []
-        for term in sympy.Add.make_args(sympy.expand(polynomial)):
-            factors = sympy.Mul.make_args(term)
-            unread = sympy.Mul(*(factor for factor in factors if factor.free_symbols & self._unread))
-            rest = sympy.Mul(*(factor for factor in factors if not factor.free_symbols & self._unread))
-            if unread != 1 and unread not in self._products:
-                self._products[unread] = sympy.Dummy(f"product{len(self._products)}", integer=True, positive=True)
-            terms.append(rest * self._products.get(unread, unread))
-        return sympy.Add(*terms)
-
-    def _in_atoms(self, expression: sympy.Expr) -> sympy.Expr:
-        """``expression`` with everything below sums and products replaced by one dummy each."""
-        if expression.is_number:
-            return expression
-        if expression.is_Add or expression.is_Mul:
-            return expression.func(*map(self._in_atoms, expression.args))
-        if isinstance(expression, Max) and len(expression.args) == 2 and expression.args[0] == 1:
-            # Contiguous strides are written Max(1, size); a fresh symbol is never 0.
-            return self._in_atoms(expression.args[1])
-        if expression not in self._atoms:
-            self._atoms[expression] = sympy.Dummy(f"size{len(self._atoms)}", integer=True, positive=True)
-        return self._atoms[expression]
-
-    def _bind(self, atom: sympy.Dummy, places: Sequence[_Place]) -> tuple[Any, BoundSymbol]:
-        """A fresh symbol for ``atom``, read from the plainest size that is linear in it alone."""
-        found = [(bound, place) for place in places if (bound := _linear(place, atom)) is not None]
-        if not found:
-            sizes = ", ".join(sorted({str(place.polynomial) for place in places}))
-            raise CaptureError(
-                "a size inside a region cannot be told from the sizes of its inputs", why=f"they are {sizes}"
-            )
-        bound, place = min(found, key=lambda pair: (pair[0].of_stride, not pair[0].is_plain, pair[0].dim is not None))
-        hint = (place.hint - bound.offset) // bound.factor
+    def _bind(self, place: _Place, places: Sequence[_Place]) -> None:
+        """A fresh symbol for what ``place`` tells that nothing before did."""
+        told = self._sizes.reduced(place.polynomial)
+        if self._sizes.is_known(told):
+            return
+        reading = self._sizes.add(told)
+        bound = BoundSymbol(place.argument, place.dim, reading.factor, reading.offset, place.of_stride)
+        hint, rest = divmod(place.hint - reading.offset, reading.factor)
+        if rest:
+            why = f"a size of {place.hint} is not {reading.factor} times a number plus {reading.offset}"
+            raise CaptureError("sizes of a region's inputs are not related as they were", why=why)
+        self._hint_of[reading.number] = hint
+        is_size = place.dim is not None or self._is_in_a_size(place, places)
+        if is_size and hint in (0, 1):
+            self._fresh[reading.number] = sympy.Integer(hint)
+            self._constants.append((bound, hint))
+            return
         source = ConstantSource(f"__region_size_{len(self._fresh)}")
-        symbol = self._env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
-        self._fresh[atom], self._hint_of[atom] = symbol, hint
-        return self._env.create_symintnode(symbol, hint=hint, source=source), bound
+        create = self._env.create_symbol if is_size and hint > 1 else self._env.create_unspecified_symbol
+        symbol = create(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
+        self._fresh[reading.number] = symbol
+        self._dynamic.append((self._env.create_symintnode(symbol, hint=hint, source=source), bound))
+
+    def _is_in_a_size(self, argument: _Place, places: Sequence[_Place]) -> bool:
+        """Whether a size of a tensor depends on an integer argument, which may else be 0, 1 or negative."""
+        symbols = argument.polynomial.free_symbols
+        return any(place.dim is not None and place.polynomial.free_symbols & symbols for place in places)
 
     def _renew(self, value: Any) -> Any:
         if isinstance(value, torch.SymInt):
             return self._size(value)
+        if isinstance(value, torch.SymFloat):
+            with self._mode:
+                return torch.empty((), dtype=torch.float64, device="cpu")
         if not isinstance(value, torch.Tensor):
             return value
         sizes, strides = [self._size(size) for size in value.shape], self._strides(value)
@@ -201,8 +215,8 @@ class _Freshener:
             return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
 
     def _size(self, size: int | torch.SymInt) -> Any:
-        polynomial = self._polynomial(size)
-        expression = polynomial.xreplace(self._fresh)
+        polynomial = self._sizes.reduced(self._polynomial(size))
+        expression = sympy.expand(polynomial.xreplace(self._fresh))
         if expression.is_number:
             return int(expression)
         return self._env.create_symintnode(expression, hint=int(polynomial.xreplace(self._hint_of)))
@@ -221,8 +235,13 @@ class _Freshener:
         return strides
 
     def _is_known(self, size: int | torch.SymInt) -> bool:
-        """Whether every atom of a size or stride is bound."""
-        return self._polynomial(size).free_symbols <= self._fresh.keys()
+        """Whether a size or stride follows from the fresh symbols."""
+        return self._sizes.is_known(self._sizes.reduced(self._polynomial(size)))
+
+
+def _plainness(atom: sympy.Dummy) -> Callable[[_Place], tuple[bool, bool, bool]]:
+    """Sizes before strides, the symbol itself before multiples of it, integer arguments before sizes."""
+    return lambda place: (place.of_stride, place.polynomial != atom, place.dim is not None)
 
 
 def _addressing(value: Any) -> Iterator[tuple[int, int | torch.SymInt]]:
@@ -231,17 +250,6 @@ def _addressing(value: Any) -> Iterator[tuple[int, int | torch.SymInt]]:
         for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
             if not (isinstance(size, int) and size == 1):
                 yield dim, stride
-
-
-def _linear(place: _Place, atom: sympy.Dummy) -> BoundSymbol | None:
-    """How to read ``atom`` from a size that is ``factor * atom + offset``; ``None`` when the size is anything else."""
-    if place.polynomial.free_symbols != {atom}:
-        return None
-    polynomial = sympy.Poly(place.polynomial, atom)
-    if polynomial.degree() != 1:
-        return None
-    factor, offset = map(int, polynomial.all_coeffs())
-    return BoundSymbol(place.argument, place.dim, factor, offset, place.of_stride)
 
 
 def _seen(size: int | torch.SymInt) -> int:

@@ -37,6 +37,7 @@ class Variant:
         always.
         bindings: where the sizes in ``guard`` are read.
         extra: positions in ``bindings`` of the sizes that ``function`` takes as integers before the region's arguments.
+        floats: positions of the region's arguments that are Python floats and reach ``function`` as tensors.
         save: writes the compiled form to a file; ``None`` where it cannot be written.
     """
 
@@ -44,6 +45,7 @@ class Variant:
     guard: str | None = None
     bindings: tuple[BoundSymbol, ...] = ()
     extra: tuple[int, ...] = ()
+    floats: tuple[int, ...] = ()
     save: Callable[[str], None] | None = None
 
     @cached_property
@@ -59,9 +61,14 @@ class Variant:
 
     def __call__(self, args: Sequence[Any]) -> Sequence[Any]:
         """Run the compiled form on the region's arguments."""
-        if not self.extra:
-            return self.function(*args)
-        return self.function(*(self.bindings[index].read(args) for index in self.extra), *args)
+        sizes = (self.bindings[index].read(args) for index in self.extra)
+        if self.floats:
+            args = [_as_tensor(arg) if index in self.floats else arg for index, arg in enumerate(args)]
+        return self.function(*sizes, *args)
+
+
+def _as_tensor(number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 @dataclass
@@ -122,28 +129,39 @@ def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphMod
     """A copy of a region whose placeholders carry ``inputs``; its other values are left for the compiler to find."""
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    values = iter(inputs.values)
+    values = iter(enumerate(inputs.values))
     for index in inputs.extra:
         size = graph.placeholder(f"size_{index}")
         size.meta["val"] = size.meta["example_value"] = inputs.symbols[index]
+    floats = set(inputs.floats)
     anchor = next((value for value in inputs.values if isinstance(value, torch.Tensor)), None)
+    read: list[tuple[fx.Node, fx.Node]] = []
     for node in graph_module.graph.nodes:
+        if node.op != "placeholder":
+            mapping.update((old, graph.call_function(_READ, (tensor,))) for old, tensor in read)
+            read.clear()
         copied = mapping[node] = graph.node_copy(node, lambda old: mapping[old])
         copied.meta = {key: value for key, value in copy.copy(node.meta).items() if key in _KEPT}
         if node.op == "placeholder":
-            copied.meta["val"] = copied.meta["example_value"] = next(values)
+            index, value = next(values)
+            copied.meta["val"] = copied.meta["example_value"] = value
+            if index in floats:
+                read.append((node, copied))
     for node in graph.output_node().all_input_nodes:
         # standalone_compile finds its fake mode on an output; any value of that mode will do.
         node.meta.setdefault("example_value", anchor)
     return fx.GraphModule(graph_module, graph)
 
 
+_READ = torch.ops.aten._local_scalar_dense.default
+
 _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 
 def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
     """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
-    return Variant(standalone(graph_module, inputs), bindings=inputs.bindings, extra=inputs.extra)
+    function = standalone(graph_module, inputs)
+    return Variant(function, bindings=inputs.bindings, extra=inputs.extra, floats=inputs.floats)
 
 
 def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
@@ -156,12 +174,8 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
             artifact = torch._inductor.standalone_compile(
                 standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
             )
-        guard = None
-        if inputs.symbols:
-            assert inputs.mode.shape_env is not None
-            guard = inputs.mode.shape_env.produce_guards_expression(inputs.symbols)
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
-        return Variant(artifact, guard, inputs.bindings, inputs.extra, save)
+        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save)
 
     return compile_region
 

@@ -112,7 +112,12 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
             log.info("the program is not kept on disk: region %s has no artifact (%s)", name, error)
             return None
         bindings = [asdict(bound) for bound in variant.bindings]
-        leaves[name] = {"guard": variant.guard, "bindings": bindings, "extra": list(variant.extra)}
+        leaves[name] = {
+            "guard": variant.guard,
+            "bindings": bindings,
+            "extra": list(variant.extra),
+            "floats": list(variant.floats),
+        }
     return {
         "source": driver.source,
         "leaves": leaves,
@@ -127,7 +132,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
 def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, regions: RegionSource) -> Leaf:
     artifact = CompiledArtifact.load(path=str(folder / f"{name}.bin"), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
-    variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]))
+    variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]))
     return Leaf(name, functools.partial(regions, name), compiler, [variant])
 
 

@@ -74,12 +74,33 @@ def test_hints_of_a_call_replace_those_of_the_trace(mode: FakeTensorMode) -> Non
     assert int(fresh.values[0].shape[0]) == 30
 
 
-def test_a_size_nothing_gives_away_is_an_error(mode: FakeTensorMode) -> None:
+def test_sizes_that_are_only_seen_as_their_sum_are_one_size(mode: FakeTensorMode) -> None:
     a, b = _symbol(mode, 6, "a"), _symbol(mode, 10, "b")
     with mode:
-        tensor = torch.empty(a + b, 3)
-    with pytest.raises(CaptureError, match="cannot be told"):
-        fresh_inputs([tensor])
+        tensors = [torch.empty(a + b, 3), torch.empty(2 * a + 2 * b + 5, 3)]
+    fresh = fresh_inputs(tensors)
+    assert [bound.read([torch.empty(9, 3), torch.empty(23, 3)]) for bound in fresh.bindings] == [9]
+    assert [int(value.shape[0]) for value in fresh.values] == [16, 37]
+
+
+def test_an_integer_may_be_negative_and_a_size_of_one_is_guarded(mode: FakeTensorMode) -> None:
+    count = _symbol(mode, 8, "frames")
+    with mode:
+        tensor = torch.empty(count - 7, 3)
+    fresh = fresh_inputs([tensor, 2 - count])
+    assert [int(value) for value in (fresh.values[0].shape[0], fresh.values[1])] == [1, -6]
+    with mode:
+        tokens = torch.empty(torch.sym_min(count, 20), 3)
+    alone = fresh_inputs([tokens], [torch.empty(1, 3)])
+    assert not alone.symbols and alone.guard() == "(L['t0'] == 1)"
+    assert [bound.read([torch.empty(5, 3)]) for bound in alone.guarded()] == [5]
+
+
+def test_sizes_of_a_call_that_are_not_related_as_those_of_the_trace_are_refused(mode: FakeTensorMode) -> None:
+    with mode:
+        tensor = torch.empty(24 * torch.sym_min(_symbol(mode, 8, "frames"), 20), 4)
+    with pytest.raises(CaptureError, match="not related"):
+        fresh_inputs([tensor], [torch.empty(25, 4)])
 
 
 def test_height_and_width_that_are_only_seen_as_tokens_are_one_size(mode: FakeTensorMode) -> None:
