@@ -254,13 +254,11 @@ def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark
     queries = hinted_shape(site.query.meta["val"])[2]
     read = layout.current_tokens * choice.read_keys + (queries - layout.current_tokens) * layout.key_tokens
     after = before * read / (queries * layout.key_tokens)
-    kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles"
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=SparseAttention.name,
         rule=str(site.kind),
-        message=f"grid {site.query_grid} attends to {kept} of {site.key_grid}, and to {layout.prefix} text tokens"
-        + ("" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"),
+        message=_said(site, choice),
         args={
             "decided": choice.decided,
             "kernel": str(choice.kernel),
@@ -280,3 +278,13 @@ def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark
         numerics=Numerics.APPROXIMATE,
         **at(site.node),
     )
+
+
+def _said(site: AttentionSite, choice: Choice) -> str:
+    """What is kept, what runs it, and where the decision waits for a call."""
+    layout, kernel = choice.layout, choice.kernel
+    kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles of {site.key_grid}"
+    why = f" ({kernel.reason})" if kernel == "portable" else ""  # another kernel might have been expected
+    waits = "" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"
+    what = f"grid {site.query_grid} attends to {kept}, and to {layout.prefix} text tokens"
+    return f"{what}, by the {kernel} kernel{why}{waits}"

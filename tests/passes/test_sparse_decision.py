@@ -110,7 +110,7 @@ def test_what_runs_is_what_was_said(frames, believed, ran, monkeypatch):
             assert ran == (["sparse"] if claimed else []), (density, min_tokens)
             assert torch.equal(found, exact) is not claimed
             if claimed:
-                assert site.args["decided"] == "when compiled" and site.args["kernel"] == "gather"
+                assert site.args["decided"] == "when compiled" and "by the gather kernel" in site.message
                 assert site.flops_after < site.flops_before
             else:
                 assert not site.flops_after and site.message.startswith("stays dense")
@@ -205,3 +205,14 @@ def test_an_archive_keeps_the_decision(ran, monkeypatch, tmp_path: Path):
     ran.clear()
     loaded(feed)
     assert ran == ["sparse"]
+
+
+def test_the_report_says_why_the_faster_kernel_does_not_run(monkeypatch):
+    """And the pass asks for the rates of the one that does."""
+    asked: list[str] = []
+    portable = dispatch.Choice("portable", "the sm_90 kernel is written for Triton 3.6 to 3.9, this is 3.10.0")
+    monkeypatch.setattr(dispatch, "implementation", lambda query, tile=(): portable)
+    monkeypatch.setattr(cost, "prefers_sparse", lambda *arguments, **_: asked.append(arguments[8]) or True)
+    _, result = rewritten(trace_function(attend, {"video": video(4)}), options(0.3, None))
+    (site,) = sites(result.remarks)
+    assert f"by the portable kernel ({portable.reason})" in site.message and asked == ["portable"]
