@@ -15,11 +15,13 @@ import torch
 import torch.fx as fx
 
 from lightint_compile import capture
+from lightint_compile.asking import in_rollout
 from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored
 from lightint_compile.budget.ladder import ladder_of
 from lightint_compile.compilation import Compilation, inductor_as_it_is
 from lightint_compile.errors import OptionError
 from lightint_compile.graphs import CompiledGraph
+from lightint_compile.modelwide import Captured, arrived, forget_models
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import RemarkKind
@@ -45,25 +47,34 @@ def lightint(
 
     Raises:
         OptionError: an option that cannot be taken.
-        PassError: a pass named by ``require`` did nothing, or one failed under ``strict``.
+        PassError: a pass named by ``require`` did nothing in the whole model, or one failed under ``strict``.
     """
     if unknown:
         raise OptionError(
             f"the backend takes no argument {min(unknown)!r}", where="torch.compile", fix="use options={...}"
         )
-    chosen = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
-    config = _config(mode)
-    reason = _reason_to_leave_alone(graph_module, example_inputs, chosen)
+    chosen = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
+    captured = Captured.of(graph_module)
+    graph = _compiled(graph_module, example_inputs, chosen, _config(mode))
+    arrived(graph, captured, chosen)
+    return graph
+
+
+def _compiled(
+    graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions, config: dict[str, Any]
+) -> CompiledGraph:
+    reason = _reason_to_leave_alone(graph_module, inputs, options)
     if reason:
-        return inductor_as_it_is(graph_module, example_inputs, config, chosen, reason)
-    if chosen.budget is not None and not chosen.budget.is_exact:
-        return _within_budget(graph_module, example_inputs, chosen, config)
-    return Compilation(graph_module, example_inputs, chosen, config).run()
+        return inductor_as_it_is(graph_module, inputs, config, options, reason)
+    if options.budget is not None and not options.budget.is_exact:
+        return _within_budget(graph_module, inputs, options, config)
+    return Compilation(graph_module, inputs, options, config).run()
 
 
 def _reset() -> None:
     """Called by ``torch._dynamo.reset()``: compiled graphs are gone, and what they kept with them."""
     CompiledGraph.forget_all()
+    forget_models()
 
 
 lightint.reset = _reset  # type: ignore[attr-defined]

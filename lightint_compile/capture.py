@@ -23,7 +23,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 
 from lightint_compile.autocasting import make_casts_explicit, uses_autocast
-from lightint_compile.errors import CaptureError
+from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
 from lightint_compile.functional import functional
 from lightint_compile.normalform import tidy
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, fake_mode_of
@@ -88,16 +88,21 @@ def trace(
     name = _name_of(module)
 
     def read(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
-        caught.append(from_dynamo(graph_module, example_inputs, name=name))
+        try:
+            caught.append(from_dynamo(graph_module, example_inputs, name=name))
+        except LightintError:
+            raise
+        except Exception as error:
+            raise CaptureError("the graph could not be captured", where=name, why=told(error)) from error
 
     try:
         with sizes_marked(module, args, kwargs or {}, dynamic or {}):
             trace_once(module, args, kwargs or {}, read)
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CaptureError("the call does not capture as one graph", where=name, why=reason) from error
+        where = user_line(error) or name
+        raise GraphBreakError("the call does not capture as one graph", where=where, why=told(error)) from error
     if not caught:
-        raise CaptureError("the call ran no tensor operation", where=name, why="there is nothing to compile")
+        raise EmptyGraphError("the call ran no tensor operation", where=name, why="there is nothing to compile")
     return caught[0]
 
 

@@ -18,7 +18,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
 from lightint_compile.driver import Driver
-from lightint_compile.errors import CaptureError, OptionError, PassError
+from lightint_compile.errors import CaptureError, OptionError, PassError, one_line
 from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
 from lightint_compile.graphs import CompiledGraph
 from lightint_compile.lowering import Lowered, compiler_of, lower
@@ -195,7 +195,7 @@ class Compilation:
         except CaptureError as error:
             if self._options.strict:
                 raise
-            raise NothingLeftError(str(error)) from error
+            raise NothingLeftError(one_line(error)) from error
         except Exception as error:
             failure = self._answered(error, "capturing", _INDUCTOR)
             raise NothingLeftError(failure.message, [failure]) from error

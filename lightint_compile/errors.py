@@ -57,6 +57,14 @@ class CaptureError(LightintError, RuntimeError):
     """A graph that could not be brought into the normal form."""
 
 
+class GraphBreakError(CaptureError):
+    """A call that does not trace as one graph."""
+
+
+class EmptyGraphError(CaptureError):
+    """A call that runs no tensor operation."""
+
+
 class PassError(LightintError, RuntimeError):
     """A pass that broke its contract, or a required rewrite that did not apply."""
 
@@ -67,6 +75,12 @@ class ExportError(LightintError, RuntimeError):
 
 class StateError(LightintError, RuntimeError):
     """A call that does not fit the runtime state (a compiled module that was never run, pickling a driver)."""
+
+
+def one_line(error: LightintError) -> str:
+    """What, where, why and fix of an error in one line."""
+    parts = [("", error.what), ("at ", error.where), ("", error.why), ("fix: ", error.fix)]
+    return " · ".join(label + " ".join(text.split()) for label, text in parts if text)
 
 
 MOST_TOLD = 600

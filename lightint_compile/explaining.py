@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
+from torch._dynamo.exc import TorchDynamoException
 
 from lightint_compile import capture
+from lightint_compile.asking import in_rollout
 from lightint_compile.budget.graph import uncalibrated
-from lightint_compile.errors import CaptureError
+from lightint_compile.copies import Invocation, copied, randomness_kept
+from lightint_compile.errors import (
+    CaptureError,
+    EmptyGraphError,
+    GraphBreakError,
+    LightintError,
+    StateError,
+    one_line,
+    told,
+)
+from lightint_compile.modelwide import Captured, check_core, check_required, is_refused, warn_unmatched
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.facts import summary
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
 from lightint_compile.reporting import Report, Section
 from lightint_compile.rewrite import rewrite
-from lightint_compile.tracing import Dynamic, undisturbed
+from lightint_compile.tracing import Dynamic, sizes_marked, trace_once, undisturbed
 
 
 def explain(
@@ -31,7 +45,9 @@ def explain(
 
     Nothing is compiled. A call that captures as one graph is not run either, so a model on the meta device costs no
     memory; one that breaks into several graphs is run once, eagerly, to get past each break, and each graph is a
-    section of the report. The model is explained as inference (no gradients).
+    section of the report. That run is one of copies: the module, its arguments and what they share stay as they are,
+    and so do random numbers. Where something cannot be copied or there is no room, only the graph up to the first break
+    is explained, and a remark says why. The model is explained as inference (no gradients).
 
     Args:
         module: a module or function, or what ``torch.compile`` made of one.
@@ -41,19 +57,34 @@ def explain(
 
     Raises:
         OptionError: options that cannot be taken.
+        InputError: ``dynamic`` names what the call does not have.
         PassError: a pass named by ``require`` rewrote nothing, or one failed under ``strict``.
     """
-    wanted = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
-    module = getattr(module, "_orig_mod", module)
+    wanted = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
+    module = module._orig_mod if isinstance(module, OptimizedModule) else innermost_fn(module)
     needs_gradients = torch.is_grad_enabled() and _trains(module)
-    with torch.no_grad():
-        try:
-            sections = [_section(capture.trace(module, args, kwargs, dynamic=dynamic), wanted)]
-        except CaptureError:
-            sections = _graph_by_graph(module, args, kwargs, wanted)
+    with torch.no_grad(), randomness_kept():
+        sections = _sections((module, args, kwargs), dynamic or {}, wanted)
     if needs_gradients:
         sections = [_as_inference(section) for section in sections]
+    warn_unmatched(sections, wanted)
+    check_required(sections, wanted)
     return Report.of(*sections)
+
+
+def _sections(call: Invocation, dynamic: Dynamic, options: LightintOptions) -> list[Section]:
+    module, args, kwargs = call
+    try:
+        return [_section(capture.trace(module, args, kwargs, dynamic=dynamic), options)]
+    except EmptyGraphError:
+        return []
+    except GraphBreakError:
+        try:
+            return _graph_by_graph(copied(module, args, kwargs), dynamic, options)
+        except StateError as error:
+            return _up_to_the_first_break(call, dynamic, options, error)
+    except CaptureError as error:
+        return [_left_alone(_name_of(module), error, options)]
 
 
 def _section(program: Program, options: LightintOptions) -> Section:
@@ -67,29 +98,70 @@ def _section(program: Program, options: LightintOptions) -> Section:
     return Section.of(rewrite(program, options)).with_remarks(found)
 
 
-def _graph_by_graph(
-    module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: LightintOptions
-) -> list[Section]:
-    sections: list[Section] = []
-    failures: list[Exception] = []
-    name = _name_of(module)
+def _left_alone(name: str, error: LightintError, options: LightintOptions) -> Section:
+    return Section(name, options=options.to_dict(), untouched=one_line(error))
 
-    def backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+
+class _Reader:
+    """A backend that explains each graph it is given and runs it as it is."""
+
+    def __init__(self, name: str, options: LightintOptions) -> None:
+        self.sections: list[Section] = []
+        self.failures: list[Exception] = []
+        self.name, self._options = name, options
+
+    def __call__(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        captured = Captured.of(graph_module)
         try:
-            sections.append(_section(capture.from_dynamo(graph_module, example_inputs, name=name), options))
-        except CaptureError as error:
-            reason = " ".join(str(error).split())
-            sections.append(Section(name, options=options.to_dict(), untouched=reason))
+            section = self._explained(graph_module, inputs)
+            self.sections.append(section.with_remarks(captured.breaks))
+            if captured.core is not None and is_refused(section):
+                check_core(captured.core, section.untouched, self._options, self.name)
         except Exception as error:
-            failures.append(error)
+            self.failures.append(error)
         run: Callable[..., Any] = graph_module.forward
         return run
 
-    with undisturbed():
-        torch.compile(module, backend=backend)(*args, **kwargs)
-    if failures:
-        raise failures[0]
-    return sections
+    def _explained(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Section:
+        try:
+            program = capture.from_dynamo(graph_module, inputs, name=self.name)
+        except LightintError as error:
+            return _left_alone(self.name, error, self._options)
+        except Exception as error:
+            unknown = CaptureError("the graph could not be captured", why=told(error))
+            return _left_alone(self.name, unknown, self._options)
+        return _section(program, self._options)
+
+    def told(self) -> list[Section]:
+        """The sections; what the passes raised is raised here, outside of Dynamo's trace."""
+        if self.failures:
+            raise self.failures[0]
+        return self.sections
+
+
+def _graph_by_graph(call: Invocation, dynamic: Dynamic, options: LightintOptions) -> list[Section]:
+    """Run a call of copies."""
+    module, args, kwargs = call
+    reader = _Reader(_name_of(module), options)
+    with undisturbed(), sizes_marked(module, args, kwargs, dynamic):
+        torch.compile(module, backend=reader)(*args, **kwargs)
+    return reader.told()
+
+
+def _up_to_the_first_break(
+    call: Invocation, dynamic: Dynamic, options: LightintOptions, reason: StateError
+) -> list[Section]:
+    module, args, kwargs = call
+    reader = _Reader(_name_of(module), options)
+    with sizes_marked(module, args, kwargs, dynamic), suppress(TorchDynamoException):
+        trace_once(module, args, kwargs, reader, whole=False)
+    why = f"the model is not run past its first break: {told(reason)}"
+    remark = Remark(kind=RemarkKind.ANALYSIS, pass_name="explain", rule="not-run", message=why, hint=_SMALLER)
+    sections = reader.told() or [Section(reader.name, options=options.to_dict(), untouched=why)]
+    return [*sections[:-1], sections[-1].with_remark(remark)]
+
+
+_SMALLER = "explain a smaller instance of the model, or what torch.compile made of it by lightint_compile.report"
 
 
 def _trains(module: Callable[..., Any]) -> bool:

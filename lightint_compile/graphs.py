@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 
+from lightint_compile.calling import subject_of
 from lightint_compile.driver import Driver
 from lightint_compile.errors import StateError
 from lightint_compile.fallback import Recovering
+from lightint_compile.modelwide import check_required
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
@@ -35,6 +37,7 @@ class CompiledGraph:
         self, function: Callable[..., Any], section: Section, inputs: Sequence[Any], *, driver: Driver | None = None
     ) -> None:
         self.function, self._section, self.driver = function, section, driver
+        self._subject: weakref.ref[Any] | None = None
         self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
         with self._lock:
             type(self)._made += 1
@@ -60,6 +63,14 @@ class CompiledGraph:
     def serves(self, module: torch.nn.Module) -> bool:
         """Whether the graph was captured from ``module`` (or a part of it): they share a parameter."""
         return any(id(parameter) in self._parameters for parameter in module.parameters())
+
+    def belongs_to(self, subject: Any) -> None:
+        """The graph was compiled in a call of ``subject``: what ``torch.compile`` was given."""
+        self._subject = None if subject is None else weakref.ref(subject)
+
+    def is_of(self, subject: Any) -> bool:
+        """Whether it was; also where Dynamo gave the function up and compiled what it calls."""
+        return subject is not None and self._subject is not None and self._subject() is subject
 
     @property
     def setting(self) -> str:
@@ -96,7 +107,9 @@ class CompiledGraph:
             StateError: it was not compiled by lightint, or was never called.
         """
         module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
-        found = {graph for graph in cls._every() if isinstance(module, torch.nn.Module) and graph.serves(module)}
+        subject = subject_of(compiled)
+        found = {graph for graph in cls._every() if graph.is_of(subject)}
+        found |= {graph for graph in cls._every() if isinstance(module, torch.nn.Module) and graph.serves(module)}
         if not found:
             function = type(module).forward if isinstance(module, torch.nn.Module) else innermost_fn(module)
             found = set(_graphs_in(function))
@@ -132,8 +145,11 @@ def report(compiled: Any) -> Report:
 
     Raises:
         StateError: the module was never called, or was compiled by another backend.
+        PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
     """
-    return Report.of(*(graph.section for graph in CompiledGraph.of(compiled)))
+    sections = [graph.section for graph in CompiledGraph.of(compiled)]
+    check_required(sections)
+    return Report.of(*sections)
 
 
 def reset(compiled: Any) -> None:

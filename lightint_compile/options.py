@@ -33,6 +33,8 @@ class LightintOptions:
     Attributes:
         preset: which rewrites run; see ``presets.py``.
         passes: a pipeline text that replaces the preset's, ``"canonicalize-attention,dead-tail"``; ``""`` runs no pass.
+        approximate: let the preset ``all`` approximate a model that has no cameras and no trajectory, too. By itself it
+            does not: nothing says there which quality is wanted.
         roles: input path to role, overriding what is inferred; kept as sorted pairs.
         require: passes that must rewrite something; else compiling raises :class:`~lightint_compile.errors.PassError`.
         strict: a pass that fails raises instead of being undone.
@@ -62,6 +64,7 @@ class LightintOptions:
 
     preset: str = DEFAULT_PRESET
     passes: str | None = None
+    approximate: bool = False
     roles: tuple[tuple[str, str], ...] = ()
     require: tuple[str, ...] = ()
     strict: bool = False
@@ -171,10 +174,13 @@ def _pass_names(option: str) -> Callable[[Any], tuple[str, ...]]:
     return check
 
 
-def _strict(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong("strict", value, "true or false", "True")
-    return value
+def _truth(option: str) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise _wrong(option, value, "true or false", "True")
+        return value
+
+    return check
 
 
 def _fraction(option: str) -> Callable[[Any], float | None]:
@@ -269,10 +275,11 @@ def _wrong(option: str, value: Any, expected: str, example: str) -> OptionError:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "preset": _preset,
     "passes": _passes,
+    "approximate": _truth("approximate"),
     "roles": _roles,
     "require": _pass_names("require"),
     "without": _pass_names("without"),
-    "strict": _strict,
+    "strict": _truth("strict"),
     "delegate": _one_of("delegate", DELEGATES),
     "density": _fraction("density"),
     "context_density": _fraction("context_density"),

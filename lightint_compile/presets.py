@@ -60,7 +60,12 @@ PRESETS: dict[str, Preset] = {
         (*_EXACT, "outline-regions", "step-cache"),
         asked=("step-cache",),
     ),
-    "all": Preset("sparse, context and cache together: approximate; the default", _KEEPING, settings=_NO_AGE),
+    "all": Preset(
+        "the default: sparse, context and cache together, approximate, where cameras or a trajectory say what matters; "
+        "exact for any other model",
+        _KEEPING,
+        settings=_NO_AGE,
+    ),
     "published": Preset(
         "all, by the rules and constants of the Light Interaction release: the baseline of comparisons",
         _ALL,
@@ -105,6 +110,30 @@ def asked_passes(options: LightintOptions) -> tuple[str, ...]:
     if options.passes is None:
         return tuple(name for name in PRESETS[options.preset].asked if name not in options.without)
     return tuple(step.name for step in pipeline_of(options).passes)
+
+
+NEEDS_NO_TRAJECTORY = {"sparse-attention": "sparse"}
+"""Approximate passes that act without cameras as well, and the preset that asks for each."""
+
+
+def unasked_passes(options: LightintOptions) -> tuple[str, ...]:
+    """Approximate passes that nobody asked for: the preset ``all`` runs them where a trajectory says what matters.
+
+    Asked for are passes of another preset or of a pipeline written out, passes that are required or that an option was
+    given for, and all of them under a budget and with ``approximate``.
+    """
+    from lightint_compile.passes.remarks import Numerics
+
+    if options.passes is not None or options.preset != "all" or options.approximate or options.budget is not None:
+        return ()
+    given = {option for option in FORWARDED if getattr(options, option) is not None}
+    return tuple(
+        step.name
+        for step in pipeline_of(options).passes
+        if step.numerics is Numerics.APPROXIMATE
+        and step.name not in options.require
+        and not given.intersection(each.name for each in dataclasses.fields(step))
+    )
 
 
 def _check_required(options: LightintOptions, passes: tuple[Pass, ...]) -> None:

@@ -285,14 +285,15 @@ def _result(place: Any, made: Sequence[fx.Node], leaves: Sequence[Any], tracer: 
 def writes(graph_module: fx.GraphModule) -> bool:
     """Whether something in the graph looks as if it wrote to a tensor, so that views must be traced one by one."""
     graphs = (module.graph for module in graph_module.modules() if isinstance(module, fx.GraphModule))
-    return any(_looks_like_a_write(node) for graph in graphs for node in graph.nodes)
+    return any(looks_like_a_write(node) for graph in graphs for node in graph.nodes)
 
 
 _AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")
 _WRITES = frozenset({"setitem", *(f"i{name}" for name in _AUGMENTED)})
 
 
-def _looks_like_a_write(node: fx.Node) -> bool:
+def looks_like_a_write(node: fx.Node) -> bool:
+    """Whether an operation is spelled as one that writes to a tensor."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op not in ("call_function", "call_method"):
         return False

@@ -11,7 +11,7 @@ from functools import partial
 import torch.fx as fx
 from torch._logging._internal import trace_structured
 
-from lightint_compile.errors import PassError
+from lightint_compile.asking import approximations, due_after, is_guided, offers
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.resize import forget_guards
@@ -19,12 +19,9 @@ from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Remark, RemarkKind
-from lightint_compile.presets import asked_passes, pipeline_of
+from lightint_compile.presets import pipeline_of, unasked_passes
 
 log = logging.getLogger(__name__)
-
-NOTHING_ALIKE = "it found no place that looks like what it rewrites"
-"""Why a pass did nothing when it has no near miss to tell of."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +62,27 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
         leave_out: passes that the caller has no use for (a file format has no regions).
 
     Raises:
-        PassError: a pass failed under ``strict``, or a pass named by ``require`` rewrote nothing.
+        PassError: a pass failed under ``strict``. ``require`` is about a whole model: see ``modelwide``.
         OptionError: the options do not make a pipeline.
     """
-    pipeline = Pipeline(tuple(step for step in pipeline_of(options).passes if step.name not in leave_out))
     program.roles.update(options.roles)
+    whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
+    guided = options.approximate or is_guided(program)
+    unasked = () if guided else unasked_passes(options)
+    pipeline = Pipeline(tuple(step for step in whole if step.name not in unasked))
     original = program.snapshot()
     flops = [work_of(program.graph_module)]
+    left_out = offers(due_after(None, whole, unasked), program, flops[0])
 
-    def count(_: Pass, now: Program, result: PassResult) -> None:
+    def count(step: Pass, now: Program, result: PassResult) -> None:
         flops.append(work_of(now.graph_module) if result.modified else flops[-1])
+        left_out.extend(offers(due_after(step, whole, unasked), now, flops[-1]))
 
     result = pipeline.run(program, strict=options.strict, observer=count)
     forget_guards(program)
     program.graph_module.recompile()
-    rewritten = Rewritten(program, original, result.remarks, result.timings, str(pipeline), options, tuple(flops))
-    _check_required(rewritten)
+    remarks = (*result.remarks, *left_out, *approximations(result.remarks, options, guided))
+    rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops))
     _tell(rewritten)
     return rewritten
 
@@ -101,26 +103,7 @@ def work_of(graph_module: fx.GraphModule) -> int:
     return total
 
 
-def _check_required(rewritten: Rewritten) -> None:
-    for name in rewritten.options.require:
-        if name not in _applied_passes(rewritten.remarks):
-            miss = _nearest_miss(rewritten.remarks, name)
-            raise PassError(
-                f"the required pass {name} rewrote nothing in {rewritten.program.name}",
-                where=miss.source or miss.module_path if miss else "",
-                why=miss.message if miss else "it found no place that looks like what it rewrites",
-                fix=miss.hint
-                if miss and miss.hint
-                else "call lightint_compile.explain(model, *inputs) for the details",
-            )
-
-
 def _tell(rewritten: Rewritten) -> None:
-    for name in asked_passes(rewritten.options):
-        if name not in _applied_passes(rewritten.remarks):
-            miss = _nearest_miss(rewritten.remarks, name)
-            why = miss.message if miss else NOTHING_ALIKE
-            log.warning("%s was asked for and rewrote nothing in %s: %s", name, rewritten.program.name, why)
     seconds = sum(timing.seconds for timing in rewritten.timings)
     log.info(
         "%s: %d rewritten, %d near misses, %.0f ms of passes (%s)",
@@ -148,17 +131,6 @@ def _artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
 
 def _code(program: Program) -> str:
     return str(program.graph_module.print_readable(print_output=False))
-
-
-def _applied_passes(remarks: Sequence[Remark]) -> set[str]:
-    return {remark.pass_name for remark in remarks if remark.kind is RemarkKind.APPLIED}
-
-
-def _nearest_miss(remarks: Sequence[Remark], name: str) -> Remark | None:
-    """The miss or failure to name when ``name`` did nothing: one with a hint first."""
-    kinds = (RemarkKind.MISSED, RemarkKind.FAILURE)
-    found = [remark for remark in remarks if remark.pass_name == name and remark.kind in kinds]
-    return min(found, key=lambda remark: not remark.hint, default=None)
 
 
 def _count(remarks: Sequence[Remark], kind: RemarkKind) -> int:

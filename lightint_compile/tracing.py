@@ -25,15 +25,25 @@ from lightint_compile.errors import InputError, did_you_mean
 Dynamic = Mapping[str, int | Sequence[int]]
 """Argument name to the dimension (or dimensions) whose size is symbolic."""
 
-Reader = Callable[[fx.GraphModule, Sequence[Any]], None]
+Reader = Callable[[fx.GraphModule, Sequence[Any]], object]
 """Is shown a captured graph and what it would be called with, while the trace is under way."""
 
 
-def trace_once(module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], read: Reader) -> None:
+def trace_once(
+    module: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    read: Reader,
+    *,
+    whole: bool = True,
+) -> None:
     """Trace a call as one graph and show it to ``read``; the call is not run and nothing is compiled.
 
+    Args:
+        whole: without it, a graph that ends in a break is shown too; nothing of what follows is.
+
     Raises:
-        TorchDynamoException: the call does not trace as one graph.
+        TorchDynamoException: the call does not trace as one graph (or no graph can begin, without ``whole``).
         Exception: whatever ``read`` raised.
     """
     failures: list[Exception] = []
@@ -46,7 +56,7 @@ def trace_once(module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
         return graph_module
 
     with undisturbed():
-        _trace(_plain(module), tuple(args), dict(kwargs), backend)
+        _trace(_plain(module), tuple(args), dict(kwargs), backend, whole)
     if failures:
         raise failures[0]
 
@@ -58,7 +68,9 @@ def _plain(module: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: module(*args, **kwargs)
 
 
-def _trace(module: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: Any) -> None:
+def _trace(
+    module: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: Any, whole: bool
+) -> None:
     frame = convert_frame._get_frame(module, args, kwargs)
     identity = convert_frame.get_compile_id({})
     with compile_context(CompileContext(identity)), get_metrics_context():
@@ -69,7 +81,7 @@ def _trace(module: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             frame.builtins,
             frame.closure,
             compiler_fn=backend,
-            one_graph=True,
+            one_graph=whole,
             restart_reasons=set(),
         )
 

@@ -60,10 +60,11 @@ class Rung:
         return Rung(tuple((name, options) for name, options in self.runs if name in passes))
 
     def applied_to(self, options: LightintOptions) -> LightintOptions:
-        """``options`` with this setting in place of their budget."""
+        """``options`` with this setting in place of their budget, which asks for whatever the setting approximates."""
         plain = dataclasses.replace(options, max_relative_error=None, min_psnr=None, without=())
         rest = dataclasses.replace(
             plain,
+            approximate=bool(self.runs),
             without=(*options.without, *self.without),
             require=tuple(name for name in options.require if name not in self.without),
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from lightint_compile.errors import InputError, LightintError, told, user_line
+from lightint_compile.errors import InputError, LightintError, one_line, told, user_line
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,6 @@ def run_app(app: typer.Typer) -> None:
     except Exception as error:
         _stop(_usage(error) or told(error), error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def one_line(error: LightintError) -> str:
-    """What, where, why and fix of an error in one line."""
-    parts = [("", error.what), ("at ", error.where), ("", error.why), ("fix: ", error.fix)]
-    return " · ".join(label + " ".join(text.split()) for label, text in parts if text)
 
 
 def _stop(said: str, error: BaseException, code: int = 2) -> None:

@@ -19,6 +19,7 @@ from lightint_compile.errors import CaptureError, ExportError
 from lightint_compile.exporting.archive import REPORT_FILE, as_exported
 from lightint_compile.exporting.check import run_fresh, worst_difference
 from lightint_compile.exporting.formats import check_suffix
+from lightint_compile.modelwide import check_required
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.remarks import Numerics, RemarkKind
 from lightint_compile.presets import pipeline_of
@@ -94,6 +95,7 @@ def export(
         rewritten = _rewritten(captured, wanted, _name_of(module))
         program = as_exported(rewritten.program, captured)
         report = Report.of(rewritten)
+        check_required(report.sections)
         approximate = _is_approximate(rewritten)
         original = module if isinstance(module, torch.nn.Module) else module.module()
         reference = (program.module() if approximate else original)(*args, **kwargs)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.reporting.breaks import GRAPH_BREAK
 from lightint_compile.reporting.section import PassRow, Section
 
 if TYPE_CHECKING:
@@ -38,16 +39,19 @@ def render(report: Report) -> str:
 
 def _section(section: Section, number: str) -> Iterator[str]:
     yield from _wrap(f"lightint · {section.name}{number} · {sentence(section)}", "", "  ")
+    breaks = [remark for remark in section.remarks if remark.pass_name == GRAPH_BREAK]
     if section.untouched:
         yield from _wrap(f"left as it is: {section.untouched}", "  ", "  ")
+        yield from _group("graph breaks", breaks)
         return
     yield from _wrap(sizes(section), "  ", "  ")
     if section.passes:
         yield ""
         yield from _table(section.passes)
     yield from _runs(section)
+    yield from _group("graph breaks", breaks)
     for kind in TITLES:
-        yield from _group(TITLES[kind], section.of_kind(kind))
+        yield from _group(TITLES[kind], [remark for remark in section.of_kind(kind) if remark not in breaks])
     yield from _nothing(section)
     yield ""
     yield from _measurements(section)

@@ -22,6 +22,7 @@ from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.predictions import Prediction
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, Rules
+from lightint_compile.runtime.underway import rollout_begins, rollout_ends
 
 T = TypeVar("T")
 
@@ -64,11 +65,13 @@ class Rollout:
         self._computed: defaultdict[int, list[tuple[float | None, Prediction]]] = defaultdict(list)
 
     def __enter__(self) -> Self:
+        rollout_begins()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        rollout_ends()
         self._forget()
         self._planner.reset()
         self._decision = None

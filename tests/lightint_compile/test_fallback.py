@@ -130,7 +130,7 @@ def test_strict_raises_it(stage: str, model: Model, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", PASSES)
 def test_a_pass_that_raises_is_undone(name: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pass_class(name), "run", _raises)
-    compiled = _compiled(model, preset="all")
+    compiled = _compiled(model, preset="all", approximate=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*_inputs()), model(*_inputs()))
     assert any("InjectedError" in said for said in _failures(compiled))

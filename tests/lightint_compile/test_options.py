@@ -38,7 +38,7 @@ def test_options_are_frozen() -> None:
     ("mapping", "said"),
     [
         ({"presset": "exact"}, "did you mean 'preset'?"),
-        ({"zzz": 1}, "known: age, context_density, coverage, delegate"),
+        ({"zzz": 1}, "known: age, approximate, context_density, coverage"),
         ({"preset": "exakt"}, "did you mean 'exact'?"),
         ({"preset": "zzz"}, f"known: {', '.join(sorted(PRESETS))}"),
         ({"preset": None}, "is no preset"),
@@ -49,6 +49,7 @@ def test_options_are_frozen() -> None:
         ({"require": ["ded-tail"]}, "did you mean 'dead-tail'?"),
         ({"require": "dead-tail"}, "a list of pass names"),
         ({"strict": 1}, "true or false"),
+        ({"approximate": "yes"}, "true or false"),
         ({"density": 0}, "above 0 and at most 1"),
         ({"density": 1.5}, "above 0 and at most 1"),
         ({"density": True}, "above 0 and at most 1"),

@@ -52,23 +52,6 @@ def test_roles_that_the_user_stated_reach_the_program() -> None:
     assert rewritten.program.roles == {"input": "latent"}
 
 
-def test_a_required_pass_that_did_nothing_is_an_error() -> None:
-    options = LightintOptions(passes="canonicalize-attention", require=("canonicalize-attention",))
-    with pytest.raises(PassError, match="the required pass canonicalize-attention rewrote nothing in Sequential"):
-        rewrite(program(), options)
-
-
-def test_a_required_pass_that_did_something_is_not() -> None:
-    assert rewrite(program(), LightintOptions(passes="outline-regions", require=("outline-regions",))).applied()
-
-
-def test_a_pass_asked_for_by_name_that_did_nothing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "lightint_compile"):
-        rewrite(program(), LightintOptions(passes="canonicalize-attention"))
-    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert ["canonicalize-attention was asked for and rewrote nothing" in record.message for record in warned] == [True]
-
-
 def test_one_line_a_graph_is_logged_and_a_preset_does_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "lightint_compile.rewrite"):
         rewrite(program(torch.nn.Linear(8, 8)), LightintOptions())

@@ -1,0 +1,106 @@
+"""Nothing approximates unasked: who asks for it, what is offered to the others, and what is said where it happens.
+
+A trajectory asks: cameras say which frames and tokens matter, and the published rules were made for it. A plain
+text-to-video transformer has none, so the preset ``all`` is ``exact`` there, and a remark offers what it left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Container, Iterable, Sequence
+
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.base import Pass
+from lightint_compile.passes.facts.roles import Role, Roles
+from lightint_compile.passes.program import Program
+from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
+from lightint_compile.presets import NEEDS_NO_TRAJECTORY
+from lightint_compile.runtime.underway import rollout_is_underway
+
+log = logging.getLogger(__name__)
+
+UNASKED, APPROXIMATE = "unasked", "approximate"
+"""Rules of the two remarks that are made here."""
+
+
+def in_rollout(options: LightintOptions) -> LightintOptions:
+    """``options``, which approximate where they are used inside of a rollout: its cameras are the trajectory."""
+    return dataclasses.replace(options, approximate=True) if rollout_is_underway() else options
+
+
+def is_guided(program: Program) -> bool:
+    """Whether the program reads a camera, stated or inferred."""
+    if Role.CAMERA in program.roles.values():
+        return True
+    try:
+        return bool(program.fact(Roles).paths(Role.CAMERA))
+    except Exception:
+        log.debug("the roles of %s cannot be told", program.name, exc_info=True)
+        return False
+
+
+def due_after(step: Pass | None, passes: Sequence[Pass], unasked: Container[str]) -> list[Pass]:
+    """The passes left out that would have run right after ``step`` (first of all for ``None``)."""
+    rest = iter(passes)
+    if step is not None:
+        next(each for each in rest if each.name == step.name)
+    due = []
+    for each in rest:
+        if each.name not in unasked:
+            break
+        due.append(each)
+    return due
+
+
+def offers(passes: Iterable[Pass], program: Program, work: int) -> list[Remark]:
+    """What ``passes`` would save in ``program`` as it is now (``work`` FLOPs), tried on copies."""
+    tried = [_offer(step, program, work) for step in passes if step.name in NEEDS_NO_TRAJECTORY]
+    return [remark for remark in tried if remark is not None]
+
+
+def _offer(step: Pass, program: Program, work: int) -> Remark | None:
+    try:
+        applied = [r for r in step.run(program.snapshot()).remarks if r.kind is RemarkKind.APPLIED]
+    except Exception:
+        log.debug("%s cannot be offered", step.name, exc_info=True)
+        return None
+    saved = sum(r.count * ((r.flops_before or 0) - (r.flops_after or 0)) for r in applied)
+    if not applied or saved <= 0:
+        return None
+    places = sum(r.count for r in applied)
+    return Remark(
+        kind=RemarkKind.ANALYSIS,
+        pass_name=step.name,
+        rule=UNASKED,
+        message=f"left out: it would save {100 * saved / max(work, 1):.0f} % of the work in {places} places, but it "
+        "approximates, and a model without cameras or a trajectory does not say how far",
+        hint=f'ask for it with options={{"preset": "{NEEDS_NO_TRAJECTORY[step.name]}"}}, or bound it with '
+        'options={"max_relative_error": 0.05} and lightint_compile.calibrate',
+        args={"places": places},
+        flops_before=work,
+        flops_after=work - saved,
+    )
+
+
+def approximations(remarks: Iterable[Remark], options: LightintOptions, guided: bool) -> list[Remark]:
+    """The remark that results of a world model are approximate; none under a budget, which bounds them already."""
+    applied = [r for r in remarks if r.kind is RemarkKind.APPLIED and r.numerics is Numerics.APPROXIMATE]
+    names = list(dict.fromkeys(remark.pass_name for remark in applied))
+    if not names or not guided or options.budget is not None:
+        return []
+    return [
+        Remark(
+            kind=RemarkKind.ANALYSIS,
+            pass_name="presets",
+            rule=APPROXIMATE,
+            message=f"results are approximate, by {_listed(names)}",
+            hint='options={"preset": "exact"} turns it off; options={"max_relative_error": 0.05} with '
+            "lightint_compile.calibrate bounds it",
+            args={"passes": names},
+        )
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,246 @@
+"""What is said and required once a model, however many graphs Dynamo makes of it.
+
+``require`` and warnings are about a model: a fragment between two graph breaks that has nothing to rewrite is no fault.
+Graphs arrive one at a time, so each thing is decided as soon as it can be:
+
+* a graph that holds attention and is handed on as it is: at once, since no other graph can stand for it;
+* a pass that rewrote nothing: when the graph that ends the model's call has arrived, which is the last of the call;
+* where no graph ends the call (Dynamo gave the function up): when a report is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch.fx as fx
+
+from lightint_compile.asking import APPROXIMATE
+from lightint_compile.calling import Call, call_under_way, ends_the_call
+from lightint_compile.core import Core, core_of
+from lightint_compile.errors import PassError
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.presets import asked_passes, pipeline_of
+from lightint_compile.reporting.breaks import break_remarks
+from lightint_compile.reporting.section import Section
+
+if TYPE_CHECKING:
+    from lightint_compile.graphs import CompiledGraph
+
+log = logging.getLogger(__name__)
+
+NOTHING_ALIKE = "it found no place that looks like what it rewrites"
+"""Why a pass did nothing when it has no near miss to tell of."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What is to be known of a graph before it is compiled, which may change it.
+
+    Attributes:
+        core: the attention in it; ``None`` for a fragment without.
+        call: the call that is under way.
+        breaks: remarks on how it was cut off.
+        ends: no other graph of the call follows it.
+    """
+
+    core: Core | None
+    call: Call
+    breaks: tuple[Remark, ...]
+    ends: bool
+
+    @classmethod
+    def of(cls, graph: fx.GraphModule) -> Self:
+        """Looked up while Dynamo compiles it. What cannot be told is left out: nothing but words depend on it."""
+        call = _tried(call_under_way, Call())
+        return cls(
+            core=_tried(lambda: core_of(graph), None),
+            call=call,
+            breaks=_tried(lambda: tuple(break_remarks(graph, call)), ()),
+            ends=_tried(lambda: ends_the_call(call.compiled), False),
+        )
+
+
+T = TypeVar("T")
+
+
+def _tried(look: Callable[[], T], otherwise: T) -> T:
+    try:
+        return look()
+    except Exception:
+        log.debug("what Dynamo is doing cannot be told", exc_info=True)
+        return otherwise
+
+
+@dataclass
+class Tally:
+    """What the passes did in a model's graphs so far.
+
+    Attributes:
+        applied: passes that rewrote something somewhere.
+        misses: of each other pass the miss that tells most.
+    """
+
+    applied: set[str] = field(default_factory=set)
+    misses: dict[str, Remark] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sections: Iterable[Section]) -> Tally:
+        """The tally of graphs that are all there."""
+        tally = cls()
+        for section in sections:
+            tally.add(section)
+        return tally
+
+    def add(self, section: Section) -> None:
+        """One more graph."""
+        for remark in section.remarks:
+            if remark.kind is RemarkKind.APPLIED:
+                self.applied.add(remark.pass_name)
+            elif remark.kind in (RemarkKind.MISSED, RemarkKind.FAILURE):
+                known = self.misses.setdefault(remark.pass_name, remark)
+                if remark.hint and not known.hint:
+                    self.misses[remark.pass_name] = remark
+
+    def check_required(self, options: LightintOptions, name: str) -> None:
+        """Raise :class:`PassError` for a required pass that rewrote nothing in any graph of the model."""
+        for wanted in _required(options):
+            if wanted in self.applied:
+                continue
+            miss = self.misses.get(wanted)
+            raise PassError(
+                f"the required pass {wanted} rewrote nothing in {name}",
+                where=(miss.source or miss.module_path) if miss else "",
+                why=miss.message if miss else NOTHING_ALIKE,
+                fix=(miss.hint if miss else "") or "call lightint_compile.explain(model, *inputs) for the details",
+            )
+
+    def unmatched(self, options: LightintOptions) -> list[tuple[str, str]]:
+        """The passes that were asked for and did nothing, with the reason."""
+        missing = [name for name in asked_passes(options) if name not in self.applied]
+        return [(n, self.misses[n].message if n in self.misses else NOTHING_ALIKE) for n in missing]
+
+
+@dataclass
+class Model:
+    """One compiled module or function under one set of options."""
+
+    name: str = ""
+    tally: Tally = field(default_factory=Tally)
+    said: set[str] = field(default_factory=set)
+
+    def once(self, what: str) -> bool:
+        """Whether ``what`` is asked for the first time."""
+        fresh = what not in self.said
+        self.said.add(what)
+        return fresh
+
+
+_models: weakref.WeakKeyDictionary[Any, dict[LightintOptions, Model]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def model_of(call: Call, options: LightintOptions) -> Model:
+    """The model that a call belongs to; one of its own for a graph that is compiled outside of any call."""
+    if call.root is None:
+        return Model()
+    with _lock:
+        name = getattr(call.root, "__qualname__", type(call.root).__name__)
+        return _models.setdefault(call.root, {}).setdefault(options, Model(name))
+
+
+def forget_models() -> None:
+    """Start anew, as after ``torch._dynamo.reset()``."""
+    with _lock:
+        _models.clear()
+
+
+def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) -> None:
+    """A graph of the model that is being called was compiled: say what is said once, and hold to ``require``.
+
+    Raises:
+        PassError: the graph holds the model's attention and was handed on as it is, or it is the last one and a
+            required pass rewrote nothing in any.
+    """
+    call = captured.call
+    graph.belongs_to(call.compiled)
+    graph.section = section = graph.section.with_remarks(captured.breaks)
+    model = model_of(call, options)
+    model.tally.add(section)
+    name = model.name or section.name
+    for remark in section.remarks:
+        if remark.rule == APPROXIMATE and options.budget is None and model.once(APPROXIMATE):
+            log.warning("%s: %s. %s", name, remark.message, remark.hint)
+    if captured.core is not None and is_refused(section):
+        _refuse(model, captured.core, section.untouched, options, name)
+    if captured.ends:
+        _warn_unmatched(model, options, name)
+        model.tally.check_required(options, name)
+
+
+def check_required(sections: Sequence[Section], options: LightintOptions | None = None) -> None:
+    """Hold a model whose graphs are all there to what it requires.
+
+    Raises:
+        PassError: a required pass rewrote nothing in any of them.
+    """
+    asking = [section for section in sections if section.options.get("require")]
+    if asking:
+        wanted = options or LightintOptions.from_mapping(asking[-1].options)
+        Tally.of(sections).check_required(wanted, asking[-1].name)
+
+
+def warn_unmatched(sections: Sequence[Section], options: LightintOptions) -> None:
+    """Warn of passes that were asked for and did nothing in a model whose graphs are all there."""
+    looked_at = [section for section in sections if section.pipeline]
+    if looked_at:
+        _warn_unmatched(Model(looked_at[0].name, Tally.of(looked_at)), options, looked_at[0].name)
+
+
+def is_refused(section: Section) -> bool:
+    """Whether a graph was handed on without having been looked at, although it was to be rewritten."""
+    return bool(section.untouched) and not section.pipeline and section.options.get("preset") != "off"
+
+
+def check_core(core: Core, reason: str, options: LightintOptions, name: str) -> None:
+    """Hold a graph that has attention and was refused for ``reason`` to what its model requires.
+
+    Raises:
+        PassError: a pass is required, which cannot act.
+    """
+    required = _required(options)
+    if required:
+        raise PassError(
+            f"the required pass {required[0]} cannot act in {name}: the graph with its attention is left as it is",
+            where=core.source,
+            why=" ".join(reason.split()),
+            fix=core.fix,
+        )
+
+
+def _refuse(model: Model, core: Core, reason: str, options: LightintOptions, name: str) -> None:
+    check_core(core, reason, options, name)
+    if model.once("refused"):
+        why = " ".join(reason.split())
+        log.warning("%s is not rewritten where its attention is (%s): %s. %s", name, core.source, why, core.fix)
+
+
+def _warn_unmatched(model: Model, options: LightintOptions, name: str) -> None:
+    if "refused" in model.said:
+        return
+    for wanted, why in model.tally.unmatched(options):
+        if model.once(wanted):
+            log.warning("%s was asked for and rewrote nothing in %s: %s", wanted, name, why)
+
+
+def _required(options: LightintOptions) -> list[str]:
+    """The required passes that run; under a budget they may not yet."""
+    if not options.require:
+        return []
+    running = {step.name for step in pipeline_of(options).passes}
+    return [name for name in options.require if name in running]
