@@ -45,7 +45,7 @@ class TextBranch(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over the tokens and further rows, then a small MLP."""
+    """Attention over the tokens and further rows, and modulation."""
 
     def __init__(self, f: WorldFeatures) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.spelling = Features(product=f.attention)
         self.norm = nn.LayerNorm(WIDTH)
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.out, self.mlp = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
         self.rows = nn.Linear(WIDTH, 2 * WIDTH) if f.rows else None
 
     def heads(self, x: Tensor) -> list[Tensor]:
@@ -72,11 +72,11 @@ class Block(nn.Module):
         if context is not None:
             key, value = torch.cat([context[0], key], 2), torch.cat([context[1], value], 2)
         seen, _ = attend(query, key, value, None, self.spelling)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        x = x + F.gelu(self.out(seen.transpose(1, 2).flatten(2)))
         if self.rows is not None:
             shift, scale = self.rows(F.silu(x[:, ::2])).repeat_interleave(2, 1)[:, : x.shape[1]].chunk(2, -1)
             x = x * (1 + scale) + shift
-        return x + F.gelu(self.mlp(self.norm(x))), kept
+        return x, kept
 
 
 class State(nn.Module):

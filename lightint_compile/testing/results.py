@@ -23,35 +23,36 @@ _SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def result_of(
-    how: str, x: Tensor, rows: Callable[[], Tensor | None], given: Tensor, weight: Tensor, own: Tensor
-) -> Any:
-    """The result of a call.
+Rows = Callable[[], Tensor | None]
 
-    Args:
-        x: the video.
-        rows: computes the prompt's rows, anew at every call, as a model does that has the branch in two places.
-        given: an input.
-        weight, own: a parameter and a buffer of the model.
-    """
-    plain: dict[str, Callable[[], Any]] = {
-        "one": lambda: x,
-        "twice": lambda: (x, x),
-        "view": lambda: (x, x[:, 0]),
-        "views": lambda: (x[:, :1], x.flatten(1), x.transpose(0, 1)),
-        "input": lambda: (x, given),
-        "input-view": lambda: (given[:1], x, given.transpose(0, 1)),
-        "weight": lambda: (x, weight),
-        "buffer": lambda: (x, own),
-        "dict": lambda: {"sample": x, "mean": x.mean(), "none": None},
-        "nested": lambda: ([x, x + 1], {"step": 3, "parts": x.chunk(2, -1)}),
-        "empty": lambda: (x, x[:0], x.sum()),
-    }
-    if how in plain:
-        return plain[how]()
-    spelling, _, twice = how.partition("-")
-    first, second = rows(), rows()
-    if first is None or second is None:
-        return x, None
-    again = _SPELLINGS[spelling](second, x)
-    return (x, first, again) if twice else (x + first.sum(), again)
+
+def _kept(spelling: Callable[[Tensor, Tensor], Tensor], twice: bool) -> Callable[..., Any]:
+    """A result that shows the prompt's rows, computed in two places, the second one spelled."""
+
+    def result(x: Tensor, rows: Rows, given: Tensor, weight: Tensor, own: Tensor) -> Any:
+        first, second = rows(), rows()
+        if first is None or second is None:
+            return x, None
+        again = spelling(second, x)
+        return (x, first, again) if twice else (x + first.sum(), again)
+
+    return result
+
+
+#: What a call returns, of the video ``x``, the rows of the prompt (computed anew when asked for, as a model that has
+#: the branch in two places does), an input, a parameter and a buffer.
+RESULTS: dict[str, Callable[[Tensor, Rows, Tensor, Tensor, Tensor], Any]] = {
+    "one": lambda x, rows, given, weight, own: x,
+    "twice": lambda x, rows, given, weight, own: (x, x),
+    "view": lambda x, rows, given, weight, own: (x, x[:, 0]),
+    "views": lambda x, rows, given, weight, own: (x[:, :1], x.flatten(1), x.transpose(0, 1)),
+    "input": lambda x, rows, given, weight, own: (x, given),
+    "input-view": lambda x, rows, given, weight, own: (given[:1], x, given.transpose(0, 1)),
+    "weight": lambda x, rows, given, weight, own: (x, weight),
+    "buffer": lambda x, rows, given, weight, own: (x, own),
+    "dict": lambda x, rows, given, weight, own: {"sample": x, "mean": x.mean(), "none": None},
+    "nested": lambda x, rows, given, weight, own: ([x, x + 1], {"step": 3, "parts": x.chunk(2, -1)}),
+    "empty": lambda x, rows, given, weight, own: (x, x[:0], x.sum()),
+    **{name: _kept(spelling, False) for name, spelling in _SPELLINGS.items()},
+    **{f"{name}-twice": _kept(spelling, True) for name, spelling in _SPELLINGS.items()},
+}

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 #: How often a slot is left out, so that a world has a few ideas at once and not all of them.
-_LEFT_OUT = {"text": 0.15, "use": 0.3, "result": 0.2, "kind": 0.93, "blocks": 0.4, "steps": 0.2, "numbers": 0.6}
+_LEFT_OUT = {"text": 0.15, "use": 0.4, "result": 0.2, "kind": 0.96, "blocks": 0.6, "steps": 0.4, "numbers": 0.7}
 _USUALLY_LEFT_OUT = 0.75
 
 

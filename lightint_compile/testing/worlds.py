@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightint_compile.testing.parts import WIDTH, Block, State, TextBranch, flow, write_cache
-from lightint_compile.testing.results import result_of
+from lightint_compile.testing.results import RESULTS
 from lightint_compile.testing.world_features import WorldFeatures
 
 CHUNK = 4
@@ -27,6 +27,7 @@ class World(nn.Module):
         self.text_branch = TextBranch(f) if f.has_text else None
         self.blocks = nn.ModuleList(Block(f) for _ in range(f.blocks))
         self.state = State(f)
+        self.result = RESULTS[f.result]
 
     def rows(self, text: Tensor | None, pooled: Tensor | None) -> Tensor | None:
         """The prompt's rows ``[batch, length, WIDTH]``."""
@@ -60,7 +61,7 @@ class Stream(World):
         step: int = 3,
         wide: bool = False,
     ) -> Any:
-        """See :func:`~lightint_compile.testing.results.result_of` for what is returned."""
+        """See :data:`~lightint_compile.testing.results.RESULTS` for what is returned."""
         f, rows = self.f, self.rows(text, pooled)
         x, joined, keys = self.told(self.embed(latents), sigma, step, wide), 0, None
         if rows is not None:
@@ -76,7 +77,7 @@ class Stream(World):
         x = self.state(x[:, joined:])
         if cache is not None:
             x = write_cache(cache, x, f.cache)
-        return result_of(f.result, x, lambda: self.rows(text, pooled), latents, self.embed.weight, self.state.mean)
+        return self.result(x, lambda: self.rows(text, pooled), latents, self.embed.weight, self.state.mean)
 
 
 class Rollout(World):
@@ -99,7 +100,7 @@ class Rollout(World):
         step: int = 3,
         wide: bool = False,
     ) -> Any:
-        """See :func:`~lightint_compile.testing.results.result_of` for what is returned."""
+        """See :data:`~lightint_compile.testing.results.RESULTS` for what is returned."""
         f, rows, context = self.f, self.rows(text, pooled), None
         if history is not None:
             context = self.prefill(history, extrinsics)
@@ -108,7 +109,7 @@ class Rollout(World):
             noise = noise + self.velocity(noise, extrinsics[:, -CHUNK:], now, context, rows) * (then - now)
         noise = self.told(noise, sigma, step, wide)
         mean = self.state.mean[:LATENT]
-        return result_of(f.result, noise, lambda: self.rows(text, pooled), first, self.pose.weight, mean)
+        return self.result(noise, lambda: self.rows(text, pooled), first, self.pose.weight, mean)
 
     def prefill(self, history: Tensor, extrinsics: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         """Keys and values of the context, layer by layer."""
