@@ -34,7 +34,7 @@ def _kept(spelling: Callable[[Tensor, Tensor], Tensor], twice: bool) -> Callable
         if first is None or second is None:
             return x, None
         again = spelling(second, x)
-        return (x, first, again) if twice else (x + first.sum(), again)
+        return (x, first, again) if twice else (x + first.mean(), again)
 
     return result
 
@@ -50,9 +50,9 @@ RESULTS: dict[str, Callable[[Tensor, Rows, Tensor, Tensor, Tensor], Any]] = {
     "input-view": lambda x, rows, given, weight, own: (given[:1], x, given.transpose(0, 1)),
     "weight": lambda x, rows, given, weight, own: (x, weight),
     "buffer": lambda x, rows, given, weight, own: (x, own),
-    "dict": lambda x, rows, given, weight, own: {"sample": x, "mean": x.mean(), "none": None},
+    "dict": lambda x, rows, given, weight, own: {"sample": x, "most": x.amax(), "none": None},
     "nested": lambda x, rows, given, weight, own: ([x, x + 1], {"step": 3, "parts": x.chunk(2, -1)}),
-    "empty": lambda x, rows, given, weight, own: (x, x[:0], x.sum()),
+    "empty": lambda x, rows, given, weight, own: (x, x[:0], x.amax()),
     **{name: _kept(spelling, False) for name, spelling in _SPELLINGS.items()},
     **{f"{name}-twice": _kept(spelling, True) for name, spelling in _SPELLINGS.items()},
 }
