@@ -21,7 +21,6 @@ from lightint_compile.testing import differential
 from lightint_compile.testing.adversary import judge
 from lightint_compile.testing.features import Features
 from lightint_compile.testing.finding import Finding, save, shrunk
-from lightint_compile.testing.open_kinds import OPEN
 from lightint_compile.testing.scenario import Scenario
 
 #: Seeds between two lines that say how far it got.
@@ -38,7 +37,7 @@ class Subject:
 
 SUBJECTS = {
     "passes": Subject(lambda seed: Features.from_seed(seed), lambda case: differential.check(case)),
-    "calls": Subject(lambda seed: Scenario.from_seed(seed).without(OPEN), judge),
+    "calls": Subject(lambda seed: Scenario.from_seed(seed), judge),
 }
 
 

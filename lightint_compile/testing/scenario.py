@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -83,14 +83,6 @@ class Scenario:
             "setup": self.setup.to_dict(),
             "events": [event.to_dict() for event in self.events],
         }
-
-    def without(self, kinds: Iterable[tuple[str, str]]) -> Self:
-        """The same scenario without some choices of slots of the world, and some ways of verbs."""
-        left_out = set(kinds)
-        simplest = WorldFeatures()
-        slots = {name: getattr(simplest, name) for name, choice in left_out if getattr(self.world, name, "") == choice}
-        events = tuple(event for event in self.events if (event.verb, event.how) not in left_out)
-        return dataclasses.replace(self, world=dataclasses.replace(self.world, **slots), events=events)
 
     def simpler(self) -> Iterator[Self]:
         """Fewer events first, then a simpler world and setup, then plainer events."""

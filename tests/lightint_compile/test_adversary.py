@@ -14,7 +14,6 @@ from lightint_compile.errors import OptionError
 from lightint_compile.testing import adversary
 from lightint_compile.testing.adversary import judge, play
 from lightint_compile.testing.events import VERBS, Event
-from lightint_compile.testing.open_kinds import OPEN
 from lightint_compile.testing.scenario import Scenario, Setup
 from lightint_compile.testing.world_features import CHOICES, WorldFeatures
 from lightint_compile.testing.writes import MODULE_WAYS, VALUES, WAYS
@@ -34,7 +33,7 @@ def one_thread():
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
 def test_nothing_differs_from_eager(first: int) -> None:
     seeds = range(first, first + BATCH)
-    found = [finding for seed in seeds if (finding := judge(Scenario.from_seed(seed).without(OPEN)))]
+    found = [finding for seed in seeds if (finding := judge(Scenario.from_seed(seed)))]
     assert not found, "\n".join(map(str, found))
 
 
@@ -59,15 +58,6 @@ def test_every_choice_is_drawn() -> None:
     events = [event for scenario in drawn for event in scenario.events]
     assert {(event.verb, event.how) for event in events} == {(v, how) for v, (ways, _) in VERBS.items() for how in ways}
     assert {event.value for event in events} == set(VALUES)
-
-
-def test_open_kinds_name_choices_that_exist_and_are_left_out() -> None:
-    for kind, choice in OPEN:
-        assert choice in (VERBS[kind][0] if kind in VERBS else CHOICES[kind])
-    for seed in range(200):
-        scenario = Scenario.from_seed(seed).without(OPEN)
-        assert not {(event.verb, event.how) for event in scenario.events} & OPEN.keys()
-        assert not {(name, getattr(scenario.world, name)) for name in CHOICES} & OPEN.keys()
 
 
 def test_unknown_slots_are_refused_with_a_hint() -> None:
