@@ -10,12 +10,16 @@ from lightint_compile.errors import OptionError
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.points import KeepPoint, point_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
+from lightint_compile.passes.flops import bytes_of_value
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import Miss, Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.reuse.cuts import Cut, find_cuts
 from lightint_compile.passes.reuse.rewrite import Reuse, inputs_of, placed_before, policy_of
 from lightint_compile.passes.reuse.scope import Scope, scope_of, sources
 from lightint_compile.passes.reuse.sides import rows_of
+
+HOSTED = 1 << 24
+"""Bytes on the host that are checked in every chunk at most, where the model runs on a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class ContextReuse(Pass):
         cuts = find_cuts(program, scope)
         rows = rows_of(program, scope, cuts) if cuts else _nothing(scope)
         if not isinstance(rows, Miss):
-            rows = _late_source(program, scope) or rows
+            rows = _late_source(program, scope) or _weights_on_host(program, cuts, scope) or rows
         if isinstance(rows, Miss):
             return PassResult(False, (rows.remark(self.name, "keep"),))
         inputs = inputs_of(program, cuts, scope)
@@ -97,6 +101,16 @@ def _without_decision(program: Program) -> list[Remark]:
 
 def _nothing(scope: Scope) -> Miss:
     return Miss(scope.index, "no attention reads keys or values that are a projection of the context's tokens")
+
+
+def _weights_on_host(program: Program, cuts: list[Cut], scope: Scope) -> Miss | None:
+    """In every chunk all that kept values depend on is read, which takes a host longer than making them again."""
+    values = [node.meta["val"] for node in inputs_of(program, cuts, scope)]
+    size = sum(bytes_of_value(value) for value in values if value.device.type == "cpu")
+    if cuts[0].node.meta["val"].device.type == "cpu" or size < HOSTED:
+        return None
+    reason = f"{size / 1e9:.3g} GB of what they depend on lie on the host, where a check takes longer"
+    return Miss(cuts[0].node, reason, "keep the model's weights on the device")
 
 
 def _late_source(program: Program, scope: Scope) -> Miss | None:

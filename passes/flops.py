@@ -72,7 +72,7 @@ def bytes_of(node: fx.Node) -> int:
     if node.op != "call_function" or is_view(node) or not isinstance(node.target, torch._ops.OpOverload):
         return 0
     read = sum(_tensor_bytes(producer) for producer in node.all_input_nodes)
-    return read + _value_bytes(node.meta.get("val"))
+    return read + bytes_of_value(node.meta.get("val"))
 
 
 def is_view(node: fx.Node) -> bool:
@@ -85,10 +85,11 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _tensor_bytes(node: fx.Node) -> int:
-    return _value_bytes(node.meta.get("val"))
+    return bytes_of_value(node.meta.get("val"))
 
 
-def _value_bytes(value: Any) -> int:
+def bytes_of_value(value: Any) -> int:
+    """Bytes of the tensors in a fake value, symbolic sizes at their hints."""
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
     return sum(math.prod(map(hint_of, leaf.shape)) * leaf.element_size() for leaf in leaves)
 

@@ -53,7 +53,8 @@ class HoistInvariants(Pass):
         marked = mark_text(program, self.name) if self.memo else None
         if marked is not None:
             remarks.append(marked)
-        return PassResult(bool(numbering.copies) or marked is not None, tuple(remarks))
+        is_marked = marked is not None and marked.kind is RemarkKind.APPLIED
+        return PassResult(bool(numbering.copies) or is_marked, tuple(remarks))
 
 
 @dataclass

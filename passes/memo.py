@@ -10,6 +10,7 @@ from torch._ops import HigherOrderOperator
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.facts.roles import Role, Roles
 from lightint_compile.passes.flops import flops_of, program_flops
+from lightint_compile.passes.memo_cost import objection
 from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, tensor_of
 from lightint_compile.passes.reach import reached
@@ -50,7 +51,9 @@ _WORTH = 1e-4
 
 
 def mark_text(program: Program, pass_name: str) -> Remark | None:
-    """Set ``meta["memo"] = "text"`` on what depends on text inputs and parameters only; ``None`` when nothing new is.
+    """Set ``meta["memo"] = "text"`` on what depends on text inputs and parameters only; ``None`` when nothing is new.
+
+    A miss says that keeping it would not pay.
 
     The set is closed: every producer of a marked node is marked, or an input that is text, a parameter or a buffer. A
     program output, or what shares memory with one, is not marked: the caller may write to it.
@@ -59,9 +62,22 @@ def mark_text(program: Program, pass_name: str) -> Remark | None:
     flops = sum(map(flops_of, nodes))
     if flops <= _WORTH * program_flops(program)["total"] or all(node.meta.get(MEMO) == TEXT for node in nodes):
         return None
+    constant, text = _sources(program)
+    read = {producer for node in nodes for producer in node.all_input_nodes}
+    names = [entry.path for entry in _text_inputs(program)]
+    weights, prompt = ([node for node in program.placeholders() if node in read & kind] for kind in (constant, text))
+    why, hint = objection(nodes, weights, prompt)
+    if why:
+        return Remark(
+            kind=RemarkKind.MISSED,
+            pass_name=pass_name,
+            rule="memo",
+            message=f"what depends on {', '.join(names)} alone is {why}",
+            hint=hint,
+            flops_before=flops,
+        )
     for node in nodes:
         node.meta[MEMO] = TEXT
-    names = [entry.path for entry in _text_inputs(program)]
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=pass_name,

@@ -1,0 +1,162 @@
+"""Random modules with a text branch, random writes between calls in every way there is: always what eager gives."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightint_compile.graphs import CompiledGraph
+
+
+class Drawn(nn.Module):
+    """A video read by layers that read a text, which a few operations and layers make from the prompt and a buffer."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        width = draw.choice((8, 16))
+        self.depth, self.kind = draw.randint(1, 3), draw.choice(("add", "mul", "view"))
+        self.shared = draw.random() < 0.3
+        self.embed, self.text = nn.Linear(6, width), nn.Linear(12, width)
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(self.depth)])
+        self.register_buffer("table", torch.randn(width))
+        self.plain = torch.randn(width)
+
+    def forward(self, video: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        now, words = self.embed(video), self.text(text)
+        if mask is not None:
+            words = words * mask[..., None]
+        for layer in self.layers:
+            words = self.changed(torch.relu((self.layers[0] if self.shared else layer)(words)))
+            scores = torch.softmax(now @ words.transpose(-1, -2), -1)
+            now = now + scores @ words
+        return now
+
+    def changed(self, words: Tensor) -> Tensor:
+        if self.kind == "add":
+            return words + self.table
+        if self.kind == "mul":
+            return words * self.plain.cos() + self.table
+        return words.reshape(words.shape[0], -1, words.shape[-1] // 2).reshape(words.shape) * self.table
+
+
+def _numpy(target: Tensor, value: Tensor) -> None:
+    numpy.copyto(target.detach().numpy(), value.numpy())
+
+
+def _storage(target: Tensor, value: Tensor) -> None:
+    target.untyped_storage().copy_(value.contiguous().untyped_storage())
+
+
+def _bytes(target: Tensor, value: Tensor) -> None:
+    memoryview(target.detach().reshape(-1).view(torch.uint8).numpy())[:] = (
+        value.contiguous().view(-1).view(torch.uint8).numpy()
+    )
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "in place": lambda target, value: target.copy_(value),
+    "data copied": lambda target, value: target.data.copy_(value),
+    "data added": lambda target, value: target.data.add_(value - target),
+    "data assigned": lambda target, value: setattr(target, "data", value.clone()),
+    "set_": lambda target, value: target.set_(value.clone()),
+    "numpy": _numpy,
+    "storage": _storage,
+    "bytes": _bytes,
+    "dlpack": lambda target, value: torch.from_dlpack(target.detach()).copy_(value),
+    "one element": lambda target, value: target.data.view(-1)[-1:].copy_(value.view(-1)[-1:]),
+    "foreach": lambda target, value: torch._foreach_copy_([target.data], [value]),
+}
+
+
+class Session:
+    """A drawn module, compiled, with the inputs that calls share."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        torch.manual_seed(seed)
+        self.module = Drawn(self.draw).eval().requires_grad_(False)
+        options = {"preset": self.draw.choice(("exact", "all")), "delegate": "eager"}
+        self.compiled = torch.compile(self.module, backend="lightint", options=options)
+        batch = self.draw.choice((1, 2))
+        self.prompts = [torch.randn(batch, 5, 12) for _ in range(2)]
+        self.mask = torch.ones(batch, 5) if self.draw.random() < 0.5 else None
+        self.batch = batch
+
+    def check(self, context: str) -> None:
+        video, prompt = torch.randn(self.batch, 7, 6), self.draw.choice(self.prompts)
+        arguments = (video, prompt) if self.mask is None else (video, prompt, self.mask)
+        inference = self.draw.random() < 0.2
+        with torch.inference_mode(inference), torch.no_grad():
+            expected, found = self.module(*arguments), self.compiled(*arguments)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda text: f"{context}\n{text}")
+
+    def step(self) -> str:
+        """Something that a user does between calls."""
+        steps = self.write, self.write, self.write, self.prompt, self.move, self.swap, lambda: "nothing"
+        return self.draw.choice(steps)()
+
+    def write(self) -> str:
+        targets = [*self.module.parameters(), self.module.table, self.module.plain, *self.prompts]
+        target = self.draw.choice(targets if self.mask is None else [*targets, self.mask])
+        way = self.draw.choice(list(WRITES))
+        with torch.no_grad():
+            WRITES[way](target, torch.randn(target.shape))
+        return way
+
+    def prompt(self) -> str:
+        place, anew = self.draw.randrange(2), self.draw.random() < 0.7
+        before = self.prompts[place]
+        self.prompts[place] = torch.randn(before.shape) if anew else before.clone()
+        return "another prompt" if anew else "the same prompt elsewhere"
+
+    def move(self) -> str:
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.clone()
+        return "weights moved"
+
+    def swap(self) -> str:
+        layer = self.draw.choice([self.module.text, *self.module.layers])
+        torch.utils.swap_tensors(layer.weight, nn.Parameter(torch.randn(layer.weight.shape), requires_grad=False))
+        return "swap_tensors"
+
+
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 60))])
+def test_whatever_is_written_between_calls_results_are_those_of_eager(seed: int) -> None:
+    torch._dynamo.reset()
+    session, done = Session(seed), []
+    for _ in range(10):
+        session.check(f"seed {seed}, after {done}")
+        session.check(f"seed {seed}, again after {done}")
+        done.append(session.step())
+    drivers = [graph.driver for graph in CompiledGraph.of(session.compiled) if graph.driver]
+    assert sum(memo.hits for driver in drivers for memo in driver.memos.values()) > 0, "nothing was kept: a void test"
+
+
+def test_threads_that_write_to_prompts_of_their_own_get_their_own_results() -> None:
+    torch._dynamo.reset()
+    session, wrong = Session(3), []
+    session.check("first")
+
+    def run(seed: int) -> None:
+        draw, prompt = torch.Generator().manual_seed(seed), torch.zeros(session.batch, 5, 12)
+        more = () if session.mask is None else (session.mask,)
+        for _ in range(20):
+            prompt.numpy()[...] = torch.randn(prompt.shape, generator=draw).numpy()
+            video = torch.randn(session.batch, 7, 6, generator=draw)
+            with torch.no_grad():
+                expected, found = session.module(video, prompt, *more), session.compiled(video, prompt, *more)
+            if not torch.allclose(expected, found, rtol=1e-5, atol=1e-5):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
