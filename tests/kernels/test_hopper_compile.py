@@ -77,10 +77,4 @@ def test_all_kernels_of_a_call_compile_as_the_call_would_launch_them(implementat
     attention = found[-1]
     assert attention.shared_bytes <= SHARED_LIMIT
     assert attention.spilled_bytes <= MOST_SPILLED
-
-
-def test_every_launch_states_whether_products_and_sums_fuse():
-    """Triton's default will change: what is not stated would give other numbers under another version."""
-    with compiled_kernels.compiling(90) as compiled:
-        compiled_kernels.kernels_of("hopper", 128, parts=0)
-    assert len(compiled) == 4 and all(kernel.metadata.enable_fp_fusion is True for kernel in compiled)
+    assert all(kernel.fused is True for kernel in found)  # Triton's default will change, and with it the numbers

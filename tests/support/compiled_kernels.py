@@ -33,6 +33,7 @@ class Resources(NamedTuple):
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    fused: bool
     seconds: float
 
 
@@ -98,15 +99,17 @@ def measured(implementation: str, capability: int, head_dim: int) -> Iterator[Re
     """Resources of every kernel of one implementation."""
     import triton
 
-    told = io.StringIO()
-    triton.knobs.nvidia.dump_ptxas_log = True
+    told, knobs = io.StringIO(), triton.knobs
     start = time.perf_counter()
-    with compiling(capability) as compiled, redirect_stdout(told):
+    with compiling(capability) as compiled, redirect_stdout(told), knobs.nvidia.scope(), knobs.compilation.scope():
+        # The assembler tells of what it assembles, and not of what an earlier run has kept.
+        knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
         kernels_of(implementation, head_dim)
     seconds = round((time.perf_counter() - start) / len(compiled), 1)
     for kernel, found in zip(compiled, resources(told.getvalue()), strict=True):
-        name, shared = kernel.metadata.name, kernel.metadata.shared
-        yield Resources(triton.__version__, capability, head_dim, name, *found, shared, seconds)
+        known = kernel.metadata
+        more = (known.shared, known.enable_fp_fusion, seconds)
+        yield Resources(triton.__version__, capability, head_dim, known.name, *found, *more)
 
 
 def main(arguments: Sequence[str]) -> None:
