@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class Memo:
         besides = (*upstream, torch.is_inference_mode_enabled(), *(repr(a) for a in args if not _is_tensor(a)))
         entry = self._found(content, besides)
         if entry is None:
-            result = tuple(_apart(self.function(*args), args))
+            result = tuple(map(_own, self.function(*args)))
             entry = _Entry(content, besides, result, Produced(filter(_is_tensor, result)))
             self._keep(entry)
         else:
@@ -131,10 +131,15 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _apart(results: Iterable[Any], args: Sequence[Any]) -> Iterable[Any]:
-    """``results`` in memory of their own: what shares memory with an argument would change with it."""
-    given = {arg.untyped_storage().data_ptr() for arg in args if _is_tensor(arg)}
-    return (
-        value.clone() if _is_tensor(value) and value.untyped_storage().data_ptr() in given else value
-        for value in results
-    )
+def _own(value: Any) -> Any:
+    """``value`` with the same sizes and strides in memory of its own, where it is a tensor.
+
+    A region's results may share memory with its arguments, which are written to later, or lie where the next replay of
+    a CUDA graph writes.
+    """
+    if not _is_tensor(value):
+        return value
+    if value.is_conj() or value.is_neg() or not value.numel():
+        return value.clone()
+    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.as_strided((span,), (1,)).clone().as_strided(value.shape, value.stride(), 0)

@@ -138,6 +138,49 @@ def test_whatever_is_written_between_calls_results_are_those_of_eager(seed: int)
     assert sum(memo.hits for driver in drivers for memo in driver.memos.values()) > 0, "nothing was kept: a void test"
 
 
+class Writing(nn.Module):
+    """Writes to what it made from the prompt alone, in the call that made it and in those that got it back."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.write, self.embed, self.text, self.other = write, *(nn.Linear(size, 8) for size in (6, 12, 12))
+
+    def forward(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        now = self.embed(video)
+        words = self.write(torch.relu(self.text(text)), now)
+        return now + torch.softmax(now @ words.mT, -1) @ words, self.other(text)
+
+
+def _slice(words: Tensor, now: Tensor) -> Tensor:
+    words[:, :2] = now[:, :2]
+    return words
+
+
+def _through_a_view(words: Tensor, now: Tensor) -> Tensor:
+    words.view(-1)[:4].mul_(now.sum())
+    return words
+
+
+def _all(words: Tensor, now: Tensor) -> Tensor:
+    return words.add_(now.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("write", [_all, _slice, _through_a_view])
+def test_what_a_model_writes_to_is_never_what_was_kept(write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    torch._dynamo.reset()
+    module = Writing(write).eval().requires_grad_(False)
+    compiled = torch.compile(module, backend="lightint", options={"preset": "exact", "delegate": "eager"})
+    text = torch.randn(1, 5, 12)
+    for _ in range(3):
+        video = torch.randn(1, 7, 6)
+        with torch.no_grad():
+            expected, found = module(video, text), compiled(video, text)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        found[1].add_(1), found[0].zero_()
+    (driver,) = [graph.driver for graph in CompiledGraph.of(compiled) if graph.driver]
+    assert sum(memo.hits for memo in driver.memos.values()) == 2
+
+
 def test_threads_that_write_to_prompts_of_their_own_get_their_own_results() -> None:
     torch._dynamo.reset()
     session, wrong = Session(3), []

@@ -174,6 +174,19 @@ def test_a_result_that_is_a_view_of_its_source_gets_memory_of_its_own() -> None:
     assert all(kept(second, 0)[i].untyped_storage().data_ptr() != second.data_ptr() for i in (0, 1))
 
 
+def test_kept_results_have_memory_of_their_own_and_the_strides_that_they_were_made_with() -> None:
+    made = torch.arange(60.0).reshape(3, 4, 5)
+    ways = [made, made.permute(2, 0, 1), made[:, 1:3], made[0, 0].expand(7, 5), made[..., ::2], made[:0], made[1, 1, 1]]
+    kept = Kept(lambda x, n: (*ways, ways[0]))
+    found = kept(torch.ones(1), 0)
+    for way, result in zip(ways, found, strict=False):
+        assert torch.equal(way, result) and result.stride() == way.stride()
+    memory = [each.untyped_storage().data_ptr() for each in (made, *found) if each.numel()]
+    assert len(set(memory)) == len(memory)
+    made.fill_(0)
+    assert found[0].sum() > 0 and kept(torch.ones(1), 0) is found
+
+
 class Wrapped(torch.Tensor):
     pass
 
