@@ -8,9 +8,10 @@ from typing import Any
 
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.graph_signature import ConstantArgument, ExportGraphSignature, InputSpec, OutputSpec
 
+from lightint_compile.exporting.results import plain_spec
 from lightint_compile.passes.program import Program
 
 REPORT_FILE = "lightint_report.json"
@@ -20,9 +21,12 @@ REPORT_FILE = "lightint_report.json"
 def as_exported(program: Program, captured: ExportedProgram) -> ExportedProgram:
     """The rewritten ``program`` with the weights, calling convention and size ranges of the program it came from.
 
-    Passes keep placeholders and outputs in order, so only names change.
+    Passes keep placeholders and outputs in order, so only names change. Results are plain containers, see ``results``.
     """
     graph = _portable(program.graph)
+    for spec, node in zip(captured.graph_signature.input_specs, _inputs(graph), strict=True):
+        if isinstance(spec.arg, ConstantArgument):
+            node.meta["val"] = spec.arg.value
     signature = ExportGraphSignature(
         [_renamed(spec, node) for spec, node in zip(captured.graph_signature.input_specs, _inputs(graph), strict=True)],
         [_named(spec, out) for spec, out in zip(captured.graph_signature.output_specs, _outputs(graph), strict=True)],
@@ -33,11 +37,17 @@ def as_exported(program: Program, captured: ExportedProgram) -> ExportedProgram:
         graph_signature=signature,
         state_dict=captured.state_dict,
         range_constraints=captured.range_constraints,
-        module_call_graph=captured.module_call_graph[:1],
+        module_call_graph=[_with_plain_results(captured.module_call_graph[0])],
         example_inputs=captured.example_inputs,
         constants=captured.constants,
         verifiers=[captured.verifier],
     )
+
+
+def _with_plain_results(entry: ModuleCallEntry) -> ModuleCallEntry:
+    assert entry.signature is not None
+    signature = dataclasses.replace(entry.signature, out_spec=plain_spec(entry.signature.out_spec))
+    return dataclasses.replace(entry, signature=signature)
 
 
 #: What the archive keeps of a node: its value, and where in the user's source it came from.

@@ -5,15 +5,18 @@ Run as a program, this module is that fresh process: ``python -m lightint_compil
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
-from lightint_compile.errors import ExportError
+from lightint_compile.errors import ExportError, told
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Relative L2 difference by which outputs of a dtype may differ: rounding in another order, through a deep model."""
@@ -22,14 +25,28 @@ LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch
 def run_fresh(path: Path, call: tuple[Any, Any], folder: Path) -> list[Any]:
     """The flat outputs of the file at ``path`` for ``call`` (args, kwargs), computed by a new interpreter."""
     inputs, outputs = folder / "call.pt", folder / "outputs.pt"
-    torch.save(call, inputs)
+    try:
+        torch.save(call, inputs)
+    except Exception as error:
+        raise ExportError("the arguments cannot be written for the check", why=told(error)) from error
     command = [sys.executable, "-m", "lightint_compile.exporting.check", str(path), str(inputs), str(outputs)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it wrote nothing to stderr"])[-1]
-        raise ExportError("the written file does not run in a fresh process", where=path.name, why=last)
+        why = _why(done)
+        raise ExportError("the written file does not run in a fresh process", where=path.name, why=why)
     found: list[Any] = torch.load(outputs)
     return found
+
+
+_REASON = "lightint check: "
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    """What the process said: the reason it gave, else the last lines, else the signal that ended it."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    given = [line.removeprefix(_REASON) for line in lines if line.startswith(_REASON)]
+    ended = f"it was ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return given[-1] if given else " · ".join([ended, *lines[-3:]])
 
 
 def worst_difference(outputs: list[Any], reference: Any) -> float:
@@ -57,10 +74,19 @@ def _compare(index: int, found: Any, expected: Any) -> float:
 
 
 def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """L2 norm of the difference over that of ``expected``; 0 when both agree in every element, infinities included."""
+    """L2 norm of the difference over that of ``expected``; 0 when both agree in every element.
+
+    Infinities and values that are no numbers must be at the same places, and equal; the others are compared.
+    """
     found, expected = found.detach().cpu(), expected.detach().cpu()
     if torch.equal(found, expected):
         return 0.0
+    odd = ~torch.isfinite(expected)
+    if odd.any() or not torch.isfinite(found).all():
+        same = (found == expected) | (found.isnan() & expected.isnan())
+        if not torch.equal(odd, ~torch.isfinite(found)) or not same[odd].all():
+            return math.inf
+        found, expected = found.masked_fill(odd, 0), expected.masked_fill(odd, 0)
     exact = torch.complex128 if expected.is_complex() else torch.float64
     norm = expected.to(exact).norm().clamp_min(torch.finfo(torch.float64).tiny)
     return float((found.to(exact) - expected.to(exact)).norm() / norm)
@@ -71,9 +97,21 @@ def main(path: str, inputs: str, outputs: str) -> None:
     from lightint_compile.exporting.loading import load
 
     args, kwargs = torch.load(inputs)
-    with torch.no_grad():
-        torch.save(pytree.tree_leaves(load(path)(*args, **kwargs)), outputs)
+    with torch.no_grad(), seeded():
+        torch.save(pytree.tree_leaves(load(path).module(*args, **kwargs)), outputs)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Random numbers drawn inside are the same in every process; the generators are set back afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception as error:
+        sys.exit(_REASON + told(error))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 
-from lightint_compile.errors import ExportError
+from lightint_compile.errors import ExportError, InputError, told
 from lightint_compile.exporting.archive import REPORT_FILE
 from lightint_compile.exporting.formats import check_suffix
+from lightint_compile.exporting.results import RESULTS_FILE, restored
 from lightint_compile.reporting import Report
 
 
@@ -23,16 +27,63 @@ class Loaded:
     Attributes:
         program: the exported program, with its graph and weights.
         report: what was rewritten before it was written; ``None`` for an archive that is not ours.
-        module: the program as a module.
+        module: the program as a module; its results are plain containers.
+        results: what the classes of results were; ``None`` where all are plain, or their package is not installed.
     """
 
     program: ExportedProgram
     report: Report | None
     module: torch.nn.Module
+    results: pytree.TreeSpec | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program."""
-        return self.module(*args, **kwargs)
+        """Run the program.
+
+        Raises:
+            InputError: the call has another form than the one that was exported, or another value for a number, text
+                or truth value: these are part of the program.
+        """
+        check_call(self.program, args, kwargs)
+        result = self.module(*args, **kwargs)
+        return result if self.results is None else pytree.tree_unflatten(pytree.tree_leaves(result), self.results)
+
+
+def check_call(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Whether a call is of the form, and has the constants, that a program was exported with.
+
+    Raises:
+        InputError: it has not.
+    """
+    spec = program.call_spec.in_spec
+    expected, named = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    if len(args) != len(expected) or set(kwargs) != set(named):
+        raise InputError(
+            "the call has another form than the one that was exported",
+            where="load(path)(...)",
+            why=f"it has {_form(args, kwargs)}; exported were {_form(expected, named)}",
+            fix="call it in the same way, or export that call",
+        )
+    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in named}))
+    inputs = [entry for entry in program.graph_signature.input_specs if entry.kind is InputKind.USER_INPUT]
+    for entry, value in zip(inputs, leaves, strict=False):
+        if isinstance(entry.arg, ConstantArgument) and not _is_same(value, entry.arg.value):
+            raise InputError(
+                f"the program was exported for {entry.arg.name}={entry.arg.value!r}",
+                where=entry.arg.name,
+                why=f"it was called with {value!r}, and such values are part of the program",
+                fix="export a file for each value, or make it a tensor",
+            )
+
+
+def _form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    positional = f"{len(args)} positional argument{'' if len(args) == 1 else 's'}"
+    return f"{positional} and {', '.join(sorted(kwargs)) or 'nothing'} by name"
+
+
+def _is_same(value: Any, constant: Any) -> bool:
+    if type(value) is not type(constant):
+        return False
+    return bool(value == constant) or (value != value and constant != constant)
 
 
 def load(path: str | Path) -> Loaded:
@@ -47,11 +98,11 @@ def load(path: str | Path) -> Loaded:
         raise ExportError("there is no such file", where=str(path))
     import lightint_compile.kernels.ops  # noqa: F401 - registers the operators the archive may name
 
-    extra = {REPORT_FILE: ""}
+    extra = {REPORT_FILE: "", RESULTS_FILE: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError("the archive cannot be read", where=str(path), why=reason, fix="export it again") from error
+        why = told(error)
+        raise ExportError("the archive cannot be read", where=str(path), why=why, fix="export it again") from error
     report = Report.from_dict(json.loads(extra[REPORT_FILE])) if extra[REPORT_FILE] else None
-    return Loaded(program, report, program.module())
+    return Loaded(program, report, program.module(), restored(extra[RESULTS_FILE]))

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx as fx
 from torch.export import Dim, ExportedProgram
 
 from lightint_compile import capture
-from lightint_compile.errors import CaptureError, ExportError
+from lightint_compile.errors import ExportError, LightintError, told, user_line
 from lightint_compile.exporting.archive import REPORT_FILE, as_exported
-from lightint_compile.exporting.check import run_fresh, worst_difference
+from lightint_compile.exporting.check import run_fresh, seeded, worst_difference
 from lightint_compile.exporting.formats import check_suffix
+from lightint_compile.exporting.results import RESULTS_FILE, described
 from lightint_compile.modelwide import check_required
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.remarks import Numerics, RemarkKind
+from lightint_compile.passes.remarks import Numerics, RemarkKind, module_path_of, source_of
 from lightint_compile.presets import pipeline_of
 from lightint_compile.reporting import Report
 from lightint_compile.rewrite import Rewritten, rewrite
@@ -92,15 +94,21 @@ def export(
     _check_passes(wanted)
     with torch.no_grad():
         captured = _captured(module, tuple(args), kwargs, dynamic or {})
-        rewritten = _rewritten(captured, wanted, _name_of(module))
+        _check_dropout(captured, _name_of(module))
+        rewritten = _rewritten(captured, wanted, module)
         program = as_exported(rewritten.program, captured)
         report = Report.of(rewritten)
         check_required(report.sections)
         approximate = _is_approximate(rewritten)
         original = module if isinstance(module, torch.nn.Module) else module.module()
-        reference = (program.module() if approximate else original)(*args, **kwargs)
+        with seeded():
+            reference = (program.module() if approximate else original)(*args, **kwargs)
     compared_with = "the rewritten graph" if approximate else "the module"
-    difference = _write(program, report, path, (tuple(args), kwargs), reference)
+    extra = {REPORT_FILE: json.dumps(report.to_dict()), RESULTS_FILE: described(captured.call_spec.out_spec)}
+    try:
+        difference = _write(program, extra, path, (tuple(args), kwargs), reference)
+    except ExportError as error:
+        raise _because_random(error, captured) from error
     return Exported(path, report, compared_with, difference)
 
 
@@ -129,8 +137,8 @@ def _captured(
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError("torch.export cannot capture the call", where=_name_of(module), why=reason) from error
+        where = user_line(error) or _name_of(module)
+        raise ExportError("torch.export cannot capture the call", where=where, why=told(error)) from error
 
 
 def _dynamic_shapes(
@@ -149,14 +157,48 @@ def _dynamic_shapes(
     }
 
 
-def _rewritten(captured: ExportedProgram, options: LightintOptions, name: str) -> Rewritten:
+def _rewritten(
+    captured: ExportedProgram, options: LightintOptions, module: torch.nn.Module | ExportedProgram
+) -> Rewritten:
     try:
-        program = capture.from_exported(captured, name=name)
-    except CaptureError as error:
-        raise ExportError(
-            "the program cannot be rewritten", where=error.where, why=error.what, fix=error.fix
-        ) from error
+        program = capture.from_exported(captured, name=_name_of(module))
+    except Exception as error:
+        where = error.where if isinstance(error, LightintError) else _name_of(module)
+        fix = "call module.eval() first: it is in train mode" if getattr(module, "training", False) else ""
+        raise ExportError("the program cannot be rewritten", where=where, why=told(error), fix=fix) from error
     return rewrite(program, options, leave_out=_NO_REGIONS)
+
+
+def _check_dropout(captured: ExportedProgram, name: str) -> None:
+    """Dropout in train mode draws other numbers in every call: nothing could be compared."""
+    for node in captured.graph.nodes:
+        if _drops(node):
+            raise ExportError(
+                "dropout in train mode cannot be exported",
+                where=source_of(node) or name,
+                why=f"{module_path_of(node) or node.name} drops other elements in every call",
+                fix="call module.eval() first",
+            )
+
+
+def _drops(node: fx.Node) -> bool:
+    if "dropout" in str(node.target):
+        return node.args[-1] is True
+    attends = node.target is torch.ops.aten.scaled_dot_product_attention.default
+    return attends and bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0))
+
+
+def _because_random(error: ExportError, captured: ExportedProgram) -> ExportError:
+    """``error``, with random numbers as its reason where the program draws any."""
+    drawn = [node for node in captured.graph.nodes if _NONDETERMINISTIC in getattr(node.target, "tags", ())]
+    if not drawn:
+        return error
+    why = f"{error.why}; it draws random numbers ({drawn[0].target})"
+    fix = "pass the random tensor in as an argument"
+    return ExportError(error.what, where=source_of(drawn[0]) or error.where, why=why, fix=fix)
+
+
+_NONDETERMINISTIC = torch.Tag.nondeterministic_seeded
 
 
 def _is_approximate(rewritten: Rewritten) -> bool:
@@ -164,12 +206,15 @@ def _is_approximate(rewritten: Rewritten) -> bool:
     return any(remark.numerics is Numerics.APPROXIMATE for remark in applied)
 
 
-def _write(program: ExportedProgram, report: Report, path: Path, call: tuple[Any, Any], reference: Any) -> float:
+def _write(program: ExportedProgram, extra: dict[str, str], path: Path, call: tuple[Any, Any], reference: Any) -> float:
     """Write to a name beside ``path``, check that file, and rename it; return the difference that was measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lightint-") as folder:
         written = Path(folder) / path.name
-        torch.export.save(program, written, extra_files={REPORT_FILE: json.dumps(report.to_dict())})
+        try:
+            torch.export.save(program, written, extra_files=extra)
+        except Exception as error:
+            raise ExportError("the program cannot be written", where=path.name, why=told(error)) from error
         difference = worst_difference(run_fresh(written, call, Path(folder)), reference)
         os.replace(written, path)
     return difference

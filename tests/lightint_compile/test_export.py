@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from export_here import run_here
 
 import lightint_compile
 from lightint_compile.errors import ExportError, LightintError
-from lightint_compile.exporting import check
 from lightint_compile.exporting.check import relative_difference, worst_difference
 
 PLAIN = {"passes": "canonicalize-attention"}
@@ -29,14 +29,6 @@ class Attention(torch.nn.Module):
         weights = torch.softmax(q @ k.transpose(-2, -1) * 8**-0.5, dim=-1)
         out = (weights @ v).transpose(1, 2).flatten(2) + self.shift
         return {"out": out if bias is None else out + bias, "frames": x.shape[1], "parts": [out.mean(), None]}
-
-
-def run_here(path: Path, call: tuple[object, object], folder: Path) -> list[object]:
-    """What the fresh process does, in this one: it costs seconds to start, and the first test starts it."""
-    torch.save(call, folder / "call.pt")
-    check.main(str(path), str(folder / "call.pt"), str(folder / "outputs.pt"))
-    found: list[object] = torch.load(folder / "outputs.pt")
-    return found
 
 
 @pytest.fixture
@@ -154,6 +146,7 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         ([torch.ones(2).double(), 1], "another type"),
         ([torch.ones(2) * 1.001, 1], "something else"),
         ([torch.full((2,), float("nan")), 1], "something else"),
+        ([torch.tensor([1.0, float("inf")]), 1], "something else"),
         ([torch.ones(2), 2], "another value"),
     ],
 )
