@@ -83,10 +83,11 @@ def _make(
     checks.policy(density, coverage, protect_frames, neighbours, context_density)
     checks.given_pools(pools, keys[0], layout, skipped_means)
     checks.min_tokens(min_tokens)
-    kept = int(layout.list_width(density, protect_frames, neighbours, context_density))
-    keeps_all = kept >= layout.key_blocks and (coverage is None or coverage >= 1.0)
+    # A list may be as wide as all blocks and hold fewer: only a budget of all blocks keeps every one.
+    keeps_all = layout.budget(density, context_density) >= layout.key_blocks and (coverage is None or coverage >= 1.0)
+    width = int(layout.list_width(density, protect_frames, neighbours, context_density))
     choice = dispatch.prefers_sparse(
-        query, layout, kept, skipped_means, tile, min_tokens=min_tokens, host_hidden=_capturing(query)
+        query, layout, width, skipped_means, tile, min_tokens=min_tokens, host_hidden=_capturing(query)
     )
     if keeps_all or choice == "dense":
         return _dense(query, keys, scale)

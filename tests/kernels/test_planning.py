@@ -177,3 +177,16 @@ def test_a_caller_who_has_decided_is_not_asked_about(min_tokens, monkeypatch):
 def test_a_negative_number_of_keys_is_refused():
     with pytest.raises(InputError, match="min_tokens"):
         kernels.sparse_attention(*SITE.tensors(torch.float32), **SITE.grids, min_tokens=-1)
+
+
+@pytest.mark.parametrize("name", ["gather", "reference"])
+def test_a_list_that_may_hold_every_block_is_no_reason_for_dense_attention(name):
+    """Only a budget of all blocks is: on a small grid the neighbours of a corner are fewer than their bound."""
+    site = SITES["prefill"]
+    width = site.layout.list_width(0.3, 0, 1)
+    assert site.layout.budget(0.3) < width == site.layout.key_blocks
+    tensors = site.tensors(torch.float32)
+    with kernels.using(name):
+        ours = kernels.sparse_attention(*tensors, **site.grids)
+    with kernels.using("dense"):
+        assert not torch.allclose(kernels.sparse_attention(*tensors, **site.grids), ours, rtol=0.1)
