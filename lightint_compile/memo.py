@@ -46,14 +46,25 @@ class Site:
         return cls(data["region"], tuple(data["inputs"]), tuple(data["upstream"]))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Entry:
-    """A kept result, which stands for itself where others are made from it."""
+    """A kept result, which stands for itself where others are made from it.
+
+    Attributes:
+        content, besides: what it comes from: arguments of the program, and results of other sites and numbers.
+        is_kept: whether a call may still find it; what was made from it cannot be found either once it is not.
+    """
 
     content: Content
     besides: tuple[Any, ...]
     result: tuple[Any, ...]
     produced: Produced
+    is_kept: bool = True
+
+    @property
+    def is_findable(self) -> bool:
+        """Whether a call may come from the same: all kept results that it was made from are there."""
+        return all(each.is_kept for each in self.besides if isinstance(each, _Entry))
 
     def equals(self, other: _Entry) -> bool:
         """Whether it comes from the same."""
@@ -98,7 +109,7 @@ class Memo:
     def reset(self) -> None:
         """Forget every result."""
         with self._lock:
-            self._entries.clear()
+            self._hold([])
 
     def _sources(self, check: Check | None) -> tuple[Content | None, tuple[object, ...]]:
         """What the call's arguments come from: arguments of the program, and results of other sites."""
@@ -122,9 +133,14 @@ class Memo:
         """The newest are last. An equal one, made by another thread meanwhile, makes room as well."""
         with self._lock:
             self.misses += 1
-            others = [old for old in self._entries if not old.equals(entry)]
+            others = [old for old in self._entries if old.is_findable and not old.equals(entry)]
             gone = [old for old in others if entry.content.replaces(old.content)][:-OVERWRITTEN]
-            self._entries = [*[old for old in others if old not in gone][1 - SLOTS :], entry]
+            self._hold([*[old for old in others if old not in gone][1 - SLOTS :], entry])
+
+    def _hold(self, entries: list[_Entry]) -> None:
+        for old in self._entries:
+            old.is_kept = old in entries
+        self._entries = entries
 
 
 def _is_tensor(value: Any) -> bool:
@@ -139,7 +155,8 @@ def _own(value: Any) -> Any:
     """
     if not _is_tensor(value):
         return value
-    if value.is_conj() or value.is_neg() or not value.numel():
+    plain = value.layout is torch.strided and not (value.is_conj() or value.is_neg() or value.is_quantized)
+    if not plain or not value.numel():
         return value.clone()
     span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
     return value.as_strided((span,), (1,)).clone().as_strided(value.shape, value.stride(), 0)

@@ -46,9 +46,14 @@ def is_observed() -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or _len_torch_dispatch_stack_pre_dispatch()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed()
         or torch._C._get_tracing_state() is not None
     )
+
+
+def is_transformed() -> bool:
+    """Whether a transformation of functions is under way (``vmap``, ...), in which tensors stand for others."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def raw_stream(device: int) -> int:

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightint_compile.torch_compat import raw_stream
+
 from ..checksum import FIRST, PLACE, SECOND, THIRD, WORD
 
 ALIGNED = 16
@@ -105,7 +107,7 @@ def sums_at(addresses: Sequence[int], sizes: Sequence[int], device: torch.device
         _launch(_tables(*places, device, 0), sums)
         return sums
     with torch.cuda.device(device):
-        _launch(_tables(*places, device, int(torch._C._cuda_getCurrentRawStream(sums.device.index))), sums)
+        _launch(_tables(*places, device, raw_stream(sums.device.index)), sums)
     return sums
 
 

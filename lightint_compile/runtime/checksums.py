@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightint_compile.kernels.checksum import Memory, device_sums, host_sums
+from lightint_compile.torch_compat import is_transformed
 
 Layout: TypeAlias = tuple[Any, ...]
 """How a tensor reads its memory: what a checksum does not say."""
@@ -59,7 +60,7 @@ def _obstacle(tensor: Tensor) -> str:
 
 def obstacle_now(devices: Iterable[str]) -> str:
     """Why no memory of these kinds of devices can be read at the moment; empty where it can."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed():
         return "a transformation of functions is under way"
     if "cuda" in devices and torch.cuda.is_current_stream_capturing():
         return "a CUDA graph is being captured, in which nothing can be read"

@@ -237,6 +237,22 @@ def test_results_made_from_results_are_told_by_those() -> None:
     assert (first.hits, first.misses, second.misses) == (2, 2, 3)
 
 
+def test_what_was_made_from_a_result_that_is_gone_makes_room() -> None:
+    watch = Watch([0, 1])
+    first = Memo(lambda x: (x + 1,), "first", Site("a", (0,)), watch)
+    second = Memo(lambda y, w: (y * w,), "second", Site("b", (1,), ("first",)), watch)
+    x, w = torch.zeros(2), torch.ones(2)
+    for value in range(6):
+        x.numpy()[...] = value
+        with watch.call((x, w)):
+            second(first(x)[0], w)
+    assert len(first._entries) == len(second._entries) == 1 + OVERWRITTEN
+    first.reset()
+    with watch.call((x, w)):
+        second(first(x)[0], w)
+    assert len(second._entries) == 1
+
+
 def test_what_comes_from_a_result_that_was_not_kept_is_not_kept_either() -> None:
     watch = Watch([0])
     first = Memo(lambda x: (x.clone(),), "first", Site("a", (0,)), watch)
