@@ -26,7 +26,9 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.passes.program import Program
 from lightint_compile.passes.remarks import RemarkKind
 from lightint_compile.reporting.section import Section
+from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.store import Store, key_of
+from lightint_compile.torch_compat import compiled_frame
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,9 @@ def lightint(
     chosen = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
     captured = Captured.of(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, _config(mode))
+    frame = compiled_frame()
+    if frame is not None:
+        graph.join(Siblings.of((frame, repr(chosen.to_dict()))))
     arrived(graph, captured, chosen)
     return graph
 
@@ -94,7 +99,8 @@ def _within_budget(
     table = stored(path, ladder)
     rung = table.choice(options.budget)
     start = settings.compilations[rung].run()
-    graph = BudgetedGraph(start, inputs, settings, ladder, options.budget, path, rung)
+    text = table.rows[rung - 1].text if rung else ""
+    graph = BudgetedGraph(start, inputs, settings, ladder, options.budget, path, rung, text)
     remark = start_remark(table, options.budget)
     log.info("%s %s", graph.section.name, remark.message)
     graph.section = graph.section.with_remark(remark)

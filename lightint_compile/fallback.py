@@ -96,6 +96,11 @@ class Recovering:
             return result
         return self._instead(args, failure)
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether the latest call was answered by the graph."""
+        return self._in_a_row > 0
+
     def around(self, program: Callable[..., Any]) -> Recovering:
         """The same for another program made from the graph."""
         return Recovering(program, self._original)

@@ -19,6 +19,7 @@ from lightint_compile.modelwide import check_required
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.siblings import Siblings
 
 
 class CompiledGraph:
@@ -39,6 +40,7 @@ class CompiledGraph:
         self.function, self._section, self.driver = function, section, driver
         self._subject: weakref.ref[Any] | None = None
         self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
+        self._siblings: Siblings | None = None
         with self._lock:
             type(self)._made += 1
             self.order = type(self)._made
@@ -46,7 +48,26 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph."""
-        return self.function(*args)
+        return self.run(args)
+
+    def run(self, args: Sequence[Any]) -> Any:
+        """Run the setting in force, and tell siblings where nothing was decided in this call."""
+        self.tell_siblings(args)
+        result = self.function(*args)
+        if isinstance(self.function, Recovering) and self.function.fell_back:
+            self.tell_siblings(args, exactly=True)
+        return result
+
+    def join(self, siblings: Siblings) -> None:
+        """Share what is remembered of rollouts with other graphs of the same function."""
+        self._siblings = siblings
+        if self.driver is not None:
+            self.driver.decisions.join(siblings)
+
+    def tell_siblings(self, args: Sequence[Any], *, exactly: bool = False) -> None:
+        """Say that this graph runs, where it decides nothing (``exactly``: this time)."""
+        if self._siblings is not None and (exactly or self.driver is None or not self.driver.decisions.decides):
+            self._siblings.ran_exactly(args)
 
     @property
     def section(self) -> Section:
@@ -92,6 +113,7 @@ class CompiledGraph:
                 graph.driver.reset()
         with cls._lock:
             cls._all.difference_update(graphs)
+        Siblings.forget_all()
 
     @classmethod
     def _every(cls) -> list[CompiledGraph]:
@@ -173,7 +195,9 @@ def _parameters(compiled: Any) -> list[torch.nn.Parameter]:
 def decisions(compiled: Any) -> list[Decision]:
     """What was decided in the rollout that a compiled module ran last, chunk by chunk, refused steps included.
 
-    Empty where nothing is decided at run time. The first chunk has nothing to decide: it has no context, and computes.
+    Empty where nothing is decided at run time, and while the last call ran without a decision: the first chunk of a
+    rollout, or one for which the graph could not be rewritten. The first chunk has nothing to decide: it has no
+    context, and computes.
 
     Raises:
         StateError: as of :func:`report`.

@@ -14,6 +14,7 @@ import importlib
 from typing import Any
 
 import torch
+from torch._guards import CompileContext
 from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_dir
 
 OLDEST, NEWEST = (2, 11), (2, 14)
@@ -151,3 +152,9 @@ def _exists(name: str) -> bool:
             found = getattr(found, part)
         return True
     return False
+
+
+def compiled_frame() -> int | None:
+    """The number of the frame that Dynamo compiles now, the same for all variants of its code; ``None`` outside."""
+    identity = CompileContext.current_compile_id()
+    return None if identity is None else identity.frame_id

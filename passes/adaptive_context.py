@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.decisions.context import ContextGather, find_gather
+from lightint_compile.passes.decisions.context import CHUNK, ContextGather, find_gather
 from lightint_compile.passes.decisions.given import GivenContext, find_given
 from lightint_compile.passes.decisions.plan import insert_plan
 from lightint_compile.passes.decisions.points import PLAN
@@ -51,11 +51,21 @@ class AdaptiveContext(Pass):
             return PassResult(False)
         found = find_gather(program)
         if isinstance(found, ContextGather):
-            policy = Policy(rules=self.rules, memory=found.memory, adapt_context=True, overlap=self.overlap)
+            chunk = CHUNK if found.coming is None else found.coming.count
+            policy = Policy(
+                rules=self.rules, chunk=chunk, memory=found.memory, adapt_context=True, overlap=self.overlap
+            )
             return PassResult(True, (_decide(program, found, policy),))
         given = find_given(program) if found is None else None
         if isinstance(given, GivenContext):
-            policy = Policy(rules=self.rules, memory=given.most, adapt_context=True, overlap=self.overlap, given=True)
+            policy = Policy(
+                rules=self.rules,
+                chunk=given.chunk,
+                memory=given.most,
+                adapt_context=True,
+                overlap=self.overlap,
+                given=True,
+            )
             return PassResult(True, (_applied(policy, at(given.context), **decide_given(program, given, policy)),))
         missed = found or given
         return PassResult(False, (missed.remark(self.name, "gather"),) if missed else ())
@@ -65,6 +75,7 @@ def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
     before = len(program.graph.nodes)
     remark_at = at(found.gathers[0])
     index = _plan(program, found, policy)
+    coming = {} if found.coming is None else {"coming": str(found.coming)}
     rewriter = Rewriter(program, AdaptiveContext.name)
     with rewriter.at(index, rule="decision", after=True):
         count = rewriter.call(aten.sym_size.int, index, 0)
@@ -74,7 +85,7 @@ def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
         rewriter.erase_unused(node)
     dead = before + 3 - len(program.graph.nodes)
     renamed = Resize(program, {found.size: index.meta["val"].shape[0]}).below([index, count])
-    return _applied(policy, remark_at, gathers=len(found.gathers), nodes_dropped=dead, nodes_renamed=renamed)
+    return _applied(policy, remark_at, gathers=len(found.gathers), nodes_dropped=dead, nodes_renamed=renamed, **coming)
 
 
 def _applied(policy: Policy, where: dict[str, Any], **args: Any) -> Remark:
@@ -96,7 +107,8 @@ def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
     assert positions is not None
     size = fresh_size(program, "context_frames", found.memory, TYPICAL)
     check_unconditional({found.size: size}, found.index)
-    return insert_plan(program, policy, (found.cameras, found.history), size, positions, like=found.index)
+    operands = (found.cameras, found.history)
+    return insert_plan(program, policy, operands, size, positions, like=found.index, coming=found.coming)
 
 
 def _sizes_of(program: Program, found: ContextGather) -> list[fx.Node]:

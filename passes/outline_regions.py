@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.decisions.cameras import camera_input
+from lightint_compile.passes.decisions.coming import mark_coming
 from lightint_compile.passes.decisions.marks import borders_of, mark_loop
+from lightint_compile.passes.decisions.plan import has_plan
 from lightint_compile.passes.decisions.points import is_outlined
 from lightint_compile.passes.facts.loop import DenoisingLoop
 from lightint_compile.passes.facts.regions import Regions
@@ -53,7 +56,9 @@ def _outline(program: Program) -> list[Outlined]:
     dependencies, tokens = Dependencies(program.graph), Tokens()
     loop = program.fact(DenoisingLoop)
     mark_loop(loop)
-    pieces = cut(program.fact(Regions), frozenset(borders_of(loop)), dependencies, tokens)
+    numbers = mark_coming(program, camera_input(program)) if loop.steps and not has_plan(program) else ()
+    borders = frozenset({*borders_of(loop), *numbers})
+    pieces = cut(program.fact(Regions), borders, dependencies, tokens)
     pieces.sort(key=lambda piece: min(map(dependencies.position.__getitem__, piece.nodes)))
     forms = [form_of(piece.nodes, dependencies, tokens, exact=piece.kind == "block") for piece in pieces]
     entries = outlined(pieces, dict(enumerate(forms)))

@@ -13,8 +13,9 @@ from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.apart import Apart
 from lightint_compile.passes.decisions.branches import GuardedSteps
 from lightint_compile.passes.decisions.cameras import camera_input
+from lightint_compile.passes.decisions.coming import Coming, marked_coming
 from lightint_compile.passes.decisions.marks import MarkedStep, marked_steps
-from lightint_compile.passes.decisions.plan import ensure_plan
+from lightint_compile.passes.decisions.plan import ensure_plan, has_plan
 from lightint_compile.passes.decisions.points import StepPoint, is_outlined, point_of
 from lightint_compile.passes.decisions.policy import STRATEGIES, Policy, check_overlap, check_rules
 from lightint_compile.passes.decisions.reuse import REUSES
@@ -86,9 +87,13 @@ class StepCache(Pass):
     def _guarded(self, program: Program, found: _Found, apart: Apart | None) -> PassResult:
         """Guard the steps that were found, each element of a batch for itself where ``apart`` is given."""
         policy = Policy(
-            rules=self.rules, steps=tuple(sorted(found.guarded)), each=apart is not None, overlap=self.overlap
+            rules=self.rules,
+            chunk=CHUNK if found.coming is None else found.coming.count,
+            steps=tuple(sorted(found.guarded)),
+            each=apart is not None,
+            overlap=self.overlap,
         )
-        record = ensure_plan(program, policy, found.cameras)
+        record = ensure_plan(program, policy, found.cameras, found.coming)
         if record is None:
             why = "adaptive-context decides by other rules in the same program"
             return PassResult(
@@ -108,6 +113,7 @@ class _Found:
     bodies: tuple[StepBody, ...]
     guarded: tuple[int, ...]
     cameras: fx.Node
+    coming: Coming | None
 
 
 def _find(program: Program, options: StepCache) -> _Found | Remark | None:
@@ -126,9 +132,17 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
         return _missed(first, "camera", "no input holds the cameras, which say when a view was seen before", hint)
     if _is_first_chunk(cameras):
         return None
+    coming = None if has_plan(program) else marked_coming(root.graph, cameras)
+    if isinstance(coming, Miss):
+        return coming.remark(StepCache.name, "camera")
+    if coming is None and not has_plan(program):
+        why = "the steps read none of the cameras, so nothing says which of them are the coming chunk's"
+        return _missed(first, "camera", why, "let the steps read the cameras of their frames")
+    if coming is not None and coming.first == 0:
+        return None
     bodies = tuple(body_of(root, step) for step in steps)
     obstacle = _obstacle(first, bodies, options)
-    return obstacle or _Found(steps, bodies, tuple(range(1, len(steps) - 1)), cameras)
+    return obstacle or _Found(steps, bodies, tuple(range(1, len(steps) - 1)), cameras, coming)
 
 
 def _obstacle(first: fx.Node, bodies: tuple[StepBody, ...], options: StepCache) -> Remark | None:

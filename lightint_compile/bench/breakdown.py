@@ -100,11 +100,11 @@ class HostClock:
     def __init__(self) -> None:
         self._seconds = dict.fromkeys([*POINTS.values(), LAUNCH], 0.0)
 
-    def run(self, kind: str, function: Any, *args: Any) -> Any:
-        """``function(*args)`` as a call of this kind."""
+    def run(self, kind: str, function: Any, *args: Any, **more: Any) -> Any:
+        """``function(*args, **more)`` as a call of this kind."""
         start = time.perf_counter()
         try:
-            return function(*args)
+            return function(*args, **more)
         finally:
             self._seconds[kind] += time.perf_counter() - start
 
@@ -113,7 +113,7 @@ class HostClock:
         """Regions and decision points of a driver, while the context lasts."""
         kinds = {name: POINTS[type(spec)] for name, spec in driver.decisions.points.items()}
         regions = driver.watched(lambda name, *call: self.run(LAUNCH, *call))
-        points = driver.watched_points(lambda name, *call: self.run(kinds[name], *call))
+        points = driver.watched_points(lambda name, *call, **more: self.run(kinds[name], *call, **more))
         with regions, points:
             yield
 

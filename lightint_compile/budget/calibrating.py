@@ -39,12 +39,13 @@ class Calibration:
 
     @property
     def setting(self) -> str:
-        """The setting in force, as text."""
-        return self.table.rows[self.chosen - 1].setting if self.chosen else "exact"
+        """The setting in force, as text: the passes that rewrite something in this module."""
+        return self.table.rows[self.chosen - 1].text if self.chosen else "exact"
 
     def __str__(self) -> str:
         marks = (">" if number == self.chosen else " " for number in range(1, len(self.table.rows) + 1))
-        rows = [f"{mark} {row}" for mark, row in zip(marks, self.table.rows, strict=True)]
+        known = {row.text: f"{mark} {row}" for mark, row in zip(marks, self.table.rows, strict=True)}
+        rows = [row for text, row in known.items() if text != "exact"]
         kind = "whole rollouts" if self.whole_rollout else "single calls"
         return "\n".join([f"{self.budget}: {self.setting} ({self.rollouts} rollouts, errors of {kind})", *rows])
 
@@ -80,6 +81,8 @@ def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
         _observed(confirming, rollout)
         confirming.check_all_ran()
         table, chosen, rollouts, whole = confirming.table, confirming.rung, 2, confirming.rung == chosen
+    acting = frozenset[str]().union(*(graph.applied for graph in measuring.graphs))
+    table = table.told([str(rung.among(acting)) for rung in measuring.graphs[0].ladder[1:]])
     calibration = Calibration(measuring.budget, table, chosen, rollouts, whole)
     _put_in_force(calibration, measuring)
     return calibration
@@ -96,10 +99,11 @@ def _observed(observer: Observer, rollout: Callable[[], object]) -> None:
 def _put_in_force(calibration: Calibration, measuring: Measuring) -> None:
     nearest = _nearest(calibration)
     chosen = 0 if nearest else calibration.chosen
-    note = f"{calibration.budget} was calibrated: runs at {measuring.graphs[0].ladder[chosen]}"
+    text = calibration.setting if chosen else "exact"
+    note = f"{calibration.budget} was calibrated: runs at {text}"
     for graph in measuring.graphs:
         graph.reset()
-        graph.use(chosen, note, measuring.owner)
+        graph.use(chosen, note, measuring.owner, text)
         if graph.path is not None and graph.is_at_home:
             save(calibration.table, graph.path)
     log.info("%s", calibration)

@@ -73,10 +73,11 @@ class BudgetedGraph(CompiledGraph):
         budget: Budget,
         path: Path | None,
         rung: int = 0,
+        text: str = "",
     ) -> None:
         super().__init__(start.function, start.section, inputs, driver=start.driver)
         self.ladder, self.budget, self.path = tuple(ladder), budget, path
-        self.rung, self._builds = rung, builds
+        self.rung, self._builds, self._text = rung, builds, text
         self._home = self._owner = owner_of(inputs)
         self._start = start.unlisted()
         self._borrowed: set[CompiledGraph] = set()
@@ -84,20 +85,24 @@ class BudgetedGraph(CompiledGraph):
     def __call__(self, *args: Any) -> Any:
         """Run the setting in force, or under a calibration what it asks for."""
         observer = OBSERVER.get()
-        return self.plain(*args) if observer is None else observer.run(self, args)
+        if observer is None:
+            return self.plain(*args)
+        self.tell_siblings(args, exactly=True)
+        return observer.run(self, args)
 
     def plain(self, *args: Any) -> Any:
         """Run the setting in force; with weights that it was not calibrated for, exactly."""
         if not self.rung or owner_of(args) is self._owner:
-            return self.function(*args)
+            return self.run(args)
+        self.tell_siblings(args, exactly=True)
         if self._effect(0) not in self._variants:
             log.info("%s runs exactly with weights that it was not calibrated for", self.section.name)
         return self.at(0)(*args)
 
     @property
     def setting(self) -> str:
-        """The setting in force."""
-        return str(self.ladder[self.rung])
+        """The setting in force, by the passes that rewrite something in the module where that is known."""
+        return self._text or str(self.ladder[self.rung])
 
     def at(self, rung: int) -> CompiledGraph:
         """The graph at one setting, made at first use. Settings that come to the same here are one."""
@@ -106,14 +111,20 @@ class BudgetedGraph(CompiledGraph):
             self._variants[effect] = self._with_drift(rung, self._nearest(rung))
         return self._variants[effect]
 
-    def use(self, rung: int, note: str, owner: torch.nn.Parameter | None) -> None:
-        """Put one setting in force for the weights of ``owner``, and let go of others; ``note`` is for the report."""
-        self._start, self.rung, self._owner = self.at(rung), rung, owner
+    def use(self, rung: int, note: str, owner: torch.nn.Parameter | None, text: str = "") -> None:
+        """Put one setting in force for the weights of ``owner``, and let go of others; ``note`` is for the report.
+
+        Args:
+            text: what the setting amounts to.
+        """
+        self._start, self.rung, self._owner, self._text = self.at(rung), rung, owner, text
         if self._start in self._borrowed:
             self._start.section = self._builds.section(rung)
         self._variants, self._borrowed = {self._effect(rung): self._start}, set()
         self._builds.release()
         self.function, self.driver = self._start.function, self._start.driver
+        if self._siblings is not None:
+            self.join(self._siblings)
         self.section = self._start.section.with_remark(_remark("calibrated", note))
 
     @property
@@ -128,7 +139,8 @@ class BudgetedGraph(CompiledGraph):
                 variant.driver.reset()
 
     @cached_property
-    def _applied(self) -> frozenset[str]:
+    def applied(self) -> frozenset[str]:
+        """The approximate passes that rewrite something in this graph."""
         return self._builds.applied()
 
     @cached_property
@@ -136,7 +148,7 @@ class BudgetedGraph(CompiledGraph):
         return {self._effect(self.rung): self._start}
 
     def _effect(self, rung: int) -> Rung:
-        return self.ladder[rung].among(self._applied)
+        return self.ladder[rung].among(self.applied)
 
     def _nearest(self, rung: int) -> int:
         """The last setting that differs from ``rung`` in the bound on drift at most, which the driver looks at."""
@@ -185,7 +197,7 @@ def start_remark(table: Table, budget: Budget) -> Remark:
     if not rung:
         return uncalibrated(budget)
     hint = "calibrate again: faster ones were not measured to the end" if table.may_allow_more(budget) else ""
-    return _remark("calibrated", f"runs at {table.rows[rung - 1].setting}: calibrated for {budget}", hint)
+    return _remark("calibrated", f"runs at {table.rows[rung - 1].text}: calibrated for {budget}", hint)
 
 
 def uncalibrated(budget: Budget) -> Remark:

@@ -27,12 +27,19 @@ class Measured:
         deviation: the worst of all calls.
         calls: how many were measured; 0 for a setting that was never tried.
         complete: whether a rollout was measured to its end; otherwise the deviation may be larger than what was seen.
+        acts: the setting with those of its passes alone that rewrite something; empty where that is not known.
     """
 
     setting: str
     deviation: Deviation = field(default_factory=Deviation)
     calls: int = 0
     complete: bool = True
+    acts: str = ""
+
+    @property
+    def text(self) -> str:
+        """The setting as it is told: passes that find nothing to rewrite are left out."""
+        return self.acts or self.setting
 
     def seen(self, deviation: Deviation) -> Measured:
         """After one more call."""
@@ -44,15 +51,16 @@ class Measured:
 
     def joined(self, other: Measured) -> Measured:
         """Two calibrations as one: the worse of both."""
+        acts = self.acts or other.acts
         if not self.calls or not other.calls:
-            return self if self.calls else other
+            return dataclasses.replace(self if self.calls else other, acts=acts)
         worst = self.deviation.worst(other.deviation)
-        return Measured(self.setting, worst, self.calls + other.calls, self.complete or other.complete)
+        return Measured(self.setting, worst, self.calls + other.calls, self.complete or other.complete, acts)
 
     def __str__(self) -> str:
         if not self.calls:
-            return f"{self.setting}: not tried"
-        return f"{self.setting}: {self.deviation}" + ("" if self.complete else f", given up after {self.calls} calls")
+            return f"{self.text}: not tried"
+        return f"{self.text}: {self.deviation}" + ("" if self.complete else f", given up after {self.calls} calls")
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,10 @@ class Table:
             return self
         return Table(tuple(one.joined(two) for one, two in zip(self.rows, other.rows, strict=True)))
 
+    def told(self, texts: Sequence[str]) -> Table:
+        """With what each setting amounts to, as text."""
+        return Table(tuple(dataclasses.replace(row, acts=text) for row, text in zip(self.rows, texts, strict=True)))
+
     def smallest(self) -> Measured | None:
         """The first setting that changes results: what is reachable at least. ``None`` where none does."""
         return next((row for row in self.rows if row.deviation.relative > 0), None)
@@ -112,14 +124,15 @@ class Table:
 def _plain(row: Measured) -> dict[str, Any]:
     numbers = {name: value if math.isfinite(value) else None for name, value in vars(row.deviation).items()}
     unlike = {"psnr": None} if row.deviation.psnr == -math.inf else {}
-    return {"setting": row.setting, "calls": row.calls, "complete": row.complete, **numbers, **unlike}
+    return {"setting": row.setting, "acts": row.acts, "calls": row.calls, "complete": row.complete, **numbers, **unlike}
 
 
 def _row(data: Mapping[str, Any]) -> Measured:
     relative = math.inf if data["relative"] is None else data["relative"]
     without_peak = -math.inf if relative == math.inf else math.inf
     psnr = without_peak if data["psnr"] is None else data["psnr"]
-    return Measured(data["setting"], Deviation(relative, psnr), data["calls"], data["complete"])
+    deviation = Deviation(relative, psnr)
+    return Measured(data["setting"], deviation, data["calls"], data["complete"], data.get("acts", ""))
 
 
 def save(table: Table, path: Path) -> None:

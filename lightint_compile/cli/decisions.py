@@ -11,11 +11,12 @@ from lightint_compile.passes.adaptive_context import AdaptiveContext
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.presets import pipeline_of
+from lightint_compile.runtime.cameras import view_of
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.decisions import rules_of
 from lightint_compile.runtime.frames import kept_along
 from lightint_compile.runtime.planner import plan
-from lightint_compile.runtime.rules import ModelRules, Rules
+from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules
 
 INTERIOR = (1, 2)
 """Steps between the first and the last of four."""
@@ -41,12 +42,16 @@ def decide(
     from lightint_compile.models.worldplay.trajectory import Trajectory
 
     _check_length(trajectory)
-    extrinsics = Trajectory.from_pose_string(trajectory).extrinsics
+    path = Trajectory.from_pose_string(trajectory)
+    extrinsics = path.extrinsics
     wanted = extrinsics.shape[0] if latents is None else latents
     if wanted > extrinsics.shape[0]:
         why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
-    made = plan(extrinsics[:wanted], rules_for(LightintOptions(preset=preset), memory))
+    rules = rules_for(LightintOptions(preset=preset), memory)
+    if isinstance(rules, AdaptiveRules):
+        rules = dataclasses.replace(rules, view=view_of(path.intrinsics))
+    made = plan(extrinsics[:wanted], rules)
     return kept_along(made, age, max(kept, memory))
 
 

@@ -166,6 +166,13 @@ def view_of(intrinsics: Any, where: str = "intrinsics") -> AngularView:
     return _view(*_over_the_image(horizontal, vertical, centre, where))
 
 
+def of_elements(intrinsics: Tensor) -> Tensor:
+    """The intrinsics of the first frame of every element of a batch, or of all of it at once: [1 or B, ...]."""
+    if tuple(intrinsics.shape[-2:]) == (3, 3):
+        return intrinsics[:, 0] if intrinsics.dim() == 4 else intrinsics.reshape(-1, 3, 3)[:1]
+    return intrinsics[:, 0] if intrinsics.dim() == 3 else intrinsics.reshape(-1, intrinsics.shape[-1])[:1]
+
+
 def _over_the_image(horizontal: float, vertical: float, centre: Sequence[float], where: str) -> tuple[float, float]:
     """Focal lengths over image width and height."""
     if min(centre) > 1.5:

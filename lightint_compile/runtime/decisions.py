@@ -18,6 +18,7 @@ from lightint_compile.errors import InputError
 from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.runtime import transfer
+from lightint_compile.runtime.cameras import of_elements, view_of
 from lightint_compile.runtime.checking import Content, Watch
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.frames import Fingerprint
@@ -26,6 +27,8 @@ from lightint_compile.runtime.measures import latent_dynamics, relative_change
 from lightint_compile.runtime.owners import PerModel
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
+from lightint_compile.runtime.siblings import Siblings
+from lightint_compile.runtime.views import AngularView
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -100,7 +103,7 @@ class Record:
 
 
 def _planner_of(policy: Policy) -> Planner:
-    return Planner(rules_of(policy), given=policy.given, each=policy.each)
+    return Planner(rules_of(policy), given=policy.given, each=policy.each, chunk=policy.chunk)
 
 
 class Decisions:
@@ -120,9 +123,20 @@ class Decisions:
         self.points = dict(points)
         self._watched = _Watched(watch or Watch(), tuple(watched))
         plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
-        self._planners = PerModel(partial(_planner_of, plans[0].policy)) if plans else None
-        self._keeping = Keeping(plans[0].policy) if plans else None
+        self._policy = plans[0].policy if plans else None
+        self._planners = PerModel(partial(_planner_of, self._policy)) if self._policy else None
+        self._keeping = Keeping(self._policy) if self._policy else None
         self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
+
+    @property
+    def decides(self) -> bool:
+        """Whether anything is decided at run time."""
+        return self._policy is not None
+
+    def join(self, siblings: Siblings) -> None:
+        """Share the planners, and what they remember, with other graphs of the same function."""
+        if self._policy is not None:
+            self._planners = siblings.planners(self._policy, partial(_planner_of, self._policy))
 
     @property
     def made(self) -> list[Decision]:
@@ -152,12 +166,11 @@ class Decisions:
             return partial(_keep, spec)
         if isinstance(spec, RecallPoint):
             return partial(_recall, spec)
+        return partial(self._plan, spec)
+
+    def _plan(self, spec: PlanPoint, *operands: Any, **further: Any) -> Any:
         assert self._planners is not None and self._keeping is not None
-        return partial(_plan, spec, self._planners, self._keeping, self._watched)
-
-
-def _plan(spec: PlanPoint, planners: PerModel[Planner], keeping: Keeping, watched: _Watched, *operands: Any) -> Any:
-    return _Plan(spec, planners.current(), keeping, watched)(*operands)
+        return _Plan(spec, self._planners.current(), self._keeping, self._watched)(*operands, **further)
 
 
 def _keep(spec: KeepPoint, record: Record, values: Tensor) -> None:
@@ -193,11 +206,19 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the plan reads from the device, all at once."""
+    """What the plan reads from the device, all at once.
+
+    Attributes:
+        cameras: of the history and of the coming chunk.
+        first: how many of them are the history's.
+        views: the fields of view that intrinsics tell, one for all elements of a batch or one for each.
+    """
 
     cameras: Tensor
+    first: int
     dynamics: float | None = None
     prints: Sequence[Fingerprint] = ()
+    views: Sequence[AngularView] = ()
 
 
 class _Plan:
@@ -214,13 +235,16 @@ class _Plan:
         history: Tensor | None = None,
         frames: Sequence[Tensor] = (),
         inputs: Sequence[Tensor] = (),
+        *,
+        first: int | Tensor | None = None,
+        intrinsics: Tensor | None = None,
     ) -> tuple[Tensor | None, Record, Tensor | None, Tensor | None]:
-        seen = self._read(extrinsics, history, frames)
-        decision, each = self._decide(seen, extrinsics.dtype)
+        seen = self._read(extrinsics, history, frames, first, intrinsics)
+        decision, each = self._decide(seen, extrinsics.dtype, None if history is None else int(history.shape[2]))
         if not self._policy.adapt_context:
             return None, Record(self._planner, decision, each), None, None
         assert history is not None
-        context = _within(decision, seen.cameras, history)
+        context = decision.context_frames
         index = _numbers(context, history.device)
         if not frames:
             return index, Record(self._planner, decision, each), None, None
@@ -230,62 +254,102 @@ class _Plan:
         self._planner.amend(decision, amended)
         return index, Record(self._planner, amended, each, use), index[kept:], _numbers(use.slots, history.device)
 
-    def _read(self, extrinsics: Tensor, history: Tensor | None, frames: Sequence[Tensor]) -> _Seen:
-        """One transfer: cameras, the change of the latents, drifts, and what says whether anything kept is the same."""
-        looks = history is not None and self._looks_at_latents
-        dynamics = [latent_dynamics(history.detach())] if looks and history is not None else []
-        sums = frame_sums(frames, self._frame_axes)
-        drifts = self._keeping.drifts()
-        groups = [extrinsics], dynamics, sums.waiting(), self._watched.waiting(), [drift for _, drift in drifts]
-        numbers = iter(transfer.together([part for group in groups for part in group]))
-        (cameras,), change, rows, contents, heard = [[next(numbers) for _ in group] for group in groups]
-        sums.arrived(rows)
-        self._watched.arrived(contents)
-        for (store, _), drift in zip(drifts, heard, strict=True):
-            self._keeping.heard(store, float(drift))
-        return _Seen(cameras, float(change[0]) if change else None, fingerprints(sums, frames, self._frame_axes))
+    def _read(
+        self,
+        extrinsics: Tensor,
+        history: Tensor | None,
+        frames: Sequence[Tensor],
+        first: int | Tensor | None,
+        intrinsics: Tensor | None,
+    ) -> _Seen:
+        """One transfer: everything that is decided on.
 
-    def _decide(self, seen: _Seen, dtype: torch.dtype) -> tuple[Decision, tuple[Decision, ...]]:
-        cameras = seen.cameras
+        That is the change of the latents, what says whether frames are the same, drifts, intrinsics, which frames are
+        coming, and the cameras.
+        """
+        looks = history is not None and self._looks_at_latents
+        sums, drifts = frame_sums(frames, self._frame_axes), self._keeping.drifts()
+        groups: dict[str, Sequence[Tensor]] = {
+            "cameras": [extrinsics],
+            "dynamics": [latent_dynamics(history.detach())] if looks and history is not None else [],
+            "sums": sums.waiting(),
+            "contents": self._watched.waiting(),
+            "first": [first] if isinstance(first, Tensor) else [],
+            "intrinsics": [of_elements(intrinsics.detach())] if intrinsics is not None else [],
+            "drifts": [drift for _, drift in drifts],
+        }
+        numbers = iter(transfer.together([part for group in groups.values() for part in group]))
+        read = {name: [next(numbers) for _ in group] for name, group in groups.items()}
+        sums.arrived(read["sums"])
+        self._watched.arrived(read["contents"])
+        for (store, _), drift in zip(drifts, read["drifts"], strict=True):
+            self._keeping.heard(store, float(drift))
+        (cameras,) = read["cameras"]
+        begins = int(cameras.shape[-3]) - self._policy.chunk if first is None else self._begin(first, *read["first"])
+        return _Seen(
+            cameras[..., : max(begins + self._policy.chunk, 0), :, :],
+            begins,
+            next(map(float, read["dynamics"]), None),
+            fingerprints(sums, frames, self._frame_axes),
+            self._views(*read["intrinsics"]),
+        )
+
+    def _begin(self, first: int | Tensor, numbers: Tensor | None = None) -> int:
+        """The first coming frame; -1 for frames that do not follow one another."""
+        if numbers is None:
+            return int(first)
+        rows = [int(number) for number in numbers.flatten()]
+        return rows[0] if rows == list(range(rows[0], rows[0] + self._policy.chunk)) else -1
+
+    def _views(self, intrinsics: Tensor | None = None) -> Sequence[AngularView]:
+        if intrinsics is None:
+            return ()
         try:
-            decision, each = self._planner.decide_each(cameras, seen.dynamics, dtype)
+            return [view_of(each) for each in intrinsics]
+        except InputError as error:
+            log.warning("intrinsics are not looked at: %s", error)
+            return ()
+
+    def _decide(self, seen: _Seen, dtype: torch.dtype, frames: int | None) -> tuple[Decision, tuple[Decision, ...]]:
+        """The decision on a history of ``frames`` latent frames, where it is known."""
+        memory = self._policy.memory
+        known = max(seen.first, 0) if frames is None else frames
+        try:
+            self._check(seen, frames)
+            decision, each = self._planner.decide_each(seen.cameras, seen.dynamics, dtype, seen.views)
         except InputError as error:
             log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
-            cautious = _cautious(cameras, self._policy.memory)
+            self._planner.leave()
+            cautious = _cautious(known // self._policy.chunk, known, memory)
             return cautious, (cautious,)
-        if len(decision.context_frames) <= self._policy.memory:
+        if len(decision.context_frames) <= memory:
             return decision, each
         log.info("chunk %d: a batch wants more frames than fit; all get the newest", decision.chunk)
-        fitting = _cautious(cameras, self._policy.memory).context_frames
-        amended = dataclasses.replace(decision, context_frames=fitting)
+        amended = dataclasses.replace(decision, context_frames=_cautious(0, known, memory).context_frames)
         if decision.elements:
             amended = amended.with_elements(each)
         self._planner.amend(decision, amended)
         return amended, each
+
+    def _check(self, seen: _Seen, frames: int | None) -> None:
+        """Raise :class:`InputError` unless the cameras are those of the history and of one chunk behind it."""
+        chunk, poses = self._policy.chunk, int(seen.cameras.shape[-3])
+        if seen.first < 0 or poses < seen.first + chunk:
+            why = f"the coming chunk begins at frame {seen.first}, and the path ends at {poses}"
+            fix = f"give the cameras of {chunk} consecutive frames behind the history"
+            raise InputError("The cameras do not reach the coming chunk.", where="extrinsics", why=why, fix=fix)
+        if frames is not None and seen.first != frames:
+            why = f"there are {poses} cameras and a history of {frames} latent frames"
+            fix = f"give the cameras of the history and of the next {chunk} latent frames, {frames + chunk} in all"
+            raise InputError("The cameras do not belong to the history.", where="extrinsics", why=why, fix=fix)
 
 
 def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _within(decision: Decision, cameras: Tensor, history: Tensor) -> tuple[int, ...]:
-    """The context frames, which must lie in the history.
-
-    Raises:
-        InputError: the cameras belong to a longer or a shorter history than the latents.
-    """
-    poses, frames = cameras.shape[-3], history.shape[2]
-    if poses != frames + CLIP or not decision.context_frames:
-        why = f"there are {poses} cameras and a history of {frames} latent frames"
-        fix = f"give the cameras of the history and of the next {CLIP} latent frames, {frames + CLIP} in all"
-        raise InputError("The cameras do not belong to the history.", where="extrinsics", why=why, fix=fix)
-    return decision.context_frames
-
-
-def _cautious(cameras: Tensor, memory: int) -> Decision:
+def _cautious(chunk: int, frames: int, memory: int) -> Decision:
     """What is done when the cameras cannot be understood: the first clip and as many of the newest frames as fit."""
-    chunk = cameras.shape[-3] // CLIP - 1
-    frames = max(cameras.shape[-3] - CLIP, 0)
     kept = {*range(min(CLIP, frames)), *range(max(frames - memory + CLIP, 0), frames)}
     return Decision(chunk=chunk, context_frames=tuple(sorted(kept)))
 

@@ -46,7 +46,7 @@ class PerModel(Generic[T]):
     def call(self, args: Sequence[Any]) -> Iterator[None]:
         """The calling thread is in a call with these arguments while the context lasts."""
         before = getattr(self._calls, "owner", None)
-        self._calls.owner = next((value for value in args if isinstance(value, torch.nn.Parameter)), None)
+        self._calls.owner = _owner(args)
         try:
             yield
         finally:
@@ -64,6 +64,15 @@ class PerModel(Generic[T]):
         with self._lock:
             tokens = filter(None, map(_token_of, parameters))
             return next((self._states[token] for token in tokens if token in self._states), self._nobody)
+
+    def known(self, args: Sequence[Any]) -> T | None:
+        """The state of the model that is called with these arguments, where it has one."""
+        owner = _owner(args)
+        if owner is None:
+            return self._nobody
+        token = _token_of(owner)
+        with self._lock:
+            return None if token is None else self._states.get(token)
 
     def all(self) -> list[T]:
         """Every state."""
@@ -83,3 +92,7 @@ class PerModel(Generic[T]):
 def _token_of(parameter: torch.Tensor) -> _Token | None:
     found = getattr(parameter, _ATTRIBUTE, None)
     return found if isinstance(found, _Token) else None
+
+
+def _owner(args: Sequence[Any]) -> torch.nn.Parameter | None:
+    return next((value for value in args if isinstance(value, torch.nn.Parameter)), None)

@@ -15,6 +15,7 @@ from lightint_compile.errors import InputError
 from lightint_compile.runtime.cameras import rigid
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import CLIP, Rules, Situation
+from lightint_compile.runtime.views import View
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -36,12 +37,14 @@ class _Rollout:
         same_batch = self.cameras.shape[0] == cameras.shape[0]
         return same_batch and frames <= cameras.shape[1] and torch.equal(cameras[:, :frames], self.cameras)
 
-    def is_remembered_by(self, cameras: Tensor) -> bool:
-        """Whether ``cameras`` are these, or have these coming views among the frames of their context."""
+    def is_remembered_by(self, cameras: Tensor, coming: int) -> bool:
+        """Whether ``cameras`` are these, or have these ``coming`` views among the frames of their context."""
         if self.cameras.shape[0] != cameras.shape[0] or torch.equal(self.cameras, cameras):
             return self.cameras.shape[0] == cameras.shape[0]
-        clips = cameras[:, :-CLIP].unfold(1, CLIP, 1).movedim(-1, 2)
-        return bool((clips == self.cameras[:, None, -CLIP:]).flatten(2).all(2).all(0).any())
+        if cameras.shape[1] < 2 * coming:
+            return False
+        clips = cameras[:, :-coming].unfold(1, coming, 1).movedim(-1, 2)
+        return bool((clips == self.cameras[:, None, -coming:]).flatten(2).all(2).all(0).any())
 
 
 class Planner:
@@ -56,21 +59,29 @@ class Planner:
 
     A batch shares one decision. Where its elements are decided for themselves (``each``), every one of them follows its
     own chunk before, as it would alone.
+
+    Args:
+        chunk: latent frames of a chunk.
     """
 
-    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False) -> None:
-        self.rules, self._given, self._each = rules, given, each
+    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False, chunk: int = CLIP) -> None:
+        self.rules, self._given, self._each, self._coming = rules, given, each, chunk
         self._rollouts: list[_Rollout] = []
+        self._left = False
         self._lock = threading.Lock()
 
     @property
     def decisions(self) -> list[Decision]:
-        """The decisions of the rollout that was asked last, chunk by chunk."""
+        """The decisions of the rollout that was asked last, chunk by chunk; none once another ran without asking."""
         with self._lock:
-            return list(self._rollouts[-1].decisions) if self._rollouts else []
+            return list(self._rollouts[-1].decisions) if self._rollouts and not self._left else []
+
+    def leave(self) -> None:
+        """A chunk ran without a decision: until the next one, no decision is that of the rollout that ran last."""
+        self._left = True
 
     def decide(self, extrinsics: Tensor, dynamics: float | None = None) -> Decision:
-        """The decision for the chunk that the last four of ``extrinsics`` (world-to-camera) belong to.
+        """The decision for the chunk that the last of ``extrinsics`` (world-to-camera) belong to.
 
         Args:
             extrinsics: [F + 4, 4, 4], or [B, F + 4, 4, 4] for a batch, which shares one decision: frames that any
@@ -82,47 +93,66 @@ class Planner:
         return self.decide_each(extrinsics, dynamics)[0]
 
     def decide_each(
-        self, extrinsics: Tensor, dynamics: float | None = None, dtype: torch.dtype | None = None
+        self,
+        extrinsics: Tensor,
+        dynamics: float | None = None,
+        dtype: torch.dtype | None = None,
+        views: Sequence[View] = (),
     ) -> tuple[Decision, tuple[Decision, ...]]:
         """:meth:`decide`, and the decision of every element by itself; of a batch that shares one, that one alone.
 
         Args:
             dtype: the format that the cameras were rounded to, where they are no longer in it.
+            views: the field of view of every element, or one for all; that of the rules where there is none.
         """
-        if extrinsics.dim() not in (3, 4) or extrinsics.shape[-3] < CLIP or self._is_broken(extrinsics.shape[-3]):
-            why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {CLIP} latent frames"
+        if (
+            extrinsics.dim() not in (3, 4)
+            or extrinsics.shape[-3] < self._coming
+            or self._is_broken(extrinsics.shape[-3])
+        ):
+            why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {self._coming} latent frames"
             raise InputError("The cameras are no whole number of chunks.", where="extrinsics", why=why)
         cameras = rigid(extrinsics, dtype=dtype)
         cameras = cameras.reshape(-1, *cameras.shape[-3:])
+        rules = self._rules_of(cameras.shape[0], views)
         with self._lock:
             rollout = self._rollout(cameras)
             chunk = self._chunk(rollout, cameras)
             rollout.decisions = [decision for decision in rollout.decisions if decision.chunk < chunk]
             before = next((d for d in rollout.decisions[-1:] if d.chunk == chunk - 1), None)
             if self._each:
-                each = self._of_elements(rollout, chunk, cameras, dynamics)
+                each = self._of_elements(rollout, chunk, cameras, rules, dynamics)
                 decision = agreed(each).with_elements(each)
             else:
-                asked = [Situation(chunk, cameras[place], dynamics, before) for place in sorted({*_first(cameras)})]
-                decision = agreed([self.rules.decide(situation) for situation in asked])
+                places = sorted({*_first(cameras, rules)})
+                asked = [Situation(chunk, cameras[place], dynamics, before, self._coming) for place in places]
+                decided = [rules[place].decide(one) for place, one in zip(places, asked, strict=True)]
+                decision = agreed(decided)
                 each = (decision,)
             rollout.decisions.append(decision)
             rollout.cameras = cameras
+            self._left = False
         log.info("%s", decision)
         return decision, each
 
     def _of_elements(
-        self, rollout: _Rollout, chunk: int, cameras: Tensor, dynamics: float | None
+        self, rollout: _Rollout, chunk: int, cameras: Tensor, rules: Sequence[Rules], dynamics: float | None
     ) -> tuple[Decision, ...]:
         """The decision of every element: those with equal cameras, such as guidance pairs, share the work."""
         rollout.elements = {number: known for number, known in rollout.elements.items() if number < chunk}
         before = rollout.elements.get(chunk - 1, (None,) * len(cameras))
-        first = _first(cameras)
+        first = _first(cameras, rules)
         found = {
-            place: self.rules.decide(Situation(chunk, cameras[place], dynamics, before[place])) for place in {*first}
+            place: rules[place].decide(Situation(chunk, cameras[place], dynamics, before[place], self._coming))
+            for place in {*first}
         }
         rollout.elements[chunk] = each = tuple(found[place] for place in first)
         return each
+
+    def _rules_of(self, count: int, views: Sequence[View]) -> list[Rules]:
+        """The rules of every element, in its own field of view."""
+        own = list(views) if len(views) == count else list(views[:1]) * count
+        return [dataclasses.replace(self.rules, view=view) for view in own] or [self.rules] * count
 
     def amend(self, decision: Decision, now: Decision) -> None:
         """Write ``now`` in place of a decision that more is known of; one that was taken back stays taken back."""
@@ -136,19 +166,19 @@ class Planner:
             self._rollouts.clear()
 
     def _is_broken(self, frames: int) -> bool:
-        return frames % CLIP != 0 and not self._given
+        return frames < self._coming or (frames % self._coming != 0 and not self._given)
 
     def _chunk(self, rollout: _Rollout, cameras: Tensor) -> int:
         """The number of the chunk: by its place in the history, or the one after the chunk that was decided last."""
         if not self._given or not rollout.decisions:
-            return cameras.shape[1] // CLIP - 1
+            return cameras.shape[1] // self._coming - 1
         again = torch.equal(rollout.cameras, cameras)
         return rollout.decisions[-1].chunk + (0 if again else 1)
 
     def _rollout(self, cameras: Tensor) -> _Rollout:
         """The rollout that ``cameras`` continue, of several the longest, or a new one; it is the last from now on."""
         if self._given:
-            known = [rollout for rollout in self._rollouts if rollout.is_remembered_by(cameras)]
+            known = [rollout for rollout in self._rollouts if rollout.is_remembered_by(cameras, self._coming)]
             found = max(known, key=lambda rollout: torch.equal(rollout.cameras, cameras), default=None)
         else:
             known = [rollout for rollout in self._rollouts if rollout.leads_to(cameras)]
@@ -173,11 +203,12 @@ def agreed(decisions: Sequence[Decision]) -> Decision:
     )
 
 
-def _first(cameras: Tensor) -> list[int]:
+def _first(cameras: Tensor, rules: Sequence[Rules]) -> list[int]:
     """For each element of a batch [B, F, 4, 4] the first one with the same cameras: guidance pairs share theirs."""
     found: list[int] = []
     for number, each in enumerate(cameras):
-        found.append(next((place for place in {*found} if torch.equal(each, cameras[place])), number))
+        alike = (p for p in {*found} if rules[p].view == rules[number].view and torch.equal(each, cameras[p]))
+        found.append(next(alike, number))
     return found
 
 

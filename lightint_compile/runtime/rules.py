@@ -22,7 +22,7 @@ from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.views import AngularView, Sight, View
 
 CLIP = 4
-"""Latent frames of a remembered clip, and of a chunk."""
+"""Latent frames of a remembered clip, and of a chunk where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,19 @@ class Situation:
         extrinsics: [F + chunk, 4, 4] float64 world-to-camera of the history and of the chunk, the chunk last.
         dynamics: relative change between the newest latents, ``None`` when unknown.
         before: the decision for the chunk before, which hysteresis looks at.
+        coming: latent frames of the chunk.
     """
 
     chunk: int
     extrinsics: Tensor
     dynamics: float | None = None
     before: Decision | None = None
+    coming: int = CLIP
 
     @property
     def frames(self) -> int:
         """Latent frames in the history."""
-        return int(self.extrinsics.shape[0]) - CLIP
+        return int(self.extrinsics.shape[0]) - self.coming
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Remembered:
     @cached_property
     def overlap(self) -> Tensor:
         """Each clip's mean overlap [clips] over the coming frames and its probes."""
-        return self._coming.overlap.reshape(CLIP, len(self.starts), 2).mean((0, 2))
+        return self._coming.overlap.reshape(-1, len(self.starts), 2).mean((0, 2))
 
     @cached_property
     def best(self) -> float:
@@ -79,8 +81,9 @@ class Remembered:
         return [first + place for place in found]
 
     def covers(self, places: Sequence[int]) -> NDArray[np.bool_]:
-        """Which points of each coming view either probe of each of these clips sees: bool [places, 4, points]."""
-        seen = self._coming.covers.numpy().reshape(CLIP, len(self.starts), 2, -1)[:, list(places)]
+        """Which points of each coming view either probe of each of these clips sees: bool [places, coming, points]."""
+        coming = self.situation.coming
+        seen = self._coming.covers.numpy().reshape(coming, len(self.starts), 2, -1)[:, list(places)]
         union: NDArray[np.bool_] = (seen[:, :, 0] | seen[:, :, 1]).swapaxes(0, 1)
         return union
 
@@ -93,7 +96,7 @@ class Remembered:
         """The newest frame and the coming ones, and two probes of each clip."""
         extrinsics = self.situation.extrinsics
         probes = [frame for start in self.starts for frame in (start, start + CLIP // 2)]
-        return Sight.of(self.view, extrinsics[-CLIP - 1 :], extrinsics[probes])
+        return Sight.of(self.view, extrinsics[-self.situation.coming - 1 :], extrinsics[probes])
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,16 @@ def camera_input(program: Program) -> fx.Node | None:
     return nodes[0] if len(nodes) == 1 else None
 
 
+def intrinsics_input(program: Program) -> fx.Node | None:
+    """The input with the focal lengths of the cameras; ``None`` when there is none, or more than one."""
+    roles = program.fact(Roles)
+    inputs = {program.input_of(node).path: node for node in program.placeholders()}
+    found = [path for path in roles.paths(Role.INTRINSICS) if tensor_of(inputs[path]) is not None]
+    stated = [path for path in found if roles.evidence[path].stated]
+    chosen = stated or found
+    return inputs[chosen[0]] if len(chosen) == 1 else None
+
+
 def latents_so_far(program: Program, nodes: Iterable[fx.Node]) -> fx.Node | None:
     """The one of ``nodes`` that is [B, C, F, h, w]; an input stated to be context before any other."""
     video = [node for node in nodes if (tensor := tensor_of(node)) is not None and tensor.dim() == 5]

@@ -12,6 +12,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.calls import Pick, pick_of
 from lightint_compile.passes.decisions.cameras import camera_input, is_camera_shaped, latents_so_far
+from lightint_compile.passes.decisions.coming import Coming, coming_frames, hint_at
 from lightint_compile.passes.decisions.resize import bounds
 from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.program import Program, tensor_of
@@ -37,7 +38,8 @@ class ContextGather:
         index: the frame numbers [m], m at most ``memory``.
         gathers: the nodes that read with it.
         history: the latents [B, C, F, h, w] it reads from.
-        cameras: world-to-camera of the history and of the chunk, [B, F + 4, 4, 4] or [F + 4, 4, 4].
+        cameras: world-to-camera, [B, F + 4, 4, 4] of the history and of the chunk, or a longer path; with or without B.
+        coming: which of them are the chunk's; ``None`` for the last four.
         size: m as an expression over the sizes of the capture.
         memory: the largest m.
     """
@@ -46,6 +48,7 @@ class ContextGather:
     gathers: tuple[fx.Node, ...]
     history: fx.Node
     cameras: fx.Node
+    coming: Coming | None
     size: sympy.Expr
     memory: int
 
@@ -90,17 +93,20 @@ def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> Contex
     cameras = gathered[0] if gathered else camera_input(program)
     if cameras is None:
         return Miss(index, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
-    memory = _memory(positions.shape[0])
+    coming = coming_frames(program, cameras, index)
+    if isinstance(coming, Miss):
+        return coming
+    memory = _memory(positions.shape[0], CHUNK if coming is None else coming.count)
     if isinstance(memory, str):
         return Miss(index, memory, "gather min(history, memory) frames of a history whose frame axis is dynamic")
-    if not _whole_chunk(history, cameras):
-        reason = f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
+    reason = _unfit(history, cameras, coming)
+    if reason:
         return Miss(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
     size = positions.shape[0].node.expr  # type: ignore[attr-defined]
-    return ContextGather(index, tuple(gathers), history, cameras, size, memory)
+    return ContextGather(index, tuple(gathers), history, cameras, coming, size, memory)
 
 
-def _memory(size: int | torch.SymInt) -> int | str:
+def _memory(size: int | torch.SymInt, chunk: int) -> int | str:
     """The most frames that are gathered, or why their number cannot be decided."""
     if not isinstance(size, torch.SymInt):
         return f"{size} context frames are fixed in the captured graph"
@@ -109,7 +115,7 @@ def _memory(size: int | torch.SymInt) -> int | str:
         return f"the number of context frames, {size}, has no bound"
     if most < LEAST_MEMORY:
         return f"the model gathers at most {most} context frames; the rules need room for {LEAST_MEMORY}"
-    if least is None or least > CHUNK:
+    if least is None or least > min(chunk, CHUNK):
         return f"the graph was captured for at least {least} context frames, and holds for no fewer"
     return most
 
@@ -126,8 +132,14 @@ def _largest(size: sympy.Expr) -> int | None:
     return min(constants, default=None)
 
 
-def _whole_chunk(history: fx.Node, cameras: fx.Node) -> bool:
-    """Whether the sizes at capture fit; they are looked at again in every call."""
+def _unfit(history: fx.Node, cameras: fx.Node, coming: Coming | None) -> str:
+    """Why the sizes at capture do not fit, or nothing; they are looked at again in every call."""
     latents, matrices = tensor_of(history), tensor_of(cameras)
     assert latents is not None and matrices is not None
-    return hint_of(matrices.shape[-3]) == hint_of(latents.shape[2]) + CHUNK
+    frames, poses = hint_of(latents.shape[FRAMES]), hint_of(matrices.shape[-3])
+    if coming is None or coming.first is None:
+        fits = poses == frames + CHUNK if coming is None else poses >= frames + coming.count
+        return "" if fits else f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
+    first = hint_at(history, coming.first)
+    told = f"the steps read the cameras of {coming}, which is frame {first}, and the history has {frames} frames"
+    return "" if first == frames else told

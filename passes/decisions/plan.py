@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.errors import PassError
+from lightint_compile.passes.calls import sizes_of
+from lightint_compile.passes.decisions.cameras import intrinsics_input
+from lightint_compile.passes.decisions.coming import Coming
+from lightint_compile.passes.decisions.indices import number_node
 from lightint_compile.passes.decisions.points import PLAN, DecisionPoint, PlanPoint, point_of
 from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.passes.evaluate import Size
 from lightint_compile.passes.program import Program, fake_mode_of
 from lightint_compile.passes.rewriting import KEPT_META
+from lightint_compile.passes.sizes import same
 
 
 def first_place(graph: fx.Graph, operands: tuple[fx.Node, ...]) -> fx.Node:
@@ -31,17 +40,21 @@ def insert_plan(
     size: torch.SymInt,
     positions: torch.Tensor,
     like: fx.Node | None = None,
+    coming: Coming | None = None,
 ) -> fx.Node:
     """The plan of a chunk on ``operands``, as early as they allow; gives the node of its first result, the frames.
 
     Args:
+        operands: the cameras, then the latents so far.
         size: how many frames it decides on.
         positions: a fake tensor of the dtype and on the device of the frame numbers.
         like: a node whose source line the plan inherits.
+        coming: which of the cameras are the coming chunk's; the last of them by default.
     """
     program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
-    with program.graph.inserting_before(first_place(program.graph, operands)):
-        plan = program.graph.call_module(PLAN, operands)
+    further = _further(program, policy, operands[0], coming)
+    with program.graph.inserting_before(first_place(program.graph, (*operands, *_nodes(further)))):
+        plan = program.graph.call_module(PLAN, operands, further)
         index = program.graph.call_function(operator.getitem, (plan, 0))
     for node in (plan, index):
         node.meta.update({key: like.meta[key] for key in KEPT_META if key in like.meta} if like else {})
@@ -51,7 +64,51 @@ def insert_plan(
     return index
 
 
-def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node | None:
+def _further(program: Program, policy: Policy, cameras: fx.Node, coming: Coming | None) -> dict[str, Any]:
+    """What a plan is told by name: the first of the coming frames, unless they are the last; the intrinsics."""
+    found: dict[str, Any] = {}
+    frames = sizes_of(cameras)[-3]
+    if coming is not None and coming.index is not None:
+        found["first"] = coming.index
+    elif coming is not None and coming.first is not None and not same(coming.first + coming.count, frames):
+        found["first"] = _computed(program, coming.first)
+    intrinsics = intrinsics_input(program) if policy.rules == "adaptive" else None
+    return found if intrinsics is None else {**found, "intrinsics": intrinsics}
+
+
+def _computed(program: Program, size: Size) -> fx.Node | int:
+    """A size as a number or a node behind the inputs.
+
+    Raises:
+        PassError: the inputs do not tell it.
+    """
+    place = first_place(program.graph, tuple(program.placeholders()))
+
+    def make(target: Any, *args: Any) -> fx.Node:
+        with program.graph.inserting_before(place):
+            node = program.graph.call_function(target, args)
+        values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
+        node.meta["val"] = values[0].shape[args[1]] if isinstance(values[0], torch.Tensor) else target(*values)
+        return node
+
+    found = number_node(program, size, make)
+    if found is None:
+        why = f"it is {size}"
+        raise PassError("the first of the coming frames cannot be told from the inputs", where="cameras", why=why)
+    return found
+
+
+def _nodes(further: Mapping[str, Any]) -> tuple[fx.Node, ...]:
+    return tuple(value for value in further.values() if isinstance(value, fx.Node))
+
+
+def has_plan(program: Program) -> bool:
+    """Whether anything is decided once a chunk already."""
+    root = program.graph_module
+    return any(isinstance(point_of(root, node), PlanPoint) for node in root.graph.nodes)
+
+
+def ensure_plan(program: Program, policy: Policy, cameras: fx.Node, coming: Coming | None) -> fx.Node | None:
     """The record of the program's plan, which decides ``policy.steps`` from now on; ``None`` if it has other rules."""
     root = program.graph_module
     plans = [node for node in root.graph.nodes if isinstance(point_of(root, node), PlanPoint)]
@@ -64,7 +121,7 @@ def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node |
     else:
         spec = PlanPoint(policy)
     root.add_submodule(PLAN, DecisionPoint(spec))
-    plan = plans[0] if plans else _new_plan(root.graph, cameras)
+    plan = plans[0] if plans else _new_plan(program, policy, cameras, coming)
     with root.graph.inserting_after(plan):
         record = root.graph.call_function(operator.getitem, (plan, 1))
     record.name = "record"
@@ -72,8 +129,9 @@ def ensure_plan(program: Program, policy: Policy, cameras: fx.Node) -> fx.Node |
     return record
 
 
-def _new_plan(graph: fx.Graph, cameras: fx.Node) -> fx.Node:
-    with graph.inserting_before(first_place(graph, (cameras,))):
-        plan = graph.call_module(PLAN, (cameras,))
+def _new_plan(program: Program, policy: Policy, cameras: fx.Node, coming: Coming | None) -> fx.Node:
+    further = _further(program, policy, cameras, coming)
+    with program.graph.inserting_before(first_place(program.graph, (cameras, *_nodes(further)))):
+        plan = program.graph.call_module(PLAN, (cameras,), further)
     plan.meta["val"] = (None, None, None, None)
     return plan

@@ -24,11 +24,13 @@ PLAN = "plan"
 @dataclass(frozen=True)
 class PlanPoint:
     """Called once a chunk, in front of everything else:
-    ``plan(extrinsics[, history[, frames, inputs]]) -> (context index, record, fresh index, slots)``.
+    ``plan(extrinsics[, history[, frames, inputs]], first=, intrinsics=) -> (context, record, fresh, slots)``.
 
-    ``extrinsics`` are [B, F + 4, 4, 4] or [F + 4, 4, 4] world-to-camera, of the history and of the chunk; ``history``
-    [B, C, F, h, w] is there for its latest changes. The index is int64 [m] on the device of the history (``None`` when
-    context is not decided); the record is what step points are asked with.
+    ``extrinsics`` are [B, F, 4, 4] or [F, 4, 4] world-to-camera. The coming chunk's are ``policy.chunk`` of them from
+    ``first`` on (a number, or int64 [chunk] of consecutive ones on a device), by default the last; those before are
+    the history's, those behind are not looked at. ``intrinsics``, [..., 3, 3] or [..., 4], set the field of view.
+    ``history`` [B, C, F, h, w] is there for its latest changes. The context index is int64 [m] on the device of the
+    history (``None`` when context is not decided); the record is what step points are asked with.
 
     Where keys and values are kept (:class:`KeepPoint`), ``frames`` are the tensors that say everything of a frame,
     ``inputs`` what keys and values depend on besides, and the fresh index is the end of the context index: the frames

@@ -23,6 +23,7 @@ class Policy:
 
     Attributes:
         rules: one of :data:`RULES`.
+        chunk: latent frames of a chunk.
         memory: most context frames that the unaccelerated model gathers.
         adapt_context: whether context frames are decided; else the model's own are only written down.
         given: whether the context arrives as an input: frames are then positions in it, and it need not be a history.
@@ -35,6 +36,7 @@ class Policy:
     """
 
     rules: str = "adaptive"
+    chunk: int = 4
     memory: int = 20
     adapt_context: bool = False
     given: bool = False

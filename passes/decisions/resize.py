@@ -17,6 +17,7 @@ from torch._guards import Source
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 
 from lightint_compile.errors import PassError
+from lightint_compile.passes.decisions.conditions import always_holds
 from lightint_compile.passes.program import Program, fake_mode_of
 from lightint_compile.passes.sizes import quotient
 
@@ -90,7 +91,8 @@ def _relied_on(renames: Renames) -> str:
         renamed = condition.xreplace(expressions).replace(
             lambda part: _leaves_all(part, env), lambda part: part.args[0]
         )
-        if not _is_multiple(renamed, env) and not statically_known_true(env.create_symboolnode(renamed)):
+        shown = _is_multiple(renamed, env) or always_holds(renamed, env)
+        if not shown and not statically_known_true(env.create_symboolnode(renamed)):
             return str(guard.expr)
     return ""
 

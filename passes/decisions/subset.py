@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.decisions.context import CHUNK, FRAMES
+from lightint_compile.passes.decisions.context import FRAMES
 from lightint_compile.passes.decisions.given import GivenContext
 from lightint_compile.passes.decisions.plan import first_place, insert_plan
 from lightint_compile.passes.decisions.policy import Policy
@@ -53,7 +53,7 @@ class _Subset:
         if given.coming is not None:
             cameras = self._call(aten.cat.default, [given.cameras, given.coming], -3)
         self._frames = self._call(aten.sym_size.int, given.context, FRAMES)
-        self._after = self._call(aten.arange.default, CHUNK, device=given.context.meta["val"].device)
+        self._after = self._call(aten.arange.default, given.chunk, device=given.context.meta["val"].device)
         positions = self._after.meta["val"]
         self._index = insert_plan(self._program, policy, (cameras, given.context), size, positions)
         self._own |= {self._index, *self._index.all_input_nodes}

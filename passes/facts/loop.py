@@ -17,6 +17,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
+from lightint_compile.passes.evaluate import hint_of
 from lightint_compile.passes.outlining.values import anonymous, described
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 
@@ -147,11 +148,10 @@ def _candidates(program: Program) -> list[_Chain]:
 
 def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
     """The elementwise operations of one shape behind ``end``, and the values of that shape that enter them."""
-    shape = _shape(end)
     members, entering, pending = {end}, set[fx.Node](), [end]
     while pending:
         for source in pending.pop().all_input_nodes:
-            if _shape(source) != shape or source in members:
+            if source in members or not _is_of_one_shape(source, end):
                 continue
             if source.target in _ELEMENTWISE:
                 members.add(source)
@@ -159,6 +159,18 @@ def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
             elif not _is_made_like(source):
                 entering.add(source)
     return members, entering
+
+
+def _is_of_one_shape(source: fx.Node, end: fx.Node) -> bool:
+    """Whether an operand of elementwise operations has the shape of their result, in whatever terms it is stated.
+
+    Broadcasting leaves an axis equal or one, so that a size that was seen to be equal, and not one, always is.
+    """
+    given, made = tensor_of(source), tensor_of(end)
+    if given is None or made is None or given.dim() != made.dim():
+        return False
+    pairs = zip(given.shape, made.shape, strict=True)
+    return all(str(a) == str(b) or hint_of(a) == hint_of(b) != 1 for a, b in pairs)
 
 
 def _is_made_like(node: fx.Node) -> bool:

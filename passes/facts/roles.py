@@ -19,7 +19,6 @@ from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.calls import pick_of
 from lightint_compile.passes.evaluate import Size, hinted_shape, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
-from lightint_compile.passes.facts.token_grid import Grid
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import Remark, RemarkKind
@@ -146,11 +145,6 @@ class _Model:
         """Arguments that have this role."""
         return [self.inputs[name] for name, found in self.roles.items() if found is role]
 
-    def grids(self) -> Iterator[Grid]:
-        """Every grid that queries have."""
-        for site in self.sites:
-            yield from site.query_axis.grids
-
 
 Found = Iterator[tuple[str, Evidence]]
 Finder = Callable[[_Model], Found]
@@ -190,7 +184,7 @@ def _differs(left: list[Size], right: list[Size]) -> list[int]:
 def _contexts(model: _Model) -> Found:
     """Latents of other frames: the latent's shape but for the number of frames, or frames gathered by number."""
     for latent in model.named(Role.LATENT):
-        frames = _frame_axis(model, latent)
+        frames = frame_axis(model.sites, latent)
         for name, node, shape in model.free():
             if len(shape) != 5 or not _is_float(node):
                 continue
@@ -202,9 +196,9 @@ def _contexts(model: _Model) -> Found:
                 yield name, Evidence(Role.CONTEXT, "its frames are gathered by number")
 
 
-def _frame_axis(model: _Model, latent: fx.Node) -> int:
+def frame_axis(sites: AttentionSites, latent: fx.Node) -> int:
     """The latent's frame axis, where the grid was made by views of it; else that of [batch, channels, frames, h, w]."""
-    origins = [grid.origins[0] for grid in model.grids()]
+    origins = [grid.origins[0] for site in sites for grid in site.query_axis.grids]
     return next((origin.axis for origin in origins if origin and origin.node == latent.name), 2)
 
 

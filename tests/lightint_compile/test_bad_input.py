@@ -10,19 +10,11 @@ import lightint_compile
 from lightint_compile.cli.decisions import decide
 from lightint_compile.errors import InputError, LightintError, OptionError
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.decisions.points import PlanPoint
-from lightint_compile.passes.decisions.policy import Policy
 from lightint_compile.presets import pipeline_of
-from lightint_compile.runtime.decisions import Decisions
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import AdaptiveRules, PublishedRules
 
 PATH = there_and_back(16)
-
-
-def plan_of(cameras: torch.Tensor, frames: int, given: bool = False):
-    policy = Policy(adapt_context=True, given=given)
-    return Decisions({"plan": PlanPoint(policy)}).bound["plan"](cameras, torch.randn(1, 4, frames, 4, 6))
 
 
 def scaled(cameras: torch.Tensor) -> torch.Tensor:
@@ -37,9 +29,6 @@ CASES = {
     "poses that are no chunks": (lambda: Planner(AdaptiveRules()).decide(PATH[:, :14]), InputError, "whole number"),
     "poses of a path": (lambda: lightint_compile.rollout(cameras=PATH[0, :14]), InputError, "whole number"),
     "no matrices": (lambda: lightint_compile.rollout(cameras=PATH[0, :, :3, :3]), InputError, "4x4"),
-    "fewer poses than frames": (lambda: plan_of(PATH[:, :12], 12), InputError, "12 cameras and a history of 12"),
-    "more poses than frames": (lambda: plan_of(PATH, 8), InputError, "16 cameras and a history of 8"),
-    "poses of another context": (lambda: plan_of(PATH, 9, given=True), InputError, "13 in all"),
     "a path that is too short": (lambda: decide("left-3", 8, "all", 20), InputError, "too short"),
     "half a chunk": (lambda: decide("left-5", None, "all", 20), InputError, "whole number"),
     "overlap in options": (lambda: pipeline_of(LightintOptions(preset="all", overlap=1.5)), OptionError, "overlap"),

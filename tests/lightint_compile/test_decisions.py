@@ -207,10 +207,13 @@ def test_context_is_never_longer_than_the_model_allows() -> None:
         assert 0 < len(index) <= 12 and bool((index.diff() > 0).all()) and int(index[-1]) == frames - 1
 
 
-def test_a_history_that_the_cameras_do_not_belong_to_is_an_error() -> None:
+def test_cameras_that_do_not_belong_to_the_history_cost_the_saving_and_no_failure(caplog) -> None:
     plan_point = Decisions({"plan": PlanPoint(Policy(adapt_context=True))}).bound["plan"]
-    with pytest.raises(InputError, match="do not belong to the history"):
-        plan_point(PATH, torch.randn(1, 4, 8, 4, 6))
+    for frames, cameras in ((8, PATH), (12, PATH[:, :12])):
+        with caplog.at_level(logging.WARNING, logger="lightint_compile.runtime"):
+            index, record, *_ = plan_point(cameras, torch.randn(1, 4, frames, 4, 6))
+        assert index.tolist() == list(range(frames)) and record.decision.reused_steps == ()
+        assert f"{cameras.shape[1]} cameras and a history of {frames}" in caplog.text
 
 
 def test_thresholds_reach_the_passes() -> None:
