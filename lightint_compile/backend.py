@@ -18,6 +18,7 @@ from lightint_compile import capture
 from lightint_compile.asking import in_rollout
 from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored
 from lightint_compile.budget.ladder import ladder_of
+from lightint_compile.capture import ARGUMENTS
 from lightint_compile.compilation import Compilation, inductor_as_it_is
 from lightint_compile.errors import OptionError
 from lightint_compile.graphs import CompiledGraph
@@ -28,7 +29,7 @@ from lightint_compile.passes.remarks import RemarkKind
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.store import Store, key_of
-from lightint_compile.torch_compat import compiled_frame
+from lightint_compile.torch_compat import compiled_arguments, compiled_frame
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def lightint(
             f"the backend takes no argument {min(unknown)!r}", where="torch.compile", fix="use options={...}"
         )
     chosen = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
+    arguments = compiled_arguments()
+    graph_module.meta[ARGUMENTS] = tuple(dict(chosen.roles)) if arguments is None else arguments
     captured = Captured.of(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, _config(mode))
     frame = compiled_frame()

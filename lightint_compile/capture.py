@@ -32,6 +32,9 @@ from lightint_compile.retracing import RepeatingInterpreter, WritesToAView, writ
 from lightint_compile.tracing import Dynamic, sizes_marked, trace_once
 from lightint_compile.transforms import levels_restored, uses_transforms, without_transforms
 
+ARGUMENTS = "lightint_arguments"
+"""Under this name a graph's ``meta`` holds the arguments of the function that it is a part of."""
+
 
 def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
     """The program of a graph that Dynamo captured, inside a ``torch.compile`` backend.
@@ -51,7 +54,9 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
     ]
     entries = [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
     with levels_restored():
-        return _program(graph_module, values, entries, mode, name or _root_name(graph_module))
+        program = _program(graph_module, values, entries, mode, name or _root_name(graph_module))
+    program.arguments = graph_module.meta.get(ARGUMENTS)
+    return program
 
 
 def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:

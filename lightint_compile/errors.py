@@ -133,5 +133,10 @@ def _said(error: BaseException) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known word as a hint, or the whole list when nothing is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
+    near = nearest(word, names)
+    return f"did you mean {near!r}?" if near else "known: " + ", ".join(names)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that ``word`` is likely to stand for; empty when nothing is near."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), "")

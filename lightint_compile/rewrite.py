@@ -15,6 +15,8 @@ from lightint_compile.asking import approximations, due_after, is_guided, offers
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.decisions.resize import forget_guards
+from lightint_compile.passes.facts.roles import check_stated
+from lightint_compile.passes.facts.stated import unused_remarks
 from lightint_compile.passes.flops import flops_of
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 from lightint_compile.passes.program import Program
@@ -66,6 +68,7 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
         OptionError: the options do not make a pipeline.
     """
     program.roles.update(options.roles)
+    check_stated(program)
     whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
     guided = options.approximate or is_guided(program)
     unasked = () if guided else unasked_passes(options)
@@ -81,7 +84,8 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     result = pipeline.run(program, strict=options.strict, observer=count)
     forget_guards(program)
     program.graph_module.recompile()
-    remarks = (*result.remarks, *left_out, *approximations(result.remarks, options, guided))
+    unused = unused_remarks(original, [step.name for step in pipeline.passes], result.remarks)
+    remarks = (*result.remarks, *unused, *left_out, *approximations(result.remarks, options, guided))
     rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops))
     _tell(rewritten)
     return rewritten
@@ -104,6 +108,9 @@ def work_of(graph_module: fx.GraphModule) -> int:
 
 
 def _tell(rewritten: Rewritten) -> None:
+    for remark in rewritten.remarks:
+        if remark.pass_name == "roles" and remark.rule in ("unfit", "unread"):
+            log.warning("%s: %s (%s)", rewritten.program.name, remark.message, remark.hint)
     seconds = sum(timing.seconds for timing in rewritten.timings)
     log.info(
         "%s: %d rewritten, %d near misses, %.0f ms of passes (%s)",

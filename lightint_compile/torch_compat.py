@@ -11,6 +11,7 @@ test finds undeclared ones, and ``lightint doctor`` says which of them an unknow
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -158,3 +159,19 @@ def compiled_frame() -> int | None:
     """The number of the frame that Dynamo compiles now, the same for all variants of its code; ``None`` outside."""
     identity = CompileContext.current_compile_id()
     return None if identity is None else identity.frame_id
+
+
+def compiled_arguments() -> tuple[str, ...] | None:
+    """The arguments of the function that Dynamo compiles now; ``None`` where they are not known by name.
+
+    That is outside of Dynamo, behind a graph break, and where the function takes keywords that it does not name.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        code = InstructionTranslator.current_tx().f_code
+    except (AttributeError, IndexError, AssertionError):
+        return None
+    if code.co_flags & inspect.CO_VARKEYWORDS or code.co_name.startswith("torch_dynamo_resume_in"):
+        return None
+    return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])

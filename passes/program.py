@@ -69,12 +69,15 @@ class Program:
         inputs: one entry a placeholder, in order.
         name: the user's class or function name, for reports.
         roles: roles of inputs that the user stated (``options={"roles": {...}}``), by input path.
+        arguments: of the function that the graph is a part of, where it may be one of several: an argument need not be
+            an input of each of them. ``None`` for a graph that is all there is.
     """
 
     graph_module: fx.GraphModule
     inputs: tuple[ProgramInput, ...]
     name: str = "program"
     roles: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
 
     @property

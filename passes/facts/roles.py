@@ -15,7 +15,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.errors import OptionError, did_you_mean, nearest
 from lightint_compile.passes.calls import pick_of
 from lightint_compile.passes.evaluate import Size, hinted_shape, size_of
 from lightint_compile.passes.facts.attention_sites import AttentionSites
@@ -95,18 +95,31 @@ def remarks(program: Program) -> tuple[Remark, ...]:
     return tuple(said)
 
 
-def _stated(program: Program) -> dict[str, Evidence]:
+def check_stated(program: Program) -> None:
+    """Look every stated role up.
+
+    Raises:
+        OptionError: a role that is none; an input that does not exist. Of a graph that is one of several, a name that
+            is an argument of the function, or near to no name at all, may belong to another of them.
+    """
     known = [entry.path for entry in program.inputs if entry.kind is not InputKind.SYMBOL]
-    arguments = [entry.path for entry in program.inputs if entry.kind is InputKind.TENSOR]
-    found = {}
+    tensors = [entry.path for entry in program.inputs if entry.kind is InputKind.TENSOR] or known
     for path, role in program.roles.items():
         where = f"options['roles'][{path!r}]"
-        if path not in known:
-            raise OptionError(f"there is no input {path!r}", where=where, fix=did_you_mean(path, arguments or known))
         if role not in set(Role):
             raise OptionError(f"{role!r} is no role", where=where, fix=did_you_mean(role, map(str, Role)))
-        found[path] = Evidence(Role(role), "stated in the options", stated=True)
-    return found
+        if path in known or (program.arguments is not None and path.split(".")[0] in program.arguments):
+            continue
+        names = [*tensors, *(program.arguments or ())]
+        if program.arguments is None or nearest(path, names):
+            raise OptionError(f"there is no input {path!r}", where=where, fix=did_you_mean(path, names))
+
+
+def _stated(program: Program) -> dict[str, Evidence]:
+    check_stated(program)
+    known = {entry.path for entry in program.inputs}
+    why = "stated in the options"
+    return {path: Evidence(Role(role), why, stated=True) for path, role in program.roles.items() if path in known}
 
 
 def _inferred(program: Program, stated: dict[str, Evidence]) -> dict[str, Evidence]:
