@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -69,6 +70,11 @@ class Compilation:
         self._config = config
         self._store = Store()
         self._regions: dict[str, fx.GraphModule] = {}
+        self._sources = [
+            (node, getattr(node.meta.get("grapharg"), "source", None))
+            for node in graph_module.graph.nodes
+            if node.op == "placeholder"
+        ]
         self._ahead: Rewritten | None = None
 
     def run(self) -> CompiledGraph:
@@ -190,6 +196,9 @@ class Compilation:
         Raises:
             NothingLeftError: it cannot be captured, or not be rewritten.
         """
+        for node, source in self._sources:  # Dynamo takes them away once it is done, and roles are told by them
+            if source is not None:
+                node.meta.setdefault("grapharg", SimpleNamespace(source=source))
         try:
             program = self._captured()
         except CaptureError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo.convert_frame import compile_lock
 from torch._inductor import config as inductor_config
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
@@ -105,7 +106,7 @@ class Leaf:
         """Run the region."""
         variant = self._fitting(args)
         if variant is None:
-            with self._lock:  # another thread may have compiled it meanwhile
+            with compile_lock, self._lock:  # another thread may have compiled it meanwhile
                 variant = self._fitting(args) or self._compiled(args)
         return variant(args)
 

@@ -71,6 +71,8 @@ def triton_launches_are_traced() -> bool:
 
 
 PRIVATE = {
+    "torch._C._cuda_getDriverVersion": "the driver is part of the key of kept programs",
+    "torch._dynamo.convert_frame.compile_lock": "a later size of a region is compiled beside no other compilation",
     "torch._C.DisableTorchFunction": "tensors of the trace are handled without their own dispatch",
     "torch._C.DispatchKey": "with the next two: a trace in front of functionalisation",
     "torch._C.DispatchKeySet": "see DispatchKey",

@@ -92,6 +92,11 @@ def undisturbed() -> Iterator[None]:
 
     Code that was compiled before keeps what was made for it, and one further entry for every graph compiled inside.
     """
+    with convert_frame.compile_lock:  # what is put aside belongs to the process: no other thread compiles meanwhile
+        yield from _undisturbed()
+
+
+def _undisturbed() -> Iterator[None]:
     sizes, codes = pgo._CODE_STATE, convert_frame.input_codes
     known = len(codes.seen)
     pgo._CODE_STATE = None
