@@ -38,7 +38,11 @@ def play(scenario: Scenario, backend: str) -> tuple[int, str, str] | None:
     with _quiet():
         try:
             plain = Side(scenario.world, eager, concurrent=False)
-            other = Side(scenario.world, Compiler(scenario.setup, backend), is_ours=backend == "lightint")
+            other = Side(
+                scenario.world,
+                Compiler(scenario.setup, backend, scenario.world.blocks == 1),
+                is_ours=backend == "lightint",
+            )
             for step, action in enumerate(_actions(scenario)):
                 found = _difference(plain, other, action, _tolerance(scenario))
                 if found is not None:

@@ -32,10 +32,15 @@ def eager(module: nn.Module) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Compiler:
-    """Compiles a module as a setup says, with a backend."""
+    """Compiles a module as a setup says, with a backend.
+
+    Attributes:
+        keeps: keep keys and values of context frames between calls: exact where they come from their own frame alone.
+    """
 
     setup: Setup
     backend: str = "lightint"
+    keeps: bool = False
 
     def __call__(self, module: nn.Module) -> Callable[..., Any]:
         """The function that is called in the module's place."""
@@ -62,7 +67,7 @@ class Compiler:
         if self.backend != "lightint":
             return None
         options = {"preset": self.setup.preset, "delegate": self.setup.delegate}
-        return options | (REFUSING if self.setup.preset == "all" else {})
+        return options | (REFUSING | {"age": 4 * self.keeps} if self.setup.preset == "all" else {})
 
 
 def _marking(function: Callable[..., Any]) -> Callable[..., Any]:

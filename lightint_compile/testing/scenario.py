@@ -39,12 +39,12 @@ class Setup(Drawn):
     target: str = "module"
 
     @classmethod
-    def drawn(cls, draw: random.Random) -> Self:
-        """Inductor takes seconds a graph: it is drawn now and then."""
+    def drawn(cls, draw: random.Random, world: WorldFeatures) -> Self:
+        """By chance; seldom Inductor, which takes seconds a graph. Context is decided where its size is marked."""
         return cls(
             preset=draw.choice(("exact", "all")),
             delegate=draw.choices(("eager", "inductor"), (99, 1))[0],
-            dynamic=draw.choices(_SETUP["dynamic"], (6, 2, 2, 1))[0],
+            dynamic=draw.choices(_SETUP["dynamic"], (2, 1, 6, 1) if world.kind == "rollout" else (6, 2, 2, 1))[0],
             target=draw.choices(_SETUP["target"], (6, 1, 1, 1))[0],
         )
 
@@ -62,7 +62,8 @@ class Scenario:
     def from_seed(cls, seed: int) -> Self:
         """The scenario that a seed stands for, the same in every version of Python."""
         draw = random.Random(seed)
-        world, setup = WorldFeatures.drawn(draw, seed), Setup.drawn(draw)
+        world = WorldFeatures.drawn(draw, seed)
+        setup = Setup.drawn(draw, world)
         return cls(seed, world, setup, tuple(Event.drawn(draw, world) for _ in range(draw.choice((2, 3, 4, 5, 6)))))
 
     @classmethod

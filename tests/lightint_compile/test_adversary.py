@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import lightint_compile
 from lightint_compile import fuzz, memo
 from lightint_compile.errors import OptionError
+from lightint_compile.passes.remarks import RemarkKind
 from lightint_compile.testing import adversary
 from lightint_compile.testing.adversary import judge, play
+from lightint_compile.testing.compiling import Compiler
 from lightint_compile.testing.events import VERBS, Event
 from lightint_compile.testing.finding import Finding, shrunk
 from lightint_compile.testing.scenario import Scenario, Setup
+from lightint_compile.testing.side import Side
 from lightint_compile.testing.world_features import CHOICES, WorldFeatures
 from lightint_compile.testing.writes import MODULE_WAYS, VALUES, WAYS
 
@@ -66,11 +70,33 @@ def test_unknown_slots_are_refused_with_a_hint() -> None:
         Scenario.from_dict({"world": {"block": 2}})
 
 
+#: Worlds, what is told of their sizes, and passes that have their say in them under ``all``.
+REACHED = {
+    "stream": (
+        WorldFeatures(text="linear", attention="matmul", rows=True, blocks=2),
+        "auto",
+        {"canonicalize-attention", "sink-row-repeats", "hoist-invariants", "outline-regions"},
+    ),
+    "one block": (WorldFeatures(kind="rollout"), "marked", {"adaptive-context", "context-reuse"}),
+    "two blocks": (WorldFeatures(kind="rollout", blocks=2, steps=4), "marked", {"adaptive-context", "step-cache"}),
+}
+
+
+@pytest.mark.parametrize(("world", "dynamic", "names"), REACHED.values(), ids=REACHED)
+def test_passes_apply_to_drawn_worlds(world: WorldFeatures, dynamic: str, names: set[str]) -> None:
+    torch._dynamo.reset()
+    side = Side(world, Compiler(Setup(preset="all", dynamic=dynamic), keeps=world.blocks == 1), is_ours=True)
+    side.run()
+    report = lightint_compile.report(getattr(side.call, "compiled", side.call))
+    remarks = [remark for section in report.sections for remark in section.remarks]
+    assert {remark.pass_name for remark in remarks if remark.kind is RemarkKind.APPLIED} >= names
+
+
 TEXT = WorldFeatures(text="linear")
 WRITE = Event("write", "item", "text")
 
 
-def held_forever(setup: Setup, backend: str):
+def held_forever(setup: Setup, backend: str, keeps: bool):
     """In the place of a compiler: what is called gives its first result again and again."""
 
     def compiled(module):
@@ -138,6 +164,6 @@ def test_results_that_share_memory_are_seen(monkeypatch: pytest.MonkeyPatch) -> 
     def sharing(module):
         return lambda **arguments: kept.setdefault("result", module(**arguments).clone())
 
-    monkeypatch.setattr(adversary, "Compiler", lambda setup, backend: sharing)
+    monkeypatch.setattr(adversary, "Compiler", lambda *setup: sharing)
     found = play(Scenario(0, WorldFeatures(), events=(Event("train"),)), "inductor")
     assert found is not None and found[1] == "memory"
