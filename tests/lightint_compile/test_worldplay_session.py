@@ -90,7 +90,7 @@ def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, m
             continue
         made = lightint_compile.decisions(session.compiled)[-1]
         cameras, drifts = waits[0], waits[1:]
-        assert cameras == 16 * 4 * (number + 1) + 1, "cameras, and one number about the latents"
+        assert cameras == 16 * 4 * (number + 1) + 1 + 9, "cameras, one number about the latents, and intrinsics"
         assert drifts == [1] * len(made.reused_steps)
 
 
