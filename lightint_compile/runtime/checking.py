@@ -136,11 +136,13 @@ class _Survey:
         layouts: of each argument, empty for a number.
         readings: of each tensor.
         groups: the tensors that are read, by device.
+        blocked: why the others cannot be read, by their number.
     """
 
     layouts: list[Layout]
     readings: list[Reading | None]
     groups: list[_Group]
+    blocked: dict[int, str]
 
     @classmethod
     def of(cls, values: Sequence[Any], layouts: list[Layout], before: _Survey | None) -> _Survey:
@@ -151,19 +153,21 @@ class _Survey:
             for value, layout, old in zip(values, layouts, known, strict=True)
         ]
         groups: dict[torch.device, _Group] = {}
+        blocked: dict[int, str] = {}
         for slot, reading in enumerate(readings):
-            if reading is not None and not reading.obstacle:
+            if reading is not None and reading.obstacle:
+                blocked[slot] = reading.obstacle
+            elif reading is not None:
                 device = values[slot].device
                 group = groups.setdefault(device, _Group(device, [], [], []))
                 group.scattered.extend([] if reading.in_order else [len(group.slots)])
                 group.slots.append(slot)
                 group.sizes.append(reading.size)
-        return cls(layouts, readings, list(groups.values()))
+        return cls(layouts, readings, list(groups.values()), blocked)
 
     def obstacles(self, now: str) -> dict[int, str]:
-        """Why a tensor cannot be read, by its number; ``now`` is why none can."""
-        told = {slot: now or reading.obstacle for slot, reading in enumerate(self.readings) if reading is not None}
-        return {slot: obstacle for slot, obstacle in told.items() if obstacle}
+        """Why no tensor can be read at the moment, by their numbers."""
+        return {slot: now for slot, reading in enumerate(self.readings) if reading is not None}
 
 
 class _Begun:
@@ -182,9 +186,9 @@ class _Begun:
         if not now:
             try:
                 self.sums = Checksums([self._memory(group, values) for group in survey.groups])
-            except RuntimeError as error:  # such as no memory for a copy of what lies scattered: the call may yet fit
+            except Exception as error:  # no memory for a copy, a kernel that does not compile: the call itself may run
                 now = f"reading it failed: {error}"
-        self.obstacles = survey.obstacles(now)
+        self.obstacles = survey.obstacles(now) if now else survey.blocked
 
     def _memory(self, group: _Group, values: Sequence[Any]) -> Memory:
         places, memory = group.memory(values)

@@ -73,23 +73,30 @@ WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "foreach": lambda target, value: torch._foreach_copy_([target.data], [value]),
 }
 
+ON_HOST = {"numpy", "bytes"}
+"""Writes that there are on the CPU only."""
+
 
 class Session:
     """A drawn module, compiled, with the inputs that calls share."""
 
-    def __init__(self, seed: int) -> None:
-        self.draw = random.Random(seed)
+    def __init__(self, seed: int, device: str = "cpu") -> None:
+        self.draw, self.device = random.Random(seed), device
         torch.manual_seed(seed)
-        self.module = Drawn(self.draw).eval().requires_grad_(False)
+        self.module = Drawn(self.draw).eval().requires_grad_(False).to(device)
+        self.module.plain = self.module.plain.to(device)
         options = {"preset": self.draw.choice(("exact", "all")), "delegate": "eager"}
         self.compiled = torch.compile(self.module, backend="lightint", options=options)
         batch = self.draw.choice((1, 2))
-        self.prompts = [torch.randn(batch, 5, 12) for _ in range(2)]
-        self.mask = torch.ones(batch, 5) if self.draw.random() < 0.5 else None
+        self.prompts = [self.drawn((batch, 5, 12)) for _ in range(2)]
+        self.mask = torch.ones(batch, 5, device=device) if self.draw.random() < 0.5 else None
         self.batch = batch
 
+    def drawn(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, device=self.device)
+
     def check(self, context: str) -> None:
-        video, prompt = torch.randn(self.batch, 7, 6), self.draw.choice(self.prompts)
+        video, prompt = self.drawn((self.batch, 7, 6)), self.draw.choice(self.prompts)
         arguments = (video, prompt) if self.mask is None else (video, prompt, self.mask)
         inference = self.draw.random() < 0.2
         with torch.inference_mode(inference), torch.no_grad():
@@ -104,15 +111,15 @@ class Session:
     def write(self) -> str:
         targets = [*self.module.parameters(), self.module.table, self.module.plain, *self.prompts]
         target = self.draw.choice(targets if self.mask is None else [*targets, self.mask])
-        way = self.draw.choice(list(WRITES))
+        way = self.draw.choice([each for each in WRITES if self.device == "cpu" or each not in ON_HOST])
         with torch.no_grad():
-            WRITES[way](target, torch.randn(target.shape))
+            WRITES[way](target, self.drawn(target.shape))
         return way
 
     def prompt(self) -> str:
         place, anew = self.draw.randrange(2), self.draw.random() < 0.7
         before = self.prompts[place]
-        self.prompts[place] = torch.randn(before.shape) if anew else before.clone()
+        self.prompts[place] = self.drawn(before.shape) if anew else before.clone()
         return "another prompt" if anew else "the same prompt elsewhere"
 
     def move(self) -> str:
@@ -122,14 +129,21 @@ class Session:
 
     def swap(self) -> str:
         layer = self.draw.choice([self.module.text, *self.module.layers])
-        torch.utils.swap_tensors(layer.weight, nn.Parameter(torch.randn(layer.weight.shape), requires_grad=False))
+        torch.utils.swap_tensors(layer.weight, nn.Parameter(self.drawn(layer.weight.shape), requires_grad=False))
         return "swap_tensors"
 
 
-@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 60))])
-def test_whatever_is_written_between_calls_results_are_those_of_eager(seed: int) -> None:
+SEEDS = [
+    *((seed, "cpu") for seed in range(5)),
+    *(pytest.param(seed, "cpu", marks=pytest.mark.slow) for seed in range(5, 60)),
+    *(pytest.param(seed, "cuda", marks=pytest.mark.gpu) for seed in range(60, 66)),
+]
+
+
+@pytest.mark.parametrize(("seed", "device"), SEEDS)
+def test_whatever_is_written_between_calls_results_are_those_of_eager(seed: int, device: str) -> None:
     torch._dynamo.reset()
-    session, done = Session(seed), []
+    session, done = Session(seed, device), []
     for _ in range(10):
         session.check(f"seed {seed}, after {done}")
         session.check(f"seed {seed}, again after {done}")
