@@ -14,6 +14,7 @@ from torch import Tensor
 from lightint_compile.torch_compat import raw_stream
 
 from ..checksum import FIRST, PLACE, SECOND, THIRD, WORD
+from ..triton_compat import OPTIONS
 
 ALIGNED = 16
 """Bytes that an address must be a multiple of to be read in words; others are read byte by byte, which is slower."""
@@ -112,10 +113,11 @@ def sums_at(addresses: Sequence[int], sizes: Sequence[int], device: torch.device
 
 
 def _launch(launches: Sequence[_Tables], sums: Tensor) -> None:
+    sizes = {"BLOCK": _BLOCK, "TURNS": _TURNS, "SMALL": _SMALL}
     for tables in launches:
         kernel: Any = checksum_kernel[(tables.piece_of.numel(),)]
         *given, wordwise = tables
-        kernel(*given, sums, BLOCK=_BLOCK, TURNS=_TURNS, SMALL=_SMALL, WORDWISE=wordwise, num_warps=_WARPS)
+        kernel(*given, sums, **sizes, WORDWISE=wordwise, num_warps=_WARPS, **OPTIONS)
 
 
 @lru_cache(maxsize=8)

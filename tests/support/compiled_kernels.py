@@ -42,40 +42,64 @@ def compiling(capability: int) -> Iterator[list[Any]]:
     """Inside, launches compile for a chip (80, 90) and are collected, instead of running."""
     import triton
     from triton.backends.compiler import GPUTarget
-
-    from lightint_compile.kernels import launching
+    from triton.runtime.jit import JITFunction
 
     compiled: list[Any] = []
+    run = JITFunction.run
 
-    def compile_only(self: Any, stream: int | None, *arguments: Any) -> None:
-        options = {**self._options, "grid": self._grid}
-        compiled.append(self._kernel.warmup(*arguments, *self._sizes, **options))
+    def compile_only(self: Any, *arguments: Any, **options: Any) -> None:
+        compiled.append(run(self, *arguments, **{**options, "warmup": True}))
 
     active = SimpleNamespace(
         get_current_device=lambda: capability,  # Triton keeps what it compiled, and for what chip, by device
         get_current_stream=lambda device: 0,
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
     )
-    kind, call = type(triton.runtime.driver), launching.Launch.__call__
+    kind = type(triton.runtime.driver)
     before = kind.active
-    kind.active, launching.Launch.__call__ = active, compile_only  # type: ignore[method-assign, assignment]
+    kind.active, JITFunction.run = active, compile_only
     try:
         yield compiled
     finally:
-        kind.active, launching.Launch.__call__ = before, call  # type: ignore[method-assign, assignment]
+        kind.active, JITFunction.run = before, run
 
 
-def kernels_of(implementation: str, head_dim: int, *, parts: int = 2, dtype: torch.dtype = torch.bfloat16) -> None:
-    """One call of sparse attention with context, text and means, whose kernels :func:`compiling` collects."""
+def kernels_of(implementation: str, head_dim: int) -> None:
+    """Calls whose kernels :func:`compiling` collects: sparse attention, or ``others`` (camera heads and checksums)."""
+    if implementation == "others":
+        _camera_heads(head_dim)
+        _checksums()
+    else:
+        _sparse_attention(implementation, head_dim)
+
+
+def _camera_heads(head_dim: int) -> None:
+    from lightint_compile.kernels.portable import camera
+
+    batch, tokens, frame = 1, 24, 6
+    heads = torch.zeros(batch, tokens, HEADS, head_dim, dtype=torch.bfloat16)
+    matrix, table = torch.zeros(batch, tokens, 4, 4), torch.zeros(tokens, head_dim)
+    camera.camera_heads(heads, matrix, torch.zeros(head_dim), 1e-6, table, table, True)
+    pool, slots = torch.zeros(batch, 8, frame, HEADS, head_dim, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64)
+    camera.camera_heads_kept(pool, slots, heads[:, : tokens - 2 * frame], matrix, table, table)
+
+
+def _checksums() -> None:
+    from lightint_compile.kernels.portable import checksum
+
+    checksum.sums_at([16, 17], [4096, 4096], torch.device("cpu"))
+
+
+def _sparse_attention(implementation: str, head_dim: int, parts: int = 2) -> None:
     from lightint_compile.kernels import dispatch
     from lightint_compile.kernels.spans import Spans
     from lightint_compile.kernels.steps import ContextPools, policy
     from lightint_compile.kernels.tiles import Layout
 
     layout = Layout.of(GRID, (CONTEXT[0] + GRID[0], *GRID[1:]), TILE, PREFIX)
-    query = _tokens(HEADS, math.prod(GRID), head_dim, dtype)
+    query = _tokens(HEADS, math.prod(GRID), head_dim)
     lengths = (PREFIX, math.prod(CONTEXT), math.prod(GRID))
-    keys, values = (Spans(*(_tokens(KEY_HEADS, length, head_dim, dtype) for length in lengths)) for _ in range(2))
+    keys, values = (Spans(*(_tokens(KEY_HEADS, length, head_dim) for length in lengths)) for _ in range(2))
     chosen = policy(query, 0.3, None, 0, 1, None)
     pipeline = dispatch.load(implementation).bind(  # type: ignore[attr-defined]
         query, keys, values, layout, chosen, pools=ContextPools(), parts=parts
@@ -84,8 +108,8 @@ def kernels_of(implementation: str, head_dim: int, *, parts: int = 2, dtype: tor
     pipeline(query, keys, values, ContextPools())
 
 
-def _tokens(heads: int, length: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(1, length, heads, head_dim, dtype=dtype).transpose(1, 2)
+def _tokens(heads: int, length: int, head_dim: int) -> torch.Tensor:
+    return torch.zeros(1, length, heads, head_dim, dtype=torch.bfloat16).transpose(1, 2)
 
 
 def resources(told: str) -> list[tuple[int, int]]:
