@@ -72,4 +72,5 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     Console().print(table)
     if path := config.getoption("--counts"):
         data = {"lightint": __version__, "torch": torch.__version__, "counts": counts, "details": config.stash[DETAILS]}
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data, indent=1))
