@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightint_compile import backend
+from lightint_compile import compilation
 from lightint_compile.backend import lightint
 from lightint_compile.errors import CaptureError
 from lightint_compile.graphs import CompiledGraph
@@ -167,7 +167,7 @@ def _compiled(
     graphs: list[CompiledGraph] = []
 
     def rewritten(graph_module: torch.fx.GraphModule, inputs: Sequence[Any]) -> CompiledGraph:
-        with mock.patch.object(backend, "_worth_it", lambda _: True):
+        with mock.patch.object(compilation, "_worth_it", lambda _: True):
             graph = lightint(graph_module, inputs, options=options)
         graphs.append(graph)
         return graph
