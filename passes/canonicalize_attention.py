@@ -12,7 +12,7 @@ from lightint_compile.passes.attention.build import SDPA, GraphBuilder, build
 from lightint_compile.passes.attention.check import check
 from lightint_compile.passes.attention.fused import dialect_of, fused_site
 from lightint_compile.passes.attention.guard import check_mutation, inductor_guard, near_attention, reshape_views
-from lightint_compile.passes.attention.masks import needed
+from lightint_compile.passes.attention.masks import is_as_built, needed
 from lightint_compile.passes.attention.plan import Plan, plan_of, sources_of
 from lightint_compile.passes.attention.readers import erase_dead_readers, is_dead
 from lightint_compile.passes.attention.remarks import applied, missed
@@ -99,7 +99,7 @@ def _is_settled(site: Site, plan: Plan) -> bool:
     have = (*(path.axes[-1] for path in paths), site.outputs[0][1])
     same_tensors = sources_of(site, plan) == tuple(path.operand for path in paths)
     masks, causal = needed(site.masks, plan.mask_axes(site))
-    same_masks = not causal and [part.node for part in masks] == [part.node for part in site.masks]
+    same_masks = not causal and len(masks) == len(site.masks) and all(map(is_as_built, site.masks, masks))
     return same_tensors and same_masks and all(map(_same, have, wanted))
 
 

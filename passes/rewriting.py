@@ -6,13 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.passes.effects import is_pure
 from lightint_compile.passes.program import Program, fake_mode_of, faking
+from lightint_compile.passes.sharing import memory_order, output_memory
+
+aten = torch.ops.aten
 
 KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+
+def stored_in(order: Sequence[int], value: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+    """A copy of ``value`` whose axes lie in memory from the slowest to the fastest as ``order`` lists them."""
+    turned = call(aten.permute.default, value, list(order)) if list(order) != sorted(order) else value
+    copied = call(aten.clone.default, turned, memory_format=torch.contiguous_format)
+    return copied if turned is value else call(aten.permute.default, copied, [order.index(a) for a in sorted(order)])
 
 
 class Rewriter:
@@ -52,7 +63,14 @@ class Rewriter:
             return target(*real_args, **real_kwargs)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Give every user of ``old`` the value ``new`` instead, and erase ``old`` and what only it used."""
+        """Give every user of ``old`` the value ``new`` instead, and erase ``old`` and what only it used.
+
+        What the caller gets lies in memory as ``old`` did: the code behind the graph may view it.
+        """
+        order = memory_order(old.meta["val"]) if old in output_memory(self._graph) else None
+        if order is not None and order != memory_order(new.meta["val"]):
+            with self.at(new.next, rule="memory-order"):
+                new = stored_in(order, new, self.call)
         old.replace_all_uses_with(new, propagate_meta=False)
         self.erase_unused(old)
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import operator
 from functools import cache
+from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+
+from lightint_compile.passes.evaluate import Size, size_of
 
 
 def alias_source(node: fx.Node) -> fx.Node | None:
@@ -41,6 +45,26 @@ def memory_of(node: fx.Node) -> fx.Node:
     while (source := alias_source(node)) is not None:
         node = source
     return node
+
+
+def memory_order(value: Any) -> list[int] | None:
+    """The axes of a tensor from the slowest to the fastest in memory; ``None`` where they do not fill it without gaps.
+
+    Symbolic sizes are compared as expressions: what cannot be told apart is not guarded.
+    """
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    sizes, strides = list(map(size_of, value.shape)), list(map(size_of, value.stride()))
+    found: list[int] = [axis for axis, size in enumerate(sizes) if size == 1]
+    step: Size = 1
+    while len(found) < len(sizes):
+        axis = next((a for a in reversed(range(len(sizes))) if a not in found and strides[a] == step), None)
+        if axis is None:
+            return None
+        found.append(axis)
+        step = sympy.expand(step * sizes[axis])
+    ones = found[: sum(size == 1 for size in sizes)]
+    return [*ones, *reversed(found[len(ones) :])]
 
 
 def output_memory(graph: fx.Graph) -> set[fx.Node]:

@@ -19,6 +19,7 @@ from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.calls import sizes_of
 from lightint_compile.passes.evaluate import hinted_shape, refresh, shape_of
 from lightint_compile.passes.flops import flops_of, program_flops
+from lightint_compile.passes.outlining.nodes import is_element
 from lightint_compile.passes.program import InputKind, Program, tensor_of
 from lightint_compile.passes.reach import reached
 from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind, at
@@ -35,6 +36,7 @@ from lightint_compile.passes.row_repeats.layout import (
     size,
 )
 from lightint_compile.passes.row_repeats.plan import Blocked
+from lightint_compile.passes.sharing import alias_source, output_memory
 
 aten = torch.ops.aten
 
@@ -85,15 +87,22 @@ class SinkRowRepeats(Pass):
 
 
 def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
-    """Values computed on repeated rows that something reads with every row written out, in graph order."""
+    """Values computed on repeated rows that something reads with every row written out, in graph order.
+
+    A view that the caller gets stays one: it shares memory with what it views, as it did.
+    """
+    returned = {node for node in output_memory(graph) if alias_source(node) is not None}
+    returned |= {node.args[0] for node in returned if is_element(node)}
 
     def reads_all(user: fx.Node, node: fx.Node) -> bool:
-        return user not in analysis.sunk or not repeats(analysis.sunk[user].plan.operands.get(node, ()))
+        operands = analysis.sunk[user].plan.operands if user in analysis.sunk and user not in returned else {}
+        return not repeats(operands.get(node, ()))
 
     return [
         node
         for node in graph.nodes
         if node in analysis.sunk
+        and node not in returned
         and analysis.sunk[node].works
         and tensor_of(node) is not None
         and any(reads_all(user, node) for user in node.users)
@@ -113,14 +122,13 @@ def _needed(ends: list[fx.Node], analysis: Analysis) -> set[fx.Node]:
 def _rewrite(program: Program, analysis: Analysis, ends: list[fx.Node]) -> list[Remark]:
     emission = Emission(program, analysis, SinkRowRepeats.name)
     needed = _needed(ends, analysis)
-    remarks, made, stop = [], [], set(ends)
+    remarks, made, stop, returned = [], [], set(ends), output_memory(program.graph)
     for node in [node for node in program.graph.nodes if node in needed]:
         small = emission.compute(node, rule=_rule_of(node))
         if flops_of(node):
             remarks.append(_applied(node, small, analysis))
         if node in stop:
-            escapes = any(user.op == "output" for user in node.users)
-            made.append(emission.write_out(node, contiguous=escapes))
+            made.append(emission.write_out(node, returned=node in returned))
     remarks.extend(_pointwise(ends, analysis))
     emission.erase(ends)
     refresh(program, made)

@@ -19,14 +19,13 @@ _MOST_ELEMENTS = 1 << 24
 
 
 def is_lower_triangle(part: MaskPart) -> bool:
-    """Whether a mask lets query ``i`` see the keys ``0..i`` and no other, in every call."""
+    """Whether a mask lets query ``i`` see the keys ``0..i`` and no other, in every call and every batch and head."""
     if part.kind == "keep" and match(CAUSAL_MASK, part.node):
         return True
     value = constant_of(part.node)
-    if value is None:
+    if value is None or value.dim() < 2:
         return False
-    value = value.reshape(value.shape[-2:])
-    triangle = torch.ones(value.shape, dtype=torch.bool).tril()
+    triangle = torch.ones(value.shape[-2:], dtype=torch.bool).tril().expand(value.shape)
     if part.kind == "bias":
         expected = torch.zeros(value.shape).masked_fill(~triangle, float("-inf"))
         return part.factor > 0 and torch.equal(value.float(), expected)

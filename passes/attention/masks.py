@@ -85,6 +85,12 @@ def combined(ops: MaskOps, masks: Sequence[MaskPart], target: Axes, dtype: torch
     return bias if ops.dtype_of(bias) in (dtype, torch.float32) and dtype != torch.float64 else ops.cast(bias, dtype)
 
 
+def is_as_built(part: MaskPart, simple: MaskPart) -> bool:
+    """Whether a mask is already what :func:`combined` makes of its simple form: itself, or its negation."""
+    negated = simple.kind == "fill" and part.node.target in _NOTS and part.node.args[0] is simple.node
+    return part.node is simple.node or negated
+
+
 def _folded(ops: MaskOps, target: Any, values: Sequence[Any]) -> Any:
     result = None
     for value in values:

@@ -16,7 +16,7 @@ from lightint_compile.errors import PassError
 from lightint_compile.passes.evaluate import Size, described, size_of
 from lightint_compile.passes.outlining.nodes import MEMO
 from lightint_compile.passes.program import Program, tensor_of
-from lightint_compile.passes.rewriting import Rewriter
+from lightint_compile.passes.rewriting import Rewriter, stored_in
 from lightint_compile.passes.row_repeats.analysis import Analysis
 from lightint_compile.passes.row_repeats.layout import (
     Axis,
@@ -29,6 +29,7 @@ from lightint_compile.passes.row_repeats.layout import (
     size,
 )
 from lightint_compile.passes.row_repeats.views import SMALL_TARGETS
+from lightint_compile.passes.sharing import memory_order
 
 aten = torch.ops.aten
 
@@ -62,14 +63,15 @@ class Emission:
         self._small[node] = made
         return made
 
-    def write_out(self, node: fx.Node, *, contiguous: bool) -> fx.Node:
+    def write_out(self, node: fx.Node, *, returned: bool) -> fx.Node:
         """Emit the repetition of the small version and give it to every user of ``node``."""
         layout, self._mark = self._analysis.sunk[node].plan.result, node.meta.get(MEMO)
         self._place = node
         with self._rewriter.at(node, rule="repeat"):
             made = self._convert(self._small[node], layout, tuple(kept(size(a)) for a in layout))
-            if contiguous:
-                made = self.call(aten.clone.default, made, memory_format=torch.contiguous_format)
+            if returned:  # every row in memory of its own, in the order that the caller knows
+                order = memory_order(node.meta["val"]) or list(range(len(layout)))
+                made = stored_in(order, made, self.call)
         node.replace_all_uses_with(made, propagate_meta=False)
         self._whole[node] = made
         return made

@@ -73,6 +73,20 @@ def causal_bias(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return torch.zeros(q.shape[-2], k.shape[-2], dtype=q.dtype).masked_fill(~keep, -math.inf)
 
 
+def padded_by_view(q, k, v, keep):
+    """DistilBERT's: what a batch element may see, spread over heads and queries by ``view`` and ``expand_as``."""
+    scores = q @ k.mT * 0.5
+    hidden = (keep == 0).view(q.shape[0], 1, 1, k.shape[2]).expand_as(scores)
+    return soft(scores.masked_fill(hidden, -math.inf)) @ v
+
+
+def triangle_of_a_head(q, k, v):
+    """A constant mask that is the causal one in its first head only."""
+    keep = torch.ones(q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool)
+    keep = torch.cat([keep[:1].tril(), keep[1:]])
+    return soft((q @ k.mT * 0.5).masked_fill(~keep, -math.inf)) @ v
+
+
 def exp_over_sum(q, k, v):
     scores = q @ k.transpose(-2, -1) * 0.5
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
@@ -212,6 +226,26 @@ POSITIVES = [
         "bhsd bhtd bhte b11t? hst",
         mask="float",
     ),
+    Spelling(
+        "fused-negated-mask",
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, ~m, scale=0.5),
+        "bhsd bhtd bhte b1st?",
+        mask="bool",
+    ),
+    Spelling("padded-by-view", padded_by_view, "bhsd bhtd bhte bt?", mask="bool"),
+    Spelling(
+        "padded-by-a-constant",
+        lambda q, k, v: padded_by_view(q, k, v, torch.ones(q.shape[0], k.shape[2], dtype=torch.bool).tril()),
+        mask="bool",
+        dynamic=False,
+    ),
+    Spelling(
+        "first-keys",
+        lambda q, k, v: soft((q @ k.mT * 0.5).masked_fill(torch.arange(k.shape[2]) > 4, -math.inf)) @ v,
+        mask="bool",
+        dynamic=False,
+    ),
+    Spelling("triangle-of-a-head", triangle_of_a_head, mask="bool", dynamic=False),
     Spelling("causal-bias", lambda q, k, v: soft(q @ k.mT * 0.5 + causal_bias(q, k)) @ v, mask="causal", dynamic=False),
     Spelling(
         "causal-fill",
