@@ -135,7 +135,7 @@ PRIVATE = {
     "torch.fx.experimental.proxy_tensor._ProxyTensor": "the node of a value inside a trace",
     "torch.utils._python_dispatch._disable_current_modes": "constants are computed while a trace runs",
     "torch.utils._pytree": "nested arguments and results, flattened as torch itself flattens them",
-    "torch.utils._sympy.functions.Max": "the maximum in torch's symbolic sizes",
+    "torch.utils._sympy.functions": "the divisions and maxima in torch's symbolic sizes",
 }
 """Private names of torch by their full path, and why each is used: there is no public one that does the same."""
 
