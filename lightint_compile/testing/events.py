@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[tuple[str, ...], float]] = {
     "again": (("compile", "copy", "reset", "dynamo"), 0.4),
     "look": (("report", "decisions", "explain"), 0.4),
     "backward": (("",), 0.4),
+    "twin": (("",), 0.5),
 }
 
 
@@ -179,6 +180,7 @@ def _dtype(event: Event, side: Side) -> None:
     dtype = torch.float32 if side.features.dtype == "float64" else torch.float64
     side.features = dataclasses.replace(side.features, dtype=str(dtype).removeprefix("torch."))
     side.module.to(dtype)
+    side.other = None
     side.arguments = {
         name: each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each
         for name, each in side.arguments.items()
@@ -263,4 +265,5 @@ _HAPPENINGS: dict[str, Callable[[Event, Side], None]] = {
     "again": _again,
     "look": _look,
     "backward": _backward,
+    "twin": lambda event, side: side.twin(),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Side:
         stash: arguments that were put aside.
         held: flat results of the latest calls, the newest last.
         structure: of the newest result.
+        other: a second module, and how it is called, once there was one.
     """
 
     features: WorldFeatures
@@ -62,9 +64,10 @@ class Side:
     stash: dict[str, Any] = field(default_factory=dict)
     held: list[list[Any]] = field(default_factory=list)
     structure: Any = None
+    other: tuple[nn.Module, Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
-        self.module = build(self.features)
+        self.module: nn.Module = build(self.features)
         self.arguments = arguments_of(self.features, self.sizes, self.features.seed)
         self.call = self.compile(self.module)
 
@@ -95,6 +98,13 @@ class Side:
     def compiled_again(self) -> None:
         """Another compiled object of the same module."""
         self.call = self.compile(self.module)
+
+    def twin(self) -> None:
+        """Go on with another module of the same class and other weights, which compiled code may serve as well."""
+        if self.other is None:
+            module = build(dataclasses.replace(self.features, seed=self.features.seed + 1))
+            self.other = module, self.compile(module)
+        (self.module, self.call), self.other = self.other, (self.module, self.call)
 
     def copied(self) -> None:
         """Go on with a deep copy of the module and of what is called."""

@@ -42,6 +42,33 @@ def test_nothing_differs_from_eager(first: int) -> None:
     assert not found, "\n".join(map(str, found))
 
 
+#: Worlds in which every way of writing is tried on every target, one after the other, with a call behind each.
+WRITTEN = {
+    "stream": (WorldFeatures(text="pooled", use="keys"), Setup(), ("text", "pooled", "latents", "parameter", "buffer")),
+    "views": (WorldFeatures(text="norm", layout="slice"), Setup(preset="all"), ("text", "parameter")),
+    "shared": (WorldFeatures(text="linear", layout="shared"), Setup(), ("text", "latents")),
+    "rollout": (
+        WorldFeatures(kind="rollout"),
+        Setup(preset="all", dynamic="marked"),
+        ("history", "noise", "parameter"),
+    ),
+    "steps": (
+        WorldFeatures(kind="rollout", blocks=2, steps=4, text="linear"),
+        Setup(preset="all", dynamic="marked"),
+        ("history", "text", "parameter"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("world", "setup", "targets"), WRITTEN.values(), ids=WRITTEN)
+def test_every_write_is_seen(world: WorldFeatures, setup: Setup, targets: tuple[str, ...]) -> None:
+    values = ("element", "swapped", "negated", "fresh")
+    writes = [(way, what, value) for way in WAYS for what in targets for value in values]
+    tensors = [Event("write", *write, place) for place, write in enumerate(writes)]
+    modules = [Event("module", way, place=place) for place, way in enumerate(MODULE_WAYS)]
+    assert play(Scenario(0, world, setup, (*tensors, *modules)), "lightint") is None
+
+
 @pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
 def test_what_once_differed(path: Path) -> None:
     found = judge(Scenario.from_dict(json.loads(path.read_text())["case"]))
