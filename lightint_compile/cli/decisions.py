@@ -48,9 +48,9 @@ def decide(
     if wanted > extrinsics.shape[0]:
         why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
-    rules = rules_for(LightintOptions(preset=preset), memory)
+    rules: Rules = rules_for(LightintOptions(preset=preset), memory)
     if isinstance(rules, AdaptiveRules):
-        rules = dataclasses.replace(rules, view=view_of(path.intrinsics))
+        rules = rules.seeing(view_of(path.intrinsics))
     made = plan(extrinsics[:wanted], rules)
     return kept_along(made, age, max(kept, memory))
 

@@ -152,7 +152,7 @@ class Planner:
     def _rules_of(self, count: int, views: Sequence[View]) -> list[Rules]:
         """The rules of every element, in its own field of view."""
         own = list(views) if len(views) == count else list(views[:1]) * count
-        return [dataclasses.replace(self.rules, view=view) for view in own] or [self.rules] * count
+        return [self.rules.seeing(view) for view in own] or [self.rules] * count
 
     def amend(self, decision: Decision, now: Decision) -> None:
         """Write ``now`` in place of a decision that more is known of; one that was taken back stays taken back."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -116,6 +116,10 @@ class Rules(ABC):
     def decide(self, situation: Situation) -> Decision:
         """The decision for one chunk."""
 
+    def seeing(self, view: View) -> Rules:
+        """The same rules for cameras of another field of view."""
+        return replace(self, view=view)
+
     def remembered(self, situation: Situation, recent: int) -> Remembered:
         """The clips before the recent window, as the coming views see them."""
         return Remembered(self.view, situation, tuple(range(CLIP, situation.frames - recent, CLIP)))
@@ -190,6 +194,7 @@ class AdaptiveRules(Rules):
         gain: share of the coming view that a further clip must add.
         adapt_context, reuse: whether context, and steps, are decided at all.
         steps: the interior steps that may be reused.
+        retrieval: the field of view that the model itself retrieves its memory by, where ``view`` is another.
     """
 
     enter: float = 0.72
@@ -202,6 +207,7 @@ class AdaptiveRules(Rules):
     adapt_context: bool = True
     reuse: bool = True
     steps: tuple[int, ...] = (1, 2)
+    retrieval: View | None = None
 
     def __post_init__(self) -> None:
         ordered = 0 <= self.leave <= self.enter <= 1 and CLIP <= self.shortest <= self.longest
@@ -229,6 +235,10 @@ class AdaptiveRules(Rules):
             saved_frames=self.usual(situation.frames) - len(context),
         )
 
+    def seeing(self, view: View) -> Rules:
+        """See :meth:`Rules.seeing`; the model goes on retrieving as it does."""
+        return replace(self, view=view, retrieval=self.retrieval or self.view)
+
     def _revisited(self, clips: Remembered) -> list[int]:
         """The clips that speak for a revisit: older than the longest recent window, or approached again."""
         old = sum(start < clips.situation.frames - self.longest for start in clips.starts)
@@ -237,7 +247,8 @@ class AdaptiveRules(Rules):
     def _context(self, situation: Situation, clips: Remembered, places: Sequence[int]) -> tuple[int, ...]:
         frames = situation.frames
         if not self.adapt_context:
-            return ModelRules(self.view, self.memory, self.recent).decide(situation).context_frames
+            own = ModelRules(self.retrieval or self.view, self.memory, self.recent)
+            return own.decide(situation).context_frames
         window = self._window(situation.dynamics)
         if frames <= CLIP + window:
             return tuple(range(frames))

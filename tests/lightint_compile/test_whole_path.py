@@ -10,9 +10,10 @@ from toy_world import CHUNK, ToyWorld, there_and_back, toy_rollout, walk
 import lightint_compile
 from lightint_compile.passes.decisions.points import PlanPoint
 from lightint_compile.passes.decisions.policy import Policy
+from lightint_compile.runtime.cameras import view_of
 from lightint_compile.runtime.decisions import Decisions
 from lightint_compile.runtime.planner import plan
-from lightint_compile.runtime.rules import AdaptiveRules, PublishedRules
+from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, PublishedRules
 
 PATHS = {"back": there_and_back(40), "on": walk(40), "away": walk(40, -8.0, 0.0), "slowly": there_and_back(40, 5.0)}
 
@@ -160,6 +161,18 @@ def test_intrinsics_set_the_field_of_view_as_in_a_rollout() -> None:
         for number in range(10):
             decided.bound["plan"](path[:, : 4 * number + 4], intrinsics=given)
         assert [d.overlap for d in decided.made] == [d.overlap for d in expected]
+
+
+def test_the_model_goes_on_retrieving_by_its_own_field_of_view() -> None:
+    """Where context is not decided, what is written down is the model's own choice, whatever the intrinsics."""
+    path, rules = walk(64, 4.0, 0.02), ModelRules(memory=20)
+    decided = Decisions({"plan": PlanPoint(Policy(steps=(1, 2)))})
+    for number in range(16):
+        decided.bound["plan"](path[:, : 4 * number + 4], intrinsics=WIDE)
+    assert [d.context_frames for d in decided.made] == [d.context_frames for d in plan(path[0], rules)]
+    assert [d.context_frames for d in plan(path[0], rules.seeing(view_of(WIDE)))] != [
+        d.context_frames for d in decided.made
+    ]
 
 
 def test_elements_of_a_batch_have_their_own_field_of_view() -> None:
