@@ -92,16 +92,20 @@ class Store:
 def _write(record: Mapping[str, Any], folder: Path) -> None:
     """The record, with the hash of every file beside it, and its own."""
     hashes = {path.name: _hash(path.read_bytes()) for path in sorted(folder.iterdir())}
-    text = json.dumps({**record, "files": hashes})
-    (folder / "record.json").write_text(json.dumps({"hash": _hash(text.encode()), "record": text}))
+    (folder / "record.json").write_text(json.dumps(_sealed({**record, "files": hashes})))
+
+
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``record`` with a hash over the rest of it."""
+    rest = {name: value for name, value in record.items() if name != "hash"}
+    return {**rest, "hash": _hash(json.dumps(rest, sort_keys=True).encode())}
 
 
 def _read(folder: Path) -> Any:
     """The inverse of :func:`_write`; raises when a file is not what was written."""
-    whole = json.loads((folder / "record.json").read_text())
-    if _hash(whole["record"].encode()) != whole["hash"]:
+    record = json.loads((folder / "record.json").read_text())
+    if _sealed(record)["hash"] != record["hash"]:
         raise ValueError("record.json is damaged")
-    record = json.loads(whole["record"])
     for name, expected in record["files"].items():
         if _hash((folder / name).read_bytes()) != expected:
             raise ValueError(f"{name} is damaged")

@@ -98,7 +98,8 @@ def test_a_field_that_is_missing_or_of_another_type_is_a_cold_start(cache: Path,
     _run(model)
     assert _run(model)
     path = _record(cache)
-    record = json.loads(json.loads(path.read_text())["record"])
+    record = json.loads(path.read_text())
+    record.pop("hash")
     draw = random.Random(1)
     damaged = [{key: value for key, value in record.items() if key != dropped} for dropped in record]
     damaged += [{**record, key: draw.choice([None, 3, "x", ["x"]])} for key in record if key != "guard"]
@@ -110,8 +111,7 @@ def test_a_field_that_is_missing_or_of_another_type_is_a_cold_start(cache: Path,
     ]
     folder = CacheFolder(cache / "lightint")
     for one in damaged:
-        text = json.dumps(one)
-        path.write_text(json.dumps({"hash": store._hash(text.encode()), "record": text}))
+        path.write_text(json.dumps(store._sealed(one)))
         with pytest.MonkeyPatch.context() as patch:  # reading is what is tried; making it again was tried above
             patch.setattr(folder, "remove", lambda _: None)
             found = store.Store(cache / "lightint").load(path.parent.name, lambda *_: None, lambda _: None)  # type: ignore[arg-type,return-value]
