@@ -88,6 +88,7 @@ def _copy_function(function: types.FunctionType, memo: dict[int, Any]) -> None:
     made.__qualname__, made.__module__ = function.__qualname__, function.__module__
     vars(made).update(_copy(dict(vars(function)), memo))
     if state:
+        named.pop("__name__", None)  # by which Dynamo would look into the module itself
         named.update(_copy(state, memo))
 
 

@@ -190,6 +190,10 @@ def _is_static(site: AttentionSite) -> bool:
     return all(isinstance(size_of(size), int) for value in values for size in value.shape)
 
 
+_JOINED = (
+    "keep the cache as [batch, frames, height, width, heads, head_dim], and join it with torch.cat in front of the "
+    "current keys"
+)
 _ALL_TRUE = "where the mask is all true (no padding), leave it out"
 
 
@@ -199,6 +203,8 @@ def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
         yield Obstacle("no-grid", site.reason)
     if site.kind is SiteKind.CROSS:
         yield Obstacle("cross-attention", site.reason)
+    if site.kind is SiteKind.CACHE:
+        yield Obstacle("cache", site.reason, _JOINED)
     if site.query_grid is None:
         yield Obstacle("several-grids", site.reason)
     if site.mask_kind is MaskKind.CAUSAL:

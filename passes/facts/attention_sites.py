@@ -16,6 +16,7 @@ from lightint_compile.passes.evaluate import Size, size_of
 from lightint_compile.passes.facts.token_grid import Grid, TokenAxis, TokenGrid
 from lightint_compile.passes.families import Family
 from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.reach import reached
 from lightint_compile.passes.sizes import same
 
 aten = torch.ops.aten
@@ -43,12 +44,14 @@ class SiteKind(StrEnum):
     """What an attention is for.
 
     ``PREFILL``: the grid attends to itself. ``DENOISE``: it attends to context frames too. ``CROSS``: grid queries,
-    keys without a grid. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of frames.
+    keys without a grid. ``CACHE``: the same where the keys are kept ones, or hold the queries' own tokens: which frames
+    they are cannot be told. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of frames.
     """
 
     PREFILL = "prefill"
     DENOISE = "denoise"
     CROSS = "cross"
+    CACHE = "cache"
     TEXT = "text"
     OTHER = "other"
 
@@ -165,6 +168,8 @@ def _site(node: fx.Node, grids: TokenGrid) -> AttentionSite:
     query_axis, key_axis = grids.of(query, -2), grids.of(key, -2)
     assert query_axis is not None and key_axis is not None
     kind, query_grid, key_grid, reason = _structure(query_axis, key_axis)
+    if kind is SiteKind.CROSS:
+        kind, reason = _cross_or_cache(query, key, key_axis, reason)
     mask = read("attn_mask")
     mask_value = tensor_of(mask)
     return AttentionSite(
@@ -262,6 +267,27 @@ def _structure(query: TokenAxis, key: TokenAxis) -> tuple[SiteKind, Grid | None,
     frames = size_of(sum(other.frames for other in key.grids))
     block = Grid(frames, grid.height, grid.width, grid.seed, 0, (None, *grid.origins[1:]))
     return (SiteKind.DENOISE if context else SiteKind.PREFILL), grid, block, ""
+
+
+def _cross_or_cache(query: fx.Node, key: fx.Node, axis: TokenAxis, reason: str) -> tuple[SiteKind, str]:
+    """Cross-attention projects its keys from other tokens; a cache is given, or written with the queries' own."""
+    names = ", ".join(dict.fromkeys(name for span in axis.spans for name in span.sources)) or key.name
+    unknown = f"which frames the tokens of {names} are cannot be told"
+    if _own_tokens(query) & reached([key], lambda node: node.all_input_nodes):
+        return SiteKind.CACHE, f"self-attention over a cache: the queries' own tokens are among the keys, but {unknown}"
+    producer = _producer(key)
+    if producer is not None and producer.op == "placeholder":
+        return SiteKind.CACHE, f"the keys are kept ones, given as they are: {unknown}"
+    return SiteKind.CROSS, reason
+
+
+def _own_tokens(query: fx.Node) -> set[fx.Node]:
+    """The tokens that the queries are projected from, and their producer itself, which may make keys as well."""
+    producer = _producer(query)
+    if producer is None or producer.target not in _PRODUCTS:
+        return set()
+    sources = [node for node in producer.all_input_nodes if node.op != "placeholder"]
+    return {producer, *sources[:1]}
 
 
 def _is_torn(axis: TokenAxis) -> bool:

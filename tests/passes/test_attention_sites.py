@@ -103,11 +103,37 @@ def test_a_concatenation_is_seen_through_permutations():
 
 def test_text_cross_attention_is_recognised_as_such():
     def attend(current: Tensor, text: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(patches(current), text, text)
+        key = F.linear(text, torch.ones(8, 8))
+        return F.scaled_dot_product_attention(patches(current), key, key)
 
     site = only_site(attend, current=CURRENT, text=TEXT)
     assert site.kind is SiteKind.CROSS
     assert site.reason == "cross-attention: the keys are tokens of text"
+
+
+def given(query: Tensor, cache: Tensor) -> Tensor:
+    return cache
+
+
+def scattered(query: Tensor, cache: Tensor) -> Tensor:
+    return torch.cat([cache, cache, cache.repeat(1, 1, 30, 1)], 2).slice_scatter(query, 2, 0, 64)
+
+
+def copied(query: Tensor, cache: Tensor) -> Tensor:
+    return cache.repeat(1, 1, 30, 1).index_copy(2, torch.arange(64), query)
+
+
+@pytest.mark.parametrize("keys", [given, scattered, copied], ids=lambda keys: keys.__name__)
+def test_attention_over_a_cache_is_not_called_cross_attention(keys: Callable[..., Tensor]):
+    def attend(current: Tensor, cache: Tensor) -> Tensor:
+        query = patches(current)
+        query = F.linear(query, torch.ones(8, 8))
+        key = keys(query, cache)
+        return F.scaled_dot_product_attention(query, key, key)
+
+    site = only_site(attend, current=CURRENT, cache=TEXT)
+    assert site.kind is SiteKind.CACHE and "cross-attention" not in site.reason and "cannot be told" in site.reason
+    assert ("queries' own tokens" in site.reason) == (keys is not given)
 
 
 def test_what_is_no_block_of_frames_has_a_reason():

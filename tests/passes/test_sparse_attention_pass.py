@@ -239,7 +239,8 @@ def test_masks_dropout_and_text_stay_dense_with_a_reason():
         tokens = patches(video)
         masked = F.scaled_dot_product_attention(tokens, tokens, tokens, attn_mask=mask)
         dropped = F.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.5)
-        crossed = F.scaled_dot_product_attention(tokens, text, text)
+        words = F.linear(text, torch.ones(8, 8))
+        crossed = F.scaled_dot_product_attention(tokens, words, words)
         causal = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
         return masked + dropped + crossed + causal + F.scaled_dot_product_attention(text, text, text).sum()
 
