@@ -201,7 +201,10 @@ class _Watched:
 
     def content(self) -> Content | None:
         check = self.watch.current()
-        return check.content(self.positions) if check else None
+        found = check.content(self.positions) if check else None
+        if check and found is None:
+            self.watch.tell(check.why_not(self.positions))
+        return found
 
 
 @dataclass(frozen=True)
