@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -308,7 +308,7 @@ def _applied(rewritten: Rewritten) -> set[str]:
     return {remark.pass_name for remark in rewritten.remarks if remark.kind is RemarkKind.APPLIED}
 
 
-def _guards_against_inductor(rewritten: Rewritten) -> Mapping[str, Any]:
+def _guards_against_inductor(rewritten: Rewritten) -> dict[str, Any]:
     """Keep Inductor's own attention patterns away from hand-written attention that was left as it is.
 
     They ignore how the key was permuted (pytorch#195320) and give wrong numbers without a word.

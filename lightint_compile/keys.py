@@ -116,7 +116,7 @@ def _devices() -> Any:
         return cpu
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     found = [(gpu.name, gpu.major, gpu.minor, gpu.multi_processor_count) for gpu in gpus]
-    return cpu, found, torch.version.cuda, torch._C._cuda_getDriverVersion()
+    return cpu, found, torch.version.cuda, torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
 
 
 @functools.cache
