@@ -195,7 +195,9 @@ class _Freshener:
         create = self._env.create_symbol if is_size and hint > 1 else self._env.create_unspecified_symbol
         symbol = create(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
         self._fresh[reading.number] = symbol
-        self._dynamic.append((self._env.create_symintnode(symbol, hint=hint, source=source), bound))
+        size = self._env.create_symintnode(symbol, hint=hint, source=source)
+        assert isinstance(size, torch.SymInt)
+        self._dynamic.append((size, bound))
 
     def _is_in_a_size(self, argument: _Place, places: Sequence[_Place]) -> bool:
         """Whether a size of a tensor depends on an integer argument, which may else be 0, 1 or negative."""

@@ -48,10 +48,10 @@ class _PutOff:
         with self._lock:
             if self._threads == 0:
                 self._original = AsyncCompile._wait_futures
-                AsyncCompile._wait_futures = self._asked()
+                AsyncCompile._wait_futures = self._asked()  # type: ignore[assignment,method-assign]
             self._threads += change
             if self._threads == 0:
-                AsyncCompile._wait_futures = self._original
+                AsyncCompile._wait_futures = self._original  # type: ignore[assignment,method-assign]
 
     def _asked(self) -> _Wait:
         def wait_or_put_off(pool: AsyncCompile, scope: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
     A view that the caller gets stays one: it shares memory with what it views, as it did.
     """
     returned = {node for node in output_memory(graph) if alias_source(node) is not None}
-    returned |= {node.args[0] for node in returned if is_element(node)}
+    returned |= {node.all_input_nodes[0] for node in returned if is_element(node)}
 
     def reads_all(user: fx.Node, node: fx.Node) -> bool:
         operands = analysis.sunk[user].plan.operands if user in analysis.sunk and user not in returned else {}
