@@ -37,7 +37,7 @@ def squeeze(node: fx.Node, of: Lookup) -> Result:
     source = tensors(node)[0]
     axes, sizes = of(source), sizes_of(source)
     dims = argument(node, "dim") if takes(node, "dim") else range(len(axes))
-    listed = {dim % len(axes) for dim in ([dims] if isinstance(dims, int) else dims)}
+    listed = {dim % max(len(axes), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
     return [axis for number, axis in enumerate(axes) if not (number in listed and sizes[number] == 1)]
 
 
@@ -182,7 +182,7 @@ def _picked(axis: Axis, length: Size) -> Axis:
 @rule("aten::roll", "aten::flip")
 def reorder(node: fx.Node, of: Lookup) -> Result:
     """The order along the moved axes is lost."""
-    moved = {dim % len(sizes_of(node)) for dim in argument(node, "dims")}
+    moved = {dim % max(len(sizes_of(node)), 1) for dim in argument(node, "dims")}
     return [None if number in moved else axis for number, axis in enumerate(of(tensors(node)[0]))]
 
 

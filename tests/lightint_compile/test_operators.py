@@ -43,6 +43,21 @@ def case_of(function, *arguments) -> Case:
     return Case("made here", 0, function, arguments, {})
 
 
+WITHOUT_AXES = {
+    "squeeze": lambda x: x.sum().squeeze(-1) + 1,
+    "flip": lambda x: x.sum().flip(0) + 1,
+    "softmax": lambda x: x.sum().softmax(0),
+    "mean": lambda x: x.sum().mean(-1) + 1,
+    "cumsum": lambda x: x.sum().cumsum(0),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_AXES)
+def test_a_tensor_without_axes_takes_a_dimension(name) -> None:
+    outcome = outcome_of(case_of(WITHOUT_AXES[name], torch.arange(3.0)), dynamic=False)
+    assert outcome is not None and not outcome.kind.is_fault, str(outcome)
+
+
 def test_a_call_that_the_stock_backend_fails_as_well_is_no_fault_of_ours() -> None:
     @torch._dynamo.disable(recursive=False)
     def eager_only():
