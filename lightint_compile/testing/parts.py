@@ -75,7 +75,7 @@ class Block(nn.Module):
         x = x + F.gelu(self.out(seen.transpose(1, 2).flatten(2)))
         if self.rows is not None:
             shift, scale = self.rows(F.silu(x[:, ::2])).repeat_interleave(2, 1)[:, : x.shape[1]].chunk(2, -1)
-            x = x * (1 + scale) + shift
+            x = x * (1 + scale.tanh()) + shift
         return x, kept
 
 
