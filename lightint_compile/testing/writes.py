@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import threading
 from collections.abc import Callable
@@ -27,7 +28,11 @@ def _item(tensor: Tensor, value: Tensor) -> None:
 
 def _swap(tensor: Tensor, value: Tensor) -> None:
     other = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-    torch.utils.swap_tensors(tensor, other)
+    try:
+        torch.utils.swap_tensors(tensor, other)
+    except RuntimeError:  # weak references of what is garbage already do not count
+        gc.collect()
+        torch.utils.swap_tensors(tensor, other)
 
 
 def _storage(tensor: Tensor, value: Tensor) -> None:
