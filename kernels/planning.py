@@ -83,8 +83,7 @@ def _make(
     checks.policy(density, coverage, protect_frames, neighbours, context_density)
     checks.given_pools(pools, keys[0], layout, skipped_means)
     checks.min_tokens(min_tokens)
-    # A list may be as wide as all blocks and hold fewer: only a budget of all blocks keeps every one.
-    keeps_all = layout.budget(density, context_density) >= layout.key_blocks and (coverage is None or coverage >= 1.0)
+    keeps_all = layout.keeps_all(density, protect_frames, neighbours, context_density, coverage)
     width = int(layout.list_width(density, protect_frames, neighbours, context_density))
     choice = dispatch.prefers_sparse(
         query, layout, width, skipped_means, tile, min_tokens=min_tokens, host_hidden=_capturing(query)

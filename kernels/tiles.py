@@ -160,6 +160,25 @@ class Layout:
         forced = protected * self.row_blocks + ball_size(neighbours)
         return torch.sym_min(self.key_blocks, torch.sym_max(self.budget(density, context_density), forced))
 
+    def keeps_all(
+        self,
+        density: float,
+        protect_frames: int,
+        neighbours: int,
+        context_density: float | None = None,
+        coverage: float | None = None,
+    ) -> bool:
+        """Whether every query tile keeps every block: by its budget, or because none is out of reach of what is forced.
+
+        Of query tiles one in a corner of the last row has the farthest way, to the opposite corner of the first.
+        """
+        rows = self.context_rows + self.current_rows
+        farthest = rows + self.blocks_high + self.blocks_wide - 3
+        if self.first_protected_row(protect_frames) == 0 or farthest <= neighbours:
+            return True
+        within_budget = self.budget(density, context_density) >= self.key_blocks
+        return within_budget and (coverage is None or coverage >= 1.0)
+
 
 def _share(blocks: int, density: float) -> int:
     # A step more than the density, so that a fraction k / blocks, rounded to steps, keeps k.

@@ -155,7 +155,7 @@ class SparseAttention(Pass):
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
         keys = choice.layout.key_tokens
-        if choice.layout.budget(choice.density, choice.context_density) >= choice.layout.key_blocks:
+        if choice.keeps_all:
             blocks = f"{choice.layout.key_blocks} tiles of keys, and all would be kept"
             return Obstacle("nothing-to-skip", f"it has {blocks}", "use a smaller tile or density")
         if self.min_tokens is not None:

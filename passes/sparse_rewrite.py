@@ -74,6 +74,12 @@ class Choice:
         return int(self.layout.list_width(self.density, self.protect_frames, self.neighbours, self.context_density))
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether every query tile reads every key block, so that there is nothing to skip."""
+        kept = (self.density, self.protect_frames, self.neighbours, self.context_density, self.coverage)
+        return self.layout.keeps_all(*kept)
+
+    @property
     def read_keys(self) -> float:
         """Keys that a query token is multiplied with: the text, tokens of kept blocks, means of all blocks."""
         layout = self.layout

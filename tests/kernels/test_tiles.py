@@ -2,6 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightint_compile.kernels import reference
 from lightint_compile.kernels.spans import from_tiles, split_spans, to_tiles
 from lightint_compile.kernels.tiles import (
     Layout,
@@ -78,3 +79,21 @@ def test_spans_are_views_wherever_a_segment_holds_them():
     pieces = [whole[:, :, :7], whole[:, :, 7:12], whole[:, :, 12:]]
     for span, piece in zip(spans, split_spans(pieces, layout), strict=True):
         assert torch.equal(span, piece)
+
+
+@given(extents, st.integers(0, 9), tiles, st.floats(0.01, 1), st.integers(0, 9), st.integers(0, 7))
+@settings(max_examples=200, deadline=None)
+def test_all_is_kept_exactly_where_every_list_holds_every_block(current, context, tile, density, protect, neighbours):
+    layout = Layout((context, current[0]), current[1], current[2], tile)
+    pools = torch.zeros(1, 1, layout.query_tiles, 5), torch.zeros(1, 1, layout.key_blocks, 5)
+    counts = reference.select_blocks(
+        pools[0],
+        list(pools[1].split([layout.context_blocks, layout.query_tiles], 2)),
+        layout,
+        density=density,
+        protect_frames=protect,
+        neighbours=neighbours,
+        coverage=None,
+        scale=1.0,
+    ).counts
+    assert layout.keeps_all(density, protect, neighbours) == bool((counts == layout.key_blocks).all())

@@ -78,22 +78,22 @@ ON_HOST = {"numpy", "bytes"}
 
 
 class Session:
-    """A drawn module, compiled, with the inputs that calls share."""
+    """A drawn module, compiled, with the inputs that calls share: in float64, so that no softmax makes much of rounding."""
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
         self.draw, self.device = random.Random(seed), device
         torch.manual_seed(seed)
-        self.module = Drawn(self.draw).eval().requires_grad_(False).to(device)
-        self.module.plain = self.module.plain.to(device)
+        self.module = Drawn(self.draw).eval().requires_grad_(False).to(device, torch.float64)
+        self.module.plain = self.module.plain.to(device, torch.float64)
         options = {"preset": self.draw.choice(("exact", "all")), "delegate": "eager"}
         self.compiled = torch.compile(self.module, backend="lightint", options=options)
         batch = self.draw.choice((1, 2))
         self.prompts = [self.drawn((batch, 5, 12)) for _ in range(2)]
-        self.mask = torch.ones(batch, 5, device=device) if self.draw.random() < 0.5 else None
+        self.mask = torch.ones(batch, 5, device=device, dtype=torch.float64) if self.draw.random() < 0.5 else None
         self.batch = batch
 
     def drawn(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, device=self.device)
+        return torch.randn(shape, device=self.device, dtype=torch.float64)
 
     def check(self, context: str) -> None:
         video, prompt = self.drawn((self.batch, 7, 6)), self.draw.choice(self.prompts)
