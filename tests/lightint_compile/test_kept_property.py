@@ -78,7 +78,7 @@ ON_HOST = {"numpy", "bytes"}
 
 
 class Session:
-    """A drawn module, compiled, with the inputs that calls share: in float64, so that no softmax makes much of rounding."""
+    """A drawn module, compiled, with the inputs that calls share; in float64, where rounding stays small."""
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
         self.draw, self.device = random.Random(seed), device
