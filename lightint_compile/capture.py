@@ -29,6 +29,7 @@ from lightint_compile.normalform import tidy
 from lightint_compile.passes.program import InputKind, Program, ProgramInput, fake_mode_of
 from lightint_compile.passes.remarks import clean_path
 from lightint_compile.retracing import RepeatingInterpreter, WritesToAView, writes
+from lightint_compile.torch_compat import tracing_with
 from lightint_compile.tracing import Dynamic, sizes_marked, trace_once
 from lightint_compile.transforms import levels_restored, uses_transforms, without_transforms
 
@@ -53,7 +54,7 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
         for node, real in zip(placeholders, example_inputs, strict=True)
     ]
     entries = [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
-    with levels_restored():
+    with levels_restored(), tracing_with(mode):
         program = _program(graph_module, values, entries, mode, name or _root_name(graph_module))
     program.arguments = graph_module.meta.get(ARGUMENTS)
     return program

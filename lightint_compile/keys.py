@@ -6,6 +6,7 @@ what surrounds them: versions, devices, and the switches of torch that decide wh
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -116,7 +117,17 @@ def _devices() -> Any:
         return cpu
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     found = [(gpu.name, gpu.major, gpu.minor, gpu.multi_processor_count) for gpu in gpus]
-    return cpu, found, torch.version.cuda, torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    return cpu, found, torch.version.cuda, _driver()
+
+
+def _driver() -> int:
+    """The newest CUDA that the driver knows (13010 for 13.1), 0 where no driver of NVIDIA's can be asked."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return 0
+    return version.value
 
 
 @functools.cache

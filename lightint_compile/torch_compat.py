@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._guards import CompileContext
+from torch._guards import CompileContext, TracingContext
 from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_dir
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 OLDEST, NEWEST = (2, 11), (2, 14)
 """The first and the last version of torch that the test suite runs on."""
@@ -58,6 +61,24 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def leave_transforms(depth: int) -> None:
+    """Switch transformations of functions off until ``depth`` are left, the innermost first.
+
+    ``pop_dynamic_layer_stack_and_undo_to_depth`` would do it, but that of torch 2.11 takes two off at a time.
+    """
+    functorch = torch._C._functorch
+    leave = {
+        functorch.TransformType.Vmap: functorch._vmap_decrement_nesting,
+        functorch.TransformType.Grad: functorch._grad_decrement_nesting,
+        functorch.TransformType.Jvp: functorch._jvp_decrement_nesting,
+        functorch.TransformType.Functionalize: functorch._func_decrement_nesting,
+    }
+    while functorch.get_dynamic_layer_stack_depth() > depth:
+        innermost = functorch.peek_interpreter_stack()
+        assert innermost is not None
+        leave[innermost.key()]()
+
+
 def raw_stream(device: int) -> int:
     """The current CUDA stream of a device as a driver handle; ``torch.cuda.current_stream`` makes an object first."""
     return int(torch._C._cuda_getCurrentRawStream(device))
@@ -71,7 +92,6 @@ def triton_launches_are_traced() -> bool:
 
 
 PRIVATE = {
-    "torch._C._cuda_getDriverVersion": "the driver is part of the key of kept programs",
     "torch._dynamo.convert_frame.compile_lock": "a later size of a region is compiled beside no other compilation",
     "torch._C.DisableTorchFunction": "tensors of the trace are handled without their own dispatch",
     "torch._C.DispatchKey": "with the next two: a trace in front of functionalisation",
@@ -107,7 +127,7 @@ PRIVATE = {
     "torch._guards.CompileContext": "explain has a compilation of its own",
     "torch._guards.compile_context": "explain has a compilation of its own",
     "torch._guards.Source": "the source of a symbol that stands for a size of our own",
-    "torch._guards.TracingContext": "which tensors of a Dynamo graph are parameters",
+    "torch._guards.TracingContext": "which tensors of a Dynamo graph are parameters, and the mode of fake ones",
     "torch._higher_order_ops.while_loop": "one of the control-flow operators that have a public name only in part",
     "torch._inductor.async_compile.AsyncCompile": "C++ of all regions compiles in a pool and is waited for once",
     "torch._inductor.codecache.CodeCacheFuture": "see AsyncCompile",
@@ -159,6 +179,24 @@ def _exists(name: str) -> bool:
             found = getattr(found, part)
         return True
     return False
+
+
+@contextmanager
+def tracing_with(mode: FakeTensorMode) -> Iterator[None]:
+    """Torch's own look for the mode of fake tensors finds this one.
+
+    Dynamo calls a backend with a mode that no tensor of the graph has. In torch 2.11 control flow that is traced takes
+    that one, and then refuses its own operands.
+    """
+    context = TracingContext.try_get()
+    if context is None:
+        yield
+        return
+    before, context.fake_mode = context.fake_mode, mode
+    try:
+        yield
+    finally:
+        context.fake_mode = before
 
 
 def compiled_frame() -> int | None:

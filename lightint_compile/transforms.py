@@ -20,6 +20,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from lightint_compile.autocasting import uses_autocast
 from lightint_compile.errors import CaptureError
+from lightint_compile.torch_compat import leave_transforms
 
 
 def uses_transforms(graph_module: fx.GraphModule) -> bool:
@@ -51,5 +52,4 @@ def levels_restored() -> Iterator[None]:
     try:
         yield
     finally:
-        if _functorch.get_dynamic_layer_stack_depth() > depth:
-            _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        leave_transforms(depth)

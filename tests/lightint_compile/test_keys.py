@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,26 @@ def test_what_the_key_is_made_of_moves_with_each(name: str) -> None:
             for cache in (keys._machine, keys._devices, keys._triton, keys._own_sources):
                 cache.cache_clear()
             assert repr(SURROUNDINGS[name]()) != before
+
+
+def test_the_gpu_and_its_driver_are_part_of_what_surrounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {"name": "a GPU", "major": 9, "minor": 0, "multi_processor_count": 132}
+    monkeypatch.setattr(torch.cuda, "is_available", _constant(True))
+    monkeypatch.setattr(torch.cuda, "device_count", _constant(2))
+
+    def seen(driver: int | None = None, **changed: object) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            properties = [SimpleNamespace(**gpu), SimpleNamespace(**gpu | changed)]
+            patch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+            if driver is not None:
+                patch.setattr(keys, "_driver", _constant(driver))
+            keys._devices.cache_clear()
+            return repr(keys._devices())
+
+    assert seen() == seen(keys._driver()), "a machine without a driver has a key as well"
+    changes = ({"name": "another"}, {"major": 8}, {"minor": 1}, {"multi_processor_count": 78}, {"driver": 13020})
+    found = [seen(**{"driver": 13010} | change) for change in ({}, *changes)]
+    assert len(set(found)) == len(found)
 
 
 def test_all_of_it_is_part_of_the_key() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -65,9 +67,26 @@ def test_transforms_under_autocast_are_the_stock_backends() -> None:
         torch.testing.assert_close(made(x), function(x))
 
 
-def test_levels_are_restored_when_a_trace_raises() -> None:
-    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
-    with pytest.raises(ValueError, match="between"), levels_restored():
-        torch._C._functorch._vmap_increment_nesting(3, "error")
-        raise ValueError("between two switches")
-    assert torch._C._functorch.get_dynamic_layer_stack_depth() == depth
+ENTER = {
+    "vmap": lambda: torch._C._functorch._vmap_increment_nesting(3, "error"),
+    "grad": lambda: torch._C._functorch._grad_increment_nesting(),
+    "jvp": lambda: torch._C._functorch._jvp_increment_nesting(),
+    "functionalize": lambda: torch._C._functorch._func_increment_nesting(True),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_levels_are_restored_when_a_trace_raises(count) -> None:
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth
+    for outer in (None, *ENTER):
+        for names in itertools.product(ENTER, repeat=count):
+            with levels_restored():
+                if outer:
+                    ENTER[outer]()
+                before = depth()
+                with pytest.raises(ValueError, match="between"), levels_restored():
+                    for name in names:
+                        ENTER[name]()
+                    raise ValueError("between two switches")
+                assert depth() == before
+            assert depth() == 0
