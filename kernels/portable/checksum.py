@@ -48,8 +48,9 @@ def _bytewise(start, left, place, sums, SMALL: tl.constexpr):
     offsets = tl.arange(0, SMALL)
     one = tl.zeros((SMALL,), tl.uint32)
     other = tl.zeros((SMALL,), tl.uint32)
-    for turn in range(tl.cdiv(left, SMALL * 4)):
-        rest = turn * SMALL + offsets
+    done = 0  # words; a range over tensors is beyond the interpreter of Triton 3.6 with numpy from 2.4 on
+    while done * 4 < left:
+        rest = done + offsets
         words = tl.zeros((SMALL,), tl.uint32)
         for byte in tl.static_range(4):
             at = rest * 4 + byte
@@ -58,6 +59,7 @@ def _bytewise(start, left, place, sums, SMALL: tl.constexpr):
         exists = rest * 4 < left
         one += tl.where(exists, first_of, 0)
         other += tl.where(exists, second_of, 0)
+        done += SMALL
     _add(sums, one, other)
 
 
