@@ -19,6 +19,7 @@ from lightint_compile.modelwide import check_required
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.planner import of_one_rollout
 from lightint_compile.runtime.siblings import Siblings
 
 
@@ -203,11 +204,17 @@ def decisions(compiled: Any) -> list[Decision]:
         StateError: as of :func:`report`.
     """
     parameters = _parameters(compiled)
-    made = {
-        decision.chunk: dataclasses.replace(decision, setting=graph.setting).with_elements(decision.elements)
+    asked = [
+        (planner, graph.setting)
         for graph in CompiledGraph.of(compiled)
-        if graph.driver is not None
-        for decision in graph.driver.decisions.made_for(parameters)
+        if graph.driver is not None and (planner := graph.driver.decisions.planner_of(parameters)) is not None
+    ]
+    last = of_one_rollout(planner for planner, _ in asked)
+    made = {
+        decision.chunk: dataclasses.replace(decision, setting=setting).with_elements(decision.elements)
+        for planner, setting in asked
+        if planner in last
+        for decision in planner.decisions
     }
     if 1 in made:
         made.setdefault(0, Decision(chunk=0, context_frames=(), setting=made[1].setting))

@@ -143,9 +143,9 @@ class Decisions:
         """The decisions of the rollout that ran last, chunk by chunk."""
         return self._planners.latest.decisions if self._planners else []
 
-    def made_for(self, parameters: Iterable[Tensor]) -> list[Decision]:
-        """The same of the model with these parameters alone; of calls without any where it has none."""
-        return self._planners.of(parameters).decisions if self._planners else []
+    def planner_of(self, parameters: Iterable[Tensor]) -> Planner | None:
+        """The planner of the model with these parameters alone; of calls without any where it has none."""
+        return self._planners.of(parameters) if self._planners else None
 
     def call(self, args: Sequence[Any]) -> AbstractContextManager[None]:
         """While the context lasts, decisions of this thread belong to the model whose weights are among ``args``."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,10 +26,16 @@ SLOTS = 4
 
 @dataclass
 class _Rollout:
-    """Cameras [B, F, 4, 4] so far, the decision of each chunk, and those of its elements by the chunk's number."""
+    """Cameras [B, F, 4, 4] so far, the decision of each chunk, and those of its elements by the chunk's number.
+
+    Attributes:
+        began, asked: when the first and the last of the decisions were made.
+    """
 
     cameras: Tensor
     decisions: list[Decision] = field(default_factory=list)
+    began: int = 0
+    asked: int = 0
     elements: dict[int, tuple[Decision, ...]] = field(default_factory=dict)
 
     def leads_to(self, cameras: Tensor) -> bool:
@@ -45,6 +52,9 @@ class _Rollout:
             return False
         clips = cameras[:, :-coming].unfold(1, coming, 1).movedim(-1, 2)
         return bool((clips == self.cameras[:, None, -coming:]).flatten(2).all(2).all(0).any())
+
+
+_clock = itertools.count(1)
 
 
 class Planner:
@@ -75,6 +85,12 @@ class Planner:
         """The decisions of the rollout that was asked last, chunk by chunk; none once another ran without asking."""
         with self._lock:
             return list(self._rollouts[-1].decisions) if self._rollouts and not self._left else []
+
+    @property
+    def ran(self) -> tuple[int, int]:
+        """When the rollout that was asked last had its first decision and its last one, on a clock of all planners."""
+        with self._lock:
+            return (self._rollouts[-1].began, self._rollouts[-1].asked) if self._rollouts else (0, 0)
 
     def leave(self) -> None:
         """A chunk ran without a decision: until the next one, no decision is that of the rollout that ran last."""
@@ -129,6 +145,8 @@ class Planner:
                 decided = [rules[place].decide(one) for place, one in zip(places, asked, strict=True)]
                 decision = agreed(decided)
                 each = (decision,)
+            rollout.asked = next(_clock)
+            rollout.began = rollout.began if rollout.decisions else rollout.asked
             rollout.decisions.append(decision)
             rollout.cameras = cameras
             self._left = False
@@ -187,6 +205,20 @@ class Planner:
         others = [rollout for rollout in self._rollouts if rollout is not found]
         self._rollouts = [*others[-(SLOTS - 1) :], found]
         return found
+
+
+def of_one_rollout(planners: Iterable[Planner]) -> list[Planner]:
+    """Those of one model's planners that decided in the rollout that ran last.
+
+    They are the one that was asked last, those that were asked since it began, and the one that decided the chunk
+    before: graphs of other policies, as for a first chunk that has no context, have planners of their own.
+    """
+    made = [(each, each.ran, found) for each in dict.fromkeys(planners) if (found := each.decisions)]
+    if not made:
+        return []
+    _, (began, _), latest = max(made, key=lambda each: each[1][1])
+    before = latest[0].chunk - 1
+    return [planner for planner, (_, asked), found in made if asked >= began or found[-1].chunk == before]
 
 
 def agreed(decisions: Sequence[Decision]) -> Decision:

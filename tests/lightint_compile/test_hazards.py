@@ -71,6 +71,24 @@ def test_another_resolution_and_back(compiled, alone) -> None:
     torch.testing.assert_close(again, [small, large])
 
 
+def test_a_first_chunk_that_decides_belongs_to_its_own_rollout(compiled, alone) -> None:
+    """One graph for every size reuses steps of the first chunk too, under a planner of its own."""
+    alone(BACK, size=(6, 8))
+    chunks, noise = alone(BACK), torch.randn(1, 4, 4, 4, 6)
+
+    def told():
+        return [decision.chunk for decision in lightint_compile.decisions(compiled)]
+
+    assert told() == [0, 1, 2, 3, 4, 5]
+    with torch.no_grad():
+        compiled(noise, torch.cat(chunks[:5], 2), ON)
+        assert told() == [5]
+        compiled(noise, None, ON[:, :4].contiguous())
+        assert told() in ([], [0])
+        compiled(noise, chunks[0], ON[:, :8].contiguous())
+        assert told() == [0, 1]
+
+
 def test_two_models_in_turn_keep_to_themselves(compiled, alone) -> None:
     expected, other = alone(BACK), made(seed=1)
     others = toy_rollout(other, AWAY)
