@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+# torch.library.opcheck imports torch.testing's internals, which forbid every later test to set a backend's flags.
+torch.backends.disable_global_flags = lambda: None
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
