@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -158,7 +159,8 @@ class Layout:
         """Upper bound of a row's list: the budget, or everything forced where that is more."""
         protected = self.context_rows + self.current_rows - self.first_protected_row(protect_frames)
         forced = protected * self.row_blocks + ball_size(neighbours)
-        return torch.sym_min(self.key_blocks, torch.sym_max(self.budget(density, context_density), forced))
+        needed = torch.sym_max(self.budget(density, context_density), forced)
+        return cast(int, torch.sym_min(self.key_blocks, needed))
 
     def keeps_all(
         self,

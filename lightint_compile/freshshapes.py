@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -262,4 +262,4 @@ def _hint(size: torch.SymInt, real: Any) -> int:
     """The size to trace with; sizes known only at run time get one that is neither 0 nor 1."""
     if real is not None:
         return int(real)
-    return int(size.node.hint) if size.node.has_hint() else 8
+    return int(cast(int, size.node.hint)) if size.node.has_hint() else 8

@@ -31,7 +31,7 @@ from lightint_compile.lowering import Lowered
 from lightint_compile.passes.decisions.points import point_from
 from lightint_compile.reporting.section import Section
 from lightint_compile.sites import Sites
-from lightint_compile.torch_compat import cache_dir
+from lightint_compile.torch_compat import cache_dir, shape_env_of
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def guard_of(symbols: Sequence[torch.SymInt]) -> str | None:
     """The guards that the sizes of a captured graph are under by now, as text; see :func:`guard_holds`."""
     if not symbols:
         return None
-    text: str | None = symbols[0].node.shape_env.produce_guards_expression(symbols)
+    text: str | None = shape_env_of(symbols[0]).produce_guards_expression(symbols)
     return text
 
 

@@ -14,12 +14,15 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._guards import CompileContext, TracingContext
 from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+if TYPE_CHECKING:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 OLDEST, NEWEST = (2, 11), (2, 14)
 """The first and the last version of torch that the test suite runs on."""
@@ -179,6 +182,13 @@ def _exists(name: str) -> bool:
             found = getattr(found, part)
         return True
     return False
+
+
+def shape_env_of(size: torch.SymInt) -> ShapeEnv:
+    """What is known of the sizes that ``size`` was traced with; torch 2.14 types it as optional."""
+    env = size.node.shape_env
+    assert env is not None
+    return env
 
 
 @contextmanager

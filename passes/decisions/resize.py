@@ -6,7 +6,7 @@ Fake values downstream are renamed, not recomputed: forty thousand nodes take a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import sympy
 import torch
@@ -20,6 +20,7 @@ from lightint_compile.errors import PassError
 from lightint_compile.passes.decisions.conditions import always_holds
 from lightint_compile.passes.program import Program, fake_mode_of
 from lightint_compile.passes.sizes import quotient
+from lightint_compile.torch_compat import shape_env_of
 
 TYPICAL = 12
 """Context frames that rules choose once a view was seen before. Later passes weigh costs by it: the first chunk that is
@@ -46,7 +47,7 @@ def fresh_size(program: Program, name: str, most: int, typical: int) -> torch.Sy
 
 def bounds(size: torch.SymInt) -> tuple[int | None, int | None]:
     """The smallest and the largest value of a size under which the capture holds; ``None`` where there is no bound."""
-    found = size.node.shape_env.bound_sympy(size.node.expr)
+    found = shape_env_of(size).bound_sympy(size.node.expr)
     lower, upper = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
     return lower, upper
 
@@ -82,7 +83,7 @@ def check_unconditional(renames: Renames, node: fx.Node) -> None:
 
 
 def _relied_on(renames: Renames) -> str:
-    env = next(iter(renames.values())).node.shape_env
+    env = shape_env_of(next(iter(renames.values())))
     expressions = {old: new.node.expr for old, new in renames.items()}
     for guard in env.guards:
         condition = env.replace(guard.expr)
@@ -202,5 +203,5 @@ class Resize:
             return size
         expression = size.node.expr.xreplace(self._new)
         if expression not in self._sizes:
-            self._sizes[expression] = size.node.shape_env.create_symintnode(expression, hint=None)
+            self._sizes[expression] = cast(torch.SymInt, shape_env_of(size).create_symintnode(expression, hint=None))
         return self._sizes[expression]
