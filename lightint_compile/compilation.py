@@ -282,7 +282,7 @@ def inductor_as_it_is(
 ) -> CompiledGraph:
     """Inductor on the graph as Dynamo captured it, which is what ``backend="inductor"`` does."""
     log.info("graph handed to Inductor as it is: %s", reason)
-    section = Section.of(rewritten) if rewritten else _section_without_passes(options)
+    section = Section.of(_undone(rewritten)) if rewritten else _section_without_passes(options)
     section = dataclasses.replace(section, untouched=reason)
     remark = Remark(
         kind=RemarkKind.ANALYSIS, pass_name="backend", rule="inductor", message=f"Inductor as it is: {reason}"
@@ -299,9 +299,22 @@ def _section_without_passes(options: LightintOptions) -> Section:
 
 
 def _worth_it(rewritten: Rewritten) -> bool:
-    """Whether a pass changed the work, or a region is called more than once and so compiled fewer times."""
+    """Whether a pass changed the work or is required, or a region is called more than once, which compiles it once."""
     calls = [node.target for node in rewritten.program.graph.nodes if node.op == "call_module"]
-    return bool(_applied(rewritten) - {OUTLINE}) or len(calls) > len(set(calls))
+    asked = _applied(rewritten).intersection(rewritten.options.require)
+    return bool(asked or _applied(rewritten) - {OUTLINE}) or len(calls) > len(set(calls))
+
+
+def _undone(rewritten: Rewritten) -> Rewritten:
+    """What is told of passes whose result is not run: outlining, where it is all that was done, becomes a miss."""
+    why = "undone: no region is called twice, and nothing else was rewritten"
+    remarks = tuple(
+        dataclasses.replace(remark, kind=RemarkKind.MISSED, message=why)
+        if remark.kind is RemarkKind.APPLIED
+        else remark
+        for remark in rewritten.remarks
+    )
+    return dataclasses.replace(rewritten, program=rewritten.original, remarks=remarks)
 
 
 def _applied(rewritten: Rewritten) -> set[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lightint_compile
 from lightint_compile.errors import OptionError, PassError
+from lightint_compile.passes.remarks import RemarkKind
 from lightint_compile.reporting import Report
 
 CANON = "canonicalize-attention"
@@ -132,6 +133,20 @@ def test_where_it_acts_in_none_the_last_graph_of_the_call_raises() -> None:
         assert isinstance(inner(caught), PassError)
         with pytest.raises(PassError, match="rewrote nothing"):
             lightint_compile.explain(module, X, options=FIRST)
+
+
+def test_outlining_that_gains_nothing_is_told_as_undone_unless_it_is_required() -> None:
+    module = Dense()
+    function = compiled(module)
+    torch.testing.assert_close(function(X), module(X))
+    (section,) = lightint_compile.report(function).sections
+    assert section.untouched and not section.rewritten
+    assert section.nodes_before == section.nodes_after
+    assert [remark.pass_name for remark in section.of_kind(RemarkKind.MISSED)] == ["outline-regions"]
+    function = compiled(module, require=["outline-regions"])
+    torch.testing.assert_close(function(X), module(X))
+    (section,) = lightint_compile.report(function).sections
+    assert not section.untouched and section.rewritten == 1
 
 
 def test_where_no_graph_is_the_last_the_report_raises() -> None:
