@@ -13,15 +13,8 @@ from torch import Tensor
 
 from lightint_compile.models.worldplay import WorldPlayConfig, WorldPlayTransformer
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "specs" / "golden"
+DATA = Path(__file__).resolve().parents[1] / "data"
 TOLERANCE = 1e-5
-
-
-def golden_file(name: str) -> Path:
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"{name} is not beside the repository")
-    return path
 
 
 def draw(name: str, *shape: int) -> Tensor:
@@ -40,7 +33,7 @@ def fill(model: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    with np.load(golden_file("worldplay_tiny.npz")) as archive:
+    with np.load(DATA / "worldplay_tiny.npz") as archive:
         return {name: torch.from_numpy(archive[name]) for name in archive.files}
 
 
@@ -102,7 +95,7 @@ def test_context_and_later_chunk_velocity(golden: dict[str, Tensor], model: Worl
     ("size", "file"), [("tiny", "worldplay_tiny_keys.json"), ("hy_8b_480p", "worldplay_full_keys.json")]
 )
 def test_keys_and_shapes_are_the_checkpoints(size: str, file: str) -> None:
-    expected = {key: tuple(shape) for key, shape in json.loads(golden_file(file).read_text()).items()}
+    expected = {key: tuple(shape) for key, shape in json.loads((DATA / file).read_text()).items()}
     with torch.device("meta"):
         state = WorldPlayTransformer(getattr(WorldPlayConfig, size)()).state_dict()
     assert {key: tuple(value.shape) for key, value in state.items()} == expected
