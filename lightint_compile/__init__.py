@@ -10,30 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightint_compile.budget.calibrating import calibrate as calibrate
+    from lightint_compile.compiled import decisions as decisions
+    from lightint_compile.compiled import report as report
+    from lightint_compile.compiled import reset as reset
+    from lightint_compile.error_budget.calibrating import calibrate as calibrate
     from lightint_compile.errors import LightintError as LightintError
     from lightint_compile.explaining import explain as explain
     from lightint_compile.exporting import export as export
     from lightint_compile.exporting import load as load
-    from lightint_compile.graphs import decisions as decisions
-    from lightint_compile.graphs import report as report
-    from lightint_compile.graphs import reset as reset
     from lightint_compile.options import LightintOptions as LightintOptions
-    from lightint_compile.runtime.session import rollout as rollout
+    from lightint_compile.runtime.rollout import rollout as rollout
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LightintOptions": "lightint_compile.options",
     "LightintError": "lightint_compile.errors",
-    "calibrate": "lightint_compile.budget.calibrating",
+    "calibrate": "lightint_compile.error_budget.calibrating",
     "explain": "lightint_compile.explaining",
-    "decisions": "lightint_compile.graphs",
-    "report": "lightint_compile.graphs",
-    "reset": "lightint_compile.graphs",
+    "decisions": "lightint_compile.compiled",
+    "report": "lightint_compile.compiled",
+    "reset": "lightint_compile.compiled",
     "export": "lightint_compile.exporting",
     "load": "lightint_compile.exporting",
-    "rollout": "lightint_compile.runtime.session",
+    "rollout": "lightint_compile.runtime.rollout",
 }
 __all__ = [*_HOME, "__version__"]
 

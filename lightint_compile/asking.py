@@ -11,11 +11,11 @@ import logging
 from collections.abc import Container, Iterable, Sequence
 
 from lightint_compile.options import LightintOptions
+from lightint_compile.options.pipelines import NEEDS_NO_TRAJECTORY
+from lightint_compile.passes.analysis.roles import Role, Roles
 from lightint_compile.passes.base import Pass
-from lightint_compile.passes.facts.roles import Role, Roles
-from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
-from lightint_compile.presets import NEEDS_NO_TRAJECTORY
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.runtime.underway import rollout_is_underway
 
 log = logging.getLogger(__name__)

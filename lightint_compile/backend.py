@@ -16,19 +16,19 @@ import torch.fx as fx
 
 from lightint_compile import capture
 from lightint_compile.asking import in_rollout
-from lightint_compile.budget.graph import BudgetedGraph, start_remark, stored
-from lightint_compile.budget.ladder import ladder_of
 from lightint_compile.capture import ARGUMENTS
 from lightint_compile.compilation import Compilation, inductor_as_it_is
+from lightint_compile.compiled import CompiledGraph
+from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
 from lightint_compile.errors import OptionError
-from lightint_compile.graphs import CompiledGraph
+from lightint_compile.lowering.artifact_store import Store, key_of
 from lightint_compile.modelwide import Captured, arrived, forget_models
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import RemarkKind
+from lightint_compile.options.ladder import ladder_of
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.siblings import Siblings
-from lightint_compile.store import Store, key_of
 from lightint_compile.torch_compat import compiled_arguments, compiled_frame
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _within_budget(
 
 
 class _Settings:
-    """One graph at the settings of a ladder, captured once; see :class:`~lightint_compile.budget.graph.Builds`."""
+    """One graph at the settings of a ladder, captured once; see :class:`~.budgeted_graph.Builds`."""
 
     def __init__(
         self,

@@ -18,18 +18,18 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
-from lightint_compile.driver import Driver
+from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import CaptureError, OptionError, PassError, one_line
 from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
-from lightint_compile.graphs import CompiledGraph
 from lightint_compile.lowering import Lowered, compiler_of, lower
+from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_of, key_of
+from lightint_compile.lowering.driver import Driver
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import Numerics, Remark, RemarkKind
-from lightint_compile.presets import pipeline_of
+from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
+from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.section import Section
-from lightint_compile.rewrite import Rewritten, rewrite
-from lightint_compile.store import Store, guard_holds, guard_of, key_of
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from torch._dynamo.exc import TorchDynamoException
 
 from lightint_compile import capture
 from lightint_compile.asking import in_rollout
-from lightint_compile.budget.graph import uncalibrated
-from lightint_compile.copies import Invocation, copied, randomness_kept
+from lightint_compile.capture.copies import Invocation, copied, randomness_kept
+from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once, undisturbed
+from lightint_compile.error_budget.budgeted_graph import uncalibrated
 from lightint_compile.errors import (
     CaptureError,
     EmptyGraphError,
@@ -26,12 +27,11 @@ from lightint_compile.errors import (
 )
 from lightint_compile.modelwide import Captured, check_core, check_required, is_refused, warn_unmatched
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.facts import summary
-from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.analysis import summary
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.pipeline_run import rewrite
 from lightint_compile.reporting import Report, Section
-from lightint_compile.rewrite import rewrite
-from lightint_compile.tracing import Dynamic, sizes_marked, trace_once, undisturbed
 
 
 def explain(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lightint_compile.errors import OptionError
-from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 
 log = logging.getLogger(__name__)
 

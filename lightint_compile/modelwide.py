@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch.fx as fx
 
 from lightint_compile.asking import APPROXIMATE
-from lightint_compile.calling import Call, call_under_way, ends_the_call
-from lightint_compile.core import Core, core_of
+from lightint_compile.capture.calling import Call, call_under_way, ends_the_call
+from lightint_compile.capture.core import Core, core_of
 from lightint_compile.errors import PassError
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.remarks import Remark, RemarkKind
-from lightint_compile.presets import asked_passes, pipeline_of
+from lightint_compile.options.pipelines import asked_passes, pipeline_of
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import break_remarks
 from lightint_compile.reporting.section import Section
 
 if TYPE_CHECKING:
-    from lightint_compile.graphs import CompiledGraph
+    from lightint_compile.compiled import CompiledGraph
 
 log = logging.getLogger(__name__)
 

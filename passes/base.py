@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lightint_compile.passes.program import Fact, Program
-from lightint_compile.passes.remarks import Numerics, Remark
+from lightint_compile.passes.ir.program import Fact, Program
+from lightint_compile.passes.ir.remarks import Numerics, Remark
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from torch._dynamo.utils import dynamo_timed
 
 from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.program import Program
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.verify import verify
 from lightint_compile.passes.registry import pass_class
-from lightint_compile.passes.remarks import Remark, RemarkKind
-from lightint_compile.passes.verify import verify
 
 log = logging.getLogger(__name__)
 

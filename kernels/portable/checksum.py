@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightint_compile.torch_compat import raw_stream
 
-from ..checksum import FIRST, PLACE, SECOND, THIRD, WORD
+from ..checksum_words import FIRST, PLACE, SECOND, THIRD, WORD
 from ..triton_compat import OPTIONS
 
 ALIGNED = 16

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lightint_compile.driver import Driver
+from lightint_compile.lowering.driver import Driver
 from lightint_compile.models.worldplay import WorldPlayChunk
-from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, RecallPoint, StepPoint
+from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, RecallPoint, StepPoint
 
 KINDS = {
     "fused elementwise": ("triton_", "camera_kernel"),

@@ -23,8 +23,8 @@ from torch import Tensor
 from lightint_compile.kernels.checksum import Memory
 from lightint_compile.models.devices import checked_device
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig
-from lightint_compile.runtime.checking import Check, Watch
-from lightint_compile.runtime.checksums import Checksums
+from lightint_compile.runtime.content_check import Check, Watch
+from lightint_compile.runtime.content_sums import Checksums
 
 from .timing import milliseconds
 

@@ -58,7 +58,7 @@ def _child(variant: str, depth: int, history: int) -> dict[str, Any]:
     """The first and a later call of one variant in this process, and the seconds Dynamo spent before its backend."""
     from torch._dynamo import lookup_backend
 
-    from lightint_compile.graphs import CompiledGraph
+    from lightint_compile.compiled import CompiledGraph
     from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
     from lightint_compile.models.worldplay.rollout import mark_frames_dynamic
 

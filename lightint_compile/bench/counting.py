@@ -15,14 +15,14 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.decisions.apart import EACH
-from lightint_compile.passes.decisions.points import DecisionPoint, KeepPoint, PointSpec, RecallPoint, StepPoint
-from lightint_compile.passes.flops import WorkKind, flops_at, kind_of
-from lightint_compile.passes.outlining.nodes import MEMO
-from lightint_compile.passes.program import Program, tensor_of
-from lightint_compile.passes.remarks import module_path_of
-from lightint_compile.runtime.apart import choose_each
+from lightint_compile.passes.ir.decision_points import DecisionPoint, KeepPoint, PointSpec, RecallPoint, StepPoint
+from lightint_compile.passes.ir.flops import WorkKind, flops_at, kind_of
+from lightint_compile.passes.ir.node_queries import MEMO
+from lightint_compile.passes.ir.program import Program, tensor_of
+from lightint_compile.passes.ir.remarks import module_path_of
+from lightint_compile.passes.step_cache.per_element import EACH
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.per_element import choose_each
 
 Work = Counter[tuple[str, str]]
 """FLOPs by (stage, kind)."""

@@ -23,15 +23,15 @@ import torch.fx as fx
 
 from lightint_compile import capture
 from lightint_compile.bench.counting import MODULATION, ChunkCounter, Work, total
-from lightint_compile.cli.decisions import decide
 from lightint_compile.errors import OptionError
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.outlining.nodes import is_scalar
-from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import RemarkKind
-from lightint_compile.presets import PRESETS
-from lightint_compile.rewrite import rewrite
+from lightint_compile.options.presets import PRESETS
+from lightint_compile.passes.ir.node_queries import is_scalar
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import RemarkKind
+from lightint_compile.path_decisions import decide
+from lightint_compile.pipeline_run import rewrite
 from lightint_compile.runtime.decision import Decision
 
 STAGES = ("prefill", "denoise", "text")

@@ -35,7 +35,7 @@ from lightint_compile.models.worldplay import (
     fill_random,
     rollout,
 )
-from lightint_compile.presets import PRESETS
+from lightint_compile.options.presets import PRESETS
 
 VARIANTS = ("eager", "inductor", "exact", "published", "all", "all:drift=1e9")
 """What is compared unless told otherwise. A preset's name is a variant, options of it may follow a colon. Random
@@ -236,7 +236,7 @@ class _Subject:
         }
 
     def _graphs(self) -> list[Any]:
-        from lightint_compile.graphs import CompiledGraph
+        from lightint_compile.compiled import CompiledGraph
 
         return [] if self.job.variant in ("eager", "inductor") else CompiledGraph.of(self.callable)
 
@@ -314,7 +314,7 @@ class _Subject:
     def _decisions(self) -> dict[str, Any]:
         if not self._graphs():
             return {}
-        from lightint_compile.graphs import decisions
+        from lightint_compile.compiled import decisions
 
         made = decisions(self.callable)
         return {

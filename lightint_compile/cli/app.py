@@ -120,7 +120,7 @@ def decisions(
     as_json: Annotated[bool, typer.Option("--json", help="print a list of chunks as JSON")] = False,
 ) -> None:
     """Say which context frames and denoising steps the rules of a preset choose along a camera path; no model runs."""
-    from lightint_compile.cli.decisions import decide, summary
+    from lightint_compile.path_decisions import decide, summary
 
     made = decide(trajectory, latents, preset, memory, age, kept_frames)
     typer.echo(json.dumps([decision.to_dict() for decision in made], indent=1) if as_json else summary(made))
@@ -141,7 +141,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Check that PyTorch, a C++ compiler, Triton and the device are in working order."""
-    from lightint_compile import doctor as checks
+    from lightint_compile.cli import doctor as checks
 
     findings = [*checks.examine(), *([checks.measure()] if measure else [])]
     for finding in findings:

@@ -7,9 +7,9 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
+from lightint_compile.options.presets import PRESETS
 from lightint_compile.passes.base import Pass
 from lightint_compile.passes.registry import PASSES, pass_class
-from lightint_compile.presets import PRESETS
 
 
 def print_passes(console: Console | None = None) -> None:

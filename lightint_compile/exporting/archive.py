@@ -12,7 +12,7 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import ConstantArgument, ExportGraphSignature, InputSpec, OutputSpec
 
 from lightint_compile.exporting.results import plain_spec
-from lightint_compile.passes.program import Program
+from lightint_compile.passes.ir.program import Program
 
 REPORT_FILE = "lightint_report.json"
 """The report's name among the archive's extra files."""

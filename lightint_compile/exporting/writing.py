@@ -16,6 +16,7 @@ import torch.fx as fx
 from torch.export import Dim, ExportedProgram
 
 from lightint_compile import capture
+from lightint_compile.capture.dry_run import Dynamic, named_dimensions
 from lightint_compile.errors import ExportError, LightintError, told, user_line
 from lightint_compile.exporting.archive import REPORT_FILE, as_exported
 from lightint_compile.exporting.check import run_fresh, seeded, worst_difference
@@ -23,11 +24,10 @@ from lightint_compile.exporting.formats import check_suffix
 from lightint_compile.exporting.results import RESULTS_FILE, described
 from lightint_compile.modelwide import check_required
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.remarks import Numerics, RemarkKind, module_path_of, source_of
-from lightint_compile.presets import pipeline_of
+from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.passes.ir.remarks import Numerics, RemarkKind, module_path_of, source_of
+from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting import Report
-from lightint_compile.rewrite import Rewritten, rewrite
-from lightint_compile.tracing import Dynamic, named_dimensions
 
 _NO_REGIONS = ("outline-regions", "adaptive-context", "step-cache")
 """An archive holds one flat graph: regions exist to be compiled once, which is the loader's business."""

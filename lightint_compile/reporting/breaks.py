@@ -8,8 +8,8 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.calling import Break, Call, break_of_graph, breaks_before
-from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.capture.calling import Break, Call, break_of_graph, breaks_before
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 
 GRAPH_BREAK = "graph-break"
 """Who makes these remarks: Dynamo, and no pass."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.remarks import Remark, RemarkKind, module_path_of
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind, module_path_of
 from lightint_compile.reporting.section import Section
 from lightint_compile.reporting.text import TITLES, change, sentence, sizes
 

@@ -14,7 +14,7 @@ from lightint_compile.errors import InputError, StateError
 from lightint_compile.reporting.section import Section
 
 if TYPE_CHECKING:
-    from lightint_compile.rewrite import Rewritten
+    from lightint_compile.pipeline_run import Rewritten
 
 SCHEMA = 1
 """Version of the dictionary form; raised when a reader of the old form would misread the new one."""

@@ -10,11 +10,11 @@ from itertools import groupby
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.decisions.apart import EACH
-from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, StepPoint, is_outlined, point_of
-from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.passes.outlining.nodes import MEMO
-from lightint_compile.passes.remarks import generic_path
+from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, PointSpec, StepPoint, is_outlined, point_of
+from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.ir.node_queries import MEMO
+from lightint_compile.passes.ir.remarks import generic_path
+from lightint_compile.passes.step_cache.per_element import EACH
 
 _PHASE = re.compile(r"^(step_\d+|prefill)(?:_|$)")
 

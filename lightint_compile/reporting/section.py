@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch.fx as fx
 
-from lightint_compile.passes.remarks import Remark, RemarkKind, generic_path, merged
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind, generic_path, merged
 from lightint_compile.reporting.rundown import rundown
 
 if TYPE_CHECKING:
-    from lightint_compile.rewrite import Rewritten
+    from lightint_compile.pipeline_run import Rewritten
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import GRAPH_BREAK
 from lightint_compile.reporting.section import PassRow, Section
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightint_compile.errors import InputError
-from lightint_compile.runtime.transfer import to_host
-from lightint_compile.runtime.views import AngularView
+from lightint_compile.runtime.device_to_host import to_host
+from lightint_compile.runtime.view_overlap import AngularView
 
 log = logging.getLogger("lightint_compile.runtime")
 

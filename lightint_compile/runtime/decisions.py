@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError
-from lightint_compile.passes.decisions.points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
-from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.runtime import transfer
+from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
+from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.runtime import device_to_host as transfer
 from lightint_compile.runtime.cameras import of_elements, view_of
-from lightint_compile.runtime.checking import Content, Watch
+from lightint_compile.runtime.content_check import Content, Watch
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.frames import Fingerprint
-from lightint_compile.runtime.keeping import Keeping, Use, fingerprints, frame_sums
-from lightint_compile.runtime.measures import latent_dynamics, relative_change
-from lightint_compile.runtime.owners import PerModel
+from lightint_compile.runtime.drift import latent_dynamics, relative_change
+from lightint_compile.runtime.kept_frames import Fingerprint
+from lightint_compile.runtime.kv_store import Keeping, Use, fingerprints, frame_sums
+from lightint_compile.runtime.per_model import PerModel
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
 from lightint_compile.runtime.siblings import Siblings
-from lightint_compile.runtime.views import AngularView
+from lightint_compile.runtime.view_overlap import AngularView
 
 log = logging.getLogger("lightint_compile.runtime")
 

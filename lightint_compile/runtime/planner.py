@@ -16,7 +16,7 @@ from lightint_compile.errors import InputError
 from lightint_compile.runtime.cameras import rigid
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import CLIP, Rules, Situation
-from lightint_compile.runtime.views import View
+from lightint_compile.runtime.view_overlap import View
 
 log = logging.getLogger("lightint_compile.runtime")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightint_compile.errors import OptionError
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.views import AngularView, Sight, View
+from lightint_compile.runtime.view_overlap import AngularView, Sight, View
 
 CLIP = 4
 """Latent frames of a remembered clip, and of a chunk where nothing says otherwise."""

@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar
 
-from lightint_compile.passes.decisions.policy import Policy
-from lightint_compile.runtime.owners import PerModel
+from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.runtime.per_model import PerModel
 from lightint_compile.runtime.planner import Planner
 
 

@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from lightint_compile.capture import from_dynamo
-from lightint_compile.passes.program import Program, tensor_of
+from lightint_compile.passes.ir.program import Program, tensor_of
 
 aten = torch.ops.aten
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightint_compile.passes.base import Pass
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.passes.pipeline import Pipeline
-from lightint_compile.passes.program import Program
 from lightint_compile.passes.registry import PASSES, pass_class
-from lightint_compile.passes.remarks import RemarkKind
 from lightint_compile.testing.capturing import captured, disturbed
 from lightint_compile.testing.features import Features
 from lightint_compile.testing.finding import Finding

@@ -8,7 +8,7 @@ from upstream_views import ball, sampled_overlap
 from lightint_compile.models.worldplay.trajectory import Trajectory
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import AdaptiveRules
-from lightint_compile.runtime.views import AngularView
+from lightint_compile.runtime.view_overlap import AngularView
 
 PAIRS = 96
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lightint_compile.kernels import checksum
-from lightint_compile.kernels.checksum import Memory, device_sums, host_sums, in_memory_order, sums_of
+from lightint_compile.kernels.checksum import Memory, device_sums, host_sums, in_memory_order
+from lightint_compile.kernels.checksum_words import sums_of
 
 PROGRAM = Path(__file__).parents[1] / "support/checksum_interpreted.py"
 DTYPES = [torch.uint8, torch.bool, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.float64, torch.complex64]

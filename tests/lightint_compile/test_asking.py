@@ -12,8 +12,9 @@ from toy_world import ToyWorld, there_and_back, toy_rollout, walk
 
 import lightint_compile
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.remarks import Numerics, RemarkKind
-from lightint_compile.presets import PRESETS, pipeline_of, unasked_passes
+from lightint_compile.options.pipelines import pipeline_of, unasked_passes
+from lightint_compile.options.presets import PRESETS
+from lightint_compile.passes.ir.remarks import Numerics, RemarkKind
 from lightint_compile.reporting import Report
 
 PLAIN = ("wan", "hunyuan_video", "cogvideox", "ltx")
@@ -56,7 +57,7 @@ def test_a_plain_video_transformer_stays_exact_and_hears_what_sparse_would_save(
 @pytest.mark.parametrize("name", PLAIN)
 def test_no_model_without_cameras_is_approximated_by_default(name: str) -> None:
     """Sizes of the zoo are too small for a gain, so the passes are told that it pays."""
-    from lightint_compile.rewrite import rewrite
+    from lightint_compile.pipeline_run import rewrite
 
     rewritten = rewrite(zoo.program(name).snapshot(), LightintOptions())
     numerics = {remark.numerics for remark in rewritten.remarks if remark.kind is RemarkKind.APPLIED}
@@ -95,7 +96,7 @@ def test_what_is_unasked_goes_by_the_options_alone() -> None:
 
 
 def test_the_settings_of_a_budget_ask_for_what_they_approximate() -> None:
-    from lightint_compile.budget.ladder import ladder_of
+    from lightint_compile.options.ladder import ladder_of
 
     options = LightintOptions(max_relative_error=0.05)
     for rung in ladder_of(options):

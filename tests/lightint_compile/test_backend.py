@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightint_compile.compiled import CompiledGraph, report, reset
 from lightint_compile.errors import LightintError, OptionError, PassError, StateError
-from lightint_compile.graphs import CompiledGraph, report, reset
 
 EAGER = {"delegate": "eager", "strict": True}
 
@@ -206,7 +206,7 @@ import sys, torch
 sys.path.insert(0, {folder!r})
 import torch._inductor.config
 from test_backend import Stack
-from lightint_compile.graphs import CompiledGraph, report
+from lightint_compile.compiled import CompiledGraph, report
 torch.manual_seed(0)
 module = Stack().eval()
 compiled = torch.compile(module, backend="lightint")

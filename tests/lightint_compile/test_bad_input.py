@@ -7,10 +7,10 @@ import torch
 from toy_world import there_and_back
 
 import lightint_compile
-from lightint_compile.cli.decisions import decide
 from lightint_compile.errors import InputError, LightintError, OptionError
 from lightint_compile.options import LightintOptions
-from lightint_compile.presets import pipeline_of
+from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.path_decisions import decide
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import AdaptiveRules, PublishedRules
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import lightint_compile
+from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import InputError, OptionError, PassError
-from lightint_compile.graphs import CompiledGraph
-from lightint_compile.passes.remarks import RemarkKind
+from lightint_compile.passes.ir.remarks import RemarkKind
 
 PLAIN = {"passes": "outline-regions"}
 

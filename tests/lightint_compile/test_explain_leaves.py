@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import lightint_compile
-from lightint_compile import copies
-from lightint_compile.copies import copied
+from lightint_compile.capture import copies
+from lightint_compile.capture.copies import copied
 from lightint_compile.errors import StateError
 from lightint_compile.reporting import Report
 

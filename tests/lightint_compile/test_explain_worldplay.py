@@ -12,7 +12,7 @@ import lightint_compile
 from lightint_compile.explaining import _section
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting import Report
 
 BLOCKS = worldplay_tiny.CONFIG.depth

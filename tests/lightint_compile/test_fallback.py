@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightint_compile
-from lightint_compile import compilation, driver, fallback, leaf, lowering, rewrite, store
+from lightint_compile import compilation, fallback, lowering
+from lightint_compile import pipeline_run as rewrite
+from lightint_compile.compiled import CompiledGraph
 from lightint_compile.fallback import ENOUGH
-from lightint_compile.graphs import CompiledGraph
+from lightint_compile.lowering import artifact_store as store
+from lightint_compile.lowering import driver
+from lightint_compile.lowering import region as leaf
 from lightint_compile.passes import pipeline
+from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.passes.registry import PASSES, pass_class
-from lightint_compile.passes.remarks import RemarkKind
 
 
 class Block(nn.Module):

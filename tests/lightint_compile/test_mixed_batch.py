@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from toy_world import ToyWorld, there_and_back, walk
 
 import lightint_compile
-from lightint_compile.graphs import CompiledGraph
+from lightint_compile.compiled import CompiledGraph
 from lightint_compile.models.worldplay import (
     Trajectory,
     WorldPlayChunk,
@@ -21,11 +21,11 @@ from lightint_compile.models.worldplay import (
     mark_frames_dynamic,
 )
 from lightint_compile.models.worldplay.rollout import video_noise
-from lightint_compile.runtime import transfer
+from lightint_compile.runtime import device_to_host as transfer
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.device_to_host import to_host
 from lightint_compile.runtime.planner import Planner, plan
 from lightint_compile.runtime.rules import AdaptiveRules
-from lightint_compile.runtime.transfer import to_host
 
 FRAMES = 28
 BACK, ON = there_and_back(FRAMES).double(), walk(FRAMES, 0.0, 0.3).double()

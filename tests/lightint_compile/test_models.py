@@ -12,7 +12,7 @@ import zoo
 from float64 import largest_error, partial_reference, reference
 from torch import Tensor, nn
 
-from lightint_compile.graphs import report
+from lightint_compile.compiled import report
 
 RATIO = 2.0
 """How much further from float64 than eager the compiled model may be."""

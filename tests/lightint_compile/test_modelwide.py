@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lightint_compile
 from lightint_compile.errors import OptionError, PassError
-from lightint_compile.passes.remarks import RemarkKind
+from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting import Report
 
 CANON = "canonicalize-attention"

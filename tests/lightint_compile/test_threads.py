@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch._inductor.async_compile import AsyncCompile
 
 import lightint_compile
-from lightint_compile.freshshapes import FreshInputs
-from lightint_compile.graphs import CompiledGraph
-from lightint_compile.leaf import Leaf, Variant
+from lightint_compile.compiled import CompiledGraph
+from lightint_compile.lowering.deferred_wait import one_wait_for_all_kernels
+from lightint_compile.lowering.region import Leaf, Variant
+from lightint_compile.lowering.region_sizes import FreshInputs
 from lightint_compile.reporting.section import Section
-from lightint_compile.waiting import one_wait_for_all_kernels
 
 
 class Model(nn.Module):

@@ -8,12 +8,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from lightint_compile import fuzz
 from lightint_compile.errors import OptionError
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.program import Program
-from lightint_compile.passes.remarks import Numerics
-from lightint_compile.testing import differential
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Numerics
+from lightint_compile.testing import differential, fuzz
 from lightint_compile.testing.capturing import captured, disturbed
 from lightint_compile.testing.differential import check
 from lightint_compile.testing.features import CHOICES, Features

@@ -135,7 +135,7 @@ def _fault(
 
 def _recognised() -> tuple[bool, str]:
     """Whether the last compiled graph's attention was found, and the near miss where it was not."""
-    from lightint_compile.graphs import CompiledGraph
+    from lightint_compile.compiled import CompiledGraph
 
     graphs = sorted(CompiledGraph._all, key=lambda graph: graph.order)
     if not graphs:

@@ -12,7 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from lightint_compile.kernels.checksum import sums_of
+from lightint_compile.kernels.checksum_words import sums_of
 from lightint_compile.kernels.portable import checksum
 
 PART = checksum.WORD * checksum._BLOCK * checksum._TURNS

@@ -10,8 +10,8 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from lightint_compile import capture
+from lightint_compile.passes.ir.program import InputKind, Program
 from lightint_compile.passes.pipeline import Pipeline, PipelineResult
-from lightint_compile.passes.program import InputKind, Program
 
 
 def feeds_of(call: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightint_compile import capture
-from lightint_compile.passes.program import Program
+from lightint_compile.passes.ir.program import Program
 
 WIDTH, PLANE = 16, 6
 

@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from lightint_compile import compilation
 from lightint_compile.backend import lightint
+from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import CaptureError
-from lightint_compile.graphs import CompiledGraph
 
 DTYPES = (torch.float32, torch.int64, torch.bool, torch.complex64)
 """The first that an operator takes is what its samples are made of."""

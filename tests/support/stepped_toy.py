@@ -13,7 +13,7 @@ from toy_world import CHUNK, ToyWorld, walk
 from lightint_compile import capture
 from lightint_compile.lowering import lower
 from lightint_compile.options import LightintOptions
-from lightint_compile.passes.decisions.points import PLAN
+from lightint_compile.passes.ir.decision_points import PLAN
 from lightint_compile.passes.pipeline import Pipeline
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightint_compile import capture
-from lightint_compile.passes.program import Program
+from lightint_compile.passes.ir.program import Program
 
 
 class Gather(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightint_compile import capture
-from lightint_compile.passes.program import InputKind, Program, ProgramInput
+from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput
 
 SIGMAS = (1.0, 0.9, 0.7, 0.4, 0.0)
 

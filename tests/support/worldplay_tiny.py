@@ -10,7 +10,7 @@ from differential import trace
 from torch import nn
 
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
-from lightint_compile.passes.program import Program
+from lightint_compile.passes.ir.program import Program
 
 CONFIG = WorldPlayConfig.tiny()
 NAMES = ("noise", "history", "extrinsics", "intrinsics", "actions", "image", "text", "glyphs", "vision")

@@ -1,0 +1,276 @@
+"""Two doors, one middle: what Dynamo or torch.export hands over becomes the normal form that passes work on.
+
+The trace runs the graph through an FX interpreter under ``make_fx(pre_dispatch=True)`` with functionalisation, which
+keeps attention, linear, layer_norm and convolution whole and removes mutation of temporaries. A graph that mutates one
+of its inputs is refused (:class:`CaptureError`): the caller hands such a graph to Inductor as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind as ExportKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.traceback import preserve_node_meta
+
+from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once
+from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses_autocast
+from lightint_compile.capture.functional import functional
+from lightint_compile.capture.normal_form import tidy
+from lightint_compile.capture.repeat_tracing import RepeatingInterpreter, WritesToAView, writes
+from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
+from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
+from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput, fake_mode_of
+from lightint_compile.passes.ir.remarks import clean_path
+from lightint_compile.torch_compat import tracing_with
+
+ARGUMENTS = "lightint_arguments"
+"""Under this name a graph's ``meta`` holds the arguments of the function that it is a part of."""
+
+
+def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
+    """The program of a graph that Dynamo captured, inside a ``torch.compile`` backend.
+
+    Args:
+        graph_module: the torch-level graph; parameters are already inputs (Dynamo inlines modules).
+        example_inputs: what the backend was called with; only used where a placeholder carries no fake value.
+
+    Raises:
+        CaptureError: the graph mutates an input, or holds an operation that cannot be traced before dispatch.
+    """
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    mode = _mode_of(placeholders, example_inputs)
+    values = [
+        _fake(node.meta.get("example_value"), real, mode)
+        for node, real in zip(placeholders, example_inputs, strict=True)
+    ]
+    entries = [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
+    with levels_restored(), tracing_with(mode):
+        program = _program(graph_module, values, entries, mode, name or _root_name(graph_module))
+    program.arguments = graph_module.meta.get(ARGUMENTS)
+    return program
+
+
+def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
+    """The program of an exported one. Parameters, buffers and constants become placeholders like any other input.
+
+    Raises:
+        CaptureError: the program mutates a buffer or an input.
+    """
+    graph_module = exported.graph_module
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    entries = [_exported_input(node, kinds[node.name]) for node in placeholders]
+    values = [node.meta["val"] for node in placeholders]
+    return _program(graph_module, values, entries, fake_mode_of(placeholders), name or "exported")
+
+
+def trace(
+    module: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Dynamic | None = None,
+) -> Program:
+    """The program that ``torch.compile`` would hand to the backend, without compiling or running it.
+
+    Args:
+        module: a module or function; on the meta device nothing is allocated.
+        dynamic: argument name to the dimension (or dimensions) whose size is symbolic.
+
+    Raises:
+        CaptureError: the call does not capture as one graph, or see :func:`from_dynamo`.
+    """
+    caught: list[Program] = []
+    name = _name_of(module)
+
+    def read(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+        try:
+            caught.append(from_dynamo(graph_module, example_inputs, name=name))
+        except LightintError:
+            raise
+        except Exception as error:
+            raise CaptureError("the graph could not be captured", where=name, why=told(error)) from error
+
+    try:
+        with sizes_marked(module, args, kwargs or {}, dynamic or {}):
+            trace_once(module, args, kwargs or {}, read)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        where = user_line(error) or name
+        raise GraphBreakError("the call does not capture as one graph", where=where, why=told(error)) from error
+    if not caught:
+        raise EmptyGraphError("the call ran no tensor operation", where=name, why="there is nothing to compile")
+    return caught[0]
+
+
+def _program(
+    graph_module: fx.GraphModule, values: list[Any], entries: list[ProgramInput], mode: FakeTensorMode, name: str
+) -> Program:
+    mutated: list[int] = []
+    outputs: list[Any] = []
+    if uses_transforms(graph_module):
+        graph_module = without_transforms(graph_module, values, mode)
+    autocast = uses_autocast(graph_module)
+
+    def traced_by(copies_views: bool) -> fx.GraphModule:
+        def flat(*inputs: Any) -> tuple[Any, ...]:
+            interpreter = RepeatingInterpreter(graph_module, copies_views=copies_views)
+            leaves, spec = pytree.tree_flatten(interpreter.run(*inputs))
+            outputs.append(spec)
+            return (*leaves, *_unread(interpreter))
+
+        with preserve_node_meta(), mode, torch.no_grad(), _use_lazy_graph_module(True):
+            return make_fx(functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+
+    try:
+        traced = traced_by(copies_views=not writes(graph_module))
+    except WritesToAView:
+        traced = traced_by(copies_views=False)
+    if mutated:
+        paths = ", ".join(entries[index].path for index in mutated)
+        raise CaptureError("the graph writes to its inputs", where=paths, why="a rewrite must not move such a write")
+    traced.meta["output_spec"] = outputs[-1]
+    inputs = _rename_inputs(traced, entries)
+    _adopt_constants(traced, mode)
+    tidy(traced)
+    if autocast:
+        make_casts_explicit(traced)
+    _clean_module_paths(traced.graph)
+    _drop_outputs(traced, outputs[-1].num_leaves)
+    return Program(traced, inputs, name=name)
+
+
+def _unread(interpreter: fx.Interpreter) -> list[torch.Tensor]:
+    """Tensors that were computed and never read. They are traced as outputs, so that a pass can see and report them."""
+    nodes = [node for node in interpreter.module.graph.nodes if node.op != "placeholder" and not node.users]  # type: ignore[union-attr]
+    values = [interpreter.env.get(node) for node in nodes if node.op != "output"]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _drop_outputs(traced: fx.GraphModule, count: int) -> None:
+    """Keep the first ``count`` outputs; what only the others needed stays in the graph as dead code."""
+    output = traced.graph.output_node()
+    output.args = (tuple(output.args[0][:count]),)  # type: ignore[index,arg-type]
+    traced.recompile()
+
+
+def _adopt_constants(traced: fx.GraphModule, mode: FakeTensorMode) -> None:
+    """Tensors that the trace turned into attributes get fake values of the program's mode, like every other node."""
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "get_attr" and isinstance(value, FakeTensor) and value.fake_mode is not mode:
+            node.meta["val"] = mode.from_tensor(getattr(traced, str(node.target)), static_shapes=True)
+
+
+def _rename_inputs(traced: fx.GraphModule, entries: Sequence[ProgramInput]) -> tuple[ProgramInput, ...]:
+    """Give placeholders their readable names; an entry's name follows the node's, which FX makes unique."""
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    renamed = []
+    for node, entry in zip(placeholders, entries, strict=True):
+        node._rename(entry.name)
+        node.target = node.name
+        renamed.append(ProgramInput(node.name, entry.kind, entry.path))
+    traced.recompile()
+    return tuple(renamed)
+
+
+def _clean_module_paths(graph: fx.Graph) -> None:
+    """Module stacks with paths as the user writes them; a later call of one module keeps its ``@n`` mark."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                str(key): (clean_path(path) + _call_mark(str(key), path), kind) for key, (path, kind) in stack.items()
+            }
+
+
+def _call_mark(key: str, path: str) -> str:
+    for text in (path, key):
+        _, at, call = text.rpartition("@")
+        if at and call.isdigit():
+            return f"@{call}"
+    return ""
+
+
+def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    named = getattr(source, "name", "")  # a method up to torch 2.12, a property from 2.13 on
+    written = str(named() if callable(named) else named) or node.name
+    path = clean_path(written, of_module=False)
+    if isinstance(real, torch.nn.Parameter):
+        kind = InputKind.PARAMETER
+    elif isinstance(real, torch.Tensor):
+        kind = InputKind.BUFFER if "._buffers" in written or "L['self']" in written else InputKind.TENSOR
+    else:
+        kind = InputKind.SYMBOL
+    return ProgramInput(_identifier(path, kind), kind, path)
+
+
+def _exported_input(node: fx.Node, spec: Any) -> ProgramInput:
+    kind = {
+        ExportKind.PARAMETER: InputKind.PARAMETER,
+        ExportKind.BUFFER: InputKind.BUFFER,
+        ExportKind.CONSTANT_TENSOR: InputKind.BUFFER,
+    }.get(spec.kind, InputKind.TENSOR if isinstance(node.meta["val"], torch.Tensor) else InputKind.SYMBOL)
+    path = spec.target or node.name
+    return ProgramInput(_identifier(path, kind), kind, path)
+
+
+def _identifier(path: str, kind: InputKind) -> str:
+    prefix = {InputKind.PARAMETER: "p_", InputKind.BUFFER: "b_"}.get(kind, "")
+    text = re.sub(r"\W+", "_", path).strip("_")
+    return prefix + (text or "input") if not text[:1].isdigit() else f"{prefix or 's'}{text}"
+
+
+def _mode_of(placeholders: Sequence[fx.Node], example_inputs: Sequence[Any]) -> FakeTensorMode:
+    for value in [node.meta.get("example_value") for node in placeholders] + list(example_inputs):
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        return context.fake_mode
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def _fake(recorded: Any, real: Any, mode: FakeTensorMode) -> Any:
+    if recorded is not None:
+        return recorded
+    if isinstance(real, torch.Tensor) and not isinstance(real, FakeTensor):
+        return mode.from_tensor(real, static_shapes=True)
+    return real
+
+
+def _root_name(graph_module: fx.GraphModule) -> str:
+    for node in graph_module.graph.nodes:
+        for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+            if clean_path(path) == "":
+                return str(getattr(kind, "__name__", kind))
+    return _frame_name()
+
+
+def _frame_name() -> str:
+    """The module class or the function whose frame Dynamo is tracing; ``graph`` outside of a trace or in a wrapper."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        frame = InstructionTranslator.current_tx().output.root_tx
+    except AttributeError:
+        return "graph"
+    owner, function = frame.f_locals.get("self"), frame.f_code.co_name
+    if isinstance(owner, torch.nn.Module):
+        return type(owner).__name__
+    return "graph" if function == "inner" else str(function)
+
+
+def _name_of(module: Callable[..., Any]) -> str:
+    return type(module).__name__ if isinstance(module, torch.nn.Module) else getattr(module, "__name__", "function")

@@ -1,0 +1,89 @@
+"""Tidying a fresh trace: operations that do nothing at inference, and one spelling where ATen has several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from lightint_compile.capture.explicit_autocast import MODE_SWITCHES
+from lightint_compile.passes.ir.memory_sharing import output_memory
+
+aten = torch.ops.aten
+
+#: What a trace leaves behind and nothing reads: assertions the guards already hold, switches the dtypes already show.
+LEFTOVERS = {aten._assert_tensor_metadata.default, *MODE_SWITCHES}
+
+#: Operations that return their first argument unchanged in a functional graph.
+_ALIASES = {aten.alias.default, aten.detach.default, aten.lift_fresh.default}
+
+#: Operations that copy their first argument, and do no more where it already is what they ask for.
+_COPIES = {
+    aten.lift_fresh_copy.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+}
+
+#: Spellings of views that leave their operand to be forgotten, which a functional graph does not promise.
+_AS_VIEWS = {
+    aten._unsafe_view.default: aten.reshape.default,
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+}
+
+
+def tidy(graph_module: fx.GraphModule) -> None:
+    """Remove what does nothing and fold spellings, in place; dead code goes with it.
+
+    A copy whose memory the caller gets stays: the caller may write to it.
+    """
+    returned = output_memory(graph_module.graph)
+    for node in reversed(graph_module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in LEFTOVERS:
+            graph_module.graph.erase_node(node)
+        elif _does_nothing(node) and not (node.target in _COPIES and node in returned):
+            node.replace_all_uses_with(node.args[0], propagate_meta=False)
+            graph_module.graph.erase_node(node)
+        elif node.target in _AS_VIEWS:
+            node.target = _AS_VIEWS[node.target]
+        elif node.target is aten.type_as.default:
+            _as_copy(node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    if not isinstance(node.args[0] if node.args else None, fx.Node):
+        return False
+    if node.target in _ALIASES or node.target is aten.lift_fresh_copy.default:
+        return True
+    if node.target in _COPIES:
+        return _same_tensor(node, node.args[0]) and node.kwargs.get("memory_format") is None
+    if node.target in (aten.view.default, aten.reshape.default, aten.expand.default):
+        return _same_tensor(node, node.args[0])
+    return False
+
+
+def _same_tensor(node: fx.Node, source: Any) -> bool:
+    """Same dtype, device, sizes and strides, known without a new guard."""
+    left, right = node.meta.get("val"), source.meta.get("val")
+    if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor) or left.dim() != right.dim():
+        return False
+    if left.dtype != right.dtype or left.device != right.device:
+        return False
+    pairs = (*zip(left.shape, right.shape, strict=True), *zip(left.stride(), right.stride(), strict=True))
+    return all(statically_known_true(a == b) for a, b in pairs)
+
+
+def _as_copy(node: fx.Node) -> None:
+    """``type_as`` reads its second argument for the dtype and device only: without it, no false dependency."""
+    value = node.meta["val"]
+    node.target = aten._to_copy.default
+    node.kwargs = {"dtype": value.dtype, "device": value.device}
+    node.args = (node.args[0],)

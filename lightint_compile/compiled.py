@@ -1,0 +1,221 @@
+"""Compiled graphs and the modules they belong to, so that a report can be asked for by compiled module."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
+
+from lightint_compile.capture.calling import subject_of
+from lightint_compile.errors import StateError
+from lightint_compile.fallback import Recovering
+from lightint_compile.lowering.driver import Driver
+from lightint_compile.modelwide import check_required
+from lightint_compile.reporting import Report
+from lightint_compile.reporting.section import Section
+from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.planner import of_one_rollout
+from lightint_compile.runtime.siblings import Siblings
+
+
+class CompiledGraph:
+    """What the backend returns to Dynamo for one graph.
+
+    Attributes:
+        function: takes the graph's flat inputs, returns its flat outputs.
+        driver: the driver, ``None`` when Inductor got the graph as it is.
+    """
+
+    _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
+    _made: ClassVar[int] = 0
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(
+        self, function: Callable[..., Any], section: Section, inputs: Sequence[Any], *, driver: Driver | None = None
+    ) -> None:
+        self.function, self._section, self.driver = function, section, driver
+        self._subject: weakref.ref[Any] | None = None
+        self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
+        self._siblings: Siblings | None = None
+        with self._lock:
+            type(self)._made += 1
+            self.order = type(self)._made
+            self._all.add(self)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph."""
+        return self.run(args)
+
+    def run(self, args: Sequence[Any]) -> Any:
+        """Run the setting in force, and tell siblings where nothing was decided in this call."""
+        self.tell_siblings(args)
+        result = self.function(*args)
+        if isinstance(self.function, Recovering) and self.function.fell_back:
+            self.tell_siblings(args, exactly=True)
+        return result
+
+    def join(self, siblings: Siblings) -> None:
+        """Share what is remembered of rollouts with other graphs of the same function."""
+        self._siblings = siblings
+        if self.driver is not None:
+            self.driver.decisions.join(siblings)
+
+    def tell_siblings(self, args: Sequence[Any], *, exactly: bool = False) -> None:
+        """Say that this graph runs, where it decides nothing (``exactly``: this time)."""
+        if self._siblings is not None and (exactly or self.driver is None or not self.driver.decisions.decides):
+            self._siblings.ran_exactly(args)
+
+    @property
+    def section(self) -> Section:
+        """Its part of the report, with what failed in calls of it."""
+        failures = [self.function.failure] if isinstance(self.function, Recovering) else []
+        failures += [leaf.failure for leaf in self.driver.leaves.values()] if self.driver else []
+        failed = list(filter(None, failures))
+        return self._section.with_remarks(failed) if failed else self._section
+
+    @section.setter
+    def section(self, section: Section) -> None:
+        self._section = section
+
+    def serves(self, module: torch.nn.Module) -> bool:
+        """Whether the graph was captured from ``module`` (or a part of it): they share a parameter."""
+        return any(id(parameter) in self._parameters for parameter in module.parameters())
+
+    def belongs_to(self, subject: Any) -> None:
+        """The graph was compiled in a call of ``subject``: what ``torch.compile`` was given."""
+        self._subject = None if subject is None else weakref.ref(subject)
+
+    def is_of(self, subject: Any) -> bool:
+        """Whether it was; also where Dynamo gave the function up and compiled what it calls."""
+        return subject is not None and self._subject is not None and self._subject() is subject
+
+    @property
+    def setting(self) -> str:
+        """Which of several settings is in force; empty for a graph that has one."""
+        return ""
+
+    def unlisted(self) -> Self:
+        """The graph, no longer found by its module: it is a part of another one."""
+        with self._lock:
+            self._all.discard(self)
+        return self
+
+    @classmethod
+    def forget_all(cls) -> None:
+        """Drop every graph; their kept results go with them."""
+        graphs = cls._every()
+        for graph in graphs:
+            if graph.driver is not None:
+                graph.driver.reset()
+        with cls._lock:
+            cls._all.difference_update(graphs)
+        Siblings.forget_all()
+
+    @classmethod
+    def _every(cls) -> list[CompiledGraph]:
+        """All graphs that are alive, also while other threads compile."""
+        with cls._lock:
+            return list(cls._all)
+
+    @classmethod
+    def of(cls, compiled: Any) -> list[CompiledGraph]:
+        """The graphs of a compiled module or function, in the order they were compiled.
+
+        Raises:
+            StateError: it was not compiled by lightint, or was never called.
+        """
+        module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
+        subject = subject_of(compiled)
+        found = {graph for graph in cls._every() if graph.is_of(subject)}
+        found |= {graph for graph in cls._every() if isinstance(module, torch.nn.Module) and graph.serves(module)}
+        if not found:
+            function = type(module).forward if isinstance(module, torch.nn.Module) else innermost_fn(module)
+            found = set(_graphs_in(function))
+        if not found:
+            raise StateError(
+                "there is no compiled graph to report on",
+                why="the module was not called since torch.compile, or has another backend",
+                fix='call torch.compile(module, backend="lightint") and run it once',
+            )
+        return sorted(found, key=lambda graph: graph.order)
+
+
+def _graphs_in(function: Any) -> Iterator[CompiledGraph]:
+    """The graphs that the code Dynamo made for ``function`` calls."""
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    code = getattr(function, "__code__", None)
+    for entry in _debug_get_cache_entry_list(code) if code else ():
+        for name in entry.code.co_names:
+            yield from _unwrapped(function.__globals__.get(name))
+
+
+def _unwrapped(candidate: Any) -> Iterator[CompiledGraph]:
+    while candidate is not None:
+        if isinstance(candidate, CompiledGraph):
+            yield candidate
+            return
+        candidate = getattr(candidate, "_torchdynamo_orig_callable", None) or getattr(candidate, "__wrapped__", None)
+
+
+def report(compiled: Any) -> Report:
+    """What lightint did to a compiled module: one section a graph.
+
+    Raises:
+        StateError: the module was never called, or was compiled by another backend.
+        PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
+    """
+    sections = [graph.section for graph in CompiledGraph.of(compiled)]
+    check_required(sections)
+    return Report.of(*sections)
+
+
+def reset(compiled: Any) -> None:
+    """Forget everything that a compiled module keeps between calls; the kernels stay.
+
+    Raises:
+        StateError: as of :func:`report`.
+    """
+    parameters = _parameters(compiled)
+    for graph in CompiledGraph.of(compiled):
+        if graph.driver is not None:
+            graph.driver.reset(parameters or None)
+
+
+def _parameters(compiled: Any) -> list[torch.nn.Parameter]:
+    """What tells models apart that share compiled code; empty for a function."""
+    module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
+    return list(module.parameters()) if isinstance(module, torch.nn.Module) else []
+
+
+def decisions(compiled: Any) -> list[Decision]:
+    """What was decided in the rollout that a compiled module ran last, chunk by chunk, refused steps included.
+
+    Empty where nothing is decided at run time, and while the last call ran without a decision: the first chunk of a
+    rollout, or one for which the graph could not be rewritten. The first chunk has nothing to decide: it has no
+    context, and computes.
+
+    Raises:
+        StateError: as of :func:`report`.
+    """
+    parameters = _parameters(compiled)
+    asked = [
+        (planner, graph.setting)
+        for graph in CompiledGraph.of(compiled)
+        if graph.driver is not None and (planner := graph.driver.decisions.planner_of(parameters)) is not None
+    ]
+    last = of_one_rollout(planner for planner, _ in asked)
+    made = {
+        decision.chunk: dataclasses.replace(decision, setting=setting).with_elements(decision.elements)
+        for planner, setting in asked
+        if planner in last
+        for decision in planner.decisions
+    }
+    if 1 in made:
+        made.setdefault(0, Decision(chunk=0, context_frames=(), setting=made[1].setting))
+    return [made[chunk] for chunk in sorted(made)]

@@ -1,0 +1,133 @@
+"""Calibration: the caller's rollout, run once or twice, tells which settings keep the budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightint_compile.error_budget.budgeted_graph import OBSERVER, Observer
+from lightint_compile.error_budget.table import Measured, Table, save
+from lightint_compile.error_budget.trial_rollout import Confirming, Measuring
+from lightint_compile.errors import BudgetError
+from lightint_compile.options.error_limits import Budget
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came of a calibration.
+
+    Attributes:
+        budget: what had to be kept.
+        table: what was measured.
+        chosen: the number of the setting in force, 0 for exact.
+        rollouts: how many were run.
+        whole_rollout: whether the errors of the chosen setting are those of a rollout that used it throughout; else
+            they are those of single calls, or of a rollout in which faster settings were given up on the way.
+    """
+
+    budget: Budget
+    table: Table
+    chosen: int
+    rollouts: int
+    whole_rollout: bool
+
+    @property
+    def setting(self) -> str:
+        """The setting in force, as text: the passes that rewrite something in this module."""
+        return self.table.rows[self.chosen - 1].text if self.chosen else "exact"
+
+    def __str__(self) -> str:
+        marks = (">" if number == self.chosen else " " for number in range(1, len(self.table.rows) + 1))
+        known = {row.text: f"{mark} {row}" for mark, row in zip(marks, self.table.rows, strict=True)}
+        rows = [row for text, row in known.items() if text != "exact"]
+        kind = "whole rollouts" if self.whole_rollout else "single calls"
+        return "\n".join([f"{self.budget}: {self.setting} ({self.rollouts} rollouts, errors of {kind})", *rows])
+
+
+def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
+    """Find the fastest setting of the ladder whose errors fit the budget that ``compiled`` was compiled with.
+
+    ``rollout`` is run once, with exact results, while every setting is tried beside them. Where the rollout feeds its
+    results back as inputs, each setting is given its own, and that is all. Otherwise errors were those of single calls,
+    and ``rollout`` is run again at the chosen setting; one that exceeds the budget is given up for the one before it.
+    The setting stays in force in this process, and what was measured is kept on disk for the next.
+
+    What it promises: in the calibrated rollouts the error was within the budget, with a margin of a fifth. Others may
+    do worse; drift checks go on at run time. A setting is tried on real results, so calibrate on typical rollouts.
+
+    Args:
+        compiled: made by ``torch.compile(..., backend="lightint", options={"max_relative_error": 0.05})``.
+        rollout: runs a rollout with ``compiled``. Both times it must make the same calls with the same noise; torch's
+            default generators are set back for the second.
+
+    Raises:
+        BudgetError: nothing approximate keeps the budget. The module runs exactly from then on.
+        StateError: no graph of ``compiled`` with a budget ran, or the second rollout was another.
+    """
+    state = _random_state()
+    measuring = Measuring(compiled)
+    _observed(measuring, rollout)
+    table, rollouts, whole = measuring.table, 1, measuring.followed
+    chosen = table.choice(measuring.budget)
+    if chosen and not whole:
+        _set_random_state(state)
+        confirming = Confirming(measuring, chosen)
+        _observed(confirming, rollout)
+        confirming.check_all_ran()
+        table, chosen, rollouts, whole = confirming.table, confirming.rung, 2, confirming.rung == chosen
+    acting = frozenset[str]().union(*(graph.applied for graph in measuring.graphs))
+    table = table.told([str(rung.among(acting)) for rung in measuring.graphs[0].ladder[1:]])
+    calibration = Calibration(measuring.budget, table, chosen, rollouts, whole)
+    _put_in_force(calibration, measuring)
+    return calibration
+
+
+def _observed(observer: Observer, rollout: Callable[[], object]) -> None:
+    token = OBSERVER.set(observer)
+    try:
+        rollout()
+    finally:
+        OBSERVER.reset(token)
+
+
+def _put_in_force(calibration: Calibration, measuring: Measuring) -> None:
+    nearest = _nearest(calibration)
+    chosen = 0 if nearest else calibration.chosen
+    text = calibration.setting if chosen else "exact"
+    note = f"{calibration.budget} was calibrated: runs at {text}"
+    for graph in measuring.graphs:
+        graph.reset()
+        graph.use(chosen, note, measuring.owner, text)
+        if graph.path is not None and graph.is_at_home:
+            save(calibration.table, graph.path)
+    log.info("%s", calibration)
+    if nearest is not None:
+        raise BudgetError(
+            f"nothing approximate keeps {calibration.budget}",
+            where="options",
+            why=f"the nearest is {nearest}",
+            fix=f"reachable is {calibration.budget.reached_by(nearest.deviation)}; until then the module runs exactly",
+        )
+
+
+def _nearest(calibration: Calibration) -> Measured | None:
+    """What is reachable where nothing that keeps the budget changes anything; ``None`` where the budget is met."""
+    rows, smallest = calibration.table.rows, calibration.table.smallest()
+    kept = rows[: calibration.chosen]
+    return smallest if smallest is not None and smallest not in kept else None
+
+
+def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])

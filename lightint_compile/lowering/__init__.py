@@ -1,0 +1,135 @@
+"""From a rewritten program to a driver: each distinct region becomes one leaf, compiled once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.lowering.deferred_wait import one_wait_for_all_kernels
+from lightint_compile.lowering.driver import Driver, driver_source, is_self_contained
+from lightint_compile.lowering.kept_sites import with_sites
+from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
+from lightint_compile.passes.ir.program import Program
+
+WHOLE = "whole"
+"""The name of the one region of a program in which nothing repeats."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A driver and what it took to make it.
+
+    Attributes:
+        regions: the distinct regions by name, in normal form.
+        calls: how often the driver calls each.
+        seconds: what compiling the regions took.
+        storable: whether the driver can be kept on disk.
+    """
+
+    driver: Driver
+    regions: Mapping[str, fx.GraphModule]
+    calls: Mapping[str, int]
+    seconds: float
+    storable: bool
+
+
+def lower(program: Program, options: LightintOptions, config: Mapping[str, Any]) -> Lowered:
+    """Compile every distinct region of ``program``.
+
+    Args:
+        config: Inductor configuration for the regions (from ``torch.compile``'s ``mode``, and guards against its bugs).
+    """
+    root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
+    compiler = compiler_of(options, config)
+    regions = _regions(root)
+    leaves = {
+        name: Leaf(name, partial(_region, region), compiler, strict=options.strict) for name, region in regions.items()
+    }
+    start = time.perf_counter()
+    with one_wait_for_all_kernels():
+        for leaf in leaves.values():
+            leaf.compile()
+    seconds = time.perf_counter() - start
+    branches = _branches(root)
+    graphs = [root, *branches.values()]
+    calls = [node for graph in graphs for node in graph.graph.nodes if is_region_call(graph, node)]
+    constants = _constants(root)
+    called, sites = with_sites(root, constants)
+    storable = not constants and all(map(is_self_contained, graphs))
+    extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
+    sources = {name: driver_source(branch) for name, branch in branches.items()}
+    driver = Driver(
+        driver_source(called),
+        leaves,
+        extra,
+        sites=sites,
+        branches=sources,
+        points=_points(root),
+        constants=constants,
+    )
+    counts = {name: sum(node.target == name for node in calls) for name in regions}
+    return Lowered(driver, regions, counts, seconds, storable)
+
+
+def compiler_of(options: LightintOptions, config: Mapping[str, Any]) -> Compiler:
+    """Who compiles the regions under ``options``."""
+    return eager_compiler if options.delegate == "eager" else inductor_compiler(dict(config))
+
+
+def _region(region: fx.GraphModule) -> fx.GraphModule:
+    return region
+
+
+def _outlined(program: Program) -> bool:
+    return is_outlined(program.graph_module, program.graph)
+
+
+def _regions(root: fx.GraphModule) -> dict[str, fx.GraphModule]:
+    """The distinct regions that the root or one of its branches calls."""
+    found: dict[str, fx.GraphModule] = {}
+    for graph in (root, *_branches(root).values()):
+        for node in graph.graph.nodes:
+            if is_region_call(graph, node):
+                region = graph.get_submodule(str(node.target))
+                assert isinstance(region, fx.GraphModule)
+                found[str(node.target)] = region
+    return found
+
+
+def _branches(root: fx.GraphModule) -> dict[str, fx.GraphModule]:
+    """The graphs that control flow in the root chooses from."""
+    attributes = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
+    modules = {name: module for name, module in root.named_children() if name in attributes}
+    return {name: module for name, module in modules.items() if isinstance(module, fx.GraphModule)}
+
+
+def _constants(root: fx.GraphModule) -> dict[str, torch.Tensor]:
+    """Tensors that the captured graph holds itself, which the root hands to its regions."""
+    names = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
+    held = {name: getattr(root, name, None) for name in names}
+    return {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
+
+
+def _points(root: fx.GraphModule) -> dict[str, PointSpec]:
+    points = {str(node.target): point_of(root, node) for node in root.graph.nodes}
+    return {name: spec for name, spec in points.items() if spec is not None}
+
+
+def _wrapped(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A root that calls the whole graph as its one region."""
+    graph = fx.Graph()
+    inputs = []
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder":
+            inputs.append(graph.placeholder(node.name))
+            inputs[-1].meta["val"] = node.meta["val"]
+    graph.output(graph.call_module(WHOLE, tuple(inputs)))
+    return fx.GraphModule({WHOLE: graph_module}, graph)

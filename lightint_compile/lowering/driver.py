@@ -1,0 +1,180 @@
+"""The driver: generated Python over the root graph, calling leaves.
+
+It keeps no state but the memos it names and the decisions of its decision points. Branches of the graph (``cond``) are
+functions beside ``forward``; which one runs is decided on the host, so the other one costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+from lightint_compile.errors import StateError
+from lightint_compile.lowering.kept_sites import Sites
+from lightint_compile.lowering.region import Leaf
+from lightint_compile.lowering.result_memo import Memo
+from lightint_compile.passes.ir.decision_points import PointSpec
+from lightint_compile.runtime.content_check import Watch
+from lightint_compile.runtime.decisions import Decisions
+from lightint_compile.runtime.per_element import choose_each
+
+
+def choose(condition: bool, then: Callable[..., Any], otherwise: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """``cond`` with a condition that is known on the host."""
+    return (then if condition else otherwise)(*operands)
+
+
+#: The names a driver's source may use besides ``self``; one that needs more is not kept on disk.
+NAMES: Mapping[str, Any] = {
+    "torch": torch,
+    "device": torch.device,
+    "inf": math.inf,
+    "nan": math.nan,
+    "NoneType": type(None),
+    "math": math,
+    "operator": operator,
+    "_operator": operator,
+    "pytree": pytree,
+    "choose": choose,
+    "choose_each": choose_each,
+}
+
+_OPERATORS = {"torch.ops.higher_order.cond(": "choose(", "torch.ops.higher_order.lightint_each(": "choose_each("}
+
+
+def driver_source(root: fx.GraphModule) -> str:
+    """The root graph as a Python function ``forward(self, ...)`` whose ``self`` holds the leaves."""
+    root.graph.set_codegen(fx.graph.CodeGen())
+    source = str(root.graph.python_code(root_module="self").src)
+    for name, own in _OPERATORS.items():
+        source = source.replace(name, own)
+    return source
+
+
+def is_self_contained(root: fx.GraphModule) -> bool:
+    """Whether the driver's source needs no object besides :data:`NAMES`, so that it can be kept on disk."""
+    code = root.graph.python_code(root_module="self")
+    words = set(re.findall(r"\w+", code.src))
+    return all(NAMES.get(name) is value for name, value in code.globals.items() if name in words)
+
+
+class Driver:
+    """A compiled program: call it with the program's inputs, get its flat outputs.
+
+    Attributes:
+        source: the generated Python, for a person to read.
+        leaves: the compiled regions by name.
+        sites: what is kept between calls, and what it comes from.
+        memos: the calls of regions whose results are kept, by the names that the source calls them by.
+        branches: the sources of the functions that ``choose`` picks from, by name.
+        decisions: what answers the decision points.
+        constants: tensors that the captured graph holds itself.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        leaves: Mapping[str, Leaf],
+        extra: Mapping[str, Any] | None = None,
+        *,
+        sites: Sites | None = None,
+        branches: Mapping[str, str] | None = None,
+        points: Mapping[str, PointSpec] | None = None,
+        constants: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.source = source
+        self.leaves = dict(leaves)
+        self.sites = sites or Sites()
+        self._watch = Watch(self.sites.positions())
+        self.memos = {
+            name: Memo(leaves[site.region], name, site, self._watch) for name, site in self.sites.memos.items()
+        }
+        self.branches = dict(branches or {})
+        self.decisions = Decisions(points or {}, self._watch, self.sites.plan)
+        self.constants = dict(constants or {})
+        self._extra = dict(extra or {})
+        self._self = SimpleNamespace(**{**self.constants, **self.leaves, **self.memos, **self.decisions.bound})
+        names = {**NAMES, **self._extra}
+        for name, text in self.branches.items():
+            setattr(self._self, name, partial(_compiled(text, names), self._self))
+        self._forward = _compiled(source, names)
+
+    @property
+    def compilations(self) -> int:
+        """How many times a region was compiled in this process; a warm start begins at 0."""
+        return sum(leaf.compilations for leaf in self.leaves.values())
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the program."""
+        with self._watch.call((*args, *self.constants.values())), self.decisions.call(args):
+            return self._forward(self._self, *args)
+
+    @contextmanager
+    def watched(self, watcher: Callable[..., Any]) -> Iterator[None]:
+        """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements.
+
+        A call whose result is kept has a name of its own.
+        """
+        with self._watched([*self.leaves, *self.memos], watcher):
+            yield
+
+    @contextmanager
+    def watched_points(self, watcher: Callable[..., Any]) -> Iterator[None]:
+        """Ask every decision point as ``watcher(name, answer, *arguments)`` while the context lasts, likewise."""
+        with self._watched(self.decisions.bound, watcher):
+            yield
+
+    @contextmanager
+    def _watched(self, names: Iterable[str], watcher: Callable[..., Any]) -> Iterator[None]:
+        called = {name: getattr(self._self, name) for name in names}
+        vars(self._self).update({name: partial(watcher, name, each) for name, each in called.items()})
+        try:
+            yield
+        finally:
+            vars(self._self).update(called)
+
+    def reset(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
+        """Forget every result kept between calls, and the decisions of the model with these parameters (of all)."""
+        for memo in self.memos.values():
+            memo.reset()
+        self.decisions.reset(parameters)
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "a compiled program cannot be pickled",
+            why="it holds kernels loaded into this process and results kept between calls",
+            fix="pickle the module itself and compile it again, or use lightint_compile.export",
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Driver:
+        """A driver with the same kernels, no kept results and no decisions made."""
+        return self.with_points(self.decisions.points)
+
+    def with_points(self, points: Mapping[str, PointSpec]) -> Driver:
+        """The same, with decision points of other thresholds."""
+        return Driver(
+            self.source,
+            self.leaves,
+            self._extra,
+            sites=self.sites,
+            branches=self.branches,
+            points=points,
+            constants=self.constants,
+        )
+
+
+def _compiled(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    namespace = dict(names)
+    exec(compile(source, "<lightint driver>", "exec"), namespace)
+    forward: Callable[..., Any] = namespace["forward"]
+    return forward

@@ -1,0 +1,132 @@
+"""Which calls of a root graph have results that are kept between calls, and all that each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.fx as fx
+from torch._ops import HigherOrderOperator
+
+from lightint_compile.lowering.result_memo import Site
+from lightint_compile.passes.ir.decision_points import PlanPoint, is_region_call, point_of
+from lightint_compile.passes.ir.effects import is_pure
+from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.node_queries import MEMO
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What a driver keeps between calls.
+
+    Attributes:
+        memos: calls of regions by the name that the driver's source calls them by.
+        plan: positions of the arguments that kept keys and values depend on besides what the plan is told of frames.
+    """
+
+    memos: Mapping[str, Site] = field(default_factory=dict)
+    plan: tuple[int, ...] = ()
+
+    def positions(self) -> set[int]:
+        """All arguments that anything kept comes from."""
+        return {*self.plan, *(each for site in self.memos.values() for each in site.inputs)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_dict` takes it back."""
+        return {"memos": {name: site.to_dict() for name, site in self.memos.items()}, "plan": list(self.plan)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Sites:
+        """The inverse of :meth:`to_dict`."""
+        return cls({name: Site.from_dict(site) for name, site in data["memos"].items()}, tuple(data["plan"]))
+
+
+def with_sites(root: fx.GraphModule, constants: Iterable[str]) -> tuple[fx.GraphModule, Sites]:
+    """A root that calls what is kept by names of its own, and what those are; ``root`` itself is left as it is.
+
+    The plan comes first, so that one transfer answers it and everything that is kept. A marked call whose sources
+    cannot be told, behind a decision or a side effect, is not kept.
+
+    Args:
+        constants: names of the tensors that the program holds itself; they count behind the arguments.
+    """
+    copied = _plan_first(root)
+    sources, memos = _Sources(copied, constants), dict[str, Site]()
+    for node in copied.graph.nodes:
+        if is_region_call(copied, node) and node.meta.get(MEMO):
+            site = sources.site(node)
+            if site is not None:
+                sources.names[node] = f"{node.target}_kept_{len(memos)}"
+                memos[sources.names[node]] = site
+    plan = sources.of_plan()
+    for node, name in sources.names.items():
+        node.target = name
+    return copied, Sites(memos, plan)
+
+
+class _Sources:
+    """Where the values of a root graph come from.
+
+    Attributes:
+        names: the calls that are kept, by node; they are sources themselves.
+    """
+
+    def __init__(self, root: fx.GraphModule, constants: Iterable[str]) -> None:
+        self._root = root
+        inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
+        self._position = {node: place for place, node in enumerate(inputs)}
+        self._held = {name: len(inputs) + place for place, name in enumerate(constants)}
+        self.names: dict[fx.Node, str] = {}
+
+    def site(self, node: fx.Node) -> Site | None:
+        """All that a call comes from; ``None`` where that cannot be told."""
+        found = reached(node.all_input_nodes, lambda each: () if each in self.names else each.all_input_nodes)
+        ends = [self._end(each) for each in found if each not in self.names]
+        if None in ends:
+            return None
+        inputs = sorted({place for end in ends if end for place in end})
+        return Site(
+            str(node.target), tuple(inputs), tuple(sorted(self.names[each] for each in found & self.names.keys()))
+        )
+
+    def of_plan(self) -> tuple[int, ...]:
+        """The arguments that the plan is told kept values depend on."""
+        plan = _plan_of(self._root)
+        listed = plan.args[3] if plan is not None and len(plan.args) > 3 else ()
+        assert isinstance(listed, (tuple, list))
+        return tuple(self._position[node] for node in listed if isinstance(node, fx.Node))
+
+    def _end(self, node: fx.Node) -> tuple[int, ...] | None:
+        """The argument that ``node`` is, none where it is computed, ``None`` where its value is more than computed."""
+        if node.op == "placeholder":
+            return (self._position[node],)
+        if node.op == "get_attr":
+            return (self._held[str(node.target)],) if node.target in self._held else None
+        return () if _only_computes(self._root, node) else None
+
+
+def _only_computes(root: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node computes its value from its arguments and does nothing else, so that it may be moved or kept."""
+    if node.op == "call_module":
+        region = root.get_submodule(str(node.target))
+        return isinstance(region, fx.GraphModule) and all(_only_computes(region, each) for each in region.graph.nodes)
+    return node.op != "call_function" or (not isinstance(node.target, HigherOrderOperator) and is_pure(node))
+
+
+def _plan_of(root: fx.GraphModule) -> fx.Node | None:
+    return next((node for node in root.graph.nodes if isinstance(point_of(root, node), PlanPoint)), None)
+
+
+def _plan_first(root: fx.GraphModule) -> fx.GraphModule:
+    """A copy with the plan, and what it is computed from, in front of everything but the inputs if that may be."""
+    plan = _plan_of(root)
+    early = set() if plan is None else reached([plan], lambda node: node.all_input_nodes)
+    if not all(_only_computes(root, node) for node in early if node is not plan):
+        early = set()
+    inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
+    rest = [node for node in root.graph.nodes if node.op != "placeholder"]
+    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in (*inputs, *(n for n in rest if n in early), *(n for n in rest if n not in early)):
+        made[node] = graph.node_copy(node, made.__getitem__)
+    return fx.GraphModule(root, graph)

@@ -1,0 +1,198 @@
+"""A leaf: one region compiled once, with its weights as arguments, and called as often as it occurs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.convert_frame import compile_lock
+from torch._inductor import config as inductor_config
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
+
+from lightint_compile.fallback import is_answered, told
+from lightint_compile.lowering.cuda_forms import spelled_for_cuda
+from lightint_compile.lowering.region_sizes import BoundSymbol, FreshInputs, fresh_inputs
+from lightint_compile.passes.ir.remarks import Remark
+
+#: Compiles a region for example inputs into a callable on a flat argument list (Inductor's, or the graph itself).
+Compiler = Callable[[fx.GraphModule, FreshInputs], "Variant"]
+
+#: Makes a region's graph by name, when a call has sizes that no compiled form of it covers.
+RegionSource = Callable[[str], fx.GraphModule]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a region.
+
+    Attributes:
+        function: takes the region's arguments, returns a flat tuple.
+        guard: the condition on sizes under which it holds, as text over ``L['t0']``, ``L['t1']``, ...; ``None`` for
+        always.
+        bindings: where the sizes in ``guard`` are read.
+        extra: positions in ``bindings`` of the sizes that ``function`` takes as integers before the region's arguments.
+        floats: positions of the region's arguments that are Python floats and reach ``function`` as tensors.
+        save: writes the compiled form to a file; ``None`` where it cannot be written.
+    """
+
+    function: Callable[..., Sequence[Any]]
+    guard: str | None = None
+    bindings: tuple[BoundSymbol, ...] = ()
+    extra: tuple[int, ...] = ()
+    floats: tuple[int, ...] = ()
+    save: Callable[[str], None] | None = None
+
+    @cached_property
+    def _code(self) -> CodeType | None:
+        return None if self.guard is None else compile(self.guard, "<guard of a region>", "eval")
+
+    def holds(self, args: Sequence[Any]) -> bool:
+        """Whether the sizes of this call satisfy the guard."""
+        if self._code is None:
+            return True
+        sizes = {f"t{index}": bound.read(args) for index, bound in enumerate(self.bindings)}
+        return bool(eval(self._code, SYMPY_INTERP, {"L": sizes}))
+
+    def __call__(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Run the compiled form on the region's arguments."""
+        sizes = (self.bindings[index].read(args) for index in self.extra)
+        if self.floats:
+            args = [_as_tensor(arg) if index in self.floats else arg for index, arg in enumerate(args)]
+        return self.function(*sizes, *args)
+
+
+def _as_tensor(number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
+
+
+@dataclass
+class Leaf:
+    """A region that runs: the variant whose guard holds, or a new one compiled for sizes that none covers.
+
+    Attributes:
+        name: the region's name in the driver (``block_0``).
+        graph: makes the region in normal form; after a warm start it is captured again.
+        strict: a form that cannot be compiled raises; else the region runs operation by operation for its sizes.
+        failure: what is said of a form that could not be compiled.
+    """
+
+    name: str
+    graph: Callable[[], fx.GraphModule]
+    compiler: Compiler
+    variants: list[Variant] = field(default_factory=list)
+    compilations: int = 0
+    strict: bool = False
+    failure: Remark | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def compile(self, hints: Sequence[Any] | None = None) -> Variant:
+        """Compile the region for the sizes it was traced with, or for those of a call."""
+        graph = self.graph()
+        values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        inputs = fresh_inputs(values, hints)
+        variant = self.compiler(graph, inputs)
+        self.variants.append(variant)
+        self.compilations += 1
+        return variant
+
+    def __call__(self, *args: Any) -> Sequence[Any]:
+        """Run the region."""
+        variant = self._fitting(args)
+        if variant is None:
+            with compile_lock, self._lock:  # another thread may have compiled it meanwhile
+                variant = self._fitting(args) or self._compiled(args)
+        return variant(args)
+
+    def _fitting(self, args: Sequence[Any]) -> Variant | None:
+        return next((variant for variant in self.variants if variant.holds(args)), None)
+
+    def _compiled(self, args: Sequence[Any]) -> Variant:
+        try:
+            return self.compile(args)
+        except Exception as error:
+            if self.strict or not is_answered(error):
+                raise
+            variant = Variant(self.graph())  # holds for whatever sizes no other form covers: none is tried again
+            self.variants.append(variant)
+            instead = "it runs operation by operation for sizes that no compiled form covers, which is slower"
+            self.failure = told(f"compiling {self.name} for another size", instead, error)
+            return variant
+
+
+def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphModule:
+    """A copy of a region whose placeholders carry ``inputs``; its other values are left for the compiler to find."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    values = iter(enumerate(inputs.values))
+    for index in inputs.extra:
+        size = graph.placeholder(f"size_{index}")
+        size.meta["val"] = size.meta["example_value"] = inputs.symbols[index]
+    floats = set(inputs.floats)
+    anchor = next((value for value in inputs.values if isinstance(value, torch.Tensor)), None)
+    read: list[tuple[fx.Node, fx.Node]] = []
+    for node in graph_module.graph.nodes:
+        if node.op != "placeholder":
+            mapping.update((old, graph.call_function(_READ, (tensor,))) for old, tensor in read)
+            read.clear()
+        copied = mapping[node] = graph.node_copy(node, lambda old: mapping[old])
+        copied.meta = {key: value for key, value in copy.copy(node.meta).items() if key in _KEPT}
+        if node.op == "placeholder":
+            index, value = next(values)
+            copied.meta["val"] = copied.meta["example_value"] = value
+            if index in floats:
+                read.append((node, copied))
+    for node in graph.output_node().all_input_nodes:
+        # standalone_compile finds its fake mode on an output; any value of that mode will do.
+        node.meta.setdefault("example_value", anchor)
+    return fx.GraphModule(graph_module, graph)
+
+
+_READ = torch.ops.aten._local_scalar_dense.default
+
+_KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+
+def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
+    """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
+    function = standalone(graph_module, inputs)
+    return Variant(function, bindings=inputs.bindings, extra=inputs.extra, floats=inputs.floats)
+
+
+def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
+    """Inductor on one region, outside Dynamo's tracing context, under ``config_patches``."""
+
+    def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
+        examples = [inputs.symbols[index] for index in inputs.extra] + list(inputs.values)
+        spelled = spelled_for_cuda(graph_module)
+        with torch.no_grad(), inductor_config.patch({**spelled.config, **config_patches}), _autocast_off():
+            artifact = torch._inductor.standalone_compile(
+                standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
+            )
+        save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
+        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save)
+
+    return compile_region
+
+
+def _saver(artifact: Any) -> Callable[[str], None]:
+    return lambda path: artifact.save(path=path, format="binary")
+
+
+class _autocast_off:  # noqa: N801 - reads as the state it sets
+    """Casts are in the graph already (see autocasting.py): none may be added while a region is traced."""
+
+    def __enter__(self) -> None:
+        self._saved = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+        for device, _ in self._saved:
+            torch.set_autocast_enabled(device, False)
+
+    def __exit__(self, *_: object) -> None:
+        for device, enabled in self._saved:
+            torch.set_autocast_enabled(device, enabled)

@@ -1,0 +1,105 @@
+"""The settings that a budget chooses from, exact to fast: each approximates all that the one before does, and more.
+
+A budget takes the last setting up to which all errors fit. A larger one therefore never takes an earlier setting, and
+so never does more work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightint_compile.options import LightintOptions
+from lightint_compile.options.pipelines import FORWARDED, pipeline_of
+
+if TYPE_CHECKING:
+    from lightint_compile.passes.pipeline import Pipeline
+
+LADDER: tuple[Mapping[str, Mapping[str, float]], ...] = (
+    {},
+    {"sparse-attention": {"density": 0.6, "context_density": 0.4}},
+    {"sparse-attention": {"density": 0.45, "context_density": 0.3}, "step-cache": {"drift": 0.05}},
+    {"sparse-attention": {}, "step-cache": {"drift": 0.1}},
+    {"sparse-attention": {}, "step-cache": {"drift": 0.1}, "adaptive-context": {}},
+    {"sparse-attention": {}, "step-cache": {}, "adaptive-context": {}},
+)
+"""Approximate passes of each setting with the options that they take; without options a pass has its own defaults.
+
+Sparse attention comes first, since tiles that score lowest matter least; a bound on drift is checked in every step;
+context comes last, since what is dropped cannot be checked.
+"""
+
+BEYOND: tuple[Mapping[str, Mapping[str, float]], ...] = tuple(
+    {"sparse-attention": {}, "step-cache": {}, "adaptive-context": {}, "context-reuse": {"age": age}}
+    for age in (1, 4, 16)
+)
+"""Settings that presets do not reach by themselves: keys and values of context are kept for longer and longer."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One setting.
+
+    Attributes:
+        runs: the approximate passes that run, each with the options that it takes.
+        without: those that are left out.
+    """
+
+    runs: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+    without: tuple[str, ...] = ()
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The options of the passes that run, by name."""
+        return {option: value for _, options in self.runs for option, value in options}
+
+    def among(self, passes: Container[str]) -> Rung:
+        """What the setting amounts to where only ``passes`` find something to approximate."""
+        return Rung(tuple((name, options) for name, options in self.runs if name in passes))
+
+    def applied_to(self, options: LightintOptions) -> LightintOptions:
+        """``options`` with this setting in place of their budget, which asks for whatever the setting approximates."""
+        plain = dataclasses.replace(options, max_relative_error=None, min_psnr=None, without=())
+        rest = dataclasses.replace(
+            plain,
+            approximate=bool(self.runs),
+            without=(*options.without, *self.without),
+            require=tuple(name for name in options.require if name not in self.without),
+        )
+        takes = _taken(pipeline_of(dataclasses.replace(rest, **dict.fromkeys(FORWARDED))))  # type: ignore[arg-type]
+        dropped = dict.fromkeys(name for name in FORWARDED if name not in takes)
+        return dataclasses.replace(rest, **(self.thresholds | dropped))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        thresholds = ", ".join(f"{name} {value:g}" for name, value in self.thresholds.items())
+        names = " + ".join(name for name, _ in self.runs)
+        return f"{names} ({thresholds})" if thresholds else names or "exact"
+
+
+def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
+    """The settings of a budget from exact to what ``options`` run without one.
+
+    A pipeline written out, and a preset with constants of its own, is taken whole or not at all.
+
+    Raises:
+        OptionError: as of :func:`pipeline_of`.
+    """
+    from lightint_compile.passes.ir.remarks import Numerics
+
+    whole = pipeline_of(dataclasses.replace(options, max_relative_error=None, min_psnr=None))
+    names = [step.name for step in whole.passes if step.numerics is Numerics.APPROXIMATE]
+    rows = (*LADDER, *(BEYOND if "context-reuse" in names else ()))
+    if options.passes is not None or options.preset == "published":
+        rows = ({}, {name: {} for name in names})
+    return tuple(dict.fromkeys(_rung(row, names) for row in rows))
+
+
+def _rung(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Rung:
+    runs = tuple((name, tuple(row[name].items())) for name in names if name in row)
+    return Rung(runs, tuple(name for name in names if name not in row))
+
+
+def _taken(pipeline: Pipeline) -> set[str]:
+    return {field.name for step in pipeline.passes for field in dataclasses.fields(step)}

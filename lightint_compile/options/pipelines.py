@@ -1,0 +1,101 @@
+"""From options to passes: what a preset or a pipeline text runs, and which of it was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from lightint_compile.errors import OptionError
+from lightint_compile.options import LightintOptions
+from lightint_compile.options.presets import PRESETS
+
+if TYPE_CHECKING:
+    from lightint_compile.passes.base import Pass
+    from lightint_compile.passes.pipeline import Pipeline
+
+FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift", "age", "kept_frames")
+"""Options that belong to whichever passes of the pipeline have a field of the same name."""
+
+
+def pipeline_of(options: LightintOptions) -> Pipeline:
+    """The passes that these options run, with the options that passes take handed on.
+
+    A budget that is to be calibrated runs what keeps the mathematics, as an exact one does.
+
+    Raises:
+        OptionError: an option that no pass of the pipeline takes, or a required pass that the pipeline lacks.
+    """
+    from lightint_compile.passes.ir.remarks import Numerics
+    from lightint_compile.passes.pipeline import Pipeline
+
+    passes = Pipeline.parse(str(PRESETS[options.preset]) if options.passes is None else options.passes).passes
+    passes = tuple(step for step in passes if step.name not in options.without)
+    required = options.require
+    if options.budget is not None:
+        held_back = {step.name for step in passes if step.numerics is Numerics.APPROXIMATE}
+        passes = tuple(step for step in passes if step.name not in held_back)
+        required = required if options.budget.is_exact else tuple(name for name in required if name not in held_back)
+    _check_required(required, passes)
+    return Pipeline(_forward(options, passes))
+
+
+def asked_passes(options: LightintOptions) -> tuple[str, ...]:
+    """Passes that the user named, by writing them or by choosing a preset for their sake."""
+    if options.passes is None:
+        return tuple(name for name in PRESETS[options.preset].asked if name not in options.without)
+    return tuple(step.name for step in pipeline_of(options).passes)
+
+
+NEEDS_NO_TRAJECTORY = {"sparse-attention": "sparse"}
+"""Approximate passes that act without cameras as well, and the preset that asks for each."""
+
+
+def unasked_passes(options: LightintOptions) -> tuple[str, ...]:
+    """Approximate passes that nobody asked for: the preset ``all`` runs them where a trajectory says what matters.
+
+    Asked for are passes of another preset or of a pipeline written out, passes that are required or that an option was
+    given for, and all of them under a budget and with ``approximate``.
+    """
+    from lightint_compile.passes.ir.remarks import Numerics
+
+    if options.passes is not None or options.preset != "all" or options.approximate or options.budget is not None:
+        return ()
+    given = {option for option in FORWARDED if getattr(options, option) is not None}
+    return tuple(
+        step.name
+        for step in pipeline_of(options).passes
+        if step.numerics is Numerics.APPROXIMATE
+        and step.name not in options.require
+        and not given.intersection(each.name for each in dataclasses.fields(step))
+    )
+
+
+def _check_required(required: tuple[str, ...], passes: tuple[Pass, ...]) -> None:
+    for name in required:
+        if name not in {step.name for step in passes}:
+            raise OptionError(
+                f"the required pass {name!r} is not part of the pipeline",
+                where="options['require']",
+                why=f"the pipeline is {','.join(step.name for step in passes) or 'empty'}",
+                fix=f"choose a preset that runs {name}, or name it in options['passes']",
+            )
+
+
+def _forward(options: LightintOptions, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    for option in FORWARDED:
+        value = getattr(options, option)
+        if value is None:
+            continue
+        takers = {step.name for step in passes if any(option == each.name for each in dataclasses.fields(step))}
+        if not takers:
+            raise OptionError(
+                f"no pass of the pipeline takes the option {option!r}",
+                where=f"options[{option!r}]",
+                why=f"the pipeline is {','.join(step.name for step in passes) or 'empty'}",
+                fix='choose the preset "all", or leave the option out',
+            )
+        passes = tuple(
+            dataclasses.replace(step, **{option: value}) if step.name in takers else step  # type: ignore[arg-type]
+            for step in passes
+        )
+    return passes

@@ -1,0 +1,88 @@
+"""``lightint decisions``: what the rules of a preset decide along a camera path, without running a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from lightint_compile.errors import InputError
+from lightint_compile.options import LightintOptions
+from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.passes.adaptive_context import AdaptiveContext
+from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.step_cache import StepCache
+from lightint_compile.runtime.cameras import view_of
+from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.decisions import rules_of
+from lightint_compile.runtime.kept_frames import kept_along
+from lightint_compile.runtime.planner import plan
+from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules
+
+INTERIOR = (1, 2)
+"""Steps between the first and the last of four."""
+
+LONGEST = 2048
+"""Latent frames of a path that are decided for while one waits: every chunk looks at all before it."""
+
+
+def decide(
+    trajectory: str, latents: int | None, preset: str, memory: int, age: int = 0, kept: int = 0
+) -> list[Decision]:
+    """The decisions along a pose string, chunk by chunk.
+
+    Args:
+        latents: latent frames to decide for; ``None`` for all that the path has.
+        memory: most context frames that the model itself gathers.
+        age: most chunks for which keys and values of context frames are kept.
+        kept: most frames of which they are kept; at least ``memory``.
+
+    Raises:
+        InputError: the path is shorter than ``latents``, no whole number of chunks, or longer than :data:`LONGEST`.
+    """
+    from lightint_compile.models.worldplay.trajectory import Trajectory
+
+    _check_length(trajectory)
+    path = Trajectory.from_pose_string(trajectory)
+    extrinsics = path.extrinsics
+    wanted = extrinsics.shape[0] if latents is None else latents
+    if wanted > extrinsics.shape[0]:
+        why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
+        raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
+    rules: Rules = rules_for(LightintOptions(preset=preset), memory)
+    if isinstance(rules, AdaptiveRules):
+        rules = rules.seeing(view_of(path.intrinsics))
+    made = plan(extrinsics[:wanted], rules)
+    return kept_along(made, age, max(kept, memory))
+
+
+def _check_length(trajectory: str) -> None:
+    """Refuse a path by its counts, before any of it is walked."""
+    counts = re.findall(r"-0*([0-9]+)", trajectory)
+    if any(len(count) > 9 for count in counts) or sum(map(int, counts)) >= LONGEST:
+        shown = trajectory if len(trajectory) <= 40 else f"{trajectory[:40]}..."
+        why = f"{shown!r} has more than {LONGEST} latent frames, and every chunk looks at all before it"
+        raise InputError("The path is too long.", where="--trajectory", why=why, fix=f"ask for at most w-{LONGEST - 1}")
+
+
+def rules_for(options: LightintOptions, memory: int) -> Rules:
+    """The rules by which a program compiled with these options decides; the model's own where nothing is decided."""
+    steps = {type(step): step for step in pipeline_of(options).passes}
+    context, cache = steps.get(AdaptiveContext), steps.get(StepCache)
+    if context is None and cache is None:
+        return ModelRules(memory=memory)
+    policy = Policy(memory=memory, adapt_context=context is not None, steps=INTERIOR if cache is not None else ())
+    for step in (context, cache):
+        if isinstance(step, (AdaptiveContext, StepCache)):
+            policy = dataclasses.replace(policy, rules=step.rules, overlap=step.overlap)
+    return rules_of(policy)
+
+
+def summary(made: list[Decision]) -> str:
+    """One line a chunk, and the totals."""
+    context = sum(len(decision.context_frames) for decision in made)
+    saved = sum(decision.saved_frames for decision in made)
+    reusing = sum(bool(decision.reused_steps) for decision in made)
+    kept = sum(decision.kept_frames for decision in made)
+    gathered = f"{context} context frames in {len(made)} chunks, {saved} fewer than the model's own"
+    kept_too = f", {kept} of them kept from earlier chunks" if kept else ""
+    return "\n".join([*map(str, made), f"{gathered}{kept_too}; {reusing} chunks may reuse steps"])

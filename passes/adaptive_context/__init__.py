@@ -1,0 +1,122 @@
+"""adaptive-context: which earlier frames a chunk looks at is decided by where the camera goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.adaptive_context.context_input import GivenContext, find_given
+from lightint_compile.passes.adaptive_context.gathered_context import CHUNK, ContextGather, find_gather
+from lightint_compile.passes.adaptive_context.subset import decide_given
+from lightint_compile.passes.analysis.cameras import intrinsics_input
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.ir.chunk_plan import insert_plan
+from lightint_compile.passes.ir.decision_points import PLAN
+from lightint_compile.passes.ir.decision_policy import Policy, check_overlap, check_rules
+from lightint_compile.passes.ir.fake_values import size_of
+from lightint_compile.passes.ir.fresh_sizes import TYPICAL, Resize, check_unconditional, fresh_size
+from lightint_compile.passes.ir.program import Program, tensor_of
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at
+from lightint_compile.passes.ir.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveContext(Pass):
+    """Replaces the model's own choice of context frames by a decision that the driver takes once a chunk.
+
+    The number of frames becomes a size of its own, so one compiled program serves every decision. The model's own
+    choice is dead code from then on. See ``docs/passes/adaptive-context.md``.
+
+    Attributes:
+        rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
+        overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
+    """
+
+    name: ClassVar[str] = "adaptive-context"
+    numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
+    rules: str = "adaptive"
+    overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rules(self.rules, f"{self.name}{{rules}}")
+        check_overlap(self.overlap, f"{self.name}{{overlap}}")
+
+    def run(self, program: Program) -> PassResult:
+        """Find the gather of context and put a decision in front of it."""
+        if PLAN in dict(program.graph_module.named_children()):
+            return PassResult(False)
+        found = find_gather(program)
+        if isinstance(found, ContextGather):
+            chunk = CHUNK if found.coming is None else found.coming.count
+            policy = Policy(
+                rules=self.rules, chunk=chunk, memory=found.memory, adapt_context=True, overlap=self.overlap
+            )
+            return PassResult(True, (_decide(program, found, policy),))
+        given = find_given(program) if found is None else None
+        if isinstance(given, GivenContext):
+            policy = Policy(
+                rules=self.rules,
+                chunk=given.chunk,
+                memory=given.most,
+                adapt_context=True,
+                overlap=self.overlap,
+                given=True,
+            )
+            return PassResult(True, (_applied(policy, at(given.context), **decide_given(program, given, policy)),))
+        missed = found or given
+        return PassResult(False, (missed.remark(self.name, "gather"),) if missed else ())
+
+
+def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
+    before = len(program.graph.nodes)
+    remark_at = at(found.gathers[0])
+    index = _plan(program, found, policy)
+    coming = {} if found.coming is None else {"coming": str(found.coming)}
+    rewriter = Rewriter(program, AdaptiveContext.name)
+    with rewriter.at(index, rule="decision", after=True):
+        count = rewriter.call(aten.sym_size.int, index, 0)
+    rewriter.replace(found.index, index)
+    for node in _sizes_of(program, found):
+        node.replace_all_uses_with(count, propagate_meta=False)
+        rewriter.erase_unused(node)
+    dead = before + 3 - len(program.graph.nodes)
+    renamed = Resize(program, {found.size: index.meta["val"].shape[0]}).below([index, count])
+    return _applied(policy, remark_at, gathers=len(found.gathers), nodes_dropped=dead, nodes_renamed=renamed, **coming)
+
+
+def _applied(policy: Policy, where: dict[str, Any], **args: Any) -> Remark:
+    frames = "context frames that are given" if policy.given else f"at most {policy.memory} context frames"
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=AdaptiveContext.name,
+        rule=policy.rules,
+        message=f"{frames}: which ones are read is decided once a chunk, from the cameras",
+        args={"memory": policy.memory, "given": policy.given, **args},
+        numerics=Numerics.APPROXIMATE,
+        **where,
+    )
+
+
+def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
+    """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
+    positions = tensor_of(found.index)
+    assert positions is not None
+    size = fresh_size(program, "context_frames", found.memory, TYPICAL)
+    check_unconditional({found.size: size}, found.index)
+    operands = (found.cameras, found.history)
+    intrinsics = intrinsics_input(program)
+    return insert_plan(program, policy, operands, size, positions, found.index, found.coming, intrinsics)
+
+
+def _sizes_of(program: Program, found: ContextGather) -> list[fx.Node]:
+    """Nodes that compute the number of context frames as a plain number."""
+    return [
+        node
+        for node in program.calls()
+        if isinstance(node.meta.get("val"), torch.SymInt) and size_of(node.meta["val"]) == found.size and node.users
+    ]

@@ -1,0 +1,146 @@
+"""The gather of context: several tensors read along their frame axis with one list of frame numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import sympy
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.cameras import camera_input, is_camera_shaped, latents_so_far
+from lightint_compile.passes.analysis.coming_frames import coming_frames, hint_at
+from lightint_compile.passes.ir.fake_values import hint_of
+from lightint_compile.passes.ir.frame_numbers import Coming
+from lightint_compile.passes.ir.fresh_sizes import bounds
+from lightint_compile.passes.ir.op_arguments import Pick, pick_of
+from lightint_compile.passes.ir.program import Program, tensor_of
+from lightint_compile.passes.ir.remarks import Miss
+
+aten = torch.ops.aten
+
+LEAST_MEMORY = 12
+"""Context frames that every rule must be free to choose: the first clip, a remembered one, and the newest."""
+
+FRAMES = 2
+"""The frame axis of latents [B, C, n, h, w]."""
+
+CHUNK = 4
+"""Latent frames of a chunk, which the rules of the runtime count in."""
+
+
+@dataclass(frozen=True)
+class ContextGather:
+    """One selection of context frames.
+
+    Attributes:
+        index: the frame numbers [m], m at most ``memory``.
+        gathers: the nodes that read with it.
+        history: the latents [B, C, F, h, w] it reads from.
+        cameras: world-to-camera, [B, F + 4, 4, 4] of the history and of the chunk, or a longer path; with or without B.
+        coming: which of them are the chunk's; ``None`` for the last four.
+        size: m as an expression over the sizes of the capture.
+        memory: the largest m.
+    """
+
+    index: fx.Node
+    gathers: tuple[fx.Node, ...]
+    history: fx.Node
+    cameras: fx.Node
+    coming: Coming | None
+    size: sympy.Expr
+    memory: int
+
+
+def find_gather(program: Program) -> ContextGather | Miss | None:
+    """The gather of context of ``program``; ``None`` where nothing looks like one."""
+    misses: list[Miss] = []
+    for index, gathers in _by_index(program).items():
+        found = _examine(program, index, gathers)
+        if isinstance(found, ContextGather):
+            return found
+        if found is not None:
+            misses.append(found)
+    return misses[0] if misses else None
+
+
+def _by_index(program: Program) -> Mapping[fx.Node, list[fx.Node]]:
+    """Reads along one axis, by the node that holds the positions."""
+    found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node, pick in _picks(program):
+        found[pick.index].append(node)
+    return found
+
+
+def _picks(program: Program) -> Iterator[tuple[fx.Node, Pick]]:
+    """Every read along one axis by numbers."""
+    for node in program.calls():
+        pick = pick_of(node)
+        if pick is not None:
+            yield node, pick
+
+
+def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> ContextGather | Miss | None:
+    positions = tensor_of(index)
+    sources = {node: pick.source for node, pick in _picks(program) if pick.index is index}
+    history = _frames_of(program, gathers, sources)
+    if positions is None or positions.dim() != 1 or history is None:
+        return None
+    if index.op == "placeholder":
+        return Miss(index, "the frame numbers are an input, chosen outside", "choose them inside the module")
+    gathered = [source for source in sources.values() if is_camera_shaped(source)]
+    cameras = gathered[0] if gathered else camera_input(program)
+    if cameras is None:
+        return Miss(index, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
+    coming = coming_frames(program, cameras, index)
+    if isinstance(coming, Miss):
+        return coming
+    memory = _memory(positions.shape[0], CHUNK if coming is None else coming.count)
+    if isinstance(memory, str):
+        return Miss(index, memory, "gather min(history, memory) frames of a history whose frame axis is dynamic")
+    reason = _unfit(history, cameras, coming)
+    if reason:
+        return Miss(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
+    size = positions.shape[0].node.expr  # type: ignore[attr-defined]
+    return ContextGather(index, tuple(gathers), history, cameras, coming, size, memory)
+
+
+def _memory(size: int | torch.SymInt, chunk: int) -> int | str:
+    """The most frames that are gathered, or why their number cannot be decided."""
+    if not isinstance(size, torch.SymInt):
+        return f"{size} context frames are fixed in the captured graph"
+    most, (least, _) = _largest(size.node.expr), bounds(size)
+    if most is None:
+        return f"the number of context frames, {size}, has no bound"
+    if most < LEAST_MEMORY:
+        return f"the model gathers at most {most} context frames; the rules need room for {LEAST_MEMORY}"
+    if least is None or least > min(chunk, CHUNK):
+        return f"the graph was captured for at least {least} context frames, and holds for no fewer"
+    return most
+
+
+def _frames_of(program: Program, gathers: list[fx.Node], sources: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
+    """The latents that are read along their frame axis, if any of ``gathers`` does that."""
+    along_frames = {node for node, pick in _picks(program) if pick.axis == FRAMES}
+    return latents_so_far(program, [sources[node] for node in gathers if node in along_frames])
+
+
+def _largest(size: sympy.Expr) -> int | None:
+    """The constant that bounds a size such as ``Min(20, s)``."""
+    constants = [int(part) for part in size.args if part.is_Integer] if size.func.__name__ == "Min" else []
+    return min(constants, default=None)
+
+
+def _unfit(history: fx.Node, cameras: fx.Node, coming: Coming | None) -> str:
+    """Why the sizes at capture do not fit, or nothing; they are looked at again in every call."""
+    latents, matrices = tensor_of(history), tensor_of(cameras)
+    assert latents is not None and matrices is not None
+    frames, poses = hint_of(latents.shape[FRAMES]), hint_of(matrices.shape[-3])
+    if coming is None or coming.first is None:
+        fits = poses == frames + CHUNK if coming is None else poses >= frames + coming.count
+        return "" if fits else f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
+    first = hint_at(history, coming.first)
+    told = f"the steps read the cameras of {coming}, which is frame {first}, and the history has {frames} frames"
+    return "" if first == frames else told

@@ -1,0 +1,167 @@
+"""Where the elements of a batch go in a graph, from its inputs on: by rules node by node, region by region."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.batch_elements.axes import Layout, count, shared
+from lightint_compile.passes.analysis.batch_elements.computing import rule_of
+from lightint_compile.passes.analysis.batch_elements.moving import MOVING, element
+from lightint_compile.passes.analysis.batch_elements.rules import MEETS, Mixes, Rowwise, Several
+from lightint_compile.passes.ir.decision_points import is_region_call
+from lightint_compile.passes.ir.effects import draws_random
+from lightint_compile.passes.ir.fake_values import shape_of
+from lightint_compile.passes.ir.op_arguments import tensors
+from lightint_compile.passes.ir.program import tensor_of
+
+Known = Layout | Several | None
+"""What is known of a value: its layout, one for each of several tensors, nothing for what is no tensor."""
+
+
+@dataclass
+class Flow:
+    """What is known of one graph under given layouts of its inputs.
+
+    Attributes:
+        known: of every node.
+        rules: how a node is computed for one element alone, where one of its operands has elements.
+        mixed: where that is not possible, and why; the layouts behind it are those of values that belong to no element.
+        blamed: for values behind such places, the first of the reasons.
+        inside: the flow of the region that a node calls.
+        results: what is known of the graph's outputs.
+        returned: the outputs.
+    """
+
+    known: dict[fx.Node, Known] = field(default_factory=dict)
+    rules: dict[fx.Node, Rowwise] = field(default_factory=dict)
+    mixed: dict[fx.Node, Mixes] = field(default_factory=dict)
+    blamed: dict[fx.Node, Mixes] = field(default_factory=dict)
+    inside: dict[fx.Node, Flow] = field(default_factory=dict)
+    results: tuple[Known, ...] = ()
+    returned: tuple[fx.Node, ...] = ()
+
+    def meet(self, node: fx.Node, why: Mixes | None) -> None:
+        """Elements meet at ``node``, or what it reads is a place where they met before."""
+        before = next((self.blamed[source] for source in node.all_input_nodes if source in self.blamed), None)
+        if node.target is operator.getitem and node.args[0] in self.inside:
+            called = self.inside[node.args[0]]  # type: ignore[index]
+            before = called.blamed.get(called.returned[node.args[1]])  # type: ignore[index, arg-type]
+        if why is not None:
+            self.mixed[node] = why = before or why
+        if why is not None or (before is not None and not has_elements([self.known[node]])):
+            self.blamed[node] = why or before  # type: ignore[assignment]
+
+    def layout(self, node: fx.Node) -> Layout:
+        """The layout of a tensor node; a number has none."""
+        found = self.known.get(node)
+        if found is None or isinstance(found, Several):
+            tensor = tensor_of(node)
+            return () if tensor is None else shared(shape_of(tensor))
+        return found
+
+
+class Flows:
+    """The flows of a root graph and of the regions that it calls; a region is followed once for equal inputs."""
+
+    def __init__(self, root: fx.GraphModule) -> None:
+        self._root = root
+        self._regions: dict[Any, Flow] = {}
+
+    def of(self, module: fx.GraphModule, inputs: Sequence[Known], blamed: Sequence[Mixes | None] = ()) -> Flow:
+        """The flow of a graph; ``inputs`` are what is known of its placeholders, in order.
+
+        Args:
+            blamed: for each input where elements met in front of it, if they did; by default nowhere.
+        """
+        flow, given = Flow(), zip_longest(inputs, blamed)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                flow.known[node], why = next(given)
+                flow.blamed.update({node: why} if why is not None else {})
+            elif node.op == "output":
+                flow.returned = tuple(node.args[0])
+                flow.results = tuple(map(flow.known.get, flow.returned))
+            else:
+                self._visit(module, node, flow)
+        return flow
+
+    def region(self, name: str, inputs: Sequence[Known], blamed: Sequence[Mixes | None] = ()) -> Flow:
+        """The flow of a region of the root."""
+        key = (name, tuple(inputs), tuple(blamed))
+        if key not in self._regions:
+            region = self._root.get_submodule(name)
+            assert isinstance(region, fx.GraphModule)
+            self._regions[key] = self.of(region, inputs, blamed)
+        return self._regions[key]
+
+    def _visit(self, module: fx.GraphModule, node: fx.Node, flow: Flow) -> None:
+        flow.known[node] = _shared(node.meta.get("val"))
+        if node.op == "call_module" and is_region_call(module, node):
+            blamed = [flow.blamed.get(source) for source in node.args]  # type: ignore[arg-type]
+            inside = flow.inside[node] = self.region(str(node.target), operands_of(node, flow), blamed)
+            flow.known[node] = Several(map(inside.layout, inside.returned))
+            if inside.mixed:
+                flow.mixed[node] = next(iter(inside.mixed.values()))
+        elif node.op == "call_function":
+            found = _ruled(node, flow)
+            if isinstance(found, Rowwise):
+                flow.known[node] = found.layout
+                if has_elements(operands_of(node, flow)):
+                    flow.rules[node] = found
+            why = Mixes(f"{node.name} ({node.target}): {found.reason}") if isinstance(found, Mixes) else None
+            flow.meet(node, why)
+
+
+def operands_of(node: fx.Node, flow: Flow) -> list[Known]:
+    """What is known of the arguments of a call that are nodes, in order and with repetitions."""
+    found: list[Known] = []
+    fx.map_arg((node.args, node.kwargs), lambda source: found.append(flow.known.get(source)))
+    return found
+
+
+def has_elements(values: Iterable[Known]) -> bool:
+    """Whether any of several values differs from element to element."""
+    return any(
+        count(layout)
+        for value in values
+        if value is not None
+        for layout in (value if isinstance(value, Several) else (value,))
+    )
+
+
+def _ruled(node: fx.Node, flow: Flow) -> Rowwise | Mixes | None:
+    """What the rules say; ``None`` of an operation without elements that no rule knows."""
+    elements = has_elements(operands_of(node, flow))
+    if node.target is operator.getitem:
+        parent = flow.known.get(node.args[0])  # type: ignore[arg-type]
+        return element(node, parent) if isinstance(parent, Several) and tensor_of(node) is not None else None
+    rule = MOVING.get(node.target) or rule_of(node)
+    if rule is None or draws_random(node):
+        reason = "it draws random numbers" if rule is not None else "no rule says whether it keeps elements apart"
+        return Mixes(reason) if elements and _is_tensor(node) else None
+    if not tensors(node) and not _is_tensor(node):
+        return None
+    found = rule(node, flow.layout)
+    if isinstance(found, Mixes):
+        return found if elements else None
+    return MEETS if any(count(layout) > 1 for layout in found.layouts) else found
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, (torch.Tensor, tuple, list))
+
+
+def _shared(value: Any) -> Known:
+    if isinstance(value, torch.Tensor):
+        return shared(shape_of(value))
+    if isinstance(value, (tuple, list)):
+        return Several(shared(shape_of(each)) if isinstance(each, torch.Tensor) else () for each in value)
+    return None

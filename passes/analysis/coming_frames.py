@@ -1,0 +1,328 @@
+"""Which cameras belong to the coming chunk: those of the frames that the denoising steps read, found by data flow.
+
+The cameras of an input are followed through the graph as the elements of a batch are (``batch_elements``): what is
+computed frame by frame keeps its frames, a slice or a list of numbers narrows them. Where a value meets the latents
+that are denoised, the frames it still stands for are read by the steps; where it meets other latents, it is context.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import sympy
+import torch
+import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
+
+from lightint_compile.passes.analysis.attention_sites import AttentionSites
+from lightint_compile.passes.analysis.batch_elements.axes import Layout, batch, place_of, plain
+from lightint_compile.passes.analysis.batch_elements.computing import rule_of
+from lightint_compile.passes.analysis.batch_elements.moving import MOVING
+from lightint_compile.passes.analysis.batch_elements.rules import Rowwise, Several
+from lightint_compile.passes.analysis.loop import DenoisingLoop
+from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis
+from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
+from lightint_compile.passes.ir.fake_values import plain as plain_size
+from lightint_compile.passes.ir.frame_numbers import Coming, Window, run_of
+from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.op_arguments import argument, dimension, pick_of, size_argument, sizes_of
+from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.program import InputKind, Program, fake_mode_of, tensor_of
+from lightint_compile.passes.ir.remarks import Miss
+from lightint_compile.passes.ir.sizes import replaced, same
+
+aten = torch.ops.aten
+
+
+class _Seen(NamedTuple):
+    """What a value holds of the cameras: of which frames, and where they lie; no layout once frames have met."""
+
+    windows: frozenset[Window]
+    layout: Layout | None
+
+
+def coming_frames(program: Program, cameras: fx.Node, index: fx.Node | None = None) -> Coming | Miss | None:
+    """The frames of ``cameras`` that the denoising steps read; ``None`` where they read none, or there are none.
+
+    Args:
+        cameras: an input [B, F, 4, 4] or [F, 4, 4].
+        index: the numbers of the context frames, which the cameras may have decided.
+    """
+    starts = denoised(program)
+    if not starts:
+        return None
+    read = windows_read(program, cameras, starts, index)
+    return _chosen(cameras, read, _chunk_size(program, starts[0])) if read else None
+
+
+def windows_read(
+    program: Program, cameras: fx.Node, starts: Sequence[fx.Node], index: fx.Node | None = None
+) -> frozenset[Window]:
+    """All frames that enter what is computed from ``starts``, the latents that are denoised."""
+    return _Reading(program, cameras, starts, index).read()
+
+
+def denoised(program: Program) -> list[fx.Node]:
+    """The latents in front of the first step; without a loop, the inputs that are latents."""
+    steps = program.fact(DenoisingLoop).steps
+    if steps:
+        return [steps[0].carried_in]
+    inputs = {program.input_of(node).path: node for node in program.placeholders()}
+    return [inputs[path] for path in program.fact(Roles).paths(Role.LATENT)]
+
+
+def _chunk_size(program: Program, latents: fx.Node) -> int | None:
+    """Frames of the latents that are denoised; ``None`` where they are no volume."""
+    tensor = tensor_of(latents)
+    assert tensor is not None
+    return hint_of(tensor.shape[frame_axis(program.fact(AttentionSites), latents)]) if tensor.dim() == 5 else None
+
+
+def _chosen(cameras: fx.Node, read: frozenset[Window], chunk: int | None) -> Coming | Miss:
+    fitting = [window for window in (*read, *_merged(read)) if isinstance(window.count, int)]
+    fitting = list(dict.fromkeys(w for w in fitting if w.count == chunk or (chunk is None and w.count > 1)))
+    told = "; ".join(sorted(map(str, read)))
+    hint = "give the steps the cameras of the coming chunk alone, cameras[:, start : start + frames]"
+    if not fitting:
+        frames = "a fixed number of" if chunk is None else chunk
+        return Miss(cameras, f"the chunk has {frames} frames, and its steps read {told} of the cameras", hint)
+    if len(fitting) > 1:
+        return Miss(cameras, f"several parts of the cameras may be the coming chunk's: {told}", hint)
+    (found,) = fitting
+    wide = [w for w in read if w.index is None and w.count != 1 and not _within(w, found)]
+    if any(w != found for w in wide):
+        return Miss(cameras, f"the steps read {told}, more than the cameras of one chunk", hint)
+    assert isinstance(found.count, int)
+    return Coming(found.count, found.first, found.index)
+
+
+def _within(window: Window, found: Window) -> bool:
+    """Whether one window is a part of another, by numbers that are known."""
+    if found.first is None or window.first is None:
+        return False
+    offset, count = sympy.sympify(window.first) - found.first, window.count
+    return bool(offset.is_Integer and offset >= 0 and isinstance(count, int) and offset + count <= found.count)
+
+
+def _merged(read: Iterable[Window]) -> list[Window]:
+    """Runs of windows that lie one behind the other, as where every frame is read by itself."""
+    runs: list[Window] = []
+    parts = [window for window in read if window.index is None and isinstance(window.count, int)]
+    for window in sorted(parts, key=lambda w: (str(_symbols(w.first)), int(_constant(w.first)))):
+        last = runs[-1] if runs else None
+        if last is not None and same(plain_size(last.first + sympy.Integer(last.count)), window.first):
+            runs[-1] = Window(last.first, plain_size(sympy.Integer(last.count) + window.count))
+        else:
+            runs.append(window)
+    return runs
+
+
+def _constant(size: Size | None) -> sympy.Expr:
+    return sympy.sympify(size).as_coeff_Add()[0]
+
+
+def _symbols(size: Size | None) -> sympy.Expr:
+    return sympy.sympify(size).as_coeff_Add()[1]
+
+
+class _Reading:
+    """One walk over a graph, from the cameras on."""
+
+    def __init__(self, program: Program, cameras: fx.Node, starts: Sequence[fx.Node], index: fx.Node | None) -> None:
+        self._program, self._cameras, self._index = program, cameras, index
+        self._env = fake_mode_of(program.graph.nodes).shape_env
+        self._steps = {*starts, *reached(starts, _readers)}
+        others = [node for node in program.placeholders() if _is_video(program, node) and node not in self._steps]
+        self._elsewhere = {*others, *reached(others, _readers)} - self._steps
+        self._seen: dict[fx.Node, _Seen | tuple[_Seen, ...]] = {}
+
+    def read(self) -> frozenset[Window]:
+        """The windows that enter the steps."""
+        found: set[Window] = set()
+        for node in self._program.graph.nodes:
+            if node is self._cameras:
+                self._seen[node] = self._whole(node)
+            elif node in self._steps:
+                found |= self._windows(source for source in node.all_input_nodes if source not in self._elsewhere)
+            elif node is not self._index and node not in self._elsewhere and node.op == "call_function":
+                sources = [source for source in node.all_input_nodes if source in self._seen]
+                if sources:
+                    self._seen[node] = self._followed(node, sources)
+        return frozenset(found)
+
+    def _whole(self, node: fx.Node) -> _Seen:
+        sizes = sizes_of(node)
+        frames = len(sizes) - 3
+        layout = tuple(batch(size) if axis == frames else plain(size) for axis, size in enumerate(sizes))
+        return _Seen(frozenset({Window(0, sizes[frames])}), layout)
+
+    def _windows(self, sources: Iterable[fx.Node]) -> frozenset[Window]:
+        known = [self._seen[source] for source in sources if source in self._seen]
+        every = [each for entry in known for each in ((entry,) if isinstance(entry, _Seen) else entry)]
+        return frozenset().union(*(each.windows for each in every))
+
+    def _followed(self, node: fx.Node, sources: list[fx.Node]) -> _Seen | tuple[_Seen, ...]:
+        source = self._seen[sources[0]]
+        if node.target is operator.getitem and not isinstance(source, _Seen):
+            return source[int(node.args[1])]  # type: ignore[arg-type]
+        if isinstance(source, _Seen) and len(sources) == 1:
+            narrowed = self._narrowed(node, sources[0], source)
+            if narrowed is not None:
+                return narrowed
+        windows = self._windows(sources)
+        layouts = self._ruled(node)
+        if isinstance(layouts, Several):
+            return tuple(_Seen(windows, layout) for layout in layouts)
+        return _Seen(windows, layouts)
+
+    def _ruled(self, node: fx.Node) -> Layout | Several | None:
+        """Where the frames lie behind an operation; ``None`` once they have met."""
+        known = [self._seen.get(source) for source in node.all_input_nodes]
+        rule = MOVING.get(node.target) or rule_of(node)
+        if rule is None or any(isinstance(each, _Seen) and each.layout is None for each in known):
+            return None
+        found = rule(node, self._layout)
+        return found.layout if isinstance(found, Rowwise) else None
+
+    def _layout(self, node: fx.Node) -> Layout:
+        seen = self._seen.get(node)
+        if isinstance(seen, _Seen) and seen.layout is not None:
+            return seen.layout
+        return tuple(map(plain, sizes_of(node))) if tensor_of(node) is not None else ()
+
+    def _narrowed(self, node: fx.Node, source: fx.Node, seen: _Seen) -> _Seen | tuple[_Seen, ...] | None:
+        """What a choice of frames leaves; ``None`` for every other operation."""
+        place = place_of(seen.layout) if seen.layout is not None else None
+        if place is None or (place.outer, place.inner) != (1, 1):
+            return None
+        axis, layout = place.axis, seen.layout
+        assert layout is not None
+        lying = [window for window in seen.windows if same(window.count, sizes_of(source)[axis])]
+        if len(lying) != 1:
+            return None
+        part = self._part_of(node, source, axis, lying[0], layout)
+        return None if part is None else _beside(part, seen.windows - {lying[0]})
+
+    def _part_of(
+        self, node: fx.Node, source: fx.Node, axis: int, window: Window, layout: Layout
+    ) -> _Seen | tuple[_Seen, ...] | None:
+        """What a choice leaves of a window that lies along ``axis``."""
+        if node.target in Family.SLICE.value or node.target in Family.SELECT.value:
+            return self._cut(node, axis, window, layout)
+        if node.target in Family.SPLIT.value or node.target in Family.UNBIND.value:
+            return self._pieces(node, axis, window, layout)
+        pick = pick_of(node)
+        if pick is None or pick.source is not source or pick.axis != axis:
+            return None
+        run = run_of(pick.index)
+        count = sizes_of(node)[axis]
+        if run is not None:
+            return self._part(window, run, count, layout, axis)
+        return self._of(Window(None, count, pick.index), layout, axis) if window.first == 0 else None
+
+    def _cut(self, node: fx.Node, axis: int, window: Window, layout: Layout) -> _Seen | None:
+        if dimension(node, len(layout)) != axis:
+            return None
+        if node.target in Family.SELECT.value:
+            first = self._from_front(size_argument(argument(node, "index")), window.count)
+            return None if first is None else self._part(window, first, None, layout, axis)
+        start = argument(node, "start")
+        first = self._from_front(size_argument(0 if start is None else start), window.count)
+        if first is None or argument(node, "step") != 1:
+            return None
+        return self._part(window, first, sizes_of(node)[axis], layout, axis)
+
+    def _pieces(self, node: fx.Node, axis: int, window: Window, layout: Layout) -> tuple[_Seen, ...] | None:
+        if dimension(node, len(layout)) != axis:
+            return None
+        found, first = [], sympy.Integer(0)
+        single = node.target in Family.UNBIND.value
+        for value in node.meta["val"]:
+            count = None if single else size_of(value.shape[axis])
+            part = self._part(window, plain_size(first), count, layout, axis)
+            if part is None:
+                return None
+            found.append(part)
+            first = first + (1 if count is None else count)
+        return tuple(found)
+
+    def _part(self, window: Window, first: Size, count: Size | None, layout: Layout, axis: int) -> _Seen | None:
+        """``count`` frames of a window, its frame axis kept, or one (``None``) without it."""
+        if window.first is None:
+            return None
+        begins = plain_size(sympy.sympify(window.first) + first)
+        if count is None:
+            return _Seen(frozenset({Window(begins, 1)}), (*layout[:axis], *layout[axis + 1 :]))
+        return self._of(Window(begins, count), layout, axis)
+
+    def _of(self, window: Window, layout: Layout, axis: int) -> _Seen:
+        return _Seen(frozenset({window}), replaced(layout, axis, batch(window.count)))
+
+    def _from_front(self, place: Size, extent: Size) -> Size | None:
+        """A place counted from the front; ``None`` where its sign is not known."""
+        if isinstance(place, int):
+            return place if place >= 0 else plain_size(sympy.sympify(extent) + place)
+        return place if _is_not_negative(place, self._env) else None
+
+
+def _beside(part: _Seen | tuple[_Seen, ...], others: frozenset[Window]) -> _Seen | tuple[_Seen, ...]:
+    """A choice of frames, or several, with the frames that each value was made from besides."""
+    if isinstance(part, _Seen):
+        return part._replace(windows=part.windows | others)
+    return tuple(each._replace(windows=each.windows | others) for each in part)
+
+
+def hint_at(like: fx.Node, size: Size) -> int:
+    """A size as it was at capture; ``like`` is any tensor of it."""
+    env = fake_mode_of([like]).shape_env
+    known = isinstance(size, int) or env is None
+    return hint_of(size if known else env.create_symintnode(size, hint=None))  # type: ignore[union-attr, arg-type]
+
+
+def _is_not_negative(place: sympy.Expr, env: ShapeEnv | None) -> bool:
+    if env is None:
+        return False
+    least = env.bound_sympy(place).lower
+    if least.is_number and least >= 0:
+        return True
+    return bool(statically_known_true(env.create_symboolnode(sympy.Ge(place, 0))))
+
+
+def _is_video(program: Program, node: fx.Node) -> bool:
+    """Whether an input holds latents [B, C, F, h, w], or is said to be context."""
+    entry, tensor = program.input_of(node), tensor_of(node)
+    if entry.kind is not InputKind.TENSOR or tensor is None or not tensor.is_floating_point():
+        return False
+    return tensor.dim() == 5 or program.fact(Roles).of(entry.path) in (Role.CONTEXT, Role.LATENT)
+
+
+def _readers(node: fx.Node) -> Iterable[fx.Node]:
+    return (user for user in node.users if user.op != "output")
+
+
+_MARK = "coming frames"
+
+
+def mark_coming(program: Program, cameras: fx.Node | None) -> tuple[fx.Node, ...]:
+    """Write on the camera input what is found, to be read when the steps are calls; gives nodes that must stay."""
+    if cameras is None:
+        return ()
+    found: Any = coming_frames(program, cameras)
+    index = found.index if isinstance(found, Coming) else None
+    if index is not None:
+        index.meta[_MARK] = True
+    cameras.meta[_MARK] = (found.reason, found.hint) if isinstance(found, Miss) else found
+    return () if index is None else (index,)
+
+
+def marked_coming(graph: fx.Graph, cameras: fx.Node) -> Coming | Miss | None:
+    """What :func:`mark_coming` wrote, in the graph that was made since."""
+    found = cameras.meta.get(_MARK)
+    if isinstance(found, tuple):
+        return Miss(cameras, *found)
+    if found is None or found.index is None:
+        return found  # type: ignore[no-any-return]
+    index = next((node for node in graph.nodes if node.meta.get(_MARK) is True), None)
+    return None if index is None else Coming(found.count, None, index)

@@ -1,0 +1,1 @@
+"""What the axes of a tensor mean to a video model, and how each operation carries that."""

@@ -1,0 +1,89 @@
+"""Which nodes can be computed on smaller tensors: the rules run forward over the graph, and nothing is changed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.row_repeats.effects import Blocked, Plan, Rule
+from lightint_compile.passes.analysis.row_repeats.layout import Layout, full, repeats
+from lightint_compile.passes.analysis.row_repeats.rowwise import ROWWISE, pointwise
+from lightint_compile.passes.analysis.row_repeats.views import FILLS, REPETITIONS, VIEWS, getitem
+from lightint_compile.passes.ir.effects import draws_random
+from lightint_compile.passes.ir.op_arguments import is_tensor, sizes_of
+from lightint_compile.passes.ir.op_families import is_pointwise
+
+_RULES: dict[Any, Rule] = {**FILLS, **REPETITIONS, **VIEWS, **ROWWISE}
+
+
+@dataclass(frozen=True)
+class Sunk:
+    """A node with a small version.
+
+    Attributes:
+        plan: how to compute it.
+        args, kwargs: the node's arguments when it was analysed; a rewrite changes them underneath.
+        seeded: whether a real repetition reaches it; a constant fill alone is not worth a rewrite.
+        works: whether arithmetic lies between the repetition and it.
+    """
+
+    plan: Plan
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    seeded: bool
+    works: bool
+
+
+@dataclass
+class Analysis:
+    """Nodes with a small version, and where and why repetition ended otherwise than by meeting other rows."""
+
+    sunk: dict[fx.Node, Sunk] = field(default_factory=dict)
+    blocked: dict[fx.Node, Blocked] = field(default_factory=dict)
+
+    def layout(self, node: fx.Node) -> Layout:
+        """The layout of a node's value."""
+        found = self.sunk.get(node)
+        return full(sizes_of(node)) if found is None else found.plan.result
+
+
+def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) -> Analysis:
+    """Run the rules over ``graph``; ``given`` are layouts of nodes to suppose."""
+    analysis = Analysis()
+    for node, layout in (given or {}).items():
+        analysis.sunk[node] = Sunk(Plan(layout, {}, computes=False), (), {}, seeded=True, works=False)
+    for node in graph.nodes:
+        if node.op == "call_function" and node not in analysis.sunk:
+            _visit(node, analysis)
+    return analysis
+
+
+def _visit(node: fx.Node, analysis: Analysis) -> None:
+    reached = [analysis.sunk[o] for o in node.all_input_nodes if o in analysis.sunk]
+    starts = node.target in REPETITIONS
+    if not reached and not starts and node.target not in FILLS:
+        return
+    seeded = starts or any(entry.seeded for entry in reached)
+    found = _apply(node, analysis)
+    if isinstance(found, Blocked):
+        if any(entry.seeded for entry in reached) and not found.mixes:
+            analysis.blocked[node] = found
+    elif repeats(found.result):
+        works = found.computes or any(entry.works for entry in reached)
+        analysis.sunk[node] = Sunk(found, node.args, dict(node.kwargs), seeded, seeded and works)
+
+
+def _apply(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
+    if node.target is operator.getitem:
+        parent = analysis.sunk.get(node.args[0])  # type: ignore[arg-type]
+        return Blocked("its parent does not repeat", mixes=True) if parent is None else getitem(node, parent.plan)
+    if draws_random(node):
+        return Blocked("it draws random numbers anew for every row")
+    rule = _RULES.get(node.target) or (pointwise if is_pointwise(node) and is_tensor(node) else None)
+    if rule is None:
+        return Blocked(f"no rule for {node.target}")
+    return rule(node, analysis.layout)

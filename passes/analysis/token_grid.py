@@ -1,0 +1,388 @@
+"""Which axis of a tensor is a flattened (frames, height, width) grid, and what lies in front of and behind it.
+
+Seeds: a convolution over a volume; a view and permutation of a tensor with five or more axes; a position table built
+from three ``arange``; for tokens that arrive flattened, the view that turns them back into a video at the end. From
+there the meaning of axes follows the data (:mod:`~lightint_compile.passes.analysis.grid_axes.rules`). What cannot be
+followed is unknown, with a reason, never a guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import sympy
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+from lightint_compile.passes.analysis.grid_axes import computing, layout  # noqa: F401 - their rules register themselves
+from lightint_compile.passes.analysis.grid_axes.axes import Atom, Axes, Axis, Origin, extent
+from lightint_compile.passes.analysis.grid_axes.rules import rule_for
+from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.ir.op_arguments import pick_of, sizes_of, tensors
+from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
+from lightint_compile.passes.ir.sizes import same
+
+ROLES = ("frames", "height", "width")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A block of tokens in frame-major, then row, then column order.
+
+    Attributes:
+        frames, height, width: tokens along each; an expression where the size is symbolic.
+        seed: name of the node that made the grid; equal seeds are the same tokens.
+        first_frame: the first frame of the seed's grid that is here, where it was sliced.
+        origins: where each of the three axes came from, ``None`` for a single image.
+    """
+
+    frames: Size
+    height: Size
+    width: Size
+    seed: str
+    first_frame: Size = 0
+    origins: tuple[Origin | None, Origin | None, Origin | None] = (None, None, None)
+
+    @property
+    def shape(self) -> tuple[Size, Size, Size]:
+        """(frames, height, width)."""
+        return (self.frames, self.height, self.width)
+
+    @property
+    def tokens(self) -> Size:
+        """Number of tokens."""
+        return size_of(self.frames * self.height * self.width)
+
+    def same_tokens(self, other: Grid) -> bool:
+        """Whether this is the same stretch of the same seed."""
+        pairs = zip((*self.shape, self.first_frame), (*other.shape, other.first_frame), strict=True)
+        return self.seed == other.seed and all(same(a, b) for a, b in pairs)
+
+    def same_plane(self, other: Grid) -> bool:
+        """Whether frames of both have one height and width."""
+        return same(self.height, other.height) and same(self.width, other.width)
+
+    def __str__(self) -> str:
+        return "x".join(f"({size})" if isinstance(size, sympy.Add) else str(size) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of an axis: tokens of one grid, or tokens without one (text, registers).
+
+    Attributes:
+        length: number of tokens.
+        grid: their grid, ``None`` when there is none.
+        sources: names of the nodes where tokens without a grid came from; inputs of the program among them.
+        note: why there is no grid.
+    """
+
+    length: Size
+    grid: Grid | None = None
+    sources: tuple[str, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        return str(self.grid) if self.grid else str(self.length)
+
+
+@dataclass(frozen=True)
+class TokenAxis:
+    """An axis as stretches in order, for example ``text 12 | grid 4x8x8``."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids on this axis, in order."""
+        return tuple(span.grid for span in self.spans if span.grid)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid where there is exactly one."""
+        return self.grids[0] if len(self.grids) == 1 else None
+
+    @property
+    def prefix(self) -> Size:
+        """Tokens in front of the first grid."""
+        return self._outside(self.spans)
+
+    @property
+    def suffix(self) -> Size:
+        """Tokens behind the last grid."""
+        return self._outside(self.spans[::-1])
+
+    @property
+    def length(self) -> Size:
+        """All tokens."""
+        return _total(span.length for span in self.spans)
+
+    @property
+    def why_not(self) -> str:
+        """Why the axis holds no grid; empty when it does."""
+        return "" if self.grids else next((span.note for span in self.spans if span.note), "no grid reaches it")
+
+    def _outside(self, spans: tuple[Span, ...]) -> Size:
+        lengths: list[Size] = []
+        for span in spans:
+            if span.grid:
+                return _total(lengths)
+            lengths.append(span.length)
+        return 0
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.spans))
+
+
+def _total(sizes: Any) -> Size:
+    total: Size = 0
+    for length in sizes:
+        total = size_of(total + length)
+    return total
+
+
+@dataclass
+class TokenGrid:
+    """The fact: for every tensor axis, the stretches of tokens on it.
+
+    Attributes:
+        axes: what each axis of each node's tensor means.
+        confirmed: seeds of grids that an output unpatchifies, so that their order is known from both ends.
+    """
+
+    axes: Mapping[fx.Node, Axes] = field(default_factory=dict)
+    confirmed: frozenset[str] = frozenset()
+
+    @classmethod
+    def analyse(cls, program: Program) -> Self:
+        """Follow the meaning of axes through the graph; a graph without a grid gives an empty fact."""
+        axes = _follow(program, {})
+        hints = _flattened_inputs(program, axes)
+        if hints:
+            hinted = _follow(program, hints)
+            seeds = _unpatchified(program, hinted)
+            kept = {origin: grid for origin, grid in hints.items() if origin.node in seeds}
+            axes = hinted if kept == hints else _follow(program, kept) if kept else axes
+        return cls(axes, frozenset(_unpatchified(program, axes)))
+
+    def of(self, node: fx.Node, axis: int) -> TokenAxis | None:
+        """The stretches of one axis; ``None`` for a node that is no tensor of that rank."""
+        axes = self.axes.get(node)
+        if axes is None or not -len(axes) <= axis < len(axes):
+            return None
+        return TokenAxis(tuple(_spans(axes[axis])))
+
+    def grids_of(self, node: fx.Node) -> dict[int, TokenAxis]:
+        """The axes of a node that hold a grid."""
+        found = {number: self.of(node, number) for number in range(len(self.axes.get(node, ())))}
+        return {number: axis for number, axis in found.items() if axis is not None and axis.grids}
+
+    def holder(self, origin: Origin | None, size: Size) -> tuple[fx.Node, int] | None:
+        """The first node, and its axis, where a rewrite can read the size of exactly this one axis of a grid."""
+        return self._holders.get((origin, size))
+
+    @cached_property
+    def _holders(self) -> dict[tuple[Origin | None, Size], tuple[fx.Node, int]]:
+        holders: dict[tuple[Origin | None, Size], tuple[fx.Node, int]] = {}
+        for node, axes in self.axes.items():
+            for number, axis in enumerate(axes):
+                if len(axis) == 1:
+                    holders.setdefault((axis[0].origin, axis[0].size), _reader(node, number))
+        return holders
+
+
+def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
+    """Where the extent of an axis is read: of picked frames from the index, which is there before they are."""
+    pick = pick_of(node)
+    return (pick.index, 0) if pick is not None and pick.axis == axis else (node, axis)
+
+
+def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:
+    """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
+    known: dict[fx.Node, Axes] = {}
+    several: dict[fx.Node, list[Axes]] = {}
+    kinds = {entry.name: entry.kind for entry in program.inputs}
+    for node in program.graph.nodes:
+        tensor = tensor_of(node)
+        if node.op == "placeholder" and tensor is not None:
+            weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
+            axes = (_input_axis(node, number, size, hints, weight) for number, size in enumerate(sizes_of(node)))
+            known[node] = tuple(axes)
+        elif node.op == "call_function":
+            result = _apply(node, known, several)
+            if tensor is not None:
+                known[node] = _checked(node, result, sizes_of(node))
+            elif isinstance(node.meta.get("val"), (list, tuple)) and result is not None:
+                several[node] = _checked_list(node, result)
+        elif node.op in ("get_attr", "call_module") and tensor is not None:
+            known[node] = _checked(node, None, sizes_of(node))
+    return known
+
+
+def _input_axis(
+    node: fx.Node, number: int, size: Size, hints: Mapping[Origin, tuple[Size, Size, Size]], weight: bool
+) -> Axis:
+    origin = Origin(node.name, number, len(sizes_of(node)))
+    if origin in hints:
+        sizes = zip(ROLES, hints[origin], strict=True)
+        return tuple(Atom(part, role=role, origin=replace(origin, axis=-1 - i)) for i, (role, part) in enumerate(sizes))
+    note = "" if weight else f"axis {number} of the input {node.name}, whose grid is not known"
+    return (Atom(size, origin=origin, note=note),)
+
+
+def _apply(node: fx.Node, known: Mapping[fx.Node, Axes], several: Mapping[fx.Node, list[Axes]]) -> Any:
+    """What the node's rule says; an operation or argument form that the rules do not know says nothing."""
+    try:
+        rule = rule_for(node)
+        if rule is not None:
+            return rule(node, known.__getitem__)
+        if node.target is operator.getitem:
+            return several[node.args[0]][node.args[1]]  # type: ignore[index]
+        return None
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, sympy.SympifyError):
+        return None
+
+
+def _checked(node: fx.Node, result: Any, shape: Sequence[Size]) -> Axes:
+    """The rule's axes where their products are the recorded sizes, and new axes elsewhere."""
+    if result is None or len(result) != len(shape):
+        result = [None] * len(shape)
+    made = f"{_name(node)} makes it"
+    return tuple(
+        axis if axis is not None and same(extent(axis), size) else (_new(node, number, size, len(shape), made),)
+        for number, (axis, size) in enumerate(zip(result, shape, strict=True))
+    )
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(getattr(node.target, "_schema", None), "name", node.target)).replace("aten::", "")
+
+
+def _new(node: fx.Node, number: int, size: Size, rank: int, note: str) -> Atom:
+    return Atom(size, origin=Origin(node.name, number, rank), note=note)
+
+
+def _checked_list(node: fx.Node, results: Sequence[Any]) -> list[Axes]:
+    values = node.meta["val"]
+    shapes = [[size_of(s) for s in v.shape] if isinstance(v, torch.Tensor) else [] for v in values]
+    padded = [*results, *[None] * (len(shapes) - len(results))]
+    return [_checked(node, result, shape) for result, shape in zip(padded, shapes, strict=False)]
+
+
+# --- recognising grids in axes ---------------------------------------------------------------------------------------
+
+
+def _spans(axis: Axis) -> Iterator[Span]:
+    """The stretches of an axis; neighbours without a grid stay apart when they come from different places."""
+    if len(axis) == 1 and axis[0].parts:
+        for part in axis[0].parts:
+            yield from _spans(part)
+        return
+    grid = _grid(axis)
+    if grid is not None:
+        yield Span(grid.tokens, grid)
+        return
+    sources = tuple(dict.fromkeys(atom.origin.node for atom in axis if atom.origin and atom.size != 1))
+    yield Span(extent(axis), None, sources, _note(axis))
+
+
+def _note(axis: Axis) -> str:
+    atoms = [atom for atom in axis if atom.size != 1]
+    roles = [atom.role for atom in atoms if atom.role in ROLES]
+    if roles:
+        return f"it holds {' and '.join(roles)} only"
+    if len(atoms) == 1 and atoms[0].origin and atoms[0].origin.rank >= 5:
+        return f"it holds axis {atoms[0].origin.axis} of {atoms[0].origin.node} only"
+    return next((atom.note for atom in atoms if atom.note), "")
+
+
+def _grid(axis: Axis) -> Grid | None:
+    """The grid that an axis is, by its three atoms in order."""
+    atoms = [atom for atom in axis if atom.size != 1 or atom.role in ROLES]
+    if [atom.role for atom in atoms] == ["height", "width"] and _one_source(atoms):
+        first, (height, width) = None, atoms
+    else:
+        atoms = atoms if len(atoms) == 3 else [atom for atom in atoms if atom.size != 1]
+        if len(atoms) != 3 or not _is_volume(atoms):
+            return None
+        first, height, width = atoms
+    seed = height.origin.node if height.origin else ""
+    return Grid(
+        first.size if first else 1,
+        height.size,
+        width.size,
+        seed,
+        first.start if first else 0,
+        (first.origin if first else None, height.origin, width.origin),
+    )
+
+
+def _one_source(atoms: Sequence[Atom]) -> bool:
+    return len({atom.origin.node for atom in atoms if atom.origin}) == 1
+
+
+def _is_volume(atoms: Sequence[Atom]) -> bool:
+    """Whether three atoms are frames, height and width.
+
+    Three forms: roles that a 3-D convolution gave; a frame axis in front of a 2-D convolution's plane; and three axes
+    in their order of one tensor with at least five (or three position vectors), which only a video has.
+    """
+    roles = [atom.role for atom in atoms]
+    first, *plane = atoms
+    if any(atom.parts or atom.origin is None for atom in atoms):
+        return False
+    if roles == list(ROLES):
+        return _one_source(atoms)
+    if roles[1:] == ["height", "width"]:
+        return first.origin is not None and first.origin.rank >= 5 and _one_source(plane)
+    if roles == ["position"] * 3:
+        return True
+    origins = [atom.origin for atom in atoms if atom.origin]
+    ordered = 0 < origins[0].axis < origins[1].axis < origins[2].axis
+    return not any(roles) and _one_source(atoms) and origins[0].rank >= 5 and ordered
+
+
+# --- evidence from the end of the graph -------------------------------------------------------------------------------
+
+
+def _flattened_inputs(program: Program, axes: Mapping[fx.Node, Axes]) -> dict[Origin, tuple[Size, Size, Size]]:
+    """Input axes without a grid that some view cuts into three in a row, with the sizes it cuts them into."""
+    hints: dict[Origin, tuple[Size, Size, Size]] = {}
+    inputs = {node.name for node in program.placeholders()}
+    for node in program.calls():
+        if not str(getattr(node.target, "_schema", "")).startswith(("aten::view", "aten::reshape", "aten::unflatten")):
+            continue
+        for axis in axes.get(tensors(node)[0], ()) if tensors(node) else ():
+            origin = axis[0].origin if len(axis) == 1 and not axis[0].role else None
+            if origin and origin.node in inputs and origin.rank == 3 and origin.axis == 1 and origin not in hints:
+                cut = _cut_in_three(axis[0].size, axes[node])
+                hints.update({origin: cut} if cut else {})
+    return hints
+
+
+def _cut_in_three(length: Size, axes: Axes) -> tuple[Size, Size, Size] | None:
+    sizes = [extent(axis) for axis in axes]
+    for first in range(len(sizes) - 2):
+        frames, height, width = sizes[first : first + 3]
+        if same(size_of(frames * height * width), length) and 1 not in (height, width):
+            return frames, height, width
+    return None
+
+
+def _unpatchified(program: Program, axes: Mapping[fx.Node, Axes]) -> set[str]:
+    """Seeds of the grids whose frames, height and width lead three axes of one output, in order."""
+    leaves = pytree.tree_leaves(program.graph.output_node().args[0])
+    return {seed for leaf in leaves if leaf in axes for seed in _leading(axes[leaf])}
+
+
+def _leading(axes: Axes) -> Iterator[str]:
+    heads = [atom for axis in axes for atom in [a for a in axis if a.size != 1][:1]]
+    for atoms in itertools.combinations(heads, 3):
+        if _is_volume(atoms) and atoms[1].origin:
+            yield atoms[1].origin.node

@@ -1,0 +1,127 @@
+"""One form for every way to write a sum of products: which axes of two operands meet, and which one is summed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.canonicalize_attention.axes import Axes, Axis, atoms, unify
+from lightint_compile.passes.ir.matching import MatchError, number_of
+from lightint_compile.passes.ir.op_arguments import arguments
+
+aten = torch.ops.aten
+
+_MATMULS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """``einsum(left_axes, right_axes -> out_axes)`` with letters that are local to the node.
+
+    Attributes:
+        factor: a constant factor on the product (``alpha`` of baddbmm).
+        added: a tensor added to the product, or ``None``.
+        added_factor: the factor of what is added (``beta``).
+    """
+
+    node: fx.Node
+    left: fx.Node
+    right: fx.Node
+    left_letters: str
+    right_letters: str
+    out_letters: str
+    factor: float = 1.0
+    added: fx.Node | None = None
+    added_factor: float = 1.0
+
+    def summed(self) -> str:
+        """The letters that both operands have and the result has not."""
+        return "".join(c for c in self.left_letters if c in self.right_letters and c not in self.out_letters)
+
+    def axes(self, left: Axes, right: Axes) -> tuple[Axes, Axes]:
+        """The axes of the result and those that are summed; learns that shared letters are one axis.
+
+        Raises:
+            AxisError: a shared axis has two sizes.
+        """
+        table: dict[str, Axis] = {}
+        for letters, axes in ((self.left_letters, left), (self.right_letters, right)):
+            for letter, axis in zip(letters, axes, strict=True):
+                known = table.setdefault(letter, axis)
+                if atoms(known) and atoms(axis):
+                    unify(known, axis)
+                elif atoms(axis):
+                    table[letter] = axis
+        return tuple(table[c] for c in self.out_letters), tuple(table[c] for c in self.summed())
+
+
+def is_contraction(node: object) -> bool:
+    """Whether ``node`` is a matrix product or an einsum of two operands."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is aten.einsum.default:
+        return len(node.args[1]) == 2  # type: ignore[arg-type]
+    return node.target in _MATMULS or node.target is aten.baddbmm.default
+
+
+def contraction_of(node: fx.Node) -> Contraction:
+    """The contraction that ``node`` computes.
+
+    Raises:
+        MatchError: an operand is a vector, or the equation takes a diagonal or sums an axis of one operand only.
+    """
+    if node.target is aten.einsum.default:
+        return _einsum(node)
+    if node.target is aten.baddbmm.default:
+        return _baddbmm(node)
+    left, right = node.args[0], node.args[1]
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    return Contraction(node, left, right, *_matmul_letters(node, left, right))
+
+
+def _matmul_letters(node: fx.Node, left: fx.Node, right: fx.Node) -> tuple[str, str, str]:
+    ranks = [operand.meta["val"].dim() for operand in (left, right)]
+    if min(ranks) < 2:
+        raise MatchError("vector-product", node, "a matrix is multiplied with a vector", "add the missing axis")
+    batch = "abcdefgh"[: max(ranks) - 2]
+    kept = [batch[len(batch) - (rank - 2) :] for rank in ranks]
+    return kept[0] + "mx", kept[1] + "xn", batch + "mn"
+
+
+def _baddbmm(node: fx.Node) -> Contraction:
+    given = arguments(node)
+    beta, alpha = number_of(given["beta"]), number_of(given["alpha"])
+    if beta is None or alpha is None:
+        raise MatchError("scale-not-constant", node, "baddbmm is scaled by a value that is not a constant")
+    # beta = 0 means that the addend is not read at all, not even where it is NaN.
+    added = None if beta == 0 or number_of(given["self"]) == 0 else given["self"]
+    return Contraction(node, given["batch1"], given["batch2"], "amx", "axn", "amn", alpha, added, beta)
+
+
+def _einsum(node: fx.Node) -> Contraction:
+    equation = str(node.args[0]).replace(" ", "")
+    left, right = arguments(node)["tensors"]
+    inputs, arrow, out = equation.partition("->")
+    one, _, other = inputs.partition(",")
+    if "..." in equation:
+        one, other, out = _without_dots(one, other, out, left, right)
+    elif not arrow:
+        out = "".join(sorted(c for c in set(one + other) if (one + other).count(c) == 1))
+    dangling = (set(one) ^ set(other)) - set(out)
+    if dangling or any(len(set(letters)) != len(letters) for letters in (one, other, out)):
+        reason = f"the einsum {equation!r} takes a diagonal or sums an axis of one operand"
+        raise MatchError("einsum-form", node, reason, "write the sum or the diagonal apart from the product")
+    return Contraction(node, left, right, one, other, out)
+
+
+def _without_dots(one: str, other: str, out: str, left: fx.Node, right: fx.Node) -> tuple[str, str, str]:
+    """The equation with letters for the dots; they stand for leading axes that broadcast."""
+    counts = [
+        operand.meta["val"].dim() - len(text.replace("...", "")) for text, operand in ((one, left), (other, right))
+    ]
+    names = "ABCDEFGH"[: max(counts)]
+    one = one.replace("...", names[len(names) - counts[0] :])
+    other = other.replace("...", names[len(names) - counts[1] :])
+    return one, other, out.replace("...", names)

@@ -1,1 +1,0 @@
-"""Places of a program where something is decided at run time: which context frames, and which denoising steps."""

@@ -1,0 +1,172 @@
+"""Decision points: calls in the root graph that the driver answers on the host.
+
+A point is a module without weights or kernels. Its call is a node like any other, so that a rewritten graph prints,
+prunes and snapshots; what answers it is bound when the program is lowered: state belongs to the driver.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.errors import StateError
+from lightint_compile.passes.ir.decision_policy import Policy
+
+PLAN = "plan"
+"""The name of the one point that decides a chunk: its node and its module."""
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """Called once a chunk, in front of everything else:
+    ``plan(extrinsics[, history[, frames, inputs]], first=, intrinsics=) -> (context, record, fresh, slots)``.
+
+    ``extrinsics`` are [B, F, 4, 4] or [F, 4, 4] world-to-camera. The coming chunk's are ``policy.chunk`` of them from
+    ``first`` on (a number, or int64 [chunk] of consecutive ones on a device), by default the last; those before are
+    the history's, those behind are not looked at. ``intrinsics``, [..., 3, 3] or [..., 4], set the field of view.
+    ``history`` [B, C, F, h, w] is there for its latest changes. The context index is int64 [m] on the device of the
+    history (``None`` when context is not decided); the record is what step points are asked with.
+
+    Where keys and values are kept (:class:`KeepPoint`), ``frames`` are the tensors that say everything of a frame,
+    ``inputs`` what keys and values depend on besides, and the fresh index is the end of the context index: the frames
+    to compute; ``slots``, int64 [kept], say where the values of the frames in front of it are. Else both are ``None``.
+
+    Attributes:
+        policy: by which rules.
+        frame_axes: the frame axis of each of ``frames``.
+    """
+
+    policy: Policy
+    frame_axes: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "plan", "policy": self.policy.to_dict(), "frame_axes": list(self.frame_axes)}
+
+
+@dataclass(frozen=True)
+class StepPoint:
+    """Asked in front of one denoising step: ``step(record[, now, before]) -> bool``, true when the step may be reused.
+
+    Attributes:
+        step: its number in the loop.
+        drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels]
+            of this step and of the latest computed one) at which the step is still reused; ``None`` checks nothing.
+        each: whether every element of the batch gets an answer of its own, a tuple of them; else all must agree.
+    """
+
+    step: int
+    drift: float | None = None
+    each: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "step", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class KeepPoint:
+    """Called with what was computed for fresh frames: ``keep(record, values) -> None``; it is there in later chunks.
+
+    Attributes:
+        site: which of the kept values this is, from 0.
+        sites: how many there are; a chunk's values count as kept when all of them are there.
+        axis: the token axis of ``values``.
+        frame_tokens: tokens of a frame.
+    """
+
+    site: int
+    sites: int
+    axis: int
+    frame_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "keep", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class RecallPoint:
+    """Called for what was kept: ``recall(record, *sizes) -> values`` in all slots, contiguous and for reading.
+
+    Only slots that the plan names hold anything. They are read from where they lie, so that nothing has to be copied
+    into one piece first; no chunk writes to slots that it reads.
+
+    Attributes:
+        site: as of :class:`KeepPoint`.
+        shape: the shape of the values, ``None`` for the slots, ``-1`` for each of ``sizes``.
+        slots: how many there are.
+        dtype, device: of the values, as text.
+    """
+
+    site: int
+    shape: tuple[int | None, ...]
+    slots: int
+    dtype: str
+    device: str
+
+    def sized(self, sizes: Sequence[int]) -> list[int]:
+        """The shape of the values with the ``sizes`` of a call."""
+        given = iter(sizes)
+        return [self.slots if size is None else next(given) if size < 0 else size for size in self.shape]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "recall", **dataclasses.asdict(self)}
+
+
+PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint
+
+
+def point_from(data: Mapping[str, Any]) -> PointSpec:
+    """The inverse of ``to_dict`` of any point, also after a way through JSON."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    kind = str(fields.pop("kind"))
+    if kind == "plan":
+        return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"])
+    return {"step": StepPoint, "keep": KeepPoint, "recall": RecallPoint}[kind](**fields)
+
+
+class DecisionPoint(torch.nn.Module):
+    """The module that a decision node calls.
+
+    Attributes:
+        spec: what is decided.
+    """
+
+    _is_impure = True  # a decision is written down even if nothing reads its value
+
+    def __init__(self, spec: PointSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, *args: Any) -> Any:
+        """Nothing: a graph with decisions runs through its driver."""
+        raise StateError(
+            "a decision was asked of the graph",
+            why="decisions are bound when the program is lowered",
+            fix="run the compiled module; to run the bare graph, leave adaptive-context and step-cache out",
+        )
+
+
+def point_of(module: torch.nn.Module, node: fx.Node) -> PointSpec | None:
+    """The point that ``node`` calls; ``None`` for every other node."""
+    if node.op != "call_module":
+        return None
+    called = module.get_submodule(str(node.target))
+    return called.spec if isinstance(called, DecisionPoint) else None
+
+
+def is_region_call(module: torch.nn.Module, node: fx.Node) -> bool:
+    """Whether ``node`` calls an outlined region."""
+    return node.op == "call_module" and point_of(module, node) is None
+
+
+def is_outlined(module: torch.nn.Module, graph: fx.Graph) -> bool:
+    """Whether a graph calls regions, so that it is a root already."""
+    return any(is_region_call(module, node) for node in graph.nodes)

@@ -1,0 +1,44 @@
+"""What a node does besides computing its value: randomness, writes, checks. The schema's tag alone says too much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.ir.op_arguments import argument
+
+aten = torch.ops.aten
+
+#: Operations tagged as random that draw nothing when this argument has this value.
+_SILENT: dict[Any, tuple[str, Any]] = {
+    aten.scaled_dot_product_attention.default: ("dropout_p", 0.0),
+    aten.dropout.default: ("train", False),
+}
+
+
+def draws_random(node: fx.Node) -> bool:
+    """Whether two evaluations with the same arguments may differ. Attention without dropout draws nothing."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    if target in _SILENT:
+        name, silent = _SILENT[target]
+        return bool(argument(node, name) != silent)
+    return True
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether a node may be erased when unread, moved, and merged with an equal one."""
+    return not draws_random(node) and not node.is_impure(impure_random=False)
+
+
+def live_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that something observable depends on, in graph order; the inputs and the output are among them."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in needed or node.op in ("placeholder", "output") or not is_pure(node):
+            needed.add(node)
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]

@@ -1,0 +1,113 @@
+"""What a node is to outlining: an operation that can move into a submodule, or one that stays in the root."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._ops import HigherOrderOperator
+
+from lightint_compile.passes.ir.effects import is_pure, live_nodes
+from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.memory_sharing import alias_source
+
+#: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
+MEMO = "memo"
+
+
+def is_movable(node: fx.Node) -> bool:
+    """Whether a node may live in a submodule: it computes tensors, and is not control flow, which is the driver's."""
+    if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
+        return False
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return is_movable(node.args[0])
+    return not is_scalar(node)
+
+
+def graph_of(node: fx.Node) -> fx.GraphModule | None:
+    """The graph that ``node`` names for control flow to call; ``None`` for a value."""
+    found: Any = node.graph.owning_module if node.op == "get_attr" else None
+    for name in str(node.target).split(".") if found is not None else ():
+        found = getattr(found, name, None)
+    return found if isinstance(found, fx.GraphModule) else None
+
+
+def is_control(node: fx.Node) -> bool:
+    """Whether a node is the user's control flow, which a compiler can have whole: graphs of operators, no decisions."""
+    if node.op != "call_function" or not isinstance(node.target, HigherOrderOperator):
+        return False
+    graphs = [graph for source in node.all_input_nodes if (graph := graph_of(source)) is not None]
+    decides = any(inner.op == "call_module" for graph in graphs for inner in graph.graph.nodes)
+    values = [source.meta.get("val") for source in node.all_input_nodes]
+    return not decides and not any(isinstance(value, (torch.SymBool, torch.SymFloat)) for value in values)
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Whether a node's value is one number: a size, a condition on sizes, an item read from a tensor."""
+    return isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_tuple(node: fx.Node) -> bool:
+    """Whether a node's value is a tuple, which only ``getitem`` reads."""
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def is_element(node: fx.Node) -> bool:
+    """Whether a node reads one value of a tuple."""
+    return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and is_tuple(node.args[0])
+
+
+aten = torch.ops.aten
+
+_LOOKUPS = {aten.index_select.default, aten.embedding.default, aten.gather.default, aten.index.Tensor}
+
+
+def is_lookup(node: fx.Node) -> bool:
+    """Whether a node makes or picks a value rather than computing one: a constant, a view, a row of a table."""
+    return node.target in _LOOKUPS or alias_source(node) is not None or not node.all_input_nodes
+
+
+def is_ordered(node: fx.Node) -> bool:
+    """Whether a node must keep its place among its kind: it draws random numbers or has a side effect."""
+    return node.op == "call_function" and not is_pure(node)
+
+
+class Dependencies:
+    """Who must run before whom: data, and the order of random and side-effecting operations.
+
+    Attributes:
+        order: every node of the graph that something depends on, in execution order.
+        position: the inverse of ``order``.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.order = live_nodes(graph)
+        self.position = {node: index for index, node in enumerate(self.order)}
+        self._after: dict[fx.Node, fx.Node] = {}
+        self._before: dict[fx.Node, fx.Node] = {}
+        last: fx.Node | None = None
+        for node in self.order:
+            if is_ordered(node):
+                if last is not None:
+                    self._after[node], self._before[last] = last, node
+                last = node
+
+    def before(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that ``node`` directly waits for."""
+        inputs = node.all_input_nodes
+        previous = self._after.get(node)
+        return inputs if previous is None or previous in inputs else [*inputs, previous]
+
+    def after(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that directly wait for ``node``."""
+        users = [user for user in node.users if user in self.position]
+        following = self._before.get(node)
+        return users if following is None or following in node.users else [*users, following]
+
+
+def with_sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """``nodes`` and everything they depend on."""
+    return reached(nodes, lambda node: node.all_input_nodes)

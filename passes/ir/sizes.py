@@ -1,0 +1,116 @@
+"""Sizes of axes as numbers or expressions: compared and divided without guards, and cut into the axes of a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Protocol, Self, TypeVar
+
+import sympy
+
+from lightint_compile.passes.ir.fake_values import Size, plain
+
+
+class Factor(Protocol):
+    """A part of an axis that an analysis tells from its neighbours, as a named tuple with a ``size``."""
+
+    @property
+    def size(self) -> Size:
+        """Its extent."""
+        ...
+
+    def _replace(self, *, size: Size) -> Self: ...
+
+
+AnyFactor = TypeVar("AnyFactor", bound=Factor)
+Entry = TypeVar("Entry")
+
+
+@lru_cache(maxsize=65536)
+def same(left: Size, right: Size) -> bool:
+    """Whether two sizes are provably equal."""
+    if left == right:
+        return True
+    if isinstance(left, int) and isinstance(right, int):
+        return False
+    return bool(sympy.expand(left - right) == 0)
+
+
+@lru_cache(maxsize=65536)
+def quotient(whole: Size, part: Size) -> Size | None:
+    """``whole / part`` where that is provably an integer or an integer expression, else ``None``."""
+    if isinstance(whole, int) and isinstance(part, int):
+        return whole // part if part > 0 and whole % part == 0 else None
+    if part == 0:
+        return None
+    ratio = sympy.cancel(sympy.sympify(whole) / part)
+    return plain(ratio) if sympy.denom(sympy.together(ratio)) == 1 else None
+
+
+def product(sizes: Sequence[Size]) -> Size:
+    """The product of sizes."""
+    total: Size = 1
+    for size in sizes:
+        total = plain(total * size)
+    return total
+
+
+def replaced(axes: Sequence[Entry], dim: int, entry: Entry) -> tuple[Entry, ...]:
+    """What is known of axes, with one of them replaced."""
+    return (*axes[:dim], entry, *axes[dim + 1 :])
+
+
+def groups(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[range, range]]:
+    """Runs of axes with equal products in front of and behind a view, in order.
+
+    Axes of one join the run they stand before.
+    """
+    groups = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        start, other = i, j
+        left: Size = 1
+        right: Size = 1
+        if i < len(before):
+            left, i = before[i], i + 1
+        if j < len(after):
+            right, j = after[j], j + 1
+        while left != right:
+            if i < len(before) and (quotient(right, left) is not None or j == len(after)):
+                left, i = plain(left * before[i]), i + 1
+            elif j < len(after):
+                right, j = plain(right * after[j]), j + 1
+            else:
+                break
+        groups.append((range(start, i), range(other, j)))
+    return groups
+
+
+def dealt(
+    factors: Sequence[AnyFactor], sizes: Sequence[Size], divides: Callable[[AnyFactor], bool] = lambda factor: True
+) -> list[list[AnyFactor]] | None:
+    """Factors, the outermost first, dealt out to axes of the given sizes; ``None`` where a cut falls beside them.
+
+    Args:
+        factors: none of them of one.
+        divides: whether a factor may itself be cut, into an outer and an inner one.
+    """
+    rest = list(factors)
+    out: list[list[AnyFactor]] = []
+    for wanted in sizes:
+        taken: list[AnyFactor] = []
+        while wanted != 1:
+            if not rest:
+                return None
+            front = rest.pop(0)
+            if (left := quotient(wanted, front.size)) is not None:
+                taken.append(front)
+                wanted = left
+            elif divides(front) and (inner := quotient(front.size, wanted)) is not None:
+                taken.append(front._replace(size=wanted))
+                rest.insert(0, front._replace(size=inner))
+                wanted = 1
+            else:
+                return None
+        out.append(taken)
+    return None if rest else out

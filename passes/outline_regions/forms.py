@@ -1,0 +1,143 @@
+"""The canonical form of a piece of a graph: two pieces with equal forms are the same function of their inputs.
+
+A form lists a piece's nodes in an order that depends on its structure alone, so pieces compare equal whatever the order
+of their nodes in the graph. Equality covers operators, constants, wiring within the piece and from its inputs, and the
+dtypes, devices, sizes and strides of all values, symbolic sizes up to one consistent renaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.ir.node_data import Tokens, constant, described, graph_described, wiring_free
+from lightint_compile.passes.ir.node_queries import MEMO, Dependencies, graph_of
+
+aten = torch.ops.aten
+
+#: Operators whose second operand may be a Python number; a zero-dimensional tensor in its place is the same.
+_TAKES_NUMBER = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One piece in canonical order.
+
+    Attributes:
+        key: a number, equal for equal pieces (up to ``numbers``).
+        nodes: the piece's nodes in canonical order.
+        inputs: the values from outside, in the order in which the nodes first read them.
+        numbers: the Python factors and terms that were left out of the key, by the index of their node.
+    """
+
+    key: int
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    numbers: dict[int, float]
+
+
+def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Tokens, *, exact: bool) -> Form:
+    """The form of a piece.
+
+    Args:
+        exact: compare all constants; otherwise pieces that differ in the numbers they scale or shift tensors by (the
+            step size of an Euler update) have one key.
+    """
+    ordered = _canonical_order(nodes, dependencies, tokens)
+    inputs: dict[fx.Node, int] = {}
+    place = {node: index for index, node in enumerate(ordered)}
+    for node in ordered:
+        for source in tokens.arguments(node):
+            if source not in place and graph_of(source) is None:
+                inputs.setdefault(source, len(inputs))
+    rename = _Renaming()
+    numbers: dict[int, float] = {}
+    entries: list[Hashable] = [described(source.meta.get("val"), rename) for source in inputs]
+    for index, node in enumerate(ordered):
+        if not exact and is_scaled(node):
+            numbers[index] = float(node.args[1])  # type: ignore[arg-type]
+        wiring = tuple(_wire(source, place, inputs) for source in tokens.arguments(node))
+        value = described(node.meta.get("val"), rename)
+        entries.append((node.target, _constants(node, index in numbers), wiring, value, node.meta.get(MEMO)))
+    return Form(tokens.number(tuple(entries)), tuple(ordered), tuple(inputs), numbers)
+
+
+def _wire(source: fx.Node, place: Mapping[fx.Node, int], inputs: Mapping[fx.Node, int]) -> Hashable:
+    """Where an argument comes from: a node of the piece, an input of it, or a graph, which is a constant."""
+    graph = graph_of(source)
+    if graph is not None:
+        return graph_described(graph)
+    return place[source] if source in place else -1 - inputs[source]
+
+
+def is_scaled(node: fx.Node) -> bool:
+    """Whether a node combines a floating-point tensor, not zero-dimensional, with a Python float."""
+    if node.target not in _TAKES_NUMBER or not isinstance(node.args[1], float) or not isinstance(node.args[0], fx.Node):
+        return False
+    value = node.args[0].meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
+
+
+def _constants(node: fx.Node, drop_number: bool) -> Hashable:
+    args: Sequence[Any] = (node.args[0], *node.args[2:]) if drop_number else node.args
+    return wiring_free(args), wiring_free(node.kwargs)
+
+
+class _Renaming:
+    """A :data:`~passes.outlining.values.Rule` that numbers symbols by first appearance."""
+
+    def __init__(self) -> None:
+        self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._known: dict[sympy.Expr, Hashable] = {}
+
+    def __call__(self, expression: sympy.Expr) -> Hashable:
+        known = self._known.get(expression)
+        if known is None:
+            for symbol in sorted(expression.free_symbols, key=str):
+                new = sympy.Symbol(f"n{len(self._symbols)}", **symbol.assumptions0)
+                self._symbols.setdefault(symbol, new)
+            self._known[expression] = known = constant(expression.xreplace(self._symbols))
+        return known
+
+
+def _canonical_order(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Tokens) -> list[fx.Node]:
+    """Depth first from the piece's last values, those in the order of a hash of all they come from."""
+    inside = set(nodes)
+    look: dict[fx.Node, int] = {}
+    for node in sorted(nodes, key=dependencies.position.__getitem__):
+        producers = tuple(look.get(source, -1 - tokens.of(source)) for source in _sources(node, dependencies, tokens))
+        look[node] = tokens.number((tokens.of(node), producers))
+    sinks = [node for node in look if not any(user in inside for user in dependencies.after(node))]
+    ordered: dict[fx.Node, None] = {}
+    for sink in sorted(sinks, key=look.__getitem__):
+        _visit(sink, inside, lambda node: _sources(node, dependencies, tokens), ordered)
+    return list(ordered)
+
+
+def _sources(node: fx.Node, dependencies: Dependencies, tokens: Tokens) -> list[fx.Node]:
+    arguments = tokens.arguments(node)
+    return arguments + [source for source in dependencies.before(node) if source not in arguments]
+
+
+def _visit(
+    sink: fx.Node,
+    inside: Collection[fx.Node],
+    sources_of: Callable[[fx.Node], list[fx.Node]],
+    ordered: dict[fx.Node, None],
+) -> None:
+    stack = [(sink, iter(sources_of(sink)))]
+    entered = {sink}
+    while stack:
+        node, sources = stack[-1]
+        following = next((s for s in sources if s in inside and s not in ordered and s not in entered), None)
+        if following is None:
+            ordered[node] = None
+            stack.pop()
+        else:
+            entered.add(following)
+            stack.append((following, iter(sources_of(following))))

@@ -1,0 +1,232 @@
+"""``rowwise_op(repeat(x))`` becomes ``repeat(rowwise_op(x))``: what depends on the frame only is computed once a frame.
+
+World models condition every token on its frame: timestep, action and camera are repeated to all tokens of the frame and
+then run through linears, norms and small matrix products. The values are those of the frame, so the work is done
+``tokens_per_frame`` times over. The rewrite moves the repetition behind that work, up to where rows start to differ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
+from lightint_compile.passes.analysis.row_repeats.effects import Blocked
+from lightint_compile.passes.analysis.row_repeats.layout import (
+    Layout,
+    describe,
+    full,
+    is_full,
+    kept_size,
+    repeated,
+    repeats,
+    size,
+)
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, shape_of
+from lightint_compile.passes.ir.flops import flops_of, program_flops
+from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.memory_sharing import alias_source, output_memory
+from lightint_compile.passes.ir.node_queries import is_element
+from lightint_compile.passes.ir.op_arguments import sizes_of
+from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at
+from lightint_compile.passes.sink_row_repeats.emit import Emission
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkRowRepeats(Pass):
+    """Moves repetitions along an axis behind the rowwise operations that follow them.
+
+    Spellings seen in practice: ``repeat_interleave``, ``repeat``, ``expand`` with a reshape, an index that repeats.
+    Values are those of the same operations on fewer rows.
+
+    Attributes:
+        report_inputs: also say which inputs are given a row a token and would be cheaper a row a frame.
+    """
+
+    name: ClassVar[str] = "sink-row-repeats"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    report_inputs: bool = True
+
+    def run(self, program: Program) -> PassResult:
+        """See :meth:`~passes.base.Pass.run`."""
+        analysis = analyse(program.graph)
+        ends = _ends(program.graph, analysis)
+        remarks = list(_missed(program, analysis))
+        if ends:
+            remarks = [*_rewrite(program, analysis, ends), *remarks]
+        if self.report_inputs:
+            remarks.extend(self._per_token_inputs(program))
+        return PassResult(bool(ends), tuple(remarks))
+
+    def _per_token_inputs(self, program: Program) -> Iterator[Remark]:
+        """Inputs with one scalar a token that pass a sinusoidal embedding and then products, as timesteps do.
+
+        They are judged by what is left to save after the rewrite.
+        """
+        worth = _WORTH * program_flops(program)["total"]
+        for entry, node in zip(program.inputs, program.placeholders(), strict=True):
+            tensor = tensor_of(node)
+            if tensor is None or entry.kind is not InputKind.TENSOR or not 0 < tensor.dim() <= 2:
+                continue
+            if max(hinted_shape(tensor)) < _MANY_ROWS:
+                continue
+            found = analyse(program.graph, {node: tuple(map(repeated, shape_of(tensor)))}).sunk
+            if any(other.target is aten.sin.default for other in found if found[other].works):
+                saved = sum(flops_of(other) for other in found)
+                if saved > worth:
+                    yield _per_token(self.name, entry.path, tensor, saved)
+
+
+def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
+    """Values computed on repeated rows that something reads with every row written out, in graph order.
+
+    A view that the caller gets stays one: it shares memory with what it views, as it did.
+    """
+    returned = {node for node in output_memory(graph) if alias_source(node) is not None}
+    returned |= {node.all_input_nodes[0] for node in returned if is_element(node)}
+
+    def reads_all(user: fx.Node, node: fx.Node) -> bool:
+        operands = analysis.sunk[user].plan.operands if user in analysis.sunk and user not in returned else {}
+        return not repeats(operands.get(node, ()))
+
+    return [
+        node
+        for node in graph.nodes
+        if node in analysis.sunk
+        and node not in returned
+        and analysis.sunk[node].works
+        and tensor_of(node) is not None
+        and any(reads_all(user, node) for user in node.users)
+    ]
+
+
+def _needed(ends: list[fx.Node], analysis: Analysis) -> set[fx.Node]:
+    """The nodes whose small versions the small versions of ``ends`` are computed from, and ``ends``."""
+
+    def read_small(node: fx.Node) -> Iterator[fx.Node]:
+        operands = analysis.sunk[node].plan.operands.items()
+        return (operand for operand, want in operands if operand in analysis.sunk and repeats(want))
+
+    return reached(ends, read_small)
+
+
+def _rewrite(program: Program, analysis: Analysis, ends: list[fx.Node]) -> list[Remark]:
+    emission = Emission(program, analysis, SinkRowRepeats.name)
+    needed = _needed(ends, analysis)
+    remarks, made, stop, returned = [], [], set(ends), output_memory(program.graph)
+    for node in [node for node in program.graph.nodes if node in needed]:
+        small = emission.compute(node, rule=_rule_of(node))
+        if flops_of(node):
+            remarks.append(_applied(node, small, analysis))
+        if node in stop:
+            made.append(emission.write_out(node, returned=node in returned))
+    remarks.extend(_pointwise(ends, analysis))
+    emission.erase(ends)
+    refresh(program, made)
+    return remarks
+
+
+def _rule_of(node: fx.Node) -> str:
+    return str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
+
+
+def _applied(node: fx.Node, small: fx.Node, analysis: Analysis) -> Remark:
+    layout, rule = analysis.sunk[node].plan.result, _rule_of(node)
+    before, after = describe(layout, size), describe(layout, kept_size)
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=SinkRowRepeats.name,
+        rule=rule,
+        message=f"{rule} runs on {after} rows instead of {before}, and its result is repeated",
+        args={"rows_before": before, "rows_after": after},
+        flops_before=flops_of(node),
+        flops_after=flops_of(small),
+        numerics=Numerics.EXACT,
+        **at(node),
+    )
+
+
+def _pointwise(ends: list[fx.Node], analysis: Analysis) -> Iterator[Remark]:
+    """One remark a place for repeated values with elementwise arithmetic only behind them."""
+    for node in ends:
+        chain = _needed([node], analysis)
+        if any(flops_of(other) for other in chain):
+            continue
+        layout = analysis.sunk[node].plan.result
+        before, after = describe(layout, size), describe(layout, kept_size)
+        yield Remark(
+            kind=RemarkKind.APPLIED,
+            pass_name=SinkRowRepeats.name,
+            rule="pointwise",
+            message=f"elementwise work runs on {after} rows instead of {before}, and its result is repeated",
+            args={"rows_before": before, "rows_after": after},
+            numerics=Numerics.EXACT,
+            **at(node),
+        )
+
+
+def _missed(program: Program, analysis: Analysis) -> Iterator[Remark]:
+    """Where repeated rows met an operation that does not keep them apart, and products were lost by that."""
+    supposed = {node: layout for node in analysis.blocked if (layout := _as_its_operand(node, analysis)) is not None}
+    beyond = analyse(program.graph, supposed)
+    lost: Counter[fx.Node] = Counter()
+    for node in beyond.sunk:
+        if node not in analysis.sunk and beyond.sunk[node].works and flops_of(node):
+            for origin in _needed([node], beyond) & supposed.keys():
+                lost[origin] += flops_of(node)
+    for node, blocked in analysis.blocked.items():
+        if flops := flops_of(node) + lost[node]:
+            yield _miss(node, blocked, flops)
+
+
+def _as_its_operand(node: fx.Node, analysis: Analysis) -> Layout | None:
+    """The layout that a blocked node would have if it kept its operand's repetition, where the axes match."""
+    if tensor_of(node) is None:
+        return None
+    operand = next(o for o in node.all_input_nodes if o in analysis.sunk and analysis.sunk[o].seeded)
+    before, after = analysis.sunk[operand].plan.result, full(sizes_of(node))
+    if len(before) != len(after):
+        return None
+    pairs = zip(before, after, strict=True)
+    return tuple(a if is_full(b) else b if size(b) == size(a) else repeated(size(a)) for b, a in pairs)
+
+
+def _miss(node: fx.Node, blocked: Blocked, flops: int) -> Remark:
+    return Remark(
+        kind=RemarkKind.MISSED,
+        pass_name=SinkRowRepeats.name,
+        rule=_rule_of(node),
+        message=f"rows repeat up to {node.target} and no further: {blocked.reason}",
+        hint=f"compute what follows on the rows that differ, and repeat it after {_rule_of(node)}",
+        flops_before=flops,
+        **at(node),
+    )
+
+
+def _per_token(pass_name: str, path: str, tensor: torch.Tensor, flops: int) -> Remark:
+    rows = max(hinted_shape(tensor))
+    return Remark(
+        kind=RemarkKind.ANALYSIS,
+        pass_name=pass_name,
+        rule="per-token-input",
+        message=f"{path} has {rows} values, one a token, and its embedding is computed for each",
+        hint=f"pass {path} a value a frame and repeat it to tokens inside the model: the embedding then runs on frames",
+        args={"input": path, "rows": rows},
+        flops_before=flops,
+    )
+
+
+#: Fewer values than this are no token axis.
+_MANY_ROWS = 16
+
+#: Below this part of the program's FLOPs an input's form is not worth a remark.
+_WORTH = 1e-3

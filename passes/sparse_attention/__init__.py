@@ -1,0 +1,296 @@
+"""Attention over a token grid becomes block-sparse attention: tiles of keys are scored, and the best ones are read.
+
+The idea is that of the published method for interactive video models: mean-pooled queries and keys of 3-D tiles decide
+which key tiles a query tile reads; text and the neighbourhood are always read. In a denoising step the release reads
+all frames being made as well; here they are chosen among like all others, which loses less at the same budget. A site
+is found by what its axes mean, not by the model's name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from lightint_compile.errors import OptionError
+from lightint_compile.kernels import cost, dispatch
+from lightint_compile.kernels.checks import SUPPORTED_DTYPES
+from lightint_compile.kernels.tiles import Layout, part_of
+from lightint_compile.passes.analysis.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
+from lightint_compile.passes.analysis.token_grid import TokenGrid
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, size_of
+from lightint_compile.passes.ir.flops import flops_of
+from lightint_compile.passes.ir.program import Program, tensor_of
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at, module_path_of
+from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.sizes import same
+from lightint_compile.passes.sparse_attention.context_pools import ContextPools
+from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
+from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
+
+
+class Obstacle(NamedTuple):
+    """Why a site stays dense."""
+
+    rule: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseAttention(Pass):
+    """Rewrite attention sites whose axes hold one block of frames.
+
+    Attributes:
+        density: kept fraction of the visual key tiles where the grid attends to itself.
+        context_density: budget of a denoising step: as many tiles as the current frames have, and this share of the
+            context's, however many frames it has in a call; ``none`` applies ``density`` to all tiles there as well.
+        keep_current: spend that budget on all of the current frames first, as the release does, not on the best tiles.
+        coverage: softmax mass of the pooled scores at which a query tile may stop before its budget.
+        tile: (frames, height, width) tokens of a tile.
+        protect_frames: latest frames that every query keeps.
+        neighbours: Manhattan radius in tiles that every query keeps.
+        skipped_means: let tiles that are not read take part by this many means of their parts, or as many as the tile
+            can be cut into; 0 leaves them out, as the release does.
+        min_tokens: keys below which a site stays dense, and from which it is sparse; ``none`` asks the device's cost
+            model. Either is asked once, here, unless a size of the site is only known at each call.
+        skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
+    """
+
+    name: ClassVar[str] = "sparse-attention"
+    numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
+    requires = (AttentionSites,)
+
+    density: float = 0.3
+    context_density: float | None = 0.05
+    keep_current: bool = False
+    coverage: float | None = None
+    tile: tuple[int, ...] = (4, 8, 4)
+    protect_frames: int = 0
+    neighbours: int = 1
+    skipped_means: int = 2
+    min_tokens: int | None = None
+    skip_first: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("density", "context_density", "coverage"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise OptionError(f"{name} is a kept fraction in (0, 1]", where=self.name, why=f"got {value}")
+        if len(self.tile) != 3 or any(extent < 1 for extent in self.tile):
+            raise OptionError("a tile has three positive extents", where=self.name, fix="for example tile=4x8x4")
+        if self.skipped_means not in _PARTS:
+            why = f"got {self.skipped_means}"
+            raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=2")
+        for name in ("protect_frames", "neighbours", "skip_first"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} is not negative", where=self.name, why=f"got {getattr(self, name)}")
+
+    def run(self, program: Program) -> PassResult:
+        """Rewrite every site that can and should be sparse, and say of every other why not."""
+        sizes = GridSizes(program.fact(TokenGrid))
+        rewriter = Rewriter(program, self.name)
+        verdicts = [(site, self._judge(site, sizes)) for site in program.fact(AttentionSites)]
+        chosen = [(site, choice) for site, choice in verdicts if isinstance(choice, Choice)]
+        pools = ContextPools([(site, choice.layout.tile) for site, choice in chosen])
+        remarks = [
+            _missed(site, verdict) if isinstance(verdict, Obstacle) else _applied(site, verdict, pools)
+            for site, verdict in verdicts
+        ]
+        changed = []
+        for site, choice in chosen:
+            with rewriter.at(site.node, rule=str(site.kind)):
+                found = rewrite_site(site, choice, sizes, pools, rewriter)
+            rewriter.replace(site.node, found)
+            changed.append(found)
+        refresh(program, changed)
+        return PassResult(bool(changed), tuple(remarks))
+
+    def _judge(self, site: AttentionSite, sizes: GridSizes) -> Choice | Obstacle:
+        obstacle = next(_obstacles(site), None)
+        if obstacle is not None:
+            return obstacle
+        if _block_number(site) < self.skip_first:
+            return Obstacle("skip-first", f"the first {self.skip_first} blocks stay dense")
+        layout = self._layout(site, sizes)
+        if layout is None:
+            return Obstacle("data-dependent", "a size of its grid is only known at run time")
+        query = site.query.meta["val"]
+        kernel = dispatch.implementation(query, layout.tile)
+        if (
+            kernel == "reference" and query.device.type != "meta"
+        ):  # nothing runs on meta tensors: they stand for any device's
+            return Obstacle("no-kernel", kernel.reason)
+        choice = self._choice(site, layout, kernel)
+        return self._no_gain(site, choice) or choice
+
+    def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
+        assert site.query_grid is not None
+        current = sizes.hints(site.query_grid)
+        keys = [sizes.hints(grid) for grid in site.key_axis.grids]
+        if current is None or None in keys:
+            return None
+        total = sum(shape[0] for shape in keys if shape)
+        prefix = hinted_shape(site.key.meta["val"])[2] - total * current[1] * current[2]
+        return Layout.of(current, (total, *current[1:]), self.tile, prefix)
+
+    def _choice(self, site: AttentionSite, layout: Layout, kernel: dispatch.Choice) -> Choice:
+        """A share of everything, or as many tiles as the current frames have and a share of the context."""
+        assert site.query_grid is not None
+        frames, density, context_density = site.query_grid.frames, self.density, None
+        protected = self.protect_frames
+        if site.kind is SiteKind.DENOISE and self.context_density is not None and isinstance(frames, int):
+            density, context_density = 1.0, self.context_density
+            protected = max(protected, frames if self.keep_current else 0)
+        parts = _parts_of(layout.tile, self.skipped_means)
+        kept = (density, context_density, self.coverage, protected, self.neighbours, parts)
+        return Choice(layout, *kept, 0 if _is_static(site) else self.min_tokens, kernel)
+
+    def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
+        batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
+        keys = choice.layout.key_tokens
+        if choice.keeps_all:
+            blocks = f"{choice.layout.key_blocks} tiles of keys, and all would be kept"
+            return Obstacle("nothing-to-skip", f"it has {blocks}", "use a smaller tile or density")
+        if self.min_tokens is not None:
+            if keys < self.min_tokens:
+                return Obstacle("too-short", f"{keys} keys, fewer than min-tokens {self.min_tokens}")
+            return None
+        query = site.query.meta["val"]
+        shape = (batch, heads, head_dim, queries, keys)
+        density, kernel = min(choice.read_keys / keys, 1.0), str(choice.kernel)
+        if cost.prefers_sparse(query.device, query.dtype, *shape, density, kernel):
+            return None
+        why = f"skipping does not pay with {keys} keys and the {kernel} kernel"
+        return Obstacle("too-short", why, "min-tokens=0 rewrites regardless")
+
+
+def _parts_of(tile: tuple[int, int, int], wanted: int) -> int:
+    """The most parts, up to ``wanted``, that a tile can be cut into."""
+    for parts in sorted(_PARTS, reverse=True):
+        if parts <= wanted:
+            with suppress(ValueError):
+                part_of(tile, parts)
+                return parts
+    return 0
+
+
+_PARTS = (0, 1, 2, 4, 8)
+
+
+def _is_static(site: AttentionSite) -> bool:
+    """Whether all that dense or sparse depends on is known now, and not only at each call."""
+    values = (site.query.meta["val"], site.key.meta["val"])
+    return all(isinstance(size_of(size), int) for value in values for size in value.shape)
+
+
+_JOINED = (
+    "keep the cache as [batch, frames, height, width, heads, head_dim], and join it with torch.cat in front of the "
+    "current keys"
+)
+_ALL_TRUE = "where the mask is all true (no padding), leave it out"
+
+
+def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
+    """What keeps a site dense whatever its size, most telling first."""
+    if site.kind is SiteKind.TEXT:
+        yield Obstacle("no-grid", site.reason)
+    if site.kind is SiteKind.CROSS:
+        yield Obstacle("cross-attention", site.reason)
+    if site.kind is SiteKind.CACHE:
+        yield Obstacle("cache", site.reason, _JOINED)
+    if site.query_grid is None:
+        yield Obstacle("several-grids", site.reason)
+    if site.mask_kind is MaskKind.CAUSAL:
+        yield Obstacle("mask", "it is causal", "block-sparse attention has no causal form")
+    elif site.mask_kind is not MaskKind.NONE:
+        shape = "x".join(map(str, site.mask_shape))
+        yield Obstacle("mask", f"it has a {site.mask_kind} mask of {shape}", _ALL_TRUE)
+    if site.dropout:
+        yield Obstacle("dropout", f"it drops scores with probability {site.dropout}", "call the model in eval mode")
+    yield from _operand_obstacles(site)
+
+
+def _operand_obstacles(site: AttentionSite) -> Iterator[Obstacle]:
+    query, key, value = (tensor_of(node) for node in (site.query, site.key, site.value))
+    assert query is not None and key is not None and value is not None
+    if query.dim() != 4:
+        yield Obstacle("layout", f"its operands have {query.dim()} axes", "use [batch, heads, tokens, head_dim]")
+        return
+    if query.dtype not in SUPPORTED_DTYPES:
+        yield Obstacle("dtype", f"there is no kernel for {query.dtype}")
+    pairs = [*zip(key.shape, value.shape, strict=True), (query.shape[0], key.shape[0]), (query.shape[3], key.shape[3])]
+    if not all(same(size_of(left), size_of(right)) for left, right in pairs):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (query, key, value))
+        yield Obstacle("layout", f"query, key and value do not share batch, tokens and head_dim: {shapes}")
+    if any(free_unbacked_symbols(tensor) for tensor in (query, key, value)):
+        yield Obstacle("data-dependent", "the number of tokens depends on data (boolean indexing, nonzero)")
+    if not one_sided(site.query_axis) or not one_sided(site.key_axis):
+        yield Obstacle("text-on-both-sides", f"queries {site.query_axis}, keys {site.key_axis}")
+
+
+def _block_number(site: AttentionSite) -> float:
+    """The first number in the module path, ``blocks.3.attn1``; infinite where there is none."""
+    found = re.search(r"\.(\d+)(?:\.|$)", module_path_of(site.node).split("@")[0])
+    return float(found[1]) if found else math.inf
+
+
+def _missed(site: AttentionSite, obstacle: Obstacle) -> Remark:
+    return Remark(
+        kind=RemarkKind.MISSED,
+        pass_name=SparseAttention.name,
+        rule=obstacle.rule,
+        message=f"stays dense: {obstacle.message}",
+        hint=obstacle.hint,
+        flops_before=flops_of(site.node),
+        args={"query": str(site.query_axis), "key": str(site.key_axis)},
+        **at(site.node),
+    )
+
+
+def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark:
+    before = flops_of(site.node)
+    layout = choice.layout
+    queries = hinted_shape(site.query.meta["val"])[2]
+    read = layout.current_tokens * choice.read_keys + (queries - layout.current_tokens) * layout.key_tokens
+    after = before * read / (queries * layout.key_tokens)
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=SparseAttention.name,
+        rule=str(site.kind),
+        message=_said(site, choice),
+        args={
+            "decided": choice.decided,
+            "kernel": str(choice.kernel),
+            "kernel_reason": choice.kernel.reason,
+            "query_grid": str(site.query_grid),
+            "key_grid": str(site.key_grid),
+            "prefix": layout.prefix,
+            "tile": list(layout.tile),
+            "density": round(choice.kept_blocks / int(layout.key_blocks), 4),
+            "skipped_means": choice.skipped_means,
+            "kept_blocks": choice.kept_blocks,
+            "key_blocks": int(layout.key_blocks),
+            "context_pool_readers": pools.readers(site, layout.tile),
+        },
+        flops_before=before,
+        flops_after=int(after),
+        numerics=Numerics.APPROXIMATE,
+        **at(site.node),
+    )
+
+
+def _said(site: AttentionSite, choice: Choice) -> str:
+    """What is kept, what runs it, and where the decision waits for a call."""
+    layout, kernel = choice.layout, choice.kernel
+    kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles of {site.key_grid}"
+    why = f" ({kernel.reason})" if kernel == "portable" else ""  # another kernel might have been expected
+    waits = "" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"
+    what = f"grid {site.query_grid} attends to {kept}, and to {layout.prefix} text tokens"
+    return f"{what}, by the {kernel} kernel{why}{waits}"

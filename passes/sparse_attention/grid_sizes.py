@@ -1,0 +1,95 @@
+"""Sizes of grids as arguments of new nodes, and arithmetic on sizes that may be numbers or nodes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.attention_sites import Piece
+from lightint_compile.passes.analysis.grid_axes.axes import Origin
+from lightint_compile.passes.analysis.token_grid import Grid, TokenGrid
+from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
+from lightint_compile.passes.ir.rewriter import Rewriter
+
+aten = torch.ops.aten
+END = 2**63 - 1
+
+#: A size as an argument of a node: a number, or the node that computes it.
+SizeArgument = int | fx.Node
+
+
+class GridSizes:
+    """Extents of grids: what they were at capture, and as arguments of new nodes."""
+
+    def __init__(self, grids: TokenGrid) -> None:
+        self._grids = grids
+        self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
+
+    def hints(self, grid: Grid) -> tuple[int, int, int] | None:
+        """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
+        sizes = [self._hint(size, origin) for size, origin in zip(grid.shape, grid.origins, strict=True)]
+        return (sizes[0], sizes[1], sizes[2]) if None not in sizes else None  # type: ignore[return-value]
+
+    def _hint(self, size: Size, origin: Origin | None) -> int | None:
+        if isinstance(size, int):
+            return size
+        holder = self._grids.holder(origin, size)
+        return None if holder is None else hint_of(holder[0].meta["val"].shape[holder[1]])
+
+    def arguments(self, grid: Grid, rewriter: Rewriter) -> list[SizeArgument]:
+        """(frames, height, width) for a new node; only for a grid that has :meth:`hints`."""
+        return [self._argument(size, origin, rewriter) for size, origin in zip(grid.shape, grid.origins, strict=True)]
+
+    def _argument(self, size: Size, origin: Origin | None, rewriter: Rewriter) -> SizeArgument:
+        if isinstance(size, int):
+            return size
+        if (origin, size) not in self._made:  # sites are rewritten in order: a later one may read an earlier one's node
+            holder = self._grids.holder(origin, size)
+            assert holder is not None
+            self._made[origin, size] = rewriter.call(aten.sym_size.int, *holder)
+        return self._made[origin, size]
+
+
+def laid_out(piece: Piece, rewriter: Rewriter) -> fx.Node:
+    """The operand as the attention sees it, its permutations applied."""
+    node = piece.node
+    for order in piece.layout:
+        node = rewriter.call(aten.permute.default, node, list(order))
+    return node
+
+
+def length_of(node: fx.Node, axis: int, rewriter: Rewriter) -> SizeArgument:
+    """Extent of an axis of a value."""
+    size = size_of(node.meta["val"].shape[axis])
+    return size if isinstance(size, int) else rewriter.call(aten.sym_size.int, node, axis)
+
+
+def range_of(node: fx.Node, start: SizeArgument, stop: SizeArgument, rewriter: Rewriter) -> fx.Node:
+    """Tokens ``start`` to ``stop`` of ``[batch, heads, tokens, dim]``."""
+    return rewriter.call(aten.slice.Tensor, node, 2, start, stop)
+
+
+def product_of(sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+    """Product of sizes."""
+    return _fold(operator.mul, sizes, rewriter)
+
+
+def sum_of(sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+    """Sum of sizes."""
+    return _fold(operator.add, sizes, rewriter)
+
+
+def difference_of(left: SizeArgument, right: SizeArgument, rewriter: Rewriter) -> SizeArgument:
+    """Difference of two sizes."""
+    return _fold(operator.sub, (left, right), rewriter)
+
+
+def _fold(combine: object, sizes: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+    result, *rest = sizes
+    for size in rest:
+        plain = isinstance(result, int) and isinstance(size, int)
+        result = combine(result, size) if plain else rewriter.call(combine, result, size)  # type: ignore[operator,arg-type]
+    return result

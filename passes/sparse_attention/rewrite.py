@@ -1,0 +1,223 @@
+"""Writing one attention site as block-sparse attention: sizes as graph arguments, text first, no concatenation read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
+from lightint_compile.kernels.dispatch import Choice as Implementation
+from lightint_compile.kernels.tiles import Layout
+from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite, Piece, SpanKind
+from lightint_compile.passes.analysis.token_grid import Span, TokenAxis
+from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.ir.op_arguments import argument
+from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.sizes import same
+from lightint_compile.passes.sparse_attention.context_pools import ContextPools
+from lightint_compile.passes.sparse_attention.grid_sizes import (
+    END,
+    GridSizes,
+    SizeArgument,
+    difference_of,
+    laid_out,
+    length_of,
+    product_of,
+    range_of,
+    sum_of,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a site keeps.
+
+    Attributes:
+        layout: its tiles, symbolic sizes at the values seen at capture.
+        density: kept fraction of all visual key blocks, the forced ones included; of the current ones where the context
+            has a density of its own.
+        context_density: that of the context's blocks.
+        coverage: softmax mass at which a query tile may stop earlier.
+        protect_frames: latest frames that every query keeps.
+        neighbours: Manhattan radius, in tiles, that every query keeps.
+        skipped_means: how many means stand for a block that is not read, 0 for none.
+        min_tokens: keys from which the site is sparse, 0 where that is decided; none leaves it to each call, because a
+            size is only known there.
+        kernel: the implementation that runs where it is sparse.
+    """
+
+    layout: Layout
+    density: float
+    context_density: float | None
+    coverage: float | None
+    protect_frames: int
+    neighbours: int
+    skipped_means: int
+    min_tokens: int | None
+    kernel: Implementation
+
+    @property
+    def decided(self) -> str:
+        """Who decides between dense and sparse, and when."""
+        if self.min_tokens is None:
+            return "at each call, by the cost model"
+        return "when compiled" if self.min_tokens <= 1 else f"at each call, sparse from {self.min_tokens} keys on"
+
+    @property
+    def kept_blocks(self) -> int:
+        """Key blocks that a query tile reads at most."""
+        return int(self.layout.list_width(self.density, self.protect_frames, self.neighbours, self.context_density))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every query tile reads every key block, so that there is nothing to skip."""
+        kept = (self.density, self.protect_frames, self.neighbours, self.context_density, self.coverage)
+        return self.layout.keeps_all(*kept)
+
+    @property
+    def read_keys(self) -> float:
+        """Keys that a query token is multiplied with: the text, tokens of kept blocks, means of all blocks."""
+        layout = self.layout
+        visual = layout.key_tokens - layout.prefix
+        means = layout.finer(self.skipped_means).key_blocks if self.skipped_means else 0
+        return float(layout.prefix + self.kept_blocks / layout.key_blocks * visual + means)
+
+
+def one_sided(axis: TokenAxis) -> bool:
+    """Whether tokens without a grid lie on at most one side of the grid."""
+    return same(axis.prefix, 0) or same(axis.suffix, 0)
+
+
+def rewrite_site(
+    site: AttentionSite, choice: Choice, sizes: GridSizes, pools: ContextPools, rewriter: Rewriter
+) -> fx.Node:
+    """Insert the sparse form of ``site`` in front of its node and give the node with the result.
+
+    Text queries that share the axis with the grid attend to every key, as they did: the axis is cut, and joined again.
+    """
+    assert site.query_grid is not None
+    query_grid = sizes.arguments(site.query_grid, rewriter)
+    frames = [sizes.arguments(grid, rewriter)[0] for grid in site.key_axis.grids]
+    key_grid = [sum_of(frames, rewriter), *query_grid[1:]]
+    visual = product_of(query_grid, rewriter)
+    keys, values = _segments(site, product_of(key_grid, rewriter), rewriter)
+    prefix = _prefix(site, keys, key_grid, rewriter)
+    queries = _Queries.cut(site, visual, rewriter)
+    kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
+    policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means)
+    decided = choice.min_tokens
+    where = (query_grid, key_grid, prefix, list(choice.layout.tile))
+    pooled = pools.of(site, choice.layout.tile, sizes, rewriter, parts=choice.skipped_means)
+    lightint = torch.ops.lightint
+    if pooled is not None:
+        target = lightint.sparse_attention_prepared.default
+        key_pool, *means = pooled
+        given = (*means, None, None)[:2]
+        found = rewriter.call(target, queries.visual, keys, values, key_pool, *where, *policy, *given, decided)
+    elif len(keys) > 1:
+        target = lightint.sparse_attention_segments.default
+        found = rewriter.call(target, queries.visual, keys, values, *where, *policy, decided)
+    else:
+        target = lightint.sparse_attention.default
+        found = rewriter.call(target, queries.visual, keys[0], values[0], *where, *policy, decided)
+    return queries.join(site, found, rewriter)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The query axis cut into the grid and the text on one side of it."""
+
+    visual: fx.Node
+    text: fx.Node | None
+    text_first: bool
+
+    @classmethod
+    def cut(cls, site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> _Queries:
+        axis, query = site.query_axis, site.query
+        if same(axis.prefix, 0) and same(axis.suffix, 0):
+            return cls(query, None, False)
+        if same(axis.prefix, 0):
+            return cls(range_of(query, 0, visual, rewriter), range_of(query, visual, END, rewriter), False)
+        start = difference_of(length_of(query, 2, rewriter), visual, rewriter)
+        return cls(range_of(query, start, END, rewriter), range_of(query, 0, start, rewriter), True)
+
+    def join(self, site: AttentionSite, found: fx.Node, rewriter: Rewriter) -> fx.Node:
+        if self.text is None:
+            return found
+        text = rewriter.call(
+            ATTENTION, self.text, site.key, site.value, scale=_stated_scale(site), enable_gqa=site.grouped
+        )
+        parts = [text, found] if self.text_first else [found, text]
+        return rewriter.call(aten.cat.default, parts, 2)
+
+
+def _segments(site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Keys and values with the text in front: what was concatenated, or one tensor, cut where the text lies behind."""
+    pairs = list(zip(site.key_pieces, site.value_pieces, strict=False))
+    aligned = len(site.key_pieces) == len(site.value_pieces) and all(same(k.length, v.length) for k, v in pairs)
+    order = _text_first(site) if aligned else None
+    if order is not None:
+        keys, values = ([laid_out(pair[side], rewriter) for pair in pairs] for side in (0, 1))
+        return [keys[place] for place in order], [values[place] for place in order]
+    if same(site.key_axis.suffix, 0):
+        return [site.key], [site.value]
+    cut = [
+        (range_of(node, visual, END, rewriter), range_of(node, 0, visual, rewriter)) for node in (site.key, site.value)
+    ]
+    return list(cut[0]), list(cut[1])
+
+
+def _text_first(site: AttentionSite) -> list[int] | None:
+    """The order of the pieces that puts text in front; ``None`` when a piece that must move holds text and grid."""
+    if len(site.key_pieces) == 1:
+        return [0] if same(site.key_axis.suffix, 0) else None
+    if same(site.key_axis.suffix, 0):
+        return list(range(len(site.key_pieces)))
+    kinds = _piece_kinds(site.key_pieces, site)
+    if kinds is None:
+        return None
+    return sorted(range(len(kinds)), key=lambda place: kinds[place] != SpanKind.TEXT)
+
+
+def _piece_kinds(pieces: Sequence[Piece], site: AttentionSite) -> list[SpanKind] | None:
+    """The kind of each piece, where its end is the end of a span."""
+    kinds: list[SpanKind] = []
+    spans = list(site.key_spans)
+    for piece in pieces:
+        length: Size = 0
+        seen: set[bool] = set()
+        while spans and not same(length, piece.length):
+            span = spans.pop(0)
+            seen.add(span.kind is SpanKind.TEXT)
+            length = size_of(length + span.length)
+        if len(seen) != 1 or not same(length, piece.length):
+            return None
+        kinds.append(SpanKind.TEXT if True in seen else SpanKind.CURRENT)
+    return kinds
+
+
+def _prefix(
+    site: AttentionSite, keys: Sequence[fx.Node], key_grid: Sequence[SizeArgument], rewriter: Rewriter
+) -> SizeArgument:
+    text = _text_length(site.key_axis.spans)
+    if isinstance(text, int):
+        return text
+    total = sum_of([length_of(key, 2, rewriter) for key in keys], rewriter)
+    return difference_of(total, product_of(key_grid, rewriter), rewriter)
+
+
+def _text_length(spans: Sequence[Span]) -> Size:
+    total: Size = 0
+    for span in spans:
+        total = size_of(total + (0 if span.grid else span.length))
+    return total
+
+
+def _stated_scale(site: AttentionSite) -> float | None:
+    scale: float | None = argument(site.node, "scale")
+    return scale

@@ -1,0 +1,81 @@
+"""The report as a page: well formed, escaped, without a script or a link, with the graphs where there are any."""
+
+from __future__ import annotations
+
+import dataclasses
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightint_compile import LightintOptions, capture
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.pipeline_run import rewrite
+from lightint_compile.reporting import Report
+
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects them and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {"src", "href"} & {name for name, _ in attrs}
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    blocks = [torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Linear(8, 8), torch.nn.GELU()) for _ in range(3)]
+    program = capture.trace(torch.nn.Sequential(*blocks), (torch.randn(2, 8),))
+    rewritten = rewrite(program, LightintOptions(passes="outline-regions"))
+    miss = Remark(
+        kind=RemarkKind.MISSED,
+        pass_name="outline-regions",
+        rule="<b>",
+        message="a < b & c",
+        source="model.py:3",
+        hint="write <i>x</i>",
+    )
+    return Report.of(dataclasses.replace(rewritten, remarks=(*rewritten.remarks, miss)), measurements={"cache hits": 2})
+
+
+def test_the_page_says_what_the_text_says_and_shows_both_graphs(report: Report, tmp_path: Path) -> None:
+    path = report.to_html(tmp_path / "report.html")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "script" not in page.tags and "http" not in page.text
+    for said in ("Sequential", "near misses (1)", "a < b & c", "write <i>x</i>", "model.py:3", "cache hits 2"):
+        assert said in page.text
+    assert "before" in page.text and "after" in page.text
+    assert "aten.linear.default" in page.text and "region " in page.text
+    assert "float32[2, 8]" in page.text
+
+
+def test_a_report_read_from_data_has_a_page_without_graphs(report: Report, tmp_path: Path) -> None:
+    path = Report.from_dict(report.to_dict()).to_html(tmp_path / "report.html")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "near misses (1)" in page.text and "before" not in page.text
+
+
+def test_reports_without_rewrites_have_a_page_too(tmp_path: Path) -> None:
+    from lightint_compile.reporting import Section
+
+    for report, said in ((Report.of(), "no graph"), (Report.of(Section("M", untouched="it needs <grad>")), "<grad>")):
+        assert said in Page(report.to_html(tmp_path / "r.html").read_text(encoding="utf-8")).text

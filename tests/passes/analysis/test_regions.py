@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toyvideo import Block, First, ToyChunk, shuffled, toy_inputs, traced, without_paths
+
+from lightint_compile.passes.analysis.regions import RegionGroup, Regions
+from lightint_compile.passes.ir.condensed_graph import Contraction
+from lightint_compile.passes.ir.node_data import argument_nodes
+from lightint_compile.passes.ir.node_queries import Dependencies
+from lightint_compile.passes.ir.program import Program
+
+aten = torch.ops.aten
+
+
+@pytest.fixture(scope="module")
+def chunk() -> Program:
+    return traced(ToyChunk(depth=3, steps=4), *toy_inputs())
+
+
+def regions_of(module: nn.Module, *args: Tensor) -> Regions:
+    return traced(module, *args).fact(Regions)
+
+
+def largest(regions: Regions) -> RegionGroup:
+    return max(regions, key=lambda group: group.saved)
+
+
+def test_every_block_of_every_step_is_a_copy_of_one_region(chunk: Program) -> None:
+    group = largest(chunk.fact(Regions))
+    assert len(group.instances) == 12
+    assert sorted(group.paths) == sorted(f"blocks.{block}@{step}" for block in range(3) for step in range(1, 5))
+
+
+def test_blocks_of_the_prefill_are_another_region_and_its_dead_last_block_none(chunk: Program) -> None:
+    groups = list(chunk.fact(Regions))
+    assert [sorted(group.paths) for group in groups[1:]] == [["blocks.0", "blocks.1"]]
+
+
+@pytest.mark.parametrize("form", ["paths", "no paths", "shuffled", "shuffled, no paths"])
+def test_copies_are_isomorphic_disjoint_and_leave_no_cycle(chunk: Program, form: str) -> None:
+    program = shuffled(chunk) if "shuffled" in form else chunk
+    program = without_paths(program) if "no paths" in form else program
+    regions = program.fact(Regions)
+    assert len(largest(regions).instances) == 12
+    assert [group.size for group in regions] == [group.size for group in chunk.fact(Regions)]
+    copies = [nodes for group in regions for nodes in group.instances]
+    assert len(set().union(*copies)) == sum(map(len, copies))
+    assert not Contraction(copies, Dependencies(program.graph)).on_cycles()
+    for group in regions:
+        for nodes in group.instances:
+            _assert_same(group.instances[0], nodes)
+
+
+def _assert_same(first: tuple[torch.fx.Node, ...], other: tuple[torch.fx.Node, ...]) -> None:
+    image = dict(zip(first, other, strict=True))
+    for left, right in image.items():
+        assert left.target == right.target
+        for source, source_of_other in zip(argument_nodes(left), argument_nodes(right), strict=True):
+            assert image.get(source, source_of_other) is source_of_other
+
+
+TWINS = {
+    "a constant": {"eps": 1e-3},
+    "a size": {"inner": 24},
+    "a dtype": {"dtype": torch.float16},
+}
+
+
+@pytest.mark.parametrize("change", TWINS)
+def test_a_block_that_differs_in(change: str) -> None:
+    group = largest(regions_of(ToyChunk(depth=3, steps=2, overrides={1: TWINS[change]}), *toy_inputs()))
+    assert sorted(group.paths) == sorted(f"blocks.{block}@{step}" for block in (0, 2) for step in (1, 2))
+
+
+def test_a_differing_dtype_of_inputs_alone_is_seen() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(16) for _ in range(4))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            for index, block in enumerate(self.blocks):
+                if index == 2:
+                    x, c = x.double(), c.double()
+                x, _ = block(x, c)
+            return x
+
+    module = Mixed()
+    module.blocks[2:].double()
+    groups = list(regions_of(module, torch.randn(1, 6, 16), torch.randn(1, 16)))
+    assert sorted(len(group.instances) for group in groups) == [2, 2]
+
+
+def test_a_table_row_that_differs_stays_outside_and_the_region_whole() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(ScaledBlock(i) for i in range(4))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x, c)
+            return x
+
+    class ScaledBlock(nn.Module):
+        def __init__(self, index: int) -> None:
+            super().__init__()
+            self.index, self.inner = index, Block(16)
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return self.inner(x, c[self.index])[0] * c[self.index, 0, 0]
+
+    (group,) = regions_of(Scaled(), torch.randn(1, 6, 16), torch.randn(4, 1, 16))
+    assert len(group.instances) == 4
+    rows = [node for nodes in group.instances for node in nodes if node.target is aten.select.int]
+    assert {node.args[2] for node in rows} <= {0}
+
+
+def test_what_was_hoisted_out_of_a_block_is_not_part_of_it() -> None:
+    program = traced(ToyChunk(depth=3, steps=4), *toy_inputs())
+    whole = largest(program.fact(Regions))
+    # The first modulation of each block is given to its later steps, as if it did not change over them.
+    linears = [n for n in program.calls(aten.linear.default) if n.args[1].name.endswith("_mod_weight")]
+    for weight in {node.args[1] for node in linears}:
+        first, *later = [node for node in linears if node.args[1] is weight][1:]
+        for node in later:
+            node.replace_all_uses_with(first)
+    program.graph.eliminate_dead_code()
+    program.changed()
+    group = largest(program.fact(Regions))
+    assert len(group.instances) == 12
+    assert group.size < whole.size
+    assert not any(linear in nodes for nodes in group.instances for linear in linears)
+
+
+def test_a_path_out_of_a_block_and_back_is_cut_out_of_it() -> None:
+    class Detour(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleList([Block(16), Block(16)]) for _ in range(1))
+            self.heads = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+            self.stages = nn.ModuleList(Half() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for index, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+                x = stage(x, head, 1 + index)
+            return x
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor, head: nn.Module, power: int) -> Tensor:
+            y = torch.tanh(self.a(x)).exp().sin() + 1
+            side = (head(y) * y).cumsum(-1).roll(power, -1)
+            z = torch.tanh(self.b(y)).exp().sin() + 1
+            for _ in range(4):
+                z = z.cos() + side
+            return x + z
+
+    program = traced(Detour(), torch.randn(2, 16))
+    copies = [nodes for group in program.fact(Regions) for nodes in group.instances]
+    assert copies
+    assert not Contraction(copies, Dependencies(program.graph)).on_cycles()
+
+
+def test_two_equal_blocks_are_a_region_and_a_plain_mlp_has_none() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(16) for _ in range(2))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            for block in self.blocks:
+                x, _ = block(x, c)
+            return x
+
+    (group,) = regions_of(Two(), torch.randn(1, 6, 16), torch.randn(1, 16))
+    assert group.paths == ("blocks.0", "blocks.1")
+    mlp = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(8, 8), nn.ReLU())))
+    assert not list(regions_of(mlp, torch.randn(2, 8)))
+    assert not list(regions_of(First(Block(16)), torch.randn(1, 6, 16), torch.randn(1, 16)))
+
+
+def test_tuples_and_their_elements_are_on_the_same_side(chunk: Program) -> None:
+    for group in chunk.fact(Regions):
+        for nodes in group.instances:
+            for node in nodes:
+                if node.target is operator.getitem:
+                    assert node.args[0] in nodes
+
+
+class Root(nn.Module):
+    """A norm of many operations, as models spell it in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x * 0.5
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).tanh() * self.weight
+
+
+def _rest_of_a_block(x: Tensor) -> Tensor:
+    x = torch.cat([x.sin(), x.cos().abs().sqrt()], -1)[..., 4:12].erf().neg() + x.mean(-1, keepdim=True)
+    x = (x.flip(-1).sinh() / (1 + x.exp())).atan().roll(1, -1).clamp(-3, 3)
+    return (x.square() - x.amax(-1, keepdim=True)).sigmoid() * x.cumsum(-1)
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.q_norm, self.k_norm = Root(), Root()
+
+
+class WithoutBlocks(nn.Module):
+    """Blocks that are called part by part, so that no module path holds all of one."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Parts() for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            query, key = part.q_norm(part.q(x)), part.k_norm(part.k(x))
+            x = x + _rest_of_a_block(part.out(torch.softmax(query @ key.mT, -1) @ x))
+        return x
+
+
+def test_a_norm_with_a_path_is_not_taken_out_of_blocks_without_one() -> None:
+    (group,) = regions_of(WithoutBlocks(6).eval().requires_grad_(False), torch.randn(1, 5, 8))
+    assert len(group.instances) == 6
+    assert group.size > 25
