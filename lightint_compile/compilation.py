@@ -24,6 +24,7 @@ from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
 from lightint_compile.lowering import Lowered, compiler_of, lower
 from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_of, key_of
 from lightint_compile.lowering.driver import Driver
+from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.ir.program import Program
@@ -280,7 +281,7 @@ def inductor_as_it_is(
     rewritten: Rewritten | None = None,
     remarks: Sequence[Remark] = (),
 ) -> CompiledGraph:
-    """Inductor on the graph as Dynamo captured it, which is what ``backend="inductor"`` does."""
+    """Inductor on the graph as Dynamo captured it, as ``backend="inductor"`` does, results in memory of their own."""
     log.info("graph handed to Inductor as it is: %s", reason)
     section = Section.of(_undone(rewritten)) if rewritten else _section_without_passes(options)
     section = dataclasses.replace(section, untouched=reason)
@@ -289,8 +290,9 @@ def inductor_as_it_is(
     )
     function: Callable[..., Any] = graph_module.forward
     if options.delegate != "eager":
+        results = FreshResults(traced_memory(graph_module.graph))
         with inductor_config.patch(config):
-            function = cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs)))
+            function = results.behind(cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs))))
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
 
 

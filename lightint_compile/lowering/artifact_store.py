@@ -26,6 +26,7 @@ from lightint_compile.lowering import Lowered
 from lightint_compile.lowering.artifact_folder import CacheFolder
 from lightint_compile.lowering.artifact_keys import key_of as key_of
 from lightint_compile.lowering.driver import Driver
+from lightint_compile.lowering.fresh_results import FreshResults
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Variant
 from lightint_compile.lowering.region_sizes import BoundSymbol
@@ -145,6 +146,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
             "bindings": bindings,
             "extra": list(variant.extra),
             "floats": list(variant.floats),
+            "memory": list(variant.results.stated),
         }
     return {
         "source": driver.source,
@@ -160,7 +162,10 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
 def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, regions: RegionSource) -> Leaf:
     artifact = CompiledArtifact.load(path=str(folder / f"{name}.bin"), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
-    variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]))
+    results = FreshResults(data["memory"])
+    variant = Variant(
+        artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]), results=results
+    )
     return Leaf(name, functools.partial(regions, name), compiler, [variant])
 
 

@@ -1,4 +1,4 @@
-"""A leaf: one region compiled once, with its weights as arguments, and called as often as it occurs."""
+"""A region compiled once, with its weights as arguments, and called as often as it occurs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.fallback import is_answered, told
 from lightint_compile.lowering.cuda_forms import spelled_for_cuda
+from lightint_compile.lowering.fresh_results import FreshResults, stated_memory
 from lightint_compile.lowering.region_sizes import BoundSymbol, FreshInputs, fresh_inputs
 from lightint_compile.passes.ir.remarks import Remark
 
@@ -40,6 +41,7 @@ class Variant:
         extra: positions in ``bindings`` of the sizes that ``function`` takes as integers before the region's arguments.
         floats: positions of the region's arguments that are Python floats and reach ``function`` as tensors.
         save: writes the compiled form to a file; ``None`` where it cannot be written.
+        results: keeps results from sharing memory that they do not share in the region's graph.
     """
 
     function: Callable[..., Sequence[Any]]
@@ -48,6 +50,7 @@ class Variant:
     extra: tuple[int, ...] = ()
     floats: tuple[int, ...] = ()
     save: Callable[[str], None] | None = None
+    results: FreshResults = field(default_factory=FreshResults)
 
     @cached_property
     def _code(self) -> CodeType | None:
@@ -65,7 +68,7 @@ class Variant:
         sizes = (self.bindings[index].read(args) for index in self.extra)
         if self.floats:
             args = [_as_tensor(arg) if index in self.floats else arg for index, arg in enumerate(args)]
-        return self.function(*sizes, *args)
+        return self.results.of(args, self.function(*sizes, *args))
 
 
 def _as_tensor(number: float) -> torch.Tensor:
@@ -176,7 +179,8 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
                 standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
             )
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
-        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save)
+        results = FreshResults(stated_memory(graph_module.graph))
+        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results)
 
     return compile_region
 

@@ -1,4 +1,4 @@
-"""The shape of the tree: a ladder of imports without circles, and for every pass a folder, a page and tests of its name."""
+"""The shape of the tree: a ladder of imports without circles, and a folder, a page and tests for every pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LADDER = (
     ("errors", "torch_compat"),
     ("kernels", "models", "passes.ir"),
     ("passes.analysis", "passes.base", "capture", "fallback"),
-    tuple(f"passes.{name.replace('-', '_')}" for name in PASSES) + ("passes.registry",),
+    (*tuple(f"passes.{name.replace('-', '_')}" for name in PASSES), "passes.registry"),
     ("passes.pipeline", "runtime", "reporting"),
     ("options", "testing"),
     ("lowering", "asking", "path_decisions"),

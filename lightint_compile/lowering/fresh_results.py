@@ -1,0 +1,89 @@
+"""Results of compiled code share memory with each other and with arguments only where its graph says so.
+
+Inductor drops ``x * 1``, ``x + 0`` and their like, with factors that are tensors of constants or, from torch 2.14 on,
+numbers, and then returns ``x`` itself: a write into the result would change the caller's argument. Which results are
+so is a property of the compiled code, so that looking once is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+from lightint_compile.passes.ir.memory_sharing import memory_of
+
+
+def stated_memory(graph: fx.Graph) -> tuple[int, ...]:
+    """For each result which memory it may have by the graph: below zero an argument's, the first being -1."""
+    numbers = {node: -1 - place for place, node in enumerate(graph.find_nodes(op="placeholder"))}
+    results = pytree.tree_leaves(graph.output_node().args)
+    return tuple(
+        numbers.setdefault(memory_of(result), place) if isinstance(result, fx.Node) else place
+        for place, result in enumerate(results)
+    )
+
+
+def traced_memory(graph: fx.Graph) -> tuple[int, ...]:
+    """:func:`stated_memory` of a graph as Dynamo captured it, told by the storages of its fake values.
+
+    Empty where a value has none.
+    """
+    numbers: dict[Hashable, int] = {}
+    for place, node in enumerate(graph.find_nodes(op="placeholder")):
+        if isinstance(value := node.meta.get("example_value"), torch.Tensor):
+            numbers.setdefault(_storage(value), -1 - place)
+    stated = []
+    for place, result in enumerate(pytree.tree_leaves(graph.output_node().args)):
+        value = result.meta.get("example_value") if isinstance(result, fx.Node) else None
+        if isinstance(result, fx.Node) and value is None:
+            return ()
+        stated.append(numbers.setdefault(_storage(value), place) if isinstance(value, torch.Tensor) else place)
+    return tuple(stated)
+
+
+class FreshResults:
+    """Copies those results of compiled code whose memory is not what the graph states.
+
+    Args:
+        stated: as of :func:`stated_memory`; empty for code that runs the graph as it is.
+    """
+
+    def __init__(self, stated: Sequence[int] = ()) -> None:
+        self.stated = tuple(stated)
+        self._copied: tuple[int, ...] | None = None if stated else ()
+
+    def of(self, args: Sequence[Any], results: Sequence[Any]) -> Sequence[Any]:
+        """``results`` of a call with ``args``; the first call finds which of them are to be copied."""
+        if self._copied is None:
+            self._copied = self._misplaced(args, results)
+        if not self._copied:
+            return results
+        return tuple(result.clone() if place in self._copied else result for place, result in enumerate(results))
+
+    def behind(self, function: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        """``function`` with its results looked at."""
+        return lambda *args: self.of(args, function(*args))
+
+    def _misplaced(self, args: Sequence[Any], results: Sequence[Any]) -> tuple[int, ...]:
+        owners: dict[Hashable, set[int]] = {}
+        for place, arg in enumerate(args):
+            if isinstance(arg, torch.Tensor):
+                owners.setdefault(_storage(arg), set()).add(-1 - place)
+        found = []
+        for place, (result, memory) in enumerate(zip(results, self.stated, strict=True)):
+            if not isinstance(result, torch.Tensor):
+                continue
+            if memory not in owners.setdefault(_storage(result), {memory}):
+                found.append(place)
+        return tuple(found)
+
+
+def _storage(tensor: torch.Tensor) -> Hashable:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse, or a subclass that has no storage
+        return id(tensor)
