@@ -15,8 +15,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## roll a small world model out on the CPU: eager, Inductor and lightint side by side
 	$(BIN)/lightint demo --out out/demo
 
+# One thread a worker: two workers with two threads each wait for one another on two cores.
 test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

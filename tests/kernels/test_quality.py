@@ -143,7 +143,7 @@ def test_the_whole_loses_less_than_the_published_rule_at_the_same_density(layout
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.9
 
 
-@pytest.mark.parametrize("context_frames", [4, 8, 12])
+@pytest.mark.parametrize("context_frames", [4, 8, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_denoising_step_reads_fewer_blocks_than_the_published_rule_and_loses_less(context_frames):
     """As the pass has it; in every kind of attention and field up to frequency 2, on the mean of its seeds."""
     layout, ours_is = Layout((context_frames, 4), 22, 18, TILE, TEXT), SparseAttention()

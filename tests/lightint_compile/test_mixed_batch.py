@@ -224,6 +224,7 @@ def worldplay_rollout(module, elements):
     return history
 
 
+@pytest.mark.slow
 def test_worldplay_rolls_out_two_scenes_in_one_batch_as_it_does_each_alone() -> None:
     pair = worldplay()
     together = worldplay_rollout(pair, [0, 1])

@@ -93,15 +93,15 @@ def raises(graph_module):
 
 
 @pytest.mark.parametrize(
-    ("broken", "kind", "said"),
+    ("broken", "factor", "kind", "said"),
     [
-        (adds_one, Kind.WRONG, "not close"),
-        (returns_its_input, Kind.WRONG, "share memory"),
-        (keeps_its_result, Kind.WRONG, "second call"),
-        (raises, Kind.RAISED, "ZeroDivisionError"),
+        (adds_one, 2, Kind.WRONG, "not close"),
+        (returns_its_input, 1, Kind.WRONG, "share memory"),
+        (keeps_its_result, 2, Kind.WRONG, "second call"),
+        (raises, 2, Kind.RAISED, "ZeroDivisionError"),
     ],
 )
-def test_a_wrong_backend_is_told(broken, kind, said, monkeypatch) -> None:
+def test_a_wrong_backend_is_told(broken, factor, kind, said, monkeypatch) -> None:
     monkeypatch.setattr(operator_cases, "lightint", lambda graph_module, inputs, options: broken(graph_module))
-    outcome = outcome_of(case_of(lambda x: x * 1, torch.full((3,), 5.0)), dynamic=False)
+    outcome = outcome_of(case_of(lambda x: x * factor, torch.full((3,), 5.0)), dynamic=False)
     assert outcome is not None and outcome.kind is kind and said in outcome.detail

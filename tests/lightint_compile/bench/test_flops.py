@@ -80,6 +80,7 @@ def test_stages_follow_the_data() -> None:
     assert counter.kind(next(program.calls(torch.ops.aten.scaled_dot_product_attention.default))) == "attention"
 
 
+@pytest.mark.slow
 def test_at_full_size_all_stays_below_seven_petaflop() -> None:
     config = WorldPlayConfig.hy_8b_480p()
     found = rollout(Traces(config, 119), VARIANTS["all"], "left-31,right-32", 64, (2, 3), config.depth)

@@ -119,6 +119,7 @@ def test_frames_are_made_anew_when_they_are_too_old() -> None:
     assert kept[0] == 0 and kept[1] > 0 and kept[2] == 0, kept
 
 
+@pytest.mark.slow
 def test_through_inductor_with_and_without_kept_frames() -> None:
     eager, compiled = (torch.stack(Rollout(delegate=d, dtype=torch.float32).run()) for d in ("eager", "inductor"))
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)

@@ -114,6 +114,7 @@ def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_comp
     assert [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)] == compiled
 
 
+@pytest.mark.slow
 def test_where_every_guard_refuses_nothing_but_sparse_attention_is_left(session: Session) -> None:
     plain = Session("sparse").latents()
     before = session.planner.rules
