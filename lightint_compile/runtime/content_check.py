@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +22,7 @@ from torch import Tensor
 from lightint_compile.kernels.checksum import Memory, in_memory_order
 from lightint_compile.runtime.content_sums import Checksums, Layout, Reading, layout_of, obstacle_now
 from lightint_compile.runtime.device_to_host import together
+from lightint_compile.torch_compat import layout_guard
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -137,12 +138,14 @@ class _Survey:
         readings: of each tensor.
         groups: the tensors that are read, by device.
         blocked: why the others cannot be read, by their number.
+        unchanged: whether values have these layouts still, told at once; it may say no where they have.
     """
 
     layouts: list[Layout]
     readings: list[Reading | None]
     groups: list[_Group]
     blocked: dict[int, str]
+    unchanged: Callable[[Sequence[Any]], bool]
 
     @classmethod
     def of(cls, values: Sequence[Any], layouts: list[Layout], before: _Survey | None) -> _Survey:
@@ -163,7 +166,7 @@ class _Survey:
                 group.scattered.extend([] if reading.in_order else [len(group.slots)])
                 group.slots.append(slot)
                 group.sizes.append(reading.size)
-        return cls(layouts, readings, list(groups.values()), blocked)
+        return cls(layouts, readings, list(groups.values()), blocked, _unchanged(values, layouts, blocked))
 
     def obstacles(self, now: str) -> dict[int, str]:
         """Why no tensor can be read at the moment, by their numbers."""
@@ -241,8 +244,10 @@ class Watch:
 
     def survey(self, values: Sequence[Any]) -> _Survey:
         """How the watched arguments are read: as in an earlier call, where all layouts are the same."""
-        layouts = [layout_of(value) if isinstance(value, Tensor) else () for value in values]
         known = self._survey
+        if known is not None and known.unchanged(values):
+            return known
+        layouts = [layout_of(value) if isinstance(value, Tensor) else () for value in values]
         if known is None or known.layouts != layouts:
             known = self._survey = _Survey.of(values, layouts, known)
         return known
@@ -258,6 +263,17 @@ class Watch:
         if not self._told:
             self._told = True
             log.info("results that could be kept between calls are computed in every call: of an input, %s", reason)
+
+
+def _unchanged(values: Sequence[Any], layouts: Sequence[Layout], blocked: Collection[int]) -> Callable[..., bool]:
+    """A quick check of whether other values have these layouts; numbers are of their layout whatever they are."""
+    tensors = [slot for slot, layout in enumerate(layouts) if layout]
+    numbers = [slot for slot, layout in enumerate(layouts) if not layout]
+    if blocked or not tensors:
+        return lambda _: False
+    pick = _picker(tensors)
+    guard = layout_guard(pick(values))
+    return lambda now: guard(*pick(now)) and not any(isinstance(now[slot], Tensor) for slot in numbers)
 
 
 def _picker(slots: Sequence[int]) -> _Pick:
