@@ -25,18 +25,21 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
     Raises:
         OptionError: an option that no pass of the pipeline takes, or a required pass that the pipeline lacks.
     """
-    from lightint_compile.passes.ir.remarks import Numerics
     from lightint_compile.passes.pipeline import Pipeline
 
     passes = Pipeline.parse(str(PRESETS[options.preset]) if options.passes is None else options.passes).passes
     passes = tuple(step for step in passes if step.name not in options.without)
-    required = options.require
-    if options.budget is not None:
-        held_back = {step.name for step in passes if step.numerics is Numerics.APPROXIMATE}
-        passes = tuple(step for step in passes if step.name not in held_back)
-        required = required if options.budget.is_exact else tuple(name for name in required if name not in held_back)
-    _check_required(required, passes)
-    return Pipeline(_forward(options, passes))
+    if options.budget is not None and options.budget.is_exact:
+        passes = _exact(passes)
+    _check_required(options, passes)
+    passes = _forward(options, passes)
+    return Pipeline(passes if options.budget is None else _exact(passes))
+
+
+def _exact(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    from lightint_compile.passes.ir.remarks import Numerics
+
+    return tuple(step for step in passes if step.numerics is not Numerics.APPROXIMATE)
 
 
 def asked_passes(options: LightintOptions) -> tuple[str, ...]:
@@ -70,8 +73,8 @@ def unasked_passes(options: LightintOptions) -> tuple[str, ...]:
     )
 
 
-def _check_required(required: tuple[str, ...], passes: tuple[Pass, ...]) -> None:
-    for name in required:
+def _check_required(options: LightintOptions, passes: tuple[Pass, ...]) -> None:
+    for name in options.require:
         if name not in {step.name for step in passes}:
             raise OptionError(
                 f"the required pass {name!r} is not part of the pipeline",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightint_compile.kernels import checksum
+from lightint_compile.kernels import checksum, checksum_words
 from lightint_compile.kernels.checksum import Memory, device_sums, host_sums, in_memory_order
 from lightint_compile.kernels.checksum_words import sums_of
 
@@ -39,7 +39,7 @@ def by_hand(content: bytes) -> list[int]:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 8, 1023])
 def test_the_plain_form_is_the_sum_over_words(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checksum, "_AT_ONCE", 64)
+    monkeypatch.setattr(checksum_words, "_AT_ONCE", 64)
     piece = torch.randint(0, 256, (size,), dtype=torch.uint8)
     assert sums_of(piece).tolist() == [by_hand(bytes(piece.tolist()))]
 
