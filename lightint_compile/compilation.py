@@ -268,7 +268,8 @@ class Compilation:
     def _finished(self, driver: Driver, section: Section, start: float, *, warm: bool) -> CompiledGraph:
         seconds = {"warm start": float(warm), "backend seconds": time.perf_counter() - start}
         section = section.with_measurements(seconds)
-        function = driver if self._options.strict else Recovering(driver, self._graph_module.forward)
+        stock = self._options.delegate != "eager"
+        function = driver if self._options.strict else Recovering(driver, self._graph_module.forward, stock=stock)
         return CompiledGraph(function, section, self._inputs, driver=driver)
 
 

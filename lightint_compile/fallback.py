@@ -1,8 +1,9 @@
 """What happens when something of ours raises: the caller gets the right result, and one remark says what that costs.
 
 While a graph is compiled, a stage that fails is tried again with less (see ``compilation.py``). While it runs, a call
-that fails is answered by the graph as Dynamo captured it. Rewritten graphs write to none of their inputs, so a call
-that broke off has left nothing half done, and can be made again.
+that fails is answered by the graph as Dynamo captured it; when several fail in a row, Inductor compiles that graph.
+Rewritten graphs write to none of their inputs, so a call that broke off has left nothing half done, and can be made
+again.
 """
 
 from __future__ import annotations
@@ -71,13 +72,17 @@ class Recovering:
 
     What the graph raises as well is the caller's own error and comes through as it is.
 
-    Attributes:
+    Args:
         program: the compiled program.
+        original: the graph.
+        stock: have Inductor compile the graph once the program is not tried any more.
+
+    Attributes:
         failure: what is said of the first call that failed.
     """
 
-    def __init__(self, program: Callable[..., Any], original: Callable[..., Any]) -> None:
-        self.program, self._original = program, original
+    def __init__(self, program: Callable[..., Any], original: Callable[..., Any], *, stock: bool = False) -> None:
+        self.program, self._original, self._stock = program, original, stock
         self.failure: Remark | None = None
         self._in_a_row = 0
 
@@ -103,12 +108,15 @@ class Recovering:
 
     def around(self, program: Callable[..., Any]) -> Recovering:
         """The same for another program made from the graph."""
-        return Recovering(program, self._original)
+        return Recovering(program, self._original, stock=self._stock)
 
     def _instead(self, args: Sequence[Any], failure: Exception) -> Any:
         result = self._original(*args)  # outside of the handler: an error of the caller's does not drag ours along
         self._in_a_row += 1
+        if self._stock and self._in_a_row == ENOUGH:
+            self._original = torch.compile(self._original, backend="inductor")
         if self.failure is None:
             instead = "the graph ran operation by operation, which is slower; so do later calls that fail"
+            instead += f", until Inductor compiles it after {ENOUGH} in a row" if self._stock else ""
             self.failure = told("a call", instead, failure)
         return result

@@ -204,6 +204,26 @@ def test_a_program_that_fails_every_time_is_left(model: Model, monkeypatch: pyte
     assert len(_failures(compiled)) == 1
 
 
+def test_what_fails_every_time_is_compiled_by_inductor_as_it_is(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile(model, backend="lightint", fullgraph=True)
+    made = []
+    stock = torch._inductor.compile_fx.compile_fx
+    with torch.no_grad():
+        compiled(*_inputs())
+        monkeypatch.setattr(driver.Driver, "__call__", _raises)
+        monkeypatch.setattr(
+            torch._inductor.compile_fx,
+            "compile_fx",
+            lambda *args, **kwargs: made.append(args) or stock(*args, **kwargs),
+        )
+        for call in range(ENOUGH + 2):
+            assert len(made) == (call > ENOUGH)
+            torch.testing.assert_close(compiled(*_inputs()), model(*_inputs()))
+    assert len(made) == 1
+    (failure,) = _failures(compiled)
+    assert "until Inductor compiles it" in failure
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), KeyboardInterrupt(), MemoryError()], ids=repr)
 def test_what_eager_would_raise_too_comes_through(
     error: BaseException, model: Model, monkeypatch: pytest.MonkeyPatch
