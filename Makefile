@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench kernel-matrix torch-matrix peers clean
+.PHONY: demo test lint docs bench kernel-matrix torch-matrix peers clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,12 @@ test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	.ci/types
+
+# The four folders are put together as the package that they are installed as, where the API reference reads them.
+docs: $(STAMP)  ## the documentation as a site in build/site; a broken link or an unknown name is an error
+	rm -rf build/package && mkdir -p build/package
+	cp -r lightint_compile build/package/ && cp -r passes kernels models build/package/lightint_compile/
+	$(BIN)/python -m mkdocs build --strict --clean
 
 bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
 	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist tests/benchmarks

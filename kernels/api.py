@@ -59,7 +59,8 @@ def sparse_attention(
 
     Args:
         query: ``[batch, query_heads, query_tokens, head_dim]``; a transposed ``[batch, tokens, heads, dim]`` is fine.
-        key, value: ``[batch, key_heads, prefix + frames * height * width, head_dim]``, prefix first.
+        key: ``[batch, key_heads, prefix + frames * height * width, head_dim]``, prefix first.
+        value: of the key's shape.
         query_grid: (frames, height, width) of the queries, the last frames of ``key_grid``.
         key_grid: (frames, height, width) of the visual keys.
         prefix: text tokens in front; always attended.

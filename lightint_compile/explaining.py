@@ -51,7 +51,8 @@ def explain(
 
     Args:
         module: a module or function, or what ``torch.compile`` made of one.
-        args, kwargs: what it is called with.
+        args: what it is called with.
+        kwargs: and by name.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic.
         options: as for ``torch.compile``.
 

@@ -76,7 +76,8 @@ def export(
 
     Args:
         module: a module, or a program that ``torch.export`` made of one.
-        args, kwargs: one call, by which the module is captured and the file is checked.
+        args: one call, by which the module is captured and the file is checked.
+        kwargs: and by name.
         options: as for ``torch.compile``; the preset ``exact`` by default, since an archive takes no decisions.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic; not for a captured program.
 

@@ -64,8 +64,7 @@ class Program:
     """One graph in normal form with its inputs.
 
     Attributes:
-        graph_module: the graph. Passes edit it in place; :meth:`facts` must be dropped when they do (the pipeline
-        does).
+        graph_module: the graph. Passes edit it in place. Facts must be dropped when they do, as the pipeline does.
         inputs: one entry a placeholder, in order.
         name: the user's class or function name, for reports.
         roles: roles of inputs that the user stated (``options={"roles": {...}}``), by input path.
