@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from lightint_compile.options import DEFAULT_PRESET
+from lightint_compile.options.presets import PRESETS
 
 app = typer.Typer(
     name="lightint",
@@ -26,9 +27,10 @@ app.add_typer(bench, name="bench")
 Target = Annotated[
     str, typer.Argument(help="worldplay:tiny, worldplay:demo, worldplay:8b-480p, or package.module:factory")
 ]
-PresetName = Annotated[str, typer.Option("--preset", "-p", help="off, exact, sparse, context, cache, all or published")]
+PresetName = Annotated[str, typer.Option("--preset", "-p", help=f"one of {', '.join(PRESETS)}")]
 OptionPairs = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="further options as KEY=VALUE, VALUE plain or JSON")
+    list[str] | None,
+    typer.Option("--option", "-o", help="further options as KEY=VALUE, VALUE plain or JSON; see lightint options"),
 ]
 DynamicPairs = Annotated[
     list[str] | None, typer.Option("--dynamic", "-d", help="a symbolic size as ARGUMENT=DIMENSION[,DIMENSION]")
@@ -132,6 +134,16 @@ def passes() -> None:
     from lightint_compile.cli.listing import print_passes
 
     print_passes()
+
+
+@app.command("options")
+def list_options(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="print the table of the how-to")] = False,
+) -> None:
+    """List the options that --option and options={...} take."""
+    from lightint_compile.cli.option_list import print_options
+
+    print_options(as_markdown)
 
 
 @app.command()

@@ -11,8 +11,8 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightint_compile.options import LightintOptions
-from lightint_compile.options.pipelines import FORWARDED, pipeline_of
+from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.options.values import LightintOptions, forwarded
 
 if TYPE_CHECKING:
     from lightint_compile.passes.pipeline import Pipeline
@@ -68,8 +68,9 @@ class Rung:
             without=(*options.without, *self.without),
             require=tuple(name for name in options.require if name not in self.without),
         )
-        takes = _taken(pipeline_of(dataclasses.replace(rest, **dict.fromkeys(FORWARDED))))  # type: ignore[arg-type]
-        dropped = dict.fromkeys(name for name in FORWARDED if name not in takes)
+        handed_on = forwarded(type(options))
+        takes = _taken(pipeline_of(dataclasses.replace(rest, **dict.fromkeys(handed_on))))  # type: ignore[arg-type]
+        dropped = dict.fromkeys(name for name in handed_on if name not in takes)
         return dataclasses.replace(rest, **(self.thresholds | dropped))  # type: ignore[arg-type]
 
     def __str__(self) -> str:

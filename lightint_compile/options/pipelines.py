@@ -6,15 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lightint_compile.errors import OptionError
-from lightint_compile.options import LightintOptions
 from lightint_compile.options.presets import PRESETS
+from lightint_compile.options.table import names_of
+from lightint_compile.options.values import LightintOptions, forwarded
 
 if TYPE_CHECKING:
     from lightint_compile.passes.base import Pass
     from lightint_compile.passes.pipeline import Pipeline
-
-FORWARDED = ("density", "context_density", "coverage", "min_tokens", "tile", "overlap", "drift", "age", "kept_frames")
-"""Options that belong to whichever passes of the pipeline have a field of the same name."""
 
 
 def pipeline_of(options: LightintOptions) -> Pipeline:
@@ -63,7 +61,8 @@ def unasked_passes(options: LightintOptions) -> tuple[str, ...]:
 
     if options.passes is not None or options.preset != "all" or options.approximate or options.budget is not None:
         return ()
-    given = {option for option in FORWARDED if getattr(options, option) is not None}
+    asking = names_of(type(options), lambda row: row.to_passes and row.asks)
+    given = {option for option in asking if getattr(options, option) is not None}
     return tuple(
         step.name
         for step in pipeline_of(options).passes
@@ -85,7 +84,7 @@ def _check_required(options: LightintOptions, passes: tuple[Pass, ...]) -> None:
 
 
 def _forward(options: LightintOptions, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    for option in FORWARDED:
+    for option in forwarded(type(options)):
         value = getattr(options, option)
         if value is None:
             continue

@@ -45,7 +45,7 @@ def test_help_is_quick_and_lists_the_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lightint_compile", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "explain", "export", "decisions", "passes", "doctor", "bench"):
+    for command in ("demo", "explain", "export", "decisions", "passes", "options", "doctor", "bench"):
         assert command in done.stdout
 
 
@@ -79,6 +79,17 @@ def test_passes_lists_every_pass_and_preset(
     assert run(monkeypatch, "passes") == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*PASSES, *PRESETS))
+
+
+def test_options_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lightint_compile.options import LightintOptions
+    from lightint_compile.options.table import markdown, table_of
+
+    assert run(monkeypatch, "options") == 0
+    printed = capsys.readouterr().out
+    assert all(row.name in printed for row in table_of(LightintOptions))
+    assert run(monkeypatch, "options", "--markdown") == 0
+    assert capsys.readouterr().out.strip() == markdown(LightintOptions)
 
 
 def test_doctor_says_how_things_stand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

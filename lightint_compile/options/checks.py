@@ -1,0 +1,123 @@
+"""What values options take: a check brings a value into the form in which it is kept, or says what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.options.table import Check
+
+ROLES = ("latent", "context", "camera", "intrinsics", "timestep", "text", "action", "parameter")
+"""What an input can be to a world model."""
+
+
+def choice(known: Iterable[str]) -> Check:
+    """One of the names that ``known`` holds by then."""
+
+    def check(option: str, value: Any) -> str:
+        names = tuple(known)
+        if value not in names:
+            raise OptionError(
+                f"{value!r} is no {option}", where=f"options[{option!r}]", fix=did_you_mean(str(value), names)
+            )
+        return str(value)
+
+    return check
+
+
+def truth(option: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise wrong(option, value, "true or false", "True")
+    return value
+
+
+def number(expected: str, example: str, allows: Callable[[float], bool]) -> Check:
+    """A number that ``allows`` takes, as a float, or ``None``."""
+
+    def check(option: str, value: Any) -> float | None:
+        if value is not None and not (is_number(value) and allows(value)):
+            raise wrong(option, value, expected, example)
+        return None if value is None else float(value)
+
+    return check
+
+
+def whole(expected: str, example: str, least: int) -> Check:
+    """A whole number from ``least`` on, or ``None``."""
+
+    def check(option: str, value: Any) -> int | None:
+        if value is not None and not is_whole(value, least):
+            raise wrong(option, value, expected, example)
+        return None if value is None else int(value)
+
+    return check
+
+
+def several(count: int, allows: Callable[[Any], bool], expected: str, example: str) -> Check:
+    """A list of ``count`` values that ``allows`` takes each, as a tuple, or ``None``."""
+
+    def check(option: str, value: Any) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)) or len(value) != count or not all(map(allows, value)):
+            raise wrong(option, value, expected, example)
+        return tuple(value)
+
+    return check
+
+
+def pipeline_text(option: str, value: Any) -> str | None:
+    """A pipeline as text, in its own spelling, or ``None``."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise wrong(option, value, "a pipeline text", '"canonicalize-attention,dead-tail"')
+    from lightint_compile.passes.pipeline import Pipeline
+
+    return str(Pipeline.parse(value))
+
+
+def pass_names(option: str, value: Any) -> tuple[str, ...]:
+    """Names of passes."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise wrong(option, value, "a list of pass names", '["canonicalize-attention"]')
+    names = tuple(value)
+    if not names:
+        return ()
+    from lightint_compile.passes.registry import PASSES
+
+    known = choice(PASSES)
+    return tuple(known(option, name) for name in names)
+
+
+def input_roles(option: str, value: Any) -> tuple[tuple[str, str], ...]:
+    """Inputs with a role each, as sorted pairs."""
+    try:
+        pairs = dict(value)
+    except (TypeError, ValueError):
+        raise wrong(option, value, "input names with a role each", '{"past_latents": "context"}') from None
+    for path, role in pairs.items():
+        if role not in ROLES:
+            fix = did_you_mean(str(role), ROLES)
+            raise OptionError(f"{role!r} is no role", where=f"options[{option!r}][{path!r}]", fix=fix)
+    return tuple(sorted((str(path), str(role)) for path, role in pairs.items()))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value is a whole number from ``least`` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def wrong(option: str, value: Any, expected: str, example: str) -> OptionError:
+    """The error on a value that cannot be taken."""
+    why = f"expected {expected}"
+    return OptionError(
+        f"{value!r} cannot be taken", where=f"options[{option!r}]", why=why, fix=f"for example {example}"
+    )

@@ -1,0 +1,234 @@
+"""The options themselves: one frozen value, checked when it is made, equal and hashed by content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.options.checks import (
+    ROLES,
+    choice,
+    input_roles,
+    is_whole,
+    number,
+    pass_names,
+    pipeline_text,
+    several,
+    truth,
+    whole,
+)
+from lightint_compile.options.error_limits import Budget
+from lightint_compile.options.presets import PRESETS
+from lightint_compile.options.table import names_of, option, table_of, with_attributes
+
+DELEGATES = ("inductor", "eager")
+"""Who runs the rewritten regions: Inductor, or plain PyTorch (for debugging and for machines without a compiler)."""
+
+DEFAULT_PRESET = "all"
+
+
+def _listed(names: Iterable[str], quote: str = '"') -> str:
+    return ", ".join(f"`{quote}{name}{quote}`" for name in names)
+
+
+_FRACTION = number("a fraction above 0 and at most 1", "0.3", lambda value: 0 < value <= 1)
+
+
+@with_attributes
+@dataclass(frozen=True, kw_only=True)
+class LightintOptions:
+    """Options of the backend, of ``explain`` and of ``export``.
+
+    Each field is a row of the table of options (:mod:`lightint_compile.options.table`), which a how-to prints.
+
+    Raises:
+        OptionError: a value that cannot be taken, with the nearest one that can.
+    """
+
+    preset: str = option(
+        DEFAULT_PRESET,
+        choice(PRESETS),
+        values=_listed(PRESETS),
+        help=f'which passes run; `"{DEFAULT_PRESET}"` is the default',
+    )
+    passes: str | None = option(
+        None,
+        pipeline_text,
+        values="text",
+        help='a pipeline that replaces the preset\'s: `"canonicalize-attention,dead-tail"`; `""` runs none',
+    )
+    approximate: bool = option(
+        False,
+        truth,
+        values="`True`, `False`",
+        help='whether `"all"` also approximates a model without cameras or a trajectory; `False` is the default',
+    )
+    roles: tuple[tuple[str, str], ...] = option(
+        (),
+        input_roles,
+        values="`{input: role}`",
+        help=f"what an input is, where the inference is wrong: {_listed(ROLES, '')}",
+        plain=dict,
+    )
+    require: tuple[str, ...] = option(
+        (),
+        pass_names,
+        values="list of passes",
+        help="each must rewrite something in the model, else `PassError` is raised",
+        plain=list,
+    )
+    strict: bool = option(
+        False,
+        truth,
+        values="`True`, `False`",
+        help="a fault of lightint raises; otherwise less is rewritten, or Inductor gets the graph, and the report "
+        "says so",
+    )
+    delegate: str = option(
+        "inductor", choice(DELEGATES), values=_listed(DELEGATES), help="who runs the rewritten graph"
+    )
+    density: float | None = option(
+        None,
+        _FRACTION,
+        values="above 0, at most 1",
+        help="kept fraction of the visual key tiles of sparse attention",
+        to_passes=True,
+        threshold=True,
+    )
+    context_density: float | None = option(
+        None,
+        _FRACTION,
+        values="above 0, at most 1",
+        help="the same for context tiles in a denoising step",
+        to_passes=True,
+        threshold=True,
+    )
+    coverage: float | None = option(
+        None,
+        _FRACTION,
+        values="above 0, at most 1",
+        help="share of the softmax of the pooled scores at which a query tile may stop early",
+        to_passes=True,
+        threshold=True,
+    )
+    min_tokens: int | None = option(
+        None,
+        whole("a number of keys, 0 or more", "4096", least=0),
+        values="a number",
+        help="keys from which a site is sparse; below it is dense. By default the device's cost model decides",
+        to_passes=True,
+    )
+    tile: tuple[int, ...] | None = option(
+        None,
+        several(
+            3,
+            lambda extent: is_whole(extent, 1),
+            "three extents in tokens, 1 or more: frames, height, width",
+            "[4, 8, 4]",
+        ),
+        values="`[frames, height, width]`",
+        help="tokens of a tile",
+        to_passes=True,
+        plain=list,
+    )
+    overlap: float | None = option(
+        None,
+        number("a share from 0 to 1", "0.7", lambda value: 0 <= value <= 1),
+        values="0 to 1",
+        help="share of the coming view that earlier frames must have seen for it to count as seen before",
+        to_passes=True,
+        threshold=True,
+    )
+    drift: float | None = option(
+        None,
+        number("a relative change, 0 or more", "0.25", lambda value: value >= 0),
+        values="0 or more",
+        help="relative change of the first block's output up to which a denoising step is reused; above it, keys and "
+        "values of context frames are kept for less long",
+        to_passes=True,
+        threshold=True,
+    )
+    age: int | None = option(
+        None,
+        whole("a number of chunks, 0 or more", "4", least=0),
+        values="0 or more chunks",
+        help="how long keys and values of context frames are kept; 0, as in the presets, computes them in every chunk",
+        to_passes=True,
+        threshold=True,
+    )
+    kept_frames: int | None = option(
+        None,
+        whole("a number of latent frames, 1 or more", "64", least=1),
+        values="frames",
+        help="how many frames are kept at most, which costs memory; by default as many as the model gathers",
+        to_passes=True,
+    )
+    without: tuple[str, ...] = option(
+        (), pass_names, values="list of passes", help="passes that are left out of the pipeline", plain=list
+    )
+    max_relative_error: float | None = option(
+        None,
+        number("a share of the result, from 0 to below 1", "0.05", lambda value: 0 <= value < 1),
+        values="0 to below 1",
+        help="an error budget; `0` is `exact`",
+    )
+    min_psnr: float | None = option(
+        None,
+        number("decibels above 0", "30", lambda value: value > 0),
+        values="decibels above 0",
+        help="the same in decibels; infinity is `exact`",
+    )
+
+    def __post_init__(self) -> None:
+        for row in table_of(type(self)):
+            object.__setattr__(self, row.name, row.check(row.name, getattr(self, row.name)))
+        _check_who_sets_thresholds(self)
+
+    @property
+    def budget(self) -> Budget | None:
+        """How far results may be from the exact ones; ``None`` where nothing is said about it."""
+        budget = Budget(self.max_relative_error, self.min_psnr)
+        return budget if budget.is_stated else None
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Self:
+        """The options that a user's dictionary spells; an unknown key is an :class:`OptionError` with a hint."""
+        known = [row.name for row in table_of(cls)]
+        for key in mapping or {}:
+            if key not in known:
+                raise OptionError(
+                    f"there is no option {key!r}", where=f"options[{key!r}]", fix=did_you_mean(str(key), known)
+                )
+        return cls(**(mapping or {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain data; :meth:`from_mapping` takes it back."""
+        given = [(row, getattr(self, row.name)) for row in table_of(type(self))]
+        return {
+            row.name: value if row.plain is None else row.plain(value) for row, value in given if value != row.default
+        }
+
+    def __str__(self) -> str:
+        rest = {name: value for name, value in self.to_dict().items() if name != "preset"}
+        return ", ".join([f"preset={self.preset}", *(f"{name}={value}" for name, value in rest.items())])
+
+
+def _check_who_sets_thresholds(options: LightintOptions) -> None:
+    thresholds = names_of(type(options), lambda row: row.threshold)
+    given = [name for name in thresholds if getattr(options, name) is not None]
+    if options.budget is None or options.budget.is_exact or not given:
+        return
+    stated = [name for name in ("max_relative_error", "min_psnr") if getattr(options, name) is not None]
+    raise OptionError(
+        f"{' and '.join(given)} cannot be set together with {' and '.join(stated)}",
+        where=f"options[{given[0]!r}]",
+        why="thresholds are what a budget is for: calibration sets them",
+        fix=f"leave out {' and '.join(given)}, or {' and '.join(stated)}",
+    )
+
+
+def forwarded(kind: type[LightintOptions] = LightintOptions) -> tuple[str, ...]:
+    """Options that belong to whichever passes of the pipeline have a field of the same name."""
+    return names_of(kind, lambda row: row.to_passes)
