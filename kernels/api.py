@@ -6,6 +6,7 @@ Checks run once inside the operator, before anything is launched, so that a grap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Required, Unpack
 
 import torch
 from torch import Tensor
@@ -15,10 +16,19 @@ from lightint_compile.torch_compat import is_observed
 from . import checks, planning
 from . import ops as _ops  # noqa: F401  registers the operators
 from .dispatch import Choice, implementation, using
+from .settings import (
+    POLICY,
+    SITE,
+    SPARSE,
+    Grid,
+    PolicyArguments,
+    Settings,
+    SiteArguments,
+    SparseArguments,
+)
 from .steps import ContextPools
 from .tiles import part_of
 
-Grid = Sequence[int]
 _lightint = torch.ops.lightint
 
 __all__ = [
@@ -37,43 +47,14 @@ __all__ = [
 ]
 
 
-def sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    query_grid: Grid,
-    key_grid: Grid,
-    prefix: int = 0,
-    tile: Grid = (4, 8, 4),
-    density: float = 0.3,
-    coverage: float | None = None,
-    protect_frames: int = 0,
-    neighbours: int = 1,
-    scale: float | None = None,
-    context_density: float | None = None,
-    skipped_means: int = 1,
-    min_tokens: int | None = None,
-) -> Tensor:
+def sparse_attention(query: Tensor, key: Tensor, value: Tensor, **given: Unpack[SparseArguments]) -> Tensor:
     """Attention over a (frames, height, width) token grid that skips key tiles of little weight.
 
     Args:
         query: ``[batch, query_heads, query_tokens, head_dim]``; a transposed ``[batch, tokens, heads, dim]`` is fine.
         key: ``[batch, key_heads, prefix + frames * height * width, head_dim]``, prefix first.
         value: of the key's shape.
-        query_grid: (frames, height, width) of the queries, the last frames of ``key_grid``.
-        key_grid: (frames, height, width) of the visual keys.
-        prefix: text tokens in front; always attended.
-        tile: (t, h, w) tokens of one block.
-        density: kept fraction of the visual key blocks; forced blocks count toward it. 1.0 is dense attention.
-        coverage: keep only as many blocks as hold this share of the estimated attention mass; density then caps it.
-        protect_frames: latest key frames that are always kept.
-        neighbours: blocks within this Manhattan distance in the block grid are always kept (0: the own block).
-        scale: factor of the logits; ``head_dim ** -0.5`` by default.
-        context_density: with it, the budget is ``density`` of the current blocks and this share of the context's.
-        skipped_means: let every block that is not read take part by the mean keys and values of so many parts (1, 2, 4
-            or 8, as far as the tile can be halved); 0 leaves out what is not read, as in the published method.
-        min_tokens: keys from which the call is sparse, 0 for always; without it the cost model decides for these sizes.
+        given: the site and which blocks are kept, see :class:`~.settings.SparseArguments`.
 
     Returns:
         ``[batch, query_heads, query_tokens, head_dim]``; memory order as stated in ``ops``.
@@ -81,39 +62,22 @@ def sparse_attention(
     Raises:
         InputError: arguments that do not fit together, before anything is launched.
     """
-    policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
-    settings = (query_grid, key_grid, prefix, tile, *policy, min_tokens)
+    settings = Settings(**{**SPARSE, **given})
     if not torch.compiler.is_compiling() and _is_plain(query, key, value):
-        return planning.run(query, [key], [value], ContextPools(), *settings)
+        return planning.run(query, [key], [value], ContextPools(), settings)
     return _lightint.sparse_attention(query, key, value, *settings)
 
 
 def sparse_attention_segments(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    *,
-    query_grid: Grid,
-    key_grid: Grid,
-    prefix: int = 0,
-    tile: Grid = (4, 8, 4),
-    density: float = 0.3,
-    coverage: float | None = None,
-    protect_frames: int = 0,
-    neighbours: int = 1,
-    scale: float | None = None,
-    context_density: float | None = None,
-    skipped_means: int = 1,
-    min_tokens: int | None = None,
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], **given: Unpack[SparseArguments]
 ) -> Tensor:
     """:func:`sparse_attention` with keys and values as consecutive segments (text, cached context, current).
 
     Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
     """
-    policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
-    settings = (query_grid, key_grid, prefix, tile, *policy, min_tokens)
+    settings = Settings(**{**SPARSE, **given})
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values):
-        return planning.run(query, keys, values, ContextPools(), *settings)
+        return planning.run(query, keys, values, ContextPools(), settings)
     return _lightint.sparse_attention_segments(query, list(keys), list(values), *settings)
 
 
@@ -124,33 +88,20 @@ def sparse_attention_prepared(
     context_pool: Tensor,
     context_key_means: Tensor | None = None,
     context_value_means: Tensor | None = None,
-    *,
-    query_grid: Grid,
-    key_grid: Grid,
-    prefix: int = 0,
-    tile: Grid = (4, 8, 4),
-    density: float = 0.3,
-    coverage: float | None = None,
-    protect_frames: int = 0,
-    neighbours: int = 1,
-    scale: float | None = None,
-    context_density: float | None = None,
-    skipped_means: int = 1,
-    min_tokens: int | None = None,
+    **given: Unpack[SparseArguments],
 ) -> Tensor:
     """:func:`sparse_attention_segments` with the context's pools of :func:`prepare_context`, made once a chunk.
 
     ``context_pool`` are the keys by tiles; the other two are keys and values pooled by the parts that have means
     (``tile`` of :func:`part_tile`), and made here where one of them is left out.
     """
-    policy = (density, coverage, protect_frames, neighbours, scale, context_density, int(skipped_means))
-    settings = (query_grid, key_grid, prefix, tile, *policy)
+    settings = Settings(**{**SPARSE, **given})
     pools = ContextPools(context_pool, context_key_means, context_value_means)
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values, *(p for p in pools if p is not None)):
-        return planning.run(query, keys, values, pools, *settings, min_tokens)
-    means = (context_key_means, context_value_means)
+        return planning.run(query, keys, values, pools, settings)
+    *rest, min_tokens = settings
     return _lightint.sparse_attention_prepared(
-        query, list(keys), list(values), context_pool, *settings, *means, min_tokens
+        query, list(keys), list(values), context_pool, *rest, context_key_means, context_value_means, min_tokens
     )
 
 
@@ -197,25 +148,24 @@ def part_tile(tile: Grid = (4, 8, 4), parts: int = 1) -> tuple[int, int, int]:
     return part_of((tile[0], tile[1], tile[2]), parts)
 
 
+class SelectionArguments(PolicyArguments, total=False):
+    """Grids, tile and which blocks are kept; see :class:`~.settings.SparseArguments`."""
+
+    query_grid: Required[Grid]
+    key_grid: Required[Grid]
+    tile: Grid
+    scale: float | None
+
+
 def select_blocks(
-    query_pool: Tensor,
-    key_pools: Sequence[Tensor],
-    *,
-    query_grid: Grid,
-    key_grid: Grid,
-    tile: Grid = (4, 8, 4),
-    density: float = 0.3,
-    coverage: float | None = None,
-    protect_frames: int = 0,
-    neighbours: int = 1,
-    scale: float | None = None,
-    context_density: float | None = None,
+    query_pool: Tensor, key_pools: Sequence[Tensor], **given: Unpack[SelectionArguments]
 ) -> tuple[Tensor, Tensor]:
     """Ascending lists of the kept key blocks of every query tile.
 
     Args:
         query_pool: ``[batch, query_heads, query_tiles, head_dim + 1]`` of :func:`pool_tiles`.
         key_pools: pooled context keys (if there is context), then pooled current keys.
+        given: the grids, and which blocks are kept.
 
     Returns:
         index: int32 ``[batch, query_heads, query_tiles, width]``.
@@ -224,40 +174,20 @@ def select_blocks(
     Raises:
         InputError: pools that do not belong to the grids, or a density out of range.
     """
-    return _lightint.select_blocks(
-        query_pool,
-        list(key_pools),
-        query_grid,
-        key_grid,
-        tile,
-        density,
-        coverage,
-        protect_frames,
-        neighbours,
-        scale,
-        context_density,
-    )
+    settings = Settings(**{**SITE, **POLICY, **given})
+    grids = (settings.query_grid, settings.key_grid, settings.tile)
+    return _lightint.select_blocks(query_pool, list(key_pools), *grids, *settings.policy)
 
 
 def block_sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    index: Tensor,
-    count: Tensor,
-    *,
-    query_grid: Grid,
-    key_grid: Grid,
-    prefix: int = 0,
-    tile: Grid = (4, 8, 4),
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, index: Tensor, count: Tensor, **site: Unpack[SiteArguments]
 ) -> Tensor:
     """Attention over the prefix and the listed key blocks only; ``index`` and ``count`` as :func:`select_blocks` gives.
 
     Raises:
         InputError: arguments that do not fit together; with ``LIGHTINT_DEBUG=1`` also a block out of range.
     """
-    return _lightint.block_sparse_attention(query, key, value, index, count, query_grid, key_grid, prefix, tile, scale)
+    return _lightint.block_sparse_attention(query, key, value, index, count, *_site(site))
 
 
 def block_sparse_attention_segments(
@@ -266,14 +196,12 @@ def block_sparse_attention_segments(
     values: Sequence[Tensor],
     index: Tensor,
     count: Tensor,
-    *,
-    query_grid: Grid,
-    key_grid: Grid,
-    prefix: int = 0,
-    tile: Grid = (4, 8, 4),
-    scale: float | None = None,
+    **site: Unpack[SiteArguments],
 ) -> Tensor:
     """:func:`block_sparse_attention` with keys and values as consecutive segments."""
-    return _lightint.block_sparse_attention_segments(
-        query, list(keys), list(values), index, count, query_grid, key_grid, prefix, tile, scale
-    )
+    return _lightint.block_sparse_attention_segments(query, list(keys), list(values), index, count, *_site(site))
+
+
+def _site(given: SiteArguments) -> tuple[Grid, Grid, int, Grid, float | None]:
+    settings = Settings(**{**SITE, **POLICY, **given})
+    return settings.query_grid, settings.key_grid, settings.prefix, settings.tile, settings.scale

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .settings import Policy, Settings
 from .spans import split_spans
-from .steps import ContextPools, default_scale, policy, run_steps
+from .steps import ContextPools, default_scale, run_steps
 from .tiles import Layout
 
 
@@ -42,55 +43,31 @@ def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
 
 
 def _sparse(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
-    return _steps(query, [key], [value], ContextPools(), *rest, **more)
+    return _steps(query, [key], [value], ContextPools(), Settings(*rest, **more))
 
 
 def _sparse_segments(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any, **more: Any
 ) -> Tensor:
-    return _steps(query, keys, values, ContextPools(), *rest, **more)
+    return _steps(query, keys, values, ContextPools(), Settings(*rest, **more))
 
 
 def _sparse_prepared(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    context_pool: Tensor,
-    *rest: Any,
-    context_key_means: Tensor | None = None,
-    context_value_means: Tensor | None = None,
-    **more: Any,
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any, **more: Any
 ) -> Tensor:
-    settings, pools = ops.cut_pools(
-        context_pool, rest, context_key_means=context_key_means, context_value_means=context_value_means
-    )
-    return _steps(query, keys, values, pools, *settings, **more)
+    settings, pools = ops.cut_pools(context_pool, rest, **more)
+    return _steps(query, keys, values, pools, settings)
 
 
 def _steps(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    pools: ContextPools,
-    query_grid: Sequence[int],
-    key_grid: Sequence[int],
-    prefix: int,
-    tile: Sequence[int],
-    density: float,
-    coverage: float | None,
-    protect_frames: int,
-    neighbours: int,
-    scale: float | None,
-    context_density: float | None = None,
-    skipped_means: int = 0,
-    min_tokens: int | None = None,
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], pools: ContextPools, settings: Settings
 ) -> Tensor:
     from . import portable
 
-    layout = Layout.of(query_grid, key_grid, tile, prefix)
+    layout = settings.layout
     spans = split_spans(keys, layout), split_spans(values, layout)
-    chosen = policy(query, density, coverage, protect_frames, neighbours, scale, context_density)
-    return run_steps(portable, query, *spans, layout, chosen, pools, skipped_means)
+    chosen = settings.policy.arguments(query)
+    return run_steps(portable, query, *spans, layout, chosen, pools, settings.skipped_means)
 
 
 def _pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
@@ -103,7 +80,8 @@ def _select(query_pool: Tensor, key_pools: Sequence[Tensor], *rest: Any, **more:
     from . import portable
 
     layout = Layout.of(rest[0], rest[1], rest[2])
-    found = portable.select_blocks(query_pool, key_pools, layout, **policy(query_pool[..., :-1], *rest[3:], **more))
+    chosen = Policy(*rest[3:], **more).arguments(query_pool[..., :-1])
+    found = portable.select_blocks(query_pool, key_pools, layout, **chosen)
     return found.lists, found.counts
 
 

@@ -56,8 +56,9 @@ from torch.library import Library
 from lightint_compile.errors import InputError
 
 from . import checks, dispatch, planning
+from .settings import Grid, Policy, Settings
 from .spans import empty_output, split_spans
-from .steps import ContextPools, default_scale, policy
+from .steps import ContextPools, default_scale
 from .tiles import Layout, accumulate_dtype, tile_counts, volume
 
 NAMESPACE = "lightint"
@@ -97,7 +98,7 @@ _library = Library(NAMESPACE, "FRAGMENT")
 
 def sparse_attention_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
     """Pool, select and attend; dense attention where nothing is skipped or skipping would not pay."""
-    return planning.run(query, keys, values, ContextPools(), *rest)
+    return planning.run(query, keys, values, ContextPools(), Settings(*rest))
 
 
 def sparse_attention_prepared(
@@ -105,14 +106,14 @@ def sparse_attention_prepared(
 ) -> Tensor:
     """:func:`sparse_attention_segments` with the pooled context keys, and perhaps means, given."""
     settings, pools = cut_pools(context_pool, rest)
-    return planning.run(query, keys, values, pools, *settings)
+    return planning.run(query, keys, values, pools, settings)
 
 
-def cut_pools(context_pool: Tensor, rest: Sequence[Any], **named: Tensor | None) -> tuple[Sequence[Any], ContextPools]:
+def cut_pools(context_pool: Tensor, rest: Sequence[Any], **named: Any) -> tuple[Settings, ContextPools]:
     """The settings among the last arguments of :func:`sparse_attention_prepared`, and all that is pooled."""
-    given = {**named, **dict(zip(_MEANS, rest[_SETTINGS:], strict=False))}
-    settings = (*rest[:_SETTINGS], *rest[_SETTINGS + len(_MEANS) :])
-    return settings, ContextPools(context_pool, *(given.get(name) for name in _MEANS))
+    given = {**named, **dict(zip((*_MEANS, "min_tokens"), rest[_SETTINGS:], strict=False))}
+    means = [given.pop(name, None) for name in _MEANS]
+    return Settings(*rest[:_SETTINGS], **given), ContextPools(context_pool, *means)
 
 
 _MEANS = ("context_key_means", "context_value_means")
@@ -122,7 +123,7 @@ _SETTINGS = 11
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     """:func:`sparse_attention_segments` of one segment."""
-    return planning.run(query, [key], [value], ContextPools(), *rest)
+    return planning.run(query, [key], [value], ContextPools(), Settings(*rest))
 
 
 def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
@@ -134,44 +135,33 @@ def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tens
 
 
 def select_blocks(
-    query_pool: Tensor,
-    key_pools: Sequence[Tensor],
-    query_grid: Sequence[int],
-    key_grid: Sequence[int],
-    tile: Sequence[int],
-    density: float,
-    coverage: float | None,
-    protect_frames: int,
-    neighbours: int,
-    scale: float | None,
-    context_density: float | None = None,
+    query_pool: Tensor, key_pools: Sequence[Tensor], query_grid: Grid, key_grid: Grid, tile: Grid, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     """Block lists from pooled queries and keys, see :func:`reference.select_blocks`."""
-    layout = Layout.of(query_grid, key_grid, tile)
-    checks.pools(query_pool, key_pools, layout)
-    checks.policy(density, coverage, protect_frames, neighbours, context_density)
-    chosen = policy(query_pool[..., :-1], density, coverage, protect_frames, neighbours, scale, context_density)
+    layout, policy = _selection(query_pool, key_pools, query_grid, key_grid, tile, rest)
     with planning.on_device_of(query_pool):
+        chosen = policy.arguments(query_pool[..., :-1])
         found = dispatch.selector(query_pool)(query_pool, key_pools, layout, **chosen)
     return found.lists, found.counts
 
 
+def _selection(
+    query_pool: Tensor, key_pools: Sequence[Tensor], query_grid: Grid, key_grid: Grid, tile: Grid, rest: Sequence[Any]
+) -> tuple[Layout, Policy]:
+    layout, policy = Layout.of(query_grid, key_grid, tile), Policy(*rest)
+    checks.pools(query_pool, key_pools, layout)
+    policy.check()
+    return layout, policy
+
+
 def block_sparse_attention_segments(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    index: Tensor,
-    count: Tensor,
-    query_grid: Sequence[int],
-    key_grid: Sequence[int],
-    prefix: int,
-    tile: Sequence[int],
-    scale: float | None,
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], index: Tensor, count: Tensor, *site: Any
 ) -> Tensor:
     """Attention over the prefix and the listed blocks, see :func:`reference.attend`."""
-    layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
+    *where, scale = site
+    layout = checks.site(query, keys, values, *where)
     checks.lists(index, count, query, layout)
-    steps = dispatch.load(dispatch.implementation(query, tile))
+    steps = dispatch.load(dispatch.implementation(query, where[-1]))
     spans = split_spans(keys, layout), split_spans(values, layout)
     with planning.on_device_of(query):
         return steps.attend(query, *spans, index, count, layout, default_scale(scale, query))
@@ -191,25 +181,16 @@ def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Te
 
 
 def _fake_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any) -> Tensor:
-    checks.site(query, keys, values, *rest[:4])
-    checks.policy(*rest[4:8], *rest[9:10])
-    checks.parts(rest[3], _parts_of(rest))
-    checks.min_tokens(*rest[11:12])
+    Settings(*rest).checked(query, keys, values)
     return empty_output(query)
-
-
-def _parts_of(settings: Sequence[Any]) -> int:
-    """``skipped_means``; arguments that have their defaults are left out at the end."""
-    return int((*settings[10:11], 0)[0])
 
 
 def _fake_prepared(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any
 ) -> Tensor:
     settings, pools = cut_pools(context_pool, rest)
-    layout = checks.site(query, keys, values, *settings[:4])
-    checks.given_pools(pools, keys[0], layout, _parts_of(settings))
-    return _fake_segments(query, keys, values, *settings)
+    checks.given_pools(pools, keys[0], settings.checked(query, keys, values), settings.skipped_means)
+    return empty_output(query)
 
 
 def _fake_block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
@@ -228,23 +209,11 @@ def _fake_pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tens
 
 
 def _fake_select(
-    query_pool: Tensor,
-    key_pools: Sequence[Tensor],
-    query_grid: Sequence[int],
-    key_grid: Sequence[int],
-    tile: Sequence[int],
-    density: float,
-    coverage: float | None,
-    protect_frames: int,
-    neighbours: int,
-    scale: float | None,
-    context_density: float | None = None,
+    query_pool: Tensor, key_pools: Sequence[Tensor], query_grid: Grid, key_grid: Grid, tile: Grid, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    layout = Layout.of(query_grid, key_grid, tile)
-    checks.pools(query_pool, key_pools, layout)
-    checks.policy(density, coverage, protect_frames, neighbours, context_density)
+    layout, policy = _selection(query_pool, key_pools, query_grid, key_grid, tile, rest)
     rows = (query_pool.shape[0], query_pool.shape[1], layout.query_tiles)
-    width = layout.list_width(density, protect_frames, neighbours, context_density)
+    width = layout.list_width(policy.density, policy.protect_frames, policy.neighbours, policy.context_density)
     return query_pool.new_empty((*rows, width), dtype=torch.int32), query_pool.new_empty(rows, dtype=torch.int32)
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch
+from .settings import Settings
 from .spans import Cutting, Spans, as_output, heads_last
-from .steps import ContextPools, default_scale, policy, run_steps
+from .steps import ContextPools, default_scale, run_steps
 from .tiles import Layout
 
 Segments = Sequence[Tensor]
@@ -25,8 +26,8 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 _MOST_PLANS = 1024
 
 
-def run(query: Tensor, keys: Segments, values: Segments, pools: ContextPools, *settings: Any) -> Tensor:
-    """Sparse attention of real tensors; ``settings`` are the operator's other arguments, in the schema's order.
+def run(query: Tensor, keys: Segments, values: Segments, pools: ContextPools, settings: Settings) -> Tensor:
+    """Sparse attention of real tensors.
 
     Raises:
         InputError: arguments that do not fit together.
@@ -34,7 +35,7 @@ def run(query: Tensor, keys: Segments, values: Segments, pools: ContextPools, *s
     key = _signature(query, keys, values, pools, settings)
     plan = _plans.get(key)
     if plan is None:
-        plan = _make(query, keys, values, pools, *settings)
+        plan = _make(query, keys, values, pools, settings)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -47,12 +48,11 @@ def forget() -> None:
 
 
 def _signature(
-    query: Tensor, keys: Segments, values: Segments, pools: ContextPools, settings: tuple[Any, ...]
+    query: Tensor, keys: Segments, values: Segments, pools: ContextPools, settings: Settings
 ) -> tuple[Any, ...]:
     """Everything that a plan may depend on."""
     forms = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in (query, *keys, *values, *pools)]
-    query_grid, key_grid, prefix, tile = settings[:4]
-    where = (tuple(query_grid), tuple(key_grid), prefix, tuple(tile))
+    where = (tuple(settings.query_grid), tuple(settings.key_grid), settings.prefix, tuple(settings.tile))
     return (len(keys), len(values), *forms, where, settings[4:], dispatch.forced(), _capturing(query))
 
 
@@ -61,37 +61,17 @@ def _capturing(query: Tensor) -> bool:
     return query.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _make(
-    query: Tensor,
-    keys: Segments,
-    values: Segments,
-    pools: ContextPools,
-    query_grid: Sequence[int],
-    key_grid: Sequence[int],
-    prefix: int,
-    tile: Sequence[int],
-    density: float,
-    coverage: float | None,
-    protect_frames: int,
-    neighbours: int,
-    scale: float | None,
-    context_density: float | None = None,
-    skipped_means: int = 0,
-    min_tokens: int | None = None,
-) -> Plan:
-    layout = checks.site(query, keys, values, query_grid, key_grid, prefix, tile)
-    checks.policy(density, coverage, protect_frames, neighbours, context_density)
-    checks.given_pools(pools, keys[0], layout, skipped_means)
-    checks.min_tokens(min_tokens)
-    keeps_all = layout.keeps_all(density, protect_frames, neighbours, context_density, coverage)
-    width = int(layout.list_width(density, protect_frames, neighbours, context_density))
+def _make(query: Tensor, keys: Segments, values: Segments, pools: ContextPools, settings: Settings) -> Plan:
+    layout, policy, parts = settings.checked(query, keys, values), settings.policy, settings.skipped_means
+    checks.given_pools(pools, keys[0], layout, parts)
+    kept = (policy.density, policy.protect_frames, policy.neighbours, policy.context_density)
+    width = int(layout.list_width(*kept))
     choice = dispatch.prefers_sparse(
-        query, layout, width, skipped_means, tile, min_tokens=min_tokens, host_hidden=_capturing(query)
+        query, layout, width, parts, settings.tile, min_tokens=settings.min_tokens, host_hidden=_capturing(query)
     )
-    if keeps_all or choice == "dense":
-        return _dense(query, keys, scale)
-    chosen = policy(query, density, coverage, protect_frames, neighbours, scale, context_density)
-    return _sparse(dispatch.load(choice), query, keys, values, pools, layout, chosen, skipped_means)
+    if choice == "dense" or layout.keeps_all(*kept, policy.coverage):
+        return _dense(query, keys, policy.scale)
+    return _sparse(dispatch.load(choice), query, keys, values, pools, layout, policy.arguments(query), parts)
 
 
 def _dense(query: Tensor, keys: Segments, scale: float | None) -> Plan:

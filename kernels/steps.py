@@ -1,4 +1,4 @@
-"""Pool, select and attend with one implementation, step by step, and the settings that selection takes."""
+"""Pool, select and attend with one implementation, step by step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_steps(
     pools: ContextPools,
     parts: int,
 ) -> Tensor:
-    """Attention over the blocks that ``chosen`` (see :func:`policy`) keeps, and means of ``parts`` of the others."""
+    """Attention over the blocks that ``chosen`` keeps (``settings.Policy``), and means of ``parts`` of the others."""
     finer = layout.finer(parts) if parts else None
     query_pool, *key_pools = _pooled(steps, keys, layout, pools.key, query)
     selection = steps.select_blocks(query_pool, key_pools, layout, **chosen, finer=finer)
@@ -62,26 +62,6 @@ def _pooled(
     if context_pool is not None:
         pools.insert(len(pools) - 1, context_pool)
     return pools
-
-
-def policy(
-    query: Tensor,
-    density: float,
-    coverage: float | None,
-    protect_frames: int,
-    neighbours: int,
-    scale: float | None,
-    context_density: float | None = None,
-) -> dict[str, Any]:
-    """The keyword arguments of an implementation's ``select_blocks``."""
-    return {
-        "density": density,
-        "context_density": context_density,
-        "coverage": coverage,
-        "protect_frames": protect_frames,
-        "neighbours": neighbours,
-        "scale": default_scale(scale, query),
-    }
 
 
 def default_scale(scale: float | None, query: Tensor) -> float:

@@ -92,15 +92,16 @@ def _checksums() -> None:
 
 def _sparse_attention(implementation: str, head_dim: int, parts: int = 2) -> None:
     from lightint_compile.kernels import dispatch
+    from lightint_compile.kernels.settings import Policy
     from lightint_compile.kernels.spans import Spans
-    from lightint_compile.kernels.steps import ContextPools, policy
+    from lightint_compile.kernels.steps import ContextPools
     from lightint_compile.kernels.tiles import Layout
 
     layout = Layout.of(GRID, (CONTEXT[0] + GRID[0], *GRID[1:]), TILE, PREFIX)
     query = _tokens(HEADS, math.prod(GRID), head_dim)
     lengths = (PREFIX, math.prod(CONTEXT), math.prod(GRID))
     keys, values = (Spans(*(_tokens(KEY_HEADS, length, head_dim) for length in lengths)) for _ in range(2))
-    chosen = policy(query, 0.3, None, 0, 1, None)
+    chosen = Policy(0.3, None, 0, 1, None).arguments(query)
     pipeline = dispatch.load(implementation).bind(  # type: ignore[attr-defined]
         query, keys, values, layout, chosen, pools=ContextPools(), parts=parts
     )
