@@ -69,6 +69,10 @@ class PassError(LightintError, RuntimeError):
     """A pass that broke its contract, or a required rewrite that did not apply."""
 
 
+class ExtensionError(LightintError, RuntimeError):
+    """Something that another package registers and that cannot be used."""
+
+
 class ExportError(LightintError, RuntimeError):
     """A program that could not be written, or an archive that could not be read."""
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lightint_compile.passes.ir.program import Fact, Program
+from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark
 
 
@@ -36,7 +36,6 @@ class Pass(ABC):
 
     name: ClassVar[str]
     numerics: ClassVar[Numerics]
-    requires: ClassVar[tuple[type[Fact], ...]] = ()
 
     @abstractmethod
     def run(self, program: Program) -> PassResult:

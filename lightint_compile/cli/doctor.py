@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from lightint_compile.errors import LightintError, one_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -185,6 +187,17 @@ def _extras() -> Iterator[Finding]:
             yield Finding(name, State.GOOD, importlib.metadata.version(name))
 
 
+def _extensions() -> Iterator[Finding]:
+    """What other packages add to lightint; one that cannot be used is in nobody's way but its own."""
+    from lightint_compile.cli.extending import KINDS
+
+    for kind in KINDS:
+        for each, found in kind.found():
+            broken = isinstance(found, LightintError)
+            detail = one_line(found) if broken else f"a {kind.name} from {each.origin}"
+            yield Finding(each.name, State.ABSENT if broken else State.GOOD, detail)
+
+
 _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python,
     _torch,
@@ -194,4 +207,5 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _device,
     _attention,
     _extras,
+    _extensions,
 )

@@ -1,7 +1,8 @@
 """The key of a kept program: everything that changes the code that is made for a graph.
 
-The graph itself (targets, constants, shapes, module paths), the options, Inductor's configuration, our sources, and
-what surrounds them: versions, devices, and the switches of torch that decide which kernels run and how exactly.
+The graph itself (targets, constants, shapes, module paths), the options, Inductor's configuration, our sources, those
+of passes that come from other packages, and what surrounds them: versions, devices, and the switches of torch that
+decide which kernels run and how exactly.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch._inductor import config as inductor_config
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from lightint_compile.kernels import cost
+from lightint_compile.lowering.extension_sources import UnknownSourceError, extension_lines
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.remarks import source_of
 
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 def key_of(
     graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any], weights: Sequence[Any] = ()
 ) -> str | None:
-    """The record's key, or ``None`` for a graph that calls code whose content cannot be hashed.
+    """The record's key, or ``None`` where a graph or a pass runs code whose content cannot be hashed.
 
     Args:
         weights: inputs whose parameters the record depends on: a sample of each is part of the key.
@@ -38,10 +40,10 @@ def key_of(
     digest = hashlib.sha256()
     known = (str(options), repr(sorted(config.items())), *surroundings(), *_samples(weights))
     try:
-        for line in (*_graph_lines(graph_module), *known):
+        for line in (*_graph_lines(graph_module), *known, *extension_lines(options)):
             digest.update(line.encode())
             digest.update(b"\n")
-    except _Unhashable as reason:
+    except (_Unhashable, UnknownSourceError) as reason:
         log.debug("the program is not kept on disk: %s", reason)
         return None
     return digest.hexdigest()

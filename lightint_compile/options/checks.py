@@ -86,10 +86,23 @@ def pass_names(option: str, value: Any) -> tuple[str, ...]:
     names = tuple(value)
     if not names:
         return ()
-    from lightint_compile.passes.registry import PASSES
+    from lightint_compile.passes.registry import is_pass
+    from lightint_compile.passes.registry import pass_names as known
 
-    known = choice(PASSES)
-    return tuple(known(option, name) for name in names)
+    for name in names:
+        if not isinstance(name, str) or not is_pass(name):
+            choice(known())(option, name)
+    return names
+
+
+def preset_name(option: str, value: Any) -> str:
+    """The name of a preset, built in or of another package."""
+    from lightint_compile.options.presets import PRESETS, preset_of
+
+    if not isinstance(value, str):
+        return choice(PRESETS)(option, value)
+    preset_of(value)
+    return value
 
 
 def input_roles(option: str, value: Any) -> tuple[tuple[str, str], ...]:

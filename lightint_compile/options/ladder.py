@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.options.presets import preset_of
 from lightint_compile.options.values import LightintOptions, forwarded
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Rung:
 def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
     """The settings of a budget from exact to what ``options`` run without one.
 
-    A pipeline written out, and a preset with constants of its own, is taken whole or not at all.
+    A pipeline written out, a preset with constants of its own, and one with a pass that the settings do not know, is
+    taken whole or not at all.
 
     Raises:
         OptionError: as of :func:`pipeline_of`.
@@ -92,7 +94,8 @@ def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
     whole = pipeline_of(dataclasses.replace(options, max_relative_error=None, min_psnr=None))
     names = [step.name for step in whole.passes if step.numerics is Numerics.APPROXIMATE]
     rows = (*LADDER, *(BEYOND if "context-reuse" in names else ()))
-    if options.passes is not None or options.preset == "published":
+    unknown = set(names).difference(*LADDER, *BEYOND)
+    if options.passes is not None or unknown or preset_of(options.preset).whole:
         rows = ({}, {name: {} for name in names})
     return tuple(dict.fromkeys(_rung(row, names) for row in rows))
 

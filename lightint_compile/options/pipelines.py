@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lightint_compile.errors import OptionError
-from lightint_compile.options.presets import PRESETS
+from lightint_compile.options.presets import preset_of
 from lightint_compile.options.table import names_of
 from lightint_compile.options.values import LightintOptions, forwarded
 
@@ -25,7 +25,7 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
     """
     from lightint_compile.passes.pipeline import Pipeline
 
-    passes = Pipeline.parse(str(PRESETS[options.preset]) if options.passes is None else options.passes).passes
+    passes = Pipeline.parse(str(preset_of(options.preset)) if options.passes is None else options.passes).passes
     passes = tuple(step for step in passes if step.name not in options.without)
     if options.budget is not None and options.budget.is_exact:
         passes = _exact(passes)
@@ -43,7 +43,7 @@ def _exact(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
 def asked_passes(options: LightintOptions) -> tuple[str, ...]:
     """Passes that the user named, by writing them or by choosing a preset for their sake."""
     if options.passes is None:
-        return tuple(name for name in PRESETS[options.preset].asked if name not in options.without)
+        return tuple(name for name in preset_of(options.preset).asked if name not in options.without)
     return tuple(step.name for step in pipeline_of(options).passes)
 
 

@@ -15,6 +15,7 @@ from lightint_compile.options.checks import (
     number,
     pass_names,
     pipeline_text,
+    preset_name,
     several,
     truth,
     whole,
@@ -49,7 +50,7 @@ class LightintOptions:
 
     preset: str = option(
         DEFAULT_PRESET,
-        choice(PRESETS),
+        preset_name,
         values=_listed(PRESETS),
         help=f'which passes run; `"{DEFAULT_PRESET}"` is the default',
     )

@@ -41,7 +41,6 @@ class ContextReuse(Pass):
 
     name: ClassVar[str] = "context-reuse"
     numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
-    requires = (AttentionSites,)
     age: int = 4
     drift: float | None = 0.25
     kept_frames: int | None = None

@@ -16,7 +16,7 @@ from lightint_compile.passes.ir.chunk_plan import has_plan
 from lightint_compile.passes.ir.decision_points import is_outlined
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
-from lightint_compile.passes.ir.program import Fact, Program
+from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, generic_path
 from lightint_compile.passes.outline_regions.forms import form_of
 from lightint_compile.passes.outline_regions.memory_order import choose_memory_orders
@@ -36,7 +36,6 @@ class OutlineRegions(Pass):
 
     name: ClassVar[str] = "outline-regions"
     numerics: ClassVar[Numerics] = Numerics.EXACT
-    requires: ClassVar[tuple[type[Fact], ...]] = (Regions, DenoisingLoop)
 
     def run(self, program: Program) -> PassResult:
         """Replace the graph by calls of submodules; a graph that already has such calls is left alone."""

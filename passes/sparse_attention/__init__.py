@@ -65,7 +65,6 @@ class SparseAttention(Pass):
 
     name: ClassVar[str] = "sparse-attention"
     numerics: ClassVar[Numerics] = Numerics.APPROXIMATE
-    requires = (AttentionSites,)
 
     density: float = 0.3
     context_density: float | None = 0.05
