@@ -5,7 +5,7 @@ A pass is imported when a pipeline names it, so that listing the names costs not
     [project.entry-points."lightint.passes"]
     fuse-modulation = "my_package.fuse_modulation:FuseModulation"
 
-A pass of another package runs where a pipeline text or a preset names it; see ``docs/passes/index.md``.
+A pass of another package runs where a pipeline text or a preset names it; see ``docs/write-a-pass.md``.
 """
 
 from __future__ import annotations

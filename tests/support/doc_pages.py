@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-_BLOCK = re.compile(r"^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```(?P<language>\w+)(?P<title> title=)?[^\n]*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(?:e[+-]?\d+)?")
 
 
@@ -24,11 +24,14 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The Python blocks of a page; a text block with nothing but white space in front of it belongs to one."""
+    """The Python blocks of a page; a text block with nothing but white space in front of it belongs to one.
+
+    Blocks with a title are files, which are not run.
+    """
     text, found = page.read_text(), []
     matches = [match for match in _BLOCK.finditer(text)]
     for match, after in zip(matches, [*matches[1:], None], strict=True):
-        if match["language"] != "python":
+        if match["language"] != "python" or match["title"]:
             continue
         follows = after is not None and after["language"] == "text" and not text[match.end() : after.start()].strip()
         line = text.count("\n", 0, match.start("text")) + 1
