@@ -106,7 +106,7 @@ def sparse_attention_prepared(
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Whether a call is seen by nobody: no gradients, subclasses, modes or transforms. Then the dispatcher, which takes
+    """Whether a call has no gradients, subclasses, modes or transforms. Then the dispatcher, which takes
     longer than small attention on a GPU, has nothing to add."""
     grad = torch.is_grad_enabled()
     for tensor in tensors:

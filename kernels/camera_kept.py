@@ -1,4 +1,4 @@
-"""``lightint::camera_heads_kept``: camera heads of which some are kept in slots, and read where they lie.
+"""``lightint::camera_heads_kept``: camera heads, some of which are read from the slots in which they are kept.
 
 Keys and values of context frames that stay are kept from chunk to chunk, each frame in a slot. Put in front of the
 fresh ones by a concatenation they would be read and written once more before their positions are applied; here the

@@ -1,4 +1,4 @@
-"""Checksums of memory: 64 bits that tell whether a tensor holds what it held, at the speed of memory.
+"""64-bit checksums of memory, by which changed content of a tensor is found at the speed of memory.
 
 What runs: xxHash on the CPU, one Triton kernel over all pieces on CUDA (:mod:`.portable.checksum`), and elsewhere
 :func:`~.checksum_words.sums_of`, which is the specification of the kernel. Checksums of different devices are not

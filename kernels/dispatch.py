@@ -1,4 +1,4 @@
-"""Which implementation runs a call, and why: chosen by capability, visible to the caller, never a crash.
+"""Which implementation runs a call, and why: chosen by the device's capability, and visible to the caller.
 
 The order is Hopper Gluon, portable Triton, then plain torch. Whether sparse attention runs at all is the cost model's
 decision, so that sparse never loses; :func:`using` overrides both, for tests and benchmarks.

@@ -1,4 +1,4 @@
-"""Triton launches that were analysed once: the same kernel on new addresses, at a fraction of the host's time.
+"""Bound Triton launches: the same kernel on new addresses, without specialising on its arguments again.
 
 ``kernel[grid](...)`` looks at every argument on every call, to find the compiled variant for its types, divisibilities
 and alignments. Where all of these are known to be those of an earlier call, what was compiled can be started directly.
@@ -60,13 +60,13 @@ class Launch:
 
 
 def current_stream(device: int | None, launches: Sequence[Any]) -> int | None:
-    """The stream to start ``launches`` on; None while one of them was not compiled or somebody watches launches."""
+    """The stream to start ``launches`` on; None while one of them is not compiled or there are launch hooks."""
     if device is None or not all(launch.ready for launch in launches) or _watched():
         return None
     return raw_stream(device)
 
 
 def _watched() -> bool:
-    """Whether a profiler wants to be told of launches, which only Triton's own way does."""
+    """Whether a profiler has launch hooks, which only Triton's own launcher calls."""
     hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
     return any(getattr(hook, "calls", hook) for hook in hooks)

@@ -1,4 +1,4 @@
-"""How one call of sparse attention runs, worked out once per set of shapes: checks, dense or sparse, bound launches.
+"""The plan of a call of sparse attention, made once per set of shapes: checks, dense or sparse, bound launches.
 
 A model calls its attention sites thousands of times with a handful of shapes. What follows from shapes, strides,
 dtypes, device and settings alone is kept under them, so that a repeated call goes to its kernels in microseconds.

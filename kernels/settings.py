@@ -1,4 +1,4 @@
-"""What a call of sparse attention is told besides its tensors, as one value in the order of the schemas."""
+"""The settings of a call of sparse attention, without its tensors, as one value in the order of the schemas."""
 
 from __future__ import annotations
 
@@ -55,9 +55,8 @@ class SparseArguments(SiteArguments, PolicyArguments, total=False):
     """All that sparse attention is told.
 
     Attributes:
-        skipped_means: let every block that is not read take part by the mean keys and values of so many parts (1, 2, 4
-            or 8, as far as the tile can be halved; 1 by default); 0 leaves out what is not read, as in the published
-            method.
+        skipped_means: number of mean keys and values that approximate a skipped block (1, 2, 4 or 8, as far as the tile
+            can be halved; 1 by default); 0 leaves skipped blocks out, as in the published method.
         min_tokens: keys from which the call is sparse, 0 for always; without it the cost model decides for these sizes.
     """
 

@@ -1,9 +1,9 @@
-"""Blocks that a query tile does not read still take part by means: one key and one value for each of a few parts.
+"""Skipped blocks are approximated by a few mean keys and values.
 
-A block left out of a softmax is missing twice, in the sum of weights and in the sum of values. A mean key says how much
-weight its tokens would have had, near enough where attention is flat, which is where leaving blocks out loses most; a
-mean value says what that weight would have brought. With one part a block of 128 tokens becomes one token, with four it
-becomes four. The parts of all blocks are the tiles of a finer layout (:meth:`Layout.finer`).
+A block that is left out of a softmax is missing twice: in the sum of weights and in the sum of values. A mean key
+estimates the weight of its tokens; this is accurate where attention is flat, which is where leaving blocks out loses
+most. A mean value stands for their values. With one part a block of 128 tokens becomes one token, with four parts four.
+The parts of all blocks are the tiles of a finer layout (:meth:`Layout.finer`).
 """
 
 from __future__ import annotations

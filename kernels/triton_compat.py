@@ -1,4 +1,4 @@
-"""Where versions of Triton differ: what the kernels and their launches take from Triton under names of ours.
+"""Differences between versions of Triton: what the kernels and their launches use of Triton, under stable names.
 
 Importing this module needs Triton. Differences between versions of torch are in ``lightint_compile/torch_compat.py``.
 
@@ -71,7 +71,7 @@ def described(descriptor: Any, meta: Any) -> tuple[Any, ...]:
 
 
 def starter(compiled: Any) -> Starter | None:
-    """How to start a compiled kernel with nobody told; None for one that wants memory of its own or is instrumented.
+    """How to start a compiled kernel without scratch buffers and launch hooks; None for one that needs either.
 
     ``compiled`` is None where Triton interprets.
     """

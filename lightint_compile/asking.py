@@ -1,4 +1,4 @@
-"""Nothing approximates unasked: who asks for it, what is offered to the others, and what is said where it happens.
+"""Nothing approximates unasked: what counts as asking, what is offered otherwise, and the warning where it happens.
 
 A trajectory asks: cameras say which frames and tokens matter, and the published rules were made for it. A plain
 text-to-video transformer has none, so the preset ``all`` is ``exact`` there, and a remark offers what it left out.

@@ -1,4 +1,4 @@
-"""What is said and required once a model, however many graphs Dynamo makes of it.
+"""Warnings and requirements that hold once a model, however many graphs Dynamo makes of it.
 
 ``require`` and warnings are about a model: a fragment between two graph breaks that has nothing to rewrite is no fault.
 Graphs arrive one at a time, so each thing is decided as soon as it can be:

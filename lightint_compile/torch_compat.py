@@ -1,4 +1,4 @@
-"""Where versions of torch differ, and the private names of torch that the project leans on: the one place for both.
+"""Differences between versions of torch, and the private names of torch that the project uses.
 
 Like ``errors`` this is a bottom rung of the import ladder: it imports nothing of ours, and every rung may import it.
 Differences between versions of Triton are in ``kernels/triton_compat.py``, because importing those needs Triton.

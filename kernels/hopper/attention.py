@@ -39,7 +39,7 @@ _INTEGERS = (
 
 @gluon.jit
 def _adjusted(scores, offsets):
-    # Of a block that is not plain: what its tokens that do not exist, and means, have added to their scores.
+    # Adds -inf for padding tokens and log-counts for means.
     return scores + offsets.load(gl.SliceLayout(0, scores.type.layout))[None, :]
 
 

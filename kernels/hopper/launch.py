@@ -105,7 +105,7 @@ class _Bound:
     ) -> None:
         """Fill the second of ``tensors``; with a ``stream`` everything is an address, else a tensor.
 
-        Without means, other tensors and ``count`` have the types of what is then not read.
+        Without means, placeholders of matching type are passed; the kernel ignores them.
         """
         *mean_pair, offsets = means or (*tensors[2:4], count)
         sources = (*tensors, *mean_pair)

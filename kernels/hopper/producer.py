@@ -1,4 +1,4 @@
-"""The producer warp of the sm_90 kernel: which block comes next, where its tokens lie, and the copies that fetch it."""
+"""The producer warp of the sm_90 kernel: which block comes next, where its tokens are, and the copies that fetch it."""
 
 from __future__ import annotations
 

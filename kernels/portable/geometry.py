@@ -1,4 +1,4 @@
-"""Tile arithmetic inside the kernels: which tokens a tile holds, and where they lie in memory.
+"""Tile arithmetic inside the kernels: which tokens a tile holds, and where they are in memory.
 
 Offsets are 64-bit: tokens times the stride of a ``[batch, tokens, heads, dim]`` tensor pass 2**31 at real sizes.
 """

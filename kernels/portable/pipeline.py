@@ -1,4 +1,4 @@
-"""Sparse attention of one set of shapes and strides as bound launches: what a call is left with on the host.
+"""Sparse attention of one set of shapes and strides as bound launches, so that a call does little on the host.
 
 Pool, score, select and attend are four launches, and one more where means stand for skipped blocks; their intermediate
 values share one allocation. How much, where, and with which sizes is worked out once.

@@ -160,7 +160,7 @@ def _numbers(count: int) -> torch.Tensor:
 
 def sparse_flops(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Products of a sparse attention call: the prefix, as many tokens as its lists of blocks hold on average, and
-    means where they take part."""
+    means of skipped tiles where there are any."""
     names = [argument.name for argument in target._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     layout = Layout.of(given["query_grid"], given["key_grid"], given["tile"], given["prefix"])

@@ -1,4 +1,4 @@
-"""Which compiled module or function a graph belongs to, and how Dynamo came to end it, told from where it is compiled.
+"""Which compiled module or function a graph belongs to, and why Dynamo ended it there, read from the stack.
 
 Dynamo hands over one graph at a time and says nothing of the call it belongs to. While it compiles, the call is under
 way in the same thread: its frames are on the stack, the function that ``torch.compile`` made among them.

@@ -1,4 +1,4 @@
-"""Higher order operators that a capture looks into.
+"""Higher-order operators whose bodies are captured.
 
 Some wrap a graph and change nothing about what it computes at inference: activation checkpointing says what a backward
 pass recomputes, ``nested_compile_region`` what is to be compiled once. Their graph is run in their place, so that what

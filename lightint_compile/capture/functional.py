@@ -1,4 +1,4 @@
-"""Functionalisation of a trace: writes become new values, and every view says what it views.
+"""Functionalisation of a trace: writes become new values, and the schema of every view says what it views.
 
 An operator's schema says which of its results share memory with an operand. Composite operators do not keep to that:
 ``einsum`` of a permutation, ``broadcast_tensors``, ``sum_to_size`` and others hand back a view, or the operand itself,

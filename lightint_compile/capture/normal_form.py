@@ -1,4 +1,4 @@
-"""Tidying a fresh trace: operations that do nothing at inference, and one spelling where ATen has several."""
+"""Tidying a trace: operations without effect at inference are removed, and one form is used where ATen has several."""
 
 from __future__ import annotations
 

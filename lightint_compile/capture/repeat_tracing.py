@@ -1,4 +1,4 @@
-"""Running a torch-level graph under ``make_fx`` where equal operations are traced once and then written down again.
+"""Running a torch-level graph under ``make_fx``: equal operations are traced once, and their nodes copied.
 
 A trace sends every operation through some ten layers of dispatch, milliseconds each. A world model calls the same few
 hundred operations on the same sizes in every block of every step, so what an operation became the first time is kept

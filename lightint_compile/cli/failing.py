@@ -1,4 +1,4 @@
-"""What a command says when something goes wrong: one line on stderr and exit code 2, whoever is to blame."""
+"""Errors of a command, ours and the target's: one line on stderr and exit code 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hand-held camera path, made up from a seed: a person walks, looks around, and the camera sways with every step.
+"""A hand-held camera path, generated from a seed: a person walks, looks around, and the camera sways with every step.
 
 Not a recording. Rates are those of people: 1.9 steps a second, a bob of 2 to 3 cm, a tremor of about a degree that
 wanders over half a second (an Ornstein-Uhlenbeck process), and a look to either side every few seconds.

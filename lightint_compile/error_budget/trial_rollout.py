@@ -1,4 +1,4 @@
-"""What is done to the calls of a rollout that is calibrated: settings tried beside exact results, or one confirmed."""
+"""The calls of a rollout that is calibrated: settings are tried beside exact results, or one is confirmed."""
 
 from __future__ import annotations
 

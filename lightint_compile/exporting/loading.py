@@ -1,4 +1,4 @@
-"""Reading an exported file: our operators are registered first, so that no import has to be remembered."""
+"""Reading an exported file: our operators are registered first, so the caller need not import them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that kept programs lie in: ours alone, and no larger than its limit.
+"""The folder of kept programs: owned by the user alone, and no larger than its limit.
 
 Records are code that is loaded and run, so a folder that somebody else could have written to is not used. Several
 processes share it: a record is moved aside in one step before it is deleted.

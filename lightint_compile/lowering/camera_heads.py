@@ -1,4 +1,4 @@
-"""Queries, keys and values of projective position encodings (PRoPE), found in a region and made one operator.
+"""Queries, keys and values of projective position encodings (PRoPE), found in a region and replaced by one operator.
 
 What models write is a norm, a rotation of channel pairs, a product of groups of four channels with the camera matrix of
 their token, and a concatenation of both along the batch. Inductor makes one kernel of most of it, but one that loads

@@ -1,4 +1,4 @@
-"""Regions spelled the way Inductor's CUDA code generation does best; the mathematics stays.
+"""Regions rewritten into forms for which Inductor generates good CUDA code; the mathematics is unchanged.
 
 * A product over a few elements, such as a 4x4 camera matrix applied to every group of four channels, becomes a multiply
   and a sum, which are fused with their neighbours. As an einsum it is a batched cuBLAS call on float32 operands that go

@@ -1,4 +1,4 @@
-"""Which calls of a root graph have results that are kept between calls, and all that each comes from."""
+"""Calls of a root graph whose results are kept between calls, and everything that each result depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results kept between calls: computed again when what they came from holds something else."""
+"""Results kept between calls: computed again when the content of what they came from has changed."""
 
 from __future__ import annotations
 

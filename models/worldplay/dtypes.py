@@ -1,4 +1,4 @@
-"""The one dtype rule of the model: statistics, angles and matrices never drop below float32."""
+"""The dtype rule of the model: statistics, angles and matrices are at least float32."""
 
 from __future__ import annotations
 

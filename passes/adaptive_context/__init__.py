@@ -1,4 +1,4 @@
-"""adaptive-context: which earlier frames a chunk looks at is decided by where the camera goes."""
+"""adaptive-context: the earlier frames that a chunk attends to are chosen by where the camera goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Context that arrives as an input: latents of earlier frames, their cameras, and whatever else comes one a frame."""
+"""Context that arrives as an input: latents of earlier frames, their cameras, other inputs with one entry a frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decision in front of context that is given: every input with an entry a frame is read at the chosen ones."""
+"""A decision on context that arrives as an input: every input with one entry a frame is read at the chosen frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marks that keep the denoising loop in sight after outlining: what is carried, what is predicted, by which numbers.
+"""Marks by which the denoising loop is found after outlining: carried values, predictions, and their numbers.
 
 The loop is found in the flat graph, where every scheduler operation is a node. In the root that outlining leaves, a
 step is a handful of calls; the values at its borders carry these marks.

@@ -1,4 +1,4 @@
-"""Roles that the user stated and that change nothing: each is told, with what would have to hold."""
+"""Roles that the user stated and that change nothing: one remark each, with what would have to hold."""
 
 from __future__ import annotations
 

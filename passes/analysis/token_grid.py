@@ -1,4 +1,4 @@
-"""Which axis of a tensor is a flattened (frames, height, width) grid, and what lies in front of and behind it.
+"""Which axis of a tensor is a flattened (frames, height, width) grid, and which tokens are before and after it.
 
 Seeds: a convolution over a volume; a view and permutation of a tensor with five or more axes; a position table built
 from three ``arange``; for tokens that arrive flattened, the view that turns them back into a video at the end. From

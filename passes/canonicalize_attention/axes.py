@@ -1,4 +1,4 @@
-"""Axes as ordered products of atoms, so that a layout is known by what it holds and not by how big it is.
+"""Axes as ordered products of atoms, so that axes are told apart by what they hold and not by their sizes.
 
 A tensor of shape ``[batch * heads, tokens, head_dim]`` has the axes ``((b, h), (t,), (d,))``. Two axes of equal size
 are still two axes; a fold is undone by a later view only where it splits at the same place; a repeated head (``repeat``

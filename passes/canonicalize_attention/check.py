@@ -1,4 +1,4 @@
-"""The last word before a rewrite: the matched nodes and their replacement on small random float64 tensors.
+"""The last check before a rewrite: the matched nodes and their replacement on small random float64 tensors.
 
 Every atom gets a small size of its own, so that equal sizes in the user's model cannot hide a wrong axis; constants and
 permutations are run as they stand in the graph.

@@ -1,4 +1,4 @@
-"""What lies around a site: writes that forbid a rewrite, views that must follow one, raw chains that are left over."""
+"""The surroundings of a site: writes that forbid a rewrite, views that must follow one, chains that are left over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layout operation does to axes; the operations of which every value of the result is a value of the operand."""
+"""What layout operations do to axes: those whose result holds values of the operand only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who reads a node, dead code aside: a computation that nothing observable depends on must not stand in the way."""
+"""Live readers of a node: dead code must not prevent a rewrite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saying what became of a site, in a sentence and as data."""
+"""What was done with a site, as a sentence and as data."""
 
 from __future__ import annotations
 

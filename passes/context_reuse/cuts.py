@@ -1,4 +1,4 @@
-"""Where keys and values of the context can be kept: behind their projection, in front of everything positional.
+"""Where keys and values of the context can be kept: after their projection, before anything positional.
 
 A key of a context frame is a product of the frame's tokens, perhaps normalised, and then turned by what its place in
 this chunk's context says (rotary tables, camera matrices). The first part can be kept from chunk to chunk; the second

@@ -1,4 +1,4 @@
-"""Writing it down: rows for the fresh frames, kept values in front of them, positions over both."""
+"""The rewrite: rows for the fresh frames, kept values in front of them, positions over both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the choice of context frames reaches: tokens of the chosen frames, and tables that belong to their places."""
+"""Nodes that depend on the chosen context frames: their tokens, and tables for their positions."""
 
 from __future__ import annotations
 

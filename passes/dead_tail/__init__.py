@@ -1,4 +1,4 @@
-"""Work whose result nobody reads, removed and reported: a prefill wants keys and values, not its last tokens."""
+"""Removes and reports work whose result is not read: a prefill needs keys and values, not its last tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step and every block computes alike is computed once; what depends on text alone is kept between calls.
+"""Equal values of steps and blocks are computed once; values that depend on text alone are kept between calls.
 
 An unrolled denoising loop recomputes context tilings, RoPE tables, camera matrices and text projections in each step,
 and a model often rebuilds them in each block. Equal operations on equal operands are equal values: global value

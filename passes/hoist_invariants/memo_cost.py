@@ -1,4 +1,4 @@
-"""Whether keeping results is worth telling, in every call, that what they came from is unchanged."""
+"""Whether keeping results is worth the check, in every call, that what they depend on is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program computes from its text inputs alone, marked so that outlining can keep it from call to call."""
+"""Values that depend on text inputs alone, marked so that they can be kept from call to call."""
 
 from __future__ import annotations
 

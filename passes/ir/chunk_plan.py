@@ -1,4 +1,4 @@
-"""The plan of a chunk: the one call that everything decided in a program hangs on."""
+"""The plan of a chunk: the one call on which every decision of a program depends."""
 
 from __future__ import annotations
 

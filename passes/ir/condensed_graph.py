@@ -1,4 +1,4 @@
-"""The graph with some of its nodes drawn together: each piece is one step, and so is every other node."""
+"""The graph with groups of nodes contracted to one node each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node does besides computing its value: randomness, writes, checks. The schema's tag alone says too much."""
+"""What a node does besides computing its value: randomness, writes, checks. The schema's tag alone is too coarse."""
 
 from __future__ import annotations
 

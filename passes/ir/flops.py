@@ -167,7 +167,7 @@ def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:
 def _sparse(call: dict[str, Any], shape: Shape) -> Any:
     """Dense cost, times the densities over current and context keys when the operator states them.
 
-    The prefix is always kept, and means of tiles count where they take part.
+    The prefix is always kept, and means of skipped tiles count where there are any.
     """
     query, value = shape(_first(call["query"])), shape(_first(call["value"]))
     keys = sum(shape(segment)[-2] for segment in _segments(call["key"]))

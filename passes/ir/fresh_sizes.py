@@ -1,4 +1,4 @@
-"""Giving a computed size a life of its own: what was ``Min(20, s)`` becomes a fresh symbol that a decision sets.
+"""A computed size becomes a symbol: what was ``Min(20, s)`` becomes a fresh symbol that a decision sets.
 
 Fake values downstream are renamed, not recomputed: forty thousand nodes take a second, and no guard is added.
 """

@@ -1,4 +1,4 @@
-"""What a node is to outlining: an operation that can move into a submodule, or one that stays in the root."""
+"""Queries on nodes: operations that can move into a submodule, and those that stay in the root."""
 
 from __future__ import annotations
 

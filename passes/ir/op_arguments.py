@@ -1,4 +1,4 @@
-"""What the call of an operator says: its arguments by name, its tensors and their sizes, the dimensions it means."""
+"""Arguments of an operator's call: by name, its tensors and their sizes, the dimensions that it names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators by what they do to the axes of a tensor, whatever an analysis knows of these axes.
+"""Families of operators by what they do to the axes of a tensor, for all analyses.
 
 Two analyses read this table: which values repeat along an axis (``analysis/row_repeats``), and to
 which element of a batch a value belongs (``analysis/batch_elements``). Each has its own rule for a family,

@@ -1,4 +1,4 @@
-"""Making nodes the right way: with a fake value, the user's source line and the module path of what they replace."""
+"""New nodes with a fake value, the user's source line and the module path of what they replace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relations between sizes that hold for whatever the sizes are: shown term by term."""
+"""Relations between sizes that hold for all values of the sizes, proved term by term."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of the root's calls, so that its code reads as the loop it came from: ``step_1_block_3``."""
+"""Names of the root's calls, so that its code reads like the loop it came from: ``step_1_block_3``."""
 
 from __future__ import annotations
 

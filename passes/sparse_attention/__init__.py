@@ -56,7 +56,7 @@ class SparseAttention(Pass):
         tile: (frames, height, width) tokens of a tile.
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius in tiles that every query keeps.
-        skipped_means: let tiles that are not read take part by this many means of their parts, or as many as the tile
+        skipped_means: approximate a skipped tile by this many mean keys and values, or as many as the tile
             can be cut into; 0 leaves them out, as the release does.
         min_tokens: keys below which a site stays dense, and from which it is sparse; ``none`` asks the device's cost
             model. Either is asked once, here, unless a size of the site is only known at each call.

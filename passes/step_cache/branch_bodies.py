@@ -1,4 +1,4 @@
-"""One side of a branch: a graph of its own that takes the branch's operands and returns fresh tensors."""
+"""The body of a branch: a graph that takes the branch's operands and returns fresh tensors."""
 
 from __future__ import annotations
 

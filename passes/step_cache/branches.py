@@ -1,4 +1,4 @@
-"""Branches around denoising steps: ``cond(reused, reuse, compute, operands)`` with both sides as graphs of their own.
+"""Branches around denoising steps: ``cond(reused, reuse, compute, operands)`` with one graph for each side.
 
 Both sides take the same operands and return the same tuple, fresh tensors all: the step's predictions, and what the
 next guarded step needs to know of the steps computed so far. Of a batch whose elements may go separate ways there are

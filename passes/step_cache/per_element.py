@@ -1,4 +1,4 @@
-"""Guarded steps whose elements go separate ways: both sides of a step once more, for one element of the batch.
+"""Guarded steps of a batch whose elements differ: both branch bodies again, for one element of the batch.
 
 ``lightint_each(reused, reuse, compute, reuse_row, compute_row, splits, joins, operands)`` is ``cond`` for a batch:
 where all elements agree it is ``cond`` on the first two sides; where they do not, each element's rows of the operands

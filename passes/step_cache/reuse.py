@@ -1,4 +1,4 @@
-"""What a reused step gives, and what must be known of computed steps for it: one class a strategy."""
+"""The result of a reused step, and what computed steps must return for it: one class for each strategy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where copies of a region may be: children of a module list, calls of one module, nodes with alike surroundings."""
+"""Where copies of a region may be: children of a module list, calls of one module, nodes with equal surroundings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small pattern matcher on FX graphs: patterns read as the formula, alternatives carry tags, a miss says why.
+"""A small pattern matcher on FX graphs: patterns read like formulas, alternatives carry tags, a miss says why.
 
 After onnxscript's rewriter (alternatives with tags, the best partial match is kept) and tinygrad's patterns. A pattern
 only says what a graph looks like; whoever uses it verifies sizes, axes and users before acting on a match.
