@@ -18,9 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_tru
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.analysis.batch_elements.axes import Layout, batch, place_of, plain
-from lightint_compile.passes.analysis.batch_elements.computing import rule_of
-from lightint_compile.passes.analysis.batch_elements.moving import MOVING
-from lightint_compile.passes.analysis.batch_elements.rules import Rowwise, Several
+from lightint_compile.passes.analysis.batch_elements.rules import Rowwise, Several, rowwise
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
@@ -180,10 +178,9 @@ class _Reading:
     def _ruled(self, node: fx.Node) -> Layout | Several | None:
         """Where the frames lie behind an operation; ``None`` once they have met."""
         known = [self._seen.get(source) for source in node.all_input_nodes]
-        rule = MOVING.get(node.target) or rule_of(node)
-        if rule is None or any(isinstance(each, _Seen) and each.layout is None for each in known):
+        if any(isinstance(each, _Seen) and each.layout is None for each in known):
             return None
-        found = rule(node, self._layout)
+        found = rowwise(node, self._layout)
         return found.layout if isinstance(found, Rowwise) else None
 
     def _layout(self, node: fx.Node) -> Layout:

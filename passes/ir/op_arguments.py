@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -95,13 +96,19 @@ class Einsum(NamedTuple):
     result: str
 
 
-def einsum_of(node: fx.Node) -> Einsum | None:
-    """The equation of an einsum; ``None`` without an arrow, with an ellipsis, or for a value with itself."""
+def einsum_of(node: fx.Node) -> Einsum:
+    """The equation of an einsum; dots are spelled with letters of their own, and a missing result is written out."""
     equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
-    if "->" not in equation or "." in equation or len(set(operands)) != len(operands):
-        return None
-    inputs, result = equation.split("->")
-    return Einsum(list(zip(inputs.split(","), operands, strict=True)), result)  # type: ignore[arg-type]
+    inputs, arrow, result = equation.partition("->")
+    labels = inputs.split(",")
+    if not arrow:
+        once = sorted(letter for letter in set(inputs) - {",", "."} if inputs.count(letter) == 1)
+        result = ("..." if "..." in inputs else "") + "".join(once)
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    dots = [len(sizes_of(each)) - len(own.replace("...", "")) for own, each in zip(labels, operands, strict=True)]
+    names = "".join(spare[: max([0, *(count for own, count in zip(labels, dots, strict=True) if "..." in own)])])
+    written = [own.replace("...", names[len(names) - count :]) for own, count in zip(labels, dots, strict=True)]
+    return Einsum(list(zip(written, operands, strict=True)), result.replace("...", names))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

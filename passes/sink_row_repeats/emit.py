@@ -24,7 +24,6 @@ from lightint_compile.passes.analysis.row_repeats.layout import (
     repeats,
     size,
 )
-from lightint_compile.passes.analysis.row_repeats.views import SMALL_TARGETS
 from lightint_compile.passes.ir.fake_values import Size, described, size_of
 from lightint_compile.passes.ir.memory_sharing import memory_order
 from lightint_compile.passes.ir.node_queries import MEMO
@@ -55,8 +54,10 @@ class Emission:
             if entry.plan.forwards is not None:
                 made = bound.small(entry.plan.forwards)
             elif entry.plan.arguments is not None:
-                target = SMALL_TARGETS.get(node.target, node.target)
-                made = self.call(target, *entry.plan.arguments(bound), **bound.mapped(entry.kwargs))
+                target = entry.plan.target or node.target
+                made = self.call(
+                    cast(Callable[..., Any], target), *entry.plan.arguments(bound), **bound.mapped(entry.kwargs)
+                )
             else:
                 target = cast(Callable[..., Any], node.target)
                 made = self.call(target, *bound.mapped(entry.args), **bound.mapped(entry.kwargs))

@@ -12,9 +12,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.batch_elements.axes import Layout, count, shared
-from lightint_compile.passes.analysis.batch_elements.computing import rule_of
-from lightint_compile.passes.analysis.batch_elements.moving import MOVING, element
-from lightint_compile.passes.analysis.batch_elements.rules import MEETS, Mixes, Rowwise, Several
+from lightint_compile.passes.analysis.batch_elements.rules import Mixes, Rowwise, Several, rowwise
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.fake_values import shape_of
@@ -141,17 +139,20 @@ def _ruled(node: fx.Node, flow: Flow) -> Rowwise | Mixes | None:
     elements = has_elements(operands_of(node, flow))
     if node.target is operator.getitem:
         parent = flow.known.get(node.args[0])  # type: ignore[arg-type]
-        return element(node, parent) if isinstance(parent, Several) and tensor_of(node) is not None else None
-    rule = MOVING.get(node.target) or rule_of(node)
-    if rule is None or draws_random(node):
-        reason = "it draws random numbers" if rule is not None else "no rule says whether it keeps elements apart"
-        return Mixes(reason) if elements and _is_tensor(node) else None
+        return Rowwise(parent[node.args[1]]) if isinstance(parent, Several) and tensor_of(node) is not None else None  # type: ignore[index]
     if not tensors(node) and not _is_tensor(node):
         return None
-    found = rule(node, flow.layout)
+    if draws_random(node):
+        return Mixes("it draws random numbers, and no rule keeps elements apart") if elements else None
+    found = rowwise(node, flow.layout)
+    if found is None:
+        return Mixes("no rule says whether it keeps elements apart") if elements and _is_tensor(node) else None
     if isinstance(found, Mixes):
         return found if elements else None
-    return MEETS if any(count(layout) > 1 for layout in found.layouts) else found
+    return _WITH_ITSELF if any(count(layout) > 1 for layout in found.layouts) else found
+
+
+_WITH_ITSELF = Mixes("elements of the batch meet one another, in a product of the batch with itself")
 
 
 def _is_tensor(node: fx.Node) -> bool:

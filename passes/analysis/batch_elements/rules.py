@@ -1,27 +1,42 @@
-"""What a rule says of an operation, and what the rules of both kinds of operations share."""
+"""How the elements of a batch follow the movement of axes, and the arguments of a call for one element alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.batch_elements.axes import (
-    Axis,
-    Kind,
-    Layout,
-    batch,
-    batches,
-    count,
-    extent,
-    is_same,
-    place_of,
-    plain,
+from lightint_compile.passes.analysis.axes.factors import Axis, Kind, Layout, extent, is_same, plain, same, times
+from lightint_compile.passes.analysis.axes.movement import (
+    Alike,
+    Along,
+    Joined,
+    Movement,
+    Picked,
+    Range,
+    Ref,
+    Times,
+    Way,
 )
-from lightint_compile.passes.ir.program import tensor_of
-from lightint_compile.passes.ir.sizes import quotient
+from lightint_compile.passes.analysis.axes.moving import SELECTS, operand
+from lightint_compile.passes.analysis.axes.table import movement_of
+from lightint_compile.passes.analysis.batch_elements.axes import (
+    batches,
+    inner,
+    joined,
+    joined_along,
+    regroup,
+    row_extent,
+    runs,
+    shortened,
+    skeleton,
+)
+from lightint_compile.passes.ir.fake_values import Size, shape_of
+from lightint_compile.passes.ir.op_arguments import argument, arguments, dimensions, sizes_of, takes
+from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.sizes import product
 
 
 class Several(tuple[Layout, ...]):
@@ -58,63 +73,174 @@ class Mixes:
 Layouts = Callable[[fx.Node], Layout]
 """The layout of a tensor node."""
 
-Rule = Callable[[fx.Node, Layouts], Rowwise | Mixes]
-
-
-def joined(entries: Iterable[Axis]) -> Axis | None:
-    """The axis that operands share once broadcast together; ``None`` where elements would meet other values."""
-    known = [entry for entry in entries if extent(entry) != 1]
-    leading = next((entry for entry in known if batches(entry)), None)
-    if leading is None:
-        same = known and all(map(is_same, known))
-        return known[0] if same else plain(extent(known[0])) if known else ()
-    wanted = skeleton(leading)
-    if all(skeleton(entry) == wanted if batches(entry) else is_constant_over(entry, wanted) for entry in known):
-        return wanted
-    return None
-
-
-def skeleton(of: Axis) -> Axis:
-    """An axis with a batch, whatever else is known of it."""
-    place = place_of((of,))
-    assert place is not None
-    size = next(part.size for part in of if part.kind is Kind.BATCH)
-    return batch(size, place.outer, place.inner)
-
-
-def is_constant_over(of: Axis, wanted: Axis) -> bool:
-    """Whether the values along an axis of the same extent are those of each element alike, at the front of it."""
-    place = place_of((wanted,))
-    assert place is not None
-    if is_same(of):
-        return True
-    size = next(part.size for part in wanted if part.kind is Kind.BATCH)
-    outer = of[0].size if of and of[0].kind is Kind.SAME else 1
-    return place.outer == 1 and quotient(outer, size) is not None
-
-
-def broadcast(layouts: Sequence[Layout], rank: int) -> Layout | None:
-    """The layout of operands broadcast together, axes counted from the back."""
-    axes: list[Axis] = []
-    for back in range(rank, 0, -1):
-        entry = joined(layout[-back] for layout in layouts if len(layout) >= back)
-        if entry is None:
-            return None
-        axes.append(entry)
-    return tuple(axes)
-
-
-def fitted(layout: Layout, result: Layout) -> Layout:
-    """What an operand is read as when it is broadcast to ``result``: an axis of one stays."""
-    wanted = result[len(result) - len(layout) :]
-    return tuple(
-        want if batches(want) and extent(entry) != 1 else entry for entry, want in zip(layout, wanted, strict=True)
-    )
-
-
-def without_elements(nodes: Iterable[Any], of: Layouts) -> bool:
-    """Whether operands belong to no element: weights, tables."""
-    return not any(count(of(node)) for node in nodes if tensor_of(node) is not None)
-
-
 MEETS = Mixes("elements of the batch meet one another, or values that belong to no element")
+_PICKS = Mixes(SELECTS.format("the batch"))
+
+
+def rowwise(node: fx.Node, of: Layouts) -> Rowwise | Mixes | None:
+    """What a call does to the elements of a batch; ``None`` where the table of movements says nothing."""
+    movement = movement_of(node)
+    if movement is None:
+        return None
+    if movement.regroups is not None:
+        return _view(node, of(movement.regroups))
+    for read in movement.reads:
+        if any(batches(of(ref.node)[ref.axis]) for ref in read.refs):
+            return Mixes(read.how.format("the batch")) if read.how else MEETS
+    if _is_bound_to_sizes(node, of):
+        return _PICKS
+    found = _outputs(node, movement, of)
+    if isinstance(found, Mixes):
+        return found
+    args = _row_arguments(node, movement, found, of)
+    if isinstance(args, Mixes):
+        return args
+    operands = _read(movement, found, of)
+    several = isinstance(node.meta["val"], (tuple, list))
+    return MEETS if operands is None else Rowwise(Several(found) if several else found[0], operands, args)
+
+
+def _outputs(node: fx.Node, movement: Movement, of: Layouts) -> list[Layout] | Mixes:
+    value = node.meta["val"]
+    shapes = map(shape_of, value if isinstance(value, (tuple, list)) else (value,))
+    found: list[Layout] = []
+    for ways, shape in zip(movement.outputs, shapes, strict=True):
+        axes: list[Axis] = []
+        for way, size in zip(ways, shape, strict=True):
+            entry = _carried(way, size, of)
+            if isinstance(entry, Mixes):
+                return entry
+            axes.append(entry)
+        found.append(tuple(axes))
+    return found
+
+
+def _carried(way: Way, size: Size, of: Layouts) -> Axis | Mixes:
+    """Where elements lie along an axis of the result; they are nowhere on axes that a call reads as a whole."""
+    match way:
+        case Along(refs):
+            found = joined(of(ref.node)[ref.axis] for ref in refs)
+            return MEETS if found is None else found
+        case Joined(refs):
+            found = joined_along([of(ref.node)[ref.axis] for ref in refs])
+            return MEETS if found is None else found
+        case Alike(like):
+            entry = () if like is None else of(like.node)[like.axis]
+            return skeleton(entry) if batches(entry) else same(size)
+        case Times(ref, count, outside):
+            entry = () if ref is None else of(ref.node)[ref.axis]
+            unchanging = extent(entry) == 1 or is_same(entry)
+            return same(size) if unchanging else times(entry, count, Kind.PLAIN, outside=outside)
+        case Range():
+            return _ranged(way, size, of)
+        case Picked(_, index) if batches(of(index.node)[index.axis]):
+            return _PICKS
+        case _:
+            return plain(size)
+
+
+def _ranged(way: Range, size: Size, of: Layouts) -> Axis | Mixes:
+    """A range of an axis; of one with the batch all of it, or whole runs around the batch."""
+    entry = of(way.ref.node)[way.ref.axis]
+    if not batches(entry):
+        return same(size) if is_same(entry) else plain(size)
+    if way.step == 1 and size == extent(entry):
+        return entry
+    found = shortened(entry, size)
+    return _PICKS if found is None or way.step != 1 or runs(entry, way.start) is None else found
+
+
+def _read(movement: Movement, results: Sequence[Layout], of: Layouts) -> dict[fx.Node, Layout] | None:
+    """What operands are read as; ``None`` where one is read in two ways."""
+    wanted: dict[Ref, Axis] = {}
+    for ref, entry in _demands(movement, results):
+        own = of(ref.node)[ref.axis]
+        entry = entry if batches(entry) and extent(own) != 1 else own
+        if wanted.setdefault(ref, entry) != entry:
+            return None
+    nodes = dict.fromkeys(ref.node for ref in wanted)
+    return {node: tuple(wanted.get(Ref(node, axis), entry) for axis, entry in enumerate(of(node))) for node in nodes}
+
+
+def _demands(movement: Movement, results: Sequence[Layout]) -> Iterator[tuple[Ref, Axis]]:
+    for ways, layout in zip(movement.outputs, results, strict=True):
+        for way, entry in zip(ways, layout, strict=True):
+            if isinstance(way, Along):
+                yield from ((ref, entry) for ref in way.refs)
+
+
+# --- calls whose arguments are sizes ---------------------------------------------------------------------------------
+
+
+def _is_bound_to_sizes(node: fx.Node, of: Layouts) -> bool:
+    """Whether one element alone would lose the axis of the batch, or have it beside a size that is given."""
+    if node.target in Family.INTERLEAVE.value:
+        return argument(node, "output_size") is not None
+    if node.target not in Family.SQUEEZE.value:
+        return False
+    layout = of(operand(node))
+    dims = dimensions(node, len(layout)) if takes(node, "dim") else range(len(layout))
+    return any(batches(layout[dim]) for dim in dims)
+
+
+def _view(node: fx.Node, before: Layout) -> Rowwise | Mixes:
+    layout = regroup(before, sizes_of(node))
+    if layout is None:
+        return Mixes("the view cuts across the batch")
+    name = "shape" if takes(node, "shape") else "size" if takes(node, "size") else "sizes"
+    if not takes(node, name):
+        return Rowwise(layout)  # a flatten says which axes
+    given: Sequence[Any] = argument(node, name)
+    first = argument(node, "dim") % len(before) if takes(node, "dim") else 0
+    sizes = _row_sizes(given, layout[first : first + len(given)])
+    args = (*node.args[: node.args.index(given)], sizes)
+    return Mixes("several sizes of the view are not known") if sizes is None else Rowwise(layout, args=args)
+
+
+def _row_sizes(given: Sequence[Any], layout: Layout) -> list[Any] | None:
+    """Size arguments for one element; ``None`` when two of them would have to be left to the operation."""
+    open_before = -1 in given
+    sizes: list[Any] = []
+    for entry, size in zip(layout, given, strict=True):
+        rows = row_extent(entry)
+        sizes.append(size if not batches(entry) or size == -1 else rows if isinstance(rows, int) else -1)
+    return sizes if sizes.count(-1) <= 1 or (open_before and sizes == list(given)) else None
+
+
+def _row_arguments(
+    node: fx.Node, movement: Movement, results: Sequence[Layout], of: Layouts
+) -> tuple[Any, ...] | Mixes | None:
+    """Arguments for one element where they are sizes of the batch; ``None`` where they are the node's own."""
+    if node.target in Family.EXPAND.value:
+        sizes = [-1 if batches(e) else size for e, size in zip(results[0], argument(node, "size"), strict=True)]
+        return (node.args[0], sizes)
+    ranges = [way for way in movement.ways() if isinstance(way, Range) and batches(of(way.ref.node)[way.ref.axis])]
+    if not ranges or results[0] == of(ranges[0].ref.node):
+        return None
+    dim = ranges[0].ref.axis
+    rows = [row_extent(layout[dim]) for layout in results]
+    if node.target in Family.SPLIT.value:
+        return _split_arguments(node, dim, rows)
+    if node.target not in Family.SLICE.value:
+        return _PICKS
+    return _slice_arguments(node, ranges[0], rows[0], of)
+
+
+def _slice_arguments(node: fx.Node, way: Range, length: Size, of: Layouts) -> tuple[Any, ...] | Mixes:
+    entry = of(way.ref.node)[way.ref.axis]
+    before = runs(entry, way.start)
+    start = None if before is None else product([before, row_extent(inner(entry))])
+    if not isinstance(start, int) or not isinstance(length, int) or start < 0:
+        return _PICKS
+    return (node.args[0], way.ref.axis, start, start + length)
+
+
+def _split_arguments(node: fx.Node, dim: int, rows: Sequence[Size]) -> tuple[Any, ...] | Mixes | None:
+    if not all(isinstance(size, int) for size in rows):
+        return Mixes("a split of the batch into parts of unknown size")
+    if "chunks" in arguments(node):
+        return None if len(set(rows)) == 1 else _PICKS
+    sizes = node.args[1]
+    if not takes(node, "split_size") and not takes(node, "split_sizes"):
+        return _PICKS
+    return (node.args[0], list(rows) if isinstance(sizes, (list, tuple)) else rows[0], *node.args[2:])

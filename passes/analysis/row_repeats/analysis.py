@@ -9,15 +9,13 @@ from typing import Any
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.row_repeats.effects import Blocked, Plan, Rule
+from lightint_compile.passes.analysis.axes.table import movement_of
+from lightint_compile.passes.analysis.row_repeats.effects import Blocked, Plan
 from lightint_compile.passes.analysis.row_repeats.layout import Layout, full, repeats
-from lightint_compile.passes.analysis.row_repeats.rowwise import ROWWISE, pointwise
-from lightint_compile.passes.analysis.row_repeats.views import FILLS, REPETITIONS, VIEWS, getitem
+from lightint_compile.passes.analysis.row_repeats.rules import REPETITIONS, element_of, plan_of
 from lightint_compile.passes.ir.effects import draws_random
-from lightint_compile.passes.ir.op_arguments import is_tensor, sizes_of
-from lightint_compile.passes.ir.op_families import is_pointwise
-
-_RULES: dict[Any, Rule] = {**FILLS, **REPETITIONS, **VIEWS, **ROWWISE}
+from lightint_compile.passes.ir.op_arguments import sizes_of
+from lightint_compile.passes.ir.op_families import Family
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) -> A
 def _visit(node: fx.Node, analysis: Analysis) -> None:
     reached = [analysis.sunk[o] for o in node.all_input_nodes if o in analysis.sunk]
     starts = node.target in REPETITIONS
-    if not reached and not starts and node.target not in FILLS:
+    if not reached and not starts and node.target not in Family.FILL.value:
         return
     seeded = starts or any(entry.seeded for entry in reached)
     found = _apply(node, analysis)
@@ -80,10 +78,8 @@ def _visit(node: fx.Node, analysis: Analysis) -> None:
 def _apply(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
     if node.target is operator.getitem:
         parent = analysis.sunk.get(node.args[0])  # type: ignore[arg-type]
-        return Blocked("its parent does not repeat", mixes=True) if parent is None else getitem(node, parent.plan)
+        return Blocked("its parent does not repeat", mixes=True) if parent is None else element_of(node, parent.plan)
     if draws_random(node):
         return Blocked("it draws random numbers anew for every row")
-    rule = _RULES.get(node.target) or (pointwise if is_pointwise(node) and is_tensor(node) else None)
-    if rule is None:
-        return Blocked(f"no rule for {node.target}")
-    return rule(node, analysis.layout)
+    movement = movement_of(node)
+    return Blocked(f"no rule for {node.target}") if movement is None else plan_of(node, movement, analysis.layout)

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.row_repeats.layout import Layout, full, repeats
+from lightint_compile.passes.analysis.row_repeats.layout import Layout
 from lightint_compile.passes.ir.fake_values import Size
-from lightint_compile.passes.ir.op_arguments import sizes_of, tensors
 
 
 class Emitter(Protocol):
@@ -35,6 +34,8 @@ class Plan:
         operands: the layout in which each tensor operand is needed.
         computes: whether the node does arithmetic; a view or a repetition alone is not worth a rewrite.
         arguments: positional arguments of the small call, when they are not the node's own with operands replaced.
+        target: what the small call calls, when it is not the node's own target: a small tensor may need a copy where
+            the large one was a view.
         forwards: the operand whose small tensor is the small result; such a node is itself a repetition.
     """
 
@@ -43,6 +44,7 @@ class Plan:
     computes: bool = True
     arguments: Callable[[Emitter], Sequence[Any]] | None = None
     forwards: fx.Node | None = None
+    target: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,4 @@ class Blocked:
 #: The layout of a node's value; the layout in which nothing repeats when none is known.
 Layouts = Callable[[fx.Node], Layout]
 
-Rule = Callable[[fx.Node, Layouts], Plan | Blocked]
-
 MIXES = Blocked("another operand differs in every row", mixes=True)
-
-
-def others_full(node: fx.Node, *known: fx.Node) -> dict[fx.Node, Layout]:
-    """Tensor operands other than ``known``, needed with every repetition written out."""
-    return {other: full(sizes_of(other)) for other in tensors(node) if other not in known}
-
-
-def unless_lost(plan: Plan, reason: str) -> Plan | Blocked:
-    """``plan``, unless writing out what it needs written out has left nothing repeated."""
-    return plan if repeats(plan.result) else Blocked(reason)

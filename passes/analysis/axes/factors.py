@@ -1,0 +1,111 @@
+"""An axis as an ordered product of factors, the outermost first, like the names in an einops pattern.
+
+``[2 * B, heads, N, D]``, two branches one behind the other, has the first axis ``(plain 2)(batch B)``; tokens of all
+elements in one row, ``[B * T, C]``, have ``(batch B)(plain T)``; ``repeat_interleave(x, 24)`` makes ``(plain T)(same
+24)`` of an axis of T, ``x.repeat(2)`` makes ``(same 2)(plain T)``, and an expanded axis of one is ``(same 8)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
+
+from lightint_compile.passes.ir.fake_values import Size
+from lightint_compile.passes.ir.sizes import dealt, groups, product
+
+
+class Kind(StrEnum):
+    """What moving along a factor does: to another element of the batch, to another value, or nothing."""
+
+    BATCH = "batch"
+    PLAIN = "plain"
+    SAME = "same"
+
+
+class Factor(NamedTuple):
+    """A factor of an axis."""
+
+    kind: Kind
+    size: Size
+
+    @property
+    def repeated(self) -> bool:
+        """Whether nothing changes along it."""
+        return self.kind is Kind.SAME
+
+
+Axis: TypeAlias = tuple[Factor, ...]
+Layout: TypeAlias = tuple[Axis, ...]
+
+
+def axis(factors: Sequence[Factor]) -> Axis:
+    """Factors in normal form: those of one dropped, neighbours of a kind multiplied unless they are batches."""
+    out: list[Factor] = []
+    for factor in factors:
+        if factor.size == 1:
+            continue
+        if out and out[-1].kind is factor.kind and factor.kind is not Kind.BATCH:
+            out[-1] = Factor(factor.kind, product([out[-1].size, factor.size]))
+        else:
+            out.append(factor)
+    return tuple(out)
+
+
+def plain(size: Size) -> Axis:
+    """An axis of which nothing is known."""
+    return axis([Factor(Kind.PLAIN, size)])
+
+
+def same(size: Size) -> Axis:
+    """An axis along which nothing changes."""
+    return axis([Factor(Kind.SAME, size)])
+
+
+def shared(shape: Sequence[Size]) -> Layout:
+    """The layout of a tensor of which nothing is known."""
+    return tuple(map(plain, shape))
+
+
+def extent(of: Axis) -> Size:
+    """Values along an axis."""
+    return product([factor.size for factor in of])
+
+
+def without(of: Axis, kind: Kind) -> Size:
+    """Values along an axis without its factors of a kind."""
+    return product([factor.size for factor in of if factor.kind is not kind])
+
+
+def is_same(of: Axis) -> bool:
+    """Whether nothing changes along an axis longer than one."""
+    return bool(of) and all(factor.repeated for factor in of)
+
+
+def times(of: Axis, count: Size, kind: Kind, *, outside: bool) -> Axis:
+    """An axis repeated as a whole, ``outside``, or value by value."""
+    copies = Factor(kind, count)
+    return axis([copies, *of] if outside else [*of, copies])
+
+
+def regrouped(
+    layout: Layout,
+    shape: Sequence[Size],
+    divides: Callable[[Factor], bool] = lambda factor: True,
+    fits: Callable[[Axis], bool] = lambda found: True,
+) -> list[tuple[range, range, list[Axis] | None]]:
+    """A view to ``shape``, run by run: axes in front, axes behind, and these as factors.
+
+    ``None`` for a run that is cut beside its factors, or into axes that do not fit.
+
+    Args:
+        divides: whether a factor may itself be cut.
+        fits: whether an axis of the result will do.
+    """
+    found: list[tuple[range, range, list[Axis] | None]] = []
+    for before, behind in groups([extent(entry) for entry in layout], list(shape)):
+        factors = axis([factor for dim in before for factor in layout[dim]])
+        taken = dealt(factors, [shape[dim] for dim in behind], divides)
+        axes = None if taken is None else list(map(axis, taken))
+        found.append((before, behind, axes if axes is not None and all(map(fits, axes)) else None))
+    return found

@@ -1,0 +1,356 @@
+"""Movements of operators that move values or choose some: views, repetitions, slices, joins, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.axes.movement import (
+    Across,
+    Alike,
+    Along,
+    Joined,
+    Movement,
+    New,
+    Padded,
+    Picked,
+    Range,
+    Read,
+    Ref,
+    Reordered,
+    Times,
+    Way,
+    Written,
+    moves,
+)
+from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.ir.frame_numbers import run_of
+from lightint_compile.passes.ir.node_data import argument_nodes
+from lightint_compile.passes.ir.op_arguments import (
+    argument,
+    dimension,
+    dimensions,
+    permutation,
+    pick_of,
+    size_argument,
+    sizes_of,
+)
+from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.sizes import replaced
+
+aten = torch.ops.aten
+
+SELECTS = "it selects along {}"
+
+
+def operand(node: fx.Node) -> fx.Node:
+    """The tensor that a call works on."""
+    return cast(fx.Node, node.args[0])
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a call is given, in order, one that is given twice twice."""
+    return [source for source in argument_nodes(node) if tensor_of(source) is not None]
+
+
+def refs_of(way: Way) -> tuple[Ref, ...]:
+    """The axes that one goes along."""
+    return way.refs if isinstance(way, Along) else ()
+
+
+def kept(node: fx.Node) -> tuple[Way, ...]:
+    """Every axis of a tensor, as it is."""
+    return tuple(Along((Ref(node, axis),)) for axis in range(len(sizes_of(node))))
+
+
+def aligned(nodes: Sequence[fx.Node], rank: int) -> tuple[Way, ...]:
+    """The axes of tensors broadcast together, counted from the back."""
+    sizes = [(node, sizes_of(node)) for node in nodes]
+    return tuple(
+        Along(wide([Ref(node, len(own) - back) for node, own in sizes if len(own) >= back]))
+        for back in range(rank, 0, -1)
+    )
+
+
+def wide(refs: Sequence[Ref]) -> tuple[Ref, ...]:
+    """The axes that have a say where several are broadcast together: those of more than one, if there are any."""
+    return tuple(ref for ref in refs if sizes_of(ref.node)[ref.axis] != 1) or tuple(refs)
+
+
+def moved(*outputs: tuple[Way, ...], reads: tuple[Read, ...] = ()) -> Movement:
+    """The movement of a call without arithmetic."""
+    return Movement(outputs, reads, computes=False, stretches=False)
+
+
+@moves(Family.VIEW)
+def view(node: fx.Node) -> Movement:
+    """Axes are cut and joined."""
+    return Movement(regroups=operand(node), computes=False)
+
+
+@moves(Family.PERMUTATION)
+def permute(node: fx.Node) -> Movement:
+    """Axes change places."""
+    return moved(tuple(Along((Ref(operand(node), axis),)) for axis in permutation(node)))
+
+
+@moves(Family.UNSQUEEZE)
+def unsqueeze(node: fx.Node) -> Movement:
+    """A new axis of one."""
+    ways = list(kept(operand(node)))
+    ways.insert(dimension(node, len(ways) + 1), Along())
+    return moved(tuple(ways))
+
+
+@moves(Family.SQUEEZE)
+def squeeze(node: fx.Node) -> Movement | None:
+    """Named axes of one go."""
+    source = operand(node)
+    gone = squeezed(node)
+    ways = tuple(way for axis, way in enumerate(kept(source)) if axis not in gone)
+    return moved(ways) if len(ways) == len(sizes_of(node)) else None
+
+
+def squeezed(node: fx.Node) -> list[int]:
+    """The axes of one that a squeeze drops."""
+    sizes = sizes_of(operand(node))
+    named = range(len(sizes)) if node.target is aten.squeeze.default else sorted(dimensions(node, len(sizes)))
+    return [axis for axis in named if sizes[axis] == 1]
+
+
+@moves(Family.EXPAND)
+def expand(node: fx.Node) -> Movement:
+    """An axis of one that grows is the same all along."""
+    source, wanted = operand(node), sizes_of(node)
+    new = len(wanted) - len(sizes_of(source))
+    before = (*[None] * new, *enumerate(sizes_of(source)))
+    ways = [
+        Along() if size == 1 else Alike() if old is None or old[1] == 1 else Along((Ref(source, old[0]),))
+        for old, size in zip(before, wanted, strict=True)
+    ]
+    return moved(tuple(ways))
+
+
+@moves(Family.REPEAT)
+def repeat(node: fx.Node) -> Movement:
+    """Copies of whole axes."""
+    source = operand(node)
+    counts = list(map(size_argument, argument(node, "repeats")))
+    new = len(counts) - len(sizes_of(source))
+    refs = [None if axis < 0 else Ref(source, axis) for axis in range(-new, len(counts) - new)]
+    return moved(tuple(Times(ref, count, outside=True) for ref, count in zip(refs, counts, strict=True)))
+
+
+@moves(Family.INTERLEAVE)
+def interleave(node: fx.Node) -> Movement | None:
+    """Copies of every value along one axis."""
+    source, dim = operand(node), argument(node, "dim")
+    rank = len(sizes_of(source))
+    if dim is None and rank != 1:
+        return None  # it flattens its operand
+    dim = int(dim or 0) % rank
+    times = Times(Ref(source, dim), size_argument(argument(node, "repeats")), outside=False)
+    return moved(replaced(kept(source), dim, times))
+
+
+@moves(Family.FILL)
+def fill(node: fx.Node) -> Movement:
+    """One value everywhere."""
+    return moved(tuple(Alike() for _ in sizes_of(node)))
+
+
+@moves(Family.SELECT)
+def select(node: fx.Node) -> Movement:
+    """One value along an axis, without it."""
+    return _selected(node, 1)
+
+
+@moves(Family.UNBIND)
+def unbind(node: fx.Node) -> Movement:
+    """Every value along an axis, without it."""
+    return _selected(node, len(node.meta["val"]))
+
+
+def _selected(node: fx.Node, results: int) -> Movement:
+    source = operand(node)
+    dim = dimension(node, len(sizes_of(source)))
+    ways = kept(source)
+    return moved(*[(*ways[:dim], *ways[dim + 1 :])] * results, reads=(Read((Ref(source, dim),), SELECTS),))
+
+
+@moves(Family.SLICE, aten.narrow.default)
+def slice_(node: fx.Node) -> Movement:
+    """A range of one axis."""
+    source = operand(node)
+    dim = dimension(node, len(sizes_of(source)))
+    start = bound(argument(node, "start"), sizes_of(source)[dim])
+    step = size_argument(argument(node, "step")) if node.target is aten.slice.Tensor else 1
+    return moved(replaced(kept(source), dim, Range(Ref(source, dim), start, step)))
+
+
+def bound(value: Any, length: Size) -> Size:
+    """Where a slice starts, counted from the front and within the axis as far as that is known."""
+    given: Size = 0 if value is None else size_argument(value)
+    if isinstance(given, int) and given < 0:
+        given = size_of(given + length)
+    if isinstance(given, int) and isinstance(length, int):
+        given = min(max(given, 0), length)
+    return given
+
+
+@moves(Family.SPLIT)
+def split(node: fx.Node) -> Movement:
+    """Consecutive ranges of one axis."""
+    source = operand(node)
+    dim = dimension(node, len(sizes_of(source)))
+    outputs, start = [], cast(Size, 0)
+    for value in node.meta["val"]:
+        outputs.append(replaced(kept(source), dim, Range(Ref(source, dim), start)))
+        start = size_of(start + size_of(value.shape[dim]))
+    return moved(*outputs)
+
+
+@moves(Family.CAT)
+def cat(node: fx.Node) -> Movement | None:
+    """Axes one behind the other."""
+    rank = len(sizes_of(node))
+    parts = [part for part in cast(list[fx.Node], node.args[0]) if sizes_of(part) != (0,) or rank == 1]
+    dim = dimension(node, rank)
+    if any(len(sizes_of(part)) != rank for part in parts):
+        return None
+    return moved(replaced(aligned(parts, rank), dim, Joined(tuple(Ref(part, dim) for part in parts))))
+
+
+@moves(Family.STACK)
+def stack(node: fx.Node) -> Movement:
+    """A new axis over equal tensors."""
+    parts = cast(list[fx.Node], node.args[0])
+    ways: list[Way] = list(aligned(parts, len(sizes_of(node)) - 1))
+    ways.insert(dimension(node, len(ways) + 1), New())
+    return moved(tuple(ways))
+
+
+@moves(Family.INDEX_SELECT, aten.index.Tensor)
+def index_select(node: fx.Node) -> Movement | None:
+    """Values along one axis by their numbers; masks and several indices are not followed."""
+    pick = pick_of(node)
+    if pick is None:
+        return None
+    ref = Ref(pick.source, pick.axis)
+    way = Picked(ref, Ref(pick.index, 0), run_of(pick.index))
+    return moved(replaced(kept(pick.source), pick.axis, way), reads=(Read((ref,), SELECTS),))
+
+
+@moves(Family.EMBEDDING)
+def embedding(node: fx.Node) -> Movement:
+    """A row of the table for every index."""
+    table, index = cast(list[fx.Node], node.args[:2])
+    rows = Read((Ref(table, 0), Ref(table, 1)), "the table repeats, not the index; it selects along {}")
+    return Movement(((*kept(index), New()),), (rows,))
+
+
+@moves(aten.roll.default, aten.flip.default)
+def reorder(node: fx.Node) -> Movement | None:
+    """The order along some axes changes."""
+    source = operand(node)
+    rank = len(sizes_of(source))
+    dims = {dim % max(rank, 1) for dim in argument(node, "dims")}
+    if not dims:
+        return None  # a roll of the flattened values
+    refs = [Ref(source, axis) for axis in range(rank)]
+    reads = tuple(Read((ref,), "no rule says where it puts the values along {}") for ref in refs if ref.axis in dims)
+    return moved(tuple(Reordered(ref) if ref.axis in dims else Along((ref,)) for ref in refs), reads=reads)
+
+
+@moves(aten.constant_pad_nd.default, aten.pad.default)
+def pad(node: fx.Node) -> Movement:
+    """Values of another kind around the last axes."""
+    source, given = operand(node), list(map(size_argument, argument(node, "pad")))
+    ways = list(kept(source))
+    for number, (before, after) in enumerate(zip(given[::2], given[1::2], strict=True)):
+        axis = len(ways) - 1 - number
+        if (before, after) != (0, 0):
+            ways[axis] = Padded(Ref(source, axis), before, after)
+    reads = tuple(Read((way.ref,), "it pads {}") for way in ways if isinstance(way, Padded))
+    return moved(tuple(ways), reads=reads)
+
+
+@moves(aten.slice_scatter.default)
+def slice_scatter(node: fx.Node) -> Movement | None:
+    """A range of one axis is written."""
+    target, source = cast(list[fx.Node], node.args[:2])
+    rank = len(sizes_of(target))
+    dim = dimension(node, rank)
+    if size_argument(argument(node, "step")) != 1 or len(sizes_of(source)) != rank:
+        return None
+    start = bound(argument(node, "start"), sizes_of(target)[dim])
+    return _written(aligned([target, source], rank), Written(Ref(target, dim), Ref(source, dim), start))
+
+
+@moves(aten.select_scatter.default)
+def select_scatter(node: fx.Node) -> Movement:
+    """One place along an axis is written."""
+    target, source = cast(list[fx.Node], node.args[:2])
+    dim = dimension(node, len(sizes_of(target)))
+    ways = [
+        Along((Ref(target, axis), Ref(source, axis - (axis > dim)))) if axis != dim else Along()
+        for axis in range(len(sizes_of(target)))
+    ]
+    index = bound(argument(node, "index"), sizes_of(target)[dim])
+    return _written(tuple(ways), Written(Ref(target, dim), None, index))
+
+
+def _written(ways: tuple[Way, ...], way: Written) -> Movement:
+    refs = (way.ref,) if way.source is None else (way.ref, way.source)
+    return moved(replaced(ways, way.ref.axis, way), reads=(Read(refs, "it writes a part of {}"),))
+
+
+@moves(aten.meshgrid.default, aten.meshgrid.indexing)
+def meshgrid(node: fx.Node) -> Movement:
+    """Output ``k`` changes along input ``k``; ``xy`` swaps the first two axes."""
+    refs = [Ref(source, 0) for source in cast(list[fx.Node], node.args[0])]
+    swaps = node.target is aten.meshgrid.indexing and argument(node, "indexing") == "xy"
+    order = [refs[1], refs[0], *refs[2:]] if swaps and len(refs) > 1 else refs
+    return moved(*(tuple(Along((ref,)) if ref == own else Alike(ref) for ref in order) for own in refs))
+
+
+@moves(aten.view_as_complex.default)
+def as_complex(node: fx.Node) -> Movement:
+    """Pairs become complex numbers: the last axis goes."""
+    ways = kept(operand(node))
+    return moved(ways[:-1], reads=(Read((Ref(operand(node), len(ways) - 1),), "it pairs values along {}"),))
+
+
+@moves(aten.view_as_real.default)
+def as_real(node: fx.Node) -> Movement:
+    """Complex numbers become pairs: a last axis of two comes."""
+    return moved((*kept(operand(node)), New()))
+
+
+@moves(aten.arange.default, aten.arange.start, aten.arange.start_step)
+def arange(node: fx.Node) -> Movement | None:
+    """Numbers in order."""
+    return moved((New(),)) if tensor_of(node) is not None else None
+
+
+@moves(aten.tril.default, aten.triu.default)
+def triangle(node: fx.Node) -> Movement:
+    """What is kept depends on row and column."""
+    return across(operand(node), 2, "what is left depends on the place along {}")
+
+
+def across(source: fx.Node, trailing: int, how: str, others: Sequence[fx.Node] = ()) -> Movement:
+    """A call whose values depend on all of the last axes of ``source``, and on all of ``others``."""
+    rank = len(sizes_of(source))
+    refs = [Ref(source, axis) for axis in range(rank)]
+    ways = [Along((ref,)) if ref.axis < rank - trailing else Across(ref) for ref in refs]
+    return Movement((tuple(ways),), (*(Read((ref,), how) for ref in refs[rank - trailing :]), *whole(others)))
+
+
+def whole(nodes: Sequence[fx.Node]) -> tuple[Read, ...]:
+    """Operands read as a whole: weights, tables."""
+    return tuple(Read((Ref(node, axis),)) for node in nodes for axis in range(len(sizes_of(node))))
