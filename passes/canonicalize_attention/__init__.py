@@ -38,9 +38,8 @@ class CanonicalizeAttention(Pass):
 
     The result is ``aten.scaled_dot_product_attention`` in four dimensions: query ``[batch, heads, tokens, head_dim]``,
     key and value with as many heads or fewer (``enable_gqa``), the scale as a number, at most one mask, or the causal
-    flag. A match is applied only after its axes have been unified (:mod:`passes.attention.axes`), its readers checked,
-    and the matched nodes and their replacement have given the same float64 numbers (:mod:`passes.attention.check`).
-    What nearly matched is a ``missed`` remark.
+    flag. A match is applied only after its axes have been unified (``site.py``), its readers checked, and the matched
+    nodes and their replacement have given the same float64 numbers (``check.py``). A near miss is a ``missed`` remark.
     """
 
     name: ClassVar[str] = "canonicalize-attention"

@@ -89,7 +89,7 @@ def _constants(node: fx.Node, drop_number: bool) -> Hashable:
 
 
 class _Renaming:
-    """A :data:`~passes.outlining.values.Rule` that numbers symbols by first appearance."""
+    """A :data:`~passes.ir.node_data.Rule` that numbers symbols by first appearance."""
 
     def __init__(self) -> None:
         self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}

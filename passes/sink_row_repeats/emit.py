@@ -152,7 +152,7 @@ class _QuickRewriter(Rewriter):
         self._known: dict[Any, torch.Tensor] = {}
 
     def evaluate(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """See :meth:`~passes.rewriting.Rewriter.evaluate`."""
+        """See :meth:`~passes.ir.rewriter.Rewriter.evaluate`."""
         key = (target, described(list(args)), described(kwargs))
         if key in self._known:
             return snapshot_fake(self._known[key])
@@ -175,11 +175,11 @@ class _Bound:
         self._emission, self._operands = emission, operands
 
     def small(self, node: fx.Node) -> fx.Node:
-        """See :class:`~passes.row_repeats.plan.Emitter`."""
+        """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
         return self._emission.bring(node, self._operands[node])
 
     def size(self, size: Size) -> Any:
-        """See :class:`~passes.row_repeats.plan.Emitter`."""
+        """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
         return self._emission.size(size)
 
     def mapped(self, arguments: Any) -> Any:

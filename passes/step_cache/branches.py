@@ -2,7 +2,7 @@
 
 Both sides take the same operands and return the same tuple, fresh tensors all: the step's predictions, and what the
 next guarded step needs to know of the steps computed so far. Of a batch whose elements may go separate ways there are
-two more sides, for one element (:mod:`~passes.decisions.apart`).
+two more sides, for one element (:mod:`~passes.step_cache.per_element`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ELSEWHERE = {"test/inductor/test_fused_attention.py", "fuse_modulation.py", "tes
 PATH = re.compile(
     r"(?<![\w./<-])(?:[\w*.-]+/)*[\w*-]+\.(?:py|md|sh|npz|toml|yml)\b|(?<![\w./-])(?:" + "|".join(TOPS) + r")/[\w./*-]*"
 )
-DOTTED = re.compile(r"(?<![\w.+/-])lightint_compile(?:\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(r"(?<![\w.+/-])(?:lightint_compile|passes|kernels|models)(?:\.[A-Za-z_]\w*)+(?!\w*/)")
 
 
 def prose_of(page: Path) -> str:
@@ -66,7 +66,7 @@ def exists(name: str, text: str, home: Path = ROOT) -> bool:
 
 def resolves(name: str) -> bool:
     """Whether a dotted name is a module, or an attribute of one."""
-    parts = name.split(".")
+    parts = (name if name.startswith("lightint_compile") else f"lightint_compile.{name}").split(".")
     for length in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:length]))

@@ -1,7 +1,7 @@
 """Repeated isomorphic subgraphs: the blocks of a transformer, in every step of an unrolled loop.
 
-Module paths propose where copies are; growing the copies in lockstep (:mod:`~passes.outlining.growth`) decides what
-belongs to them. What has no module path (a block's method, a graph made by hand) is proposed by the look of its nodes.
+Module paths propose where copies are; growing the copies in lockstep (``growth.py`` beside this file) decides what
+belongs to them. Nodes without a module path (a block's method, a graph made by hand) are proposed by their structure.
 """
 
 from __future__ import annotations
