@@ -19,6 +19,7 @@ from lightint_compile.passes.analysis.stated_roles import unused_remarks
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.fresh_sizes import forget_guards
+from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
@@ -57,6 +58,7 @@ class Rewritten:
         return _count(self.remarks, RemarkKind.MISSED)
 
 
+@collection_paused()
 def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection[str] = ()) -> Rewritten:
     """Run the passes of ``options`` on ``program``, in place.
 

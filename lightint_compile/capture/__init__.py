@@ -29,6 +29,7 @@ from lightint_compile.capture.normal_form import tidy
 from lightint_compile.capture.repeat_tracing import RepeatingInterpreter, WritesToAView, writes
 from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
 from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
+from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput, fake_mode_of
 from lightint_compile.passes.ir.remarks import clean_path
 from lightint_compile.torch_compat import tracing_with
@@ -37,6 +38,7 @@ ARGUMENTS = "lightint_arguments"
 """Under this name a graph's ``meta`` holds the arguments of the function that it is a part of."""
 
 
+@collection_paused()
 def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
     """The program of a graph that Dynamo captured, inside a ``torch.compile`` backend.
 
@@ -60,6 +62,7 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
     return program
 
 
+@collection_paused()
 def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
     """The program of an exported one. Parameters, buffers and constants become placeholders like any other input.
 
@@ -74,6 +77,7 @@ def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
     return _program(graph_module, values, entries, fake_mode_of(placeholders), name or "exported")
 
 
+@collection_paused()
 def trace(
     module: Callable[..., Any],
     args: Sequence[Any] = (),
