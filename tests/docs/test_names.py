@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import doc_pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +90,9 @@ def test_names_in_docstrings_exist() -> None:
     assert {(path, name) for path, name in paths if name not in ELSEWHERE and not exists(name, "")} == set()
     names = {(str(path), name) for path, text in texts.items() for name in DOTTED.findall(text)}
     assert {(path, name) for path, name in names if not resolves(name)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_in_pages_parses(page: Path) -> None:
+    for block in doc_pages.blocks_of(page):
+        ast.parse(block.code, filename=f"{page.name}:{block.line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ def blocks_of(page: Path) -> list[Block]:
     """
     text, found = page.read_text(), []
     matches = [match for match in _BLOCK.finditer(text)]
-    for match, after in zip(matches, [*matches[1:], None], strict=True):
+    for match, after in itertools.zip_longest(matches, matches[1:]):
         if match["language"] != "python" or match["title"]:
             continue
         follows = after is not None and after["language"] == "text" and not text[match.end() : after.start()].strip()
