@@ -73,7 +73,7 @@ def sparse_attention_segments(
 ) -> Tensor:
     """:func:`sparse_attention` with keys and values as consecutive segments (text, cached context, current).
 
-    Nothing is concatenated as long as the prefix, the context and the current frames each lie inside one segment.
+    Nothing is concatenated as long as the prefix, the context and the current frames are each inside of one segment.
     """
     settings = Settings(**{**SPARSE, **given})
     if not torch.compiler.is_compiling() and _is_plain(query, *keys, *values):

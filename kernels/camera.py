@@ -46,7 +46,7 @@ def camera_heads(
         matrix: ``[batch, tokens, 4, 4]`` float32.
         weight: ``[dim]`` of an RMS norm in front, with ``eps``; none without it.
         cosine, sine: ``[tokens, dim]`` float32 tables of a rotation of interleaved channel pairs; none without it.
-        both: the rotated heads and behind them, along the batch, the multiplied ones; else the latter alone.
+        both: the rotated heads followed, along the batch, by the multiplied ones; else the latter alone.
 
     Returns:
         Contiguous, ``[2 * batch or batch, tokens, heads, dim]``, the dtype of ``heads``; computed in float32 or wider.

@@ -31,12 +31,12 @@ def camera_heads_kept(
     cosine: Tensor | None = None,
     sine: Tensor | None = None,
 ) -> Tensor:
-    """Kept and fresh heads, rotated by position, and behind them, along the batch, multiplied by camera matrices.
+    """Kept and fresh heads, rotated by position, followed along the batch by those multiplied by camera matrices.
 
     Args:
         pool: ``[batch, capacity, frame_tokens, heads, dim]``, one frame a slot; other slots are not read.
         slots: ``[kept]`` int64, the slots of the frames in front. None, one or all may be kept.
-        heads: ``[batch, fresh_tokens, heads, dim]``, the tokens behind them, of the same dtype.
+        heads: ``[batch, fresh_tokens, heads, dim]``, the tokens after the kept ones, of the same dtype.
         matrix: ``[batch, kept * frame_tokens + fresh_tokens, 4, 4]`` float32.
         cosine, sine: tables of as many tokens, ``[tokens, dim]`` float32; no rotation without them.
 

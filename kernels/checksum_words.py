@@ -3,9 +3,10 @@
 A checksum is made of the little-endian 32-bit words of a piece of memory, the last one filled up with zeros. Each word
 is mixed with its place, in the way of MurmurHash3's finaliser (Appleby, public domain), into two numbers of 32 bits,
 and each of them is summed over all words modulo 2^32. Sums do not depend on the order, so that any number of programs
-may add to them and the result is the same bit by bit; the place in the mixture tells permuted contents apart. For one
-changed word the first sum always changes, as the mixture is a bijection of the word; any other two contents have equal
-sums with a probability of about 2^-64. It is no defence against somebody who looks for two equal sums.
+may add to them and the result is the same bit by bit; each word is mixed with its place, so that permuted contents
+differ. For one changed word the first sum always changes, as the mixture is a bijection of the word; any other two
+contents have equal sums with a probability of about 2^-64. It is no defence against somebody who looks for two equal
+sums.
 """
 
 from __future__ import annotations

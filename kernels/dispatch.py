@@ -157,8 +157,8 @@ def prefers_sparse(
 ) -> Choice:
     """``dense`` or the implementation that will run, for one call of sparse attention.
 
-    ``min_tokens``: keys from which the caller wants it sparse; the cost model is not asked then. ``host_hidden``: the
-    device will not wait for launches (a CUDA graph is being captured).
+    ``min_tokens``: keys from which the call is sparse; the cost model is not asked then. ``host_hidden``: the device
+    will not wait for launches (a CUDA graph is being captured).
     """
     forced = _forced.get()
     if forced == "dense":

@@ -55,7 +55,7 @@ class Launch:
             self._described = getattr(compiled.metadata, "tensordesc_meta", None) or ()
 
     def described(self, number: int, descriptor: Any) -> tuple[Any, ...]:
-        """What stands for the kernel's ``number``-th descriptor; it holds the address, not the tensor."""
+        """The arguments that encode the kernel's ``number``-th descriptor; they hold the address, not the tensor."""
         return triton_compat.described(descriptor, self._described[number])
 
 

@@ -117,7 +117,7 @@ def _sparse(
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, wherever its arguments lie; inside this, that is the tensor's."""
+    """Triton launches on the current device whatever its arguments; inside this, that is the tensor's device."""
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)

@@ -25,7 +25,7 @@ from .tiles import (
 
 
 def pool_tiles(tokens: Tensor, grid: tuple[int, int, int], tile: tuple[int, int, int]) -> Tensor:
-    """Mean of the tokens that exist in each tile, and behind it their spread: the variance of a channel on average.
+    """Mean of the tokens that exist in each tile, followed by their spread: the variance of a channel on average.
 
     Args:
         tokens: ``[batch, heads, frames * height * width, head_dim]``.

@@ -52,7 +52,7 @@ class PolicyArguments(TypedDict, total=False):
 
 
 class SparseArguments(SiteArguments, PolicyArguments, total=False):
-    """All that sparse attention is told.
+    """All settings of sparse attention.
 
     Attributes:
         skipped_means: number of mean keys and values that approximate a skipped block (1, 2, 4 or 8, as far as the tile
@@ -96,7 +96,7 @@ class Policy(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What an operator of sparse attention takes behind its tensors."""
+    """What an operator of sparse attention takes after its tensors."""
 
     query_grid: Grid
     key_grid: Grid

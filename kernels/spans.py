@@ -39,7 +39,7 @@ def split_spans(segments: Sequence[Tensor], layout: Layout) -> Spans:
 
 
 class Cutting:
-    """:func:`split_spans` for segments of known lengths: where each span lies, found once."""
+    """:func:`split_spans` for segments of known lengths: the place of each span is found once."""
 
     def __init__(self, lengths: Sequence[int], layout: Layout) -> None:
         starts = (0, layout.prefix, layout.prefix + layout.context_tokens)
@@ -104,7 +104,7 @@ def from_tiles(tiles: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tenso
 
 
 def heads_last(query: Tensor) -> bool:
-    """Whether the query lies in memory as ``[batch, tokens, heads, head_dim]``, which the output then follows."""
+    """Whether the query is stored as ``[batch, tokens, heads, head_dim]``, which the output then follows."""
     return bool(query.stride(1) < query.stride(2))
 
 

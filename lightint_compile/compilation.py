@@ -248,7 +248,7 @@ class Compilation:
             self._told_of_store(error)
 
     def _told_of_store(self, error: Exception) -> None:
-        """What is kept on disk saves time and nothing else: without it the graph is compiled anew."""
+        """Artifacts on disk only save time: without them the graph is compiled."""
         if self._options.strict:
             raise error
         log.warning("programs kept on disk are not used: %s", in_one_line(error))
@@ -309,7 +309,7 @@ def _worth_it(rewritten: Rewritten) -> bool:
 
 
 def _undone(rewritten: Rewritten) -> Rewritten:
-    """What is told of passes whose result is not run: outlining, where it is all that was done, becomes a miss."""
+    """Remarks on passes whose result is not run: outlining, where nothing else was done, becomes a miss."""
     why = "undone: no region is called twice, and nothing else was rewritten"
     remarks = tuple(
         dataclasses.replace(remark, kind=RemarkKind.MISSED, message=why)

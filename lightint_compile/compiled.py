@@ -188,7 +188,7 @@ def reset(compiled: Any) -> None:
 
 
 def _parameters(compiled: Any) -> list[torch.nn.Parameter]:
-    """What tells models apart that share compiled code; empty for a function."""
+    """The parameters that distinguish models with shared compiled code; empty for a function."""
     module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
     return list(module.parameters()) if isinstance(module, torch.nn.Module) else []
 

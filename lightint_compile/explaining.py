@@ -50,7 +50,7 @@ def explain(
     is explained, and a remark says why. The model is explained as inference (no gradients).
 
     Args:
-        module: a module or function, or what ``torch.compile`` made of one.
+        module: a module or function, or the result of ``torch.compile`` on one.
         args: what it is called with.
         kwargs: and by name.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic.

@@ -146,7 +146,7 @@ _lock = threading.Lock()
 
 
 def model_of(call: Call, options: LightintOptions) -> Model:
-    """The model that a call belongs to; one of its own for a graph that is compiled outside of any call."""
+    """The model that a call belongs to; a new one for a graph that is compiled outside of any call."""
     if call.root is None:
         return Model()
     with _lock:
@@ -155,7 +155,7 @@ def model_of(call: Call, options: LightintOptions) -> Model:
 
 
 def forget_models() -> None:
-    """Start anew, as after ``torch._dynamo.reset()``."""
+    """Forget all models, as after ``torch._dynamo.reset()``."""
     with _lock:
         _models.clear()
 
@@ -203,7 +203,7 @@ def warn_unmatched(sections: Sequence[Section], options: LightintOptions) -> Non
 
 
 def is_refused(section: Section) -> bool:
-    """Whether a graph was handed on without having been looked at, although it was to be rewritten."""
+    """Whether a graph that was to be rewritten was handed on without a look at it."""
     return bool(section.untouched) and not section.pipeline and section.options.get("preset") != "off"
 
 

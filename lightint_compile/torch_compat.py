@@ -3,7 +3,7 @@
 Like ``errors`` this is a bottom rung of the import ladder: it imports nothing of ours, and every rung may import it.
 Differences between versions of Triton are in ``kernels/triton_compat.py``, because importing those needs Triton.
 
-A name belongs here when a supported version of torch lacks it, spells it in another way or gives it another meaning.
+A name belongs here when a supported version of torch lacks it, has it under another name or gives it another meaning.
 Private names that are the same in all of them are declared in :data:`PRIVATE` with the reason for leaning on them; a
 test finds undeclared ones, and ``lightint doctor`` says which of them an unknown version of torch has lost.
 """
@@ -44,7 +44,7 @@ def is_supported(version: tuple[int, int] = TORCH) -> bool:
 
 
 def is_observed() -> bool:
-    """Whether a mode, a transform or a tracer wants to see operators: then they must go through the dispatcher.
+    """Whether a mode, a transform or a tracer must see operators: then they must go through the dispatcher.
 
     No public function tells; every one of these is a counter or a pointer that costs tens of nanoseconds to read.
     """

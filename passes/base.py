@@ -31,7 +31,7 @@ class Pass(ABC):
     Contract: ``run`` edits ``program.graph_module`` in place and says so in the result. New nodes carry ``meta["val"]``
     and the ``stack_trace`` and ``nn_module_stack`` of the nodes they replace (use ``passes.ir.rewriter``).
     Placeholders and the output's arity stay. Running a pass twice changes nothing the second time. A pass that raises
-    leaves nothing behind: the pipeline restores the graph.
+    changes nothing: the pipeline restores the graph.
     """
 
     name: ClassVar[str]

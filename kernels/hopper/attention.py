@@ -159,8 +159,9 @@ def block_sparse_attention(
 ):  # fmt: skip
     """One query tile of one head; grid ``(query tiles, batch * heads)``, so that one head's K and V stay in L2.
 
-    The first ten arguments are tensor descriptors (see :mod:`.launch`); ``places`` says where heads of the first eight
-    lie (see ``ends``). ``scale`` includes log2(e), ``factor`` brings offsets of logits to unscaled scores.
+    The first ten arguments are tensor descriptors (see :mod:`.launch`); ``places`` says how the heads of the first
+    eight tensors are stored (see ``ends``). ``scale`` includes log2(e), ``factor`` brings offsets of logits to unscaled
+    scores.
     """
     D: gl.constexpr = query.block_type.shape[4]
     FIRST: gl.constexpr = 0

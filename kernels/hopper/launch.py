@@ -187,7 +187,7 @@ class BoundAttention:
 
 
 def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
-    """Whether descriptors can read tensors of such shapes and strides where they lie, aligned memory supposed."""
+    """Whether descriptors can read tensors of such shapes and strides without a copy, given aligned memory."""
     present = [tensor for tensor in (query, *keys, *values) if tensor.shape[2]]
     return all(_form_fits(tuple(tensor.shape), tensor.stride()) for tensor in present)
 
@@ -271,7 +271,7 @@ def _box(
 
 
 def _expressible(tensor: Tensor) -> bool:
-    """Whether descriptors can read the tensor where it lies."""
+    """Whether descriptors can read the tensor without a copy."""
     return tensor.data_ptr() % ALIGNMENT == 0 and _form_fits(tuple(tensor.shape), tensor.stride())
 
 

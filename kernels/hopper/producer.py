@@ -29,7 +29,7 @@ def _position(block, high, wide):
 def ends(places, tensor: gl.constexpr, batch, head, heads, HEAD_DIM: gl.constexpr):
     """First and last coordinate of a box of the tensor numbered ``tensor``.
 
-    Heads lie inside a token's row or are folded with the batch; the batch counts or is broadcast.
+    Heads are inside of a token's row or folded with the batch; the batch counts or is broadcast.
     """
     inside = (places >> tensor) & 1
     batch = batch * ((places >> (tensor + 8)) & 1)

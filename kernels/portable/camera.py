@@ -21,7 +21,7 @@ def camera_kernel(
 ):  # fmt: skip
     """``ROWS`` rows of ``[batch, tokens, heads, DIM]``; grid ``(ceil(rows / ROWS),)``.
 
-    With ``KEPT`` the first ``kept`` tokens lie in frames of ``pool`` [batch, capacity, frame, heads, DIM], the others
+    With ``KEPT`` the first ``kept`` tokens are in frames of ``pool`` [batch, capacity, frame, heads, DIM], the others
     in ``heads_in`` [batch, tokens - kept, heads, DIM].
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -58,7 +58,7 @@ def camera_kernel(
 
 @triton.jit
 def _from_slots(heads_in, pool, slots, row, inside, heads, tokens, kept, frame, capacity, dims, DIM: tl.constexpr):
-    """Each row from where it lies: in the slot of its frame, or among the fresh ones."""
+    """Reads each row from the slot of its frame, or from the fresh rows."""
     token, batch = (row // heads) % tokens, (row // heads) // tokens
     old, new = inside & (token < kept), inside & (token >= kept)
     slot = tl.load(slots + token // frame, mask=old, other=0).to(tl.int64)

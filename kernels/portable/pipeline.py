@@ -65,7 +65,7 @@ class Attend(Protocol):
 
 
 class _Piece(NamedTuple):
-    """Where an intermediate value lies in the shared allocation."""
+    """The place of an intermediate value in the shared allocation."""
 
     start: int
     stop: int

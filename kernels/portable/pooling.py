@@ -79,7 +79,7 @@ def tiles_of(frames: Sequence[int], height: int, width: int, tile: Sequence[int]
 
 
 def thrice(spans: Sequence[Any]) -> list[Any]:
-    """Three addresses for the kernel: the first one stands in for spans that are not there."""
+    """Three addresses for the kernel: the first one is a placeholder for absent spans."""
     return [*spans, *[spans[0]] * (3 - len(spans))]
 
 

@@ -56,9 +56,9 @@ class Call:
 
 
 def subject_of(compiled: Any) -> Any:
-    """The module or function behind what ``torch.compile`` made of it, ``None`` for what no weak reference can hold.
+    """The module or function that ``torch.compile`` was given, ``None`` where no weak reference can hold it.
 
-    A module's method stands for the module, another object's for the function.
+    A module's method counts as the module, another object's as the function.
     """
     if isinstance(compiled, OptimizedModule):
         return compiled._orig_mod

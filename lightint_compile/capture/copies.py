@@ -159,7 +159,7 @@ def _check_room(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated on a device; endless where that cannot be told."""
+    """Bytes that can still be allocated on a device; infinite where that is unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:

@@ -1,4 +1,4 @@
-"""Dynamo's trace of a call for reading it, with nothing left behind in the process.
+"""Dynamo's trace of a call, to be read; it leaves no trace in the process.
 
 ``torch.compile`` files what it makes under the code it traced and remembers sizes it has seen. A dry run must do
 neither: the compiled modules of the process, their reports and what Dynamo knows about changing sizes stay as they
@@ -137,7 +137,7 @@ def sizes_marked(
 def named_dimensions(
     module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Dynamic
 ) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
-    """The tensor that each name of ``dynamic`` stands for in a call, and its axes counted from the front.
+    """The tensor argument that each name of ``dynamic`` means, and its axes counted from the front.
 
     Raises:
         InputError: a name that is no tensor argument of the call, an axis that the tensor lacks, or one whose size in

@@ -37,7 +37,7 @@ _AS_VIEWS = {
 
 
 def tidy(graph_module: fx.GraphModule) -> None:
-    """Remove what does nothing and fold spellings, in place; dead code goes with it.
+    """Remove operations without effect and unify forms, in place; dead code is removed too.
 
     A copy whose memory the caller gets stays: the caller may write to it.
     """

@@ -242,7 +242,7 @@ def _with_places(node: fx.Node, places: dict[Any, Any]) -> Any:
 
 
 def _copied(kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
-    """Write the nodes of ``kept`` down again, reading ``leaves``; the result as the interpreter wants it."""
+    """Copy the nodes of ``kept``, reading ``leaves``; the result is in the form that the interpreter expects."""
     made: list[fx.Node] = []
 
     def placed(place: Any) -> Any:
@@ -293,7 +293,7 @@ _WRITES = frozenset({"setitem", *(f"i{name}" for name in _AUGMENTED)})
 
 
 def looks_like_a_write(node: fx.Node) -> bool:
-    """Whether an operation is spelled as one that writes to a tensor."""
+    """Whether an operation's name is that of one that writes to a tensor."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op not in ("call_function", "call_method"):
         return False

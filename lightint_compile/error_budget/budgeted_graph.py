@@ -181,7 +181,7 @@ def _drifting(spec: PointSpec, drift: float | None) -> PointSpec:
 
 
 def owner_of(args: Sequence[Any]) -> torch.nn.Parameter | None:
-    """The first weight among a call's arguments, which tells modules apart."""
+    """The first weight among a call's arguments, which identifies the module."""
     return next((value for value in args if isinstance(value, torch.nn.Parameter)), None)
 
 

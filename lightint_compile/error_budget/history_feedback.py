@@ -1,6 +1,6 @@
 """Following a rollout's feedback: inputs that are earlier results become the earlier results of another setting.
 
-A rollout's history is its own results joined along an axis, perhaps behind something that was given. Where an input is
+A rollout's history is its own results joined along an axis, perhaps after latents that it was given. Where an input is
 that, a setting that is only tried beside the exact one is given the history that it would have made itself, so that its
 error is that of a whole rollout.
 """
@@ -17,12 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fed:
-    """An input that is made of results, or ends with all of them.
+    """An input that is a concatenation of results, or ends with all of them.
 
     Attributes:
         argument: its position.
         result: position of the result in each call's results.
-        calls: how many of the latest calls it is made of.
+        calls: how many of the latest calls it consists of.
         axis: along which they are joined.
     """
 
@@ -43,7 +43,7 @@ def fed_back(args: Sequence[Any], results: Sequence[Sequence[Tensor]]) -> list[F
 
 
 def _candidates(argument: int, value: Tensor, results: Sequence[Sequence[Tensor]]) -> list[Fed]:
-    """Every way in which ``value`` could be made of results, by shape."""
+    """Every way in which ``value`` could be a concatenation of results, by shape."""
     found = []
     for position in range(len(results[-1]) if results else 0):
         for axis in range(value.dim()):

@@ -38,7 +38,7 @@ class Measured:
 
     @property
     def text(self) -> str:
-        """The setting as it is told: passes that find nothing to rewrite are left out."""
+        """The setting as reports print it: passes that find nothing to rewrite are left out."""
         return self.acts or self.setting
 
     def seen(self, deviation: Deviation) -> Measured:
@@ -68,7 +68,7 @@ class Table:
     """The settings of a ladder, from exact to fast, with what was measured of each.
 
     Attributes:
-        rows: one for each setting behind ``exact``, in the ladder's order.
+        rows: one for each setting after ``exact``, in the ladder's order.
     """
 
     rows: tuple[Measured, ...]
@@ -89,7 +89,7 @@ class Table:
         return len(self.rows)
 
     def may_allow_more(self, budget: Budget) -> bool:
-        """Whether the setting behind the choice was not measured to the end, and fits as far as it was."""
+        """Whether the setting after the chosen one fits as far as it was measured, but was not measured to the end."""
         behind = self.rows[self.choice(budget) :][:1]
         return any(not row.complete and budget.allows(row.deviation, MARGIN) for row in behind)
 

@@ -23,8 +23,8 @@ from lightint_compile.options.error_limits import MARGIN, Budget
 class Measuring:
     """The first rollout: every call gives its exact results, and each setting is tried beside them.
 
-    A setting that exceeds the budget is given up for the rest of the rollout, and with it all behind it. Only the first
-    that changes anything is measured to the end: its error is what is reachable.
+    A setting that exceeds the budget is not tried in the rest of the rollout, and neither are those after it. Only the
+    first that changes anything is measured to the end: its error is what is reachable.
 
     Args:
         compiled: the module whose graphs are calibrated; others run as they are.
@@ -35,7 +35,7 @@ class Measuring:
         results: the exact results of each call.
         followed: whether every call after the first was given what its setting would have made itself.
         start: a fingerprint of the first call's inputs.
-        owner: the weight that tells the module apart, see :func:`owner_of`.
+        owner: the weight that identifies the module, see :func:`owner_of`.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -207,7 +207,7 @@ def _another(why: str, fix: str) -> StateError:
 
 
 def fingerprint(args: Sequence[Any]) -> list[float]:
-    """Numbers that tell apart the inputs of two calls, weights left out."""
+    """Numbers that differ where the inputs of two calls do, weights left out."""
     tensors = [each for each in args if isinstance(each, Tensor) and not isinstance(each, torch.nn.Parameter)]
     return [float(part) for each in tensors for part in (each.double().sum(), each.double().abs().sum())]
 

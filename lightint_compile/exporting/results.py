@@ -56,7 +56,7 @@ def restored(description: str) -> pytree.TreeSpec | None:
 
 
 def _shown(spec: pytree.TreeSpec) -> Any:
-    """What a spec stands for, with the numbers of its leaves in their place."""
+    """The structure that a spec describes, with the numbers of its leaves in their place."""
     return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
 

@@ -25,7 +25,7 @@ _ABANDONED = 24 * 3600.0
 
 
 class CacheFolder:
-    """One folder of records, each a folder of its own.
+    """One folder of records; each record is a folder.
 
     Attributes:
         path: where it is; it may not exist yet.

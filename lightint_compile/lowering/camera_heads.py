@@ -158,7 +158,7 @@ _Made = dict[fx.Node, fx.Node]
 
 
 def _joined(graph: fx.Graph, node: fx.Node, made: _Made) -> fx.Node | None:
-    """Rotated and multiplied heads, one behind the other."""
+    """Rotated heads followed by multiplied ones."""
     result = match(_JOINED, node)
     if not result or not _fits(result, node):
         return None
@@ -207,7 +207,7 @@ _KEPT = Either("apart", together=op(_VIEW, _FRAMES), split=_FRAMES)
 
 
 def _kept(graph: fx.Graph, standing: fx.Node, made: _Made) -> tuple[fx.Node, fx.Node, fx.Node] | None:
-    """Pool, slots and fresh heads, where these heads are frames picked from slots and fresh ones behind them."""
+    """Pool, slots and fresh heads, where these heads are frames from slots followed by fresh ones."""
     lying = standing.args[0] if _is_swap(standing) else None
     result = match(_KEPT, lying) if isinstance(lying, fx.Node) else None
     if not result or not _kept_fits(result, standing):

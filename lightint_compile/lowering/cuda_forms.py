@@ -35,7 +35,7 @@ compute more a value than Inductor otherwise lets stay in registers."""
 
 @dataclass(frozen=True)
 class Spelled:
-    """A region, and the settings of Inductor that suit its spelling."""
+    """A region, and the settings of Inductor that suit its forms."""
 
     graph_module: fx.GraphModule
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def spelled_for_cuda(graph_module: fx.GraphModule) -> Spelled:
 
 
 def spelled(graph_module: fx.GraphModule) -> Spelled:
-    """A copy of a region in these spellings.
+    """A copy of a region in these forms.
 
     The new nodes carry no fake values: the compiler finds them. Memory layouts stay as recorded.
     """

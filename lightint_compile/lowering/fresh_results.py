@@ -28,7 +28,7 @@ def stated_memory(graph: fx.Graph) -> tuple[int, ...]:
 
 
 def traced_memory(graph: fx.Graph) -> tuple[int, ...]:
-    """:func:`stated_memory` of a graph as Dynamo captured it, told by the storages of its fake values.
+    """:func:`stated_memory` of a graph as Dynamo captured it, by the storages of its fake values.
 
     Empty where a value has none.
     """
@@ -65,7 +65,7 @@ class FreshResults:
         return tuple(result.clone() if place in self._copied else result for place, result in enumerate(results))
 
     def behind(self, function: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-        """``function`` with its results looked at."""
+        """``function`` with a check of its results."""
         return lambda *args: self.of(args, function(*args))
 
     def _misplaced(self, args: Sequence[Any], results: Sequence[Any]) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ class Sites:
 
     Attributes:
         memos: calls of regions by the name that the driver's source calls them by.
-        plan: positions of the arguments that kept keys and values depend on besides what the plan is told of frames.
+        plan: positions of the arguments that kept keys and values depend on, the plan's operands left out.
     """
 
     memos: Mapping[str, Site] = field(default_factory=dict)
@@ -45,11 +45,11 @@ class Sites:
 def with_sites(root: fx.GraphModule, constants: Iterable[str]) -> tuple[fx.GraphModule, Sites]:
     """A root that calls what is kept by names of its own, and what those are; ``root`` itself is left as it is.
 
-    The plan comes first, so that one transfer answers it and everything that is kept. A marked call whose sources
-    cannot be told, behind a decision or a side effect, is not kept.
+    The plan comes first, so that one transfer answers it and everything that is kept. A marked call whose sources are
+    unknown, because they follow a decision or a side effect, is not kept.
 
     Args:
-        constants: names of the tensors that the program holds itself; they count behind the arguments.
+        constants: names of the tensors that the program holds itself; their positions follow those of the arguments.
     """
     copied = _plan_first(root)
     sources, memos = _Sources(copied, constants), dict[str, Site]()

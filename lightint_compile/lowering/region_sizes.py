@@ -64,7 +64,7 @@ class BoundSymbol:
 
 @dataclass(frozen=True)
 class FreshInputs:
-    """Fake inputs in a fake mode of their own.
+    """Fake inputs in a separate fake mode.
 
     Attributes:
         values: one a placeholder: fake tensors, symbolic or plain integers; a 0-d float64 one for a changing float.

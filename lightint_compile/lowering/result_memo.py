@@ -48,7 +48,7 @@ class Site:
 
 @dataclass(eq=False)
 class _Entry:
-    """A kept result, which stands for itself where others are made from it.
+    """A kept result. Results that are computed from it are identified by it.
 
     Attributes:
         content, besides: what it comes from: arguments of the program, and results of other sites and numbers.
@@ -72,7 +72,7 @@ class _Entry:
 
 
 class Memo:
-    """A call of a region whose results are kept, told by what it comes from.
+    """A call of a region whose results are kept, identified by the content of what they depend on.
 
     A call whose sources cannot be read (:class:`~lightint_compile.runtime.content_sums.Reading`) computes, and so do
     those that are made from its results. Threads do not wait for each other: two that miss at once both compute.

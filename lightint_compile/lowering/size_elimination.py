@@ -1,8 +1,8 @@
 """Sizes as polynomials, and the fewest numbers that determine all of them.
 
-A region sees ``s0 + s1`` and ``64*s0 + 64*s1 + 3`` but neither symbol alone, or ``h*w`` and never ``h``. Whatever no
-size gives away by itself is taken as one number of its own, and one of its terms is eliminated from all other sizes:
-Gaussian elimination over monomials.
+A region sees ``s0 + s1`` and ``64*s0 + 64*s1 + 3`` but neither symbol alone, or ``h*w`` and never ``h``. A term that no
+single size determines is taken as one number, and one of its terms is eliminated from all other sizes: Gaussian
+elimination over monomials.
 """
 
 from __future__ import annotations

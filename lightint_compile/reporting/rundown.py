@@ -44,14 +44,14 @@ def rundown(root: fx.GraphModule) -> tuple[Line, ...]:
 
 
 def _once_first(calls: list[Line]) -> list[Line]:
-    """Kept results lie between the blocks that read them; they are told where the first of them is."""
+    """Kept results are between the blocks that read them; they are listed at the first of them."""
     first = next((place for place, (phase, _) in enumerate(calls) if phase == ONCE), 0)
     once = [call for call in calls if call[0] == ONCE]
     return [*calls[:first], *once, *(call for call in calls[first:] if call[0] != ONCE)]
 
 
 def _settled(calls: list[Line]) -> list[Line]:
-    """What lies between two calls of one phase belongs to it."""
+    """Calls between two calls of one phase belong to it."""
     settled = list(calls)
     for place, (phase, said) in enumerate(calls):
         if phase == BETWEEN:

@@ -31,9 +31,9 @@ def load_checkpoint(
 ) -> nn.Module:
     """Fill every parameter of `module` from `folder` and return the module.
 
-    `folder` holds one or more `*.safetensors` files, with or without a `*.safetensors.index.json` that says which key
-    lies where. The keys must be exactly the module's. Parameters on the meta device are created on `device` in `dtype`
-    (by default the dtype the module was built with); others keep their device and dtype.
+    `folder` holds one or more `*.safetensors` files, with or without a `*.safetensors.index.json` that says which file
+    has which key. The keys must be exactly the module's. Parameters on the meta device are created on `device` in
+    `dtype` (by default the dtype the module was built with); others keep their device and dtype.
 
     Raises:
         CheckpointError: a missing, extra, doubled or wrongly shaped key, an unreadable file, an index that names a file

@@ -17,7 +17,7 @@ from .transformer import WorldPlayTransformer
 class WorldPlayChunk(nn.Module):
     """Generates one chunk of `chunk_frames` latent frames from noise, the history, the cameras and the text.
 
-    The text pass and the prefill are evaluated anew in every call, as a plain implementation does.
+    The text pass and the prefill are computed in every call, as in a plain implementation.
     """
 
     def __init__(self, config: WorldPlayConfig) -> None:

@@ -36,7 +36,7 @@ class ScalarEmbedder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Channels of a patch to a token; at the released 1x1x1 patch this is a Linear spelled as a Conv3d."""
+    """Channels of a patch to a token; at the released 1x1x1 patch this is a Linear written as a Conv3d."""
 
     def __init__(self, config: WorldPlayConfig) -> None:
         super().__init__()

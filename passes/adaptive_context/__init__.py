@@ -29,8 +29,8 @@ aten = torch.ops.aten
 class AdaptiveContext(Pass):
     """Replaces the model's own choice of context frames by a decision that the driver takes once a chunk.
 
-    The number of frames becomes a size of its own, so one compiled program serves every decision. The model's own
-    choice is dead code from then on. See ``docs/passes/adaptive-context.md``.
+    The number of frames becomes a symbol, so one compiled program serves every decision. The model's own choice is dead
+    code from then on. See ``docs/passes/adaptive-context.md``.
 
     Attributes:
         rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.

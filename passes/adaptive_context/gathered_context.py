@@ -134,7 +134,7 @@ def _largest(size: sympy.Expr) -> int | None:
 
 
 def _unfit(history: fx.Node, cameras: fx.Node, coming: Coming | None) -> str:
-    """Why the sizes at capture do not fit, or nothing; they are looked at again in every call."""
+    """Why the sizes at capture do not fit, or nothing; they are checked again in every call."""
     latents, matrices = tensor_of(history), tensor_of(cameras)
     assert latents is not None and matrices is not None
     frames, poses = hint_of(latents.shape[FRAMES]), hint_of(matrices.shape[-3])

@@ -44,8 +44,8 @@ class SiteKind(StrEnum):
     """What an attention is for.
 
     ``PREFILL``: the grid attends to itself. ``DENOISE``: it attends to context frames too. ``CROSS``: grid queries,
-    keys without a grid. ``CACHE``: the same where the keys are kept ones, or hold the queries' own tokens: which frames
-    they are cannot be told. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of frames.
+    keys without a grid. ``CACHE``: the same where the keys are kept ones, or hold the queries' own tokens: their frames
+    are unknown. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of frames.
     """
 
     PREFILL = "prefill"
@@ -95,7 +95,7 @@ class AttentionSite:
         producers: the linear (or other product, or input) that each operand comes from.
         scale: the number that scores are multiplied by; ``None`` when head_dim is symbolic.
         mask: the mask operand; ``mask_shape`` its broadcast shape.
-        tokens_first: whether the query lies in memory as ``[batch, tokens, heads, head_dim]``, only viewed heads-first.
+        tokens_first: whether the query is stored as ``[batch, tokens, heads, head_dim]`` and only viewed heads-first.
         query_axis, key_axis: what the token axes hold.
         query_grid: the grid of the visual queries; ``key_grid`` all visual keys as one block of frames that ends with
             the query grid's frames; both ``None`` when there is no such block, and ``reason`` says why.

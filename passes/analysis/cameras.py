@@ -23,7 +23,7 @@ def is_camera_shaped(node: fx.Node) -> bool:
 def camera_input(program: Program) -> fx.Node | None:
     """The input that holds the cameras: the one stated to, else the one that looks like it, by name if there are more.
 
-    ``None`` when there is none, or when several look alike and no name tells them apart.
+    ``None`` when there is none, or when several qualify and no name distinguishes them.
     """
     roles = program.fact(Roles)
     inputs = {program.input_of(node).path: node for node in program.placeholders()}

@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 
 class _Seen(NamedTuple):
-    """What a value holds of the cameras: of which frames, and where they lie; no layout once frames have met."""
+    """The cameras that a value depends on: of which frames, and on which axis; no layout once frames have met."""
 
     windows: frozenset[Window]
     layout: Layout | None
@@ -105,7 +105,7 @@ def _within(window: Window, found: Window) -> bool:
 
 
 def _merged(read: Iterable[Window]) -> list[Window]:
-    """Runs of windows that lie one behind the other, as where every frame is read by itself."""
+    """Merges consecutive windows, as where every frame is read separately."""
     runs: list[Window] = []
     parts = [window for window in read if window.index is None and isinstance(window.count, int)]
     for window in sorted(parts, key=lambda w: (str(_symbols(w.first)), int(_constant(w.first)))):
@@ -176,7 +176,7 @@ class _Reading:
         return _Seen(windows, layouts)
 
     def _ruled(self, node: fx.Node) -> Layout | Several | None:
-        """Where the frames lie behind an operation; ``None`` once they have met."""
+        """The frames' axis after an operation; ``None`` once they have met."""
         known = [self._seen.get(source) for source in node.all_input_nodes]
         if any(isinstance(each, _Seen) and each.layout is None for each in known):
             return None
@@ -205,7 +205,7 @@ class _Reading:
     def _part_of(
         self, node: fx.Node, source: fx.Node, axis: int, window: Window, layout: Layout
     ) -> _Seen | tuple[_Seen, ...] | None:
-        """What a choice leaves of a window that lies along ``axis``."""
+        """The part of a window along ``axis`` that a selection leaves."""
         if node.target in Family.SLICE.value or node.target in Family.SELECT.value:
             return self._cut(node, axis, window, layout)
         if node.target in Family.SPLIT.value or node.target in Family.UNBIND.value:

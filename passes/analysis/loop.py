@@ -58,7 +58,7 @@ class LoopStep:
     Attributes:
         carried_in: the latent that the step starts from.
         carried_out: the latent that it hands on; after the last step the loop's result.
-        predictions: what the network made of ``carried_in``: velocity, noise or clean latent, one a guidance branch.
+        predictions: the network's outputs for ``carried_in``: velocity, noise or clean latent, one a guidance branch.
         update: the scheduler's operations.
         scalars: the Python numbers in ``update``, in order: for an Euler step the difference of two sigmas.
         inputs: values from outside the loop that this step alone reads: its timestep, or what was made of it.
@@ -147,7 +147,7 @@ def _candidates(program: Program) -> list[_Chain]:
 
 
 def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The elementwise operations of one shape behind ``end``, and the values of that shape that enter them."""
+    """The elementwise operations of one shape that lead to ``end``, and the values of that shape that enter them."""
     members, entering, pending = {end}, set[fx.Node](), [end]
     while pending:
         for source in pending.pop().all_input_nodes:

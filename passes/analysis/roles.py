@@ -320,7 +320,7 @@ def _says(name: str, words: tuple[str, ...]) -> bool:
 
 
 def _texts(model: _Model) -> Found:
-    """Tokens that are attended to as keys and lie on no grid."""
+    """Tokens that are attended to as keys and are on no grid."""
     sources = {name for site in model.sites for span in site.key_spans if span.grid is None for name in span.sources}
     for name, node, shape in model.free():
         if name in sources and _is_float(node) and len(shape) >= 3:

@@ -115,7 +115,7 @@ class TokenAxis:
 
     @property
     def suffix(self) -> Size:
-        """Tokens behind the last grid."""
+        """Tokens after the last grid."""
         return self._outside(self.spans[::-1])
 
     @property

@@ -117,7 +117,7 @@ def _einsum(node: fx.Node) -> Contraction:
 
 
 def _without_dots(one: str, other: str, out: str, left: fx.Node, right: fx.Node) -> tuple[str, str, str]:
-    """The equation with letters for the dots; they stand for leading axes that broadcast."""
+    """The equation with letters for the dots, which mean leading axes that broadcast."""
     counts = [
         operand.meta["val"].dim() - len(text.replace("...", "")) for text, operand in ((one, left), (other, right))
     ]

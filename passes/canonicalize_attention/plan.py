@@ -26,7 +26,7 @@ class Plan:
         key_heads: the heads that key and value have; fewer than the query's in grouped attention.
         grouped: the operator repeats key and value heads itself.
         dtype: what the operator computes in.
-        output: index of the node that the operator's result stands for.
+        output: index of the node that the operator's result replaces.
     """
 
     rows: tuple[Axis, Axis]

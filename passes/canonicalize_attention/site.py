@@ -39,7 +39,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Site:
-    """One attention, whatever its spelling.
+    """One attention, in any form.
 
     Attributes:
         rule: the spelling, for the remark.
@@ -50,7 +50,7 @@ class Site:
         masks: what is done to the scores.
         causal: a query sees the keys up to its own position (top left aligned).
         outputs: the attention's result and its layout operations down to the first other reader, with their axes.
-        interior: the nodes that disappear; nobody else may read them.
+        interior: the nodes that disappear; no other node may read them.
         axes: the axes of every node of the region.
         nan_rows: a query with every key masked gives NaN in the original and zero in the operator.
         key_is_left: the product is key times query.

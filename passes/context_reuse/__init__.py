@@ -28,13 +28,13 @@ class ContextReuse(Pass):
 
     Kept is what comes before positions: rotary tables and camera matrices of this chunk are applied to all of it again.
     A frame is kept for as long as it is the same frame under the same prompt and weights, and not older than ``age``;
-    the newest frames are always fresh, and so is everything behind the first frame that is not kept. The idea goes
-    beyond the published method, which rebuilds all of the context in every chunk. See ``docs/passes/context-reuse.md``.
+    the newest frames are always fresh, and so are all frames after the first one that is not kept. The idea goes beyond
+    the published method, which rebuilds all of the context in every chunk. See ``docs/passes/context-reuse.md``.
 
     Attributes:
-        age: most chunks for which values are kept; 0 makes all of them anew in every chunk.
-        drift: relative change of kept values, tile by tile, found when they are made anew, from which they are kept
-            for half as long; ``none`` does not look.
+        age: most chunks for which values are kept; 0 computes all of them in every chunk.
+        drift: relative change of kept values, tile by tile, found when they are computed again, from which they are
+            kept for half as long; ``none`` does not look.
         kept_frames: most frames whose values are held, which costs memory; by default as many as the model gathers.
             With more, clips that are gathered again after a while need not be computed again.
     """

@@ -49,7 +49,7 @@ def _placed_by_latents(scope: Scope, cuts: Sequence[Cut]) -> Miss | None:
 
 
 def _joined(cuts: Sequence[Cut], paths: Set[fx.Node]) -> set[fx.Node]:
-    """What lies behind the cuts on the way to the attentions: it sees kept and fresh frames alike."""
+    """Nodes between the cuts and the attentions: they read kept and fresh frames alike."""
 
     def onward(node: fx.Node) -> Iterator[fx.Node]:
         return (user for user in node.users if user in paths)

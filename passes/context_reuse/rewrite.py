@@ -169,7 +169,7 @@ class Reuse:
 
     @property
     def _record(self) -> fx.Node:
-        """The record of the plan, as a node of its own."""
+        """The record of the plan, as a node."""
         plan, graph = self._scope.plan, self._program.graph
         for user in plan.users:
             if user.args[1:] == (1,):

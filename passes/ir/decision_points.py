@@ -57,7 +57,7 @@ class StepPoint:
         step: its number in the loop.
         drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels]
             of this step and of the latest computed one) at which the step is still reused; ``None`` checks nothing.
-        each: whether every element of the batch gets an answer of its own, a tuple of them; else all must agree.
+        each: whether the answer is a tuple with one entry for each element of the batch; else all must agree.
     """
 
     step: int
@@ -94,8 +94,8 @@ class KeepPoint:
 class RecallPoint:
     """Called for what was kept: ``recall(record, *sizes) -> values`` in all slots, contiguous and for reading.
 
-    Only slots that the plan names hold anything. They are read from where they lie, so that nothing has to be copied
-    into one piece first; no chunk writes to slots that it reads.
+    Only slots that the plan names hold anything. They are read from their slots without a copy into one piece; no chunk
+    writes to slots that it reads.
 
     Attributes:
         site: as of :class:`KeepPoint`.

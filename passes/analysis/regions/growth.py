@@ -24,7 +24,7 @@ Allowed = Callable[[int, fx.Node], bool]
 
 
 def grow(anchors: Sequence[Slot], allowed: Allowed, tokens: Tokens) -> list[list[Slot]]:
-    """Largest regions around ``anchors`` on which their copies agree; copies that disagree form groups of their own.
+    """Largest regions around ``anchors`` on which their copies agree; copies that disagree form separate groups.
 
     Args:
         anchors: slots to start from, each with one node a copy; tokens agree within a slot.
