@@ -24,9 +24,13 @@ lint: $(STAMP)  ## style and types
 	.ci/types
 
 # The four folders are put together as the package that they are installed as, where the API reference reads them.
+# Markdown has no Sphinx roles: a :class:`~module.Name` is shown as `Name`.
+ROLES := s/:[a-z]+:`~[^`]*\.([^`.]+)`/`\1`/g; s/:(class|func|meth|mod|data|attr|exc):`\.?([^`]+)`/`\2`/g
+
 docs: $(STAMP)  ## the documentation as a site in build/site; a broken link or an unknown name is an error
 	rm -rf build/package && mkdir -p build/package
 	cp -r lightint_compile build/package/ && cp -r passes kernels models build/package/lightint_compile/
+	find build/package -name '*.py' -exec sed -E -i '$(ROLES)' {} +
 	$(BIN)/python -m mkdocs build --strict --clean
 
 bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
