@@ -20,15 +20,12 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.analysis.grid_axes import computing, layout  # noqa: F401 - their rules register themselves
-from lightint_compile.passes.analysis.grid_axes.axes import Atom, Axes, Axis, Origin, extent
-from lightint_compile.passes.analysis.grid_axes.rules import rule_for
-from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axes, Axis, Origin, extent
+from lightint_compile.passes.analysis.grid_axes.rules import meanings
+from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import pick_of, sizes_of, tensors
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 from lightint_compile.passes.ir.sizes import same
-
-ROLES = ("frames", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
 def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:
     """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
     known: dict[fx.Node, Axes] = {}
-    several: dict[fx.Node, list[Axes]] = {}
+    several: dict[fx.Node, dict[int, Axes]] = {}
     kinds = {entry.name: entry.kind for entry in program.inputs}
     for node in program.graph.nodes:
         tensor = tensor_of(node)
@@ -215,11 +212,11 @@ def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -
             axes = (_input_axis(node, number, size, hints, weight) for number, size in enumerate(sizes_of(node)))
             known[node] = tuple(axes)
         elif node.op == "call_function":
-            result = _apply(node, known, several)
+            results = _apply(node, known, several)
             if tensor is not None:
-                known[node] = _checked(node, result, sizes_of(node))
-            elif isinstance(node.meta.get("val"), (list, tuple)) and result is not None:
-                several[node] = _checked_list(node, result)
+                known[node] = _checked(node, results[0] if results else None, sizes_of(node))
+            elif isinstance(node.meta.get("val"), (list, tuple)):
+                several[node] = _checked_list(node, results)
         elif node.op in ("get_attr", "call_module") and tensor is not None:
             known[node] = _checked(node, None, sizes_of(node))
     return known
@@ -236,20 +233,19 @@ def _input_axis(
     return (Atom(size, origin=origin, note=note),)
 
 
-def _apply(node: fx.Node, known: Mapping[fx.Node, Axes], several: Mapping[fx.Node, list[Axes]]) -> Any:
-    """What the node's rule says; an operation or argument form that the rules do not know says nothing."""
+def _apply(
+    node: fx.Node, known: Mapping[fx.Node, Axes], several: Mapping[fx.Node, dict[int, Axes]]
+) -> Sequence[Sequence[Axis | None]]:
+    """What the movement of a call says; an operation or argument form that the table does not know says nothing."""
     try:
-        rule = rule_for(node)
-        if rule is not None:
-            return rule(node, known.__getitem__)
         if node.target is operator.getitem:
-            return several[node.args[0]][node.args[1]]  # type: ignore[index]
-        return None
+            return [several[node.args[0]][node.args[1]]]  # type: ignore[index]
+        return meanings(node, known.__getitem__) or ()
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, sympy.SympifyError):
-        return None
+        return ()
 
 
-def _checked(node: fx.Node, result: Any, shape: Sequence[Size]) -> Axes:
+def _checked(node: fx.Node, result: Sequence[Axis | None] | None, shape: Sequence[Size]) -> Axes:
     """The rule's axes where their products are the recorded sizes, and new axes elsewhere."""
     if result is None or len(result) != len(shape):
         result = [None] * len(shape)
@@ -268,11 +264,14 @@ def _new(node: fx.Node, number: int, size: Size, rank: int, note: str) -> Atom:
     return Atom(size, origin=Origin(node.name, number, rank), note=note)
 
 
-def _checked_list(node: fx.Node, results: Sequence[Any]) -> list[Axes]:
+def _checked_list(node: fx.Node, results: Sequence[Sequence[Axis | None]]) -> dict[int, Axes]:
     values = node.meta["val"]
-    shapes = [[size_of(s) for s in v.shape] if isinstance(v, torch.Tensor) else [] for v in values]
-    padded = [*results, *[None] * (len(shapes) - len(results))]
-    return [_checked(node, result, shape) for result, shape in zip(padded, shapes, strict=False)]
+    padded = [*results, *[None] * (len(values) - len(results))]
+    return {
+        number: _checked(node, result, shape_of(value))
+        for number, (value, result) in enumerate(zip(values, padded, strict=True))
+        if isinstance(value, torch.Tensor)
+    }
 
 
 # --- recognising grids in axes ---------------------------------------------------------------------------------------

@@ -95,11 +95,15 @@ class Padded(NamedTuple):
 
 
 class Written(NamedTuple):
-    """An axis of a buffer with the values of ``source`` written from ``start`` on; one value without a ``source``."""
+    """An axis of a buffer with the values of ``source`` written from ``start`` on, at every ``step``-th place.
+
+    One value without a ``source``.
+    """
 
     ref: Ref
     source: Ref | None
     start: Size
+    step: Size = 1
 
 
 class Window(NamedTuple):

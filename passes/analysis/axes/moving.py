@@ -127,10 +127,11 @@ def expand(node: fx.Node) -> Movement:
     """An axis of one that grows is the same all along."""
     source, wanted = operand(node), sizes_of(node)
     new = len(wanted) - len(sizes_of(source))
-    before = (*[None] * new, *enumerate(sizes_of(source)))
-    ways = [
-        Along() if size == 1 else Alike() if old is None or old[1] == 1 else Along((Ref(source, old[0]),))
-        for old, size in zip(before, wanted, strict=True)
+    refs = [*[None] * new, *(Ref(source, axis) for axis in range(len(sizes_of(source))))]
+    sizes = (*[1] * new, *sizes_of(source))
+    ways: list[Way] = [
+        (Along() if ref is None else Along((ref,))) if size == old else Alike()
+        for ref, old, size in zip(refs, sizes, wanted, strict=True)
     ]
     return moved(tuple(ways))
 
@@ -284,11 +285,11 @@ def slice_scatter(node: fx.Node) -> Movement | None:
     """A range of one axis is written."""
     target, source = cast(list[fx.Node], node.args[:2])
     rank = len(sizes_of(target))
-    dim = dimension(node, rank)
-    if size_argument(argument(node, "step")) != 1 or len(sizes_of(source)) != rank:
+    if len(sizes_of(source)) != rank:
         return None
-    start = bound(argument(node, "start"), sizes_of(target)[dim])
-    return _written(aligned([target, source], rank), Written(Ref(target, dim), Ref(source, dim), start))
+    dim = dimension(node, rank)
+    start, step = bound(argument(node, "start"), sizes_of(target)[dim]), size_argument(argument(node, "step"))
+    return _written(aligned([target, source], rank), Written(Ref(target, dim), Ref(source, dim), start, step))
 
 
 @moves(aten.select_scatter.default)

@@ -14,6 +14,8 @@ from typing import TypeAlias
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.sizes import product, quotient, same
 
+ROLES = ("frames", "height", "width")
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -1,98 +1,151 @@
-"""How each operation carries the meaning of axes from its inputs to its output.
+"""How the meaning of axes follows their movement.
 
-A rule takes the node and the axes known so far and gives the axes of its output: one entry an axis, ``None`` where
-nothing is known, or a list of those for an operation with several outputs. The caller checks what a rule says against
-the recorded shape, so that a wrong guess becomes "unknown", never a wrong grid.
+What is said here is checked by the caller against the recorded shape, so that a wrong guess becomes "unknown", never a
+wrong grid.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.grid_axes.axes import Axes, Axis, better
+from lightint_compile.passes.analysis.axes.movement import (
+    Across,
+    Alike,
+    Along,
+    Joined,
+    Padded,
+    Picked,
+    Range,
+    Ref,
+    Times,
+    Way,
+    Window,
+    Written,
+)
+from lightint_compile.passes.analysis.axes.table import movement_of
+from lightint_compile.passes.analysis.grid_axes.axes import (
+    ROLES,
+    Atom,
+    Axes,
+    Axis,
+    Origin,
+    better,
+    cut,
+    fuse,
+    join,
+    regroup,
+)
+from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import sizes_of, tensors
+from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import same
 
-Known = list[Axis | None]
-Result = Sequence[Axis | None] | Sequence[Sequence[Axis | None]]
+aten = torch.ops.aten
 
 #: The axes of a node that was visited before.
-Lookup = Callable[[fx.Node], Axes]
-Rule = Callable[[fx.Node, Lookup], Result]
-
-RULES: dict[str, Rule] = {}
+Lookup: TypeAlias = Callable[[fx.Node], Axes]
+Known: TypeAlias = list[Axis | None]
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators, by schema name without overload (``aten::view``)."""
+def meanings(node: fx.Node, of: Lookup) -> list[Known] | None:
+    """What the axes of a call's results mean, ``None`` for an axis of which nothing is known.
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
+    ``None`` altogether where the table of movements says nothing.
+    """
+    movement = movement_of(node)
+    if movement is None:
+        return _like_first(node, of)
+    if movement.regroups is not None:
+        return [regroup(of(movement.regroups), sizes_of(node))]
+    value = node.meta["val"]
+    shapes = [shape_of(each) for each in (value if isinstance(value, (tuple, list)) else (value,))]
+    spatial = sum(isinstance(way, Window) for way in movement.ways())
+    return [
+        [
+            _seed(node, number, shape, way, spatial, of) or _carried(way, size, of)
+            for number, (way, size) in enumerate(zip(ways, shape, strict=True))
+        ]
+        for ways, shape in zip(movement.outputs, shapes, strict=True)
+    ]
 
-    return register
+
+def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
+    """What an axis means after what was done to it."""
+
+    def at(ref: Ref) -> Axis:
+        return of(ref.node)[ref.axis]
+
+    match way:
+        case Along(()):
+            return ()
+        case Along(refs):
+            fitting = [at(ref) for ref in refs if same(sizes_of(ref.node)[ref.axis], size)]
+            return reduce(better, fitting) if fitting else None
+        case Across(ref) | Alike(Ref() as ref):
+            return at(ref)
+        case Range(ref, start, 1) | Picked(ref, _, int() as start):
+            return cut(at(ref), start, size_of(start + size))
+        case Joined(refs):
+            return join([at(ref) for ref in refs])
+        case Picked(ref):
+            return _picked(at(ref), size)
+        case Times(ref, copies, outside):
+            return _copied(() if ref is None else at(ref), copies, outside=outside)
+        case Padded(ref):
+            return _padded(at(ref), size)
+        case Written(ref):
+            return at(ref)
+    return None
 
 
-def rule_for(node: fx.Node) -> Rule | None:
-    """The rule of a ``call_function`` node; ``None`` where its output has new axes."""
-    if node.target is operator.getitem:
+def _picked(axis: Axis, length: Size) -> Axis:
+    """Picking along an axis that is one atom (the frames of a latent) keeps what it means; tokens lose their grid."""
+    if len(axis) == 1 and not axis[0].parts:
+        return (replace(axis[0], size=length, parent=None),)
+    return (Atom(length, note="tokens picked by an index"),)
+
+
+def _copied(axis: Axis, copies: Size, *, outside: bool) -> Axis:
+    if copies == 1:
+        return axis
+    return (Atom(copies), *axis) if outside else fuse((*axis, Atom(copies)))
+
+
+def _padded(axis: Axis, length: Size) -> Axis | None:
+    """A padded axis of one atom keeps its meaning: padding before patchify adds rows, columns or frames."""
+    return (replace(axis[0], size=length, parent=None),) if len(axis) == 1 and not axis[0].parts else None
+
+
+def _seed(node: fx.Node, number: int, shape: Sequence[Size], way: Way, spatial: int, of: Lookup) -> Axis | None:
+    """An axis that starts to mean something here.
+
+    A convolution over a volume says which axes are frames, height and width, the surest seed; one over a plane says
+    height and width; three position vectors multiplied make the grid of a position table.
+    """
+    origin = Origin(node.name, number, len(shape))
+    if str(node.target).startswith("aten.arange"):
+        return (Atom(shape[0], role="position", origin=origin),)
+    if not isinstance(way, Window) or spatial not in (2, 3):
         return None
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    before = of(way.ref.node)[way.ref.axis]
+    keeps = any(atom.role for atom in before) and same(sizes_of(way.ref.node)[way.ref.axis], shape[number])
+    return before if keeps else (Atom(shape[number], role=ROLES[number - len(shape)], origin=origin),)
+
+
+def _like_first(node: fx.Node, of: Lookup) -> list[Known] | None:
+    """A custom operator whose result has the shape of its first operand is taken to keep what its axes mean."""
+    name = str(getattr(getattr(node.target, "_schema", None), "name", "aten::"))
+    sources = tensors(node)
+    if name.startswith(("aten::", "prim")) or not sources or tensor_of(node) is None:
         return None
-    if schema.name in RULES:
-        return RULES[schema.name]
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return broadcast
-    return None if schema.name.startswith(("aten::", "prim")) else like_first
-
-
-@rule("aten::copy", "aten::fill", "aten::where", "aten::masked_fill", "aten::__and__", "aten::__or__", "aten::pow")
-def broadcast(node: fx.Node, of: Lookup) -> Result:
-    """Elementwise: each output axis means what the operand that knows most of it says."""
     shape = sizes_of(node)
-    result: Known = [None] * len(shape)
-    for source in tensors(node):
-        axes, sizes = of(source), sizes_of(source)
-        for back in range(1, min(len(axes), len(shape)) + 1):
-            if same(sizes[-back], shape[-back]):
-                old = result[-back]
-                result[-back] = axes[-back] if old is None else better(old, axes[-back])
-    return result
-
-
-@rule(
-    "aten::softmax",
-    "aten::_softmax",
-    "aten::log_softmax",
-    "aten::layer_norm",
-    "aten::rms_norm",
-    "aten::group_norm",
-    "aten::batch_norm",
-    "aten::instance_norm",
-    "aten::dropout",
-    "aten::cumsum",
-    "aten::_to_copy",
-    "aten::to",
-    "aten::contiguous",
-    "aten::empty_like",
-    "aten::zeros_like",
-    "aten::ones_like",
-    "aten::full_like",
-    "aten::rand_like",
-    "aten::randn_like",
-    "aten::tril",
-    "aten::triu",
-    "aten::clone",
-)
-def like_first(node: fx.Node, of: Lookup) -> Result:
-    """Row-wise or elementwise in the first tensor argument; custom operators whose output has its shape count too."""
-    sources, shape = tensors(node), sizes_of(node)
-    if not sources or len(shape) != len(of(sources[0])):
-        return [None] * len(shape)
+    if len(shape) != len(of(sources[0])):
+        return None
     pairs = zip(of(sources[0]), sizes_of(sources[0]), shape, strict=True)
-    return [axis if same(old, new) else None for axis, old, new in pairs]
+    return [[axis if same(old, new) else None for axis, old, new in pairs]]

@@ -69,6 +69,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "flip": (lambda x: x.flip(2), (X,)),
     "pad": (lambda x: aten.constant_pad_nd.default(x, [0, 0, 1, 2]), (X,)),
     "slice_scatter": (lambda x, y: torch.slice_scatter(x, y[:, :2], 1, 1, 3), (X, Y)),
+    "slice_scatter by steps": (lambda x, y: torch.slice_scatter(x, y[:, :2], 1, 0, 4, 2), (X, Y)),
     "select_scatter": (lambda x, y: torch.select_scatter(x, y[:, 0], 1, 2), (X, Y)),
     "tril": (lambda x: x.tril(), (X,)),
     "linear": (lambda x, w: F.linear(x, w), (X, W)),
@@ -157,8 +158,8 @@ def expected(way: Way, ref: Ref, place: int, length: int, values: dict[Any, Tens
             return {(copy * extent + place) if outside else (place * copies + copy) for copy in range(copies)}
         case Padded(own, before, _) if own == ref:
             return {place + before}
-        case Written(_, source, start) if source == ref:
-            return {place + start}
+        case Written(_, source, start, step) if source == ref:
+            return {place * step + start}
     return None
 
 
@@ -300,5 +301,6 @@ def test_an_operator_is_taught_in_one_place_and_all_analyses_know_it(taught: Non
     analysis = repeats_with()
     (exp,) = [node for node in analysis.sunk if node.target is aten.exp.default]
     assert not analysis.blocked and kept_size(analysis.sunk[exp].plan.result[2]) == 3
+    assert grid_on(2) == "4x4x4"
     flow = elements_with()
     assert not flow.mixed and place_of(flow.results[0]) == (0, 1, 1)
