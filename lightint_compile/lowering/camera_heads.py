@@ -76,7 +76,7 @@ def _is(name: str, *numbers: int) -> Number:
     return Number(name, lambda number: number in numbers)
 
 
-_HEADS = Var("standing")
+_HEADS = Var("heads_first")
 _WIDE = op(_CAST, _HEADS)
 _PRODUCT = op(
     _CAST,
@@ -162,18 +162,18 @@ def _joined(graph: fx.Graph, node: fx.Node, made: _Made) -> fx.Node | None:
     result = match(_JOINED, node)
     if not result or not _fits(result, node):
         return None
-    standing = result.bindings["standing"]
-    source = standing.args[0] if _is_swap(standing) else None
+    heads_first = result.bindings["heads_first"]
+    source = heads_first.args[0] if _is_swap(heads_first) else None
     norm = match(_NORM, source) if source is not None else None
     rotation = [made[result.bindings[name]] if name in result.bindings else None for name in ("cosine", "sine")]
-    kept = _kept(graph, standing, made)
+    kept = _kept(graph, heads_first, made)
     if kept is not None:
         operands = (*kept, made[result.bindings["matrix"]], *rotation)
         return graph.call_function(torch.ops.lightint.camera_heads_kept.default, operands)
-    if norm and _norm_fits(norm, standing):
+    if norm and _norm_fits(norm, heads_first):
         heads, weight, eps = made[norm.bindings["heads"]], made[norm.bindings["weight"]], norm.bindings["eps"]
     else:
-        heads, weight, eps = _lying(graph, standing, made), None, 0.0
+        heads, weight, eps = _tokens_first(graph, heads_first, made), None, 0.0
     return _call(graph, heads, made[result.bindings["matrix"]], weight, eps, *rotation, True)
 
 
@@ -182,7 +182,7 @@ def _multiplied(graph: fx.Graph, node: fx.Node, made: _Made) -> fx.Node | None:
     result = match(_PRODUCT, node)
     if not result or not _fits(result, node):
         return None
-    heads = _lying(graph, result.bindings["standing"], made)
+    heads = _tokens_first(graph, result.bindings["heads_first"], made)
     product = _call(graph, heads, made[result.bindings["matrix"]], None, 0.0, None, None, False)
     return graph.call_function(aten.transpose.int, (product, 1, 2))
 
@@ -191,11 +191,11 @@ def _call(graph: fx.Graph, *arguments: Any) -> fx.Node:
     return graph.call_function(torch.ops.lightint.camera_heads.default, arguments)
 
 
-def _lying(graph: fx.Graph, standing: fx.Node, made: _Made) -> fx.Node:
+def _tokens_first(graph: fx.Graph, heads_first: fx.Node, made: _Made) -> fx.Node:
     """Heads [B, H, N, D] as [B, N, H, D]."""
-    if _is_swap(standing):
-        return made[standing.args[0]]  # type: ignore[index]
-    return graph.call_function(aten.transpose.int, (made[standing], 1, 2))
+    if _is_swap(heads_first):
+        return made[heads_first.args[0]]  # type: ignore[index]
+    return graph.call_function(aten.transpose.int, (made[heads_first], 1, 2))
 
 
 _FRAMES = op(
@@ -206,14 +206,14 @@ _FRAMES = op(
 _KEPT = Either("apart", together=op(_VIEW, _FRAMES), split=_FRAMES)
 
 
-def _kept(graph: fx.Graph, standing: fx.Node, made: _Made) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+def _kept(graph: fx.Graph, heads_first: fx.Node, made: _Made) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     """Pool, slots and fresh heads, where these heads are frames from slots followed by fresh ones."""
-    lying = standing.args[0] if _is_swap(standing) else None
-    result = match(_KEPT, lying) if isinstance(lying, fx.Node) else None
-    if not result or not _kept_fits(result, standing):
+    tokens_first = heads_first.args[0] if _is_swap(heads_first) else None
+    result = match(_KEPT, tokens_first) if isinstance(tokens_first, fx.Node) else None
+    if not result or not _kept_fits(result, heads_first):
         return None
     pool, fresh = (result.bindings[name] for name in ("pool", "fresh"))
-    _, heads, _, dim = standing.meta["val"].shape
+    _, heads, _, dim = heads_first.meta["val"].shape
     frame = math.prod(pool.meta["val"].shape[2:]) // (heads * dim)
     laid = graph.call_function(aten.view.default, (made[pool], [-1, pool.meta["val"].shape[1], frame, heads, dim]))
     behind = made[fresh]
@@ -222,9 +222,9 @@ def _kept(graph: fx.Graph, standing: fx.Node, made: _Made) -> tuple[fx.Node, fx.
     return laid, made[result.bindings["slots"]], behind
 
 
-def _kept_fits(result: MatchResult, standing: fx.Node) -> bool:
+def _kept_fits(result: MatchResult, heads_first: fx.Node) -> bool:
     """Whether kept and fresh tokens [B, N, heads, dim] or [B, N, heads * dim] lie in rows, and frames are whole."""
-    batch, heads, tokens, dim = map(size_of, standing.meta["val"].shape)
+    batch, heads, tokens, dim = map(size_of, heads_first.meta["val"].shape)
     pool, slots, fresh = (result.bindings[name].meta["val"] for name in ("pool", "slots", "fresh"))
     channels = {4: [heads, dim], 3: [heads * dim]}.get(fresh.dim(), [])
     count = len(channels)
@@ -242,7 +242,7 @@ def _kept_fits(result: MatchResult, standing: fx.Node) -> bool:
         and same(old + new, tokens)
         and all(_shape(each) in views for each in result.nodes if each.target in _VIEW)
         and pool.is_contiguous()
-        and pool.dtype == fresh.dtype == standing.meta["val"].dtype
+        and pool.dtype == fresh.dtype == heads_first.meta["val"].dtype
     )
 
 
@@ -252,10 +252,10 @@ def _is_swap(node: fx.Node) -> bool:
 
 def _fits(result: MatchResult, node: fx.Node) -> bool:
     """Whether dtypes, shapes and memory order are those the operator is made for."""
-    standing = result.bindings["standing"].meta["val"]
-    batch, heads, tokens, dim = map(size_of, standing.shape)
-    halves = standing.dtype in (torch.bfloat16, torch.float16) and node.meta["val"].dtype == standing.dtype
-    lies = list(map(size_of, standing.stride()))[1:] == [dim, heads * dim, 1]
+    heads_first = result.bindings["heads_first"].meta["val"]
+    batch, heads, tokens, dim = map(size_of, heads_first.shape)
+    halves = heads_first.dtype in (torch.bfloat16, torch.float16) and node.meta["val"].dtype == heads_first.dtype
+    lies = list(map(size_of, heads_first.stride()))[1:] == [dim, heads * dim, 1]
     shapes = {
         (batch, heads, tokens, dim),
         (batch, heads, tokens, dim // GROUP, GROUP),
@@ -268,14 +268,16 @@ def _fits(result: MatchResult, node: fx.Node) -> bool:
     operands = all(
         _shape(each) == wanted[name] and each.meta["val"].dtype == torch.float32 for name, each in given.items()
     )
-    return halves and lies and dim in DIMS and views and operands and casts <= {torch.float32, standing.dtype}
+    return halves and lies and dim in DIMS and views and operands and casts <= {torch.float32, heads_first.dtype}
 
 
-def _norm_fits(norm: MatchResult, standing: fx.Node) -> bool:
+def _norm_fits(norm: MatchResult, heads_first: fx.Node) -> bool:
     """Whether the norm is one over the channels of a head, in float32, cast back to the heads' own dtype."""
     heads, weight = norm.bindings["heads"].meta["val"], norm.bindings["weight"].meta["val"]
     casts = [each.meta["val"].dtype for each in norm.nodes if each.target is _CAST]
-    same = _shape(norm.bindings["heads"]) == _shape(standing.args[0]) and heads.dtype == standing.meta["val"].dtype  # type: ignore[arg-type]
+    source = heads_first.args[0]
+    assert isinstance(source, fx.Node)
+    same = _shape(norm.bindings["heads"]) == _shape(source) and heads.dtype == heads_first.meta["val"].dtype
     return same and set(casts) <= {torch.float32, heads.dtype} and tuple(weight.shape) == (heads.shape[3],)
 
 

@@ -196,11 +196,11 @@ class _Reading:
             return None
         axis, layout = place.axis, seen.layout
         assert layout is not None
-        lying = [window for window in seen.windows if same(window.count, sizes_of(source)[axis])]
-        if len(lying) != 1:
+        along = [window for window in seen.windows if same(window.count, sizes_of(source)[axis])]
+        if len(along) != 1:
             return None
-        part = self._part_of(node, source, axis, lying[0], layout)
-        return None if part is None else _beside(part, seen.windows - {lying[0]})
+        part = self._part_of(node, source, axis, along[0], layout)
+        return None if part is None else _beside(part, seen.windows - {along[0]})
 
     def _part_of(
         self, node: fx.Node, source: fx.Node, axis: int, window: Window, layout: Layout
