@@ -1,8 +1,8 @@
 """``lightint::camera_heads_kept``: camera heads, some of which are read from the slots in which they are kept.
 
-Keys and values of context frames that stay are kept from chunk to chunk, each frame in a slot. Put in front of the
-fresh ones by a concatenation they would be read and written once more before their positions are applied; here the
-pass that applies them reads each frame from its slot.
+Keys and values of context frames that stay are kept from chunk to chunk, each frame in a slot. A concatenation with the
+fresh ones would read and write them once more before their positions are applied. Here the pass that applies positions
+reads each frame from its slot.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def camera_heads_kept(
 
     Args:
         pool: ``[batch, capacity, frame_tokens, heads, dim]``, one frame a slot; other slots are not read.
-        slots: ``[kept]`` int64, the slots of the frames in front. None, one or all may be kept.
+        slots: ``[kept]`` int64, the slots of the first frames. None, one or all may be kept.
         heads: ``[batch, fresh_tokens, heads, dim]``, the tokens after the kept ones, of the same dtype.
         matrix: ``[batch, kept * frame_tokens + fresh_tokens, 4, 4]`` float32.
         cosine, sine: tables of as many tokens, ``[tokens, dim]`` float32; no rotation without them.

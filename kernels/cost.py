@@ -148,7 +148,7 @@ def origin_of(device: torch.device, implementation: str | None = None) -> Origin
 def fingerprint() -> str:
     """A hash of every rate that a decision here may come from: it changes when :func:`prefers_sparse` may answer anew.
 
-    It covers the CPU with the thread count at hand and all visible CUDA devices, with each implementation of theirs.
+    It covers the CPU with the thread count at hand and all visible CUDA devices, with each of their implementations.
     """
     devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
     implementations = (None, "gather", "portable", "hopper")

@@ -134,7 +134,7 @@ def load(choice: str) -> Implementation:
 
 
 def selector(query_pool: Tensor) -> Callable[..., Selection]:
-    """The selection that runs for such pools; they are float32 whatever the tokens were."""
+    """The selection that runs for such pools, which are float32 for tokens of any dtype."""
     forced = _forced.get()
     if forced in ("portable", "hopper") or (forced is None and _pools_on_gpu(query_pool)):
         return load("portable").select_blocks

@@ -21,7 +21,7 @@ class ContextPools(NamedTuple):
 
     @property
     def have_means(self) -> bool:
-        """Whether means are there of both."""
+        """Whether there are means of both."""
         return self.key_means is not None and self.value_means is not None
 
 

@@ -1,4 +1,4 @@
-"""What happens when something of ours raises: the caller gets the right result, and one remark says what that costs.
+"""Faults of lightint: the caller gets the right result, and one remark says what that costs.
 
 While a graph is compiled, a stage that fails is tried again with less (see ``compilation.py``). While it runs, a call
 that fails is answered by the graph as Dynamo captured it; when several fail in a row, Inductor compiles that graph.
@@ -32,7 +32,7 @@ def is_answered(error: Exception) -> bool:
 
 
 def told(stage: str, instead: str, error: Exception) -> Remark:
-    """The remark on a fault of ours, which is logged too.
+    """The remark on a fault of lightint, which is logged too.
 
     Args:
         stage: what failed ("lowering").
@@ -52,7 +52,7 @@ def in_one_line(error: Exception) -> str:
 
 @functools.cache
 def how_to_report() -> str:
-    """What a person does about a fault of ours, with the versions it was seen under."""
+    """What to do about a fault of lightint, with the versions it was seen under."""
     versions = f"lightint {_version()}, torch {torch.__version__}, Python {platform.python_version()}"
     return (
         "this is a fault of lightint: please report it with str(lightint_compile.report(compiled)) and the log of "

@@ -184,7 +184,7 @@ def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) 
 
 
 def check_required(sections: Sequence[Section], options: LightintOptions | None = None) -> None:
-    """Hold a model whose graphs are all there to what it requires.
+    """Check the requirements of a model whose graphs have all arrived.
 
     Raises:
         PassError: a required pass rewrote nothing in any of them.
@@ -196,7 +196,7 @@ def check_required(sections: Sequence[Section], options: LightintOptions | None 
 
 
 def warn_unmatched(sections: Sequence[Section], options: LightintOptions) -> None:
-    """Warn of passes that were asked for and did nothing in a model whose graphs are all there."""
+    """Warn of passes that were asked for and did nothing in a model whose graphs have all arrived."""
     looked_at = [section for section in sections if section.pipeline]
     if looked_at:
         _warn_unmatched(Model(looked_at[0].name, Tally.of(looked_at)), options, looked_at[0].name)

@@ -195,8 +195,8 @@ def shape_env_of(size: torch.SymInt) -> ShapeEnv:
 def layout_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
     """A check of whether as many values are tensors of the same types, sizes, strides, dtypes and devices.
 
-    It is the check that Dynamo's compiled code makes of its inputs, 40 ns a tensor. It also says no to one tensor that
-    is there twice, and when gradients are switched on or off meanwhile. The tensors are not held; they are strided.
+    It is the check that Dynamo's compiled code makes of its inputs, 40 ns a tensor. It also fails where one tensor
+    occurs twice, and when gradients were switched on or off meanwhile. The tensors are not held; they are strided.
     """
     from torch._C._dynamo.guards import TensorGuards
 

@@ -105,7 +105,7 @@ class BudgetedGraph(CompiledGraph):
         return self._text or str(self.ladder[self.rung])
 
     def at(self, rung: int) -> CompiledGraph:
-        """The graph at one setting, made at first use. Settings that come to the same here are one."""
+        """The graph at one setting, made at first use. Settings that give the same graph are one."""
         effect = self._effect(rung)
         if effect not in self._variants:
             self._variants[effect] = self._with_drift(rung, self._nearest(rung))

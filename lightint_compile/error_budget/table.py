@@ -136,7 +136,7 @@ def _row(data: Mapping[str, Any]) -> Measured:
 
 
 def save(table: Table, path: Path) -> None:
-    """Write a table, joined with the one that is there, in one step. A disk that takes no file is only logged."""
+    """Write a table, joined with the one on disk, in one step. A disk that takes no file is only logged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as staging:

@@ -27,7 +27,7 @@ class Measuring:
     first that changes anything is measured to the end: its error is what is reachable.
 
     Args:
-        compiled: the module whose graphs are calibrated; others run as they are.
+        compiled: the module whose graphs are calibrated; graphs of other modules run normally.
 
     Attributes:
         graphs: those that ran, in order.

@@ -1,8 +1,8 @@
 """Results of classes that a file cannot name: written as plain containers, and given back as what they were.
 
 A model of diffusers or transformers returns an object of a class that a fresh process does not know. The archive holds
-plain dictionaries and tuples in its place, so that every loader can call it; what the classes were is kept beside it,
-and :func:`~lightint_compile.load` makes them again where their package is installed.
+plain dictionaries and tuples in its place, so that every loader can call it; the classes are recorded beside it, and
+:func:`~lightint_compile.load` makes them again where their package is installed.
 """
 
 from __future__ import annotations

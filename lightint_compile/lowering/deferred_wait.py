@@ -69,7 +69,7 @@ _PUT_OFF = _PutOff()
 
 @contextmanager
 def one_wait_for_all_kernels() -> Iterator[None]:
-    """Regions compiled inside must not be called before the end, when all their kernels are there.
+    """Regions compiled inside must not be called before the end, when all their kernels exist.
 
     Only kernels that a C++ compiler makes are waited for later: those of Triton are packed into artifacts at once.
 

@@ -1,4 +1,4 @@
-"""What passes of other packages are made of: a changed pass must never meet a program that was kept for the old one."""
+"""The sources of passes of other packages: a changed pass must never load a program that was kept for the old one."""
 
 from __future__ import annotations
 

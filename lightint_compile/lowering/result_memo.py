@@ -23,7 +23,7 @@ prompts. What belongs to weights that were written to is let go instead of waiti
 
 @dataclass(frozen=True)
 class Site:
-    """One call of a region whose results are kept, and all that they come from.
+    """One call of a region whose results are kept, and everything that they depend on.
 
     Attributes:
         region: the region.
@@ -63,7 +63,7 @@ class _Entry:
 
     @property
     def is_findable(self) -> bool:
-        """Whether a call may come from the same: all kept results that it was made from are there."""
+        """Whether a call may be found: all kept results that it depends on still exist."""
         return all(each.is_kept for each in self.besides if isinstance(each, _Entry))
 
     def equals(self, other: _Entry) -> bool:

@@ -49,7 +49,7 @@ class Elimination:
         return list(self._atoms.values())
 
     def reduced(self, polynomial: sympy.Expr) -> sympy.Expr:
-        """``polynomial`` over numbers, with what no number gives away left as it is."""
+        """``polynomial`` over numbers; terms that no number determines stay as they are."""
         polynomial = self._without_pivots(polynomial)
         for whole, number in self._whole:
             whole = self._without_pivots(whole)

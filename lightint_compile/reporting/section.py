@@ -82,7 +82,7 @@ class Section:
         )
 
     def with_remarks(self, remarks: Iterable[Remark]) -> Section:
-        """This section with more remarks at the end, alike ones folded together."""
+        """This section with more remarks at the end; equal ones are folded together."""
         return dataclasses.replace(self, remarks=(*self.remarks, *_readable(tuple(remarks))))
 
     def with_remark(self, remark: Remark) -> Section:

@@ -1,4 +1,4 @@
-"""Every attention in the program: operands, mask, layout, the grids of its axes, and what its keys are made of."""
+"""Every attention in the program: operands, mask, layout, the grids of its axes, and the parts of its keys."""
 
 from __future__ import annotations
 

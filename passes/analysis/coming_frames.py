@@ -1,8 +1,8 @@
 """Which cameras belong to the coming chunk: those of the frames that the denoising steps read, found by data flow.
 
 The cameras of an input are followed through the graph as the elements of a batch are (``batch_elements``): what is
-computed frame by frame keeps its frames, a slice or a list of numbers narrows them. Where a value meets the latents
-that are denoised, the frames it still stands for are read by the steps; where it meets other latents, it is context.
+computed frame by frame keeps its frames, a slice or a list of numbers narrows them. Where a value is combined with the
+latents that are denoised, the steps read its frames; where it is combined with other latents, it is context.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def windows_read(
 
 
 def denoised(program: Program) -> list[fx.Node]:
-    """The latents in front of the first step; without a loop, the inputs that are latents."""
+    """The latents before the first step; without a loop, the inputs that are latents."""
     steps = program.fact(DenoisingLoop).steps
     if steps:
         return [steps[0].carried_in]

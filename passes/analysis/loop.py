@@ -95,7 +95,7 @@ class DenoisingLoop:
 
     @property
     def carried(self) -> tuple[fx.Node, ...]:
-        """The latent in front of every step, and the result of the last."""
+        """The latent before every step, and the result of the last."""
         return (*(step.carried_in for step in self.steps), *(step.carried_out for step in self.steps[-1:]))
 
     @classmethod

@@ -107,7 +107,7 @@ class TokenAxis:
 
     @property
     def prefix(self) -> Size:
-        """Tokens in front of the first grid."""
+        """Tokens before the first grid."""
         return self._outside(self.spans)
 
     @property

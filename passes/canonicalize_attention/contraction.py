@@ -1,4 +1,4 @@
-"""One form for every way to write a sum of products: which axes of two operands meet, and which one is summed."""
+"""One form for every way to write a sum of products: which axes of two operands are shared, and which one is summed."""
 
 from __future__ import annotations
 

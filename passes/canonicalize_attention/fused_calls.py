@@ -83,7 +83,7 @@ def fused_site(node: fx.Node) -> Site | None:
     """The site that one fused call makes; ``None`` for any other node.
 
     Raises:
-        MatchError: the call does what plain attention does not (dropout, a window), or more than its result is read.
+        MatchError: the call does what plain attention does not (dropout, a window), or another of its outputs is read.
     """
     dialect = dialect_of(node)
     if dialect is None:

@@ -1,9 +1,9 @@
 """Where keys and values of the context can be kept: after their projection, before anything positional.
 
-A key of a context frame is a product of the frame's tokens, perhaps normalised, and then turned by what its place in
-this chunk's context says (rotary tables, camera matrices). The first part can be kept from chunk to chunk; the second
-is done again. The border between them is found by domination: the last value through which every path from the
-projection to an attention leads, while nothing beside the path depends on which frames were chosen.
+A key of a context frame is a product of the frame's tokens, perhaps normalised, and then rotated by its position in
+this chunk's context (rotary tables, camera matrices). The first part can be kept from chunk to chunk; the second is
+done again. The border between them is found by domination: the last value through which every path from the projection
+to an attention leads, while nothing beside the path depends on which frames were chosen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The part of the prefill that is only computed for frames whose keys and values are not kept.
 
-Frames meet each other in attention alone; everything else treats a row by itself, which is verified here operation by
-operation: the rules that carry repeated rows through a graph say which operations those are.
+Frames meet in attention only. Every other operation treats rows separately, which is verified here one by one, by the
+rules that carry repeated rows through a graph.
 """
 
 from __future__ import annotations

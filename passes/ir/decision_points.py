@@ -23,18 +23,18 @@ PLAN = "plan"
 
 @dataclass(frozen=True)
 class PlanPoint:
-    """Called once a chunk, in front of everything else:
+    """Called once a chunk, before everything else:
     ``plan(extrinsics[, history[, frames, inputs]], first=, intrinsics=) -> (context, record, fresh, slots)``.
 
     ``extrinsics`` are [B, F, 4, 4] or [F, 4, 4] world-to-camera. The coming chunk's are ``policy.chunk`` of them from
-    ``first`` on (a number, or int64 [chunk] of consecutive ones on a device), by default the last; those before are
-    the history's, those behind are not looked at. ``intrinsics``, [..., 3, 3] or [..., 4], set the field of view.
-    ``history`` [B, C, F, h, w] is there for its latest changes. The context index is int64 [m] on the device of the
-    history (``None`` when context is not decided); the record is what step points are asked with.
+    ``first`` on (a number, or int64 [chunk] of consecutive ones on a device), by default the last; those before are the
+    history's, those after are not read. ``intrinsics``, [..., 3, 3] or [..., 4], set the field of view. ``history`` [B,
+    C, F, h, w] is read for its latest changes. The context index is int64 [m] on the device of the history (``None``
+    when context is not decided); the record is what step points are asked with.
 
     Where keys and values are kept (:class:`KeepPoint`), ``frames`` are the tensors that say everything of a frame,
     ``inputs`` what keys and values depend on besides, and the fresh index is the end of the context index: the frames
-    to compute; ``slots``, int64 [kept], say where the values of the frames in front of it are. Else both are ``None``.
+    to compute; ``slots``, int64 [kept], say where the values of the frames before it are. Else both are ``None``.
 
     Attributes:
         policy: by which rules.
@@ -51,7 +51,7 @@ class PlanPoint:
 
 @dataclass(frozen=True)
 class StepPoint:
-    """Asked in front of one denoising step: ``step(record[, now, before]) -> bool``, true when the step may be reused.
+    """Asked before one denoising step: ``step(record[, now, before]) -> bool``, true when the step may be reused.
 
     Attributes:
         step: its number in the loop.
@@ -71,7 +71,7 @@ class StepPoint:
 
 @dataclass(frozen=True)
 class KeepPoint:
-    """Called with what was computed for fresh frames: ``keep(record, values) -> None``; it is there in later chunks.
+    """Called with what was computed for fresh frames: ``keep(record, values) -> None``; later chunks can recall it.
 
     Attributes:
         site: which of the kept values this is, from 0.

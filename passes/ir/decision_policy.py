@@ -25,14 +25,15 @@ class Policy:
         rules: one of :data:`RULES`.
         chunk: latent frames of a chunk.
         memory: most context frames that the unaccelerated model gathers.
-        adapt_context: whether context frames are decided; else the model's own are only written down.
+        adapt_context: whether context frames are decided; else the model's own are only recorded.
         given: whether the context arrives as an input: frames are then positions in it, and it need not be a history.
         steps: the interior denoising steps that may be reused; empty for none.
         each: whether steps are decided for every element of a batch by itself; else all elements must agree.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
         age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
         kept_frames: most frames of which they are kept; ``None``, or fewer than ``memory``, for as many as that.
-        drift: relative change of kept values, seen when they are made anew, from which they are kept for less long.
+        drift: relative change of kept values, seen when they are computed again, from which they are kept for less
+            long.
     """
 
     rules: str = "adaptive"

@@ -38,7 +38,7 @@ def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
 
 
 def hint_of(value: Any) -> int:
-    """The size seen at capture: an integer itself, a ``SymInt``'s hint; a size nobody has seen yet counts as one."""
+    """The size seen at capture: an integer itself, a ``SymInt``'s hint; an unknown size counts as one."""
     if isinstance(value, torch.SymInt):
         known = value.node.hint if value.node.has_hint() else None
         return int(known) if isinstance(known, (int, sympy.Integer)) else 1
@@ -125,10 +125,11 @@ def _reevaluate(node: fx.Node, mode: FakeTensorMode, known: dict[Any, Any]) -> b
 
 
 def evaluated(target: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> tuple[Any, Any]:
-    """The fake value of a call, and the target that gives it: ``reshape`` where its operand lies as no ``view`` reads.
+    """The fake value of a call, and the target that gives it: ``reshape`` where the memory order of its operand allows
+    no ``view``.
 
     Args:
-        args, kwargs: of the call; nodes stand for their values.
+        args, kwargs: of the call; nodes count as their values.
     """
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (args, kwargs))
     with faking(mode):

@@ -1,4 +1,4 @@
-"""Which nodes share memory: a view has the memory of what it views, everything else has memory of its own.
+"""Which nodes share memory: a view shares that of its operand, any other result has new memory.
 
 Capture traces every composite operator that shares without saying so as views, so that in the normal form the schema of
 an operator is the truth (see ``lightint_compile/capture/functional.py``); :func:`~passes.ir.verify.verify` holds passes
@@ -51,7 +51,7 @@ def memory_of(node: fx.Node) -> fx.Node:
 def memory_order(value: Any) -> list[int] | None:
     """The axes of a tensor from the slowest to the fastest in memory; ``None`` where they do not fill it without gaps.
 
-    Symbolic sizes are compared as expressions: what cannot be told apart is not guarded.
+    Symbolic sizes are compared as expressions: no guard is added where they may be equal.
     """
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None

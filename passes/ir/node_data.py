@@ -107,7 +107,7 @@ def _collector(found: list[fx.Node]) -> Callable[[fx.Node], fx.Node]:
 
 
 class Tokens:
-    """Small integers that stand for nodes up to wiring: same operator, constants and value."""
+    """Small integers for nodes, equal where operator, constants and value are equal; wiring is left out."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}

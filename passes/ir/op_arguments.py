@@ -48,7 +48,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def size_argument(value: Any) -> Size:
-    """A size argument as a size: a node stands for its value."""
+    """A size argument as a size: a node counts as its value."""
     return size_of(value.meta["val"] if isinstance(value, fx.Node) else value)
 
 
@@ -97,7 +97,7 @@ class Einsum(NamedTuple):
 
 
 def einsum_of(node: fx.Node) -> Einsum:
-    """The equation of an einsum; dots are spelled with letters of their own, and a missing result is written out."""
+    """The equation of an einsum; dots become letters, and a missing result is filled in."""
     equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
     inputs, arrow, result = equation.partition("->")
     labels = inputs.split(",")

@@ -2,7 +2,7 @@
 
 Normal form: a functional, pre-dispatch ATen FX graph. Attention, linear, layer_norm and convolution are one node each;
 every node has ``meta["val"]`` (a fake tensor, a symbolic int or a plain number); parameters and buffers are
-placeholders; the output is one flat tuple. Passes never see a torch-function spelling.
+placeholders; the output is one flat tuple. Passes never see a torch function.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Program:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
     def input_of(self, node: fx.Node) -> ProgramInput:
-        """The input that a placeholder stands for."""
+        """The input of a placeholder."""
         return next(entry for entry in self.inputs if entry.name == node.name)
 
     def calls(self, *targets: Any) -> Iterator[fx.Node]:

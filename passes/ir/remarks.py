@@ -42,14 +42,14 @@ class Remark:
     """One statement about one place (or ``count`` identical places) in the user's model.
 
     Attributes:
-        rule: the variant within the pass, for example the spelling that matched.
+        rule: the variant within the pass, for example the form that matched.
         message: one sentence for a person.
         module_path: the module the nodes came from, empty when unknown.
         source: the user's ``file:line``, empty when unknown.
         hint: for a miss, the smallest change to the user's code that would make it match.
         args: bindings as plain data (ints, floats, strings, lists), for the dict form.
         flops_before, flops_after: floating-point operations of the place, ``None`` when not counted.
-        count: how many identical places this remark stands for.
+        count: how many identical places this remark covers.
     """
 
     kind: RemarkKind
@@ -167,7 +167,7 @@ class Miss:
 
     Attributes:
         node: where it was noticed.
-        reason: what stands in the way.
+        reason: what prevents the rewrite.
         hint: the smallest change that would remove it; empty where there is none.
     """
 

@@ -20,7 +20,7 @@ KEPT_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 
 def stored_in(order: Sequence[int], value: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
-    """A copy of ``value`` whose axes lie in memory from the slowest to the fastest as ``order`` lists them."""
+    """A copy of ``value`` whose axes are stored in ``order``, the slowest first."""
     turned = call(aten.permute.default, value, list(order)) if list(order) != sorted(order) else value
     copied = call(aten.clone.default, turned, memory_format=torch.contiguous_format)
     return copied if turned is value else call(aten.permute.default, copied, [order.index(a) for a in sorted(order)])
@@ -65,7 +65,7 @@ class Rewriter:
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Give every user of ``old`` the value ``new`` instead, and erase ``old`` and what only it used.
 
-        What the caller gets lies in memory as ``old`` did: the code behind the graph may view it.
+        An output keeps the memory order of ``old``: the code after the graph may view it.
         """
         order = memory_order(old.meta["val"]) if old in output_memory(self._graph) else None
         if order is not None and order != memory_order(new.meta["val"]):

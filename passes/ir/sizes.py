@@ -61,9 +61,9 @@ def replaced(axes: Sequence[Entry], dim: int, entry: Entry) -> tuple[Entry, ...]
 
 
 def groups(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[range, range]]:
-    """Runs of axes with equal products in front of and behind a view, in order.
+    """Runs of axes with equal products before and after a view, in order.
 
-    Axes of one join the run they stand before.
+    Axes of size one join the run that follows.
     """
     groups = []
     i = j = 0

@@ -100,7 +100,7 @@ def _same_value(left: Any, right: Any) -> bool:
 
 
 def _maybe_equal(left: Any, right: Any) -> bool:
-    """Sizes that are equal, or that nothing known tells apart (symbolic sizes are compared without adding a guard)."""
+    """Sizes that are equal, or may be (symbolic sizes are compared without adding a guard)."""
     if isinstance(left, int) and isinstance(right, int):
         return left == right
     from torch.fx.experimental.symbolic_shapes import statically_known_true

@@ -3,11 +3,11 @@
 A compiler of the whole graph may choose the memory order of every value; a region that is compiled alone must take and
 return what the graph says. Two orders that models write down without meaning to are changed here:
 
-* A patch embedding is a convolution, flattened and transposed: its tokens [B, N, C] lie channel by channel, and
-  elementwise operations keep that order all the way down the residual stream. They are copied once, in front of the
-  first norm.
-* Queries, keys and values [B, H, N, D] are views of projections, which lie token by token; ``cat`` of two of them
-  copies them head by head, and attention's result has to be copied back. They are concatenated as they lie.
+* A patch embedding is a convolution, flattened and transposed: its tokens [B, N, C] are stored channel by channel, and
+  elementwise operations keep that order through the residual stream. They are copied once, in front of the first norm.
+* Queries, keys and values [B, H, N, D] are views of projections, which are stored token by token; ``cat`` of two of
+  them copies them head by head, and attention's result has to be copied back. They are concatenated in their memory
+  order.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _copied(node: fx.Node, rewriter: Rewriter) -> fx.Node:
 
 
 def _joins_heads(node: fx.Node) -> bool:
-    """Whether a node concatenates heads [B, H, N, D] that lie token by token, along another axis than the channels."""
+    """Whether a node concatenates heads [B, H, N, D] stored token by token, along another axis than the channels."""
     parts, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
     tensor = tensor_of(node)
     if tensor is None or tensor.dim() != 4 or not isinstance(parts, (tuple, list)) or axis not in (0, 1, 2, -2, -3, -4):

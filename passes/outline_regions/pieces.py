@@ -1,8 +1,8 @@
-"""The graph cut into pieces that run as one step each: the repeated regions, and what lies between them as glue.
+"""The graph cut into pieces that run as one step each: the repeated regions, and the glue between them.
 
 Glue is cut by level: the number of regions and loop boundaries on the longest way to a node. Nodes of one level never
-wait for each other through another level, so no cut closes a cycle. Within a level, connected glue that occurs on other
-levels too stays a piece of its own, called again and again; all the rest of the level is one piece.
+wait for each other through another level, so no cut closes a cycle. Within a level, connected glue that occurs on
+several levels is one piece, called on each; the rest of a level is one piece.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Piece:
 
     Attributes:
         kind: ``block`` for a copy of a repeated region, ``control`` for control flow with the graphs it calls, ``glue``
-            for what lies between, ``memo`` for one of them when its result is kept between calls.
+            between them, ``memo`` for one of them when its result is kept between calls.
         memo: the mark of its nodes, which says what they depend on; ``None`` for other kinds.
         path: the module it came from, empty where unknown.
         is_region: whether it is a copy of a repeated region, of whatever kind.
@@ -71,7 +71,7 @@ def cut(
 
 
 def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dependencies) -> list[fx.Node]:
-    """``nodes`` without those behind a boundary that is among them: a region ends where a new level begins."""
+    """``nodes`` without those after a boundary among them: a region ends where a new level begins."""
     inside, behind = boundaries & set(nodes), set[fx.Node]()
     for node in sorted(nodes, key=dependencies.position.__getitem__) if inside else ():
         if any(source in inside or source in behind for source in node.all_input_nodes):

@@ -25,7 +25,7 @@ _COUNTER = re.compile(r"_\d+$")
 
 @dataclass
 class Outlined:
-    """All pieces of one form, and the submodule that stands for them.
+    """All pieces of one form, and their submodule.
 
     Attributes:
         kind: ``block``, ``control``, ``glue`` or ``memo``.
@@ -34,7 +34,7 @@ class Outlined:
         returned: indices of the nodes that the submodule returns.
         replayed: nodes that the root computes from a returned value or an input, because they only view it: for each
             the nodes to run, as indices, the last one being the node itself.
-        cloned: returned views that the root cannot compute; they get memory of their own.
+        cloned: returned views that the root cannot compute; they are copied.
         name: the submodule's name in the root.
     """
 

@@ -2,7 +2,7 @@
 
 World models condition every token on its frame: timestep, action and camera are repeated to all tokens of the frame and
 then run through linears, norms and small matrix products. The values are those of the frame, so the work is done
-``tokens_per_frame`` times over. The rewrite moves the repetition behind that work, up to where rows start to differ.
+``tokens_per_frame`` times over. The rewrite moves the repetition after that work, to where rows start to differ.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _applied(node: fx.Node, small: fx.Node, analysis: Analysis) -> Remark:
 
 
 def _pointwise(ends: list[fx.Node], analysis: Analysis) -> Iterator[Remark]:
-    """One remark a place for repeated values with elementwise arithmetic only behind them."""
+    """One remark a place for repeated values with only elementwise arithmetic after them."""
     for node in ends:
         chain = _needed([node], analysis)
         if any(flops_of(other) for other in chain):

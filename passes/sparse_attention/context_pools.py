@@ -33,7 +33,7 @@ class ContextPools:
         self._made: dict[_Key, fx.Node] = {}
 
     def readers(self, site: AttentionSite, tile: tuple[int, ...]) -> int:
-        """How many sites read the pool that this one would; 0 when its context is no tensor of its own."""
+        """How many sites read the pool that this one would; 0 when its context is not a separate tensor."""
         piece = context_piece(site)
         return 0 if piece is None else self._readers[_key(piece, tile)]
 
@@ -42,7 +42,7 @@ class ContextPools:
     ) -> list[fx.Node] | None:
         """Nodes with the pooled context keys of a site and, where ``parts`` of a tile have means, those means.
 
-        They stand where the first of their readers does. Where values are no tensor of their own, the operator makes
+        They stand where the first of their readers does. Where values are not a separate tensor, the operator computes
         the means.
         """
         piece = context_piece(site)
@@ -95,7 +95,7 @@ def context_piece(site: AttentionSite) -> Piece | None:
 
 
 def context_value(site: AttentionSite, key: Piece) -> Piece | None:
-    """The operand of the values' concatenation that stands where ``key`` stands in that of the keys."""
+    """The operand of the values' concatenation at the place that ``key`` has in that of the keys."""
     if len(site.key_pieces) != len(site.value_pieces):
         return None
     value = site.value_pieces[list(site.key_pieces).index(key)]

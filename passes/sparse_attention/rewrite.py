@@ -40,12 +40,12 @@ class Choice:
     Attributes:
         layout: its tiles, symbolic sizes at the values seen at capture.
         density: kept fraction of all visual key blocks, the forced ones included; of the current ones where the context
-            has a density of its own.
+            has its own density.
         context_density: that of the context's blocks.
         coverage: softmax mass at which a query tile may stop earlier.
         protect_frames: latest frames that every query keeps.
         neighbours: Manhattan radius, in tiles, that every query keeps.
-        skipped_means: how many means stand for a block that is not read, 0 for none.
+        skipped_means: number of means that approximate a skipped block, 0 for none.
         min_tokens: keys from which the site is sparse, 0 where that is decided; none leaves it to each call, because a
             size is only known there.
         kernel: the implementation that runs where it is sparse.
@@ -89,7 +89,7 @@ class Choice:
 
 
 def one_sided(axis: TokenAxis) -> bool:
-    """Whether tokens without a grid lie on at most one side of the grid."""
+    """Whether tokens without a grid are on at most one side of the grid."""
     return same(axis.prefix, 0) or same(axis.suffix, 0)
 
 

@@ -34,7 +34,7 @@ class Side:
         return self._made[node]
 
     def put(self, node: fx.Node, own: fx.Node) -> None:
-        """Let ``own`` stand for a node of the root from now on."""
+        """Use ``own`` for a node of the root from now on."""
         self._made[node] = own
 
     def copy(self, nodes: Iterable[fx.Node]) -> None:
@@ -62,7 +62,7 @@ class Side:
         return result
 
     def finished(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
-        """The side as a module of its own; regions that it calls are those of the root."""
+        """The body as a module; regions that it calls are those of the root."""
         self.graph.output(tuple(outputs))
         called = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
         side = fx.GraphModule({name: self._root.get_submodule(name) for name in called}, self.graph)

@@ -30,7 +30,7 @@ class GuardedSteps:
         record: what the plan of the chunk gave.
         reuse: what a reused step gives.
         drift: as of :class:`StepPoint`.
-        apart: makes the sides for one element; ``None`` where all of the batch shares a decision.
+        apart: makes the bodies for one element; ``None`` where all of the batch shares a decision.
     """
 
     def __init__(

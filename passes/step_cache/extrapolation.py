@@ -66,7 +66,7 @@ def _widened(graph: fx.Graph, operand: fx.Node) -> fx.Node:
 
 
 def weight_of(graph: fx.Graph, at: fx.Node, latest_at: fx.Node, previous_at: fx.Node) -> fx.Node:
-    """``(at - latest_at) / (latest_at - previous_at)``: how far along the line a sigma lies, computed on the host."""
+    """``(at - latest_at) / (latest_at - previous_at)``: the place of a sigma on the line, computed on the host."""
     ahead, apart = call(graph, aten.sub.Tensor, at, latest_at), call(graph, aten.sub.Tensor, latest_at, previous_at)
     return call(graph, aten.div.Tensor, ahead, apart)
 

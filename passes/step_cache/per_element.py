@@ -48,7 +48,7 @@ class SidesOfOne:
 
     Attributes:
         reuse, compute: the sides.
-        splits: how each operand is taken apart.
+        splits: how each operand is split into elements.
         joins: how each result is put together.
     """
 
@@ -149,6 +149,6 @@ def _join(node: fx.Node, place: Place | None) -> Join:
 
 
 def memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The axes of a fake tensor as they lie in memory, the outermost first."""
+    """The axes of a fake tensor in memory order, the outermost first."""
     strides = [hint_of(stride) for stride in tensor.stride()]
     return tuple(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))

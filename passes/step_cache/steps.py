@@ -24,8 +24,8 @@ class StepBody:
         tail: the rest, in order.
         first: the first block's output, which the next block reads; ``None`` when there is no block.
         predictions: the last nodes of the step.
-        last: the last block's output, of the shape and dtype of ``first``; ``None`` when the predictions are not made
-            from it alone, or nothing lies between the two.
+        last: the last block's output, of the shape and dtype of ``first``; ``None`` when the predictions depend on more
+            than it, or nothing is between the two.
         closing: the part of the tail that makes the predictions from ``last``, in order.
     """
 

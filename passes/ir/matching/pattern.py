@@ -37,7 +37,7 @@ class Trial:
     best: list[MatchResult] = field(default_factory=list)
 
     def bind(self, name: str, value: Any) -> Trial | None:
-        """This trial with one more binding; ``None`` when the name already stands for something else."""
+        """This trial with one more binding; ``None`` when the name is already bound to something else."""
         if name in self.bindings:
             known = self.bindings[name]
             return self if known is value or (not isinstance(value, fx.Node) and known == value) else None
@@ -121,7 +121,7 @@ class Op(Pattern):
 
 @dataclass(frozen=True)
 class Either(Pattern):
-    """Fits one of several spellings; which one is kept in the tags under ``name``."""
+    """Fits one of several forms; the tags say under ``name`` which one."""
 
     name: str
     alternatives: Mapping[str, Pattern]

@@ -52,7 +52,7 @@ class MatchResult:
     """One attempt at one place.
 
     Attributes:
-        bindings: what each named variable of the pattern stands for.
+        bindings: the node or number that each named variable of the pattern is bound to.
         tags: which alternative was taken, by the name of the choice.
         nodes: the nodes matched so far, in the order in which they were reached.
         failure: ``None`` for a match.
