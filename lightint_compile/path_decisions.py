@@ -10,13 +10,13 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.adaptive_context import AdaptiveContext
 from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.ir.world_spec import StatedWorld
 from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.runtime.cameras import view_of
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.decisions import rules_of
 from lightint_compile.runtime.kept_frames import kept_along
 from lightint_compile.runtime.planner import plan
-from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules
+from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules, rules_of
 
 INTERIOR = (1, 2)
 """Steps between the first and the last of four."""
@@ -26,7 +26,13 @@ LONGEST = 2048
 
 
 def decide(
-    trajectory: str, latents: int | None, preset: str, memory: int, age: int = 0, kept: int = 0
+    trajectory: str,
+    latents: int | None,
+    preset: str,
+    memory: int,
+    age: int = 0,
+    kept: int = 0,
+    chunk_frames: int | None = None,
 ) -> list[Decision]:
     """The decisions along a pose string, chunk by chunk.
 
@@ -35,6 +41,7 @@ def decide(
         memory: most context frames that the model itself gathers.
         age: most chunks for which keys and values of context frames are kept.
         kept: most frames of which they are kept; at least ``memory``.
+        chunk_frames: latent frames of a chunk; four unless given.
 
     Raises:
         InputError: the path is shorter than ``latents``, no whole number of chunks, or longer than :data:`LONGEST`.
@@ -48,11 +55,11 @@ def decide(
     if wanted > extrinsics.shape[0]:
         why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
-    rules: Rules = rules_for(LightintOptions(preset=preset), memory)
+    rules: Rules = rules_for(LightintOptions(preset=preset), memory, chunk_frames)
     if isinstance(rules, AdaptiveRules):
         rules = rules.seeing(view_of(path.intrinsics))
     made = plan(extrinsics[:wanted], rules)
-    return kept_along(made, age, max(kept, memory))
+    return kept_along(made, age, max(kept, memory), rules.clip)
 
 
 def _check_length(trajectory: str) -> None:
@@ -64,17 +71,19 @@ def _check_length(trajectory: str) -> None:
         raise InputError("The path is too long.", where="--trajectory", why=why, fix=f"ask for at most w-{LONGEST - 1}")
 
 
-def rules_for(options: LightintOptions, memory: int) -> Rules:
+def rules_for(options: LightintOptions, memory: int, chunk_frames: int | None = None) -> Rules:
     """The rules by which a program compiled with these options decides; the model's own where nothing is decided."""
-    steps = {type(step): step for step in pipeline_of(options).passes}
-    context, cache = steps.get(AdaptiveContext), steps.get(StepCache)
-    if context is None and cache is None:
-        return ModelRules(memory=memory)
-    policy = Policy(memory=memory, adapt_context=context is not None, steps=INTERIOR if cache is not None else ())
-    for step in (context, cache):
-        if isinstance(step, (AdaptiveContext, StepCache)):
-            policy = dataclasses.replace(policy, rules=step.rules, overlap=step.overlap)
-    return rules_of(policy)
+    passes = pipeline_of(options).passes
+    context = next((step for step in passes if isinstance(step, AdaptiveContext)), None)
+    cache = next((step for step in passes if isinstance(step, StepCache)), None)
+    step = cache or context
+    world = (step or StatedWorld()).world(memory=memory)
+    world = world if chunk_frames is None else dataclasses.replace(world, chunk=chunk_frames)
+    if step is None:
+        return ModelRules.of(world)
+    steps = () if cache is None else INTERIOR
+    more = {"rules": step.rules, "overlap": step.overlap, "adapt_context": context is not None, "steps": steps}
+    return rules_of(Policy.of(world, **more))
 
 
 def summary(made: list[Decision]) -> str:

@@ -192,9 +192,7 @@ def whole_operator(site: Site, tensors: Tensors, name: str | None) -> Tensor:
     return operator_call(site, tensors, name)()
 
 
-def operator_call(
-    site: Site, tensors: Tensors, name: str | None, *, skipped_means: int = 1
-) -> Callable[[], Tensor]:
+def operator_call(site: Site, tensors: Tensors, name: str | None, *, skipped_means: int = 1) -> Callable[[], Tensor]:
     """:func:`whole_operator` with its arguments made already."""
     layout = site.layout
     keys, values = tensors.pieces()

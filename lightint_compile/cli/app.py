@@ -119,12 +119,13 @@ def decisions(
     memory: Annotated[int, typer.Option(min=4, help="context frames that the model itself gathers at most")] = 20,
     age: Annotated[int, typer.Option(min=0, help="chunks for which keys and values of context frames are kept")] = 0,
     kept_frames: Annotated[int, typer.Option(min=0, help="frames of which they are kept; at least --memory")] = 0,
+    chunk_frames: Annotated[int | None, typer.Option(min=1, help="latent frames of a chunk; 4 by default")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a list of chunks as JSON")] = False,
 ) -> None:
     """Say which context frames and denoising steps the rules of a preset choose along a camera path; no model runs."""
     from lightint_compile.path_decisions import decide, summary
 
-    made = decide(trajectory, latents, preset, memory, age, kept_frames)
+    made = decide(trajectory, latents, preset, memory, age, kept_frames, chunk_frames)
     typer.echo(json.dumps([decision.to_dict() for decision in made], indent=1) if as_json else summary(made))
 
 

@@ -163,9 +163,7 @@ def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, 
     artifact = CompiledArtifact.load(path=str(folder / f"{name}.bin"), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
     results = FreshResults(data["memory"])
-    variant = Variant(
-        artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]), results=results
-    )
+    variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]), results=results)
     return Leaf(name, functools.partial(regions, name), compiler, [variant])
 
 

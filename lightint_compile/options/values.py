@@ -11,6 +11,7 @@ from lightint_compile.options.checks import (
     ROLES,
     choice,
     input_roles,
+    is_number,
     is_whole,
     number,
     pass_names,
@@ -35,6 +36,11 @@ def _listed(names: Iterable[str], quote: str = '"') -> str:
 
 
 _FRACTION = number("a fraction above 0 and at most 1", "0.3", lambda value: 0 < value <= 1)
+_FRAMES = whole("a number of latent frames, 1 or more", "4", least=1)
+
+
+def _is_angle(value: Any) -> bool:
+    return is_number(value) and 0 < value < 180
 
 
 @with_attributes
@@ -165,6 +171,39 @@ class LightintOptions:
         values="frames",
         help="how many frames are kept at most, which costs memory; by default as many as the model gathers",
         to_passes=True,
+    )
+    chunk_frames: int | None = option(
+        None,
+        _FRAMES,
+        values="latent frames",
+        help="how many come at once, where neither the steps' cameras nor the denoised latents say it; 4 otherwise",
+        to_passes=True,
+        asks=False,
+    )
+    clip_frames: int | None = option(
+        None,
+        _FRAMES,
+        values="latent frames",
+        help="length of a remembered clip, the unit in which context is chosen; 4 by default",
+        to_passes=True,
+        asks=False,
+    )
+    fov: tuple[float, ...] | None = option(
+        None,
+        several(2, _is_angle, "two angles between 0 and 180 degrees: horizontal, vertical", "[60, 35]"),
+        values="`[horizontal, vertical]` in degrees",
+        help="field of view of the cameras, in place of what intrinsics say; 60 by 35 where nothing says it",
+        to_passes=True,
+        asks=False,
+        plain=list,
+    )
+    view_depth: float | None = option(
+        None,
+        number("a distance above 0, in the unit of the cameras' translations", "8", lambda value: value > 0),
+        values="above 0, in the unit of the cameras' translations",
+        help="how far a camera sees; 8 by default",
+        to_passes=True,
+        asks=False,
     )
     without: tuple[str, ...] = option(
         (), pass_names, values="list of passes", help="passes that are left out of the pipeline", plain=list

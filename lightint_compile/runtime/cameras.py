@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightint_compile.errors import InputError
+from lightint_compile.passes.ir.world_spec import PUBLISHED
 from lightint_compile.runtime.device_to_host import to_host
-from lightint_compile.runtime.view_overlap import AngularView
+from lightint_compile.runtime.view_overlap import AngularView, angular_view
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -138,12 +138,13 @@ def _read(value: Any) -> Tensor:
     return torch.as_tensor(np.asarray(value, np.float64))
 
 
-def view_of(intrinsics: Any, where: str = "intrinsics") -> AngularView:
+def view_of(intrinsics: Any, where: str = "intrinsics", depth: float = PUBLISHED.view_depth) -> AngularView:
     """The field of view of a camera; of several, of the first.
 
     Args:
         intrinsics: [..., 3, 3] or [..., 4] (focal lengths, then the principal point), over image width and height. In
             pixels, the image is taken to be twice the principal point, which is said in the log.
+        depth: how far the camera sees, in the unit of its translation.
 
     Raises:
         InputError: they are no intrinsics, focal lengths are not positive, or they are in pixels of an image whose size
@@ -163,7 +164,9 @@ def view_of(intrinsics: Any, where: str = "intrinsics") -> AngularView:
     if not (all(math.isfinite(value) for value in numbers) and horizontal > 0 and vertical > 0):
         why = f"they are {[horizontal, vertical]}, around {centre}"
         raise InputError("Focal lengths must be positive.", where=where, why=why, fix="divide pixels by the image size")
-    return _view(*_over_the_image(horizontal, vertical, centre, where))
+    lengths = _over_the_image(horizontal, vertical, centre, where)
+    across, down = (math.degrees(2 * math.atan(0.5 / length)) for length in lengths)
+    return angular_view(across, down, depth)
 
 
 def of_elements(intrinsics: Tensor) -> Tensor:
@@ -184,10 +187,3 @@ def _over_the_image(horizontal: float, vertical: float, centre: Sequence[float],
     why = f"focal lengths of {horizontal:g} and {vertical:g} are in pixels, and no principal point tells the image size"
     fix = "divide them by image width and height"
     raise InputError("The field of view cannot be told.", where=where, why=why, fix=fix)
-
-
-@lru_cache(maxsize=16)
-def _view(horizontal: float, vertical: float) -> AngularView:
-    """Kept, with its points: a rollout asks for the same one in every chunk."""
-    across, down = (math.degrees(2 * math.atan(0.5 / length)) for length in (horizontal, vertical))
-    return AngularView(across, down)

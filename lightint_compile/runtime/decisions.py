@@ -17,6 +17,7 @@ from torch import Tensor
 from lightint_compile.errors import InputError
 from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
 from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.ir.world_spec import WorldSpec
 from lightint_compile.runtime import device_to_host as transfer
 from lightint_compile.runtime.cameras import of_elements, view_of
 from lightint_compile.runtime.content_check import Content, Watch
@@ -26,33 +27,11 @@ from lightint_compile.runtime.kept_frames import Fingerprint
 from lightint_compile.runtime.kv_store import Keeping, Use, fingerprints, frame_sums
 from lightint_compile.runtime.per_model import PerModel
 from lightint_compile.runtime.planner import Planner
-from lightint_compile.runtime.rules import CLIP, AdaptiveRules, PublishedRules, Rules
+from lightint_compile.runtime.rules import rules_of
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.runtime.view_overlap import AngularView
 
 log = logging.getLogger("lightint_compile.runtime")
-
-HYSTERESIS = 0.04
-"""How far below the overlap at which a view starts to count as seen before it stops to."""
-
-
-def rules_of(policy: Policy) -> Rules:
-    """The rules that a policy spells."""
-    if policy.rules == "published":
-        gate = {} if policy.overlap is None else {"gate": policy.overlap}
-        return PublishedRules(memory=policy.memory, steps=policy.steps, **gate)  # type: ignore[arg-type]
-    longest = max(
-        min(policy.memory - 2 * CLIP, 3 * CLIP), CLIP
-    )  # the first clip and a remembered one must fit beside it
-    gate = {} if policy.overlap is None else {"enter": policy.overlap, "leave": max(policy.overlap - HYSTERESIS, 0.0)}
-    return AdaptiveRules(
-        memory=policy.memory,
-        longest=longest,
-        adapt_context=policy.adapt_context,
-        reuse=bool(policy.steps),
-        steps=policy.steps,
-        **gate,  # type: ignore[arg-type]
-    )
 
 
 @dataclass
@@ -103,7 +82,7 @@ class Record:
 
 
 def _planner_of(policy: Policy) -> Planner:
-    return Planner(rules_of(policy), given=policy.given, each=policy.each, chunk=policy.chunk)
+    return Planner(rules_of(policy), given=policy.given, each=policy.each)
 
 
 class Decisions:
@@ -308,7 +287,7 @@ class _Plan:
         if intrinsics is None:
             return ()
         try:
-            return [view_of(each) for each in intrinsics]
+            return [view_of(each, depth=self._policy.view_depth) for each in intrinsics]
         except InputError as error:
             log.warning("intrinsics are not looked at: %s", error)
             return ()
@@ -323,12 +302,12 @@ class _Plan:
         except InputError as error:
             log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
             self._planner.leave()
-            cautious = _cautious(known // self._policy.chunk, known, memory)
+            cautious = _cautious(self._policy, known // self._policy.chunk, known)
             return cautious, (cautious,)
         if len(decision.context_frames) <= memory:
             return decision, each
         log.info("chunk %d: a batch wants more frames than fit; all get the newest", decision.chunk)
-        amended = dataclasses.replace(decision, context_frames=_cautious(0, known, memory).context_frames)
+        amended = dataclasses.replace(decision, context_frames=_cautious(self._policy, 0, known).context_frames)
         if decision.elements:
             amended = amended.with_elements(each)
         self._planner.amend(decision, amended)
@@ -351,9 +330,9 @@ def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _cautious(chunk: int, frames: int, memory: int) -> Decision:
+def _cautious(world: WorldSpec, chunk: int, frames: int) -> Decision:
     """What is done when the cameras cannot be understood: the first clip and as many of the newest frames as fit."""
-    kept = {*range(min(CLIP, frames)), *range(max(frames - memory + CLIP, 0), frames)}
+    kept = {*range(min(world.clip, frames)), *range(max(frames - world.memory + world.clip, 0), frames)}
     return Decision(chunk=chunk, context_frames=tuple(sorted(kept)))
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from lightint_compile.passes.ir.world_spec import PUBLISHED
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.rules import CLIP
 
 Fingerprint: TypeAlias = tuple[Any, ...]
 """Checksums of everything that belongs to a frame: equal for frames that are equal bit by bit."""
@@ -47,14 +47,15 @@ class KeptFrames:
     """The frames of one rollout whose values are kept, at most ``capacity``; the one unused for longest makes room.
 
     Kept is a beginning of the context: what comes behind the first frame that is not kept is computed again, and the
-    newest clip always. Frames in front attend to nothing that changed behind them less than frames behind do.
+    newest clip always. Earlier frames depend less on changed frames than later ones, so only a prefix is reused.
 
     Args:
         age: most chunks for which a frame's values are used after the one that made them.
+        newest: frames at the end of the context that are always computed.
     """
 
-    def __init__(self, capacity: int, age: int) -> None:
-        self.capacity, self.age = capacity, age
+    def __init__(self, capacity: int, age: int, newest: int = PUBLISHED.clip) -> None:
+        self.capacity, self.age, self._newest = capacity, age, newest
         self.limit = age
         self._frames: dict[int, _Kept] = {}
 
@@ -85,13 +86,14 @@ class KeptFrames:
             self.limit = min(max(2 * self.limit, 1), self.age)
 
     def _usable(self, chunk: int, context: Sequence[int], fingerprints: Mapping[int, Fingerprint]) -> int:
-        for count, frame in enumerate(context[: max(len(context) - CLIP, 0)]):
+        usable = max(len(context) - self._newest, 0)
+        for count, frame in enumerate(context[:usable]):
             kept = self._frames.get(frame)
             if kept is None or kept.fingerprint != fingerprints[frame]:
                 return count
             if not 0 <= chunk - kept.made <= self.limit:
                 return count
-        return max(len(context) - CLIP, 0)
+        return usable
 
     def _is_older(self, frame: int, now: Fingerprint, chunk: int) -> bool:
         kept = self._frames.get(frame)
@@ -109,9 +111,9 @@ class KeptFrames:
         return tuple(own[frame] for frame in fresh)
 
 
-def kept_along(decisions: Sequence[Decision], age: int, capacity: int) -> list[Decision]:
+def kept_along(decisions: Sequence[Decision], age: int, capacity: int, newest: int = PUBLISHED.clip) -> list[Decision]:
     """Decisions of one rollout with the context frames whose values would be kept for at most ``age`` chunks."""
-    frames, known = KeptFrames(capacity, age), []
+    frames, known = KeptFrames(capacity, age, newest), []
     for decision in decisions:
         share = frames.share(decision.chunk, decision.context_frames, dict.fromkeys(decision.context_frames, ()))
         frames.commit(share)

@@ -56,7 +56,7 @@ class Store:
 
     def __init__(self, content: Content, policy: Policy) -> None:
         self.content = content
-        self.frames = KeptFrames(policy.slots, policy.age)
+        self.frames = KeptFrames(policy.slots, policy.age, policy.clip)
         self.drift: Tensor | None = None
         self.pools: dict[int, Tensor] = {}
         self.user: weakref.ref[Use] | None = None

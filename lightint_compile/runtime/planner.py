@@ -15,7 +15,7 @@ from torch import Tensor
 from lightint_compile.errors import InputError
 from lightint_compile.runtime.cameras import rigid
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.rules import CLIP, Rules, Situation
+from lightint_compile.runtime.rules import Rules, Situation
 from lightint_compile.runtime.view_overlap import View
 
 log = logging.getLogger("lightint_compile.runtime")
@@ -69,13 +69,11 @@ class Planner:
 
     A batch shares one decision. Where its elements are decided for themselves (``each``), every one of them follows its
     own chunk before, as it would alone.
-
-    Args:
-        chunk: latent frames of a chunk.
     """
 
-    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False, chunk: int = CLIP) -> None:
-        self.rules, self._given, self._each, self._coming = rules, given, each, chunk
+    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False) -> None:
+        self.rules, self._given, self._each = rules, given, each
+        self._coming = rules.chunk
         self._rollouts: list[_Rollout] = []
         self._left = False
         self._lock = threading.Lock()
@@ -100,11 +98,11 @@ class Planner:
         """The decision for the chunk that the last of ``extrinsics`` (world-to-camera) belong to.
 
         Args:
-            extrinsics: [F + 4, 4, 4], or [B, F + 4, 4, 4] for a batch, which shares one decision: frames that any
-                element wants as context, steps that all may reuse.
+            extrinsics: [F + chunk, 4, 4], or [B, F + chunk, 4, 4] for a batch, which shares one decision: frames that
+                any element wants as context, steps that all may reuse.
 
         Raises:
-            InputError: cameras that are not rigid transforms, or not a whole number of chunks.
+            InputError: cameras that are not rigid transforms, or not whole chunks, with or without one frame in front.
         """
         return self.decide_each(extrinsics, dynamics)[0]
 
@@ -141,7 +139,7 @@ class Planner:
                 decision = agreed(each).with_elements(each)
             else:
                 places = sorted({*_first(cameras, rules)})
-                asked = [Situation(chunk, cameras[place], dynamics, before, self._coming) for place in places]
+                asked = [self._situation(chunk, cameras[place], dynamics, before) for place in places]
                 decided = [rules[place].decide(one) for place, one in zip(places, asked, strict=True)]
                 decision = agreed(decided)
                 each = (decision,)
@@ -161,11 +159,15 @@ class Planner:
         before = rollout.elements.get(chunk - 1, (None,) * len(cameras))
         first = _first(cameras, rules)
         found = {
-            place: rules[place].decide(Situation(chunk, cameras[place], dynamics, before[place], self._coming))
+            place: rules[place].decide(self._situation(chunk, cameras[place], dynamics, before[place]))
             for place in {*first}
         }
         rollout.elements[chunk] = each = tuple(found[place] for place in first)
         return each
+
+    def _situation(self, chunk: int, cameras: Tensor, dynamics: float | None, before: Decision | None) -> Situation:
+        lead = 0 if self._given else self.rules.lead(len(cameras)) or 0
+        return Situation(chunk, cameras, dynamics, before, self._coming, lead)
 
     def _rules_of(self, count: int, views: Sequence[View]) -> list[Rules]:
         """The rules of every element, in its own field of view."""
@@ -184,7 +186,7 @@ class Planner:
             self._rollouts.clear()
 
     def _is_broken(self, frames: int) -> bool:
-        return frames < self._coming or (frames % self._coming != 0 and not self._given)
+        return frames < self._coming or (self.rules.lead(frames) is None and not self._given)
 
     def _chunk(self, rollout: _Rollout, cameras: Tensor) -> int:
         """The number of the chunk: by its place in the history, or the one after the chunk that was decided last."""
@@ -250,9 +252,10 @@ def plan(extrinsics: Tensor, rules: Rules) -> list[Decision]:
     Raises:
         InputError: as of :meth:`Planner.decide`.
     """
-    planner = Planner(rules)
-    if extrinsics.shape[0] % CLIP:
-        why = f"there are {extrinsics.shape[0]} latent frames, a chunk has {CLIP}"
+    planner, chunk, frames = Planner(rules), rules.chunk, int(extrinsics.shape[0])
+    lead = rules.lead(frames)
+    if lead is None:
+        why = f"there are {frames} latent frames, a chunk has {chunk}"
         fix = 'a pose string has one frame more than its counts sum to: "w-63" is 64'
         raise InputError("The trajectory is no whole number of chunks.", where="trajectory", why=why, fix=fix)
-    return [planner.decide(extrinsics[: CLIP * (chunk + 1)]) for chunk in range(extrinsics.shape[0] // CLIP)]
+    return [planner.decide(extrinsics[:last]) for last in range(lead + chunk, frames + 1, chunk)]

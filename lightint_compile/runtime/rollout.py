@@ -17,41 +17,49 @@ from typing import Any, Self, TypeVar
 from torch import Tensor
 
 from lightint_compile.errors import InputError, StateError
+from lightint_compile.passes.ir.world_spec import PUBLISHED, WorldSpec
 from lightint_compile.runtime.cameras import path_of, view_of
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.predictions import Prediction
-from lightint_compile.runtime.rules import CLIP, AdaptiveRules, Rules
+from lightint_compile.runtime.rules import AdaptiveRules, Rules
 from lightint_compile.runtime.underway import rollout_begins, rollout_ends
 
 T = TypeVar("T")
 
 
-def rollout(*, cameras: Any, intrinsics: Any = None, rules: Rules | None = None) -> Rollout:
+def rollout(
+    *, cameras: Any, intrinsics: Any = None, rules: Rules | None = None, chunk_frames: int | None = None
+) -> Rollout:
     """A rollout along ``cameras``, to be entered with ``with``.
 
     Both are copied: what is written into them later changes nothing.
 
     Args:
         cameras: world-to-camera of the whole path, [F, 4, 4] or [F, 3, 4], with or without an axis of one in front, a
-            chunk every four latent frames. A tensor on any device, an array, or lists. Rotations in half precision
-            become the nearest rotations.
+            chunk every ``chunk_frames`` latent frames, with or without one frame in front of the first. A tensor on any
+            device, an array, or lists. Rotations in half precision become the nearest rotations.
         intrinsics: [3, 3], [F, 3, 3] or [F, 4] (focal lengths, principal point) over image width and height, or in
             pixels with the principal point in the middle of the image: they set the field of view that overlap is
-            measured in, the first frame's for all. Without them it is 60 by 35 degrees.
-        rules: how to decide; ours unless given. Given rules have a field of view of their own.
+            measured in, the first frame's for all. Without them it is HY-WorldPlay's, 60 by 35 degrees.
+        rules: how to decide; ours unless given. Given rules have a field of view and a chunk length of their own.
+        chunk_frames: latent frames of a chunk; four unless given.
 
     Raises:
         InputError: cameras that are no rigid transforms, or no whole number of chunks; intrinsics that tell no field of
             view.
     """
     path = path_of(cameras)
-    if path.shape[0] % CLIP:
-        why = f"the shape is {tuple(path.shape)}, a chunk has {CLIP} latent frames"
-        raise InputError("The cameras are no whole number of chunks.", where="cameras", why=why, fix="give [F, 4, 4]")
     view = None if intrinsics is None else view_of(intrinsics)
     if rules is None:
-        rules = AdaptiveRules() if view is None else AdaptiveRules(view=view)
+        rules = AdaptiveRules.of(PUBLISHED if chunk_frames is None else WorldSpec(chunk=chunk_frames))
+        rules = rules if view is None else rules.seeing(view)
+    elif chunk_frames not in (None, rules.chunk):
+        why = f"the rules are for chunks of {rules.chunk}"
+        raise InputError(f"There is no chunk of {chunk_frames}.", where="chunk_frames", why=why, fix="leave it out")
+    if rules.lead(path.shape[0]) is None:
+        why = f"the shape is {tuple(path.shape)}, a chunk has {rules.chunk} latent frames"
+        raise InputError("The cameras are no whole number of chunks.", where="cameras", why=why, fix="give [F, 4, 4]")
     return Rollout(path, rules)
 
 
@@ -87,9 +95,10 @@ class Rollout:
         Raises:
             InputError: the path has no such chunk.
         """
-        last = CLIP * (index + 1)
-        if not 0 < last <= self._cameras.shape[0]:
-            why = f"the path has {self._cameras.shape[0] // CLIP} chunks"
+        chunk, frames = self._planner.rules.chunk, int(self._cameras.shape[0])
+        last = frames % chunk + chunk * (index + 1)
+        if not 0 <= index < frames // chunk:
+            why = f"the path has {frames // chunk} chunks"
             raise InputError(f"There is no chunk {index}.", where="chunk", why=why)
         self._forget()
         self._decision = self._planner.decide(self._cameras[:last])

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lightint_compile.errors import OptionError
+from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.ir.world_spec import PUBLISHED, WorldSpec
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.view_overlap import AngularView, Sight, View
+from lightint_compile.runtime.view_overlap import Sight, View, angular_view
 
-CLIP = 4
-"""Latent frames of a remembered clip, and of a chunk where nothing says otherwise."""
+HYSTERESIS = 0.04
+"""How far below the overlap at which a view starts to count as seen before it stops to."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class Situation:
         dynamics: relative change between the newest latents, ``None`` when unknown.
         before: the decision for the chunk before, which hysteresis looks at.
         coming: latent frames of the chunk.
+        lead: frames of the history in front of its first whole chunk.
     """
 
     chunk: int
     extrinsics: Tensor
     dynamics: float | None = None
     before: Decision | None = None
-    coming: int = CLIP
+    coming: int = PUBLISHED.chunk
+    lead: int = 0
 
     @property
     def frames(self) -> int:
@@ -51,20 +56,22 @@ class Situation:
 
 @dataclass(frozen=True)
 class Remembered:
-    """Clips of a history, seen from the coming views by two of their frames, the first and the third.
+    """Clips of a history, seen from the coming views by a few of their frames.
 
     Attributes:
         starts: the first frame of each clip.
+        probes: the frames of a clip that are looked at, counted from its first.
     """
 
     view: View
     situation: Situation
     starts: tuple[int, ...]
+    probes: tuple[int, ...]
 
     @cached_property
     def overlap(self) -> Tensor:
         """Each clip's mean overlap [clips] over the coming frames and its probes."""
-        return self._coming.overlap.reshape(-1, len(self.starts), 2).mean((0, 2))
+        return self._coming.overlap.reshape(-1, len(self.starts), len(self.probes)).mean((0, 2))
 
     @cached_property
     def best(self) -> float:
@@ -76,15 +83,16 @@ class Remembered:
 
         The camera comes back to such a clip. Going on, forward or sideways, it sees less and less of any.
         """
-        now = self._sight.part(slice(1)).overlap_from(2 * first).reshape(-1, 2).mean(1)
+        count = len(self.probes)
+        now = self._sight.part(slice(1)).overlap_from(count * first).reshape(-1, count).mean(1)
         found: list[int] = (self.overlap[first:] > now + 1e-6).nonzero().flatten().tolist()
         return [first + place for place in found]
 
     def covers(self, places: Sequence[int]) -> NDArray[np.bool_]:
-        """Which points of each coming view either probe of each of these clips sees: bool [places, coming, points]."""
-        coming = self.situation.coming
-        seen = self._coming.covers.numpy().reshape(coming, len(self.starts), 2, -1)[:, list(places)]
-        union: NDArray[np.bool_] = (seen[:, :, 0] | seen[:, :, 1]).swapaxes(0, 1)
+        """Which points of each coming view any probe of each of these clips sees: bool [places, coming, points]."""
+        shape = self.situation.coming, len(self.starts), len(self.probes), -1
+        seen = self._coming.covers.numpy().reshape(shape)[:, list(places)]
+        union: NDArray[np.bool_] = np.logical_or.reduce(seen, axis=2).swapaxes(0, 1)
         return union
 
     @cached_property
@@ -93,36 +101,45 @@ class Remembered:
 
     @cached_property
     def _sight(self) -> Sight:
-        """The newest frame and the coming ones, and two probes of each clip."""
+        """The newest frame and the coming ones, and the probes of each clip."""
         extrinsics = self.situation.extrinsics
-        probes = [frame for start in self.starts for frame in (start, start + CLIP // 2)]
+        probes = [start + probe for start in self.starts for probe in self.probes]
         return Sight.of(self.view, extrinsics[-self.situation.coming - 1 :], extrinsics[probes])
 
 
 @dataclass(frozen=True)
-class Rules(ABC):
-    """How context and steps are chosen. ``view`` is the model's own definition of a field of view.
+class Rules(WorldSpec, ABC):
+    """How context and steps are chosen in a world.
 
     Attributes:
-        memory: most context frames of the unaccelerated model.
-        recent: newest frames that are always kept, in the unaccelerated model.
+        view: the field of view of the cameras, where it is not that by which the model retrieves its memory.
     """
 
-    view: View = field(default_factory=AngularView)
-    memory: int = 20
-    recent: int = 12
+    view: View | None = None
 
     @abstractmethod
     def decide(self, situation: Situation) -> Decision:
         """The decision for one chunk."""
 
     def seeing(self, view: View) -> Rules:
-        """The same rules for cameras of another field of view."""
+        """The same rules for cameras of another field of view; the model goes on retrieving as it does."""
         return replace(self, view=view)
 
+    @cached_property
+    def camera_view(self) -> View:
+        """The field of view of the cameras."""
+        return self.view or angular_view(*self.fov, self.view_depth)
+
     def remembered(self, situation: Situation, recent: int) -> Remembered:
-        """The clips before the recent window, as the coming views see them."""
-        return Remembered(self.view, situation, tuple(range(CLIP, situation.frames - recent, CLIP)))
+        """The clips before the recent window, as the coming views see them; whole chunks behind an image in front."""
+        starts = range(situation.lead + self.clip, situation.frames - recent, self.clip)
+        return Remembered(self.camera_view, situation, tuple(starts), self.clip_probes)
+
+    def joined(self, frames: int, window: int, clips: Sequence[int]) -> tuple[int, ...]:
+        """The first clip, those that begin at ``clips`` and the newest ``window`` frames, each once, ascending."""
+        chosen = {*range(min(self.clip, frames)), *range(max(frames - window, 0), frames)}
+        chosen.update(frame for start in clips for frame in range(start, start + self.clip))
+        return tuple(sorted(chosen))
 
     def usual(self, frames: int) -> int:
         """Context frames that the unaccelerated model gathers from a history of ``frames``."""
@@ -139,18 +156,21 @@ class ModelRules(Rules):
         if frames <= self.memory:
             return Decision(chunk=situation.chunk, context_frames=tuple(range(frames)))
         clips = self.remembered(situation, self.recent)
-        wanted = (self.memory - self.recent - CLIP) // CLIP
+        wanted = max(self.memory - self.recent - self.clip, 0) // self.clip
         best = clips.overlap.argsort(descending=True, stable=True)[:wanted].tolist()
         return Decision(
             chunk=situation.chunk,
-            context_frames=_joined(frames, self.recent, [clips.starts[i] for i in best]),
+            context_frames=self.joined(frames, self.recent, [clips.starts[i] for i in best]),
             overlap=clips.best,
         )
 
 
 @dataclass(frozen=True)
 class PublishedRules(Rules):
-    """The release's rules: 12 frames of memory, 4 recent, gate 0.7 for context and for reusing steps 1 and 2."""
+    """The release's rules: 12 frames of memory, 4 recent, gate 0.7 for context and for reusing steps 1 and 2.
+
+    Its numbers are its own, made for :data:`~lightint_compile.passes.ir.world_spec.PUBLISHED`, and stay in any world.
+    """
 
     kept: int = 12
     window: int = 4
@@ -158,9 +178,11 @@ class PublishedRules(Rules):
     steps: tuple[int, ...] = (1, 2)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.gate <= 1 and self.window >= CLIP and CLIP + self.window <= self.kept):
+        super().__post_init__()
+        clip = self.clip
+        if not (0 <= self.gate <= 1 and self.window >= clip and clip + self.window <= self.kept):
             why = f"gate={self.gate}, window={self.window}, kept={self.kept}"
-            fix = "a gate from 0 to 1, a window of at least 4, and room for it and the first clip"
+            fix = f"a gate from 0 to 1, a window of at least {clip}, and room for it and the first clip"
             raise OptionError("thresholds out of range", where="rules", why=why, fix=fix)
 
     def decide(self, situation: Situation) -> Decision:
@@ -170,7 +192,7 @@ class PublishedRules(Rules):
             return Decision(chunk=situation.chunk, context_frames=tuple(range(max(frames, 0))), threshold=self.gate)
         clips = self.remembered(situation, self.window)
         passes = clips.best >= self.gate
-        context = _joined(frames, self.window, [clips.starts[int(clips.overlap.argmax())]] if passes else [])
+        context = self.joined(frames, self.window, [clips.starts[int(clips.overlap.argmax())]] if passes else [])
         return Decision(
             chunk=situation.chunk,
             context_frames=context,
@@ -194,7 +216,6 @@ class AdaptiveRules(Rules):
         gain: share of the coming view that a further clip must add.
         adapt_context, reuse: whether context, and steps, are decided at all.
         steps: the interior steps that may be reused.
-        retrieval: the field of view that the model itself retrieves its memory by, where ``view`` is another.
     """
 
     enter: float = 0.72
@@ -207,13 +228,20 @@ class AdaptiveRules(Rules):
     adapt_context: bool = True
     reuse: bool = True
     steps: tuple[int, ...] = (1, 2)
-    retrieval: View | None = None
+
+    @classmethod
+    def of(cls, world: WorldSpec, **more: Any) -> Self:
+        """See :meth:`WorldSpec.of`; the first clip and a remembered one fit beside the longest recent window."""
+        clip = world.clip
+        longest = max(min(world.memory - 2 * clip, 3 * clip), clip)
+        return super().of(world, **{"shortest": clip, "longest": longest, **more})
 
     def __post_init__(self) -> None:
-        ordered = 0 <= self.leave <= self.enter <= 1 and CLIP <= self.shortest <= self.longest
+        super().__post_init__()
+        ordered = 0 <= self.leave <= self.enter <= 1 and self.clip <= self.shortest <= self.longest
         if not ordered:
             why = f"leave={self.leave}, enter={self.enter}, shortest={self.shortest}, longest={self.longest}"
-            fix = "0 <= leave <= enter <= 1 and 4 <= shortest <= longest"
+            fix = f"0 <= leave <= enter <= 1 and {self.clip} <= shortest <= longest"
             raise OptionError("thresholds out of range", where="options", why=why, fix=fix)
 
     def decide(self, situation: Situation) -> Decision:
@@ -235,10 +263,6 @@ class AdaptiveRules(Rules):
             saved_frames=self.usual(situation.frames) - len(context),
         )
 
-    def seeing(self, view: View) -> Rules:
-        """See :meth:`Rules.seeing`; the model goes on retrieving as it does."""
-        return replace(self, view=view, retrieval=self.retrieval or self.view)
-
     def _revisited(self, clips: Remembered) -> list[int]:
         """The clips that speak for a revisit: older than the longest recent window, or approached again."""
         old = sum(start < clips.situation.frames - self.longest for start in clips.starts)
@@ -247,18 +271,17 @@ class AdaptiveRules(Rules):
     def _context(self, situation: Situation, clips: Remembered, places: Sequence[int]) -> tuple[int, ...]:
         frames = situation.frames
         if not self.adapt_context:
-            own = ModelRules(self.retrieval or self.view, self.memory, self.recent)
-            return own.decide(situation).context_frames
+            return ModelRules.of(self).decide(situation).context_frames
         window = self._window(situation.dynamics)
-        if frames <= CLIP + window:
+        if frames <= self.clip + window:
             return tuple(range(frames))
         before = [place for place in places if clips.starts[place] < frames - window]
-        return _joined(frames, window, self._covering(clips, before))
+        return self.joined(frames, window, self._covering(clips, before))
 
     def _window(self, dynamics: float | None) -> int:
         """The recent window, in whole clips, between the bounds: linear in the relative change of the latents."""
         share = 0.0 if dynamics is None else min(max(dynamics / self.lively - 1.0, 0.0), 1.0)
-        return self.shortest + CLIP * round(share * (self.longest - self.shortest) / CLIP)
+        return self.shortest + self.clip * round(share * (self.longest - self.shortest) / self.clip)
 
     def _covering(self, clips: Remembered, places: Sequence[int]) -> list[int]:
         """Clips chosen one by one for the part of the coming views that those before do not cover."""
@@ -278,8 +301,15 @@ class AdaptiveRules(Rules):
         return [clips.starts[places[each]] for each in chosen]
 
 
-def _joined(frames: int, window: int, clips: Sequence[int]) -> tuple[int, ...]:
-    """The first clip, the given clips and the newest ``window`` frames, each once, ascending."""
-    chosen = {*range(min(CLIP, frames)), *range(max(frames - window, 0), frames)}
-    chosen.update(frame for start in clips for frame in range(start, start + CLIP))
-    return tuple(sorted(chosen))
+def rules_of(policy: Policy) -> Rules:
+    """The rules that a policy spells, in its world."""
+    gate = policy.overlap
+    if policy.rules == "published":
+        return PublishedRules.of(policy, steps=policy.steps, **({} if gate is None else {"gate": gate}))
+    return AdaptiveRules.of(
+        policy,
+        adapt_context=policy.adapt_context,
+        reuse=bool(policy.steps),
+        steps=policy.steps,
+        **({} if gate is None else {"enter": gate, "leave": max(gate - HYSTERESIS, 0.0)}),
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightint_compile.errors import OptionError
+from lightint_compile.passes.ir.world_spec import PUBLISHED
 
 _PLASTIC = 1.2207440846057596
 """The root of x^4 = x + 1: its powers step a three-dimensional sequence of even spread (Roberts, 2018)."""
@@ -108,9 +109,9 @@ class AngularView(View):
         count: points inside the window.
     """
 
-    horizontal: float = 60.0
-    vertical: float = 35.0
-    radius: float = 8.0
+    horizontal: float = PUBLISHED.fov[0]
+    vertical: float = PUBLISHED.fov[1]
+    radius: float = PUBLISHED.view_depth
     count: int = 1024
 
     def __post_init__(self) -> None:
@@ -200,6 +201,12 @@ class AngularView(View):
         top = torch.minimum(pitch + half_elevation, torch.full_like(pitch, half_elevation)).sin()
         bottom = torch.maximum(pitch - half_elevation, torch.full_like(pitch, -half_elevation)).sin()
         return azimuth * (top - bottom).clamp_min(0) / (2 * math.sin(half_elevation))
+
+
+@lru_cache(maxsize=16)
+def angular_view(horizontal: float, vertical: float, radius: float) -> AngularView:
+    """Kept, with its points: a rollout asks for the same one in every chunk."""
+    return AngularView(horizontal, vertical, radius)
 
 
 @dataclass(frozen=True)

@@ -82,4 +82,3 @@ def _try(subject: Subject, seed: int, shrinks: bool) -> Finding[Any] | None:
     small = shrunk(found, same_check) if shrinks else found
     print(f"seed {seed}: {small}", flush=True)
     return small
-

@@ -9,28 +9,31 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.adaptive_context.context_input import GivenContext, find_given
-from lightint_compile.passes.adaptive_context.gathered_context import CHUNK, ContextGather, find_gather
+from lightint_compile.passes.adaptive_context.gathered_context import ContextGather, find_gather
 from lightint_compile.passes.adaptive_context.subset import decide_given
-from lightint_compile.passes.analysis.cameras import intrinsics_input
+from lightint_compile.passes.analysis.world import intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import insert_plan
 from lightint_compile.passes.ir.decision_points import PLAN
 from lightint_compile.passes.ir.decision_policy import Policy, check_overlap, check_rules
 from lightint_compile.passes.ir.fake_values import size_of
-from lightint_compile.passes.ir.fresh_sizes import TYPICAL, Resize, check_unconditional, fresh_size
+from lightint_compile.passes.ir.fresh_sizes import Resize, check_unconditional, fresh_size
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.world_spec import StatedWorld
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveContext(Pass):
+class AdaptiveContext(StatedWorld, Pass):
     """Replaces the model's own choice of context frames by a decision that the driver takes once a chunk.
 
     The number of frames becomes a symbol, so one compiled program serves every decision. The model's own choice is dead
     code from then on. See ``docs/passes/adaptive-context.md``.
+
+    What is known of the world (:class:`~lightint_compile.passes.ir.world_spec.StatedWorld`) may be stated besides.
 
     Attributes:
         rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
@@ -45,37 +48,30 @@ class AdaptiveContext(Pass):
     def __post_init__(self) -> None:
         check_rules(self.rules, f"{self.name}{{rules}}")
         check_overlap(self.overlap, f"{self.name}{{overlap}}")
+        self.world()
 
     def run(self, program: Program) -> PassResult:
         """Find the gather of context and put a decision in front of it."""
         if PLAN in dict(program.graph_module.named_children()):
             return PassResult(False)
-        found = find_gather(program)
+        intrinsics = intrinsics_of(program, self)
+        found = find_gather(program, self)
         if isinstance(found, ContextGather):
-            chunk = CHUNK if found.coming is None else found.coming.count
-            policy = Policy(
-                rules=self.rules, chunk=chunk, memory=found.memory, adapt_context=True, overlap=self.overlap
-            )
-            return PassResult(True, (_decide(program, found, policy),))
-        given = find_given(program) if found is None else None
+            policy = Policy.of(found.world, rules=self.rules, adapt_context=True, overlap=self.overlap)
+            return PassResult(True, (_decide(program, found, policy, intrinsics),))
+        given = find_given(program, self) if found is None else None
         if isinstance(given, GivenContext):
-            policy = Policy(
-                rules=self.rules,
-                chunk=given.chunk,
-                memory=given.most,
-                adapt_context=True,
-                overlap=self.overlap,
-                given=True,
-            )
-            return PassResult(True, (_applied(policy, at(given.context), **decide_given(program, given, policy)),))
+            policy = Policy.of(given.world, rules=self.rules, adapt_context=True, overlap=self.overlap, given=True)
+            told = decide_given(program, given, policy, intrinsics)
+            return PassResult(True, (_applied(policy, at(given.context), **told),))
         missed = found or given
         return PassResult(False, (missed.remark(self.name, "gather"),) if missed else ())
 
 
-def _decide(program: Program, found: ContextGather, policy: Policy) -> Remark:
+def _decide(program: Program, found: ContextGather, policy: Policy, intrinsics: fx.Node | None) -> Remark:
     before = len(program.graph.nodes)
     remark_at = at(found.gathers[0])
-    index = _plan(program, found, policy)
+    index = _plan(program, found, policy, intrinsics)
     coming = {} if found.coming is None else {"coming": str(found.coming)}
     rewriter = Rewriter(program, AdaptiveContext.name)
     with rewriter.at(index, rule="decision", after=True):
@@ -102,14 +98,13 @@ def _applied(policy: Policy, where: dict[str, Any], **args: Any) -> Remark:
     )
 
 
-def _plan(program: Program, found: ContextGather, policy: Policy) -> fx.Node:
+def _plan(program: Program, found: ContextGather, policy: Policy, intrinsics: fx.Node | None) -> fx.Node:
     """The decision, as early as its operands allow, and the node of its first result, the frame numbers."""
     positions = tensor_of(found.index)
     assert positions is not None
-    size = fresh_size(program, "context_frames", found.memory, TYPICAL)
+    size = fresh_size(program, "context_frames", policy.memory, policy.typical_context)
     check_unconditional({found.size: size}, found.index)
     operands = (found.cameras, found.history)
-    intrinsics = intrinsics_input(program)
     return insert_plan(program, policy, operands, size, positions, found.index, found.coming, intrinsics)
 
 

@@ -10,15 +10,16 @@ import sympy
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.adaptive_context.gathered_context import CHUNK, FRAMES
 from lightint_compile.passes.analysis.cameras import is_camera_shaped
 from lightint_compile.passes.analysis.coming_frames import denoised, hint_at, windows_read
 from lightint_compile.passes.analysis.roles import Role, Roles
+from lightint_compile.passes.analysis.world import FRAMES, chunk_frames
 from lightint_compile.passes.ir.fake_values import hint_of, size_of
 from lightint_compile.passes.ir.fresh_sizes import bounds
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
+from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
 
 aten = torch.ops.aten
 
@@ -50,8 +51,7 @@ class GivenContext:
         coming: world-to-camera of the chunk [B, chunk, 4, 4] where ``cameras`` has the context's alone.
         per_frame: every input to be selected from, ``context`` and ``cameras`` among them.
         lengths: the symbols of the capture that follow n, and by how many frames each is more.
-        most: the largest n.
-        chunk: latent frames of the chunk.
+        world: the chunk, and as memory the largest n.
     """
 
     context: fx.Node
@@ -59,8 +59,7 @@ class GivenContext:
     coming: fx.Node | None
     per_frame: tuple[PerFrame, ...]
     lengths: Lengths
-    most: int
-    chunk: int = CHUNK
+    world: WorldSpec
 
 
 class Lengths(dict[sympy.Symbol, int]):
@@ -72,17 +71,19 @@ class Lengths(dict[sympy.Symbol, int]):
         return self[found[0]] + found[1] if found is not None and found[0] in self else None
 
 
-def find_given(program: Program) -> GivenContext | Miss | None:
-    """The context that is an input of ``program``; ``None`` where no input looks like one."""
+def find_given(program: Program, stated: StatedWorld) -> GivenContext | Miss | None:
+    """The context that is an input of ``program``, in the world as far as it is ``stated``; ``None`` without one."""
     roles = program.fact(Roles)
     inputs = {program.input_of(node).path: node for node in program.placeholders()}
     cameras = [node for path in roles.paths(Role.CAMERA) if is_camera_shaped(node := inputs[path])]
-    found = [_examine(program, inputs[path], cameras) for path in roles.paths(Role.CONTEXT)]
+    found = [_examine(program, stated, inputs[path], cameras) for path in roles.paths(Role.CONTEXT)]
     given = [each for each in found if isinstance(each, GivenContext)]
     return given[0] if given else next((each for each in found if each is not None), None)
 
 
-def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> GivenContext | Miss | None:
+def _examine(
+    program: Program, stated: StatedWorld, context: fx.Node, cameras: list[fx.Node]
+) -> GivenContext | Miss | None:
     latents = tensor_of(context)
     if latents is None or latents.dim() != 5 or not context.users:
         return None
@@ -93,9 +94,12 @@ def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> Give
         return Miss(context, f"{frames} context frames are fixed in the captured graph", hint) if cameras else None
     if not cameras:
         return Miss(context, "no input holds the cameras", 'name it: options={"roles": {"<input>": "camera"}}')
-    chunk = _chunk_of(program, context)
     least, most = bounds(frames)
-    if least is None or least > min(chunk, CHUNK):
+    world = stated.world(
+        chunk=chunk_frames(stated, _denoised_besides(program, context)), memory=UNBOUNDED if most is None else most
+    )
+    chunk = world.chunk
+    if least is None or least > world.fewest:
         why = f"the graph was captured for at least {least} context frames, and holds for no fewer"
         return Miss(context, why, "leave conditions on the number of context frames out of the module")
     lengths = Lengths({affine[0]: -affine[1]})
@@ -108,8 +112,7 @@ def _examine(program: Program, context: fx.Node, cameras: list[fx.Node]) -> Give
         return Miss(pair[0], astray, "give the cameras and latents of the context first, then those of the chunk")
     if _returned(program, lengths):
         return Miss(context, "the module returns something for every context frame", "return the chunk alone")
-    most = UNBOUNDED if most is None else most
-    return GivenContext(context, *pair, tuple(_per_frame(program, lengths, chunk)), lengths, most, chunk)
+    return GivenContext(context, *pair, tuple(_per_frame(program, lengths, chunk)), lengths, world)
 
 
 def _returned(program: Program, lengths: Lengths) -> bool:
@@ -128,13 +131,11 @@ def _affine(size: int | torch.SymInt) -> tuple[sympy.Symbol, int] | None:
     return (symbol, int(more)) if more.is_Integer else None
 
 
-def _chunk_of(program: Program, context: fx.Node) -> int:
-    """Latent frames of what is denoised, where it is a volume of a fixed number of frames."""
+def _denoised_besides(program: Program, context: fx.Node) -> fx.Node | None:
+    """The input that is denoised, and is not the context."""
     inputs = {program.input_of(node).path: node for node in program.placeholders()}
-    latents = [inputs[path] for path in program.fact(Roles).paths(Role.LATENT) if inputs[path] is not context]
-    tensor = tensor_of(latents[0]) if latents else None
-    frames = tensor.shape[FRAMES] if tensor is not None and tensor.dim() == 5 else CHUNK
-    return frames if isinstance(frames, int) else CHUNK
+    latents = (inputs[path] for path in program.fact(Roles).paths(Role.LATENT))
+    return next((node for node in latents if node is not context), None)
 
 
 def _read_elsewhere(program: Program, context: fx.Node, cameras: fx.Node, chunk: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,24 +12,17 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.cameras import camera_input, is_camera_shaped, latents_so_far
-from lightint_compile.passes.analysis.coming_frames import coming_frames, hint_at
+from lightint_compile.passes.analysis.coming_frames import coming_frames, denoised, hint_at
+from lightint_compile.passes.analysis.world import FRAMES, chunk_frames, contradicted
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.fresh_sizes import bounds
 from lightint_compile.passes.ir.op_arguments import Pick, pick_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
+from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
 
 aten = torch.ops.aten
-
-LEAST_MEMORY = 12
-"""Context frames that every rule must be free to choose: the first clip, a remembered one, and the newest."""
-
-FRAMES = 2
-"""The frame axis of latents [B, C, n, h, w]."""
-
-CHUNK = 4
-"""Latent frames of a chunk, which the rules of the runtime count in."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +33,11 @@ class ContextGather:
         index: the frame numbers [m], m at most ``memory``.
         gathers: the nodes that read with it.
         history: the latents [B, C, F, h, w] it reads from.
-        cameras: world-to-camera, [B, F + 4, 4, 4] of the history and of the chunk, or a longer path; with or without B.
-        coming: which of them are the chunk's; ``None`` for the last four.
+        cameras: world-to-camera, [B, F + chunk, 4, 4] of the history and of the chunk, or a longer path; with or
+            without B.
+        coming: which of them are the chunk's; ``None`` for the last ones.
         size: m as an expression over the sizes of the capture.
-        memory: the largest m.
+        world: the chunk, and as memory the largest m.
     """
 
     index: fx.Node
@@ -51,14 +46,14 @@ class ContextGather:
     cameras: fx.Node
     coming: Coming | None
     size: sympy.Expr
-    memory: int
+    world: WorldSpec
 
 
-def find_gather(program: Program) -> ContextGather | Miss | None:
-    """The gather of context of ``program``; ``None`` where nothing looks like one."""
+def find_gather(program: Program, stated: StatedWorld) -> ContextGather | Miss | None:
+    """The gather of context of ``program``, in the world as far as it is ``stated``; ``None`` where there is none."""
     misses: list[Miss] = []
     for index, gathers in _by_index(program).items():
-        found = _examine(program, index, gathers)
+        found = _examine(program, stated, index, gathers)
         if isinstance(found, ContextGather):
             return found
         if found is not None:
@@ -82,7 +77,9 @@ def _picks(program: Program) -> Iterator[tuple[fx.Node, Pick]]:
             yield node, pick
 
 
-def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> ContextGather | Miss | None:
+def _examine(
+    program: Program, stated: StatedWorld, index: fx.Node, gathers: list[fx.Node]
+) -> ContextGather | Miss | None:
     positions = tensor_of(index)
     sources = {node: pick.source for node, pick in _picks(program) if pick.index is index}
     history = _frames_of(program, gathers, sources)
@@ -97,26 +94,32 @@ def _examine(program: Program, index: fx.Node, gathers: list[fx.Node]) -> Contex
     coming = coming_frames(program, cameras, index)
     if isinstance(coming, Miss):
         return coming
-    memory = _memory(positions.shape[0], CHUNK if coming is None else coming.count)
+    astray = contradicted(stated, coming, cameras)
+    if astray is not None:
+        return astray
+    latents = next(iter(denoised(program)), None)
+    world = stated.world(chunk=chunk_frames(stated, latents) if coming is None else coming.count)
+    memory = _memory(positions.shape[0], world)
     if isinstance(memory, str):
         return Miss(index, memory, "gather min(history, memory) frames of a history whose frame axis is dynamic")
-    reason = _unfit(history, cameras, coming)
+    world = dataclasses.replace(world, memory=memory)
+    reason = _unfit(history, cameras, coming, world.chunk)
     if reason:
         return Miss(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
     size = positions.shape[0].node.expr  # type: ignore[attr-defined]
-    return ContextGather(index, tuple(gathers), history, cameras, coming, size, memory)
+    return ContextGather(index, tuple(gathers), history, cameras, coming, size, world)
 
 
-def _memory(size: int | torch.SymInt, chunk: int) -> int | str:
+def _memory(size: int | torch.SymInt, world: WorldSpec) -> int | str:
     """The most frames that are gathered, or why their number cannot be decided."""
     if not isinstance(size, torch.SymInt):
         return f"{size} context frames are fixed in the captured graph"
     most, (least, _) = _largest(size.node.expr), bounds(size)
     if most is None:
         return f"the number of context frames, {size}, has no bound"
-    if most < LEAST_MEMORY:
-        return f"the model gathers at most {most} context frames; the rules need room for {LEAST_MEMORY}"
-    if least is None or least > min(chunk, CHUNK):
+    if most < world.least_memory:
+        return f"the model gathers at most {most} context frames; the rules need room for {world.least_memory}"
+    if least is None or least > world.fewest:
         return f"the graph was captured for at least {least} context frames, and holds for no fewer"
     return most
 
@@ -133,14 +136,14 @@ def _largest(size: sympy.Expr) -> int | None:
     return min(constants, default=None)
 
 
-def _unfit(history: fx.Node, cameras: fx.Node, coming: Coming | None) -> str:
+def _unfit(history: fx.Node, cameras: fx.Node, coming: Coming | None, chunk: int) -> str:
     """Why the sizes at capture do not fit, or nothing; they are checked again in every call."""
     latents, matrices = tensor_of(history), tensor_of(cameras)
     assert latents is not None and matrices is not None
     frames, poses = hint_of(latents.shape[FRAMES]), hint_of(matrices.shape[-3])
     if coming is None or coming.first is None:
-        fits = poses == frames + CHUNK if coming is None else poses >= frames + coming.count
-        return "" if fits else f"the cameras do not cover the history and one chunk of {CHUNK} latent frames"
+        fits = poses == frames + chunk if coming is None else poses >= frames + chunk
+        return "" if fits else f"the cameras do not cover the history and one chunk of {chunk} latent frames"
     first = hint_at(history, coming.first)
     told = f"the steps read the cameras of {coming}, which is frame {first}, and the history has {frames} frames"
     return "" if first == frames else told

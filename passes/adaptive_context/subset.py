@@ -9,28 +9,27 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.adaptive_context.context_input import GivenContext
-from lightint_compile.passes.adaptive_context.gathered_context import FRAMES
-from lightint_compile.passes.analysis.cameras import intrinsics_input
+from lightint_compile.passes.analysis.world import FRAMES
 from lightint_compile.passes.ir.chunk_plan import first_place, insert_plan
 from lightint_compile.passes.ir.decision_policy import Policy
-from lightint_compile.passes.ir.fresh_sizes import TYPICAL, Resize, check_unconditional, fresh_size
+from lightint_compile.passes.ir.fresh_sizes import Resize, check_unconditional, fresh_size
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
 
 aten = torch.ops.aten
 
 
-def decide_given(program: Program, given: GivenContext, policy: Policy) -> dict[str, Any]:
+def decide_given(program: Program, given: GivenContext, policy: Policy, intrinsics: fx.Node | None) -> dict[str, Any]:
     """Insert the plan and the reads, and rename sizes below them; gives what is worth a remark.
 
     Raises:
         PassError: something follows the number of context frames without being read at the chosen ones.
     """
-    size = fresh_size(program, "context_frames", given.most, min(TYPICAL, given.most))
+    size = fresh_size(program, "context_frames", policy.memory, policy.typical_context)
     renames = {symbol: size + more for symbol, more in given.lengths.items()}
     check_unconditional(renames, given.context)
     subset = _Subset(program, given)
-    index = subset.plan(policy, size)
+    index = subset.plan(policy, size, intrinsics)
     reads = [subset.read(node, axis, chunk) for node, axis, chunk in given.per_frame]
     counts = subset.counts()
     renamed = Resize(program, renames).below([index, *reads, *counts])
@@ -47,22 +46,17 @@ class _Subset:
         self._own: set[fx.Node] = set()
         self._both: fx.Node | None = None
 
-    def plan(self, policy: Policy, size: torch.SymInt) -> fx.Node:
+    def plan(self, policy: Policy, size: torch.SymInt, intrinsics: fx.Node | None) -> fx.Node:
         """The decision; gives the positions [u] of the chosen frames."""
         given = self._given
         cameras = given.cameras
         if given.coming is not None:
             cameras = self._call(aten.cat.default, [given.cameras, given.coming], -3)
         self._frames = self._call(aten.sym_size.int, given.context, FRAMES)
-        self._after = self._call(aten.arange.default, given.chunk, device=given.context.meta["val"].device)
+        self._after = self._call(aten.arange.default, policy.chunk, device=given.context.meta["val"].device)
         positions = self._after.meta["val"]
         self._index = insert_plan(
-            self._program,
-            policy,
-            (cameras, given.context),
-            size,
-            positions,
-            intrinsics=intrinsics_input(self._program),
+            self._program, policy, (cameras, given.context), size, positions, intrinsics=intrinsics
         )
         self._own |= {self._index, *self._index.all_input_nodes}
         self._count = self._call(aten.sym_size.int, self._index, 0)

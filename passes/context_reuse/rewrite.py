@@ -29,9 +29,6 @@ from lightint_compile.passes.ir.rewriter import KEPT_META, Rewriter
 
 aten = torch.ops.aten
 
-FRESH = 4
-"""Context frames that a typical chunk computes: the newest clip. Costs are weighed by it."""
-
 
 class Reuse:
     """Rewrites a program so that ``rows`` run for fresh frames and ``cuts`` are joined with what was kept.
@@ -77,7 +74,8 @@ class Reuse:
         frames = sources(self._scope)
         root.add_submodule(str(plan.target), DecisionPoint(PlanPoint(self._policy, tuple(axis for _, axis in frames))))
         plan.args = (*plan.args[:2], tuple(node for node, _ in frames), tuple(self._inputs))
-        size = fresh_size(self._program, "fresh_frames", self._policy.memory, FRESH)
+        newest = self._policy.clip  # what a typical chunk computes; costs are weighed by it
+        size = fresh_size(self._program, "fresh_frames", self._policy.memory, newest)
         index = self._scope.index
         with root.graph.inserting_after(index):
             fresh = root.graph.call_function(operator.getitem, (plan, 2))

@@ -119,7 +119,7 @@ def ensure_plan(
     if plans:
         spec = point_of(root, plans[0])
         assert isinstance(spec, PlanPoint)
-        if (spec.policy.rules, spec.policy.overlap) != (policy.rules, policy.overlap):
+        if not spec.policy.agrees_with(policy):
             return None
         spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, steps=policy.steps, each=policy.each))
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.passes.ir.world_spec import WorldSpec
 
 RULES = ("adaptive", "published")
 """Whose rules decide: ours, or those of the Light Interaction release with its constants."""
@@ -18,13 +19,11 @@ from the step's own first block and the latest computed residual of the others."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
-    """How one program's chunks are decided.
+class Policy(WorldSpec):
+    """How one program's chunks are decided, and in which world.
 
     Attributes:
         rules: one of :data:`RULES`.
-        chunk: latent frames of a chunk.
-        memory: most context frames that the unaccelerated model gathers.
         adapt_context: whether context frames are decided; else the model's own are only recorded.
         given: whether the context arrives as an input: frames are then positions in it, and it need not be a history.
         steps: the interior denoising steps that may be reused; empty for none.
@@ -37,8 +36,6 @@ class Policy:
     """
 
     rules: str = "adaptive"
-    chunk: int = 4
-    memory: int = 20
     adapt_context: bool = False
     given: bool = False
     steps: tuple[int, ...] = ()
@@ -53,6 +50,12 @@ class Policy:
         """Frames whose keys and values are held at once."""
         return max(self.kept_frames or 0, self.memory)
 
+    def agrees_with(self, other: Policy) -> bool:
+        """Whether both decide by the same rules, and by the same facts as far as no program says them."""
+        return all(
+            getattr(self, name) == getattr(other, name) for name in ("rules", "overlap", "clip", "fov", "view_depth")
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :meth:`from_dict` takes it back."""
         return dataclasses.asdict(self)
@@ -60,7 +63,10 @@ class Policy:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """The inverse of :meth:`to_dict`, also after a way through JSON."""
-        return cls(**{**data, "steps": tuple(data["steps"])})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**fields)
 
 
 def check_rules(rules: str, where: str) -> None:

@@ -22,10 +22,6 @@ from lightint_compile.passes.ir.size_conditions import always_holds
 from lightint_compile.passes.ir.sizes import quotient
 from lightint_compile.torch_compat import shape_env_of
 
-TYPICAL = 12
-"""Context frames that rules choose once a view was seen before. Later passes weigh costs by it: the first chunk that is
-captured has four, and says nothing about the rollout."""
-
 Renames: TypeAlias = Mapping[sympy.Expr, torch.SymInt]
 """New sizes by the sizes they take the place of."""
 

@@ -10,9 +10,10 @@ import torch.fx as fx
 
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.analysis.batch_elements.rows import Refused
-from lightint_compile.passes.analysis.cameras import camera_input, intrinsics_input
+from lightint_compile.passes.analysis.cameras import camera_input
 from lightint_compile.passes.analysis.coming_frames import marked_coming
 from lightint_compile.passes.analysis.loop_marks import MarkedStep, marked_steps
+from lightint_compile.passes.analysis.world import chunk_frames, contradicted, intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import ensure_plan, has_plan
 from lightint_compile.passes.ir.decision_points import StepPoint, is_outlined, point_of
@@ -21,20 +22,21 @@ from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
+from lightint_compile.passes.ir.world_spec import StatedWorld
 from lightint_compile.passes.step_cache.branches import GuardedSteps
 from lightint_compile.passes.step_cache.per_element import Apart
 from lightint_compile.passes.step_cache.reuse import REUSES
 from lightint_compile.passes.step_cache.steps import StepBody, body_of
 
-CHUNK = 4
-
 
 @dataclass(frozen=True, kw_only=True)
-class StepCache(Pass):
+class StepCache(StatedWorld, Pass):
     """Puts a guarded branch around every interior denoising step: reuse or extrapolate earlier predictions, or compute.
 
     A step is reused when the camera looks at what it has seen before, and the first block's output has not drifted from
     that of the latest computed step. The first and the last step always compute. See ``docs/passes/step-cache.md``.
+
+    What is known of the world (:class:`~lightint_compile.passes.ir.world_spec.StatedWorld`) may be stated besides.
 
     Attributes:
         rules: ``adaptive``, or ``published`` for the constants of the Light Interaction release.
@@ -56,6 +58,7 @@ class StepCache(Pass):
     def __post_init__(self) -> None:
         check_rules(self.rules, f"{self.name}{{rules}}")
         check_overlap(self.overlap, f"{self.name}{{overlap}}")
+        self.world()
         if self.strategy not in STRATEGIES:
             fix = did_you_mean(self.strategy, STRATEGIES)
             raise OptionError(f"there is no strategy {self.strategy!r}", where=f"{self.name}{{strategy}}", fix=fix)
@@ -87,14 +90,14 @@ class StepCache(Pass):
 
     def _guarded(self, program: Program, found: _Found, apart: Apart | None) -> PassResult:
         """Guard the steps that were found, each element of a batch for itself where ``apart`` is given."""
-        policy = Policy(
+        policy = Policy.of(
+            self.world(**({} if found.coming is None else {"chunk": found.coming.count})),
             rules=self.rules,
-            chunk=CHUNK if found.coming is None else found.coming.count,
             steps=tuple(sorted(found.guarded)),
             each=apart is not None,
             overlap=self.overlap,
         )
-        record = ensure_plan(program, policy, found.cameras, found.coming, intrinsics_input(program))
+        record = ensure_plan(program, policy, found.cameras, found.coming, intrinsics_of(program, self))
         if record is None:
             why = "adaptive-context decides by other rules in the same program"
             return PassResult(
@@ -131,7 +134,7 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
     if cameras is None:
         hint = 'name it: options={"roles": {"<input>": "camera"}}'
         return _missed(first, "camera", "no input holds the cameras, which say when a view was seen before", hint)
-    if _is_first_chunk(cameras):
+    if _is_first_chunk(cameras, chunk_frames(options, first)):
         return None
     coming = None if has_plan(program) else marked_coming(root.graph, cameras)
     if isinstance(coming, Miss):
@@ -141,6 +144,9 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
         return _missed(first, "camera", why, "let the steps read the cameras of their frames")
     if coming is not None and coming.first == 0:
         return None
+    astray = contradicted(options, coming, cameras)
+    if astray is not None:
+        return astray.remark(StepCache.name, "camera")
     bodies = tuple(body_of(root, step) for step in steps)
     obstacle = _obstacle(first, bodies, options)
     return obstacle or _Found(steps, bodies, tuple(range(1, len(steps) - 1)), cameras, coming)
@@ -165,10 +171,10 @@ def _obstacle(first: fx.Node, bodies: tuple[StepBody, ...], options: StepCache) 
     return None
 
 
-def _is_first_chunk(cameras: fx.Node) -> bool:
+def _is_first_chunk(cameras: fx.Node, chunk: int) -> bool:
     """Whether a program only ever sees the cameras of one chunk: there is nothing it could have seen before."""
     tensor = tensor_of(cameras)
-    return tensor is not None and isinstance(tensor.shape[-3], int) and tensor.shape[-3] <= CHUNK
+    return tensor is not None and isinstance(tensor.shape[-3], int) and tensor.shape[-3] <= chunk
 
 
 def _is_euler(steps: tuple[MarkedStep, ...]) -> bool:

@@ -86,9 +86,7 @@ def by_hand(pipe: Any, forward: Callable[..., Any], reused: tuple[int, ...]) -> 
     return predict
 
 
-@pytest.mark.parametrize(
-    "compiled", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "compiled"]
-)
+@pytest.mark.parametrize("compiled", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "compiled"])
 def test_a_pipeline_of_diffusers_reuses_the_steps_that_are_decided(pipeline: Any, compiled: bool) -> None:
     torch._dynamo.reset()
     counters.clear()

@@ -1,0 +1,114 @@
+"""What is known of the world that a model rolls out: how its frames come, what a camera sees, how much it remembers.
+
+Filled from the roles of inputs, the program and the user's options, carried in the policy of a plan, and read by
+whatever decides on context frames, steps and views.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lightint_compile.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSpec:
+    """The facts of one world. The defaults are HY-WorldPlay's, for which the published rules were made.
+
+    Attributes:
+        chunk: latent frames that come at once.
+        clip: latent frames of a remembered clip, the unit of memory.
+        memory: most context frames that the unaccelerated model gathers.
+        recent: the newest frames among them that it always gathers.
+        fov: the field of view by which the model retrieves its memory: full horizontal and vertical angle in degrees.
+            Cameras have the same where no intrinsics say otherwise.
+        view_depth: how far a camera sees, in the unit of the cameras' translations.
+    """
+
+    chunk: int = 4
+    clip: int = 4
+    memory: int = 20
+    recent: int = 12
+    fov: tuple[float, float] = (60.0, 35.0)
+    view_depth: float = 8.0
+
+    def __post_init__(self) -> None:
+        angles = isinstance(self.fov, tuple) and len(self.fov) == 2 and all(0 < angle < 180 for angle in self.fov)
+        for name, value, fits, fix in (
+            ("chunk", self.chunk, isinstance(self.chunk, int) and self.chunk > 0, "1 latent frame or more"),
+            ("clip", self.clip, isinstance(self.clip, int) and self.clip > 0, "1 latent frame or more"),
+            ("fov", self.fov, angles, "two angles between 0 and 180 degrees"),
+            ("view_depth", self.view_depth, self.view_depth > 0, "a distance above 0"),
+        ):
+            if not fits:
+                raise OptionError(f"there is no world with {name}={value!r}", where=name, fix=f"give {fix}")
+
+    @classmethod
+    def of(cls, world: WorldSpec, **more: Any) -> Self:
+        """What has the facts of ``world``, and ``more``: a policy, rules."""
+        facts = {field.name: getattr(world, field.name) for field in dataclasses.fields(WorldSpec)}
+        return cls(**{**facts, **more})
+
+    @property
+    def clip_probes(self) -> tuple[int, ...]:
+        """Frames of a clip whose views stand for it: the first and the middle one."""
+        return (0,) if self.clip == 1 else (0, self.clip // 2)
+
+    @property
+    def least_memory(self) -> int:
+        """Context frames that every rule must be free to choose: the first clip, a remembered one, and the newest."""
+        return 3 * self.clip
+
+    @property
+    def typical_context(self) -> int:
+        """Context frames that rules choose once a view was seen before.
+
+        Later passes weigh costs by it: the first chunk that is captured has fewer, and says nothing about the rollout.
+        """
+        return min(self.least_memory, self.memory)
+
+    @property
+    def fewest(self) -> int:
+        """Context frames of the first chunk that has any; sizes of a graph begin at 2."""
+        return max(min(self.chunk, self.clip), 2)
+
+    def lead(self, frames: int) -> int | None:
+        """Frames in front of the first whole chunk of ``frames``: none, or one, of an image that the video begins with.
+
+        ``None`` for any other number, which is no history of whole chunks.
+        """
+        rest = frames % self.chunk
+        return rest if rest <= 1 else None
+
+
+PUBLISHED = WorldSpec()
+"""The world of the published rules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedWorld:
+    """What a user may state of the world; passes that decide have these options. ``None`` leaves it to the program.
+
+    Attributes:
+        chunk_frames: latent frames of a chunk, where the denoised latents do not say it.
+        clip_frames: latent frames of a remembered clip.
+        fov: field of view of the cameras, horizontal and vertical in degrees, instead of what intrinsics say.
+        view_depth: how far a camera sees, in the unit of the cameras' translations.
+    """
+
+    chunk_frames: int | None = None
+    clip_frames: int | None = None
+    fov: tuple[float, ...] | None = None
+    view_depth: float | None = None
+
+    def world(self, **found: Any) -> WorldSpec:
+        """The world with what was ``found`` in a program, and what is stated."""
+        stated = {
+            "chunk": self.chunk_frames,
+            "clip": self.clip_frames,
+            "fov": self.fov,
+            "view_depth": self.view_depth,
+        }
+        return WorldSpec(**{**found, **{name: value for name, value in stated.items() if value is not None}})
