@@ -164,7 +164,10 @@ def _unwrapped(candidate: Any) -> Iterator[CompiledGraph]:
 
 
 def report(compiled: Any) -> Report:
-    """What lightint did to a compiled module: one section a graph.
+    """What lightint did to a compiled module: one section for each graph.
+
+    Args:
+        compiled: the result of ``torch.compile(..., backend="lightint")``, after a call.
 
     Raises:
         StateError: the module was never called, or was compiled by another backend.
@@ -176,7 +179,12 @@ def report(compiled: Any) -> Report:
 
 
 def reset(compiled: Any) -> None:
-    """Forget everything that a compiled module keeps between calls; the kernels stay.
+    """Forget everything that a compiled module keeps between calls. Compiled code stays.
+
+    It frees memory and starts rollouts afresh. Results are right without it.
+
+    Args:
+        compiled: as of :func:`report`.
 
     Raises:
         StateError: as of :func:`report`.
@@ -194,11 +202,13 @@ def _parameters(compiled: Any) -> list[torch.nn.Parameter]:
 
 
 def decisions(compiled: Any) -> list[Decision]:
-    """What was decided in the rollout that a compiled module ran last, chunk by chunk, refused steps included.
+    """The decisions of the rollout that a compiled module ran last, chunk by chunk, with the steps that were refused.
 
-    Empty where nothing is decided at run time, and while the last call ran without a decision: the first chunk of a
-    rollout, or one for which the graph could not be rewritten. The first chunk has nothing to decide: it has no
-    context, and computes.
+    The list is empty where nothing is decided at run time, and while the last call ran without a decision: the first
+    chunk of a rollout, which has no context, or a graph that could not be rewritten.
+
+    Args:
+        compiled: as of :func:`report`.
 
     Raises:
         StateError: as of :func:`report`.

@@ -41,18 +41,18 @@ def explain(
     options: LightintOptions | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Report:
-    """What ``torch.compile(module, backend="lightint", options=options)`` would rewrite when called like this.
+    """What ``torch.compile(module, backend="lightint", options=options)`` would rewrite in this call.
 
-    Nothing is compiled. A call that captures as one graph is not run either, so a model on the meta device costs no
-    memory; one that breaks into several graphs is run once, eagerly, to get past each break, and each graph is a
-    section of the report. That run is one of copies: the module, its arguments and what they share stay as they are,
-    and so do random numbers. Where something cannot be copied or there is no room, only the graph up to the first break
-    is explained, and a remark says why. The model is explained as inference (no gradients).
+    Nothing is compiled. A call that captures as one graph is not run either, so a model on the meta device needs no
+    memory. A call that breaks into several graphs is run once, eagerly and on copies, to get past each break; each
+    graph is a section of the report. The module, its arguments and random numbers stay as they are. Where something
+    cannot be copied, or there is no room, only the graph up to the first break is explained, and a remark says why. The
+    model is explained as inference (no gradients).
 
     Args:
         module: a module or function, or the result of ``torch.compile`` on one.
-        args: what it is called with.
-        kwargs: and by name.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic.
         options: as for ``torch.compile``.
 

@@ -26,9 +26,9 @@ class Loaded:
 
     Attributes:
         program: the exported program, with its graph and weights.
-        report: what was rewritten before it was written; ``None`` for an archive that is not ours.
+        report: what was rewritten; ``None`` for an archive that ``torch.export.save`` wrote.
         module: the program as a module; its results are plain containers.
-        results: what the classes of results were; ``None`` where all are plain, or their package is not installed.
+        results: the classes of its results; ``None`` where all are plain, or their package is not installed.
     """
 
     program: ExportedProgram
@@ -87,7 +87,13 @@ def _is_same(value: Any, constant: Any) -> bool:
 
 
 def load(path: str | Path) -> Loaded:
-    """Read a ``.pt2`` file.
+    """Read a ``.pt2`` file that :func:`lightint_compile.export` or ``torch.export.save`` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The program, to be called like the module that it came from.
 
     Raises:
         ExportError: there is no such file, its suffix is unknown, or it is no archive.

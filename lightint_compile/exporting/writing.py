@@ -69,15 +69,16 @@ def export(
     options: LightintOptions | Mapping[str, Any] | None = None,
     dynamic: Dynamic | None = None,
 ) -> Exported:
-    """Write the rewritten program of ``module`` to ``path``; its suffix names the format (``.pt2``).
+    """Write the rewritten program of ``module`` to a ``.pt2`` file.
 
     The file is loaded and run on ``args`` in a fresh process before it takes its place; an existing file is replaced
     in one step, or not at all.
 
     Args:
         module: a module, or a program that ``torch.export`` made of one.
-        args: one call, by which the module is captured and the file is checked.
-        kwargs: and by name.
+        args: positional arguments of a call, by which the module is captured and the file is checked.
+        path: the file to write; its suffix names the format.
+        kwargs: keyword arguments of that call.
         options: as for ``torch.compile``; the preset ``exact`` by default, since an archive takes no decisions.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic; not for a captured program.
 

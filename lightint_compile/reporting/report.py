@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler did to one module: one section a graph (a module that graph-breaks has several).
+    """What the compiler did to one module, with one section for each graph; graph breaks make several.
 
     Attributes:
         sections: in the order the graphs were captured.
@@ -41,13 +41,13 @@ class Report:
         measurements: Mapping[str, float] | None = None,
         reproduce: str = "",
     ) -> Report:
-        """The report of rewritten programs (or of sections made before); ``measurements`` belong to all of them."""
+        """The report of rewritten programs, or of sections; ``measurements`` belong to all of them."""
         sections = tuple(r if isinstance(r, Section) else Section.of(r, measurements) for r in rewritten)
         return cls(sections, reproduce or _expression(sections), _versions())
 
     @property
     def graph(self) -> fx.GraphModule:
-        """The rewritten FX graph, of the largest graph where there are several (``sections`` has each)."""
+        """The rewritten FX graph; where there are several, the largest (``sections`` has each)."""
         return _present(self._largest().graph)
 
     @property
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def missed(self) -> int:
-        """Places that came near a rewrite and were left alone, in all graphs."""
+        """Near misses: places that a pass began to match and left alone, in all graphs."""
         return sum(section.missed for section in self.sections)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Report:
         return cls(sections, data["reproduce"], tuple(data["versions"].items()))
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the report as one HTML file: no script, no network; graphs are in it where the report has them."""
+        """Write the report as one HTML file without scripts or network, with its graphs where it has them."""
         from lightint_compile.reporting.html import render
 
         Path(path).write_text(render(self), encoding="utf-8")

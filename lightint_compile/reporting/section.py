@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassRow:
-    """One pass in numbers: places rewritten, places that came near, seconds, and the graph's FLOPs around it."""
+    """One pass in numbers: places rewritten, near misses, seconds, and the graph's FLOPs before and after it."""
 
     name: str
     rewritten: int
@@ -30,7 +30,7 @@ class PassRow:
 
     @property
     def found(self) -> int:
-        """Places that looked like what the pass rewrites."""
+        """Places rewritten, and near misses."""
         return self.rewritten + self.missed
 
 
@@ -47,7 +47,7 @@ class Section:
         remarks: repeated places folded into one with a count.
         measurements: seconds and counts known after compilation, by name (``"trace seconds"``, ``"cache hits"``).
         untouched: why the graph was handed on as it is; empty when the passes ran.
-        runs: what the root graph runs, as (phase, what it does), see :func:`rundown`.
+        runs: what the root graph runs, as pairs of a phase and its calls.
         graph, original: the FX graphs after and before, not part of the data.
     """
 

@@ -17,7 +17,11 @@ import torch.fx as fx
 
 
 class RemarkKind(StrEnum):
-    """The four things worth saying about a rewrite."""
+    """What a remark reports.
+
+    ``APPLIED``: a rewrite. ``MISSED``: a near miss, with the reason. ``ANALYSIS``: something that was found out.
+    ``FAILURE``: a fault, and what runs instead.
+    """
 
     APPLIED = "applied"
     MISSED = "missed"
@@ -28,8 +32,8 @@ class RemarkKind(StrEnum):
 class Numerics(StrEnum):
     """What a rewrite may do to the numbers.
 
-    ``EXACT``: same mathematics, rounding moves only by kernel choice. ``REASSOCIATES``: the order of operations
-    changes. ``APPROXIMATE``: the result changes, under a guard, and is reported.
+    ``EXACT``: the same mathematics; rounding may differ because other kernels run. ``REASSOCIATES``: the order of
+    operations changes. ``APPROXIMATE``: the result changes, under a guard, and is reported.
     """
 
     EXACT = "exact"
