@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from lightint_compile.errors import InputError
+from lightint_compile.models.registry import LARGE, world_model
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.adaptive_context import AdaptiveContext
@@ -33,6 +34,7 @@ def decide(
     age: int = 0,
     kept: int = 0,
     chunk_frames: int | None = None,
+    model: str = LARGE,
 ) -> list[Decision]:
     """The decisions along a pose string, chunk by chunk.
 
@@ -42,14 +44,13 @@ def decide(
         age: most chunks for which keys and values of context frames are kept.
         kept: most frames of which they are kept; at least ``memory``.
         chunk_frames: latent frames of a chunk; four unless given.
+        model: whose cameras the pose string moves.
 
     Raises:
         InputError: the path is shorter than ``latents``, no whole number of chunks, or longer than :data:`LONGEST`.
     """
-    from lightint_compile.models.worldplay.trajectory import Trajectory
-
     _check_length(trajectory)
-    path = Trajectory.from_pose_string(trajectory)
+    path = world_model(model).camera_path(trajectory)
     extrinsics = path.extrinsics
     wanted = extrinsics.shape[0] if latents is None else latents
     if wanted > extrinsics.shape[0]:

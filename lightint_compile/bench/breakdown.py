@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from lightint_compile.lowering.driver import Driver
-from lightint_compile.models.worldplay import WorldPlayChunk
 from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, RecallPoint, StepPoint
 
 KINDS = {
@@ -57,17 +56,15 @@ class Stopwatch:
         return self.run(stages.get(name, REST), function, *args)
 
     @contextmanager
-    def on_module(self, chunk: WorldPlayChunk) -> Iterator[None]:
-        """The three passes of a module that is not compiled."""
-        transformer = chunk.transformer
-        stages = {"text_cache": "text", "prefill": "prefill", "forward": "denoise"}
-        for method, stage in stages.items():
-            setattr(transformer, method, partial(self.run, stage, getattr(transformer, method)))
+    def on_module(self, stages: Mapping[str, tuple[torch.nn.Module, str]]) -> Iterator[None]:
+        """The stages of a module that is not compiled: an owner and the name of its method each."""
+        for stage, (owner, method) in stages.items():
+            setattr(owner, method, partial(self.run, stage, getattr(owner, method)))
         try:
             yield
         finally:
-            for method in stages:
-                delattr(transformer, method)
+            for owner, method in stages.values():
+                delattr(owner, method)
 
     def read(self) -> dict[str, float]:
         """Milliseconds by stage."""

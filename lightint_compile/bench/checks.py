@@ -1,13 +1,12 @@
 """``lightint bench checks``: what it costs to tell whether the sources of kept results hold what they held.
 
-The parameters of WorldPlay's text branch, which the text memo is checked against, and all parameters, which kept keys
-and values are checked against, at full size with random content: how long the device and the host are at it, and what
-part of a chunk that is.
+The parameters of a model's text branch, which the text memo is checked against, and all parameters, which kept keys and
+values are checked against, at full size with random content: how long the device and the host are at it, and what part
+of a chunk that is.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from lightint_compile.kernels.checksum import Memory
 from lightint_compile.models.devices import checked_device
-from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig
+from lightint_compile.models.registry import DEMO, LARGE, world_model
+from lightint_compile.models.world_model import WorldModel
 from lightint_compile.runtime.content_check import Check, Watch
 from lightint_compile.runtime.content_sums import Checksums
 
@@ -34,27 +34,42 @@ TEXT = ("txt", "text", "byt5", "vision")
 COLUMNS = ("tensors", "GB", "device ms", "GB/s", "host ms", "check ms", "of a chunk")
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    """Measure and print; ``--json PATH`` also writes every figure."""
-    options = _parser().parse_args(list(arguments))
-    device = checked_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    config = WorldPlayConfig.hy_8b_480p() if device.type == "cuda" else WorldPlayConfig.demo()
-    weights = _parameters(config, device)
+def run(
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    chunk: float = 600.0,
+    seconds: float = 1.0,
+    width: int = 110,
+    json_file: Path | None = None,
+) -> None:
+    """Measure and print.
+
+    Args:
+        model: the model's name; the large size where there is CUDA, the small one elsewhere.
+        device: ``cuda`` or ``cpu``; CUDA where there is one.
+        chunk: milliseconds of a chunk, for the share.
+        seconds: time spent on one figure of the device.
+        width: columns of the printed table.
+        json_file: where every figure is written.
+    """
+    place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    weights = _parameters(world_model(model or (LARGE if place.type == "cuda" else DEMO)), place)
     sets = {
         "text branch": [tensor for name, tensor in weights.items() if any(part in name for part in TEXT)],
         "all parameters": list(weights.values()),
     }
-    figures = {name: measure(tensors, device, options.seconds) for name, tensors in sets.items()}
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    table = Table(title=f"Checks of content, {place}, torch {torch.__version__}; a chunk of {options.chunk:g} ms")
+    figures = {name: measure(tensors, place, seconds) for name, tensors in sets.items() if tensors}
+    named = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
+    table = Table(title=f"Checks of content, {named}, torch {torch.__version__}; a chunk of {chunk:g} ms")
     for column in ("", *COLUMNS):
         table.add_column(column, justify="right" if column else "left")
     for name, found in figures.items():
-        share = f"{found['check ms'] / options.chunk:.2%}"
+        share = f"{found['check ms'] / chunk:.2%}"
         table.add_row(name, *(f"{found[column]:.4g}" for column in COLUMNS[:-1]), share)
-    Console(width=options.width).print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"device": place, "chunk ms": options.chunk, **figures}, indent=1), "utf-8")
+    Console(width=width).print(table)
+    if json_file:
+        json_file.write_text(json.dumps({"device": named, "chunk ms": chunk, **figures}, indent=1), "utf-8")
 
 
 def measure(tensors: Sequence[Tensor], device: torch.device, seconds: float) -> dict[str, float]:
@@ -84,18 +99,7 @@ def _wall(call: Callable[[], Any], device: torch.device, times: int = 15) -> flo
     return 1e3 * median(spent)
 
 
-def _parameters(config: WorldPlayConfig, device: torch.device) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        named = list(WorldPlayChunk(config).named_parameters())
+def _parameters(model: WorldModel, device: torch.device) -> dict[str, Tensor]:
+    named = list(model.module("meta").named_parameters())
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {name: torch.empty(each.shape, dtype=dtype, device=device).normal_() for name, each in named}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightint bench checks", description=__doc__)
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument("--chunk", type=float, default=600.0, help="milliseconds of a chunk, for the share")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on one figure of the device")
-    parser.add_argument("--width", type=int, default=110, help="columns of the printed table")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    return parser

@@ -1,4 +1,4 @@
-"""FLOPs of a WorldPlay rollout by stage and kind, counted on the rewritten graphs at full size; no weights, no GPU.
+"""FLOPs of a rollout by stage and kind, counted on the rewritten graphs at full size; no weights, no GPU.
 
 The model is traced on the meta device at two small depths. Blocks between the first and the last are alike, so FLOPs
 are a straight line in the depth, and the line gives the full depth: exactly, except for modulation on a row a frame,
@@ -9,13 +9,12 @@ drift check is not known without values.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,9 @@ import torch.fx as fx
 
 from lightint_compile import capture
 from lightint_compile.bench.counting import MODULATION, ChunkCounter, Work, total
-from lightint_compile.errors import OptionError
-from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
+from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.models.registry import LARGE, world_model
+from lightint_compile.models.world_model import WorldModel
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.presets import PRESETS
 from lightint_compile.passes.ir.node_queries import is_scalar
@@ -36,9 +36,6 @@ from lightint_compile.runtime.decision import Decision
 
 STAGES = ("prefill", "denoise", "text")
 KINDS = ("attention", "linear", MODULATION)
-NAMES = ("noise", "history", "extrinsics", "intrinsics", "actions", "image", "text", "glyphs", "vision")
-_OF_TEXT = frozenset({"text", "glyphs", "vision"})
-_FRAMES = {"history": 2, "extrinsics": 1, "intrinsics": 1, "actions": 1}
 
 
 @dataclass(frozen=True)
@@ -102,18 +99,16 @@ class Rollout:
 class Traces:
     """The programs of one model on the meta device, captured once each and copied for every variant."""
 
-    def __init__(self, config: WorldPlayConfig, text_tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
-        self._config, self._text_tokens, self._dtype = config, text_tokens, dtype
+    def __init__(self, model: WorldModel, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.model, self._dtype = model, dtype
         self._captured: dict[tuple[int, bool], Program] = {}
 
     def program(self, depth: int, with_history: bool) -> Program:
         """A copy of the program with ``depth`` blocks, for the first chunk or for all later ones."""
         if (depth, with_history) not in self._captured:
-            config = dataclasses.replace(self._config, depth=depth)
-            with torch.device("meta"):
-                chunk = WorldPlayChunk(config).to(self._dtype).eval().requires_grad_(False)
-            args = tuple(self.inputs(40 if with_history else 0).values())
-            dynamic = _FRAMES if with_history else {}
+            chunk = self.model.at_depth(depth).module("meta", self._dtype)
+            args = tuple(self.inputs(self.model.example_history if with_history else 0).values())
+            dynamic = self.model.frame_axes if with_history else {}
             with torch.no_grad():
                 captured = capture.trace(chunk, args, dynamic=dynamic)
             self._captured[depth, with_history] = captured
@@ -121,8 +116,7 @@ class Traces:
 
     def inputs(self, history: int) -> dict[str, Any]:
         """Arguments by name after ``history`` latent frames."""
-        made = example_inputs(self._config, history, device="meta", dtype=self._dtype, text_tokens=self._text_tokens)[0]
-        return dict(zip(NAMES, made, strict=True))
+        return self.model.example_inputs(history, "meta", self._dtype)
 
 
 def count(traces: Traces, variant: Variant, depth: int, decisions: Sequence[Decision]) -> list[Work]:
@@ -135,7 +129,7 @@ def count(traces: Traces, variant: Variant, depth: int, decisions: Sequence[Deci
     works = []
     for decision in decisions:
         dense = 0 < decision.chunk < variant.dense_chunks
-        inputs = traces.inputs(4 * decision.chunk)
+        inputs = traces.inputs(traces.model.chunk_frames * decision.chunk)
         works.append(counters[decision.chunk > 0, dense].count(inputs, decision))
     return works
 
@@ -158,7 +152,8 @@ def _counters(traces: Traces, variant: Variant, depth: int) -> Mapping[tuple[boo
         left_out = ("sparse-attention",) if dense or not with_history else ()
         done = rewrite(traces.program(depth, with_history), options, leave_out=left_out)
         assert not any(remark.kind is RemarkKind.FAILURE for remark in done.remarks)
-        return ChunkCounter(done.program, partial(_of, stages_of(done.program)), lambda path: "mod" in path.lower())
+        stages = stages_of(done.program, traces.model.roles)
+        return ChunkCounter(done.program, partial(_of, stages), lambda path: "mod" in path.lower())
 
     return _Lazily(make)
 
@@ -167,18 +162,22 @@ def _of(stages: Mapping[fx.Node, str], node: fx.Node) -> str:
     return stages[node]
 
 
-def stages_of(program: Program) -> dict[fx.Node, str]:
-    """What each node of the root is part of, by what it is made from; what neither has belongs to its first reader."""
+def stages_of(program: Program, roles: Mapping[str, str]) -> dict[fx.Node, str]:
+    """What each node of the root is part of, by the roles of what it is made from.
+
+    What has no source with such a role belongs to its first reader.
+    """
     sources: dict[fx.Node, frozenset[str]] = {}
     for node in program.graph.nodes:
-        own = {program.input_of(node).path} & {"noise", "history", *_OF_TEXT} if node.op == "placeholder" else set()
+        role = roles.get(program.input_of(node).path, "") if node.op == "placeholder" else ""
+        own = {role} & {"latent", "context", "text"}
         made_from = [source for source in node.all_input_nodes if not is_scalar(source)]
         sources[node] = frozenset(own).union(*(sources[source] for source in made_from))
     stages: dict[fx.Node, str] = {}
     for node in reversed(program.graph.nodes):
-        if "noise" in sources[node]:
+        if "latent" in sources[node]:
             stages[node] = "denoise"
-        elif "history" in sources[node]:
+        elif "context" in sources[node]:
             stages[node] = "prefill"
         elif sources[node]:
             stages[node] = "text"
@@ -195,7 +194,8 @@ def rollout(
     Raises:
         AssertionError: a third depth is not on the line through the first two.
     """
-    decisions = decide(trajectory, latents, variant.decided_by, 20, variant.age, variant.kept_frames)
+    rules = (variant.decided_by, traces.model.memory, variant.age, variant.kept_frames)
+    decisions = decide(trajectory, latents, *rules)
     counted = [count(traces, variant, depth, decisions) for depth in depths]
     low, high, *more = counted
     for depth, works in zip(depths[2:], more, strict=True):
@@ -211,23 +211,41 @@ def line(low: Work, high: Work, depths: Sequence[int], depth: int) -> Work:
     return Counter({key: low[key] + (high[key] - low[key]) * (depth - depths[0]) // blocks for key in low | high})
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Count and print; ``lightint bench flops`` calls this."""
-    options = _parser().parse_args(arguments)
-    config, text = (WorldPlayConfig.hy_8b_480p(), 119) if options.size == "8b-480p" else (WorldPlayConfig.demo(), 12)
-    for name in options.variants:
+def run(
+    *,
+    model: str = LARGE,
+    variants: Sequence[str] = (),
+    trajectory: str = "left-31,right-32",
+    latents: int = 64,
+    depths: Sequence[int] = (2, 3),
+    json_file: Path | None = None,
+) -> None:
+    """Count and print.
+
+    Args:
+        variants: rows of the table; all of :data:`VARIANTS` unless given.
+        depths: numbers of blocks that are traced; a third one checks the line through the first two.
+        json_file: where chunks and decisions are written.
+
+    Raises:
+        OptionError: there is no such variant, or there are fewer than two depths.
+        InputError: there is no such model, or the path does not fit.
+    """
+    chosen = world_model(model)
+    for name in variants:
         if name not in VARIANTS:
-            raise OptionError(f"there is no variant {name!r}", where="--variants", fix=f"known: {', '.join(VARIANTS)}")
-    traces = Traces(config, text)
+            raise OptionError(f"there is no variant {name!r}", where="--variant", fix=did_you_mean(name, VARIANTS))
+    if len(set(depths)) < max(2, len(depths)):
+        raise OptionError("a line needs two depths", where="--depth", fix="give two or three, each another")
+    traces = Traces(chosen)
     found = {
-        name: rollout(traces, VARIANTS[name], options.trajectory, options.latents, options.depths, options.full_depth)
-        for name in options.variants
+        name: rollout(traces, VARIANTS[name], trajectory, latents, depths, chosen.depth)
+        for name in variants or VARIANTS
     }
     for row in table(found):
         print(row)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({name: _as_data(each) for name, each in found.items()}, file, indent=1)
+    if json_file:
+        json_file.write_text(json.dumps({name: _as_data(each) for name, each in found.items()}, indent=1), "utf-8")
 
 
 def table(found: Mapping[str, Rollout]) -> Iterator[str]:
@@ -256,15 +274,3 @@ def _as_data(each: Rollout) -> list[dict[str, Any]]:
         {**decision.to_dict(), "flops": {f"{stage} {kind}": flops for (stage, kind), flops in sorted(work.items())}}
         for decision, work in zip(each.decisions, each.chunks, strict=True)
     ]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightint bench flops", description=__doc__)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--size", default="8b-480p", choices=("demo", "8b-480p"))
-    parser.add_argument("--trajectory", default="left-31,right-32")
-    parser.add_argument("--latents", type=int, default=64)
-    parser.add_argument("--depths", nargs="+", type=int, default=[2, 3], help="traced; a third one checks the line")
-    parser.add_argument("--full-depth", type=int, default=54)
-    parser.add_argument("--json", default="", help="write chunks and decisions as JSON")
-    return parser

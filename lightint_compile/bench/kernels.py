@@ -1,17 +1,17 @@
 """``lightint bench kernels``: block-sparse attention against dense attention and its peers, on this machine.
 
-``sites``: the attention sites of a WorldPlay chunk with the published budgets; every row is one way to compute them,
-whole operators with selection and layout and bare kernels on lists that exist already, peers where they are installed.
-``sweep``: self-attention over length and density, sparse attention forced and as the cost model runs it, called from
-Python. ``graphs``: the same replayed from CUDA graphs, where the host is out of the way. ``host``: how long a call
-keeps the host busy.
+``sites``: the attention sites of a world model's chunk with the published budgets; every row is one way to compute
+them, whole operators with selection and layout and bare kernels on lists that exist already, peers where they are
+installed. ``sweep``: self-attention over length and density, sparse attention forced and as the cost model runs it,
+called from Python. ``graphs``: the same replayed from CUDA graphs, where the host is out of the way. ``host``: how long
+a call keeps the host busy.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from lightint_compile.models.devices import checked_device
 
 from .peers import Way
 from .peers import ways as peer_ways
-from .sites import BLOCK, Site, Tensors, square, visual, worldplay
+from .sites import BLOCK, Site, Tensors, square, visual, world_chunk
 from .timing import Call, graphed, host_microseconds, milliseconds, paired
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -40,37 +40,52 @@ SMALL = {"heads": 4, "head_dim": 64}
 TABLES = ("sites", "sweep", "graphs", "host")
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    """Measure and print; ``--json PATH`` also writes every figure."""
-    options = _parser().parse_args(list(arguments))
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how long.
+
+    Attributes:
+        device: ``cuda`` or ``cpu``; CUDA where there is one.
+        tables: some of :data:`TABLES`.
+        lengths: tokens of the sweep, powers of two from 512 on; :data:`LENGTHS` unless given.
+        densities: of the sweep.
+        seconds: time spent on one figure.
+        flex: also FlexAttention with the same block mask, which compiles.
+        width: columns of the printed tables.
+        json_file: where every figure is written.
+    """
+
+    device: str | None = None
+    tables: Sequence[str] = TABLES
+    lengths: Sequence[int] = ()
+    densities: Sequence[float] = DENSITIES
+    seconds: float = 0.2
+    flex: bool = False
+    width: int = 100
+    json_file: Path | None = None
+
+
+def run(options: Settings) -> None:
+    """Measure and print.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
     device = checked_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     console = Console(width=options.width)
     console.print(f"{_device_name(device)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
     figures: dict[str, Any] = {"device": _device_name(device), "torch": torch.__version__}
     if "sites" in options.tables:
-        sites = worldplay() if device.type == "cuda" else [_small_site()]
+        sites = world_chunk() if device.type == "cuda" else [_small_site()]
         figures["sites"] = [_measure_site(site, device, dtype, options, console) for site in sites]
     for name in ("sweep", "graphs"):
         if name in options.tables and (name == "sweep" or device.type == "cuda"):
             figures[name] = _measure_sweep(device, dtype, options, console, in_graphs=name == "graphs")
     if "host" in options.tables and device.type == "cuda":
         figures["host"] = _measure_host(device, dtype, console)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightint bench kernels")
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--lengths", nargs="+", type=int, default=None, help="tokens of the sweep, powers of two")
-    parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
-    parser.add_argument("--seconds", type=float, default=0.2, help="time spent on one figure")
-    parser.add_argument("--flex", action="store_true", help="also FlexAttention with the same block mask (compiles)")
-    parser.add_argument("--width", type=int, default=100, help="columns of the printed tables")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    return parser
+    if options.json_file:
+        options.json_file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def _device_name(device: torch.device) -> str:
@@ -82,7 +97,7 @@ def _small_site() -> Site:
 
 
 def _measure_site(
-    site: Site, device: torch.device, dtype: torch.dtype, options: argparse.Namespace, console: Console
+    site: Site, device: torch.device, dtype: torch.dtype, options: Settings, console: Console
 ) -> dict[str, Any]:
     tensors = Tensors.random(site, device, dtype)
     table = Table(title=f"{site.name}: {tensors.query.shape[2]} queries, {site.layout.key_tokens} keys", expand=True)
@@ -239,7 +254,7 @@ def _flex_way(site: Site, tensors: Tensors) -> Way:
 
 
 def _measure_sweep(
-    device: torch.device, dtype: torch.dtype, options: argparse.Namespace, console: Console, *, in_graphs: bool
+    device: torch.device, dtype: torch.dtype, options: Settings, console: Console, *, in_graphs: bool
 ) -> list[dict[str, float]]:
     lengths = options.lengths or (LENGTHS if device.type == "cuda" else LENGTHS[:4])
     how = "replayed from CUDA graphs" if in_graphs else "called from Python"
@@ -263,7 +278,7 @@ def _swept(length: int, density: float, device: torch.device) -> Site:
 
 
 def _sweep_length(
-    length: int, device: torch.device, dtype: torch.dtype, options: argparse.Namespace, in_graphs: bool
+    length: int, device: torch.device, dtype: torch.dtype, options: Settings, in_graphs: bool
 ) -> list[dict[str, float]]:
     sites = [_swept(length, density, device) for density in options.densities]
     tensors = Tensors.random(sites[0], device, dtype)
@@ -307,9 +322,3 @@ def _measure_host(device: torch.device, dtype: torch.dtype, console: Console) ->
         table.add_row(name, f"{time:.1f}")
     console.print(table)
     return figures
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])

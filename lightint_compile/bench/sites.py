@@ -1,4 +1,4 @@
-"""Attention sites to measure: the two of a WorldPlay chunk at 480p, and plain self-attention of growing length."""
+"""Attention sites to measure: the two of a world model's chunk at 480p, and plain self-attention of growing length."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def visual(spans: Spans, layout: Layout) -> list[tuple[Tensor, tuple[int, int, i
     return [*context, (spans.current, layout.current_grid)]
 
 
-def worldplay() -> list[Site]:
-    """A WorldPlay chunk at 480p, 16 heads of 128: the budgets are those published for Light Interaction."""
+def world_chunk() -> list[Site]:
+    """A chunk at 480p, 1560 tokens a latent frame, 16 heads of 128; the budgets are those of Light Interaction."""
     tile, text = (4, 8, 4), 1985
     return [
         Site("denoise, 12 context frames", Layout((12, 4), 30, 52, tile, text), 1.0, 4, context_density=0.175),

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from lightint_compile.cli.bench import bench
+from lightint_compile.models.registry import DEMO, LARGE, TINY
 from lightint_compile.options import DEFAULT_PRESET
 from lightint_compile.options.presets import PRESETS
 
@@ -21,11 +23,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Measurements.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 Target = Annotated[
-    str, typer.Argument(help="worldplay:tiny, worldplay:demo, worldplay:8b-480p, or package.module:factory")
+    str, typer.Argument(help=f"FAMILY:SIZE, such as {TINY}, {DEMO} and {LARGE}, or package.module:factory")
 ]
 PresetName = Annotated[str, typer.Option("--preset", "-p", help=f"one of {', '.join(PRESETS)}")]
 OptionPairs = Annotated[
@@ -51,11 +52,12 @@ def demo(
     preset: PresetName = "exact",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of PyTorch; 0 keeps its default")] = 0,
     seed: Annotated[int, typer.Option(help="seed of weights, noise and the hand-held path")] = 0,
+    model: Annotated[str, typer.Option(help="FAMILY:SIZE that a CPU can run; at most three of its blocks")] = DEMO,
 ) -> None:
     """Roll a small world model out on the CPU: eager, Inductor and lightint side by side."""
     from lightint_compile.demo import run_demo
 
-    run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed)
+    run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed, model=model)
 
 
 @app.command()
@@ -120,12 +122,13 @@ def decisions(
     age: Annotated[int, typer.Option(min=0, help="chunks for which keys and values of context frames are kept")] = 0,
     kept_frames: Annotated[int, typer.Option(min=0, help="frames of which they are kept; at least --memory")] = 0,
     chunk_frames: Annotated[int | None, typer.Option(min=1, help="latent frames of a chunk; 4 by default")] = None,
+    model: Annotated[str, typer.Option(help="FAMILY:SIZE whose cameras the pose string moves")] = LARGE,
     as_json: Annotated[bool, typer.Option("--json", help="print a list of chunks as JSON")] = False,
 ) -> None:
     """Say which context frames and denoising steps the rules of a preset choose along a camera path; no model runs."""
     from lightint_compile.path_decisions import decide, summary
 
-    made = decide(trajectory, latents, preset, memory, age, kept_frames, chunk_frames)
+    made = decide(trajectory, latents, preset, memory, age, kept_frames, chunk_frames, model)
     typer.echo(json.dumps([decision.to_dict() for decision in made], indent=1) if as_json else summary(made))
 
 
@@ -161,43 +164,3 @@ def doctor(
         typer.echo(str(finding))
     if any(finding.broken for finding in findings):
         raise typer.Exit(1)
-
-
-@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def kernels(context: typer.Context) -> None:
-    """Time the attention operators against dense attention; further arguments go to the benchmark."""
-    from lightint_compile.bench.kernels import main as bench_kernels
-
-    bench_kernels(context.args)
-
-
-@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def worldplay(context: typer.Context) -> None:
-    """Roll WorldPlay out in eager, Inductor and lightint's presets; further arguments go to the benchmark."""
-    from lightint_compile.bench.worldplay import main as bench_worldplay
-
-    bench_worldplay(context.args)
-
-
-@bench.command("compile", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def compiling(context: typer.Context) -> None:
-    """Time compiling a WorldPlay chunk: Inductor, lightint cold and warm; further arguments go to the benchmark."""
-    from lightint_compile.bench.compiling import main as bench_compiling
-
-    bench_compiling(context.args)
-
-
-@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def checks(context: typer.Context) -> None:
-    """Time the checks of what kept results come from, at full size; further arguments go to the benchmark."""
-    from lightint_compile.bench.checks import main as bench_checks
-
-    bench_checks(context.args)
-
-
-@bench.command("flops", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def counting(context: typer.Context) -> None:
-    """Count the FLOPs of a WorldPlay rollout by stage and kind; further arguments go to the benchmark."""
-    from lightint_compile.bench.flops import main as bench_flops
-
-    bench_flops(context.args)

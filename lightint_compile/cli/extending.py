@@ -8,6 +8,7 @@ from typing import Any
 
 from lightint_compile.entry_points import Extension, extensions, refusal
 from lightint_compile.errors import LightintError
+from lightint_compile.models import registry as families
 from lightint_compile.options import presets
 from lightint_compile.passes import registry
 
@@ -36,4 +37,5 @@ class Kind:
 
 PASS = Kind("pass", registry.GROUP, registry.PASSES, registry.checked)
 PRESET = Kind("preset", presets.GROUP, presets.PRESETS, presets.checked)
-KINDS = (PASS, PRESET)
+FAMILY = Kind("model family", families.GROUP, families.FAMILIES, families.checked)
+KINDS = (PASS, PRESET, FAMILY)

@@ -10,14 +10,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightint_compile.cli.failing import user_call
 from lightint_compile.errors import InputError, OptionError, did_you_mean, told
+from lightint_compile.models import registry
+
+if TYPE_CHECKING:
+    from lightint_compile.models.world_model import WorldModel
 
 log = logging.getLogger(__name__)
-
-BUILT_IN = ("worldplay:tiny", "worldplay:demo", "worldplay:8b-480p")
 
 
 @dataclass(frozen=True)
@@ -30,34 +32,25 @@ class Subject:
 
 
 def resolve(target: str) -> Subject:
-    """The subject of ``worldplay:SIZE`` or ``package.module:factory``; the factory returns (module, args, kwargs).
+    """The subject of ``FAMILY:SIZE`` or ``package.module:factory``; the factory returns (module, args, kwargs).
 
-    The current folder is importable, as under ``python -m``. The 8B model lives on the meta device: no weights.
+    The current folder is importable, as under ``python -m``. A model that is too large for a CPU lives on the meta
+    device: no weights.
     """
-    if target.startswith("worldplay:"):
-        return _worldplay(target)
+    if registry.is_family(target.partition(":")[0]):
+        return _of_model(registry.world_model(target))
     module_name, colon, attribute = target.partition(":")
     if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise _unknown(target, "it is not of the form package.module:factory")
     return _from_factory(target, module_name, attribute)
 
 
-def _worldplay(target: str) -> Subject:
+def _of_model(model: WorldModel) -> Subject:
     import torch
 
-    from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
-
-    if target not in BUILT_IN:
-        raise _unknown(target, "there is no such size")
-    if target == "worldplay:8b-480p":
-        config = WorldPlayConfig.hy_8b_480p()
-        with torch.device("meta"):
-            chunk = WorldPlayChunk(config)
-        args, kwargs = example_inputs(config, 40, device="meta", dtype=torch.bfloat16, text_tokens=119)
-        return Subject(chunk.to(torch.bfloat16).eval().requires_grad_(False), args, kwargs)
-    config = WorldPlayConfig.tiny() if target.endswith("tiny") else WorldPlayConfig.demo()
-    args, kwargs = example_inputs(config, 2 * config.chunk_frames)
-    return Subject(fill_random(WorldPlayChunk(config)).eval().requires_grad_(False), args, kwargs)
+    device, dtype = ("meta", torch.bfloat16) if model.needs_gpu else ("cpu", torch.float32)
+    inputs = model.example_inputs(model.example_history, device, dtype)
+    return Subject(model.module(device, dtype), tuple(inputs.values()), {})
 
 
 def _from_factory(target: str, module_name: str, attribute: str) -> Subject:
@@ -106,7 +99,7 @@ _CALL = "return (module, args, kwargs), for example (model, (latents,), {})"
 
 
 def _unknown(target: str, why: str) -> InputError:
-    fix = f"{did_you_mean(target, BUILT_IN)} or name package.module:factory"
+    fix = f"{did_you_mean(target, registry.model_names())} or name package.module:factory"
     return InputError(f"there is no target {target!r}", where="TARGET", why=why, fix=fix)
 
 

@@ -11,9 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightint_compile.models.worldplay import Trajectory
-from lightint_compile.models.worldplay.pose_files import RecordedPath, recorded_trajectory
-from lightint_compile.models.worldplay.trajectory import MOVE_SPEED
+from lightint_compile.models.world_model import CameraPath, WorldModel
 
 RATE = 30.0
 """Poses a second, as a phone's tracker gives."""
@@ -27,10 +25,10 @@ _TREMOR = math.radians(1.0)
 _TREMOR_SECONDS = 0.5
 
 
-def handheld_trajectory(frames: int, seed: int = 0) -> Trajectory:
-    """A trajectory of ``frames`` latent frames, resampled and scaled to the model's speed like a recorded one."""
+def handheld_path(model: WorldModel, frames: int, seed: int = 0) -> CameraPath:
+    """A path of ``frames`` latent frames, resampled and scaled to the model's speed like a recorded one."""
     poses, times = handheld_poses(max(2, math.ceil(frames / LATENT_RATE * RATE)), seed)
-    return recorded_trajectory(RecordedPath(poses, times), frames, MOVE_SPEED)
+    return model.recorded_path(poses, times, frames)
 
 
 def handheld_poses(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

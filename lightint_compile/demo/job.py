@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,23 +12,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import lightint_compile
-from lightint_compile.demo.handheld import handheld_trajectory
+from lightint_compile.demo.handheld import handheld_path
 from lightint_compile.demo.measure import Run, measure
 from lightint_compile.demo.picture import context_map, draw
 from lightint_compile.demo.table import LEGEND, summary, table
-from lightint_compile.errors import OptionError
-from lightint_compile.models.worldplay import (
-    Scene,
-    Trajectory,
-    WorldPlayChunk,
-    WorldPlayConfig,
-    example_scene,
-    fill_random,
-)
+from lightint_compile.errors import DeviceError, OptionError
+from lightint_compile.models.registry import DEMO, world_model
+from lightint_compile.models.world_model import CameraPath, WorldModel
 from lightint_compile.options import LightintOptions
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.text import sentence, sizes
@@ -37,8 +30,8 @@ from lightint_compile.reporting.text import sentence, sizes
 VARIANTS = ("eager", "inductor", "lightint")
 """In the order they run: the first is what the others are compared with."""
 
-DEMO = dataclasses.replace(WorldPlayConfig.demo(), depth=3)
-"""Three blocks: Inductor compiles all of the unrolled chunk, and its time grows with every block."""
+DEPTH = 3
+"""Blocks at most: Inductor compiles all of the unrolled chunk, and its time grows with every block."""
 
 LEAST_CHUNKS = 3
 """Two chunks may compile; a third shows what a chunk costs."""
@@ -48,25 +41,21 @@ LEAST_CHUNKS = 3
 class Setup:
     """What all variants share: the model, its scene, and the camera paths by name."""
 
-    chunk: WorldPlayChunk
-    scene: Scene
-    paths: Mapping[str, Trajectory]
+    model: WorldModel
+    chunk: nn.Module
+    scene: Any
+    paths: Mapping[str, CameraPath]
     seed: int
 
     @classmethod
-    def make(cls, config: WorldPlayConfig, chunks: int, seed: int) -> Setup:
+    def make(cls, model: WorldModel, chunks: int, seed: int) -> Setup:
         """Random weights and inputs, a look to the left and back, and a hand-held walk, of ``chunks`` chunks each."""
         if chunks < LEAST_CHUNKS:
             raise OptionError(f"{chunks} chunks are too few", where="--chunks", fix=f"give {LEAST_CHUNKS} or more")
-        frames = chunks * config.chunk_frames
+        frames = chunks * model.chunk_frames
         turn = f"left-{frames // 2 - 1},right-{frames - frames // 2}"
-        paths = {
-            turn: Trajectory.from_pose_string(turn),
-            "hand-held": handheld_trajectory(frames, seed),
-        }
-        chunk = fill_random(WorldPlayChunk(config), seed).eval()
-        assert isinstance(chunk, WorldPlayChunk)
-        return cls(chunk, example_scene(config, seed=seed), paths, seed)
+        paths = {turn: model.camera_path(turn), "hand-held": handheld_path(model, frames, seed)}
+        return cls(model, model.module(seed=seed), model.scene(seed=seed), paths, seed)
 
 
 def run_demo(
@@ -76,18 +65,23 @@ def run_demo(
     preset: str = "exact",
     threads: int = 0,
     seed: int = 0,
-    config: WorldPlayConfig | None = None,
+    model: str = DEMO,
 ) -> list[Run]:
     """Roll every variant out along every path; print the table and write everything into ``out``.
 
     Args:
-        config: the model's size; three blocks of the demonstration size unless given.
+        model: its name, ``family:size``; of the size at most :data:`DEPTH` blocks are run.
 
     Raises:
         OptionError: an unknown preset, or too few chunks.
+        InputError: there is no such model.
+        DeviceError: the model is too large for a CPU.
     """
     options = LightintOptions.from_mapping({"preset": preset})
-    setup = Setup.make(config or DEMO, chunks, seed)
+    chosen = world_model(model)
+    if chosen.needs_gpu:
+        raise DeviceError(f"{model} is too large for a CPU", where="--model", fix=f"name a smaller size, as {DEMO}")
+    setup = Setup.make(chosen.at_depth(min(chosen.depth, DEPTH)), chunks, seed)
     out.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
@@ -100,10 +94,8 @@ def run_demo(
 
 def _introduction(setup: Setup, chunks: int, options: LightintOptions) -> str:
     size = sum(parameter.numel() for parameter in setup.chunk.parameters()) / 1e6
-    config = setup.chunk.config
-    shape = f"{config.depth} blocks, {config.steps} denoising steps, up to {config.memory} context frames"
     return (
-        f"WorldPlay in small: {size:.1f} M random weights, {shape}. The hand-held path is made up, not recorded.\n"
+        f"{setup.model}: {size:.1f} M random weights. The hand-held path is made up, not recorded.\n"
         f"{chunks} chunks along each of {len(setup.paths)} camera paths, on the CPU with {torch.get_num_threads()} "
         f"threads; lightint with {options}. Compilation starts cold."
     )
@@ -134,7 +126,7 @@ def _along_paths(
             variant,
             path,
             chunk,
-            setup.chunk.config,
+            setup.model,
             setup.scene,
             trajectory,
             seed=setup.seed,
@@ -146,7 +138,7 @@ def _along_paths(
 
 
 @contextmanager
-def _compiled(variant: str, chunk: WorldPlayChunk, options: LightintOptions) -> Iterator[Callable[..., Tensor]]:
+def _compiled(variant: str, chunk: nn.Module, options: LightintOptions) -> Iterator[Callable[..., Tensor]]:
     """The module as the variant runs it, with empty caches, so that compile times are those of a first start."""
     if variant == "eager":
         yield chunk
@@ -164,7 +156,7 @@ def _finish(out: Path, setup: Setup, runs: list[Run], report: Report, console: C
     console.print("\nwhat lightint rewrote, graph by graph (all of it in report.txt and report.html):")
     for section in report.sections:
         console.print(f"  {section.name}: {sentence(section)}; {sizes(section)}", highlight=False, markup=False)
-    contexts = {name: context_map(setup.chunk, trajectory) for name, trajectory in setup.paths.items()}
+    contexts = {name: context_map(setup.model, path) for name, path in setup.paths.items()}
     draw(out / "demo.png", runs, contexts)
     (out / "report.txt").write_text(str(report) + "\n", encoding="utf-8")
     report.to_html(out / "report.html")

@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo.utils import calculate_time_spent
 
 from lightint_compile.exporting.check import relative_difference
-from lightint_compile.models.worldplay import Scene, Trajectory, WorldPlayConfig, rollout
+from lightint_compile.models.world_model import CameraPath, WorldModel
 
 WARM_UP = 2
 """Chunks that capture and compile: the first has no history, the second is the first with one."""
@@ -50,18 +51,18 @@ def measure(
     variant: str,
     path: str,
     chunk: Callable[..., Tensor],
-    config: WorldPlayConfig,
-    scene: Scene,
-    trajectory: Trajectory,
+    model: WorldModel,
+    scene: Any,
+    camera_path: CameraPath,
     *,
     seed: int,
     after_chunk: Callable[[float], None],
 ) -> Run:
-    """Roll ``chunk`` out along ``trajectory``; ``after_chunk`` hears the seconds of each chunk as it is done."""
+    """Roll ``chunk`` out along ``camera_path``; ``after_chunk`` hears the seconds of each chunk as it is done."""
     seconds: list[float] = []
     before, start = _compilation(), time.perf_counter()
     video = torch.empty(0)
-    for result in rollout(chunk, config, scene, trajectory, seed=seed):
+    for result in model.rollout(chunk, scene, camera_path, seed=seed):
         seconds.append(time.perf_counter() - start)
         after_chunk(seconds[-1])
         video, start = result.history, time.perf_counter()

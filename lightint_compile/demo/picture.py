@@ -11,19 +11,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 
 from lightint_compile.demo.measure import Run
-from lightint_compile.models.worldplay import Trajectory, WorldPlayChunk
+from lightint_compile.models.world_model import CameraPath, WorldModel
 
 _NEW, _CONTEXT = 2, 1
 
 
-def context_map(chunk: WorldPlayChunk, trajectory: Trajectory) -> torch.Tensor:
+def context_map(model: WorldModel, path: CameraPath) -> torch.Tensor:
     """[chunks, frames]: 2 where a frame is made, 1 where it is looked back at, 0 elsewhere."""
-    size, frames = chunk.config.chunk_frames, len(trajectory)
+    size, frames = model.chunk_frames, len(path)
     used = torch.zeros(frames // size, frames, dtype=torch.int64)
     for index, first in enumerate(range(0, frames, size)):
         used[index, first : first + size] = _NEW
         if first:
-            used[index, chunk.selector(trajectory.extrinsics[None, : first + size], first)] = _CONTEXT
+            used[index, list(model.context_frames(path, first))] = _CONTEXT
     return used
 
 

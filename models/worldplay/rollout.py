@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 
+from ..world_model import ChunkResult as ChunkResult
 from .config import WorldPlayConfig
 from .poses import check_rigid
 from .trajectory import Trajectory, check_intrinsics
@@ -23,15 +24,6 @@ class Scene:
     text: Tensor
     glyphs: Tensor
     vision: Tensor
-
-
-@dataclass(frozen=True)
-class ChunkResult:
-    """Chunk number `index`, its `latents` [1, C, chunk, h, w], and `history`, all latents up to and with this chunk."""
-
-    index: int
-    latents: Tensor
-    history: Tensor
 
 
 def check_trajectory(config: WorldPlayConfig, trajectory: Trajectory) -> None:

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from lightint_compile.bench.checks import COLUMNS, main, measure
+from lightint_compile.bench.checks import COLUMNS, measure, run
 
 
 def test_the_figures_are_those_of_the_given_tensors() -> None:
@@ -17,7 +17,7 @@ def test_the_figures_are_those_of_the_given_tensors() -> None:
 
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys) -> None:
-    main(["--device", "cpu", "--seconds", "0", "--json", str(tmp_path / "figures.json")])
+    run(device="cpu", seconds=0.0, json_file=tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     assert figures["text branch"]["tensors"] < figures["all parameters"]["tensors"]
     assert "all parameters" in capsys.readouterr().out

@@ -10,18 +10,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightint_compile.bench.counting import MODULATION, ChunkCounter, Work, total
 from lightint_compile.bench.flops import VARIANTS, Traces, Variant, count, line, rollout, stages_of, table
-from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig
+from lightint_compile.models.registry import LARGE, TINY, world_model
 from lightint_compile.path_decisions import decide
 from lightint_compile.runtime.decision import Decision
 
-CONFIG = WorldPlayConfig.tiny()
+MODEL = world_model(TINY)
 SPARSE = {"min_tokens": 0, "tile": [4, 2, 2], "density": 0.3}
 ALL = Variant({"preset": "all", **SPARSE}, "published")
 
 
 @pytest.fixture(scope="module")
 def traces() -> Traces:
-    return Traces(CONFIG, 12, torch.float32)
+    return Traces(MODEL, torch.float32)
 
 
 def decision(frames: int, *steps: int) -> Decision:
@@ -37,11 +37,10 @@ def counted(traces: Traces) -> dict[int, list[Work]]:
 
 
 def test_the_models_own_work_is_what_torchs_counter_sees(traces: Traces) -> None:
-    with torch.device("meta"):
-        chunk = WorldPlayChunk(CONFIG).eval()
+    chunk = MODEL.module("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         chunk(*traces.inputs(24).values())
-    (work,) = count(traces, VARIANTS["off"], CONFIG.depth, [decision(20)])
+    (work,) = count(traces, VARIANTS["off"], MODEL.depth, [decision(20)])
     assert total(work) == pytest.approx(counter.get_total_flops(), rel=1e-4)  # the capture drops a little dead work
     assert {stage for stage, _ in work} == {"prefill", "denoise", "text"}
     assert total(work, kind=MODULATION) > 0.05 * total(work)
@@ -72,8 +71,8 @@ def test_sparse_attention_counts_the_blocks_that_are_kept(traces: Traces, counte
 
 
 def test_stages_follow_the_data() -> None:
-    program = Traces(CONFIG, 12, torch.float32).program(2, with_history=False)
-    stages = stages_of(program)
+    program = Traces(MODEL, torch.float32).program(2, with_history=False)
+    stages = stages_of(program, MODEL.roles)
     assert set(stages.values()) == {"denoise", "text"}
     assert stages[program.graph.output_node()] == "denoise"
     counter = ChunkCounter(program, lambda node: stages[node])
@@ -82,8 +81,8 @@ def test_stages_follow_the_data() -> None:
 
 @pytest.mark.slow
 def test_at_full_size_all_stays_below_seven_petaflop() -> None:
-    config = WorldPlayConfig.hy_8b_480p()
-    found = rollout(Traces(config, 119), VARIANTS["all"], "left-31,right-32", 64, (2, 3), config.depth)
+    model = world_model(LARGE)
+    found = rollout(Traces(model), VARIANTS["all"], "left-31,right-32", 64, (2, 3), model.depth)
     assert 4.0e15 < total(found.work) <= 7.0e15
     assert sum(len(each.context_frames) for each in found.decisions) >= 16 * 8 - 12, "no less context than published"
     assert len(list(table({"all": found}))) == 3

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightint_compile.demo.handheld import RATE, handheld_poses, handheld_trajectory
+from lightint_compile.demo.handheld import RATE, handheld_path, handheld_poses
 from lightint_compile.demo.job import LEAST_CHUNKS, Setup
 from lightint_compile.demo.measure import Run, measure
 from lightint_compile.demo.picture import context_map, draw
 from lightint_compile.demo.table import summary, table
 from lightint_compile.errors import OptionError
-from lightint_compile.models.worldplay import WorldPlayConfig
+from lightint_compile.models.registry import TINY, world_model
 
 
 @pytest.fixture(scope="module")
 def setup() -> Setup:
-    return Setup.make(WorldPlayConfig.tiny(), LEAST_CHUNKS, seed=0)
+    return Setup.make(world_model(TINY), LEAST_CHUNKS, seed=0)
 
 
 def test_the_hand_held_path_moves_like_a_person() -> None:
@@ -36,7 +36,7 @@ def test_the_hand_held_path_moves_like_a_person() -> None:
 
 
 def test_the_hand_held_path_depends_on_its_seed_alone() -> None:
-    first, again, other = (handheld_trajectory(16, seed) for seed in (0, 0, 1))
+    first, again, other = (handheld_path(world_model(TINY), 16, seed) for seed in (0, 0, 1))
     assert torch.equal(first.extrinsics, again.extrinsics) and not torch.equal(first.extrinsics, other.extrinsics)
     assert len(first) == 16
 
@@ -48,13 +48,13 @@ def test_every_path_is_as_long_as_asked(setup: Setup) -> None:
 
 def test_too_few_chunks_are_an_error() -> None:
     with pytest.raises(OptionError, match="2 chunks are too few"):
-        Setup.make(WorldPlayConfig.tiny(), 2, seed=0)
+        Setup.make(world_model(TINY), 2, seed=0)
 
 
 def test_a_run_is_measured_chunk_by_chunk_and_compares_with_itself(setup: Setup, tmp_path: Path) -> None:
     heard: list[float] = []
     runs = [
-        measure("eager", path, setup.chunk, setup.chunk.config, setup.scene, cameras, seed=0, after_chunk=heard.append)
+        measure("eager", path, setup.chunk, setup.model, setup.scene, cameras, seed=0, after_chunk=heard.append)
         for path, cameras in setup.paths.items()
     ]
     assert [len(run.chunk_seconds) for run in runs] == [LEAST_CHUNKS] * 2 and len(heard) == 2 * LEAST_CHUNKS
@@ -63,13 +63,13 @@ def test_a_run_is_measured_chunk_by_chunk_and_compares_with_itself(setup: Setup,
     rows = summary(runs, rewrites=7)
     assert [row["difference"] for row in rows] == [0.0, 0.0] and [row["speed"] for row in rows] == [1.0, 1.0]
     assert table(rows).row_count == 2
-    contexts = {path: context_map(setup.chunk, cameras) for path, cameras in setup.paths.items()}
+    contexts = {path: context_map(setup.model, cameras) for path, cameras in setup.paths.items()}
     draw(tmp_path / "demo.png", runs, contexts)
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_context_map_shows_new_frames_and_those_looked_back_at(setup: Setup) -> None:
-    used = context_map(setup.chunk, next(iter(setup.paths.values())))
+    used = context_map(setup.model, next(iter(setup.paths.values())))
     assert used.tolist() == [[2] * 4 + [0] * 8, [1] * 4 + [2] * 4 + [0] * 4, [1] * 8 + [2] * 4]
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from lightint_compile.bench.breakdown import BETWEEN, LAUNCH, HostClock, busy
-from lightint_compile.bench.worldplay import Job, Result, run
-from lightint_compile.bench.worldplay_table import print_table
+from lightint_compile.bench.rollout import Job, Result, measured
+from lightint_compile.bench.rollout_table import print_table
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.region import Leaf, Variant
 from lightint_compile.passes.ir.decision_points import PlanPoint
 from lightint_compile.passes.ir.decision_policy import Policy
 
-JOB = Job("all", 1, "tiny", "w-15", 1, "cpu")
+JOB = Job("all", 1, "worldplay:tiny", "w-15", 1, "cpu")
 HOST = {"decide": 2.0, "guard": 1.0, "keep": 0.0, "recall": 0.0, LAUNCH: 20.0, BETWEEN: 1.0}
 
 
@@ -69,7 +69,7 @@ def test_a_driver_is_timed_by_kind_of_call_and_left_as_it_was() -> None:
 
 @pytest.mark.slow
 def test_a_rollout_on_the_cpu() -> None:
-    (result,) = run([JOB], patience=600)
+    (result,) = measured([JOB], patience=600)
     assert not result.error and len(result.chunks) == 4 and result.idle is None
     assert result.driver["decide"] > 0 and result.driver[LAUNCH] > 0
     assert sum(result.driver.values()) <= 1.5 * result.chunks[1] + 50

@@ -1,4 +1,4 @@
-"""How the benchmark of a WorldPlay rollout prints: a row a variant, then what each job spent its time on."""
+"""How the benchmark of a rollout prints: a row a variant, then what each job spent its time on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightint_compile.bench.worldplay import Result
+    from lightint_compile.bench.rollout import Result
 
 
 def print_table(results: Sequence[Result], full_depth: int) -> None:
@@ -14,7 +14,7 @@ def print_table(results: Sequence[Result], full_depth: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"DiT core seconds along {results[0].job.trajectory}")
+    table = Table(title=f"Seconds of {results[0].job.model} along {results[0].job.trajectory}")
     for column in ("variant", "measured (depth: seconds)", f"line at depth {full_depth}", "vs eager", "warm-up s"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     lines = {variant: line(rows, full_depth) for variant, rows in _by_variant(results).items()}

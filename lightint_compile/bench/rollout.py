@@ -1,4 +1,4 @@
-"""DiT-core seconds of a WorldPlay rollout: eager, Inductor and lightint's presets, side by side on one device.
+"""Seconds of a rollout: eager, Inductor and lightint's presets, side by side on one device.
 
 Every variant compiles in a process of its own, all at once; then one after the other rolls out, so that none is timed
 while another works. Weights are random and shapes are the real ones. Blocks are all alike, so a stack of ``depth``
@@ -8,7 +8,6 @@ measured and which are on that line.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -25,17 +24,10 @@ import torch
 import torch.multiprocessing as processes
 
 from lightint_compile.bench.breakdown import HostClock, Stopwatch, busy_milliseconds, kind_of, stages_of
-from lightint_compile.bench.worldplay_table import print_table
+from lightint_compile.bench.rollout_table import print_table
 from lightint_compile.errors import DeviceError, OptionError
-from lightint_compile.models.worldplay import (
-    Trajectory,
-    WorldPlayChunk,
-    WorldPlayConfig,
-    example_scene,
-    fill_random,
-    rollout,
-)
-from lightint_compile.options.presets import PRESETS
+from lightint_compile.models.registry import DEMO, LARGE, world_model
+from lightint_compile.options import LightintOptions
 
 VARIANTS = ("eager", "inductor", "exact", "published", "all", "all:drift=1e9")
 """What is compared unless told otherwise. A preset's name is a variant, options of it may follow a colon. Random
@@ -48,11 +40,11 @@ LISTED = 16
 
 @dataclass(frozen=True)
 class Job:
-    """One variant at one depth."""
+    """One variant of a model, by its name, at one depth."""
 
     variant: str
     depth: int
-    size: str
+    model: str
     trajectory: str
     repeats: int
     device: str
@@ -109,26 +101,48 @@ class Result:
         return (self.driver["decide"] + self.driver["guard"]) / statistics.mean(middle) if self.driver else None
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the benchmark and print its table; ``lightint bench worldplay`` calls this."""
-    options = _parser().parse_args(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.size == "8b-480p" and device == "cpu":
-        raise DeviceError("the 8B size needs a CUDA device", fix="--size demo runs anywhere")
-    for variant in options.variants:
-        if variant.partition(":")[0] not in (*VARIANTS, *PRESETS):
-            known = ", ".join(dict.fromkeys((*VARIANTS, *PRESETS)))
-            raise OptionError(f"there is no variant {variant!r}", where="--variants", fix=f"known: {known}")
+def run(
+    *,
+    model: str = LARGE,
+    variants: Sequence[str] = VARIANTS,
+    depths: Sequence[int] = (2, 6),
+    inductor_depths: Sequence[int] = (1, 2),
+    trajectory: str = "left-31,right-32",
+    repeats: int = 3,
+    patience: float = 3600.0,
+    json_file: Path | None = None,
+) -> None:
+    """Measure and print.
+
+    Args:
+        variants: what is compared: ``eager``, ``inductor``, or a preset with options behind a colon.
+        depths: numbers of blocks that are measured.
+        inductor_depths: those for Inductor, which unrolls every block.
+        repeats: rollouts of each variant; the median counts.
+        patience: seconds after which a variant counts as failed.
+        json_file: where results are written as they come.
+
+    Raises:
+        DeviceError: the model is too large for a CPU, and there is no CUDA.
+        OptionError: there is no such variant.
+        InputError: there is no such model, or the path cannot be read.
+    """
+    device, chosen = "cuda" if torch.cuda.is_available() else "cpu", world_model(model)
+    if chosen.needs_gpu and device == "cpu":
+        raise DeviceError(f"{model} needs a CUDA device", where="--model", fix=f"{DEMO} runs anywhere")
+    chosen.camera_path(trajectory)
+    for variant in variants:
+        if variant not in ("eager", "inductor"):
+            LightintOptions.from_mapping(_options(variant))
     jobs = [
-        Job(variant, depth, options.size, options.trajectory, options.repeats, device)
-        for variant in options.variants
-        for depth in (options.inductor_depths if variant == "inductor" else options.depths)
+        Job(variant, depth, model, trajectory, repeats, device)
+        for variant in variants
+        for depth in (inductor_depths if variant == "inductor" else depths)
     ]
-    results = run(jobs, Path(options.out) if options.out else None, options.patience)
-    print_table(results, options.full_depth)
+    print_table(measured(jobs, json_file, patience), chosen.depth)
 
 
-def run(jobs: Sequence[Job], out: Path | None = None, patience: float = 3600.0) -> list[Result]:
+def measured(jobs: Sequence[Job], out: Path | None = None, patience: float = 3600.0) -> list[Result]:
     """Compile all jobs at once, time them in turn; results are written to ``out`` as they come.
 
     A job that is not ready after ``patience`` seconds, or whose process dies, counts as failed and holds up no other.
@@ -191,16 +205,12 @@ class _Subject:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.config = dataclasses.replace(_size(job.size), depth=job.depth)
+        self.model = world_model(job.model).at_depth(job.depth)
         self.device = torch.device(job.device)
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with self.device:
-            chunk = WorldPlayChunk(self.config).to(self.dtype)
-        fill_random(chunk, 0)
-        self.chunk = chunk.eval().requires_grad_(False)
-        text = 119 if job.size == "8b-480p" else 12
-        self.scene = example_scene(self.config, self.device, self.dtype, text_tokens=text)
-        self.path = Trajectory.from_pose_string(job.trajectory)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.chunk = self.model.module(self.device, dtype)
+        self.scene = self.model.scene(self.device, dtype)
+        self.path = self.model.camera_path(job.trajectory)
         self.callable: Any = self._compiled()
 
     def _compiled(self) -> Any:
@@ -246,7 +256,7 @@ class _Subject:
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) + regions
 
     def _rollout(self) -> Any:
-        return rollout(self.callable, self.config, self.scene, self.path)
+        return self.model.rollout(self.callable, self.scene, self.path)
 
     def _timed(self) -> list[float]:
         times, start = [], self._now()
@@ -263,7 +273,7 @@ class _Subject:
 
     def _looked_into(self) -> dict[str, Any]:
         """The host on the way, then stages of the last chunk but one and kernels of the last, with most context."""
-        chunks, middle = self._rollout(), len(self.path) // self.config.chunk_frames - 3
+        chunks, middle = self._rollout(), len(self.path) // self.model.chunk_frames - 3
         next(chunks)
         self._now()
         driver = self._driver(chunks, middle) if middle > 0 else {}
@@ -304,7 +314,7 @@ class _Subject:
         watch = Stopwatch()
         with ExitStack() as stack:
             if self.job.variant == "eager":
-                stack.enter_context(watch.on_module(self.chunk))
+                stack.enter_context(watch.on_module(self.model.stages(self.chunk)))
             for graph in self._graphs():
                 if graph.driver is not None:
                     stack.enter_context(graph.driver.watched(partial(watch.region, stages_of(graph.driver))))
@@ -324,25 +334,15 @@ class _Subject:
 
 
 def _options(variant: str) -> dict[str, Any]:
-    """``preset:option=value,...`` as options."""
+    """``preset:option=value,...`` as options.
+
+    Raises:
+        OptionError: a value that is not JSON.
+    """
     preset, _, rest = variant.partition(":")
     pairs = [item.partition("=") for item in filter(None, rest.split(","))]
-    return {"preset": preset, **{name: json.loads(value) for name, _, value in pairs}}
-
-
-def _size(name: str) -> WorldPlayConfig:
-    return {"tiny": WorldPlayConfig.tiny, "demo": WorldPlayConfig.demo, "8b-480p": WorldPlayConfig.hy_8b_480p}[name]()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightint bench worldplay", description=__doc__)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--size", default="8b-480p", choices=("tiny", "demo", "8b-480p"))
-    parser.add_argument("--depths", nargs="+", type=int, default=[2, 6], help="measured numbers of blocks")
-    parser.add_argument("--inductor-depths", nargs="+", type=int, default=[1, 2], help="Inductor unrolls every block")
-    parser.add_argument("--full-depth", type=int, default=54)
-    parser.add_argument("--trajectory", default="left-31,right-32")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--patience", type=float, default=3600.0, help="seconds after which a variant counts as failed")
-    parser.add_argument("--out", default="", help="write the results as JSON")
-    return parser
+    try:
+        return {"preset": preset, **{name: json.loads(value) for name, _, value in pairs}}
+    except json.JSONDecodeError as error:
+        fix = "for example all:drift=1e9"
+        raise OptionError(f"{variant!r} cannot be read", where="--variant", why=str(error), fix=fix) from error

@@ -1,0 +1,149 @@
+"""The measurements ``lightint bench ...`` and their options; each hands over to the module that measures."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lightint_compile.cli.failing import check_writable
+from lightint_compile.models.registry import DEMO, LARGE, TINY
+
+bench = typer.Typer(help="Measurements.", no_args_is_help=True)
+
+
+class Table(StrEnum):
+    """The tables of ``bench kernels``."""
+
+    SITES = "sites"
+    SWEEP = "sweep"
+    GRAPHS = "graphs"
+    HOST = "host"
+
+
+Model = Annotated[str, typer.Option(help="FAMILY:SIZE")]
+Trajectory = Annotated[str, typer.Option(help="camera path as a pose string")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu; cuda where there is one by default")]
+Width = Annotated[int, typer.Option(min=40, help="columns of the printed tables")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="also write every figure to this file")]
+
+
+@bench.command()
+def kernels(
+    device: Device = None,
+    table: Annotated[list[Table] | None, typer.Option(help="what to measure; repeat for several [all]")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=512, help="tokens of the sweep, a power of two; repeat [512 to 65536]")
+    ] = None,
+    density: Annotated[
+        list[float] | None, typer.Option(min=0.0, max=1.0, help="density of the sweep; repeat [0.05 to 1]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="time spent on one figure")] = 0.2,
+    flex: Annotated[
+        bool, typer.Option("--flex", help="also FlexAttention with the same block mask (compiles)")
+    ] = False,
+    width: Width = 100,
+    json_file: JsonFile = None,
+) -> None:
+    """Time the attention operators against dense attention."""
+    from lightint_compile.bench.kernels import DENSITIES, Settings, run
+
+    check_writable("--json", json_file)
+    tables, lengths, densities = tuple(map(str, table or Table)), tuple(length or ()), tuple(density or DENSITIES)
+    run(Settings(device, tables, lengths, densities, seconds, flex, width, json_file))
+
+
+@bench.command()
+def rollout(
+    model: Model = LARGE,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="eager, inductor, or a preset with options: all:drift=1e9; repeat "
+            "[eager, inductor, exact, published, all, all:drift=1e9]"
+        ),
+    ] = None,
+    depth: Annotated[list[int] | None, typer.Option(min=1, help="blocks that are measured; repeat [2, 6]")] = None,
+    inductor_depth: Annotated[
+        list[int] | None, typer.Option(min=1, help="the same for Inductor, which unrolls every block [1, 2]")
+    ] = None,
+    trajectory: Trajectory = "left-31,right-32",
+    repeats: Annotated[int, typer.Option(min=1, help="rollouts of each variant; the median counts")] = 3,
+    patience: Annotated[float, typer.Option(min=0.0, help="seconds after which a variant counts as failed")] = 3600.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Roll a model out in eager, Inductor and lightint's presets."""
+    from lightint_compile.bench.rollout import VARIANTS, run
+
+    check_writable("--json", json_file)
+    run(
+        model=model,
+        variants=variant or VARIANTS,
+        depths=depth or (2, 6),
+        inductor_depths=inductor_depth or (1, 2),
+        trajectory=trajectory,
+        repeats=repeats,
+        patience=patience,
+        json_file=json_file,
+    )
+
+
+@bench.command("compile")
+def compiling(
+    model: Model = TINY,
+    depth: Annotated[list[int] | None, typer.Option(min=1, help="blocks; repeat [4, 16]")] = None,
+    inductor_up_to: Annotated[
+        int, typer.Option(min=0, help="blocks of the deepest stack that Inductor compiles as well")
+    ] = 4,
+    history: Annotated[int, typer.Option(min=1, help="latent frames before the chunk")] = 24,
+) -> None:
+    """Time compiling a chunk: Inductor, lightint cold and warm."""
+    from lightint_compile.bench.compiling import run
+
+    run(model=model, depths=depth or (4, 16), inductor_up_to=inductor_up_to, history=history)
+
+
+@bench.command()
+def checks(
+    model: Annotated[str | None, typer.Option(help=f"FAMILY:SIZE [{LARGE} with CUDA, else {DEMO}]")] = None,
+    device: Device = None,
+    chunk: Annotated[float, typer.Option(min=1e-3, help="milliseconds of a chunk, for the share")] = 600.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="time spent on one figure of the device")] = 1.0,
+    width: Width = 110,
+    json_file: JsonFile = None,
+) -> None:
+    """Time the checks of what kept results come from, at full size."""
+    from lightint_compile.bench.checks import run
+
+    check_writable("--json", json_file)
+    run(model=model, device=device, chunk=chunk, seconds=seconds, width=width, json_file=json_file)
+
+
+@bench.command("flops")
+def counting(
+    model: Model = LARGE,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="a row: off, exact, release, published, all, 'all, kept 4 chunks', ...; repeat [all rows]"),
+    ] = None,
+    trajectory: Trajectory = "left-31,right-32",
+    latents: Annotated[int, typer.Option(min=1, help="latent frames of the path that are counted")] = 64,
+    depth: Annotated[
+        list[int] | None, typer.Option(min=1, help="blocks that are traced; a third one checks the line [2, 3]")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Count the FLOPs of a rollout by stage and kind."""
+    from lightint_compile.bench.flops import run
+
+    check_writable("--json", json_file)
+    run(
+        model=model,
+        variants=variant or (),
+        trajectory=trajectory,
+        latents=latents,
+        depths=depth or (2, 3),
+        json_file=json_file,
+    )

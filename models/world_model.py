@@ -1,0 +1,135 @@
+"""What a world model offers, so that the command line, the benchmarks and the demo can use it by its name alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+class CameraPath(Protocol):
+    """Cameras, one row a latent frame; a family's own class may hold more (actions, for example)."""
+
+    @property
+    def extrinsics(self) -> Tensor:
+        """World-to-camera matrices [frames, 4, 4], rigid, the first one the identity."""
+        ...
+
+    @property
+    def intrinsics(self) -> Tensor:
+        """Matrices [frames, 3, 3] with focal lengths over image width and height."""
+        ...
+
+    def __len__(self) -> int:
+        """Latent frames."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """Chunk number `index`, its `latents` [1, C, chunk, h, w], and `history`, all latents up to and with this chunk."""
+
+    index: int
+    latents: Tensor
+    history: Tensor
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """An autoregressive video world model at one size: how to make it, call it and roll it out.
+
+    One call of its module makes one chunk of latent frames from noise, the latents so far, cameras and text.
+    """
+
+    @property
+    def depth(self) -> int:
+        """Transformer blocks."""
+        ...
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames of a chunk."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """Context frames that a chunk looks back at, at most."""
+        ...
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the size is too large for a CPU; it is then explained on the meta device, without weights."""
+        ...
+
+    @property
+    def example_history(self) -> int:
+        """Latent frames before the chunk of an example call."""
+        ...
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Roles of the module's inputs, as the option `roles` takes them; inputs without a role are left out."""
+        ...
+
+    @property
+    def frame_axes(self) -> Mapping[str, int]:
+        """Inputs that grow with the video, and their axis of latent frames."""
+        ...
+
+    def at_depth(self, depth: int) -> Self:
+        """The same size with another number of blocks."""
+        ...
+
+    def module(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> nn.Module:
+        """The module with random weights, ready for inference; on the meta device without weights."""
+        ...
+
+    def example_inputs(
+        self, history: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> dict[str, Tensor | None]:
+        """The module's arguments in order, by name, for a chunk after `history` latent frames."""
+        ...
+
+    def camera_path(self, text: str) -> CameraPath:
+        """The path of a pose string such as `"left-31,right-32"`: keys held for a number of latent frames each.
+
+        Raises InputError for a text that cannot be read. The path has one frame more than the counts sum to.
+        """
+        ...
+
+    def recorded_path(self, poses: Tensor, times: Tensor, frames: int) -> CameraPath:
+        """Camera-to-world `poses` [n, 4, 4] at `times` [n] seconds, as `frames` latent frames at the model's speed."""
+        ...
+
+    def scene(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+        """What stays the same over a rollout (a first image, a prompt), random; `rollout` takes it back."""
+        ...
+
+    def rollout(
+        self, call: Callable[..., Tensor], scene: Any, path: CameraPath, *, seed: int = 0
+    ) -> Iterator[ChunkResult]:
+        """Chunk after chunk along a path; `call` is the module, compiled or not. Frame axes are marked dynamic."""
+        ...
+
+    def context_frames(self, path: CameraPath, first: int) -> Sequence[int]:
+        """Earlier frames that the chunk which begins with frame `first` looks back at."""
+        ...
+
+    def stages(self, module: nn.Module) -> Mapping[str, tuple[nn.Module, str]]:
+        """Methods of an uncompiled module that are the stages `text`, `prefill` and `denoise`, as far as there are any.
+
+        Each is an owner and the name of its method.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """World models of one architecture: what makes each, by the name of its size, from the smallest to the largest."""
+
+    sizes: Mapping[str, Callable[[], WorldModel]]

@@ -1,0 +1,74 @@
+"""The options of the benchmarks are options of the command line: in --help, and one line for a bad value."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from typer.main import get_command
+
+from lightint_compile.cli import app, main
+
+OPTIONS = {
+    "kernels": {"device", "table", "length", "density", "seconds", "flex", "width", "json"},
+    "rollout": {"model", "variant", "depth", "inductor-depth", "trajectory", "repeats", "patience", "json"},
+    "compile": {"model", "depth", "inductor-up-to", "history"},
+    "checks": {"model", "device", "chunk", "seconds", "width", "json"},
+    "flops": {"model", "variant", "trajectory", "latents", "depth", "json"},
+}
+
+
+def test_every_benchmark_declares_its_options_with_a_help() -> None:
+    commands = get_command(app).commands["bench"].commands  # type: ignore[attr-defined]
+    assert {name: {o for each in command.params for o in each.opts} for name, command in commands.items()} == {
+        name: {f"--{option}" for option in options} for name, options in OPTIONS.items()
+    }
+    assert all(each.help for command in commands.values() for each in command.params)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{option}" in shown for option in OPTIONS[command])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["kernels", "--table", "speed"], "'speed' is not one of"),
+        (["kernels", "--length", "1k"], "Invalid value for '--length'"),
+        (["kernels", "--length", "100"], "Invalid value for '--length'"),
+        (["kernels", "--density", "1.5"], "Invalid value for '--density'"),
+        (["kernels", "--json", "no/such/folder/file"], "cannot be written"),
+        (["kernels", "--tables", "sites"], "No such option"),
+        (["rollout", "--model", "worldplay:tyni"], "did you mean 'worldplay:tiny'?"),
+        (["rollout", "--model", "worldplay"], "worldplay has several sizes"),
+        (["rollout", "--model", "worldplay:tiny", "--variant", "exakt"], "did you mean 'exact'?"),
+        (["rollout", "--model", "worldplay:tiny", "--variant", "all:drift"], "'all:drift' cannot be read"),
+        (["rollout", "--model", "worldplay:tiny", "--variant", "all:density=7"], "7 cannot be taken"),
+        (["rollout", "--model", "worldplay:tiny", "--trajectory", "jump-3"], "the key 'jump' is unknown"),
+        (["rollout", "--depth", "0"], "Invalid value for '--depth'"),
+        (["compile", "--history", "6"], "no whole number of chunks"),
+        (["compile", "--model", "warpplay:tiny"], "did you mean 'worldplay'?"),
+        (["checks", "--device", "gpu"], "'gpu' is no device"),
+        (["checks", "--chunk", "0"], "Invalid value for '--chunk'"),
+        (["flops", "--variant", "of"], "did you mean 'off'?"),
+        (["flops", "--depth", "2"], "a line needs two depths"),
+        (["flops", "--model", "worldplay:tiny", "--latents", "99"], "The path is too short"),
+    ],
+)
+def test_a_bad_value_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lightint: ") and error.count("\n") == 1 and said in error
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["lightint", "bench", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
