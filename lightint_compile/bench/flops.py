@@ -2,7 +2,7 @@
 
 The model is traced on the meta device at two small depths. Blocks between the first and the last are alike, so FLOPs
 are a straight line in the depth, and the line gives the full depth: exactly, except for modulation on a row a frame,
-which may lie on either side of a step's branch. ``--depths`` with three numbers checks it on the third. Decisions are
+which may lie on either side of a step's branch. A third ``--depth`` checks it. Decisions are
 those that the rules take along the camera path; a step that the camera allows to be reused counts as reused, as its
 drift check is not known without values.
 """

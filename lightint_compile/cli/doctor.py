@@ -180,11 +180,10 @@ def _break_even(rates: Rates) -> str:
 
 
 def _extras() -> Iterator[Finding]:
-    for name, use in (("diffusers", "third-party transformers"), ("onnxruntime", "checking ONNX exports")):
-        if importlib.util.find_spec(name) is None:
-            yield Finding(name, State.ABSENT, f"optional: {use}")
-        else:
-            yield Finding(name, State.GOOD, importlib.metadata.version(name))
+    if importlib.util.find_spec("diffusers") is None:
+        yield Finding("diffusers", State.ABSENT, "optional: third-party transformers")
+    else:
+        yield Finding("diffusers", State.GOOD, importlib.metadata.version("diffusers"))
 
 
 def _extensions() -> Iterator[Finding]:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
+SETUPTOOLS = TOOLS["setuptools"]
+FOLDERS = tuple(SETUPTOOLS["package-dir"].values())
+
+BROUGHT = {
+    "triton": "comes with torch where there is a GPU; kernels and doctor do without it",
+    "fa3_fwd_interface": "a peer of the benchmarks, measured where it is installed",
+    "fastvideo_kernel": "likewise",
+    "cudnn": "likewise",
+}
+"""What the package imports where it is there, and why it is not declared."""
+
+EXPECTED_BY_OTHERS = {"expecttest": "torch.testing's database of operators imports it"}
+"""What the tests need without importing it."""
+
+LOADED = {"conftest"}
+"""What tests load besides: pytest's own files."""
 
 
 def test_every_folder_with_an_init_file_is_listed() -> None:
@@ -19,6 +40,49 @@ def test_every_folder_with_an_init_file_is_listed() -> None:
             parts = init.parent.relative_to(ROOT / folder).parts
             found.add(".".join([name, *parts]))
     assert found == set(SETUPTOOLS["packages"])
+
+
+def _imported(*folders: str) -> set[str]:
+    """Packages of others that a folder's modules import, inside of functions as well."""
+    found: set[str] = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module).partition(".")[0])
+    local = {path.stem for path in (ROOT / "tests/support").glob("*.py")} | {"lightint_compile"}
+    return found - set(sys.stdlib_module_names) - local
+
+
+def _declared(requirements: Iterable[str]) -> set[str]:
+    names = {re.split(r"[\[<>=; ]", requirement)[0] for requirement in requirements}
+    return {name.replace("-", "_") for name in names if name != PROJECT["name"]}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    assert _imported(*FOLDERS) - set(BROUGHT) == _declared(PROJECT["dependencies"])
+
+
+def test_every_extra_is_imported_by_the_tests_or_run_by_a_target() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert (
+        _imported("tests")
+        <= _declared(PROJECT["dependencies"]) | _declared(itertools.chain(*extras.values())) | LOADED
+    )
+    recipes = "".join((ROOT / name).read_text() for name in ("Makefile", ".ci/run", ".ci/types", "mkdocs.yml"))
+    settings = {*TOOLS, *TOOLS["pytest"]["ini_options"]}
+    words = set(re.findall(r"\w+", recipes)) | settings | _imported(*FOLDERS, "tests") | set(EXPECTED_BY_OTHERS)
+    for extra, requirements in extras.items():
+        for name in _declared(requirements):
+            assert name in words or name.partition("_")[2] in words, f"{name} of the extra {extra} is not used"
+
+
+def test_every_entry_point_is_there() -> None:
+    groups = {"console_scripts": PROJECT["scripts"], **PROJECT["entry-points"]}
+    for group, named in groups.items():
+        for name, value in named.items():
+            assert callable(importlib.metadata.EntryPoint(name, value, group).load())
 
 
 def test_every_folder_of_python_files_is_a_package() -> None:
