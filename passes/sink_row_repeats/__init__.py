@@ -43,7 +43,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, kw_only=True)
 class SinkRowRepeats(Pass):
-    """Moves repetitions along an axis behind the rowwise operations that follow them.
+    """Moves repetitions along an axis past the rowwise operations that follow, so that these run on fewer rows.
 
     Spellings seen in practice: ``repeat_interleave``, ``repeat``, ``expand`` with a reshape, an index that repeats.
     Values are those of the same operations on fewer rows.

@@ -45,7 +45,7 @@ class Obstacle(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseAttention(Pass):
-    """Rewrite attention sites whose axes hold one block of frames.
+    """Makes attention block-sparse where its axes hold one block of frames.
 
     Attributes:
         density: kept fraction of the visual key tiles where the grid attends to itself.
