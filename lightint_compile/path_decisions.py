@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from lightint_compile.errors import InputError
 from lightint_compile.models.registry import LARGE, world_model
+from lightint_compile.models.world_model import WorldModel
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.adaptive_context import AdaptiveContext
 from lightint_compile.passes.ir.decision_policy import Policy
-from lightint_compile.passes.ir.world_spec import StatedWorld
+from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
 from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.runtime.cameras import view_of
 from lightint_compile.runtime.decision import Decision
@@ -30,37 +32,40 @@ def decide(
     trajectory: str,
     latents: int | None,
     preset: str,
-    memory: int,
+    memory: int | None = None,
     age: int = 0,
     kept: int = 0,
     chunk_frames: int | None = None,
-    model: str = LARGE,
+    model: WorldModel | None = None,
 ) -> list[Decision]:
     """The decisions along a pose string, chunk by chunk.
 
     Args:
         latents: latent frames to decide for; ``None`` for all that the path has.
-        memory: most context frames that the model itself gathers.
+        memory: most context frames that the model itself gathers; as its world has it unless given.
         age: most chunks for which keys and values of context frames are kept.
         kept: most frames of which they are kept; at least ``memory``.
-        chunk_frames: latent frames of a chunk; four unless given.
-        model: whose cameras the pose string moves.
+        chunk_frames: latent frames of a chunk, likewise.
+        model: whose cameras the pose string moves, and whose world it is; the large built-in one unless given.
 
     Raises:
         InputError: the path is shorter than ``latents``, no whole number of chunks, or longer than :data:`LONGEST`.
     """
     _check_length(trajectory)
-    path = world_model(model).camera_path(trajectory)
+    model = world_model(LARGE) if model is None else model
+    stated: dict[str, Any] = {"memory": memory, "chunk": chunk_frames}
+    spec = dataclasses.replace(model.spec, **{name: value for name, value in stated.items() if value is not None})
+    path = model.camera_path(trajectory)
     extrinsics = path.extrinsics
     wanted = extrinsics.shape[0] if latents is None else latents
     if wanted > extrinsics.shape[0]:
         why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
-    rules: Rules = rules_for(LightintOptions(preset=preset), memory, chunk_frames)
+    rules: Rules = rules_for(LightintOptions(preset=preset), spec)
     if isinstance(rules, AdaptiveRules):
         rules = rules.seeing(view_of(path.intrinsics))
     made = plan(extrinsics[:wanted], rules)
-    return kept_along(made, age, max(kept, memory), rules.clip)
+    return kept_along(made, age, max(kept, spec.memory), rules.clip)
 
 
 def _check_length(trajectory: str) -> None:
@@ -72,14 +77,13 @@ def _check_length(trajectory: str) -> None:
         raise InputError("The path is too long.", where="--trajectory", why=why, fix=f"ask for at most w-{LONGEST - 1}")
 
 
-def rules_for(options: LightintOptions, memory: int, chunk_frames: int | None = None) -> Rules:
+def rules_for(options: LightintOptions, spec: WorldSpec) -> Rules:
     """The rules by which a program compiled with these options decides; the model's own where nothing is decided."""
     passes = pipeline_of(options).passes
     context = next((step for step in passes if isinstance(step, AdaptiveContext)), None)
     cache = next((step for step in passes if isinstance(step, StepCache)), None)
     step = cache or context
-    world = (step or StatedWorld()).world(memory=memory)
-    world = world if chunk_frames is None else dataclasses.replace(world, chunk=chunk_frames)
+    world = (step or StatedWorld()).world(**vars(spec))
     if step is None:
         return ModelRules.of(world)
     steps = () if cache is None else INTERIOR

@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lightint_compile.passes.ir.world_spec import WorldSpec
+
 
 class CameraPath(Protocol):
     """Cameras, one row a latent frame; a family's own class may hold more (actions, for example)."""
@@ -50,13 +52,8 @@ class WorldModel(Protocol):
         ...
 
     @property
-    def chunk_frames(self) -> int:
-        """Latent frames of a chunk."""
-        ...
-
-    @property
-    def memory(self) -> int:
-        """Context frames that a chunk looks back at, at most."""
+    def spec(self) -> WorldSpec:
+        """Frames of a chunk, how much the model remembers, and what its cameras see."""
         ...
 
     @property

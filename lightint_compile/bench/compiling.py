@@ -34,7 +34,7 @@ def run(*, model: str = TINY, depths: Sequence[int] = (4, 16), inductor_up_to: i
         InputError: there is no such model, or ``history`` is no whole number of its chunks.
         StateError: a measuring process failed.
     """
-    chunk = world_model(model).chunk_frames
+    chunk = world_model(model).spec.chunk
     if history % chunk:
         fix = f"give a multiple of {chunk}"
         raise InputError("the history is no whole number of chunks", where="--history", why=f"it is {history}", fix=fix)
@@ -94,7 +94,7 @@ def in_this_process(variant: str, name: str, depth: int, history: int) -> dict[s
     start = time.perf_counter()
     first = call(history)
     traced = entered[0] - start
-    later = min(call(history + model.chunk_frames * n) for n in (1, 2, 3))
+    later = min(call(history + model.spec.chunk * n) for n in (1, 2, 3))
     graphs = [graph.driver for graph in CompiledGraph.of(chunk) if graph.driver] if variant == "lightint" else []
     regions = sum(len(driver.leaves) for driver in graphs)
     numbers = {"trace": traced, "compile": first - traced, "later": later, "graphs": len(entered), "regions": regions}

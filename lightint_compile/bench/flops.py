@@ -129,7 +129,7 @@ def count(traces: Traces, variant: Variant, depth: int, decisions: Sequence[Deci
     works = []
     for decision in decisions:
         dense = 0 < decision.chunk < variant.dense_chunks
-        inputs = traces.inputs(traces.model.chunk_frames * decision.chunk)
+        inputs = traces.inputs(traces.model.spec.chunk * decision.chunk)
         works.append(counters[decision.chunk > 0, dense].count(inputs, decision))
     return works
 
@@ -194,8 +194,8 @@ def rollout(
     Raises:
         AssertionError: a third depth is not on the line through the first two.
     """
-    rules = (variant.decided_by, traces.model.memory, variant.age, variant.kept_frames)
-    decisions = decide(trajectory, latents, *rules)
+    rules = (variant.decided_by, None, variant.age, variant.kept_frames)
+    decisions = decide(trajectory, latents, *rules, model=traces.model)
     counted = [count(traces, variant, depth, decisions) for depth in depths]
     low, high, *more = counted
     for depth, works in zip(depths[2:], more, strict=True):

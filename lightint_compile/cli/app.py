@@ -116,19 +116,24 @@ def export(
 @app.command()
 def decisions(
     trajectory: Annotated[str, typer.Option(help='camera path, for example "left-31,right-32"')],
-    latents: Annotated[int | None, typer.Option(min=4, help="latent frames; all of the path by default")] = None,
+    latents: Annotated[int | None, typer.Option(min=1, help="latent frames; all of the path by default")] = None,
     preset: PresetName = "all",
-    memory: Annotated[int, typer.Option(min=4, help="context frames that the model itself gathers at most")] = 20,
+    memory: Annotated[
+        int | None, typer.Option(min=1, help="context frames that the model gathers at most; its own number by default")
+    ] = None,
     age: Annotated[int, typer.Option(min=0, help="chunks for which keys and values of context frames are kept")] = 0,
     kept_frames: Annotated[int, typer.Option(min=0, help="frames of which they are kept; at least --memory")] = 0,
-    chunk_frames: Annotated[int | None, typer.Option(min=1, help="latent frames of a chunk; 4 by default")] = None,
-    model: Annotated[str, typer.Option(help="FAMILY:SIZE whose cameras the pose string moves")] = LARGE,
+    chunk_frames: Annotated[
+        int | None, typer.Option(min=1, help="frames of a chunk; the model's by default")
+    ] = None,
+    model: Annotated[str, typer.Option(help="FAMILY:SIZE whose cameras and world they are")] = LARGE,
     as_json: Annotated[bool, typer.Option("--json", help="print a list of chunks as JSON")] = False,
 ) -> None:
     """Say which context frames and denoising steps the rules of a preset choose along a camera path; no model runs."""
+    from lightint_compile.models.registry import world_model
     from lightint_compile.path_decisions import decide, summary
 
-    made = decide(trajectory, latents, preset, memory, age, kept_frames, chunk_frames, model)
+    made = decide(trajectory, latents, preset, memory, age, kept_frames, chunk_frames, world_model(model))
     typer.echo(json.dumps([decision.to_dict() for decision in made], indent=1) if as_json else summary(made))
 
 

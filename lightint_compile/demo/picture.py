@@ -18,7 +18,7 @@ _NEW, _CONTEXT = 2, 1
 
 def context_map(model: WorldModel, path: CameraPath) -> torch.Tensor:
     """[chunks, frames]: 2 where a frame is made, 1 where it is looked back at, 0 elsewhere."""
-    size, frames = model.chunk_frames, len(path)
+    size, frames = model.spec.chunk, len(path)
     used = torch.zeros(frames // size, frames, dtype=torch.int64)
     for index, first in enumerate(range(0, frames, size)):
         used[index, first : first + size] = _NEW

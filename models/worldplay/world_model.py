@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -10,10 +11,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lightint_compile.passes.ir.world_spec import WorldSpec
+
 from ..world_model import CameraPath, ChunkResult, ModelFamily
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
-from .context import ContextSelector
+from .context import HALF_AZIMUTH, HALF_ELEVATION, RADIUS, ContextSelector
 from .examples import example_inputs, example_scene, fill_random
 from .pose_files import RecordedPath, recorded_trajectory
 from .rollout import Scene, rollout
@@ -54,14 +57,17 @@ class WorldPlay:
         return self.config.depth
 
     @property
-    def chunk_frames(self) -> int:
-        """Latent frames of a chunk."""
-        return self.config.chunk_frames
-
-    @property
-    def memory(self) -> int:
-        """Context frames at most."""
-        return self.config.memory
+    def spec(self) -> WorldSpec:
+        """Clips are as long as chunks; views are those by which the context is retrieved."""
+        config, angles = self.config, (2 * HALF_AZIMUTH, 2 * HALF_ELEVATION)
+        return WorldSpec(
+            chunk=config.chunk_frames,
+            clip=config.chunk_frames,
+            memory=config.memory,
+            recent=config.recent,
+            fov=(round(math.degrees(angles[0]), 6), round(math.degrees(angles[1]), 6)),
+            view_depth=RADIUS,
+        )
 
     def at_depth(self, depth: int) -> Self:
         """With another number of blocks."""
@@ -103,7 +109,7 @@ class WorldPlay:
 
     def context_frames(self, path: CameraPath, first: int) -> Sequence[int]:
         """The first frames, the newest ones, and clips that the camera sees again."""
-        cameras = path.extrinsics[None, : first + self.chunk_frames]
+        cameras = path.extrinsics[None, : first + self.config.chunk_frames]
         frames: list[int] = ContextSelector(self.config)(cameras, first).tolist() if first else []
         return frames
 
@@ -115,7 +121,7 @@ class WorldPlay:
         return {stage: (transformer, method) for stage, method in methods.items()}
 
     def __str__(self) -> str:
-        shape = f"{self.depth} blocks, {self.config.steps} denoising steps, up to {self.memory} context frames"
+        shape = f"{self.depth} blocks, {self.config.steps} denoising steps, up to {self.config.memory} context frames"
         return f"WorldPlay, {shape}"
 
 

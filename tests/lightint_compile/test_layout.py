@@ -17,8 +17,8 @@ TOPS = ("lightint_compile", "passes", "kernels", "models")
 LADDER = (
     ("errors", "torch_compat"),
     ("entry_points",),
-    ("kernels", "models", "passes.ir"),
-    ("passes.analysis", "passes.base", "capture", "fallback"),
+    ("kernels", "passes.ir"),
+    ("models", "passes.analysis", "passes.base", "capture", "fallback"),
     (*tuple(f"passes.{name.replace('-', '_')}" for name in PASSES), "passes.registry"),
     ("passes.pipeline", "runtime", "reporting"),
     ("options", "testing"),

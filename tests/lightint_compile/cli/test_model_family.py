@@ -14,6 +14,7 @@ from lightint_compile import explain
 from lightint_compile.cli import main
 from lightint_compile.models import registry
 from lightint_compile.models.world_model import WorldModel
+from lightint_compile.passes.ir.world_spec import PUBLISHED
 
 TOY = '''
 import dataclasses
@@ -24,8 +25,9 @@ from torch import nn
 
 from lightint_compile.models.world_model import ChunkResult, ModelFamily
 from lightint_compile.models.worldplay import Trajectory
+from lightint_compile.passes.ir.world_spec import WorldSpec
 
-FRAMES = 4
+FRAMES = 3
 
 
 class ToyChunk(nn.Module):
@@ -50,8 +52,7 @@ class ToyChunk(nn.Module):
 @dataclass(frozen=True)
 class Toy:
     depth: int = 2
-    chunk_frames: int = FRAMES
-    memory: int = 64
+    spec: WorldSpec = WorldSpec(chunk=FRAMES, clip=FRAMES, memory=64, recent=FRAMES)
     needs_gpu: bool = False
     example_history: int = 2 * FRAMES
     roles = {"latents": "latent", "past": "context", "poses": "camera", "prompt": "text"}
@@ -137,9 +138,9 @@ def test_it_is_explained(target: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_its_rollout_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--variant", "eager", "--depth", "2", "--trajectory", "w-11", "--repeats", "1"]
+    arguments = ["--variant", "eager", "--depth", "2", "--trajectory", "w-8", "--repeats", "1"]
     assert run(monkeypatch, "bench", "rollout", "--model", "toy:small", *arguments, "--json", str(tmp_path / "r")) == 0
-    assert "Seconds of toy:small along w-11" in capsys.readouterr().out
+    assert "Seconds of toy:small along w-8" in capsys.readouterr().out
     (result,) = json.loads((tmp_path / "r").read_text())
     assert len(result["chunks"]) == 3 and not result["error"]
 
@@ -150,16 +151,16 @@ def test_its_checks_and_flops_are_measured(
     assert run(monkeypatch, "bench", "checks", "--model", "toy:small", "--device", "cpu", "--seconds", "0") == 0
     assert "all parameters" in capsys.readouterr().out
     depths = ["--depth", "1", "--depth", "2", "--depth", "3"]
-    counted = ["--variant", "off", *depths, "--latents", "4", "--trajectory", "w-3"]
+    counted = ["--variant", "off", *depths, "--latents", "3", "--trajectory", "w-2"]
     assert run(monkeypatch, "bench", "flops", "--model", "toy:wide", *counted, "--json", str(tmp_path / "f")) == 0
     (chunk,) = json.loads((tmp_path / "f").read_text())["off"]
-    # two steps: four blocks of 8 x 8 on 64 tokens, and a layer on each of four cameras
-    assert chunk["flops"] == {"denoise linear": 2 * 2 * (4 * 64 * 8 * 8 + 4 * 12 * 8)}
+    # two steps: four blocks of 8 x 8 on 48 tokens, and a layer on each of three cameras
+    assert chunk["flops"] == {"denoise linear": 2 * 2 * (4 * 48 * 8 * 8 + 3 * 12 * 8)}
 
 
 @pytest.mark.slow
 def test_its_compilation_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--depth", "1", "--inductor-up-to", "0", "--history", "8"]
+    arguments = ["--depth", "1", "--inductor-up-to", "0", "--history", "6"]
     assert run(monkeypatch, "bench", "compile", "--model", "toy:small", *arguments) == 0
     assert "lightint warm" in capsys.readouterr().out
 
@@ -171,8 +172,8 @@ def test_it_is_demonstrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_its_cameras_are_decided_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "decisions", "--model", "toy:small", "--trajectory", "left-7,right-8", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)) >= 4
+    assert run(monkeypatch, "decisions", "--model", "toy:small", "--trajectory", "left-8,right-9", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 6, "a chunk of this world has three frames"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_its_cameras_are_decided_for(monkeypatch: pytest.MonkeyPatch, capsys: py
         ("toyy:small", "there is no target 'toyy:small'"),
         (
             "toy:unfinished",
-            "toy:unfinished is no world model · at the family toy · Unfinished has no chunk_frames, memory",
+            "toy:unfinished is no world model · at the family toy · Unfinished has no spec, needs_gpu",
         ),
         ("broken", "'broken': this is no model family"),
     ],
@@ -202,9 +203,13 @@ def test_every_size_of_what_is_built_in_is_a_world_model(name: str) -> None:
     assert isinstance(model, WorldModel) and name in registry.model_names()
     inputs = model.example_inputs(model.example_history, "meta")
     assert set(model.roles) | set(model.frame_axes) <= set(inputs)
-    with_history = model.example_inputs(model.example_history + model.chunk_frames, "meta")
+    with_history = model.example_inputs(model.example_history + model.spec.chunk, "meta")
     for argument, axis in model.frame_axes.items():
-        assert with_history[argument].shape[axis] == inputs[argument].shape[axis] + model.chunk_frames
+        assert with_history[argument].shape[axis] == inputs[argument].shape[axis] + model.spec.chunk
+
+
+def test_the_world_of_the_large_size_is_that_of_the_published_rules() -> None:
+    assert registry.world_model(registry.LARGE).spec == PUBLISHED
 
 
 def test_the_roles_that_a_model_states_are_those_that_are_inferred() -> None:
