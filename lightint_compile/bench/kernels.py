@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightint_compile.errors import OptionError
 from lightint_compile.kernels import api, dispatch
 from lightint_compile.kernels.skipped import Means, joined
 from lightint_compile.kernels.tiles import Layout
@@ -70,7 +71,12 @@ def run(options: Settings) -> None:
 
     Raises:
         DeviceError: the device is not there.
+        OptionError: a length of the sweep is no power of two from 512 on.
     """
+    for length in options.lengths:
+        if length < 512 or length & (length - 1):
+            why = f"{length} is no power of two from 512 on"
+            raise OptionError("a length does not fit", where="--length", why=why, fix="for example 4096")
     device = checked_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     console = Console(width=options.width)

@@ -123,9 +123,7 @@ def decisions(
     ] = None,
     age: Annotated[int, typer.Option(min=0, help="chunks for which keys and values of context frames are kept")] = 0,
     kept_frames: Annotated[int, typer.Option(min=0, help="frames of which they are kept; at least --memory")] = 0,
-    chunk_frames: Annotated[
-        int | None, typer.Option(min=1, help="frames of a chunk; the model's by default")
-    ] = None,
+    chunk_frames: Annotated[int | None, typer.Option(min=1, help="frames of a chunk; the model's by default")] = None,
     model: Annotated[str, typer.Option(help="FAMILY:SIZE whose cameras and world they are")] = LARGE,
     as_json: Annotated[bool, typer.Option("--json", help="print a list of chunks as JSON")] = False,
 ) -> None:

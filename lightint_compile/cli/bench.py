@@ -25,7 +25,7 @@ class Table(StrEnum):
 
 Model = Annotated[str, typer.Option(help="FAMILY:SIZE")]
 Trajectory = Annotated[str, typer.Option(help="camera path as a pose string")]
-Device = Annotated[str | None, typer.Option(help="cuda or cpu; cuda where there is one by default")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu", show_default="cuda where there is one")]
 Width = Annotated[int, typer.Option(min=40, help="columns of the printed tables")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write every figure to this file")]
 
@@ -33,12 +33,16 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="also write every 
 @bench.command()
 def kernels(
     device: Device = None,
-    table: Annotated[list[Table] | None, typer.Option(help="what to measure; repeat for several [all]")] = None,
+    table: Annotated[
+        list[Table] | None, typer.Option(help="what to measure; repeat for several", show_default="all")
+    ] = None,
     length: Annotated[
-        list[int] | None, typer.Option(min=512, help="tokens of the sweep, a power of two; repeat [512 to 65536]")
+        list[int] | None,
+        typer.Option(min=512, help="tokens of the sweep, a power of two; repeat", show_default="512 to 65536"),
     ] = None,
     density: Annotated[
-        list[float] | None, typer.Option(min=0.0, max=1.0, help="density of the sweep; repeat [0.05 to 1]")
+        list[float] | None,
+        typer.Option(min=0.01, max=1.0, help="density of the sweep; repeat", show_default="0.05 to 1"),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="time spent on one figure")] = 0.2,
     flex: Annotated[
@@ -61,13 +65,16 @@ def rollout(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager, inductor, or a preset with options: all:drift=1e9; repeat "
-            "[eager, inductor, exact, published, all, all:drift=1e9]"
+            help="eager, inductor, or a preset with options; repeat",
+            show_default="eager, inductor, exact, published, all, all:drift=1e9",
         ),
     ] = None,
-    depth: Annotated[list[int] | None, typer.Option(min=1, help="blocks that are measured; repeat [2, 6]")] = None,
+    depth: Annotated[
+        list[int] | None, typer.Option(min=1, help="blocks that are measured; repeat", show_default="2, 6")
+    ] = None,
     inductor_depth: Annotated[
-        list[int] | None, typer.Option(min=1, help="the same for Inductor, which unrolls every block [1, 2]")
+        list[int] | None,
+        typer.Option(min=1, help="the same for Inductor, which unrolls every block", show_default="1, 2"),
     ] = None,
     trajectory: Trajectory = "left-31,right-32",
     repeats: Annotated[int, typer.Option(min=1, help="rollouts of each variant; the median counts")] = 3,
@@ -93,7 +100,7 @@ def rollout(
 @bench.command("compile")
 def compiling(
     model: Model = TINY,
-    depth: Annotated[list[int] | None, typer.Option(min=1, help="blocks; repeat [4, 16]")] = None,
+    depth: Annotated[list[int] | None, typer.Option(min=1, help="blocks; repeat", show_default="4, 16")] = None,
     inductor_up_to: Annotated[
         int, typer.Option(min=0, help="blocks of the deepest stack that Inductor compiles as well")
     ] = 4,
@@ -107,7 +114,9 @@ def compiling(
 
 @bench.command()
 def checks(
-    model: Annotated[str | None, typer.Option(help=f"FAMILY:SIZE [{LARGE} with CUDA, else {DEMO}]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="FAMILY:SIZE", show_default=f"{LARGE} with CUDA, else {DEMO}")
+    ] = None,
     device: Device = None,
     chunk: Annotated[float, typer.Option(min=1e-3, help="milliseconds of a chunk, for the share")] = 600.0,
     seconds: Annotated[float, typer.Option(min=0.0, help="time spent on one figure of the device")] = 1.0,
@@ -126,12 +135,15 @@ def counting(
     model: Model = LARGE,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="a row: off, exact, release, published, all, 'all, kept 4 chunks', ...; repeat [all rows]"),
+        typer.Option(
+            help="off, exact, release, published, all, 'all, kept 4 chunks', ...; repeat", show_default="all rows"
+        ),
     ] = None,
     trajectory: Trajectory = "left-31,right-32",
     latents: Annotated[int, typer.Option(min=1, help="latent frames of the path that are counted")] = 64,
     depth: Annotated[
-        list[int] | None, typer.Option(min=1, help="blocks that are traced; a third one checks the line [2, 3]")
+        list[int] | None,
+        typer.Option(min=1, help="blocks that are traced; a third one checks the line", show_default="2, 3"),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:

@@ -31,6 +31,10 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("COLUMNS", "200")
     assert run(monkeypatch, command, "--help") == 0
     shown = capsys.readouterr().out
+    rows = [
+        line for line in shown.splitlines() if "--" in line and not line.lstrip("│ ").startswith(("--help", "--flex"))
+    ]
+    assert all("[default: " in row or "--json" in row for row in rows), "every option shows its default"
     assert all(f"--{option}" in shown for option in OPTIONS[command])
 
 
@@ -40,6 +44,8 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         (["kernels", "--table", "speed"], "'speed' is not one of"),
         (["kernels", "--length", "1k"], "Invalid value for '--length'"),
         (["kernels", "--length", "100"], "Invalid value for '--length'"),
+        (["kernels", "--length", "600"], "600 is no power of two"),
+        (["kernels", "--density", "0"], "Invalid value for '--density'"),
         (["kernels", "--density", "1.5"], "Invalid value for '--density'"),
         (["kernels", "--json", "no/such/folder/file"], "cannot be written"),
         (["kernels", "--tables", "sites"], "No such option"),
