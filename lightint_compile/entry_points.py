@@ -6,12 +6,16 @@ built-in names are enough, and nothing is imported before it is named: a package
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import logging
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lightint_compile.errors import ExtensionError, told
+from lightint_compile.errors import ExtensionError, one_line, told
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,19 @@ def names(group: str, built_in: Iterable[str]) -> list[str]:
     return own + sorted({each.name for each in extensions(group)} - {*own})
 
 
-def extension(group: str, name: str) -> Extension | None:
-    """What is registered under ``name``, ``None`` when nothing is.
+def extension(group: str, name: str, built_in: Container[str]) -> Extension | None:
+    """What is registered under ``name``, which is not built in; ``None`` when nothing is.
+
+    An extension that takes a name of ``built_in`` is found on the way and warned of.
 
     Raises:
         ExtensionError: two packages register the name.
     """
-    found = [each for each in extensions(group) if each.name == name]
+    everything = extensions(group)
+    for each in everything:
+        if each.name in built_in:
+            _warn_of_taken(each)
+    found = [each for each in everything if each.name == name]
     if len(found) > 1:
         raise found[0].error("two packages register this name", " and ".join(each.origin for each in found))
     return found[0] if found else None
@@ -81,12 +91,22 @@ def extension(group: str, name: str) -> Extension | None:
 def refusal(each: Extension, built_in: Container[str]) -> ExtensionError | None:
     """Why an extension cannot be used, as far as that is known without loading it."""
     if each.name in built_in:
-        return each.error("the name is built in", "lightint has one of this name, which is used")
+        return _taken(each)
     try:
-        extension(each.group, each.name)
+        extension(each.group, each.name, built_in)
     except ExtensionError as error:
         return error
     return None
+
+
+def _taken(each: Extension) -> ExtensionError:
+    return each.error("the name is built in", "lightint has one of this name, which is used")
+
+
+@functools.cache
+def _warn_of_taken(each: Extension) -> None:
+    """Once in a process."""
+    log.warning("%s", one_line(_taken(each)))
 
 
 def _package(entry: importlib.metadata.EntryPoint) -> str:

@@ -34,7 +34,7 @@ def is_family(name: str) -> bool:
     Raises:
         ExtensionError: two packages register it.
     """
-    return name in FAMILIES or extension(GROUP, name) is not None
+    return name in FAMILIES or extension(GROUP, name, FAMILIES) is not None
 
 
 def family(name: str) -> ModelFamily:
@@ -53,7 +53,7 @@ def family(name: str) -> ModelFamily:
 
 @functools.cache
 def _of_another_package(name: str) -> ModelFamily:
-    found = extension(GROUP, name)
+    found = extension(GROUP, name, FAMILIES)
     if found is None:
         fix = did_you_mean(name, names(GROUP, FAMILIES))
         raise InputError(f"there is no model family {name!r}", where="model", fix=fix)

@@ -48,7 +48,7 @@ def is_pass(name: str) -> bool:
     Raises:
         ExtensionError: two packages register it.
     """
-    return name in PASSES or extension(GROUP, name) is not None
+    return name in PASSES or extension(GROUP, name, PASSES) is not None
 
 
 def pass_class(name: str) -> type[Pass]:
@@ -67,7 +67,7 @@ def pass_class(name: str) -> type[Pass]:
 
 @functools.cache
 def _of_another_package(name: str) -> type[Pass]:
-    found = extension(GROUP, name)
+    found = extension(GROUP, name, PASSES)
     if found is None:
         raise OptionError(f"there is no pass called {name!r}", where="passes", fix=did_you_mean(name, pass_names()))
     return checked(found)

@@ -36,7 +36,7 @@ def extension_lines(options: LightintOptions) -> Iterator[str]:
     yield f"pipeline: {pipeline}, asked for: {asked_passes(options)}"
     for step in pipeline.passes:
         if step.name not in PASSES:
-            found = extension(GROUP, step.name)
+            found = extension(GROUP, step.name, PASSES)
             yield f"{step.name} of {found.origin if found else 'no package'}: {_content(type(step))}"
 
 

@@ -112,7 +112,7 @@ def preset_of(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    found = extension(GROUP, name)
+    found = extension(GROUP, name, PRESETS)
     if found is None:
         fix = did_you_mean(name, preset_names())
         raise OptionError(f"{name!r} is no preset", where="options['preset']", fix=fix)

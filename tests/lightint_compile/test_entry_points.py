@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 from pathlib import Path
 
 import other_package
@@ -77,15 +76,14 @@ def said(**options: object) -> list[str]:
     return [remark.message for section in report.sections for remark in section.remarks if remark.rule == "count"]
 
 
-def test_built_in_names_look_for_nothing() -> None:
-    code = (
-        "from lightint_compile import entry_points\n"
-        "entry_points.extensions = lambda group: 1 / 0\n"
-        "from lightint_compile.options import LightintOptions\n"
-        "from lightint_compile.options.pipelines import pipeline_of\n"
-        "pipeline_of(LightintOptions(preset='sparse', require=['dead-tail'], without=['step-cache']))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_built_in_names_look_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_for: list[str] = []
+    monkeypatch.setattr(entry_points, "extensions", lambda group: looked_for.append(group) or [])
+    pipeline_of(LightintOptions(preset="sparse", require=["dead-tail"], without=["step-cache"]))
+    assert not looked_for
+    with pytest.raises(OptionError, match="there is no pass called"):
+        LightintOptions(passes="no-such-pass")
+    assert looked_for == [registry.GROUP] * 2
 
 
 def test_a_pass_runs_where_a_pipeline_a_preset_or_an_option_names_it(package) -> None:
@@ -145,6 +143,15 @@ def test_a_broken_one_says_so_and_is_in_nobodys_way(package, capsys: pytest.Capt
     )
     for name, (_, why) in BROKEN.items():
         assert findings[name].state is State.ABSENT and why in findings[name].detail
+
+
+def test_who_takes_a_built_in_name_is_warned_of_once(package, caplog: pytest.LogCaptureFixture) -> None:
+    package("bees", {"dead-tail": "lightint_counting_bees:CountBees"})
+    with caplog.at_level(logging.WARNING, "lightint_compile"):
+        for _ in range(2):
+            LightintOptions(passes="dead-tail,count-bees")
+    (record,) = [each for each in caplog.records if each.name == entry_points.__name__]
+    assert "'dead-tail': the name is built in" in record.getMessage() and "counting-bees 0.1" in record.getMessage()
 
 
 def test_two_packages_with_one_name_are_refused(package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
