@@ -23,6 +23,7 @@ from lightint_compile.errors import LightintError, OptionError, PassError, did_y
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.saved import Saved
 from lightint_compile.passes.ir.verify import verify
 from lightint_compile.passes.registry import pass_class
 
@@ -88,16 +89,15 @@ class Pipeline:
 
 
 def _run_guarded(step: Pass, program: Program, strict: bool) -> PassResult:
-    saved = program.snapshot()
-    known = set(program.graph.nodes)
+    saved = Saved(program)
     try:
         result = step.run(program)
         if result.modified:
             program.changed()
-            verify(program, saved, unchanged=known)
+            verify(program, saved, unchanged=saved.nodes)
         return result
     except Exception as error:
-        program.restore(saved)
+        saved.put_back(program)
         if strict:
             if isinstance(error, LightintError):
                 raise

@@ -122,11 +122,6 @@ class Program:
         module.meta.update(self.graph_module.meta)
         return replace(self, graph_module=module, _facts={})
 
-    def restore(self, saved: Program) -> None:
-        """Go back to a snapshot."""
-        self.graph_module, self.inputs = saved.graph_module, saved.inputs
-        self.changed()
-
 
 def value_of(node: fx.Node) -> Any:
     """The fake value of a node: a fake tensor, a symbolic or plain number, or a tuple of them."""

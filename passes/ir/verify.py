@@ -14,9 +14,10 @@ from lightint_compile.errors import PassError
 from lightint_compile.passes.ir.fake_values import described
 from lightint_compile.passes.ir.node_queries import graph_of
 from lightint_compile.passes.ir.program import Program, fake_mode_of, faking
+from lightint_compile.passes.ir.saved import Interface, Output, Saved
 
 
-def verify(program: Program, before: Program, *, unchanged: Collection[fx.Node] = ()) -> None:
+def verify(program: Program, before: Program | Saved, *, unchanged: Collection[fx.Node] = ()) -> None:
     """Raise :class:`PassError` unless ``program`` still satisfies the invariants of the normal form.
 
     * the graph lints;
@@ -26,29 +27,23 @@ def verify(program: Program, before: Program, *, unchanged: Collection[fx.Node] 
       computes from its arguments' fake values.
     """
     program.graph.lint()
-    _same_interface(program, before)
+    then = before.interface if isinstance(before, Saved) else Interface.of(before.graph)
+    _same_interface(Interface.of(program.graph), then)
     _true_values(program, unchanged)
 
 
-def _same_interface(program: Program, before: Program) -> None:
-    now, then = ([node.name for node in p.placeholders()] for p in (program, before))
-    if now != then:
-        raise PassError("a pass changed the program's placeholders", why=f"{then} became {now}")
-    outputs, outputs_before = (_outputs(p.graph) for p in (program, before))
-    if len(outputs) != len(outputs_before):
-        raise PassError("a pass changed the number of outputs", why=f"{len(outputs_before)} became {len(outputs)}")
-    for index, (new, old) in enumerate(zip(outputs, outputs_before, strict=True)):
-        if isinstance(new, fx.Node) and isinstance(old, fx.Node):
-            if not _same_value(new.meta.get("val"), old.meta.get("val")):
-                shown = f"{_shown(old.meta.get('val'))} became {_shown(new.meta.get('val'))}"
+def _same_interface(now: Interface, then: Interface) -> None:
+    if now.inputs != then.inputs:
+        raise PassError("a pass changed the program's placeholders", why=f"{then.inputs} became {now.inputs}")
+    if len(now.outputs) != len(then.outputs):
+        raise PassError("a pass changed the number of outputs", why=f"{len(then.outputs)} became {len(now.outputs)}")
+    for index, (new, old) in enumerate(zip(now.outputs, then.outputs, strict=True)):
+        if isinstance(new, Output) and isinstance(old, Output):
+            if not _same_value(new.value, old.value):
+                shown = f"{_shown(old.value)} became {_shown(new.value)}"
                 raise PassError(f"a pass changed the type of output {index}", why=shown)
             if new.op == "placeholder" and old.op != "placeholder":
                 raise PassError(f"a pass made output {index} an alias of the input {new.name}")
-
-
-def _outputs(graph: fx.Graph) -> list[Any]:
-    leaves: list[Any] = pytree.tree_leaves(graph.output_node().args[0])
-    return leaves
 
 
 def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:

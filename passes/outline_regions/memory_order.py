@@ -19,6 +19,7 @@ from lightint_compile.passes.ir.fake_values import described, refresh, size_of
 from lightint_compile.passes.ir.memory_sharing import memory_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.saved import Saved
 
 aten = torch.ops.aten
 
@@ -38,11 +39,11 @@ def choose_memory_orders(program: Program, pass_name: str) -> bool:
     joined = [node for node in program.calls(aten.cat.default) if _joins_heads(node)]
     if not columns and not joined:
         return False
-    saved, outputs = program.snapshot(), _output_layouts(program)
+    saved, outputs = Saved(program), _output_layouts(program)
     rewriter = Rewriter(program, pass_name)
     refresh(program, [*(_copied(node, rewriter) for node in columns), *(_rejoined(node, rewriter) for node in joined)])
     if _output_layouts(program) != outputs:
-        program.restore(saved)
+        saved.put_back(program)
         return False
     program.changed()
     return True

@@ -22,6 +22,7 @@ from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
+from lightint_compile.passes.ir.saved import Saved
 from lightint_compile.passes.ir.world_spec import StatedWorld
 from lightint_compile.passes.step_cache.branches import GuardedSteps
 from lightint_compile.passes.step_cache.per_element import Apart
@@ -77,11 +78,11 @@ class StepCache(StatedWorld, Pass):
             return PassResult(False)
         if _batch_of(found.steps) == 1:
             return self._guarded(program, found, None)
-        saved = program.snapshot()
+        saved = Saved(program)
         try:
             return self._guarded(program, found, Apart(program, found.steps[0].carried_in))
         except Refused as refused:
-            program.restore(saved)
+            saved.put_back(program)
             shared = _find(program, self)
             assert isinstance(shared, _Found)
             result = self._guarded(program, shared, None)
