@@ -22,6 +22,8 @@ Size: TypeAlias = int | sympy.Expr
 
 def size_of(value: Any) -> Size:
     """An integer, a ``SymInt`` or an expression as a :data:`Size`; nothing is guarded."""
+    if type(value) is int:
+        return value
     if isinstance(value, torch.SymInt):
         value = value.node.expr
     return plain(value) if isinstance(value, sympy.Expr) else int(value)
@@ -34,7 +36,7 @@ def plain(expression: Any) -> Size:
 
 def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
     """The sizes of a fake tensor."""
-    return tuple(size_of(size) for size in tensor.shape)
+    return tuple(size if type(size) is int else size_of(size) for size in tensor.shape)
 
 
 def hint_of(value: Any) -> int:

@@ -94,12 +94,19 @@ class Dependencies:
                 if last is not None:
                     self._after[node], self._before[last] = last, node
                 last = node
+        self._awaited: dict[fx.Node, list[fx.Node]] = {}
 
-    def before(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes that ``node`` directly waits for."""
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
         inputs = node.all_input_nodes
         previous = self._after.get(node)
         return inputs if previous is None or previous in inputs else [*inputs, previous]
+
+    def before(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that ``node`` directly waits for."""
+        found = self._awaited.get(node)
+        if found is None:
+            found = self._awaited[node] = self._inputs(node)
+        return found
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that directly wait for ``node``."""
