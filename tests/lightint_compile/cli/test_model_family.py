@@ -10,6 +10,7 @@ import other_package
 import pytest
 import torch
 
+import lightint_compile
 from lightint_compile import explain
 from lightint_compile.cli import main
 from lightint_compile.models import registry
@@ -206,6 +207,17 @@ def test_every_size_of_what_is_built_in_is_a_world_model(name: str) -> None:
     with_history = model.example_inputs(model.example_history + model.spec.chunk, "meta")
     for argument, axis in model.frame_axes.items():
         assert with_history[argument].shape[axis] == inputs[argument].shape[axis] + model.spec.chunk
+
+
+def test_no_command_benchmark_or_demo_names_a_family() -> None:
+    package = Path(lightint_compile.__file__).parent
+    paths = [
+        package / "path_decisions.py",
+        *(path for name in ("cli", "bench", "demo") for path in (package / name).iterdir()),
+    ]
+    texts = {path: path.read_text().lower() for path in paths if path.suffix == ".py"}
+    assert len(texts) > 20
+    assert [path for path, text in texts.items() for name in registry.FAMILIES if name in text] == []
 
 
 def test_the_world_of_the_large_size_is_that_of_the_published_rules() -> None:
