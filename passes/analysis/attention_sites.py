@@ -251,7 +251,7 @@ def _structure(query: TokenAxis, key: TokenAxis) -> tuple[SiteKind, Grid | None,
     """What the site is for, and its visual keys as one block of frames that ends with the queries' frames."""
     if not query.grids and not key.grids:
         return SiteKind.TEXT, None, None, f"neither queries nor keys are a grid: {query.why_not}"
-    if not key.grids:
+    if not key.grids or (query.grids and any(span.kept for span in key.spans)):
         names = ", ".join(dict.fromkeys(name for span in key.spans for name in span.sources))
         return SiteKind.CROSS, None, None, f"cross-attention: the keys are tokens of {names or 'no grid'}"
     if not query.grids:
@@ -262,10 +262,9 @@ def _structure(query: TokenAxis, key: TokenAxis) -> tuple[SiteKind, Grid | None,
     *context, last = key.grids
     if not (last.same_tokens(grid) or (not context and all(map(same, last.shape, grid.shape)))):
         return SiteKind.OTHER, None, None, f"the queries' frames are not the last keys: queries {query}, keys {key}"
-    if _is_torn(key):
+    if key.block is None:
         return SiteKind.OTHER, None, None, f"tokens without a grid lie between frames: keys {key}"
-    frames = size_of(sum(other.frames for other in key.grids))
-    block = Grid(frames, grid.height, grid.width, grid.seed, 0, (None, *grid.origins[1:]))
+    block = Grid(key.block.frames, grid.height, grid.width, grid.seed, 0, (None, *grid.origins[1:]))
     return (SiteKind.DENOISE if context else SiteKind.PREFILL), grid, block, ""
 
 
@@ -288,12 +287,6 @@ def _own_tokens(query: fx.Node) -> set[fx.Node]:
         return set()
     sources = [node for node in producer.all_input_nodes if node.op != "placeholder"]
     return {producer, *sources[:1]}
-
-
-def _is_torn(axis: TokenAxis) -> bool:
-    held = [bool(span.grid) for span in axis.spans]
-    first, last = held.index(True), len(held) - held[::-1].index(True)
-    return not all(held[first:last])
 
 
 def _key_spans(query: TokenAxis, key: TokenAxis) -> tuple[KeySpan, ...]:

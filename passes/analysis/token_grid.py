@@ -20,7 +20,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axes, Axis, Origin, extent
+from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axes, Axis, Origin, extent, folded
 from lightint_compile.passes.analysis.grid_axes.rules import meanings
 from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import pick_of, sizes_of, tensors
@@ -78,12 +78,14 @@ class Span:
         grid: their grid, ``None`` when there is none.
         sources: names of the nodes where tokens without a grid came from; inputs of the program among them.
         note: why there is no grid.
+        kept: whether a buffer held them before other tokens were written beside them.
     """
 
     length: Size
     grid: Grid | None = None
     sources: tuple[str, ...] = ()
     note: str = ""
+    kept: bool = False
 
     def __str__(self) -> str:
         return str(self.grid) if self.grid else str(self.length)
@@ -104,6 +106,20 @@ class TokenAxis:
     def grid(self) -> Grid | None:
         """The grid where there is exactly one."""
         return self.grids[0] if len(self.grids) == 1 else None
+
+    @property
+    def block(self) -> Grid | None:
+        """All grids as one of more frames: those of one height and width with nothing else between them."""
+        if not self.grids or not all(grid.same_plane(self.grids[0]) for grid in self.grids):
+            return None
+        held = [bool(span.grid) for span in self.spans]
+        if not all(held[held.index(True) : len(held) - held[::-1].index(True)]):
+            return None
+        return self.grid or replace(
+            self.grids[0],
+            frames=_total(grid.frames for grid in self.grids),
+            origins=(None, *self.grids[0].origins[1:]),
+        )
 
     @property
     def prefix(self) -> Size:
@@ -174,6 +190,11 @@ class TokenGrid:
         if axes is None or not -len(axes) <= axis < len(axes):
             return None
         return TokenAxis(tuple(_spans(axes[axis])))
+
+    def folded(self, node: fx.Node, axis: int) -> tuple[Size, TokenAxis] | None:
+        """The size of a batch that is folded into an axis, ``view(B * L, ...)``, and the stretches of one element."""
+        found = folded(self.axes[node][axis])
+        return None if found is None else (extent(found[0]), TokenAxis(tuple(_spans(found[1]))))
 
     def grids_of(self, node: fx.Node) -> dict[int, TokenAxis]:
         """The axes of a node that hold a grid."""
@@ -288,10 +309,14 @@ def _spans(axis: Axis) -> Iterator[Span]:
         yield Span(grid.tokens, grid)
         return
     sources = tuple(dict.fromkeys(atom.origin.node for atom in axis if atom.origin and atom.size != 1))
-    yield Span(extent(axis), None, sources, _note(axis))
+    yield Span(extent(axis), None, sources, _note(axis), any(atom.role == "kept" for atom in axis))
 
 
 def _note(axis: Axis) -> str:
+    apart = folded(axis)
+    if apart is not None and any(span.grid for span in _spans(apart[1])):
+        inner = " | ".join(map(str, _spans(apart[1])))
+        return f"{extent(apart[0])} times {inner} lie one behind the other"
     atoms = [atom for atom in axis if atom.size != 1]
     roles = [atom.role for atom in atoms if atom.role in ROLES]
     if roles:

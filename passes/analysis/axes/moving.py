@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -242,8 +243,27 @@ def index_select(node: fx.Node) -> Movement | None:
     if pick is None:
         return None
     ref = Ref(pick.source, pick.axis)
-    way = Picked(ref, Ref(pick.index, 0), run_of(pick.index))
+    way = Picked(ref, Ref(pick.index, 0), known_run(pick.index))
     return moved(replaced(kept(pick.source), pick.axis, way), reads=(Read((ref,), SELECTS),))
+
+
+def known_run(index: fx.Node) -> Size | None:
+    """The first of numbers that are known to be consecutive, by how they are made or as a constant of the graph."""
+    found = run_of(index)
+    if isinstance(found, int) and found < 0:
+        return None
+    if found is not None or index.op != "get_attr" or index.graph.owning_module is None:
+        return found
+    value = attrgetter(str(index.target))(index.graph.owning_module)
+    if type(value) is not torch.Tensor or value.dim() != 1 or not 0 < len(value) <= _LONGEST_INDEX:
+        return None
+    numbers = value.tolist()
+    first = int(numbers[0])
+    return first if first >= 0 and numbers == list(range(first, first + len(numbers))) else None
+
+
+#: A constant index longer than this is not read.
+_LONGEST_INDEX = 2**20
 
 
 @moves(Family.EMBEDDING)
@@ -290,6 +310,18 @@ def slice_scatter(node: fx.Node) -> Movement | None:
     dim = dimension(node, rank)
     start, step = bound(argument(node, "start"), sizes_of(target)[dim]), size_argument(argument(node, "step"))
     return _written(aligned([target, source], rank), Written(Ref(target, dim), Ref(source, dim), start, step))
+
+
+@moves(aten.index_copy.default)
+def index_copy(node: fx.Node) -> Movement | None:
+    """Places along one axis are written by their numbers; those that are known to be a run."""
+    target, source = argument(node, "self"), argument(node, "source")
+    first = known_run(argument(node, "index"))
+    if first is None or len(sizes_of(source)) != len(sizes_of(target)):
+        return None
+    dim = dimension(node, len(sizes_of(target)))
+    written = Written(Ref(target, dim), Ref(source, dim), first)
+    return _written(aligned([target, source], len(sizes_of(target))), written)
 
 
 @moves(aten.select_scatter.default)

@@ -32,10 +32,13 @@ class Atom:
 
     Attributes:
         size: its extent.
-        role: ``frames``, ``height``, ``width`` where an operation fixed it, ``position`` for an ``arange``, else empty.
+        role: ``frames``, ``height``, ``width`` where an operation fixed it, ``position`` for an ``arange``, ``kept``
+            for what a buffer held before something was written into it, else empty.
         origin: where it came from.
         start: the first index kept of the original axis, where it was sliced.
-        parts: for a concatenation, the axes it joins; such an atom is never split.
+        parts: for a concatenation, the axes it joins; such an atom is split only into frames and a plane.
+        planes: for the frames of joined grids, the rest of every part, in order: planes of one height and width.
+        plane: the one of these that stands for all of them, beside the frames.
         parent: for the inner piece of a split axis, the whole; next to its outer piece it becomes the whole again.
         note: why nothing more is known, for a person.
     """
@@ -45,6 +48,8 @@ class Atom:
     origin: Origin | None = None
     start: Size = 0
     parts: tuple[Axis, ...] = ()
+    planes: tuple[Axis, ...] = ()
+    plane: Axis = ()
     parent: Atom | None = None
     note: str = ""
 
@@ -102,15 +107,51 @@ def _take(pending: list[Atom], wanted: Size, *, last: bool) -> Axis | None:
             taken.append(atom)
             missing = rest
             continue
-        inner = None if atom.parts else quotient(atom.size, missing)
-        if inner is None:
+        pieces = _split(atom, missing)
+        if pieces is None:
             return None
-        taken.append(_outer(atom, missing))
-        pending.insert(0, Atom(inner, parent=atom, note=atom.note))
+        taken.append(pieces[0])
+        pending[:0] = pieces[1]
         missing = 1
     while last and pending and pending[0].size == 1:
         taken.append(pending.pop(0))
     return tuple(taken)
+
+
+def _split(atom: Atom, size: Size) -> tuple[Atom, Axis] | None:
+    """The outer ``size`` of an atom, and what lies inside of them."""
+    row = quotient(atom.size, size)
+    if row is None:
+        return None
+    return _stacked(atom, size, row) if atom.parts else (_outer(atom, size), (Atom(row, parent=atom, note=atom.note),))
+
+
+def _stacked(atom: Atom, frames: Size, row: Size) -> tuple[Atom, Axis] | None:
+    """Grids of one height and width joined along their tokens, as one grid of more frames: its frames, and a plane."""
+    pieces = [_apart(part, row) for part in atom.parts]
+    planes = tuple(plane for _, plane in pieces)
+    if atom.planes or len(set(map(_looks, planes))) != 1 or not _looks(planes[0]):
+        return None
+    return Atom(frames, parts=tuple(outer for outer, _ in pieces), planes=planes, plane=planes[0]), planes[0]
+
+
+def _apart(axis: Axis, row: Size) -> tuple[Axis, Axis]:
+    """An axis in front of, and behind, the place where ``row`` values are left; nothing behind if there is none."""
+    places = (place for place in reversed(range(len(axis))) if same(extent(axis[place:]), row))
+    place = next(places, len(axis))
+    return axis[:place], axis[place:]
+
+
+def _looks(plane: Axis) -> tuple[object, ...]:
+    """What tells planes apart: sizes and what they mean; empty where that is not known."""
+    atoms = [atom for atom in plane if atom.size != 1]
+    known = all(atom.role or (atom.origin and atom.origin.rank >= 5) for atom in atoms)
+    return tuple((atom.size, atom.role or (atom.origin and atom.origin.axis)) for atom in atoms if known)
+
+
+def _unstacked(frames: Atom) -> Axis:
+    """The join that the frames of joined grids were taken from."""
+    return join([(*outer, *plane) for outer, plane in zip(frames.parts, frames.planes, strict=True)])
 
 
 def _outer(atom: Atom, size: Size) -> Atom:
@@ -122,11 +163,20 @@ def fuse(axis: Axis) -> Axis:
     fused: list[Atom] = []
     for atom in axis:
         fused.append(atom)
-        while len(fused) > 1 and _rejoins(fused[-2], fused[-1]):
-            whole = fused[-1].parent
-            assert whole is not None
-            fused[-2:] = [whole]
+        while (whole := _fused_end(fused)) is not None:
+            fused = whole
     return tuple(fused)
+
+
+def _fused_end(atoms: list[Atom]) -> list[Atom] | None:
+    """``atoms`` with pieces at their end that are one again."""
+    if len(atoms) > 1 and _rejoins(atoms[-2], atoms[-1]):
+        assert atoms[-1].parent is not None
+        return [*atoms[:-2], atoms[-1].parent]
+    for place, atom in enumerate(atoms):
+        if atom.planes and tuple(atoms[place + 1 :]) == atom.plane:
+            return [*atoms[:place], *_unstacked(atom)]
+    return None
 
 
 def _rejoins(outer: Atom, inner: Atom) -> bool:
@@ -138,7 +188,7 @@ def join(axes: Sequence[Axis]) -> Axis:
     """The axis of a concatenation."""
     parts: list[Axis] = []
     for axis in axes:
-        parts.extend(axis[0].parts if len(axis) == 1 and axis[0].parts else (axis,))
+        parts.extend(axis[0].parts if len(axis) == 1 and axis[0].parts and not axis[0].planes else (axis,))
     parts = [part for part in parts if extent(part) != 0]
     if len(parts) == 1:
         return parts[0]
@@ -153,7 +203,9 @@ def cut(axis: Axis, start: Size, stop: Size) -> Axis:
     length = size_of(stop - start)
     if same(start, 0) and same(length, extent(axis)):
         return axis
-    if len(axis) == 1 and axis[0].parts:
+    if len(axis) == 1 and axis[0].planes:
+        found = _cut_frames(axis[0], start, stop)
+    elif len(axis) == 1 and axis[0].parts:
         found = _cut_parts(axis[0].parts, start, stop)
     else:
         found = _cut_rows(axis, start, length)
@@ -179,6 +231,50 @@ def _cut_parts(parts: Sequence[Axis], start: Size, stop: Size) -> Axis | None:
         begin = end
     joined = join(kept) if kept else None
     return joined if joined and same(extent(joined), size_of(stop - start)) else None
+
+
+def _cut_frames(frames: Atom, start: Size, stop: Size) -> Axis | None:
+    """Frames of joined grids, by the tokens that they stand for."""
+    row = extent(frames.plane)
+    tokens = cut(_unstacked(frames), size_of(start * row), size_of(stop * row))
+    pieces = [_apart(part, row) for part in (tokens[0].parts or (tokens,))]
+    parts, planes = tuple(outer for outer, _ in pieces), tuple(plane for _, plane in pieces)
+    return (replace(frames, size=size_of(stop - start), parts=parts, planes=planes),) if all(planes) else None
+
+
+def written(buffer: Axis, values: Axis, start: Size) -> Axis:
+    """A buffer with ``values`` written from ``start`` on; as it was where nothing is known of them.
+
+    What stays of it is marked ``kept``: which tokens these are cannot be told.
+    """
+    if knowledge(values) < 10:
+        return buffer
+    stop = size_of(start + extent(values))
+    behind = cut(buffer, stop, extent(buffer))
+    return join([_kept(cut(buffer, 0, start)), values, _kept(behind)])
+
+
+def _kept(axis: Axis) -> Axis:
+    return tuple(replace(atom, role=atom.role or "kept", parts=tuple(map(_kept, atom.parts))) for atom in axis)
+
+
+def padded(axis: Axis, before: Size, length: Size) -> Axis:
+    """An axis with other values around it, ``length`` in all.
+
+    One of a single atom keeps its meaning: padding before patchify adds rows, columns or frames.
+    """
+    if len(axis) == 1 and not axis[0].parts:
+        return (replace(axis[0], size=length, parent=None),)
+    after = size_of(length - before - extent(axis))
+    return join([(Atom(before, note="padding"),), axis, (Atom(after, note="padding"),)])
+
+
+def folded(axis: Axis) -> tuple[Axis, Axis] | None:
+    """A batch folded into an axis, ``view(B * L, ...)``, and the axis of one element; ``None`` where there is none."""
+    atoms = tuple(atom for atom in axis if atom.size != 1)
+    grid = [atom.parts or atom.role in ROLES or bool(atom.origin and atom.origin.rank >= 5) for atom in atoms]
+    place = len(atoms) - 1 if atoms and atoms[-1].parts else len(atoms) - 3
+    return (atoms[:place], atoms[place:]) if place > 0 and all(grid[place:]) else None
 
 
 def _cut_rows(axis: Axis, start: Size, length: Size) -> Axis | None:

@@ -39,7 +39,9 @@ from lightint_compile.passes.analysis.grid_axes.axes import (
     cut,
     fuse,
     join,
+    padded,
     regroup,
+    written,
 )
 from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import sizes_of, tensors
@@ -89,23 +91,28 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
             return reduce(better, fitting) if fitting else None
         case Across(ref) | Alike(Ref() as ref):
             return at(ref)
-        case Range(ref, start, 1) | Picked(ref, _, int() as start):
+        case Range(ref, start, 1):
             return cut(at(ref), start, size_of(start + size))
         case Joined(refs):
             return join([at(ref) for ref in refs])
-        case Picked(ref):
-            return _picked(at(ref), size)
+        case Picked(ref, _, first):
+            return _picked(at(ref), first, size)
         case Times(ref, copies, outside):
             return _copied(() if ref is None else at(ref), copies, outside=outside)
-        case Padded(ref):
-            return _padded(at(ref), size)
-        case Written(ref):
-            return at(ref)
+        case Padded(ref, before):
+            return padded(at(ref), before, size)
+        case Written(ref, source, start, step):
+            return at(ref) if source is None or step != 1 else written(at(ref), at(source), start)
     return None
 
 
-def _picked(axis: Axis, length: Size) -> Axis:
-    """Picking along an axis that is one atom (the frames of a latent) keeps what it means; tokens lose their grid."""
+def _picked(axis: Axis, first: Size | None, length: Size) -> Axis:
+    """A run of values is a slice.
+
+    Else an axis that is one atom (the frames of a latent) keeps what it means, and tokens lose their grid.
+    """
+    if first is not None:
+        return cut(axis, first, size_of(first + length))
     if len(axis) == 1 and not axis[0].parts:
         return (replace(axis[0], size=length, parent=None),)
     return (Atom(length, note="tokens picked by an index"),)
@@ -115,11 +122,6 @@ def _copied(axis: Axis, copies: Size, *, outside: bool) -> Axis:
     if copies == 1:
         return axis
     return (Atom(copies), *axis) if outside else fuse((*axis, Atom(copies)))
-
-
-def _padded(axis: Axis, length: Size) -> Axis | None:
-    """A padded axis of one atom keeps its meaning: padding before patchify adds rows, columns or frames."""
-    return (replace(axis[0], size=length, parent=None),) if len(axis) == 1 and not axis[0].parts else None
 
 
 def _seed(node: fx.Node, number: int, shape: Sequence[Size], way: Way, spatial: int, of: Lookup) -> Axis | None:
