@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.axes.attention import dialect_of
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.canonicalize_attention.axes import Axes, resolved
 from lightint_compile.passes.canonicalize_attention.build import SDPA, GraphBuilder, build
 from lightint_compile.passes.canonicalize_attention.check import check
-from lightint_compile.passes.canonicalize_attention.fused_calls import dialect_of, fused_site
+from lightint_compile.passes.canonicalize_attention.fused_calls import fused_site
 from lightint_compile.passes.canonicalize_attention.guard import (
     check_mutation,
     inductor_guard,

@@ -7,14 +7,14 @@ puts the copies outside, ``repeat_interleave`` inside) shows in the order of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+import sympy
 
-#: A plain or symbolic size.
-Size = Any
+from lightint_compile.passes.ir.fake_values import Size
+from lightint_compile.passes.ir.fake_values import size_of as as_size
+from lightint_compile.passes.ir.sizes import dealt, product, quotient, same
 
 
 class AxisError(Exception):
@@ -39,12 +39,12 @@ Axis = tuple[Atom, ...]
 Axes = tuple[Axis, ...]
 
 
-def fresh(size: Size) -> Axis:
+def fresh(size: Any) -> Axis:
     """A new axis that is equal to no other."""
-    return (Atom(size),)
+    return (Atom(as_size(size)),)
 
 
-def fresh_axes(shape: Sequence[Size]) -> Axes:
+def fresh_axes(shape: Sequence[Any]) -> Axes:
     """New axes for a tensor about which nothing is known."""
     return tuple(fresh(size) for size in shape)
 
@@ -55,7 +55,7 @@ def atoms(axis: Axis) -> Axis:
     for atom in axis:
         if atom.parts is not None:
             found.extend(atoms(atom.parts))
-        elif not equal(atom.size, 1):
+        elif atom.size != 1:
             found.append(atom)
     return tuple(found)
 
@@ -72,12 +72,18 @@ def resolved(axes: Sequence[Axis]) -> Axes:
 
 def size_of(axis: Axis) -> Size:
     """The number of elements along an axis."""
-    return math.prod(atom.size for atom in atoms(axis))
+    return product([atom.size for atom in atoms(axis)])
 
 
-def equal(left: Size, right: Size) -> bool:
+def equal(left: Any, right: Any) -> bool:
     """Whether two sizes are equal, known without a new guard."""
-    return statically_known_true(left == right)
+    return same(as_size(left), as_size(right))
+
+
+def _differ(left: Size, right: Size) -> bool:
+    """Whether two sizes are known to be unequal."""
+    difference = sympy.expand(left - right)
+    return bool(difference.is_number and difference != 0)
 
 
 def unify(left: Axis, right: Axis, *, asserted: bool = False) -> None:
@@ -91,7 +97,7 @@ def unify(left: Axis, right: Axis, *, asserted: bool = False) -> None:
         AxisError: their sizes differ, or cannot be related without a guard.
     """
     one, other = list(atoms(left)), list(atoms(right))
-    if asserted and len(one) == len(other) == 1 and not statically_known_true(one[0].size != other[0].size):
+    if asserted and len(one) == len(other) == 1 and not _differ(one[0].size, other[0].size):
         if one[0] is not other[0]:
             other[0].parts = (one[0],)
         return
@@ -99,12 +105,12 @@ def unify(left: Axis, right: Axis, *, asserted: bool = False) -> None:
         a, b = one.pop(0), other.pop(0)
         if a is b:
             continue
-        if equal(a.size, b.size):
+        if same(a.size, b.size):
             b.parts = (a,)
-        elif (rest := _quotient(a.size, b.size)) is not None:
-            one.insert(0, _split(a, b, rest))
-        elif (rest := _quotient(b.size, a.size)) is not None:
-            other.insert(0, _split(b, a, rest))
+        elif (rest := quotient(a.size, b.size)) is not None:
+            one.insert(0, _split(a, b, Atom(rest)))
+        elif (rest := quotient(b.size, a.size)) is not None:
+            other.insert(0, _split(b, a, Atom(rest)))
         else:
             raise AxisError(f"sizes {a.size} and {b.size} have no common factor that is known")
         one, other = list(atoms(tuple(one))), list(atoms(tuple(other)))
@@ -128,48 +134,20 @@ def broadcast(left: Sequence[Axis], right: Sequence[Axis]) -> Axes:
     return tuple(result)
 
 
-def regroup(axes: Sequence[Axis], shape: Sequence[Size]) -> Axes:
+def regroup(axes: Sequence[Axis], shape: Sequence[Any]) -> Axes:
     """The axes after a view to ``shape``.
 
     Raises:
         AxisError: the view cuts through an axis at a place that its factors do not allow.
     """
-    pending = [atom for axis in axes for atom in atoms(axis)]
-    result = [_take(pending, size) for size in shape]
-    if pending:
-        raise AxisError("the view has fewer elements than its operand")
-    return tuple(result)
+    before = [atom for axis in axes for atom in atoms(axis)]
+    sizes = list(map(as_size, shape))
+    found = dealt(before, sizes, lambda atom, outer, inner: (head := Atom(outer), _split(atom, head, Atom(inner))))
+    if found is None:
+        raise AxisError(f"a view to {sizes} cuts axes of {[atom.size for atom in before]} beside their factors")
+    return tuple(tuple(taken) or fresh(1) for taken in found)
 
 
-def _take(pending: list[Atom], size: Size) -> Axis:
-    """The first atoms of ``pending`` whose product is ``size``, splitting the last one if need be."""
-    taken: list[Atom] = []
-    missing = size
-    while not equal(missing, 1):
-        if not pending:
-            raise AxisError("the view has more elements than its operand")
-        atom = pending.pop(0)
-        if (rest := _quotient(missing, atom.size)) is not None:
-            missing = rest
-        elif (rest := _quotient(atom.size, missing)) is not None:
-            head = Atom(missing)
-            pending.insert(0, _split(atom, head, rest))
-            atom, missing = head, 1
-        else:
-            raise AxisError(f"the view cuts an axis of size {atom.size} at {missing}")
-        taken.append(atom)
-    return tuple(taken) or fresh(1)
-
-
-def _split(atom: Atom, head: Atom, rest: Size) -> Atom:
-    tail = Atom(rest)
+def _split(atom: Atom, head: Atom, tail: Atom) -> Atom:
     atom.parts = (head, tail)
     return tail
-
-
-def _quotient(size: Size, divisor: Size) -> Size | None:
-    """``size / divisor`` where it is known to be whole."""
-    if equal(divisor, 0):
-        return None
-    quotient = size // divisor
-    return quotient if equal(quotient * divisor, size) else None

@@ -9,7 +9,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.canonicalize_attention.axes import Axes, Axis, atoms, unify
 from lightint_compile.passes.ir.matching import MatchError, number_of
-from lightint_compile.passes.ir.op_arguments import arguments
+from lightint_compile.passes.ir.op_arguments import arguments, einsum_of
 
 aten = torch.ops.aten
 
@@ -101,27 +101,9 @@ def _baddbmm(node: fx.Node) -> Contraction:
 
 
 def _einsum(node: fx.Node) -> Contraction:
-    equation = str(node.args[0]).replace(" ", "")
-    left, right = arguments(node)["tensors"]
-    inputs, arrow, out = equation.partition("->")
-    one, _, other = inputs.partition(",")
-    if "..." in equation:
-        one, other, out = _without_dots(one, other, out, left, right)
-    elif not arrow:
-        out = "".join(sorted(c for c in set(one + other) if (one + other).count(c) == 1))
+    ((one, left), (other, right)), out = einsum_of(node)
     dangling = (set(one) ^ set(other)) - set(out)
     if dangling or any(len(set(letters)) != len(letters) for letters in (one, other, out)):
-        reason = f"the einsum {equation!r} takes a diagonal or sums an axis of one operand"
+        reason = f"the einsum {node.args[0]!r} takes a diagonal or sums an axis of one operand"
         raise MatchError("einsum-form", node, reason, "write the sum or the diagonal apart from the product")
     return Contraction(node, left, right, one, other, out)
-
-
-def _without_dots(one: str, other: str, out: str, left: fx.Node, right: fx.Node) -> tuple[str, str, str]:
-    """The equation with letters for the dots, which mean leading axes that broadcast."""
-    counts = [
-        operand.meta["val"].dim() - len(text.replace("...", "")) for text, operand in ((one, left), (other, right))
-    ]
-    names = "ABCDEFGH"[: max(counts)]
-    one = one.replace("...", names[len(names) - counts[0] :])
-    other = other.replace("...", names[len(names) - counts[1] :])
-    return one, other, out.replace("...", names)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.axes.attention import Dialect, dialect_of
 from lightint_compile.passes.canonicalize_attention.axes import (
     Axes,
     AxisError,
@@ -27,56 +27,9 @@ from lightint_compile.passes.canonicalize_attention.site import Fused, Site, out
 from lightint_compile.passes.ir.matching import MatchError
 from lightint_compile.passes.ir.op_arguments import arguments
 from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.sizes import quotient
 
 aten = torch.ops.aten
-
-#: Batch, tokens, heads, width as flash attention packages have it, to batch, heads, tokens, width. Its own inverse.
-_TOKENS_FIRST = (0, 2, 1, 3)
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """Where a fused operator keeps what; argument names are those of its schema.
-
-    Attributes:
-        causal_at_end: the causal triangle ends at the last key, not at the query's own number.
-        order: see :class:`Fused`.
-        neutral: arguments that must have one of these values (``None`` and 0 always will do).
-    """
-
-    query: str = "query"
-    key: str = "key"
-    value: str = "value"
-    mask: str = ""
-    scale: str = "scale"
-    causal: str = "is_causal"
-    causal_at_end: bool = False
-    order: tuple[int, ...] | None = None
-    neutral: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-
-
-_DROPOUT = ("dropout_p", (0.0,))
-_WINDOW = (("window_size_left", (-1,)), ("window_size_right", (-1,)), ("softcap", ()), ("alibi_slopes", ()))
-_PACKAGE = Dialect("q", "k", "v", scale="softmax_scale", causal="causal", causal_at_end=True, order=_TOKENS_FIRST)
-
-#: Operators by qualified name; a package's operator counts when the package has registered it.
-DIALECTS: dict[str, Dialect] = {
-    "aten::scaled_dot_product_attention": Dialect(mask="attn_mask", neutral=(_DROPOUT,)),
-    "aten::_scaled_dot_product_attention_math": Dialect(mask="attn_mask", neutral=(_DROPOUT, ("dropout_mask", ()))),
-    "aten::_scaled_dot_product_flash_attention_for_cpu": Dialect(mask="attn_mask", neutral=(_DROPOUT,)),
-    "aten::_scaled_dot_product_flash_attention": Dialect(neutral=(_DROPOUT,)),
-    "aten::_scaled_dot_product_efficient_attention": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
-    "aten::_scaled_dot_product_cudnn_attention": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
-    "aten::_scaled_dot_product_fused_attention_overrideable": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
-    "flash_attn::_flash_attn_forward": replace(_PACKAGE, neutral=(_DROPOUT, *_WINDOW)),
-    "_diffusers_flash_attn_3::_flash_attn_forward": replace(_PACKAGE, neutral=_WINDOW),
-}
-
-
-def dialect_of(node: fx.Node) -> Dialect | None:
-    """How to read ``node``, if it calls a fused attention operator."""
-    schema = getattr(node.target, "_schema", None)
-    return None if schema is None or node.op != "call_function" else DIALECTS.get(schema.name)
 
 
 def fused_site(node: fx.Node) -> Site | None:
@@ -155,7 +108,10 @@ def _meet(query: Axes, key: Axes, value: Axes, may_group: bool) -> tuple[Axes, b
     grouped = may_group and len(query) > 2 and not equal(size_of(query[-3]), size_of(key[-3]))
     if not grouped:
         return broadcast(broadcast(query[:-2], key[:-2]), value[:-2]), False
-    unify(query[-3], (*atoms(key[-3]), *fresh(size_of(query[-3]) // size_of(key[-3]))))
+    copies = quotient(size_of(query[-3]), size_of(key[-3]))
+    if copies is None:
+        raise AxisError(f"{size_of(query[-3])} query heads are no known multiple of {size_of(key[-3])} key heads")
+    unify(query[-3], (*atoms(key[-3]), *fresh(copies)))
     if atoms(key[-3]):
         unify(key[-3], value[-3])
     return (*broadcast(broadcast(query[:-3], key[:-3]), value[:-3]), query[-3]), True

@@ -59,6 +59,13 @@ def sizes_of(node: Any) -> tuple[Size, ...]:
     return shape_of(tensor)
 
 
+def rank_of(node: Any) -> int:
+    """Dimensions of a tensor node."""
+    tensor = tensor_of(node)
+    assert tensor is not None
+    return tensor.dim()
+
+
 def is_tensor(value: Any) -> bool:
     """Whether an argument is a node with a tensor value."""
     return tensor_of(value) is not None
@@ -84,6 +91,13 @@ def dimensions(node: fx.Node, rank: int) -> list[int]:
 def permutation(node: fx.Node) -> tuple[int, ...]:
     """The order in which a permuting operation puts its operand's dimensions."""
     rank = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    if node.target is aten.permute.default:
+        return tuple(dim % rank for dim in node.args[1])  # type: ignore[union-attr, operator]
+    if node.target is aten.transpose.int:
+        order = list(range(rank))
+        one, other = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
+        order[one], order[other] = order[other], order[one]
+        return tuple(order)
     probe = torch.empty(tuple(range(2, rank + 2)), device="meta")
     result = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     return tuple(size - 2 for size in result.shape)

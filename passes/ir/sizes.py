@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 import sympy
 
 from lightint_compile.passes.ir.fake_values import Size, plain
 
 
-class Factor(Protocol):
-    """A part of an axis that an analysis tells from its neighbours, as a named tuple with a ``size``."""
+class Sized(Protocol):
+    """A factor of an axis, whatever an analysis knows of it."""
 
     @property
     def size(self) -> Size:
         """Its extent."""
         ...
 
-    def _replace(self, *, size: Size) -> Self: ...
 
-
-AnyFactor = TypeVar("AnyFactor", bound=Factor)
+AnyFactor = TypeVar("AnyFactor", bound=Sized)
 Entry = TypeVar("Entry")
 
 
@@ -87,13 +85,15 @@ def groups(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[range, r
 
 
 def dealt(
-    factors: Sequence[AnyFactor], sizes: Sequence[Size], divides: Callable[[AnyFactor], bool] = lambda factor: True
+    factors: Sequence[AnyFactor],
+    sizes: Sequence[Size],
+    cut: Callable[[AnyFactor, Size, Size], tuple[AnyFactor, AnyFactor] | None],
 ) -> list[list[AnyFactor]] | None:
     """Factors, the outermost first, dealt out to axes of the given sizes; ``None`` where a cut falls beside them.
 
     Args:
         factors: none of them of one.
-        divides: whether a factor may itself be cut, into an outer and an inner one.
+        cut: takes a factor apart into one of an outer size and one of an inner; ``None`` where it may not be.
     """
     rest = list(factors)
     out: list[list[AnyFactor]] = []
@@ -106,11 +106,13 @@ def dealt(
             if (left := quotient(wanted, front.size)) is not None:
                 taken.append(front)
                 wanted = left
-            elif divides(front) and (inner := quotient(front.size, wanted)) is not None:
-                taken.append(front._replace(size=wanted))
-                rest.insert(0, front._replace(size=inner))
-                wanted = 1
-            else:
+                continue
+            inner = quotient(front.size, wanted)
+            pieces = None if inner is None else cut(front, wanted, inner)
+            if pieces is None:
                 return None
+            taken.append(pieces[0])
+            rest.insert(0, pieces[1])
+            wanted = 1
         out.append(taken)
     return None if rest else out

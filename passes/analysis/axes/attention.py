@@ -9,7 +9,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.movement import Across, Along, Movement, New, Read, Ref, Way
 from lightint_compile.passes.analysis.axes.moving import aligned, refs_of, whole, wide
-from lightint_compile.passes.ir.op_arguments import arguments, sizes_of, tensors
+from lightint_compile.passes.ir.op_arguments import arguments, rank_of, sizes_of, tensors
 from lightint_compile.passes.ir.sizes import same
 
 #: Batch, tokens, heads, width as flash attention packages have it, to batch, heads, tokens, width. Its own inverse.
@@ -68,9 +68,9 @@ def attention(node: fx.Node, dialect: Dialect) -> Movement | None:
     """
     given = arguments(node)
     query, key, value = (cast(fx.Node, given[name]) for name in (dialect.query, dialect.key, dialect.value))
-    if len({len(sizes_of(source)) for source in (query, key, value)}) != 1:
+    if len({rank_of(source) for source in (query, key, value)}) != 1:
         return None
-    rank = len(sizes_of(query))
+    rank = rank_of(query)
     order = dialect.order if dialect.order is not None else tuple(range(rank))
     if rank < 2 or len(order) != rank:
         return None

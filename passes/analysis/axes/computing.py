@@ -20,7 +20,16 @@ from lightint_compile.passes.analysis.axes.movement import (
     moves,
 )
 from lightint_compile.passes.analysis.axes.moving import across, aligned, kept, operand, operands, refs_of, whole, wide
-from lightint_compile.passes.ir.op_arguments import argument, dimension, dimensions, einsum_of, sizes_of, takes, tensors
+from lightint_compile.passes.ir.op_arguments import (
+    argument,
+    dimension,
+    dimensions,
+    einsum_of,
+    rank_of,
+    sizes_of,
+    takes,
+    tensors,
+)
 from lightint_compile.passes.ir.op_families import COPIES, Family
 
 aten = torch.ops.aten
@@ -28,7 +37,7 @@ aten = torch.ops.aten
 
 def pointwise(node: fx.Node) -> Movement:
     """Operands are broadcast together."""
-    return Movement((aligned(tensors(node), len(sizes_of(node))),), computes=node.target not in COPIES)
+    return Movement((aligned(tensors(node), rank_of(node)),), computes=node.target not in COPIES)
 
 
 @moves(aten.type_as.default)
@@ -58,14 +67,14 @@ def trailing_norm(node: fx.Node) -> Movement:
 def grouped_norm(node: fx.Node) -> Movement:
     """Statistics over everything but the batch."""
     source, *weights = operands(node)
-    return across(source, len(sizes_of(source)) - 1, "the norm's statistics run over {}", weights)
+    return across(source, rank_of(source) - 1, "the norm's statistics run over {}", weights)
 
 
 @moves(aten.batch_norm.default)
 def batch_norm(node: fx.Node) -> Movement:
     """Statistics over everything, the batch among it."""
     source, *weights = operands(node)
-    return across(source, len(sizes_of(source)), "the norm's statistics run over {}", weights)
+    return across(source, rank_of(source), "the norm's statistics run over {}", weights)
 
 
 @moves(Family.ALONG)
@@ -86,7 +95,7 @@ def reduction(node: fx.Node) -> Movement:
     source = operand(node)
     ways = kept(source)
     dims = dimensions(node, len(ways)) if takes(node, "dim") else list(range(len(ways)))
-    keeps = len(sizes_of(node)) == len(ways)
+    keeps = rank_of(node) == len(ways)
     output = tuple(Along() if axis in dims else way for axis, way in enumerate(ways) if keeps or axis not in dims)
     return Movement((output,), tuple(Read((Ref(source, axis),), "it reduces over {}") for axis in dims))
 
@@ -129,7 +138,7 @@ def added_product(node: fx.Node) -> Movement:
 
 
 def _product(node: fx.Node, left: fx.Node, right: fx.Node, *, stretches: bool) -> Movement:
-    ranks = {source: len(sizes_of(source)) for source in (left, right)}
+    ranks = {source: rank_of(source) for source in (left, right)}
     leading = [letters[:-2] for letters in map(kept, (left, right))]
     batch = _leading({left: leading[0], right: leading[1]}, max(map(len, leading)))
     rows = kept(left)[-2:-1] if ranks[left] > 1 else ()
@@ -171,8 +180,8 @@ def einsum(node: fx.Node) -> Movement:
 def convolution(node: fx.Node) -> Movement:
     """Channels are new, the batch stays, and the other axes are windows."""
     source, *weights = operands(node)
-    spatial = len(sizes_of(argument(node, "weight"))) - 2
-    channels = Read((Ref(source, len(sizes_of(source)) - spatial - 1),))
+    spatial = rank_of(argument(node, "weight")) - 2
+    channels = Read((Ref(source, rank_of(source) - spatial - 1),))
     return _spatial(source, spatial, New(), (channels, *whole(weights)))
 
 
@@ -185,7 +194,7 @@ def pooling(node: fx.Node) -> Movement:
 
 
 def _spatial(source: fx.Node, spatial: int, channels: Way, reads: tuple[Read, ...]) -> Movement:
-    refs = [Ref(source, axis) for axis in range(len(sizes_of(source)))]
+    refs = [Ref(source, axis) for axis in range(rank_of(source))]
     windows = tuple(map(Window, refs[-spatial:]))
     seen = tuple(Read((ref,), "its windows lie along {}") for ref in refs[-spatial:])
     return Movement(((*kept(source)[: -spatial - 1], channels, *windows),), (*reads, *seen))
@@ -199,12 +208,12 @@ def of_own_operators(node: fx.Node) -> Movement:
     given, value = [source for source in tensors(node) if sizes_of(source)], node.meta["val"]
     batch = Along(wide([Ref(source, 0) for source in given]))
     first, *_ = given
-    reads = tuple(Read((Ref(source, axis),)) for source in given for axis in range(1, len(sizes_of(source))))
+    reads = tuple(Read((Ref(source, axis),)) for source in given for axis in range(1, rank_of(source)))
     results = value if isinstance(value, (tuple, list)) else (value,)
     outputs = [(batch, *(_like(first, result, axis) for axis in range(1, result.dim()))) for result in results]
     return Movement(tuple(outputs), reads, stretches=False)
 
 
 def _like(first: fx.Node, result: torch.Tensor, axis: int) -> Way:
-    same = len(sizes_of(first)) == result.dim() and first.meta["val"].shape[axis] is result.shape[axis]
+    same = rank_of(first) == result.dim() and first.meta["val"].shape[axis] is result.shape[axis]
     return Across(Ref(first, axis)) if same else New()

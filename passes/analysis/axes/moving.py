@@ -36,6 +36,7 @@ from lightint_compile.passes.ir.op_arguments import (
     dimensions,
     permutation,
     pick_of,
+    rank_of,
     size_argument,
     sizes_of,
 )
@@ -65,21 +66,24 @@ def refs_of(way: Way) -> tuple[Ref, ...]:
 
 def kept(node: fx.Node) -> tuple[Way, ...]:
     """Every axis of a tensor, as it is."""
-    return tuple(Along((Ref(node, axis),)) for axis in range(len(sizes_of(node))))
+    return tuple([Along((Ref(node, axis),)) for axis in range(rank_of(node))])
 
 
 def aligned(nodes: Sequence[fx.Node], rank: int) -> tuple[Way, ...]:
     """The axes of tensors broadcast together, counted from the back."""
-    sizes = [(node, sizes_of(node)) for node in nodes]
-    return tuple(
-        Along(wide([Ref(node, len(own) - back) for node, own in sizes if len(own) >= back]))
-        for back in range(rank, 0, -1)
-    )
+    if len(nodes) == 1 and rank_of(nodes[0]) == rank:
+        return kept(nodes[0])
+    shapes = [(node, node.meta["val"].shape) for node in nodes]
+    found: list[Way] = []
+    for back in range(rank, 0, -1):
+        held = [(Ref(node, len(shape) - back), shape[-back]) for node, shape in shapes if len(shape) >= back]
+        found.append(Along(tuple([ref for ref, size in held if size_of(size) != 1] or [ref for ref, _ in held])))
+    return tuple(found)
 
 
 def wide(refs: Sequence[Ref]) -> tuple[Ref, ...]:
     """The axes that have a say where several are broadcast together: those of more than one, if there are any."""
-    return tuple(ref for ref in refs if sizes_of(ref.node)[ref.axis] != 1) or tuple(refs)
+    return tuple([ref for ref in refs if size_of(ref.node.meta["val"].shape[ref.axis]) != 1] or refs)
 
 
 def moved(*outputs: tuple[Way, ...], reads: tuple[Read, ...] = ()) -> Movement:
@@ -113,7 +117,7 @@ def squeeze(node: fx.Node) -> Movement | None:
     source = operand(node)
     gone = squeezed(node)
     ways = tuple(way for axis, way in enumerate(kept(source)) if axis not in gone)
-    return moved(ways) if len(ways) == len(sizes_of(node)) else None
+    return moved(ways) if len(ways) == rank_of(node) else None
 
 
 def squeezed(node: fx.Node) -> list[int]:
@@ -127,8 +131,8 @@ def squeezed(node: fx.Node) -> list[int]:
 def expand(node: fx.Node) -> Movement:
     """An axis of one that grows is the same all along."""
     source, wanted = operand(node), sizes_of(node)
-    new = len(wanted) - len(sizes_of(source))
-    refs = [*[None] * new, *(Ref(source, axis) for axis in range(len(sizes_of(source))))]
+    new = len(wanted) - rank_of(source)
+    refs = [*[None] * new, *(Ref(source, axis) for axis in range(rank_of(source)))]
     sizes = (*[1] * new, *sizes_of(source))
     ways: list[Way] = [
         (Along() if ref is None else Along((ref,))) if size == old else Alike()
@@ -142,7 +146,7 @@ def repeat(node: fx.Node) -> Movement:
     """Copies of whole axes."""
     source = operand(node)
     counts = list(map(size_argument, argument(node, "repeats")))
-    new = len(counts) - len(sizes_of(source))
+    new = len(counts) - rank_of(source)
     refs = [None if axis < 0 else Ref(source, axis) for axis in range(-new, len(counts) - new)]
     return moved(tuple(Times(ref, count, outside=True) for ref, count in zip(refs, counts, strict=True)))
 
@@ -151,7 +155,7 @@ def repeat(node: fx.Node) -> Movement:
 def interleave(node: fx.Node) -> Movement | None:
     """Copies of every value along one axis."""
     source, dim = operand(node), argument(node, "dim")
-    rank = len(sizes_of(source))
+    rank = rank_of(source)
     if dim is None and rank != 1:
         return None  # it flattens its operand
     dim = int(dim or 0) % rank
@@ -179,7 +183,7 @@ def unbind(node: fx.Node) -> Movement:
 
 def _selected(node: fx.Node, results: int) -> Movement:
     source = operand(node)
-    dim = dimension(node, len(sizes_of(source)))
+    dim = dimension(node, rank_of(source))
     ways = kept(source)
     return moved(*[(*ways[:dim], *ways[dim + 1 :])] * results, reads=(Read((Ref(source, dim),), SELECTS),))
 
@@ -188,7 +192,7 @@ def _selected(node: fx.Node, results: int) -> Movement:
 def slice_(node: fx.Node) -> Movement:
     """A range of one axis."""
     source = operand(node)
-    dim = dimension(node, len(sizes_of(source)))
+    dim = dimension(node, rank_of(source))
     start = bound(argument(node, "start"), sizes_of(source)[dim])
     step = size_argument(argument(node, "step")) if node.target is aten.slice.Tensor else 1
     return moved(replaced(kept(source), dim, Range(Ref(source, dim), start, step)))
@@ -208,7 +212,7 @@ def bound(value: Any, length: Size) -> Size:
 def split(node: fx.Node) -> Movement:
     """Consecutive ranges of one axis."""
     source = operand(node)
-    dim = dimension(node, len(sizes_of(source)))
+    dim = dimension(node, rank_of(source))
     outputs, start = [], cast(Size, 0)
     for value in node.meta["val"]:
         outputs.append(replaced(kept(source), dim, Range(Ref(source, dim), start)))
@@ -219,10 +223,10 @@ def split(node: fx.Node) -> Movement:
 @moves(Family.CAT)
 def cat(node: fx.Node) -> Movement | None:
     """Axes one behind the other."""
-    rank = len(sizes_of(node))
+    rank = rank_of(node)
     parts = [part for part in cast(list[fx.Node], node.args[0]) if sizes_of(part) != (0,) or rank == 1]
     dim = dimension(node, rank)
-    if any(len(sizes_of(part)) != rank for part in parts):
+    if any(rank_of(part) != rank for part in parts):
         return None
     return moved(replaced(aligned(parts, rank), dim, Joined(tuple(Ref(part, dim) for part in parts))))
 
@@ -231,7 +235,7 @@ def cat(node: fx.Node) -> Movement | None:
 def stack(node: fx.Node) -> Movement:
     """A new axis over equal tensors."""
     parts = cast(list[fx.Node], node.args[0])
-    ways: list[Way] = list(aligned(parts, len(sizes_of(node)) - 1))
+    ways: list[Way] = list(aligned(parts, rank_of(node) - 1))
     ways.insert(dimension(node, len(ways) + 1), New())
     return moved(tuple(ways))
 
@@ -278,7 +282,7 @@ def embedding(node: fx.Node) -> Movement:
 def reorder(node: fx.Node) -> Movement | None:
     """The order along some axes changes."""
     source = operand(node)
-    rank = len(sizes_of(source))
+    rank = rank_of(source)
     dims = {dim % max(rank, 1) for dim in argument(node, "dims")}
     if not dims:
         return None  # a roll of the flattened values
@@ -304,8 +308,8 @@ def pad(node: fx.Node) -> Movement:
 def slice_scatter(node: fx.Node) -> Movement | None:
     """A range of one axis is written."""
     target, source = cast(list[fx.Node], node.args[:2])
-    rank = len(sizes_of(target))
-    if len(sizes_of(source)) != rank:
+    rank = rank_of(target)
+    if rank_of(source) != rank:
         return None
     dim = dimension(node, rank)
     start, step = bound(argument(node, "start"), sizes_of(target)[dim]), size_argument(argument(node, "step"))
@@ -317,21 +321,21 @@ def index_copy(node: fx.Node) -> Movement | None:
     """Places along one axis are written by their numbers; those that are known to be a run."""
     target, source = argument(node, "self"), argument(node, "source")
     first = known_run(argument(node, "index"))
-    if first is None or len(sizes_of(source)) != len(sizes_of(target)):
+    if first is None or rank_of(source) != rank_of(target):
         return None
-    dim = dimension(node, len(sizes_of(target)))
+    dim = dimension(node, rank_of(target))
     written = Written(Ref(target, dim), Ref(source, dim), first)
-    return _written(aligned([target, source], len(sizes_of(target))), written)
+    return _written(aligned([target, source], rank_of(target)), written)
 
 
 @moves(aten.select_scatter.default)
 def select_scatter(node: fx.Node) -> Movement:
     """One place along an axis is written."""
     target, source = cast(list[fx.Node], node.args[:2])
-    dim = dimension(node, len(sizes_of(target)))
+    dim = dimension(node, rank_of(target))
     ways = [
         Along((Ref(target, axis), Ref(source, axis - (axis > dim)))) if axis != dim else Along()
-        for axis in range(len(sizes_of(target)))
+        for axis in range(rank_of(target))
     ]
     index = bound(argument(node, "index"), sizes_of(target)[dim])
     return _written(tuple(ways), Written(Ref(target, dim), None, index))
@@ -378,7 +382,7 @@ def triangle(node: fx.Node) -> Movement:
 
 def across(source: fx.Node, trailing: int, how: str, others: Sequence[fx.Node] = ()) -> Movement:
     """A call whose values depend on all of the last axes of ``source``, and on all of ``others``."""
-    rank = len(sizes_of(source))
+    rank = rank_of(source)
     refs = [Ref(source, axis) for axis in range(rank)]
     ways = [Along((ref,)) if ref.axis < rank - trailing else Across(ref) for ref in refs]
     return Movement((tuple(ways),), (*(Read((ref,), how) for ref in refs[rank - trailing :]), *whole(others)))
@@ -386,4 +390,4 @@ def across(source: fx.Node, trailing: int, how: str, others: Sequence[fx.Node] =
 
 def whole(nodes: Sequence[fx.Node]) -> tuple[Read, ...]:
     """Operands read as a whole: weights, tables."""
-    return tuple(Read((Ref(node, axis),)) for node in nodes for axis in range(len(sizes_of(node))))
+    return tuple(Read((Ref(node, axis),)) for node in nodes for axis in range(rank_of(node)))

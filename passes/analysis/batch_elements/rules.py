@@ -20,7 +20,7 @@ from lightint_compile.passes.analysis.axes.movement import (
     Times,
     Way,
 )
-from lightint_compile.passes.analysis.axes.moving import SELECTS, operand
+from lightint_compile.passes.analysis.axes.moving import SELECTS, operand, refs_of
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.batch_elements.axes import (
     batches,
@@ -118,6 +118,8 @@ def _outputs(node: fx.Node, movement: Movement, of: Layouts) -> list[Layout] | M
 def _carried(way: Way, size: Size, of: Layouts) -> Axis | Mixes:
     """Where elements lie along an axis of the result; they are nowhere on axes that a call reads as a whole."""
     match way:
+        case Along((ref,)):
+            return of(ref.node)[ref.axis]
         case Along(refs):
             found = joined(of(ref.node)[ref.axis] for ref in refs)
             return MEETS if found is None else found
@@ -151,22 +153,24 @@ def _ranged(way: Range, size: Size, of: Layouts) -> Axis | Mixes:
 
 
 def _read(movement: Movement, results: Sequence[Layout], of: Layouts) -> dict[fx.Node, Layout] | None:
-    """What operands are read as; ``None`` where one is read in two ways."""
+    """What operands are read as that are the same for all elements; ``None`` where one is read in two ways."""
+    if not any(len(refs_of(way)) > 1 for way in movement.ways()):
+        return {}
     wanted: dict[Ref, Axis] = {}
     for ref, entry in _demands(movement, results):
         own = of(ref.node)[ref.axis]
         entry = entry if batches(entry) and extent(own) != 1 else own
         if wanted.setdefault(ref, entry) != entry:
             return None
-    nodes = dict.fromkeys(ref.node for ref in wanted)
+    nodes = {ref.node for ref, entry in wanted.items() if entry is not of(ref.node)[ref.axis]}
     return {node: tuple(wanted.get(Ref(node, axis), entry) for axis, entry in enumerate(of(node))) for node in nodes}
 
 
 def _demands(movement: Movement, results: Sequence[Layout]) -> Iterator[tuple[Ref, Axis]]:
     for ways, layout in zip(movement.outputs, results, strict=True):
         for way, entry in zip(ways, layout, strict=True):
-            if isinstance(way, Along):
-                yield from ((ref, entry) for ref in way.refs)
+            for ref in refs_of(way):
+                yield ref, entry
 
 
 # --- calls whose arguments are sizes ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lightint_compile.passes.analysis.axes.movement import (
     Alike,
     Along,
     Joined,
+    New,
     Padded,
     Picked,
     Range,
@@ -67,10 +68,9 @@ def meanings(node: fx.Node, of: Lookup) -> list[Known] | None:
         return [regroup(of(movement.regroups), sizes_of(node))]
     value = node.meta["val"]
     shapes = [shape_of(each) for each in (value if isinstance(value, (tuple, list)) else (value,))]
-    spatial = sum(isinstance(way, Window) for way in movement.ways())
     return [
         [
-            _seed(node, number, shape, way, spatial, of) or _carried(way, size, of)
+            _seed(node, number, ways, shape, of) if isinstance(way, New | Window) else _carried(way, size, of)
             for number, (way, size) in enumerate(zip(ways, shape, strict=True))
         ]
         for ways, shape in zip(movement.outputs, shapes, strict=True)
@@ -86,11 +86,11 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
     match way:
         case Along(()):
             return ()
+        case Along((ref,)) | Across(ref) | Alike(Ref() as ref):
+            return at(ref)
         case Along(refs):
             fitting = [at(ref) for ref in refs if same(sizes_of(ref.node)[ref.axis], size)]
             return reduce(better, fitting) if fitting else None
-        case Across(ref) | Alike(Ref() as ref):
-            return at(ref)
         case Range(ref, start, 1):
             return cut(at(ref), start, size_of(start + size))
         case Joined(refs):
@@ -124,16 +124,19 @@ def _copied(axis: Axis, copies: Size, *, outside: bool) -> Axis:
     return (Atom(copies), *axis) if outside else fuse((*axis, Atom(copies)))
 
 
-def _seed(node: fx.Node, number: int, shape: Sequence[Size], way: Way, spatial: int, of: Lookup) -> Axis | None:
+_POSITIONS = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+
+
+def _seed(node: fx.Node, number: int, ways: Sequence[Way], shape: Sequence[Size], of: Lookup) -> Axis | None:
     """An axis that starts to mean something here.
 
     A convolution over a volume says which axes are frames, height and width, the surest seed; one over a plane says
     height and width; three position vectors multiplied make the grid of a position table.
     """
-    origin = Origin(node.name, number, len(shape))
-    if str(node.target).startswith("aten.arange"):
+    origin, way = Origin(node.name, number, len(shape)), ways[number]
+    if node.target in _POSITIONS:
         return (Atom(shape[0], role="position", origin=origin),)
-    if not isinstance(way, Window) or spatial not in (2, 3):
+    if not isinstance(way, Window) or sum(isinstance(each, Window) for each in ways) not in (2, 3):
         return None
     before = of(way.ref.node)[way.ref.axis]
     keeps = any(atom.role for atom in before) and same(sizes_of(way.ref.node)[way.ref.axis], shape[number])

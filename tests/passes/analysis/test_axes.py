@@ -34,6 +34,8 @@ from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.analysis.row_repeats.layout import kept_size
 from lightint_compile.passes.analysis.token_grid import TokenGrid
+from lightint_compile.passes.canonicalize_attention.axes import fresh_axes
+from lightint_compile.passes.canonicalize_attention.layout import is_layout, transfer
 from lightint_compile.passes.ir.op_arguments import einsum_of, sizes_of, tensors
 
 
@@ -290,11 +292,20 @@ def elements_with() -> Flow:
     return Flows(root).of(root, [(batch(3), plain(4), plain(2), plain(4))])
 
 
+def identity_through() -> tuple[bool, list[int]]:
+    """Whether attention is followed through ``heads_first``, and which axis of its operand each axis is."""
+    program = trace_function(lambda x: torch.ops.axes_test.heads_first(x) * 2, {"x": fixed(2, 3, 2, 4)})
+    (node,) = program.calls(torch.ops.axes_test.heads_first.default)
+    before = fresh_axes((2, 3, 2, 4))
+    return is_layout(node), [before.index(axis) for axis in transfer(node, before)]
+
+
 def test_an_operator_that_nobody_taught_ends_every_analysis() -> None:
     assert grid_on(2) != "4x4x4"
     assert [b.reason for b in repeats_with().blocked.values()] == ["no rule for axes_test.heads_first.default"]
     (mixed,) = elements_with().mixed.values()
     assert "no rule says" in mixed.reason
+    assert identity_through() == (False, [0, 1, 2, 3])
 
 
 def test_an_operator_is_taught_in_one_place_and_all_analyses_know_it(taught: None) -> None:
@@ -304,3 +315,4 @@ def test_an_operator_is_taught_in_one_place_and_all_analyses_know_it(taught: Non
     assert grid_on(2) == "4x4x4"
     flow = elements_with()
     assert not flow.mixed and place_of(flow.results[0]) == (0, 1, 1)
+    assert identity_through() == (True, [0, 2, 1, 3])
