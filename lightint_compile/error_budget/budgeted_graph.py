@@ -16,7 +16,7 @@ from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.table import Table, load
 from lightint_compile.fallback import Recovering
 from lightint_compile.options.error_limits import Budget
-from lightint_compile.options.ladder import Rung
+from lightint_compile.options.ladder import Setting
 from lightint_compile.passes.ir.decision_points import PointSpec, StepPoint
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.step_cache import StepCache
@@ -69,7 +69,7 @@ class BudgetedGraph(CompiledGraph):
         start: CompiledGraph,
         inputs: Sequence[Any],
         builds: Builds,
-        ladder: Sequence[Rung],
+        ladder: Sequence[Setting],
         budget: Budget,
         path: Path | None,
         rung: int = 0,
@@ -144,10 +144,10 @@ class BudgetedGraph(CompiledGraph):
         return self._builds.applied()
 
     @cached_property
-    def _variants(self) -> dict[Rung, CompiledGraph]:
+    def _variants(self) -> dict[Setting, CompiledGraph]:
         return {self._effect(self.rung): self._start}
 
-    def _effect(self, rung: int) -> Rung:
+    def _effect(self, rung: int) -> Setting:
         return self.ladder[rung].among(self.applied)
 
     def _nearest(self, rung: int) -> int:
@@ -172,7 +172,7 @@ class BudgetedGraph(CompiledGraph):
         return borrowed
 
 
-def _without_drift(effect: Rung) -> tuple[tuple[str, dict[str, float]], ...]:
+def _without_drift(effect: Setting) -> tuple[tuple[str, dict[str, float]], ...]:
     return tuple((name, {key: value for key, value in given if key != "drift"}) for name, given in effect.runs)
 
 
@@ -185,7 +185,7 @@ def owner_of(args: Sequence[Any]) -> torch.nn.Parameter | None:
     return next((value for value in args if isinstance(value, torch.nn.Parameter)), None)
 
 
-def stored(path: Path | None, ladder: Sequence[Rung]) -> Table:
+def stored(path: Path | None, ladder: Sequence[Setting]) -> Table:
     """What calibrations on disk measured of a ladder; empty rows where there are none."""
     table = load(path) if path is not None else None
     return Table.of(ladder).joined(table)

@@ -40,7 +40,7 @@ BEYOND: tuple[Mapping[str, Mapping[str, float]], ...] = tuple(
 
 
 @dataclass(frozen=True)
-class Rung:
+class Setting:
     """One setting.
 
     Attributes:
@@ -56,9 +56,9 @@ class Rung:
         """The options of the passes that run, by name."""
         return {option: value for _, options in self.runs for option, value in options}
 
-    def among(self, passes: Container[str]) -> Rung:
+    def among(self, passes: Container[str]) -> Setting:
         """What the setting amounts to where only ``passes`` find something to approximate."""
-        return Rung(tuple((name, options) for name, options in self.runs if name in passes))
+        return Setting(tuple((name, options) for name, options in self.runs if name in passes))
 
     def applied_to(self, options: LightintOptions) -> LightintOptions:
         """``options`` with this setting in place of their budget, which asks for whatever the setting approximates."""
@@ -80,7 +80,7 @@ class Rung:
         return f"{names} ({thresholds})" if thresholds else names or "exact"
 
 
-def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
+def ladder_of(options: LightintOptions) -> tuple[Setting, ...]:
     """The settings of a budget from exact to what ``options`` run without one.
 
     A pipeline written out, a preset with constants of its own, and one with a pass that the settings do not know, is
@@ -97,12 +97,12 @@ def ladder_of(options: LightintOptions) -> tuple[Rung, ...]:
     unknown = set(names).difference(*LADDER, *BEYOND)
     if options.passes is not None or unknown or preset_of(options.preset).whole:
         rows = ({}, {name: {} for name in names})
-    return tuple(dict.fromkeys(_rung(row, names) for row in rows))
+    return tuple(dict.fromkeys(_setting(row, names) for row in rows))
 
 
-def _rung(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Rung:
+def _setting(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Setting:
     runs = tuple((name, tuple(row[name].items())) for name in names if name in row)
-    return Rung(runs, tuple(name for name in names if name not in row))
+    return Setting(runs, tuple(name for name in names if name not in row))
 
 
 def _taken(pipeline: Pipeline) -> set[str]:

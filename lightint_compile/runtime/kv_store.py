@@ -155,7 +155,7 @@ class Keeping:
         return found  # type: ignore[return-value]
 
     def heard(self, store: Store, drift: float) -> None:
-        """The number behind one of :meth:`drifts`."""
+        """Record one of :meth:`drifts` after it was read to the host."""
         if self._policy.drift is not None:
             store.frames.drifted(drift, self._policy.drift)
 

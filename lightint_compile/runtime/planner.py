@@ -1,4 +1,4 @@
-"""Decisions over rollouts: asked once a chunk, with a log of what was said in each."""
+"""Decisions over rollouts: asked once a chunk, with a list of what was decided in each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 from lightint_compile.runtime.cameras import rigid
+from lightint_compile.runtime.chunk_record import ChunkRecord
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import Rules, Situation
 from lightint_compile.runtime.view_overlap import View
@@ -26,17 +27,16 @@ SLOTS = 4
 
 @dataclass
 class _Rollout:
-    """Cameras [B, F, 4, 4] so far, the decision of each chunk, and those of its elements by the chunk's number.
+    """Cameras [B, F, 4, 4] so far, and the record of each chunk.
 
     Attributes:
         began, asked: when the first and the last of the decisions were made.
     """
 
     cameras: Tensor
-    decisions: list[Decision] = field(default_factory=list)
+    records: list[ChunkRecord] = field(default_factory=list)
     began: int = 0
     asked: int = 0
-    elements: dict[int, tuple[Decision, ...]] = field(default_factory=dict)
 
     def leads_to(self, cameras: Tensor) -> bool:
         """Whether ``cameras`` are these, or these and more."""
@@ -69,10 +69,13 @@ class Planner:
 
     A batch shares one decision. Where its elements are decided for themselves (``each``), every one of them follows its
     own chunk before, as it would alone.
+
+    Args:
+        most: context frames that a batch gets at most; as many as its elements want by default.
     """
 
-    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False) -> None:
-        self.rules, self._given, self._each = rules, given, each
+    def __init__(self, rules: Rules, *, given: bool = False, each: bool = False, most: int | None = None) -> None:
+        self.rules, self._given, self._each, self._most = rules, given, each, most
         self._coming = rules.chunk
         self._rollouts: list[_Rollout] = []
         self._left = False
@@ -82,7 +85,8 @@ class Planner:
     def decisions(self) -> list[Decision]:
         """The decisions of the rollout that was asked last, chunk by chunk; none once another ran without asking."""
         with self._lock:
-            return list(self._rollouts[-1].decisions) if self._rollouts and not self._left else []
+            records = self._rollouts[-1].records if self._rollouts and not self._left else []
+            return [record.decision for record in records]
 
     @property
     def ran(self) -> tuple[int, int]:
@@ -104,66 +108,77 @@ class Planner:
         Raises:
             InputError: cameras that are not rigid transforms, or not whole chunks, with or without one frame in front.
         """
-        return self.decide_each(extrinsics, dynamics)[0]
+        return self.record(extrinsics, dynamics).decision
 
-    def decide_each(
+    def decide_each(self, extrinsics: Tensor, dynamics: float | None = None) -> tuple[Decision, tuple[Decision, ...]]:
+        """:meth:`decide`, and the decision of every element by itself; of a batch that shares one, that one alone."""
+        record = self.record(extrinsics, dynamics)
+        return record.decision, record.own
+
+    def record(
         self,
         extrinsics: Tensor,
         dynamics: float | None = None,
         dtype: torch.dtype | None = None,
         views: Sequence[View] = (),
-    ) -> tuple[Decision, tuple[Decision, ...]]:
-        """:meth:`decide`, and the decision of every element by itself; of a batch that shares one, that one alone.
+    ) -> ChunkRecord:
+        """:meth:`decide_each`, as what the chunk writes on while it runs.
 
         Args:
             dtype: the format that the cameras were rounded to, where they are no longer in it.
             views: the field of view of every element, or one for all; that of the rules where there is none.
         """
-        if (
-            extrinsics.dim() not in (3, 4)
-            or extrinsics.shape[-3] < self._coming
-            or self._is_broken(extrinsics.shape[-3])
-        ):
+        if extrinsics.dim() not in (3, 4) or self._is_broken(extrinsics.shape[-3]):
             why = f"the shape is {tuple(extrinsics.shape)}, a chunk has {self._coming} latent frames"
             raise InputError("The cameras are no whole number of chunks.", where="extrinsics", why=why)
         cameras = rigid(extrinsics, dtype=dtype)
         cameras = cameras.reshape(-1, *cameras.shape[-3:])
-        rules = self._rules_of(cameras.shape[0], views)
         with self._lock:
             rollout = self._rollout(cameras)
             chunk = self._chunk(rollout, cameras)
-            rollout.decisions = [decision for decision in rollout.decisions if decision.chunk < chunk]
-            before = next((d for d in rollout.decisions[-1:] if d.chunk == chunk - 1), None)
-            if self._each:
-                each = self._of_elements(rollout, chunk, cameras, rules, dynamics)
-                decision = agreed(each).with_elements(each)
-            else:
-                places = sorted({*_first(cameras, rules)})
-                asked = [self._situation(chunk, cameras[place], dynamics, before) for place in places]
-                decided = [rules[place].decide(one) for place, one in zip(places, asked, strict=True)]
-                decision = agreed(decided)
-                each = (decision,)
+            rollout.records = [record for record in rollout.records if record.decision.chunk < chunk]
+            record = self._decided(rollout, chunk, cameras, self._rules_of(cameras.shape[0], views), dynamics)
             rollout.asked = next(_clock)
-            rollout.began = rollout.began if rollout.decisions else rollout.asked
-            rollout.decisions.append(decision)
+            rollout.began = rollout.began if rollout.records else rollout.asked
+            rollout.records.append(record)
             rollout.cameras = cameras
             self._left = False
-        log.info("%s", decision)
-        return decision, each
+        log.info("%s", record.decision)
+        return record
 
-    def _of_elements(
+    def undecided(self, frames: int) -> ChunkRecord:
+        """What is done after ``frames`` that nothing can be decided on; it is no decision of any rollout."""
+        self.leave()
+        decision = Decision(chunk=frames // self._coming, context_frames=self._newest(frames))
+        return ChunkRecord(decision, (decision,))
+
+    def _decided(
         self, rollout: _Rollout, chunk: int, cameras: Tensor, rules: Sequence[Rules], dynamics: float | None
-    ) -> tuple[Decision, ...]:
-        """The decision of every element: those with equal cameras, such as guidance pairs, share the work."""
-        rollout.elements = {number: known for number, known in rollout.elements.items() if number < chunk}
-        before = rollout.elements.get(chunk - 1, (None,) * len(cameras))
+    ) -> ChunkRecord:
+        """The decisions of a batch: those with equal cameras, such as guidance pairs, share the work."""
+        last = next((record for record in rollout.records[-1:] if record.decision.chunk == chunk - 1), None)
         first = _first(cameras, rules)
-        found = {
-            place: rules[place].decide(self._situation(chunk, cameras[place], dynamics, before[place]))
-            for place in {*first}
-        }
-        rollout.elements[chunk] = each = tuple(found[place] for place in first)
-        return each
+        found = {}
+        for place in sorted({*first}):
+            before = None if last is None else last.each(len(cameras))[place] if self._each else last.decision
+            found[place] = rules[place].decide(self._situation(chunk, cameras[place], dynamics, before))
+        if self._each:
+            own = tuple(found[place] for place in first)
+            return ChunkRecord(self._fitted(agreed(own), cameras).with_elements(own), own)
+        decision = self._fitted(agreed([*found.values()]), cameras)
+        return ChunkRecord(decision, (decision,))
+
+    def _fitted(self, decision: Decision, cameras: Tensor) -> Decision:
+        """The decision of a batch, which may want more frames than fit: it then gets the newest."""
+        if self._most is None or len(decision.context_frames) <= self._most:
+            return decision
+        log.info("chunk %d: a batch wants more frames than fit; all get the newest", decision.chunk)
+        return dataclasses.replace(decision, context_frames=self._newest(cameras.shape[1] - self._coming))
+
+    def _newest(self, frames: int) -> tuple[int, ...]:
+        """The first clip and as many of the newest frames as fit."""
+        most = self.rules.memory if self._most is None else self._most
+        return self.rules.joined(frames, most - self.rules.clip, ())
 
     def _situation(self, chunk: int, cameras: Tensor, dynamics: float | None, before: Decision | None) -> Situation:
         lead = 0 if self._given else self.rules.lead(len(cameras)) or 0
@@ -174,26 +189,20 @@ class Planner:
         own = list(views) if len(views) == count else list(views[:1]) * count
         return [self.rules.seeing(view) for view in own] or [self.rules] * count
 
-    def amend(self, decision: Decision, now: Decision) -> None:
-        """Write ``now`` in place of a decision that more is known of; one that was taken back stays taken back."""
-        with self._lock:
-            for rollout in self._rollouts:
-                rollout.decisions = [now if each is decision else each for each in rollout.decisions]
-
     def reset(self) -> None:
         """Forget every rollout."""
         with self._lock:
             self._rollouts.clear()
 
     def _is_broken(self, frames: int) -> bool:
-        return frames < self._coming or (self.rules.lead(frames) is None and not self._given)
+        return frames < self._coming if self._given else self.rules.lead(frames) is None
 
     def _chunk(self, rollout: _Rollout, cameras: Tensor) -> int:
         """The number of the chunk: by its place in the history, or the one after the chunk that was decided last."""
-        if not self._given or not rollout.decisions:
+        if not self._given or not rollout.records:
             return cameras.shape[1] // self._coming - 1
         again = torch.equal(rollout.cameras, cameras)
-        return rollout.decisions[-1].chunk + (0 if again else 1)
+        return rollout.records[-1].decision.chunk + (0 if again else 1)
 
     def _rollout(self, cameras: Tensor) -> _Rollout:
         """The rollout that ``cameras`` continue, of several the longest, or a new one; it is the last from now on."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.adaptive_context.context_input import GivenContext, find_given
+from lightint_compile.passes.adaptive_context.context_input import ContextInput, find_context_input
 from lightint_compile.passes.adaptive_context.gathered_context import ContextGather, find_gather
-from lightint_compile.passes.adaptive_context.subset import decide_given
+from lightint_compile.passes.adaptive_context.subset import decide_on_input
 from lightint_compile.passes.analysis.world import intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import insert_plan
@@ -59,10 +59,10 @@ class AdaptiveContext(StatedWorld, Pass):
         if isinstance(found, ContextGather):
             policy = Policy.of(found.world, rules=self.rules, adapt_context=True, overlap=self.overlap)
             return PassResult(True, (_decide(program, found, policy, intrinsics),))
-        given = find_given(program, self) if found is None else None
-        if isinstance(given, GivenContext):
+        given = find_context_input(program, self) if found is None else None
+        if isinstance(given, ContextInput):
             policy = Policy.of(given.world, rules=self.rules, adapt_context=True, overlap=self.overlap, given=True)
-            told = decide_given(program, given, policy, intrinsics)
+            told = decide_on_input(program, given, policy, intrinsics)
             return PassResult(True, (_applied(policy, at(given.context), **told),))
         missed = found or given
         return PassResult(False, (missed.remark(self.name, "gather"),) if missed else ())

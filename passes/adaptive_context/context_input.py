@@ -42,7 +42,7 @@ class PerFrame(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GivenContext:
+class ContextInput:
     """Context frames that a caller chose.
 
     Attributes:
@@ -71,19 +71,19 @@ class Lengths(dict[sympy.Symbol, int]):
         return self[found[0]] + found[1] if found is not None and found[0] in self else None
 
 
-def find_given(program: Program, stated: StatedWorld) -> GivenContext | Miss | None:
+def find_context_input(program: Program, stated: StatedWorld) -> ContextInput | Miss | None:
     """The context that is an input of ``program``, in the world as far as it is ``stated``; ``None`` without one."""
     roles = program.fact(Roles)
     inputs = {program.input_of(node).path: node for node in program.placeholders()}
     cameras = [node for path in roles.paths(Role.CAMERA) if is_camera_shaped(node := inputs[path])]
     found = [_examine(program, stated, inputs[path], cameras) for path in roles.paths(Role.CONTEXT)]
-    given = [each for each in found if isinstance(each, GivenContext)]
+    given = [each for each in found if isinstance(each, ContextInput)]
     return given[0] if given else next((each for each in found if each is not None), None)
 
 
 def _examine(
     program: Program, stated: StatedWorld, context: fx.Node, cameras: list[fx.Node]
-) -> GivenContext | Miss | None:
+) -> ContextInput | Miss | None:
     latents = tensor_of(context)
     if latents is None or latents.dim() != 5 or not context.users:
         return None
@@ -112,7 +112,7 @@ def _examine(
         return Miss(pair[0], astray, "give the cameras and latents of the context first, then those of the chunk")
     if _returned(program, lengths):
         return Miss(context, "the module returns something for every context frame", "return the chunk alone")
-    return GivenContext(context, *pair, tuple(_per_frame(program, lengths, chunk)), lengths, world)
+    return ContextInput(context, *pair, tuple(_per_frame(program, lengths, chunk)), lengths, world)
 
 
 def _returned(program: Program, lengths: Lengths) -> bool:

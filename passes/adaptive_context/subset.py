@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.adaptive_context.context_input import GivenContext
+from lightint_compile.passes.adaptive_context.context_input import ContextInput
 from lightint_compile.passes.analysis.world import FRAMES
 from lightint_compile.passes.ir.chunk_plan import first_place, insert_plan
 from lightint_compile.passes.ir.decision_policy import Policy
@@ -19,7 +19,9 @@ from lightint_compile.passes.ir.rewriter import Rewriter
 aten = torch.ops.aten
 
 
-def decide_given(program: Program, given: GivenContext, policy: Policy, intrinsics: fx.Node | None) -> dict[str, Any]:
+def decide_on_input(
+    program: Program, given: ContextInput, policy: Policy, intrinsics: fx.Node | None
+) -> dict[str, Any]:
     """Insert the plan and the reads, and rename sizes below them; gives what is worth a remark.
 
     Raises:
@@ -39,7 +41,7 @@ def decide_given(program: Program, given: GivenContext, policy: Policy, intrinsi
 class _Subset:
     """Writes the new front of a graph, one node after another."""
 
-    def __init__(self, program: Program, given: GivenContext) -> None:
+    def __init__(self, program: Program, given: ContextInput) -> None:
         self._program, self._given, self._graph = program, given, program.graph
         self._rewriter = Rewriter(program, "adaptive-context")
         self._place = first_place(self._graph, tuple(program.placeholders()))

@@ -75,12 +75,12 @@ class WorldSpec:
         return max(min(self.chunk, self.clip), 2)
 
     def lead(self, frames: int) -> int | None:
-        """Frames in front of the first whole chunk of ``frames``: none, or one, of an image that the video begins with.
+        """Frames in front of the first whole chunk: none, or one, of an image that the video begins with.
 
-        ``None`` for any other number, which is no history of whole chunks.
+        ``None`` where ``frames`` are not one chunk or more behind that.
         """
         rest = frames % self.chunk
-        return rest if rest <= 1 else None
+        return rest if rest <= 1 and frames >= self.chunk else None
 
 
 PUBLISHED = WorldSpec()

@@ -22,12 +22,12 @@ from lightint_compile.explaining import explain
 from lightint_compile.lowering.artifact_store import key_of
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.error_limits import Budget, Deviation
-from lightint_compile.options.ladder import LADDER, Rung, ladder_of
+from lightint_compile.options.ladder import LADDER, Setting, ladder_of
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.reporting.section import Section
 
 FIVE_PERCENT = Budget(0.05)
-NAMES = tuple(Rung(((f"step-{number}", ()),)) for number in range(1, 4))
+NAMES = tuple(Setting(((f"step-{number}", ()),)) for number in range(1, 4))
 
 
 class World(torch.nn.Module):
@@ -38,7 +38,7 @@ class World(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(()))
         self.errors, self.noisy, self.calls = errors, noisy, []
         variants = [self._variant(rung) for rung in range(len(errors))]
-        ladder = (Rung(), *NAMES[: len(errors) - 1])
+        ladder = (Setting(), *NAMES[: len(errors) - 1])
         self.graph = BudgetedGraph(variants[0], [self.weight], _Builds(variants), ladder, budget, path)
 
     def _variant(self, rung: int) -> CompiledGraph:

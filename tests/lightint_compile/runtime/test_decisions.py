@@ -267,3 +267,13 @@ def test_a_loop_outside_the_module_extrapolates_from_two_steps_and_takes_its_vie
     wide = torch.diag(torch.tensor([0.5, 0.5, 1.0]))
     view = lightint_compile.rollout(cameras=PATH[0], intrinsics=wide)._planner.rules.view
     assert (view.horizontal, view.vertical) == pytest.approx((90.0, 90.0))
+
+
+def test_what_is_found_while_a_chunk_runs_is_told_unless_the_chunk_was_taken_back() -> None:
+    planner = Planner(PublishedRules(gate=0.0))
+    for last in range(4, 24, 4):
+        taken_back = planner.record(PATH[0, :last])
+    kept = planner.record(PATH[0, :20])
+    assert not taken_back.checked(1, 0.5, 0.25) and kept.checked(2, 0.1, 0.25)
+    assert [each.chunk for each in planner.decisions] == list(range(5))
+    assert (planner.decisions[-1].drifts, planner.decisions[-1].refused_steps) == (((2, 0.1),), ())

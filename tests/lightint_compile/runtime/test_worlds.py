@@ -182,8 +182,11 @@ def test_what_is_no_chunk_is_refused() -> None:
         lightint_compile.rollout(cameras=STILL[0], chunk_frames=0)
     with pytest.raises(InputError, match="rules are for chunks of 4"):
         lightint_compile.rollout(cameras=STILL[0], chunk_frames=3, rules=PublishedRules())
-    with pytest.raises(InputError, match="a chunk has 3"):
-        lightint_compile.rollout(cameras=STILL[0, :8], chunk_frames=3)
+    for frames in (8, 2, 1):
+        with pytest.raises(InputError, match="a chunk has 3"):
+            lightint_compile.rollout(cameras=STILL[0, :frames], chunk_frames=3)
+    with pytest.raises(InputError, match="no whole number"):
+        plan(STILL[0, :1], AdaptiveRules())
     for wrong in ({"fov": (60.0, 180.0)}, {"view_depth": 0.0}, {"clip": 0}):
         with pytest.raises(OptionError, match="no world"):
             WorldSpec(**wrong)
