@@ -11,6 +11,7 @@ A preset is on offer when every pass of its row exists; a new one is one new row
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -110,8 +111,11 @@ def preset_of(name: str) -> Preset:
         OptionError: there is none; with a hint.
         ExtensionError: another package registers it, and it cannot be imported or runs a pass that does not exist.
     """
-    if name in PRESETS:
-        return PRESETS[name]
+    return PRESETS[name] if name in PRESETS else _of_another_package(name)
+
+
+@functools.cache
+def _of_another_package(name: str) -> Preset:
     found = extension(GROUP, name, PRESETS)
     if found is None:
         fix = did_you_mean(name, preset_names())

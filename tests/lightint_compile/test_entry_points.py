@@ -16,7 +16,7 @@ from lightint_compile.cli.listing import print_passes
 from lightint_compile.errors import ExtensionError, OptionError
 from lightint_compile.lowering import extension_sources
 from lightint_compile.lowering.artifact_keys import key_of
-from lightint_compile.options import LightintOptions
+from lightint_compile.options import LightintOptions, presets
 from lightint_compile.options.ladder import ladder_of
 from lightint_compile.options.pipelines import asked_passes, pipeline_of
 from lightint_compile.passes import registry
@@ -54,13 +54,14 @@ BROKEN = Preset("names a pass that is not there", ("no-such-pass",))
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Installs a package with a pass ``count-NAME`` and a preset ``counted-NAME``."""
     registry._of_another_package.cache_clear()
+    presets._of_another_package.cache_clear()
 
-    def install(name: str, passes: dict[str, str] | None = None, numerics: str = "EXACT", **presets: str) -> None:
+    def install(name: str, passes: dict[str, str] | None = None, numerics: str = "EXACT", **more: str) -> None:
         module = f"lightint_counting_{name}"
         files = {f"{module}.py": PASS.format(name=name, title=name.title(), numerics=numerics)}
         groups = {
             registry.GROUP: {f"count-{name}": f"{module}:Count{name.title()}", **(passes or {})},
-            "lightint.presets": {f"counted-{name}": f"{module}:COUNTED", **presets},
+            "lightint.presets": {f"counted-{name}": f"{module}:COUNTED", **more},
         }
         other_package.install(tmp_path, monkeypatch, f"counting-{name}", files, groups)
 
@@ -165,8 +166,12 @@ def test_two_packages_with_one_name_are_refused(package, tmp_path: Path, monkeyp
 
 def test_an_approximate_one_is_taken_whole_or_not_at_all_by_a_budget(package) -> None:
     package("geese", numerics="APPROXIMATE")
-    exact, whole = ladder_of(LightintOptions(preset="counted-geese", max_relative_error=0.1))
+    options = LightintOptions(preset="counted-geese", max_relative_error=0.1)
+    exact, whole = ladder_of(options)
     assert str(exact) == "exact" and [name for name, _ in whole.runs] == ["count-geese"]
+    running = [[step.name for step in pipeline_of(rung.applied_to(options)).passes] for rung in (exact, whole)]
+    assert ["count-geese" in names for names in running] == [False, True]
+    assert "count-geese" not in [step.name for step in pipeline_of(options).passes], "not before it is calibrated"
 
 
 def test_the_key_of_a_kept_program_moves_with_the_code_of_the_passes_that_run(package, tmp_path: Path) -> None:
