@@ -10,12 +10,15 @@ from toy_world import ToyWorld, there_and_back, toy_rollout, walk
 from typer.testing import CliRunner
 
 import lightint_compile
+from lightint_compile import capture
 from lightint_compile.cli.app import app
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import InputError, OptionError
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.decision_points import PLAN
 from lightint_compile.passes.ir.decision_policy import Policy
 from lightint_compile.passes.ir.world_spec import PUBLISHED, WorldSpec
+from lightint_compile.pipeline_run import rewrite
 from lightint_compile.runtime.planner import Planner, plan
 from lightint_compile.runtime.rules import AdaptiveRules, PublishedRules, rules_of
 
@@ -201,3 +204,20 @@ def test_the_command_decides_for_other_chunks() -> None:
 def test_the_published_world_is_the_default() -> None:
     assert Policy.of(PUBLISHED) == Policy() and AdaptiveRules.of(PUBLISHED) == AdaptiveRules()
     assert PUBLISHED.clip_probes == (0, 2) and PUBLISHED.least_memory == 12
+
+
+class Zoomed(Chunked):
+    """Reads the focal lengths of its cameras."""
+
+    def forward(self, noise, history, extrinsics, intrinsics):
+        return super().forward(noise * intrinsics[0, 0], history, extrinsics)
+
+
+def test_a_stated_view_takes_the_place_of_intrinsics() -> None:
+    inputs = torch.zeros(1, 4, 4, 4, 6), torch.zeros(1, 4, 8, 4, 6), STILL[:, :12], torch.eye(3)
+    program = capture.trace(Zoomed(4).eval(), inputs, dynamic={"history": 2, "extrinsics": 1})
+    for stated, read in (({}, True), ({"fov": [70, 50]}, False)):
+        options = LightintOptions(passes="adaptive-context", roles={"intrinsics": "intrinsics"}, strict=True, **stated)
+        graph = rewrite(program.snapshot(), options).program.graph
+        (plan_node,) = (node for node in graph.nodes if node.target == PLAN)
+        assert ("intrinsics" in plan_node.kwargs) == read
