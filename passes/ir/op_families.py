@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
+from operator import attrgetter
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -10,126 +12,66 @@ import torch.fx as fx
 aten = torch.ops.aten
 
 
+def _of(names: str) -> tuple[Any, ...]:
+    """Overloads of ATen operators."""
+    return tuple(attrgetter(name)(aten) for name in names.split())
+
+
 class Family(Enum):
     """A family of operators, with its members."""
 
-    VIEW = (
-        aten.view.default,
-        aten.reshape.default,
-        aten._unsafe_view.default,
-        aten.view_copy.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-    )
-    PERMUTATION = (
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.swapaxes.default,
-        aten.movedim.int,
-        aten.movedim.intlist,
-    )
-    UNSQUEEZE = (aten.unsqueeze.default,)
-    SQUEEZE = (aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
-    SELECT = (aten.select.int,)
-    SLICE = (aten.slice.Tensor,)
-    SPLIT = (
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.chunk.default,
-        aten.tensor_split.sections,
-        aten.tensor_split.indices,
-    )
-    UNBIND = (aten.unbind.int,)
-    CAT = (aten.cat.default, aten.concat.default, aten.concatenate.default)
-    STACK = (aten.stack.default,)
-    INDEX_SELECT = (aten.index_select.default,)
-    EMBEDDING = (aten.embedding.default,)
-    REPEAT = (aten.repeat.default,)
-    INTERLEAVE = (aten.repeat_interleave.self_int,)
-    EXPAND = (aten.expand.default,)
-    FILL = (aten.full.default, aten.ones.default, aten.zeros.default)
-    LINEAR = (aten.linear.default,)
-    TRAILING_NORM = (aten.layer_norm.default, aten.rms_norm.default)
-    GROUP_NORM = (aten.group_norm.default, aten.instance_norm.default)
-    ALONG = (
-        aten.softmax.int,
-        aten.log_softmax.int,
-        aten._softmax.default,
-        aten._log_softmax.default,
-        aten._safe_softmax.default,
-        aten.cumsum.default,
+    VIEW = _of("view.default reshape.default _unsafe_view.default view_copy.default flatten.using_ints unflatten.int")
+    PERMUTATION = _of("permute.default transpose.int t.default swapaxes.default movedim.int movedim.intlist")
+    UNSQUEEZE = _of("unsqueeze.default")
+    SQUEEZE = _of("squeeze.dim squeeze.dims squeeze.default")
+    SELECT = _of("select.int")
+    SLICE = _of("slice.Tensor")
+    SPLIT = _of("split.Tensor split_with_sizes.default chunk.default tensor_split.sections tensor_split.indices")
+    UNBIND = _of("unbind.int")
+    CAT = _of("cat.default concat.default concatenate.default")
+    STACK = _of("stack.default")
+    INDEX_SELECT = _of("index_select.default")
+    EMBEDDING = _of("embedding.default")
+    REPEAT = _of("repeat.default")
+    INTERLEAVE = _of("repeat_interleave.self_int")
+    EXPAND = _of("expand.default")
+    FILL = _of("full.default ones.default zeros.default")
+    LINEAR = _of("linear.default")
+    TRAILING_NORM = _of("layer_norm.default rms_norm.default")
+    GROUP_NORM = _of("group_norm.default instance_norm.default")
+    ALONG = _of(
+        "softmax.int log_softmax.int _softmax.default _log_softmax.default _safe_softmax.default cumsum.default"
     )
     """Keeps the shape and runs along one axis."""
-    REDUCTION = (
-        aten.mean.default,
-        aten.mean.dim,
-        aten.sum.default,
-        aten.sum.dim_IntList,
-        aten.amax.default,
-        aten.amin.default,
-        aten.var.correction,
-        aten.var.dim,
-        aten.std.correction,
-        aten.std.dim,
-        aten.all.default,
-        aten.all.dim,
-        aten.any.default,
-        aten.any.dim,
-        aten.logsumexp.default,
-        aten.linalg_vector_norm.default,
-        aten.norm.ScalarOpt_dim,
-        aten.argmax.default,
-        aten.argmin.default,
-        aten.prod.dim_int,
+    REDUCTION = _of(
+        "mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default var.correction "
+        "var.dim std.correction std.dim all.default all.dim any.default any.dim logsumexp.default "
+        "linalg_vector_norm.default norm.ScalarOpt_dim argmax.default argmin.default prod.dim_int"
     )
-    PRODUCT = (aten.matmul.default, aten.mm.default, aten.bmm.default)
-    ADDED_PRODUCT = (aten.addmm.default, aten.baddbmm.default)
-    EINSUM = (aten.einsum.default,)
-    CONVOLUTION = (
-        aten.conv1d.default,
-        aten.conv2d.default,
-        aten.conv3d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
+    PRODUCT = _of("matmul.default mm.default bmm.default")
+    ADDED_PRODUCT = _of("addmm.default baddbmm.default")
+    EINSUM = _of("einsum.default")
+    CONVOLUTION = _of("conv1d.default conv2d.default conv3d.default conv_transpose2d.input conv_transpose3d.input")
+    POOLING = _of(
+        "avg_pool2d.default avg_pool3d.default max_pool2d.default max_pool3d.default "
+        "adaptive_avg_pool2d.default adaptive_avg_pool3d.default"
     )
-    POOLING = (
-        aten.avg_pool2d.default,
-        aten.avg_pool3d.default,
-        aten.max_pool2d.default,
-        aten.max_pool3d.default,
-        aten.adaptive_avg_pool2d.default,
-        aten.adaptive_avg_pool3d.default,
-    )
-    OF_MATRICES = (aten.linalg_inv.default, aten.inverse.default)
+    OF_MATRICES = _of("linalg_inv.default inverse.default")
     """A function of the matrix in the last two axes."""
-    DIAGONAL = (aten.diag_embed.default,)
+    DIAGONAL = _of("diag_embed.default")
 
 
 COPIES = frozenset({aten.clone.default, aten.contiguous.default, aten.detach.default})
 """Elementwise operations that hand values on as they are."""
 
-_LIKE_POINTWISE = COPIES | {
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.to.device,
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
-    aten.type_as.default,
-    aten.empty_like.default,
-    aten.rand_like.default,
-    aten.randn_like.default,
-    aten.dropout.default,
-    aten.copy.default,
-    aten.fill.Scalar,
-    aten.masked_fill.Tensor,
-    aten.where.ScalarSelf,
-    aten.where.ScalarOther,
-    aten.where.Scalar,
-    aten.__and__.Tensor,
-    aten.__or__.Tensor,
-}
+_LIKE_POINTWISE = COPIES.union(
+    _of(
+        "_to_copy.default to.dtype to.device ones_like.default zeros_like.default full_like.default "
+        "type_as.default empty_like.default rand_like.default randn_like.default dropout.default "
+        "copy.default fill.Scalar masked_fill.Tensor where.ScalarSelf where.ScalarOther where.Scalar "
+        "__and__.Tensor __or__.Tensor"
+    )
+)
 
 
 def is_pointwise(node: fx.Node) -> bool:

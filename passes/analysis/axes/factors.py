@@ -7,10 +7,13 @@ elements in one row, ``[B * T, C]``, have ``(batch B)(plain T)``; ``repeat_inter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.axes.movement import Ref
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.sizes import dealt, groups, product
 
@@ -113,3 +116,19 @@ def regrouped(
         axes = None if taken is None else list(map(axis, taken))
         found.append((before, behind, axes if axes is not None and all(map(fits, axes)) else None))
     return found
+
+
+def operand_layouts(
+    demands: Iterable[tuple[Ref, Axis]], of: Callable[[fx.Node], Layout]
+) -> dict[fx.Node, Layout] | None:
+    """The layouts in which operands are read; ``None`` where one is read in two.
+
+    Args:
+        demands: what some axes are read as; the others are read as they are.
+    """
+    wanted: dict[Ref, Axis] = {}
+    for ref, entry in demands:
+        if wanted.setdefault(ref, entry) != entry:
+            return None
+    nodes = dict.fromkeys(ref.node for ref in wanted)
+    return {node: tuple(wanted.get(Ref(node, axis), entry) for axis, entry in enumerate(of(node))) for node in nodes}

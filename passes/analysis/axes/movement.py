@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch.fx as fx
 
-from lightint_compile.passes.ir.fake_values import Size
+from lightint_compile.passes.ir.fake_values import Size, shape_of
 from lightint_compile.passes.ir.op_families import Family
 
 
@@ -142,6 +142,12 @@ class Movement:
     regroups: fx.Node | None = None
     computes: bool = True
     stretches: bool = True
+
+    def sized(self, node: fx.Node) -> list[list[tuple[Way, Size]]]:
+        """For each result of the call, the ways of its axes with their extents."""
+        value = node.meta["val"]
+        shapes = map(shape_of, value if isinstance(value, (tuple, list)) else (value,))
+        return [list(zip(ways, shape, strict=True)) for ways, shape in zip(self.outputs, shapes, strict=True)]
 
     def ways(self) -> Iterator[Way]:
         """The ways of all axes of all results."""

@@ -8,7 +8,17 @@ from typing import Any
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Axis, Kind, Layout, extent, is_same, plain, same, times
+from lightint_compile.passes.analysis.axes.factors import (
+    Axis,
+    Kind,
+    Layout,
+    extent,
+    is_same,
+    operand_layouts,
+    plain,
+    same,
+    times,
+)
 from lightint_compile.passes.analysis.axes.movement import (
     Alike,
     Along,
@@ -33,7 +43,7 @@ from lightint_compile.passes.analysis.batch_elements.axes import (
     shortened,
     skeleton,
 )
-from lightint_compile.passes.ir.fake_values import Size, shape_of
+from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.op_arguments import argument, arguments, dimensions, sizes_of, takes
 from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.sizes import product
@@ -95,24 +105,16 @@ def rowwise(node: fx.Node, of: Layouts) -> Rowwise | Mixes | None:
     args = _row_arguments(node, movement, found, of)
     if isinstance(args, Mixes):
         return args
-    operands = _read(movement, found, of)
+    meets = any(len(refs_of(way)) > 1 for way in movement.ways())
+    operands = operand_layouts(_demands(movement, found, of), of) if meets else {}
     several = isinstance(node.meta["val"], (tuple, list))
     return MEETS if operands is None else Rowwise(Several(found) if several else found[0], operands, args)
 
 
 def _outputs(node: fx.Node, movement: Movement, of: Layouts) -> list[Layout] | Mixes:
-    value = node.meta["val"]
-    shapes = map(shape_of, value if isinstance(value, (tuple, list)) else (value,))
-    found: list[Layout] = []
-    for ways, shape in zip(movement.outputs, shapes, strict=True):
-        axes: list[Axis] = []
-        for way, size in zip(ways, shape, strict=True):
-            entry = _carried(way, size, of)
-            if isinstance(entry, Mixes):
-                return entry
-            axes.append(entry)
-        found.append(tuple(axes))
-    return found
+    found = [[_carried(way, size, of) for way, size in output] for output in movement.sized(node)]
+    why = next((entry for layout in found for entry in layout if isinstance(entry, Mixes)), None)
+    return why or [tuple(entry for entry in layout if not isinstance(entry, Mixes)) for layout in found]
 
 
 def _carried(way: Way, size: Size, of: Layouts) -> Axis | Mixes:
@@ -152,25 +154,13 @@ def _ranged(way: Range, size: Size, of: Layouts) -> Axis | Mixes:
     return _PICKS if found is None or way.step != 1 or runs(entry, way.start) is None else found
 
 
-def _read(movement: Movement, results: Sequence[Layout], of: Layouts) -> dict[fx.Node, Layout] | None:
-    """What operands are read as that are the same for all elements; ``None`` where one is read in two ways."""
-    if not any(len(refs_of(way)) > 1 for way in movement.ways()):
-        return {}
-    wanted: dict[Ref, Axis] = {}
-    for ref, entry in _demands(movement, results):
-        own = of(ref.node)[ref.axis]
-        entry = entry if batches(entry) and extent(own) != 1 else own
-        if wanted.setdefault(ref, entry) != entry:
-            return None
-    nodes = {ref.node for ref, entry in wanted.items() if entry is not of(ref.node)[ref.axis]}
-    return {node: tuple(wanted.get(Ref(node, axis), entry) for axis, entry in enumerate(of(node))) for node in nodes}
-
-
-def _demands(movement: Movement, results: Sequence[Layout]) -> Iterator[tuple[Ref, Axis]]:
+def _demands(movement: Movement, results: Sequence[Layout], of: Layouts) -> Iterator[tuple[Ref, Axis]]:
+    """What operands are read as that meet elements of the batch, and are the same for all of them."""
     for ways, layout in zip(movement.outputs, results, strict=True):
         for way, entry in zip(ways, layout, strict=True):
             for ref in refs_of(way):
-                yield ref, entry
+                own = of(ref.node)[ref.axis]
+                yield ref, entry if batches(entry) and extent(own) != 1 else own
 
 
 # --- calls whose arguments are sizes ---------------------------------------------------------------------------------

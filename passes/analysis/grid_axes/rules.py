@@ -44,7 +44,7 @@ from lightint_compile.passes.analysis.grid_axes.axes import (
     regroup,
     written,
 )
-from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
+from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.op_arguments import sizes_of, tensors
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import same
@@ -66,14 +66,12 @@ def meanings(node: fx.Node, of: Lookup) -> list[Known] | None:
         return _like_first(node, of)
     if movement.regroups is not None:
         return [regroup(of(movement.regroups), sizes_of(node))]
-    value = node.meta["val"]
-    shapes = [shape_of(each) for each in (value if isinstance(value, (tuple, list)) else (value,))]
     return [
         [
-            _seed(node, number, ways, shape, of) if isinstance(way, New | Window) else _carried(way, size, of)
-            for number, (way, size) in enumerate(zip(ways, shape, strict=True))
+            _seed(node, number, output, of) if isinstance(way, New | Window) else _carried(way, size, of)
+            for number, (way, size) in enumerate(output)
         ]
-        for ways, shape in zip(movement.outputs, shapes, strict=True)
+        for output in movement.sized(node)
     ]
 
 
@@ -127,20 +125,20 @@ def _copied(axis: Axis, copies: Size, *, outside: bool) -> Axis:
 _POSITIONS = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 
 
-def _seed(node: fx.Node, number: int, ways: Sequence[Way], shape: Sequence[Size], of: Lookup) -> Axis | None:
+def _seed(node: fx.Node, number: int, output: Sequence[tuple[Way, Size]], of: Lookup) -> Axis | None:
     """An axis that starts to mean something here.
 
     A convolution over a volume says which axes are frames, height and width, the surest seed; one over a plane says
     height and width; three position vectors multiplied make the grid of a position table.
     """
-    origin, way = Origin(node.name, number, len(shape)), ways[number]
+    origin, (way, size) = Origin(node.name, number, len(output)), output[number]
     if node.target in _POSITIONS:
-        return (Atom(shape[0], role="position", origin=origin),)
-    if not isinstance(way, Window) or sum(isinstance(each, Window) for each in ways) not in (2, 3):
+        return (Atom(size, role="position", origin=origin),)
+    if not isinstance(way, Window) or sum(isinstance(each, Window) for each, _ in output) not in (2, 3):
         return None
     before = of(way.ref.node)[way.ref.axis]
-    keeps = any(atom.role for atom in before) and same(sizes_of(way.ref.node)[way.ref.axis], shape[number])
-    return before if keeps else (Atom(shape[number], role=ROLES[number - len(shape)], origin=origin),)
+    keeps = any(atom.role for atom in before) and same(sizes_of(way.ref.node)[way.ref.axis], size)
+    return before if keeps else (Atom(size, role=ROLES[number - len(output)], origin=origin),)
 
 
 def _like_first(node: fx.Node, of: Lookup) -> list[Known] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Kind, times
+from lightint_compile.passes.analysis.axes.factors import Kind, operand_layouts, times
 from lightint_compile.passes.analysis.axes.movement import (
     Alike,
     Along,
@@ -67,19 +67,14 @@ _UNFOLLOWED = ("attn_mask", "dropout_p", "is_causal", "enable_gqa")
 
 
 def _followed(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | Blocked:
-    value = node.meta["val"]
-    shapes = [shape_of(each) for each in (value if isinstance(value, (tuple, list)) else (value,))]
-    results = [
-        tuple(_carried(way, length, layouts) for way, length in zip(output, shape, strict=True))
-        for output, shape in zip(movement.outputs, shapes, strict=True)
-    ]
+    results = [tuple(_carried(way, size, layouts) for way, size in output) for output in movement.sized(node)]
     if len(set(map(len, results))) != 1:
         return Blocked("its results have different axes", mixes=True)
     columns = zip(*results, strict=True)
     result = tuple(entries[0] if len(set(entries)) == 1 else kept(size(entries[0])) for entries in columns)
     if not repeats(result):
         return _lost(node, movement, layouts)
-    needed = _needed(movement, result, layouts)
+    needed = operand_layouts(_demands(movement, result, layouts), layouts)
     if needed is None:
         return Blocked("it reads a value in two ways")
     if node.target in Family.FILL.value:
@@ -103,22 +98,10 @@ def _carried(way: Way, length: Size, layouts: Layouts) -> Axis:
             return kept(length)
 
 
-def _needed(movement: Movement, result: Layout, layouts: Layouts) -> dict[fx.Node, Layout] | None:
-    """The layouts in which operands are needed; ``None`` where one is needed in two."""
-    wanted: dict[Ref, Axis] = {}
-    for ref, entry in _demands(movement, result, layouts):
-        if wanted.setdefault(ref, entry) != entry:
-            return None
-    nodes = dict.fromkeys(ref.node for ref in wanted)
-    return {
-        node: tuple(wanted.get(Ref(node, axis), entry) for axis, entry in enumerate(layouts(node))) for node in nodes
-    }
-
-
 def _demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[tuple[Ref, Axis]]:
     for read in movement.reads:
         yield from _written_out(read.refs, layouts)
-    for way, entry in _with_results(movement, result):
+    for way, entry in ((way, entry) for output in movement.outputs for way, entry in zip(output, result, strict=True)):
         match way:
             case Along(refs):
                 for ref in refs:
@@ -133,10 +116,6 @@ def _demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[t
                 yield from _written_out(refs, layouts)
             case Picked(_, index):
                 yield index, layouts(index.node)[index.axis]
-
-
-def _with_results(movement: Movement, result: Layout) -> Iterator[tuple[Way, Axis]]:
-    return (pair for output in movement.outputs for pair in zip(output, result, strict=True))
 
 
 def _written_out(refs: Iterable[Ref], layouts: Layouts) -> Iterator[tuple[Ref, Axis]]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightint_compile.passes.analysis.axes.attention import DIALECTS, Dialect
 from lightint_compile.passes.analysis.axes.movement import (
     MOVEMENTS,
     Along,
@@ -46,6 +47,25 @@ def fixed(*shape: int) -> Tensor:
 X, Y, W = fixed(2, 4, 6), fixed(2, 4, 6).cos(), fixed(6, 6)
 V = fixed(1, 2, 3, 4, 4)
 aten = torch.ops.aten
+
+
+@torch.library.custom_op("axes_test::tokens_first", mutates_args=())
+def tokens_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as packages of flash attention have it: [batch, tokens, heads, width]."""
+    heads_first = [each.transpose(1, 2) for each in (q, k, v)]
+    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2).contiguous()
+
+
+@tokens_first.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+@pytest.fixture(autouse=True)
+def dialect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``tokens_first`` is spelled as flash attention is."""
+    monkeypatch.setitem(DIALECTS, "axes_test::tokens_first", Dialect("q", "k", "v", order=(0, 2, 1, 3)))
+
 
 #: Functions of one operator each, with their operands.
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
@@ -110,6 +130,14 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "math attention": (
         lambda q, k, v: aten._scaled_dot_product_attention_math.default(q, k, v)[0],
         (X[None], Y[None], X[None].sin()),
+    ),
+    "flash attention": (
+        lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)[0],
+        (X[None], Y[None], X[None].sin()),
+    ),
+    "attention of tokens before heads": (
+        lambda q, k, v: torch.ops.axes_test.tokens_first(q, k, v),
+        (fixed(1, 3, 2, 4), fixed(1, 5, 2, 4), fixed(1, 5, 2, 6)),
     ),
     "meshgrid": (lambda x, y: torch.meshgrid(x, y, indexing="xy"), (X[0, 0], X[0, :, 0])),
     "view_as_real": (lambda x: torch.view_as_real(x), (torch.complex(X, Y),)),
