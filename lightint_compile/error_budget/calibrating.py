@@ -47,7 +47,8 @@ class Calibration:
         known = {row.text: f"{mark} {row}" for mark, row in zip(marks, self.table.rows, strict=True)}
         rows = [row for text, row in known.items() if text != "exact"]
         kind = "whole rollouts" if self.whole_rollout else "single calls"
-        return "\n".join([f"{self.budget}: {self.setting} ({self.rollouts} rollouts, errors of {kind})", *rows])
+        run = "1 rollout" if self.rollouts == 1 else f"{self.rollouts} rollouts"
+        return "\n".join([f"{self.budget}: {self.setting} ({run}, errors of {kind})", *rows])
 
 
 def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
