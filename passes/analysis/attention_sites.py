@@ -11,7 +11,8 @@ from typing import Self
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.token_grid import Grid, TokenAxis, TokenGrid
+from lightint_compile.passes.analysis.token_axis import Grid, TokenAxis
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.op_arguments import argument, permutation

@@ -10,7 +10,8 @@ import torch.fx as fx
 
 from lightint_compile.passes.analysis.attention_sites import Piece
 from lightint_compile.passes.analysis.grid_axes.axes import Origin
-from lightint_compile.passes.analysis.token_grid import Grid, TokenGrid
+from lightint_compile.passes.analysis.token_axis import Grid
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
 from lightint_compile.passes.ir.rewriter import Rewriter
 

@@ -12,7 +12,7 @@ from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the o
 from lightint_compile.kernels.dispatch import Choice as Implementation
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite, Piece, SpanKind
-from lightint_compile.passes.analysis.token_grid import Span, TokenAxis
+from lightint_compile.passes.analysis.token_axis import Span, TokenAxis
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.rewriter import Rewriter

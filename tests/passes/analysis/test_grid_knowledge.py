@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
-from lightint_compile.passes.analysis.token_grid import TokenAxis, TokenGrid
+from lightint_compile.passes.analysis.token_axis import TokenAxis
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 
 ARGUMENTS = {
     "video": torch.zeros(2, 4, 4, 8, 8),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightint_compile.passes.analysis.grid_axes.axes import Atom, Origin, cut, extent, join, regroup
-from lightint_compile.passes.analysis.token_grid import TokenAxis, TokenGrid
+from lightint_compile.passes.analysis.token_axis import TokenAxis
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.sizes import quotient, same
 
