@@ -50,7 +50,8 @@ class ToyWorld(nn.Module):
         return noise
 
     def select(self, extrinsics: Tensor, frames: int) -> Tensor:
-        count = torch.sym_min(frames, self.memory)
+        # Dynamo of torch 2.11 ends a graph at a sym_min of two plain numbers
+        count = min(frames, self.memory) if isinstance(frames, int) else torch.sym_min(frames, self.memory)
         slot = torch.arange(count, device=extrinsics.device)
         near = (extrinsics[0, -1, :3, 3] - extrinsics[0, 0, :3, 3]).abs().sum() < 1e6
         return torch.where((slot < 4) & near, slot, slot + (frames - count))
