@@ -1,6 +1,8 @@
-"""Shared fixtures: GPU tests skip themselves with a reason."""
+"""Shared fixtures: GPU tests skip themselves with a reason; generated cases run on one thread."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,3 +18,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The test computes on one thread: its tensors are small, and workers share the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

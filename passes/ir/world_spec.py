@@ -15,7 +15,7 @@ from lightint_compile.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSpec:
-    """The facts of one world. The defaults are HY-WorldPlay's, for which the published rules were made.
+    """The facts of one world. The defaults are those of the world that the published rules were made for.
 
     Attributes:
         chunk: latent frames that come at once.

@@ -23,11 +23,8 @@ def outcomes(name: str, dynamic: bool) -> list[Outcome]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def nothing_compiled(one_thread):
     yield
-    torch.set_num_threads(threads)
     torch._dynamo.reset()
 
 

@@ -24,12 +24,7 @@ BATCH = 10
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.json"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("first", range(0, 200, BATCH))

@@ -27,12 +27,7 @@ SEEDS, BATCH = 300, 10
 REGRESSIONS = sorted((Path(__file__).parent / "adversary").glob("*.json"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
