@@ -17,7 +17,8 @@ import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
-from lightint_compile.passes.analysis.batch_elements.axes import Layout, batch, place_of, plain
+from lightint_compile.passes.analysis.axes.factors import Layout, plain
+from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of
 from lightint_compile.passes.analysis.batch_elements.rules import Rowwise, Several, rowwise
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis

@@ -12,8 +12,8 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.attention_sites import ATTENTION
+from lightint_compile.passes.analysis.axes.factors import Axis, Layout, plain, same
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
-from lightint_compile.passes.analysis.row_repeats.layout import Axis, Layout, kept, repeated
 from lightint_compile.passes.context_reuse.cuts import Cut, on_the_way, operands_of
 from lightint_compile.passes.context_reuse.scope import Scope, has_rows, rows_axis
 from lightint_compile.passes.ir.effects import live_nodes
@@ -103,15 +103,15 @@ def _row_by_row(node: fx.Node, size: Size, analysis: Analysis) -> bool:
 
 def _supposed(scope: Scope, rows: list[fx.Node]) -> dict[fx.Node, Layout]:
     """If all chosen frames were one and the same: what the choice, positions and patch embeddings would be."""
-    one: dict[fx.Node, Layout] = {scope.index: (repeated(scope.size),)}
+    one: dict[fx.Node, Layout] = {scope.index: (same(scope.size),)}
     for node in rows:
         if counts_frames(node, scope) or _embeds_frames(node, scope):
             one[node] = tuple(map(_frames_alike, shape_of(node.meta["val"]), [scope.size] * node.meta["val"].dim()))
     return one
 
 
-def _frames_alike(extent: Size, frames: Size) -> Axis:
-    return repeated(extent) if extent == frames else kept(extent)
+def _frames_alike(size: Size, frames: Size) -> Axis:
+    return same(size) if size == frames else plain(size)
 
 
 def counts_frames(node: fx.Node, scope: Scope) -> bool:

@@ -15,18 +15,10 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.axes.factors import Layout, extent, same, shared
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.analysis.row_repeats.effects import Blocked
-from lightint_compile.passes.analysis.row_repeats.layout import (
-    Layout,
-    describe,
-    full,
-    is_full,
-    kept_size,
-    repeated,
-    repeats,
-    size,
-)
+from lightint_compile.passes.analysis.row_repeats.layout import describe, is_full, kept_size, repeats
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, shape_of
 from lightint_compile.passes.ir.flops import flops_of, program_flops
@@ -79,7 +71,7 @@ class SinkRowRepeats(Pass):
                 continue
             if max(hinted_shape(tensor)) < _MANY_ROWS:
                 continue
-            found = analyse(program.graph, {node: tuple(map(repeated, shape_of(tensor)))}).sunk
+            found = analyse(program.graph, {node: tuple(map(same, shape_of(tensor)))}).sunk
             if any(other.target is aten.sin.default for other in found if found[other].works):
                 saved = sum(flops_of(other) for other in found)
                 if saved > worth:
@@ -141,7 +133,7 @@ def _rule_of(node: fx.Node) -> str:
 
 def _applied(node: fx.Node, small: fx.Node, analysis: Analysis) -> Remark:
     layout, rule = analysis.sunk[node].plan.result, _rule_of(node)
-    before, after = describe(layout, size), describe(layout, kept_size)
+    before, after = describe(layout, extent), describe(layout, kept_size)
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=SinkRowRepeats.name,
@@ -162,7 +154,7 @@ def _pointwise(ends: list[fx.Node], analysis: Analysis) -> Iterator[Remark]:
         if any(flops_of(other) for other in chain):
             continue
         layout = analysis.sunk[node].plan.result
-        before, after = describe(layout, size), describe(layout, kept_size)
+        before, after = describe(layout, extent), describe(layout, kept_size)
         yield Remark(
             kind=RemarkKind.APPLIED,
             pass_name=SinkRowRepeats.name,
@@ -193,11 +185,11 @@ def _as_its_operand(node: fx.Node, analysis: Analysis) -> Layout | None:
     if tensor_of(node) is None:
         return None
     operand = next(o for o in node.all_input_nodes if o in analysis.sunk and analysis.sunk[o].seeded)
-    before, after = analysis.sunk[operand].plan.result, full(sizes_of(node))
+    before, after = analysis.sunk[operand].plan.result, shared(sizes_of(node))
     if len(before) != len(after):
         return None
     pairs = zip(before, after, strict=True)
-    return tuple(a if is_full(b) else b if size(b) == size(a) else repeated(size(a)) for b, a in pairs)
+    return tuple(a if is_full(b) else b if extent(b) == extent(a) else same(extent(a)) for b, a in pairs)
 
 
 def _miss(node: fx.Node, blocked: Blocked, flops: int) -> Remark:

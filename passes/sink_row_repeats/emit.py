@@ -13,17 +13,9 @@ import torch.utils._pytree as pytree
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 
 from lightint_compile.errors import PassError
+from lightint_compile.passes.analysis.axes.factors import Axis, Layout, extent, is_same, plain
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis
-from lightint_compile.passes.analysis.row_repeats.layout import (
-    Axis,
-    Layout,
-    is_constant,
-    is_full,
-    kept,
-    kept_size,
-    repeats,
-    size,
-)
+from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size, repeats
 from lightint_compile.passes.ir.fake_values import Size, described, size_of
 from lightint_compile.passes.ir.memory_sharing import memory_order
 from lightint_compile.passes.ir.node_queries import MEMO
@@ -69,7 +61,7 @@ class Emission:
         layout, self._mark = self._analysis.sunk[node].plan.result, node.meta.get(MEMO)
         self._place = node
         with self._rewriter.at(node, rule="repeat"):
-            made = self._convert(self._small[node], layout, tuple(kept(size(a)) for a in layout))
+            made = self._convert(self._small[node], layout, tuple(plain(extent(a)) for a in layout))
             if returned:  # every row in memory of its own, in the order that the caller knows
                 order = memory_order(node.meta["val"]) or list(range(len(layout)))
                 made = stored_in(order, made, self.call)
@@ -118,15 +110,15 @@ class Emission:
         value, dim = small, 0
         expanded: list[Size] = []
         for step in steps:
-            for is_new, extent in step:
+            for is_new, length in step:
                 if is_new:
                     value = self.call(aten.unsqueeze.default, value, dim)
-                expanded.append(extent)
+                expanded.append(length)
                 dim += 1
         value = self.call(aten.expand.default, value, [self.size(e) if e != -1 else -1 for e in expanded])
         if any(len(step) > 1 for step in steps):
             sizes = [kept_size(w) for w in want]
-            value = self.call(aten.reshape.default, value, [self.size(extent) for extent in sizes])
+            value = self.call(aten.reshape.default, value, [self.size(length) for length in sizes])
         return value
 
 
@@ -134,7 +126,7 @@ def _written_out(have: Axis, want: Axis) -> list[tuple[bool, Size]]:
     """The axes that one axis of the small tensor becomes before the reshape: whether it is new, and its size or -1."""
     if have == want or is_full(have):
         return [(False, -1)]
-    if is_constant(have):
+    if is_same(have):
         return [(False, kept_size(want))]
     if not is_full(want):
         raise PassError("a repetition was asked for in a form it cannot take", why=f"{have} as {want}")
@@ -202,9 +194,9 @@ class SizeNodes:
             if isinstance(value, torch.SymInt):
                 self._scalars.setdefault(size_of(value), node)
             elif isinstance(value, torch.Tensor) and node not in analysis.sunk:
-                for dim, extent in enumerate(value.shape):
-                    if isinstance(extent, torch.SymInt):
-                        self._tensors.setdefault(size_of(extent), (node, dim))
+                for dim, length in enumerate(value.shape):
+                    if isinstance(length, torch.SymInt):
+                        self._tensors.setdefault(size_of(length), (node, dim))
 
     def node(self, wanted: sympy.Expr, place: fx.Node, call: Callable[..., fx.Node]) -> Any:
         """The node that stands before ``place``, made from its factors where no single one is known."""

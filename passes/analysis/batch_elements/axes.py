@@ -19,14 +19,11 @@ from lightint_compile.passes.analysis.axes.factors import (
     is_same,
     plain,
     regrouped,
-    shared,
     without,
 )
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.fake_values import plain as plain_size
 from lightint_compile.passes.ir.sizes import quotient
-
-__all__ = ["Axis", "Layout", "extent", "is_same", "plain", "shared"]
 
 
 class Place(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.batch_elements.axes import Layout, count, shared
+from lightint_compile.passes.analysis.axes.factors import Layout, shared
+from lightint_compile.passes.analysis.batch_elements.axes import count
 from lightint_compile.passes.analysis.batch_elements.rules import Mixes, Rowwise, Several, rowwise
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.effects import draws_random

@@ -10,7 +10,8 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
-from lightint_compile.passes.analysis.batch_elements.axes import Layout, batches, place_of, row_extent
+from lightint_compile.passes.analysis.axes.factors import Layout
+from lightint_compile.passes.analysis.batch_elements.axes import batches, place_of, row_extent
 from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows, Known, has_elements, operands_of
 from lightint_compile.passes.analysis.batch_elements.rules import Several
 from lightint_compile.passes.ir.decision_points import is_region_call

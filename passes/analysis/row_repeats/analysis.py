@@ -9,9 +9,10 @@ from typing import Any
 
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.axes.factors import Layout, shared
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.row_repeats.effects import Blocked, Plan
-from lightint_compile.passes.analysis.row_repeats.layout import Layout, full, repeats
+from lightint_compile.passes.analysis.row_repeats.layout import repeats
 from lightint_compile.passes.analysis.row_repeats.rules import REPETITIONS, element_of, plan_of
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.op_arguments import sizes_of
@@ -46,7 +47,7 @@ class Analysis:
     def layout(self, node: fx.Node) -> Layout:
         """The layout of a node's value."""
         found = self.sunk.get(node)
-        return full(sizes_of(node)) if found is None else found.plan.result
+        return shared(sizes_of(node)) if found is None else found.plan.result
 
 
 def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) -> Analysis:

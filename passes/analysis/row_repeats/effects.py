@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.row_repeats.layout import Layout
+from lightint_compile.passes.analysis.axes.factors import Layout
 from lightint_compile.passes.ir.fake_values import Size
 
 

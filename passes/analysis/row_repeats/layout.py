@@ -10,29 +10,16 @@ from collections.abc import Callable, Sequence
 
 from lightint_compile.passes.analysis.axes.factors import (
     Axis,
-    Factor,
     Kind,
     Layout,
-    axis,
     extent,
     is_same,
     plain,
     regrouped,
-    same,
-    shared,
     without,
 )
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.sizes import product
-
-kept, repeated, size, is_constant, full = plain, same, extent, is_same, shared
-
-__all__ = ["Axis", "Layout", "axis", "full", "is_constant", "kept", "product", "repeated", "size"]
-
-
-def Segment(repeated: bool, size: Size) -> Factor:  # noqa: N802 - it makes a value of the lattice
-    """A factor: ``size`` values that differ, or ``size`` repetitions of the same value."""
-    return Factor(Kind.SAME if repeated else Kind.PLAIN, size)
 
 
 def kept_size(of: Axis) -> Size:
@@ -57,9 +44,9 @@ def repeats(layout: Layout) -> bool:
 
 def meet(left: Axis, right: Axis) -> Axis:
     """The most repetition that two axes of one size share; a constant axis is as repeated as any other."""
-    if left == right or is_constant(right):
+    if left == right or is_same(right):
         return left
-    return right if is_constant(left) else kept(size(left))
+    return right if is_same(left) else plain(extent(left))
 
 
 def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
@@ -71,8 +58,8 @@ def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
     needed: list[Axis] = []
     result: list[Axis] = []
     for before, behind, axes in regrouped(layout, shape, fits=is_simple):
-        needed.extend(layout[dim] if axes is not None else kept(size(layout[dim])) for dim in before)
-        result.extend([kept(shape[dim]) for dim in behind] if axes is None else axes)
+        needed.extend(layout[dim] if axes is not None else plain(extent(layout[dim])) for dim in before)
+        result.extend([plain(shape[dim]) for dim in behind] if axes is None else axes)
     return tuple(needed), tuple(result)
 
 

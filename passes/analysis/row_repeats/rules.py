@@ -9,7 +9,17 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Kind, operand_layouts, times
+from lightint_compile.passes.analysis.axes.factors import (
+    Axis,
+    Kind,
+    Layout,
+    extent,
+    is_same,
+    operand_layouts,
+    plain,
+    same,
+    times,
+)
 from lightint_compile.passes.analysis.axes.movement import (
     Alike,
     Along,
@@ -23,20 +33,7 @@ from lightint_compile.passes.analysis.axes.movement import (
 )
 from lightint_compile.passes.analysis.axes.moving import operand, squeezed
 from lightint_compile.passes.analysis.row_repeats.effects import MIXES, Blocked, Emitter, Layouts, Plan
-from lightint_compile.passes.analysis.row_repeats.layout import (
-    Axis,
-    Layout,
-    is_constant,
-    is_full,
-    is_simple,
-    kept,
-    kept_size,
-    meet,
-    regroup,
-    repeated,
-    repeats,
-    size,
-)
+from lightint_compile.passes.analysis.row_repeats.layout import is_full, is_simple, kept_size, meet, regroup, repeats
 from lightint_compile.passes.ir.fake_values import Size, shape_of
 from lightint_compile.passes.ir.op_arguments import argument, dimension, sizes_of, tensors
 from lightint_compile.passes.ir.op_families import Family
@@ -54,7 +51,7 @@ def plan_of(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | Block
         return _view(node, movement.regroups, layouts)
     if node.target in REPETITIONS:
         return _repetition(node, movement, layouts)
-    if node.target in Family.SELECT.value and is_constant(layouts(operand(node))[_dim(node, layouts)]):
+    if node.target in Family.SELECT.value and is_same(layouts(operand(node))[_dim(node, layouts)]):
         return _one_of_equals(node, layouts)
     if node.target in Family.SQUEEZE.value:
         return _squeeze(node, movement, layouts)
@@ -71,7 +68,7 @@ def _followed(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | Blo
     if len(set(map(len, results))) != 1:
         return Blocked("its results have different axes", mixes=True)
     columns = zip(*results, strict=True)
-    result = tuple(entries[0] if len(set(entries)) == 1 else kept(size(entries[0])) for entries in columns)
+    result = tuple(entries[0] if len(set(entries)) == 1 else plain(extent(entries[0])) for entries in columns)
     if not repeats(result):
         return _lost(node, movement, layouts)
     needed = operand_layouts(_demands(movement, result, layouts), layouts)
@@ -89,13 +86,13 @@ def _carried(way: Way, length: Size, layouts: Layouts) -> Axis:
         case Along(refs):
             return reduce(meet, [layouts(ref.node)[ref.axis] for ref in refs]) if refs else ()
         case Alike(None):
-            return repeated(length)
-        case Range(ref) if is_constant(layouts(ref.node)[ref.axis]):
-            return repeated(length)
+            return same(length)
+        case Range(ref) if is_same(layouts(ref.node)[ref.axis]):
+            return same(length)
         case Picked(_, index):
             return layouts(index.node)[index.axis]
         case _:
-            return kept(length)
+            return plain(length)
 
 
 def _demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[tuple[Ref, Axis]]:
@@ -106,9 +103,9 @@ def _demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[t
             case Along(refs):
                 for ref in refs:
                     own = layouts(ref.node)[ref.axis]
-                    stays = size(own) == 1 or (movement.stretches and is_constant(own))
+                    stays = extent(own) == 1 or (movement.stretches and is_same(own))
                     yield ref, own if stays else entry
-            case Range(ref) if is_constant(layouts(ref.node)[ref.axis]):
+            case Range(ref) if is_same(layouts(ref.node)[ref.axis]):
                 yield ref, layouts(ref.node)[ref.axis]
             case Range(ref) | Alike(Ref() as ref):
                 yield from _written_out([ref], layouts)
@@ -119,7 +116,7 @@ def _demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[t
 
 
 def _written_out(refs: Iterable[Ref], layouts: Layouts) -> Iterator[tuple[Ref, Axis]]:
-    return ((ref, kept(size(layouts(ref.node)[ref.axis]))) for ref in refs)
+    return ((ref, plain(extent(layouts(ref.node)[ref.axis]))) for ref in refs)
 
 
 def _lost(node: fx.Node, movement: Movement, layouts: Layouts) -> Blocked:
@@ -140,7 +137,7 @@ def _shortened(node: fx.Node, movement: Movement, layouts: Layouts) -> fx.Node |
     """The operand of a slice along an axis that is one value: its small tensor is that of the slice too."""
     if node.target in Family.SLICE.value:
         for way in movement.ways():
-            if isinstance(way, Range) and is_constant(layouts(way.ref.node)[way.ref.axis]):
+            if isinstance(way, Range) and is_same(layouts(way.ref.node)[way.ref.axis]):
                 return way.ref.node
     return None
 
@@ -179,7 +176,7 @@ def _repetition(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | B
     small = [kept_size(entry) for entry in layout[new:]]
 
     def arguments(emit: Emitter) -> Sequence[Any]:
-        return emit.small(source), [1] * new + [emit.size(extent) for extent in small]
+        return emit.small(source), [1] * new + [emit.size(length) for length in small]
 
     return Plan(layout, {source: before}, computes=False, arguments=arguments, target=aten.reshape.default)
 
@@ -223,5 +220,5 @@ def element_of(node: fx.Node, parent: Plan) -> Plan | Blocked:
     if not isinstance(value, torch.Tensor):
         return Blocked("the element is not a tensor")
     entries = zip(parent.result, shape_of(value), strict=True)
-    result = tuple(kept(extent) if is_full(entry) else entry for entry, extent in entries)
+    result = tuple(plain(length) if is_full(entry) else entry for entry, length in entries)
     return Plan(result, {operand(node): result}, computes=False)

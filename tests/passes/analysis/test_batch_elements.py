@@ -7,7 +7,8 @@ import torch
 from differential import trace_function
 from torch.nn import functional as F
 
-from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of, plain, regroup, shared
+from lightint_compile.passes.analysis.axes.factors import plain, shared
+from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of, regroup
 from lightint_compile.passes.analysis.batch_elements.flow import Flows
 from lightint_compile.passes.analysis.batch_elements.rows import Refused, Rows, join, take
 

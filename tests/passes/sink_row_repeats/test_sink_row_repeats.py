@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightint_compile.passes.analysis.axes import factors as algebra
+from lightint_compile.passes.analysis.axes.factors import Kind
 from lightint_compile.passes.analysis.row_repeats import layout as rows
 from lightint_compile.passes.ir.flops import program_flops
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.sizes import product
 
 FRAMES, PER_FRAME, WIDTH = 3, 5, 8
 PASS = "sink-row-repeats"
@@ -136,10 +139,13 @@ def test_nothing_repeated_is_nothing() -> None:
 
 def test_views_cut_across_axes_that_differ() -> None:
     """Three and four rows that differ may be seen as two and six in front of a repetition."""
-    layout = (rows.kept(3), rows.kept(4), rows.repeated(5))
-    assert rows.regroup(layout, (2, 6, 5)) == (layout, (rows.kept(2), rows.kept(6), rows.repeated(5)))
-    merged = (rows.kept(3), rows.axis([rows.Segment(False, 4), rows.Segment(True, 5)]))
-    assert rows.regroup(merged, (2, 30)) == (merged, (rows.kept(2), rows.axis([*rows.kept(6), *rows.repeated(5)])))
+    layout = (algebra.plain(3), algebra.plain(4), algebra.same(5))
+    assert rows.regroup(layout, (2, 6, 5)) == (layout, (algebra.plain(2), algebra.plain(6), algebra.same(5)))
+    merged = (algebra.plain(3), algebra.axis([algebra.Factor(Kind.PLAIN, 4), algebra.Factor(Kind.SAME, 5)]))
+    assert rows.regroup(merged, (2, 30)) == (
+        merged,
+        (algebra.plain(2), algebra.axis([*algebra.plain(6), *algebra.same(5)])),
+    )
 
 
 def test_an_output_gets_memory_of_its_own() -> None:
@@ -254,17 +260,17 @@ def test_bfloat16_rows_are_equal_bit_for_bit() -> None:
 @given(st.data())
 def test_view_rule_against_numbers(data: st.DataObject) -> None:
     """Regroup a repeated tensor to random sizes: the small tensor, viewed and repeated, is the large one viewed."""
-    segments = st.tuples(st.booleans(), st.integers(1, 3)).map(lambda pair: rows.Segment(*pair))
-    axes = data.draw(st.lists(st.lists(segments, min_size=1, max_size=2).map(rows.axis), min_size=1, max_size=3))
+    segments = st.builds(algebra.Factor, st.sampled_from([Kind.PLAIN, Kind.SAME]), st.integers(1, 3))
+    axes = data.draw(st.lists(st.lists(segments, min_size=1, max_size=2).map(algebra.axis), min_size=1, max_size=3))
     factors = [f for axis in axes for segment in axis for f in _primes(int(segment.size))]
     shape = []
     while factors:
         count = data.draw(st.integers(1, len(factors)))
-        shape.append(int(rows.product(factors[:count])))
+        shape.append(int(product(factors[:count])))
         factors = factors[count:]
     needed, result = rows.regroup(tuple(axes), shape)
-    assert [rows.size(axis) for axis in result] == shape
-    assert [rows.size(axis) for axis in needed] == [rows.size(axis) for axis in axes]
+    assert [algebra.extent(axis) for axis in result] == shape
+    assert [algebra.extent(axis) for axis in needed] == [algebra.extent(axis) for axis in axes]
     large, small = _example(needed)
     assert torch.equal(
         _written_out(small.reshape([int(rows.kept_size(a)) for a in result]), result), large.reshape(shape)
@@ -275,16 +281,16 @@ def _primes(number: int) -> list[int]:
     return [] if number == 1 else [(factor := 2 if number % 2 == 0 else 3), *_primes(number // factor)]
 
 
-def _example(layout: rows.Layout) -> tuple[Tensor, Tensor]:
+def _example(layout: algebra.Layout) -> tuple[Tensor, Tensor]:
     sizes = [int(rows.kept_size(axis)) for axis in layout]
-    small = torch.arange(int(rows.product(sizes))).reshape(sizes)
+    small = torch.arange(int(product(sizes))).reshape(sizes)
     return _written_out(small, layout), small
 
 
-def _written_out(small: Tensor, layout: rows.Layout) -> Tensor:
+def _written_out(small: Tensor, layout: algebra.Layout) -> Tensor:
     inner = [s for axis in layout for s in axis]
     shape = [1 if s.repeated else int(s.size) for s in inner]
-    return small.reshape(shape).expand([int(s.size) for s in inner]).reshape([int(rows.size(a)) for a in layout])
+    return small.reshape(shape).expand([int(s.size) for s in inner]).reshape([int(algebra.extent(a)) for a in layout])
 
 
 def test_worldplay_runs_its_conditioning_once_a_frame() -> None:
