@@ -129,7 +129,7 @@ def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> T
 def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
     """Mean and spread of each tile of one span, see :func:`reference.pool_tiles`."""
     checks.pool(tokens, grid, tile)
-    steps = dispatch.load(dispatch.implementation(tokens, tile))
+    steps = dispatch.load(dispatch.implementation(tokens))  # one kernel pools tiles of every shape
     with planning.on_device_of(tokens):
         return steps.pool_spans([(tokens, _triple(grid))], _triple(tile))[0]
 

@@ -178,3 +178,12 @@ def test_the_best_kernel_of_a_device_is_nothing_to_warn_of(capability, monkeypat
     with caplog.at_level("WARNING", logger=dispatch.log.name):
         dispatch._by_capability(GPU, torch.bfloat16, 128, TILE)
     assert not caplog.records
+
+
+def test_pooling_finer_tiles_is_nothing_to_warn_of(monkeypatch):
+    """The sm_90 kernel attends to tiles of 128 tokens only; pools of parts of a tile are made by the same kernel."""
+    asked = []
+    real = dispatch.implementation
+    monkeypatch.setattr(dispatch, "implementation", lambda *given: asked.append(given[1:]) or real(*given))
+    torch.ops.lightint.pool_tiles(torch.randn(1, 2, 128, 64), [4, 8, 4], [2, 8, 4])
+    assert asked == [()]
