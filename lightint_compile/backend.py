@@ -58,7 +58,7 @@ def lightint(
         )
     chosen = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
     arguments = compiled_arguments()
-    graph_module.meta[ARGUMENTS] = tuple(dict(chosen.roles)) if arguments is None else arguments
+    graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, _config(mode))
     frame = compiled_frame()

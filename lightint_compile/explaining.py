@@ -30,7 +30,7 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.passes.analysis import summary
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
-from lightint_compile.pipeline_run import rewrite
+from lightint_compile.pipeline_run import rewrite, state
 from lightint_compile.reporting import Report, Section
 
 
@@ -92,7 +92,7 @@ def _section(program: Program, options: LightintOptions) -> Section:
     if options.preset == "off":
         why = 'preset "off" hands the graph to Inductor as it is'
         return Section(program.name, options=options.to_dict(), untouched=why)
-    program.roles.update(options.roles)
+    state(program, options)
     found = summary.remarks(program)
     if options.budget is not None and not options.budget.is_exact:
         found = (*found, uncalibrated(options.budget))

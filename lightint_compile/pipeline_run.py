@@ -69,7 +69,7 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
         PassError: a pass failed under ``strict``. ``require`` is about a whole model: see ``modelwide``.
         OptionError: the options do not make a pipeline.
     """
-    program.roles.update(options.roles)
+    state(program, options)
     check_stated(program)
     whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
     guided = options.approximate or is_guided(program)
@@ -91,6 +91,12 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops))
     _tell(rewritten)
     return rewritten
+
+
+def state(program: Program, options: LightintOptions) -> None:
+    """Give a program what the user stated of its inputs."""
+    program.roles.update(options.roles)
+    program.grids.update(options.grids)
 
 
 def work_of(graph_module: fx.GraphModule) -> int:

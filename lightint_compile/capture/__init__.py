@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 
 from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once
+from lightint_compile.capture.equal_sizes import equate_keys_and_values
 from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses_autocast
 from lightint_compile.capture.functional import functional
 from lightint_compile.capture.normal_form import tidy
@@ -58,6 +59,7 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
     entries = [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
     with levels_restored(), tracing_with(mode):
         program = _program(graph_module, values, entries, mode, name or _root_name(graph_module))
+    equate_keys_and_values(program)
     program.arguments = graph_module.meta.get(ARGUMENTS)
     return program
 

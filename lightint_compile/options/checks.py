@@ -118,6 +118,24 @@ def input_roles(option: str, value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((str(path), str(role)) for path, role in pairs.items()))
 
 
+def input_grids(option: str, value: Any) -> tuple[tuple[str, tuple[int | None, int, int]], ...]:
+    """Inputs with the frames that they hold, as sorted pairs."""
+    example = '{"kv_cache.*.k": [None, 30, 52]}'
+    try:
+        pairs = {str(path): tuple(grid) for path, grid in dict(value).items()}
+    except (TypeError, ValueError):
+        raise wrong(option, value, "input names with frames, height and width each", example) from None
+    for path, grid in pairs.items():
+        if len(grid) != 3 or not all(is_whole(size, 1) for size in grid[1:]) or not _is_count(grid[0]):
+            expected = "frames (or None for as many as there are), height and width in tokens"
+            raise wrong(f"{option}']['{path}", grid, expected, "[None, 30, 52]")
+    return tuple(sorted(pairs.items()))
+
+
+def _is_count(frames: Any) -> bool:
+    return frames is None or is_whole(frames, 1)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

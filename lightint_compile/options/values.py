@@ -10,6 +10,7 @@ from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.options.checks import (
     ROLES,
     choice,
+    input_grids,
     input_roles,
     is_number,
     is_whole,
@@ -76,8 +77,17 @@ class LightintOptions:
         (),
         input_roles,
         values="`{input: role}`",
-        help=f"what an input is, where the inference is wrong: {_listed(ROLES, '')}",
+        help=f"what an input is, where the inference is wrong: {_listed(ROLES, '')}. `*` in a name stands for any "
+        "characters",
         plain=dict,
+    )
+    grids: tuple[tuple[str, tuple[int | None, int, int]], ...] = option(
+        (),
+        input_grids,
+        values="`{input: [frames, height, width]}` in tokens",
+        help="the frames at the end of kept keys and values, where sizes and names do not tell; `None` as frames: as "
+        "many as there are. Names as for `roles`",
+        plain=lambda value: {path: list(grid) for path, grid in value},
     )
     require: tuple[str, ...] = option(
         (),

@@ -13,6 +13,7 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.cameras import is_camera_shaped
 from lightint_compile.passes.analysis.coming_frames import denoised, hint_at, windows_read
 from lightint_compile.passes.analysis.roles import Role, Roles
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.analysis.world import FRAMES, chunk_frames
 from lightint_compile.passes.ir.fake_values import hint_of, size_of
 from lightint_compile.passes.ir.fresh_sizes import bounds
@@ -76,7 +77,9 @@ def find_context_input(program: Program, stated: StatedWorld) -> ContextInput | 
     roles = program.fact(Roles)
     inputs = {program.input_of(node).path: node for node in program.placeholders()}
     cameras = [node for path in roles.paths(Role.CAMERA) if is_camera_shaped(node := inputs[path])]
-    found = [_examine(program, stated, inputs[path], cameras) for path in roles.paths(Role.CONTEXT)]
+    contexts = [inputs[path] for path in roles.paths(Role.CONTEXT)]
+    past = program.fact(TokenGrid).past
+    found = [_examine(program, stated, node, cameras) for node in contexts if not past.why_of(node.name)]
     given = [each for each in found if isinstance(each, ContextInput)]
     return given[0] if given else next((each for each in found if each is not None), None)
 

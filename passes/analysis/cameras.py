@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.roles import Role, Roles
+from lightint_compile.passes.analysis.stated_inputs import by_path
 from lightint_compile.passes.ir.program import Program, tensor_of
 
 _CAMERA_NAMES = ("extrinsic", "viewmat", "view_mat", "w2c", "pose", "camera", "cam")
@@ -50,6 +51,6 @@ def intrinsics_input(program: Program) -> fx.Node | None:
 def latents_so_far(program: Program, nodes: Iterable[fx.Node]) -> fx.Node | None:
     """The one of ``nodes`` that is [B, C, F, h, w]; an input stated to be context before any other."""
     video = [node for node in nodes if (tensor := tensor_of(node)) is not None and tensor.dim() == 5]
-    stated = [path for path, role in program.roles.items() if role == Role.CONTEXT]
+    stated = [path for path, role in by_path(program, program.roles).items() if role == Role.CONTEXT]
     named = [node for node in video if node.op == "placeholder" and program.input_of(node).path in stated]
     return next(iter([*named, *video]), None)

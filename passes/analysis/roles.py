@@ -15,8 +15,10 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.errors import OptionError, did_you_mean, nearest
+from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
+from lightint_compile.passes.analysis.stated_inputs import by_path, check_names
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hinted_shape, size_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.op_arguments import pick_of
@@ -96,30 +98,24 @@ def remarks(program: Program) -> tuple[Remark, ...]:
 
 
 def check_stated(program: Program) -> None:
-    """Look every stated role up.
+    """Look up every input that a role or a grid is stated of.
 
     Raises:
-        OptionError: a role that is none; an input that does not exist. Of a graph that is one of several, a name that
-            is an argument of the function, or near to no name at all, may belong to another of them.
+        OptionError: a role that is none; an input that does not exist
+            (:func:`~lightint_compile.passes.analysis.stated_inputs.check_names`).
     """
-    known = [entry.path for entry in program.inputs if entry.kind is not InputKind.SYMBOL]
-    tensors = [entry.path for entry in program.inputs if entry.kind is InputKind.TENSOR] or known
     for path, role in program.roles.items():
-        where = f"options['roles'][{path!r}]"
         if role not in set(Role):
+            where = f"options['roles'][{path!r}]"
             raise OptionError(f"{role!r} is no role", where=where, fix=did_you_mean(role, map(str, Role)))
-        if path in known or (program.arguments is not None and path.split(".")[0] in program.arguments):
-            continue
-        names = [*tensors, *(program.arguments or ())]
-        if program.arguments is None or nearest(path, names):
-            raise OptionError(f"there is no input {path!r}", where=where, fix=did_you_mean(path, names))
+    check_names(program, "roles", program.roles)
+    check_names(program, "grids", program.grids)
 
 
 def _stated(program: Program) -> dict[str, Evidence]:
     check_stated(program)
-    known = {entry.path for entry in program.inputs}
     why = "stated in the options"
-    return {path: Evidence(Role(role), why, stated=True) for path, role in program.roles.items() if path in known}
+    return {path: Evidence(Role(role), why, stated=True) for path, role in by_path(program, program.roles).items()}
 
 
 def _inferred(program: Program, stated: dict[str, Evidence]) -> dict[str, Evidence]:
@@ -144,7 +140,7 @@ class _Model:
         tensors = {entry.name: entry for entry in program.inputs if entry.kind is InputKind.TENSOR}
         self.inputs = {node.name: node for node in program.placeholders() if node.name in tensors}
         self.roles = {name: stated[e.path].role for name, e in tensors.items() if e.path in stated}
-        self.sites = program.fact(AttentionSites)
+        self.sites, self.past = program.fact(AttentionSites), program.fact(TokenGrid).past
         leaves = pytree.tree_leaves(program.graph.output_node().args[0])
         self.outputs = [shape_of(leaf) for leaf in leaves if tensor_of(leaf) is not None]
 
@@ -174,6 +170,13 @@ def _is_float(node: fx.Node) -> bool:
 
 def _equal(left: list[Size], right: list[Size]) -> bool:
     return len(left) == len(right) and all(map(same, left, right))
+
+
+def _kept_frames(model: _Model) -> Found:
+    """Keys and values of earlier frames."""
+    for name in dict.fromkeys(origin.node for origin in model.past.kept):
+        if name in model.inputs and name not in model.roles:
+            yield name, Evidence(Role.CONTEXT, model.past.why_of(name))
 
 
 def _latents(model: _Model) -> Found:
@@ -334,4 +337,13 @@ def _named_actions(model: _Model) -> Found:
             yield name, Evidence(Role.ACTION, "only its name says so")
 
 
-_RULES: tuple[Finder, ...] = (_latents, _contexts, _cameras, _intrinsics, _conditions, _texts, _named_actions)
+_RULES: tuple[Finder, ...] = (
+    _kept_frames,
+    _latents,
+    _contexts,
+    _cameras,
+    _intrinsics,
+    _conditions,
+    _texts,
+    _named_actions,
+)

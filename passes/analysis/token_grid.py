@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
@@ -20,9 +20,20 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axes, Axis, Origin, extent, folded
+from lightint_compile.passes.analysis.grid_axes.axes import (
+    ROLES,
+    Atom,
+    Axes,
+    Axis,
+    Origin,
+    extent,
+    folded,
+    frames_of_input,
+)
 from lightint_compile.passes.analysis.grid_axes.rules import meanings
-from lightint_compile.passes.analysis.token_axis import Grid, Span, TokenAxis
+from lightint_compile.passes.analysis.past_frames import PastFrames, find_past
+from lightint_compile.passes.analysis.token_axis import Grid, TokenAxis
+from lightint_compile.passes.analysis.token_spans import is_volume, spans_of
 from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import pick_of, sizes_of, tensors
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
@@ -36,10 +47,12 @@ class TokenGrid:
     Attributes:
         axes: what each axis of each node's tensor means.
         confirmed: seeds of grids that an output unpatchifies, so that their order is known from both ends.
+        past: which inputs hold keys and values of earlier frames; their grids are among ``axes``.
     """
 
     axes: Mapping[fx.Node, Axes] = field(default_factory=dict)
     confirmed: frozenset[str] = frozenset()
+    past: PastFrames = field(default_factory=PastFrames)
 
     @classmethod
     def analyse(cls, program: Program) -> Self:
@@ -50,20 +63,23 @@ class TokenGrid:
             hinted = _follow(program, hints)
             seeds = _unpatchified(program, hinted)
             kept = {origin: grid for origin, grid in hints.items() if origin.node in seeds}
-            axes = hinted if kept == hints else _follow(program, kept) if kept else axes
-        return cls(axes, frozenset(_unpatchified(program, axes)))
+            axes, hints = (hinted if kept == hints else _follow(program, kept) if kept else axes), kept
+        past = find_past(program, axes)
+        if past.kept:
+            axes = _follow(program, {**hints, **past.axes(program)})
+        return cls(axes, frozenset(_unpatchified(program, axes)), past)
 
     def of(self, node: fx.Node, axis: int) -> TokenAxis | None:
         """The stretches of one axis; ``None`` for a node that is no tensor of that rank."""
         axes = self.axes.get(node)
         if axes is None or not -len(axes) <= axis < len(axes):
             return None
-        return TokenAxis(tuple(_spans(axes[axis])))
+        return TokenAxis(tuple(spans_of(axes[axis])))
 
     def folded(self, node: fx.Node, axis: int) -> tuple[Size, TokenAxis] | None:
         """The size of a batch that is folded into an axis, ``view(B * L, ...)``, and the stretches of one element."""
         found = folded(self.axes[node][axis])
-        return None if found is None else (extent(found[0]), TokenAxis(tuple(_spans(found[1]))))
+        return None if found is None else (extent(found[0]), TokenAxis(tuple(spans_of(found[1]))))
 
     def grids_of(self, node: fx.Node) -> dict[int, TokenAxis]:
         """The axes of a node that hold a grid."""
@@ -73,6 +89,20 @@ class TokenGrid:
     def holder(self, origin: Origin | None, size: Size) -> tuple[fx.Node, int] | None:
         """The first node, and its axis, where a rewrite can read the size of exactly this one axis of a grid."""
         return self._holders.get((origin, size))
+
+    def whole(self, grid: Grid) -> tuple[fx.Node, int] | None:
+        """The first node, and its axis, that is all tokens of a grid and nothing else."""
+        return self._wholes.get((grid.shape, grid.origins))
+
+    @cached_property
+    def _wholes(self) -> dict[tuple[object, ...], tuple[fx.Node, int]]:
+        wholes: dict[tuple[object, ...], tuple[fx.Node, int]] = {}
+        for node, axes in self.axes.items():
+            for number, axis in enumerate(axes):
+                if len(axis) == 3 and axis[0].role == ROLES[0]:
+                    key = tuple(atom.size for atom in axis), tuple(atom.origin for atom in axis)
+                    wholes.setdefault(key, (node, number))
+        return wholes
 
     @cached_property
     def _holders(self) -> dict[tuple[Origin | None, Size], tuple[fx.Node, int]]:
@@ -90,7 +120,7 @@ def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
     return (pick.index, 0) if pick is not None and pick.axis == axis else (node, axis)
 
 
-def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -> dict[fx.Node, Axes]:
+def _follow(program: Program, hints: Mapping[Origin, Axis]) -> dict[fx.Node, Axes]:
     """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
     known: dict[fx.Node, Axes] = {}
     several: dict[fx.Node, dict[int, Axes]] = {}
@@ -112,13 +142,10 @@ def _follow(program: Program, hints: Mapping[Origin, tuple[Size, Size, Size]]) -
     return known
 
 
-def _input_axis(
-    node: fx.Node, number: int, size: Size, hints: Mapping[Origin, tuple[Size, Size, Size]], weight: bool
-) -> Axis:
+def _input_axis(node: fx.Node, number: int, size: Size, hints: Mapping[Origin, Axis], weight: bool) -> Axis:
     origin = Origin(node.name, number, len(sizes_of(node)))
     if origin in hints:
-        sizes = zip(ROLES, hints[origin], strict=True)
-        return tuple(Atom(part, role=role, origin=replace(origin, axis=-1 - i)) for i, (role, part) in enumerate(sizes))
+        return hints[origin]
     note = "" if weight else f"axis {number} of the input {node.name}, whose grid is not known"
     return (Atom(size, origin=origin, note=note),)
 
@@ -164,89 +191,12 @@ def _checked_list(node: fx.Node, results: Sequence[Sequence[Axis | None]]) -> di
     }
 
 
-# --- recognising grids in axes ---------------------------------------------------------------------------------------
-
-
-def _spans(axis: Axis) -> Iterator[Span]:
-    """The stretches of an axis; neighbours without a grid stay apart when they come from different places."""
-    if len(axis) == 1 and axis[0].parts:
-        for part in axis[0].parts:
-            yield from _spans(part)
-        return
-    grid = _grid(axis)
-    if grid is not None:
-        yield Span(grid.tokens, grid)
-        return
-    sources = tuple(dict.fromkeys(atom.origin.node for atom in axis if atom.origin and atom.size != 1))
-    yield Span(extent(axis), None, sources, _note(axis), any(atom.role == "kept" for atom in axis))
-
-
-def _note(axis: Axis) -> str:
-    apart = folded(axis)
-    if apart is not None and any(span.grid for span in _spans(apart[1])):
-        inner = " | ".join(map(str, _spans(apart[1])))
-        return f"{extent(apart[0])} times {inner} lie one behind the other"
-    atoms = [atom for atom in axis if atom.size != 1]
-    roles = [atom.role for atom in atoms if atom.role in ROLES]
-    if roles:
-        return f"it holds {' and '.join(roles)} only"
-    if len(atoms) == 1 and atoms[0].origin and atoms[0].origin.rank >= 5:
-        return f"it holds axis {atoms[0].origin.axis} of {atoms[0].origin.node} only"
-    return next((atom.note for atom in atoms if atom.note), "")
-
-
-def _grid(axis: Axis) -> Grid | None:
-    """The grid that an axis is, by its three atoms in order."""
-    atoms = [atom for atom in axis if atom.size != 1 or atom.role in ROLES]
-    if [atom.role for atom in atoms] == ["height", "width"] and _one_source(atoms):
-        first, (height, width) = None, atoms
-    else:
-        atoms = atoms if len(atoms) == 3 else [atom for atom in atoms if atom.size != 1]
-        if len(atoms) != 3 or not _is_volume(atoms):
-            return None
-        first, height, width = atoms
-    seed = height.origin.node if height.origin else ""
-    return Grid(
-        first.size if first else 1,
-        height.size,
-        width.size,
-        seed,
-        first.start if first else 0,
-        (first.origin if first else None, height.origin, width.origin),
-    )
-
-
-def _one_source(atoms: Sequence[Atom]) -> bool:
-    return len({atom.origin.node for atom in atoms if atom.origin}) == 1
-
-
-def _is_volume(atoms: Sequence[Atom]) -> bool:
-    """Whether three atoms are frames, height and width.
-
-    Three forms: roles that a 3-D convolution gave; a frame axis in front of a 2-D convolution's plane; and three axes
-    in their order of one tensor with at least five (or three position vectors), which only a video has.
-    """
-    roles = [atom.role for atom in atoms]
-    first, *plane = atoms
-    if any(atom.parts or atom.origin is None for atom in atoms):
-        return False
-    if roles == list(ROLES):
-        return _one_source(atoms)
-    if roles[1:] == ["height", "width"]:
-        return first.origin is not None and first.origin.rank >= 5 and _one_source(plane)
-    if roles == ["position"] * 3:
-        return True
-    origins = [atom.origin for atom in atoms if atom.origin]
-    ordered = 0 < origins[0].axis < origins[1].axis < origins[2].axis
-    return not any(roles) and _one_source(atoms) and origins[0].rank >= 5 and ordered
-
-
 # --- evidence from the end of the graph -------------------------------------------------------------------------------
 
 
-def _flattened_inputs(program: Program, axes: Mapping[fx.Node, Axes]) -> dict[Origin, tuple[Size, Size, Size]]:
-    """Input axes without a grid that some view cuts into three in a row, with the sizes it cuts them into."""
-    hints: dict[Origin, tuple[Size, Size, Size]] = {}
+def _flattened_inputs(program: Program, axes: Mapping[fx.Node, Axes]) -> dict[Origin, Axis]:
+    """Input axes without a grid that some view cuts into three in a row, as what it cuts them into."""
+    hints: dict[Origin, Axis] = {}
     inputs = {node.name for node in program.placeholders()}
     for node in program.calls():
         if not str(getattr(node.target, "_schema", "")).startswith(("aten::view", "aten::reshape", "aten::unflatten")):
@@ -255,7 +205,7 @@ def _flattened_inputs(program: Program, axes: Mapping[fx.Node, Axes]) -> dict[Or
             origin = axis[0].origin if len(axis) == 1 and not axis[0].role else None
             if origin and origin.node in inputs and origin.rank == 3 and origin.axis == 1 and origin not in hints:
                 cut = _cut_in_three(axis[0].size, axes[node])
-                hints.update({origin: cut} if cut else {})
+                hints.update({origin: frames_of_input(origin, cut)} if cut else {})
     return hints
 
 
@@ -277,5 +227,5 @@ def _unpatchified(program: Program, axes: Mapping[fx.Node, Axes]) -> set[str]:
 def _leading(axes: Axes) -> Iterator[str]:
     heads = [atom for axis in axes for atom in [a for a in axis if a.size != 1][:1]]
     for atoms in itertools.combinations(heads, 3):
-        if _is_volume(atoms) and atoms[1].origin:
+        if is_volume(atoms) and atoms[1].origin:
             yield atoms[1].origin.node

@@ -67,7 +67,9 @@ class Program:
         graph_module: the graph. Passes edit it in place. Facts must be dropped when they do, as the pipeline does.
         inputs: one entry a placeholder, in order.
         name: the user's class or function name, for reports.
-        roles: roles of inputs that the user stated (``options={"roles": {...}}``), by input path.
+        roles: roles of inputs that the user stated (``options={"roles": {...}}``), by input path or pattern of paths.
+        grids: (frames, height, width) in tokens of inputs with kept keys and values, stated in the same way; the number
+            of frames may be ``None``.
         arguments: of the function that the graph is a part of, where it may be one of several: an argument need not be
             an input of each of them. ``None`` for a graph that is all there is.
     """
@@ -76,6 +78,7 @@ class Program:
     inputs: tuple[ProgramInput, ...]
     name: str = "program"
     roles: dict[str, str] = field(default_factory=dict)
+    grids: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
     arguments: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -22,12 +22,13 @@ from lightint_compile.kernels import cost, dispatch
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
 from lightint_compile.kernels.tiles import Layout, part_of
 from lightint_compile.passes.analysis.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
+from lightint_compile.passes.analysis.stated_roles import FRAMES_OF
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, size_of
 from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.program import Program, tensor_of
-from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at, module_path_of
+from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind, at, module_path_of
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.context_pools import ContextPools
@@ -93,15 +94,17 @@ class SparseAttention(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Rewrite every site that can and should be sparse, and say of every other why not."""
-        sizes = GridSizes(program.fact(TokenGrid))
+        grids = program.fact(TokenGrid)
+        sizes = GridSizes(program)
         rewriter = Rewriter(program, self.name)
         verdicts = [(site, self._judge(site, sizes)) for site in program.fact(AttentionSites)]
         chosen = [(site, choice) for site, choice in verdicts if isinstance(choice, Choice)]
         pools = ContextPools([(site, choice.layout.tile) for site, choice in chosen])
         remarks = [
-            _missed(site, verdict) if isinstance(verdict, Obstacle) else _applied(site, verdict, pools)
+            _missed(site, verdict, sizes) if isinstance(verdict, Obstacle) else _applied(site, verdict, pools, sizes)
             for site, verdict in verdicts
         ]
+        remarks += [_refused(program, path, why) for path, why in grids.past.refused.items()]
         changed = []
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
@@ -132,10 +135,12 @@ class SparseAttention(Pass):
     def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
         assert site.query_grid is not None
         current = sizes.hints(site.query_grid)
-        keys = [sizes.hints(grid) for grid in site.key_axis.grids]
-        if current is None or None in keys:
+        if current is None:
             return None
-        total = sum(shape[0] for shape in keys if shape)
+        keys = [sizes.frames_seen(grid, current[1] * current[2]) for grid in site.key_axis.grids]
+        if None in keys:
+            return None
+        total = sum(frames for frames in keys if frames)
         prefix = hinted_shape(site.key.meta["val"])[2] - total * current[1] * current[2]
         return Layout.of(current, (total, *current[1:]), self.tile, prefix)
 
@@ -240,7 +245,7 @@ def _block_number(site: AttentionSite) -> float:
     return float(found[1]) if found else math.inf
 
 
-def _missed(site: AttentionSite, obstacle: Obstacle) -> Remark:
+def _missed(site: AttentionSite, obstacle: Obstacle, sizes: GridSizes) -> Remark:
     return Remark(
         kind=RemarkKind.MISSED,
         pass_name=SparseAttention.name,
@@ -248,12 +253,26 @@ def _missed(site: AttentionSite, obstacle: Obstacle) -> Remark:
         message=f"stays dense: {obstacle.message}",
         hint=obstacle.hint,
         flops_before=flops_of(site.node),
-        args={"query": str(site.query_axis), "key": str(site.key_axis)},
+        args={"query": str(site.query_axis), "key": str(site.key_axis), FRAMES_OF: sizes.kept_inputs(site)},
         **at(site.node),
     )
 
 
-def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark:
+def _refused(program: Program, path: str, why: str) -> Remark:
+    node = next(node for node in program.placeholders() if program.input_of(node).path == path)
+    told = f"{path} is stated to hold frames, and they are not read as such: {why}"
+    remark = Miss(node, told, _STATED).remark(SparseAttention.name, "stated-frames")
+    return replace(remark, args={FRAMES_OF: [path]})
+
+
+_STATED = (
+    'options={"grids": {"<input>": [None, height, width]}} says how many tokens a frame has; keys and values are read '
+    "as frames where torch.cat puts both in front of those of the current frames"
+)
+
+
+def _applied(site: AttentionSite, choice: Choice, pools: ContextPools, sizes: GridSizes) -> Remark:
+    whys = dict.fromkeys(filter(None, (sizes.past.why_of(grid.seed) for grid in site.key_axis.grids)))
     before = flops_of(site.node)
     layout = choice.layout
     queries = hinted_shape(site.query.meta["val"])[2]
@@ -263,13 +282,14 @@ def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark
         kind=RemarkKind.APPLIED,
         pass_name=SparseAttention.name,
         rule=str(site.kind),
-        message=_said(site, choice),
+        message="; ".join([_said(site, choice, sizes), *whys]),
         args={
             "decided": choice.decided,
             "kernel": str(choice.kernel),
             "kernel_reason": choice.kernel.reason,
             "query_grid": str(site.query_grid),
-            "key_grid": str(site.key_grid),
+            "key_grid": sizes.shown(site.key_axis.grids),
+            FRAMES_OF: sizes.kept_inputs(site),
             "prefix": layout.prefix,
             "tile": list(layout.tile),
             "density": round(choice.kept_blocks / int(layout.key_blocks), 4),
@@ -285,10 +305,10 @@ def _applied(site: AttentionSite, choice: Choice, pools: ContextPools) -> Remark
     )
 
 
-def _said(site: AttentionSite, choice: Choice) -> str:
+def _said(site: AttentionSite, choice: Choice, sizes: GridSizes) -> str:
     """What is kept, what runs it, and where the decision waits for a call."""
     layout, kernel = choice.layout, choice.kernel
-    kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles of {site.key_grid}"
+    kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles of {sizes.shown(site.key_axis.grids)}"
     why = f" ({kernel.reason})" if kernel == "portable" else ""  # another kernel might have been expected
     waits = "" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"
     what = f"grid {site.query_grid} attends to {kept}, and to {layout.prefix} text tokens"

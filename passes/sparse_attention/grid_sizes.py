@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 
+import sympy
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.attention_sites import Piece
+from lightint_compile.passes.analysis.attention_sites import AttentionSite, Piece
 from lightint_compile.passes.analysis.grid_axes.axes import Origin
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
+from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
 
 aten = torch.ops.aten
@@ -23,16 +27,59 @@ SizeArgument = int | fx.Node
 
 
 class GridSizes:
-    """Extents of grids: what they were at capture, and as arguments of new nodes."""
+    """Extents of grids: what they were at capture, and as arguments of new nodes.
 
-    def __init__(self, grids: TokenGrid) -> None:
-        self._grids = grids
+    Attributes:
+        past: which inputs hold earlier frames.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._grids = program.fact(TokenGrid)
+        self._paths = {entry.name: entry.path for entry in program.inputs}
+        self.past = self._grids.past
         self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
+        self._counted: dict[tuple[tuple[fx.Node, int], Size], SizeArgument] = {}
 
     def hints(self, grid: Grid) -> tuple[int, int, int] | None:
         """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
         sizes = [self._hint(size, origin) for size, origin in zip(grid.shape, grid.origins, strict=True)]
         return (sizes[0], sizes[1], sizes[2]) if None not in sizes else None  # type: ignore[return-value]
+
+    def is_counted(self, grid: Grid) -> bool:
+        """Whether the number of frames is only known by how many fit into the tokens of a call."""
+        return not isinstance(grid.frames, int) and self._grids.holder(grid.origins[0], grid.frames) is None
+
+    def kept_inputs(self, site: AttentionSite) -> list[str]:
+        """The inputs whose frames a site reads as keys and values, by path."""
+        axes = filter(None, (self._grids.of(node, -2) for node in (site.key, site.value)))
+        names = dict.fromkeys(grid.seed for axis in axes for grid in axis.grids if self.past.why_of(grid.seed))
+        return [self._paths[name] for name in names]
+
+    def shown(self, grids: Sequence[Grid]) -> str:
+        """Grids of one plane as one; counted frames are ``n`` and ``m``, whatever the symbols of their tokens."""
+        names = map(sympy.Symbol, itertools.chain("nm", itertools.repeat("k")))
+        frames = sum(next(names) if self.is_counted(grid) else grid.frames for grid in grids)
+        return str(replace(grids[-1], frames=size_of(frames)))
+
+    def frames_seen(self, grid: Grid, plane: int) -> int | None:
+        """Frames at capture, of ``plane`` tokens each; ``None`` when nothing says how many."""
+        if not self.is_counted(grid):
+            return self._hint(grid.frames, grid.origins[0])
+        whole = self._grids.whole(grid)
+        return None if whole is None else hint_of(whole[0].meta["val"].shape[whole[1]]) // plane
+
+    def frames(self, grid: Grid, plane: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+        """Frames for a new node. Where they are counted, tokens that are no multiple of a frame have none."""
+        if not self.is_counted(grid):
+            return self._argument(grid.frames, grid.origins[0], rewriter)
+        whole = self._grids.whole(grid)
+        assert whole is not None
+        if (whole, grid.frames) not in self._counted:
+            tokens, one = length_of(*whole, rewriter), product_of(plane, rewriter)
+            torn = rewriter.call(torch.sym_min, rewriter.call(operator.mod, tokens, one), 1)
+            count = rewriter.call(operator.floordiv, tokens, one)
+            self._counted[whole, grid.frames] = product_of([count, difference_of(1, torn, rewriter)], rewriter)
+        return self._counted[whole, grid.frames]
 
     def _hint(self, size: Size, origin: Origin | None) -> int | None:
         if isinstance(size, int):

@@ -102,11 +102,12 @@ def rewrite_site(
     """
     assert site.query_grid is not None
     query_grid = sizes.arguments(site.query_grid, rewriter)
-    frames = [sizes.arguments(grid, rewriter)[0] for grid in site.key_axis.grids]
+    frames = [sizes.frames(grid, query_grid[1:], rewriter) for grid in site.key_axis.grids]
     key_grid = [sum_of(frames, rewriter), *query_grid[1:]]
     visual = product_of(query_grid, rewriter)
     keys, values = _segments(site, product_of(key_grid, rewriter), rewriter)
-    prefix = _prefix(site, keys, key_grid, rewriter)
+    counted = any(map(sizes.is_counted, site.key_axis.grids))
+    prefix = _prefix(site, keys, key_grid, rewriter, counted=counted)
     queries = _Queries.cut(site, visual, rewriter)
     kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
     policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means)
@@ -202,10 +203,16 @@ def _piece_kinds(pieces: Sequence[Piece], site: AttentionSite) -> list[SpanKind]
 
 
 def _prefix(
-    site: AttentionSite, keys: Sequence[fx.Node], key_grid: Sequence[SizeArgument], rewriter: Rewriter
+    site: AttentionSite,
+    keys: Sequence[fx.Node],
+    key_grid: Sequence[SizeArgument],
+    rewriter: Rewriter,
+    *,
+    counted: bool,
 ) -> SizeArgument:
+    """Keys in front of the frames. Where frames are counted in each call, those of no frame are among them."""
     text = _text_length(site.key_axis.spans)
-    if isinstance(text, int):
+    if isinstance(text, int) and not counted:
         return text
     total = sum_of([length_of(key, 2, rewriter) for key in keys], rewriter)
     return difference_of(total, product_of(key_grid, rewriter), rewriter)

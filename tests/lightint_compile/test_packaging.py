@@ -67,8 +67,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 def test_every_extra_is_imported_by_the_tests_or_run_by_a_target() -> None:
     extras = PROJECT["optional-dependencies"]
     assert (
-        _imported("tests")
-        <= _declared(PROJECT["dependencies"]) | _declared(itertools.chain(*extras.values())) | LOADED
+        _imported("tests") <= _declared(PROJECT["dependencies"]) | _declared(itertools.chain(*extras.values())) | LOADED
     )
     recipes = "".join((ROOT / name).read_text() for name in ("Makefile", ".ci/run", ".ci/types", "mkdocs.yml"))
     settings = {*TOOLS, *TOOLS["pytest"]["ini_options"]}

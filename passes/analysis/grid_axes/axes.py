@@ -58,6 +58,12 @@ Axis: TypeAlias = tuple[Atom, ...]
 Axes: TypeAlias = tuple[Axis, ...]
 
 
+def frames_of_input(origin: Origin, shape: Sequence[Size]) -> Axis:
+    """An axis of an input as frames, height and width. The input has no such axes, so they count below zero."""
+    sizes = enumerate(zip(ROLES, shape, strict=True))
+    return tuple(Atom(size, role=role, origin=replace(origin, axis=-1 - number)) for number, (role, size) in sizes)
+
+
 def extent(axis: Axis) -> Size:
     """The number of elements along an axis."""
     return product([atom.size for atom in axis])

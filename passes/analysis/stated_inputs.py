@@ -1,0 +1,66 @@
+"""What a user stated of inputs, by path or by a pattern of paths: ``kv_cache.*.k`` is the keys of every layer.
+
+``*`` stands for any characters, dots included, and ``?`` for one. A path in full goes before patterns, and a longer
+pattern before a shorter one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from lightint_compile.errors import OptionError, did_you_mean, nearest
+from lightint_compile.passes.ir.program import InputKind, Program
+
+Stated = TypeVar("Stated")
+
+_BY_PATTERN = (InputKind.TENSOR, InputKind.BUFFER)
+
+
+def is_pattern(entry: str) -> bool:
+    """Whether an entry names inputs by a pattern."""
+    return any(sign in entry for sign in "*?")
+
+
+def matches(program: Program, entry: str) -> list[str]:
+    """The inputs that an entry names: a path any input, a pattern arguments and buffers."""
+    if not is_pattern(entry):
+        return [each.path for each in program.inputs if each.path == entry]
+    return [each.path for each in program.inputs if each.kind in _BY_PATTERN and fnmatchcase(each.path, entry)]
+
+
+def by_path(program: Program, stated: Mapping[str, Stated]) -> dict[str, Stated]:
+    """What is stated of each input of the program."""
+    found: dict[str, Stated] = {}
+    for entry in sorted(stated, key=_rank):
+        found.update(dict.fromkeys(matches(program, entry), stated[entry]))
+    return found
+
+
+def _rank(entry: str) -> tuple[bool, int]:
+    """What is ranked higher is stated later, and so overrides."""
+    return not is_pattern(entry), len(entry)
+
+
+def check_names(program: Program, option: str, entries: Iterable[str]) -> None:
+    """Look every entry up.
+
+    Raises:
+        OptionError: an input that does not exist. Of a graph that is one of several, a name that is an argument of the
+            function, or near to no name at all, may belong to another of them.
+    """
+    known = [entry.path for entry in program.inputs if entry.kind is not InputKind.SYMBOL]
+    tensors = [entry.path for entry in program.inputs if entry.kind is InputKind.TENSOR] or known
+    for entry in entries:
+        if entry in known or matches(program, entry) or _is_of_an_argument(program, entry):
+            continue
+        names = [*tensors, *(program.arguments or ())]
+        if program.arguments is None or nearest(entry, names):
+            where, what = f"options[{option!r}][{entry!r}]", "input that fits" if is_pattern(entry) else "input"
+            raise OptionError(f"there is no {what} {entry!r}", where=where, fix=did_you_mean(entry, names))
+
+
+def _is_of_an_argument(program: Program, entry: str) -> bool:
+    first = entry.split(".")[0]
+    return any(fnmatchcase(argument, first) for argument in program.arguments or ())
