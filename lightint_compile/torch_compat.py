@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx as fx
 from torch._guards import CompileContext, TracingContext
 from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -222,6 +223,82 @@ def tracing_with(mode: FakeTensorMode) -> Iterator[None]:
         yield
     finally:
         context.fake_mode = before
+
+
+def source_name(node: fx.Node) -> str:
+    """Where Dynamo found the value of a placeholder, as Python code; empty for one that it did not find."""
+    named = getattr(getattr(node.meta.get("grapharg"), "source", None), "name", "")
+    return str(named() if callable(named) else named)  # a method up to torch 2.12, a property from 2.13 on
+
+
+def reuses_regions() -> bool:
+    """Whether Dynamo gives a ``nested_compile_region`` that is called again what an earlier call of it became."""
+    try:
+        from torch._dynamo.variables import invoke_subgraph as regions
+    except ImportError:
+        return False
+    return all(hasattr(regions, name) for name in ("is_reuse_eligible", "stamp_out_subgraph", "get_flat_proxies"))
+
+
+def region(function: Callable[..., Any], variants: int) -> Callable[..., Any]:
+    """``function`` as a region; ``variants`` bodies of it may be kept. The function itself is marked too."""
+    from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions, mark_compile_region
+
+    ours = NestedCompileRegionOptions(partitioner=_OURS)
+    marked: Callable[..., Any] = mark_compile_region(function, options=ours, max_reuse_entries=variants)
+    return marked
+
+
+_OURS = "lightint"
+
+
+def is_region_call(node: fx.Node) -> bool:
+    """Whether a node calls what :func:`region` made."""
+    if node.target is not torch.ops.higher_order.invoke_subgraph:
+        return False
+    options = node.meta.get("custom", {}).get("nested_region_config")
+    return getattr(options, "partitioner", None) == _OURS
+
+
+@contextmanager
+def reuse_watched(look: Callable[[Sequence[fx.Node]], None]) -> Iterator[None]:
+    """Show the operands of every region to ``look``, which may raise; a region that is not reused raises.
+
+    Dynamo by itself would go on and trace the region in every call.
+    """
+    regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
+    eligible, stamped = regions.is_reuse_eligible, regions.stamp_out_subgraph
+
+    def is_reuse_eligible(tx: Any, body: Any, fingerprint: Any, *rest: Any, **named: Any) -> bool:
+        if not eligible(tx, body, fingerprint, *rest, **named):
+            raise ValueError("a region takes or gives what cannot be told apart, or changes objects")
+        look(_operands_of(fingerprint))
+        return True
+
+    def stamp_out_subgraph(tx: Any, fingerprint: Any, cached: Any) -> Any:
+        look(_operands_of(fingerprint))
+        return stamped(tx, fingerprint, cached)
+
+    regions.is_reuse_eligible, regions.stamp_out_subgraph = is_reuse_eligible, stamp_out_subgraph
+    try:
+        yield
+    finally:
+        regions.is_reuse_eligible, regions.stamp_out_subgraph = eligible, stamped
+
+
+def _operands_of(fingerprint: Any) -> list[fx.Node]:
+    """The nodes of tensors and sizes among the arguments of a region, as often as they are given."""
+    return [value.as_proxy().node for tag, value in fingerprint.flat_vts if tag.value in ("tensor", "symnode")]
+
+
+def changes_objects() -> bool:
+    """Whether the function that Dynamo compiles now writes to objects that are older than the call."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+
+    effects = InstructionTranslator.current_tx().output.side_effects
+    changed = (value.mutation_type for value in effects._get_modified_vars())
+    return any(not isinstance(each, (AttributeMutationNew, ValueMutationNew)) for each in changed)
 
 
 def compiled_frame() -> int | None:

@@ -28,12 +28,13 @@ from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses
 from lightint_compile.capture.functional import functional
 from lightint_compile.capture.normal_form import tidy
 from lightint_compile.capture.repeat_tracing import RepeatingInterpreter, WritesToAView, writes
+from lightint_compile.capture.repeated_blocks import trace_by_blocks
 from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
 from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
 from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput, fake_mode_of
 from lightint_compile.passes.ir.remarks import clean_path
-from lightint_compile.torch_compat import tracing_with
+from lightint_compile.torch_compat import source_name, tracing_with
 
 ARGUMENTS = "lightint_arguments"
 """Under this name a graph's ``meta`` holds the arguments of the function that it is a part of."""
@@ -109,7 +110,8 @@ def trace(
 
     try:
         with sizes_marked(module, args, kwargs or {}, dynamic or {}):
-            trace_once(module, args, kwargs or {}, read)
+            if dynamic or not trace_by_blocks(module, args, kwargs or {}, read):
+                trace_once(module, args, kwargs or {}, read)
     except torch._dynamo.exc.TorchDynamoException as error:
         where = user_line(error) or name
         raise GraphBreakError("the call does not capture as one graph", where=where, why=told(error)) from error
@@ -208,10 +210,7 @@ def _call_mark(key: str, path: str) -> str:
 
 
 def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:
-    argument = node.meta.get("grapharg")
-    source = getattr(argument, "source", None)
-    named = getattr(source, "name", "")  # a method up to torch 2.12, a property from 2.13 on
-    written = str(named() if callable(named) else named) or node.name
+    written = source_name(node) or node.name
     path = clean_path(written, of_module=False)
     if isinstance(real, torch.nn.Parameter):
         kind = InputKind.PARAMETER

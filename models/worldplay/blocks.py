@@ -6,7 +6,6 @@ camera matrices are rebuilt in each block, and text keys are copied for both att
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,8 +24,7 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
-@dataclass(frozen=True)
-class TokenConditions:
+class TokenConditions(NamedTuple):
     """What every vision token carries through all blocks.
 
     `vector` [B, N, hidden] timestep and action; `extrinsics` [B, N, 4, 4] world-to-camera; `intrinsics` [B, N, 3, 3]
@@ -122,8 +120,8 @@ class DoubleBlock(nn.Module):
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1))
 
-    def text(self, tokens: Tensor, vector: Tensor) -> tuple[Tensor, KeyValue]:
-        """The text half: tokens [B, L, hidden], vector [B, 1, hidden] -> tokens and their keys and values.
+    def text(self, tokens: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The text half: tokens [B, L, hidden], vector [B, 1, hidden] -> tokens, their keys, their values.
 
         Text attends to text alone, so one evaluation a prompt serves the whole rollout.
         """
@@ -135,12 +133,12 @@ class DoubleBlock(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + gate1 * self.txt_attn_proj(attended)
         tokens = tokens + gate2 * self.txt_mlp(modulate(self.txt_norm2(tokens), shift2, scale2))
-        return tokens, KeyValue(key, value)
+        return tokens, key, value
 
     def forward(
         self, tokens: Tensor, conditions: TokenConditions, text: KeyValue, context: KeyValue | None = None
-    ) -> tuple[Tensor, KeyValue]:
-        """The vision half: tokens [B, N, hidden] -> tokens, and their own keys and values [2B, heads, N, head_dim].
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The vision half: tokens [B, N, hidden] -> tokens, their own keys and values [2B, heads, N, head_dim].
 
         Batch row 0 of keys and values is the RoPE branch, row 1 the PRoPE branch. Keys are ordered text, context,
         current. `context` is what an earlier pass returned for this block.
@@ -157,15 +155,14 @@ class DoubleBlock(nn.Module):
         )
         key = torch.cat([apply_rope(key, conditions.rope), apply_matrix(key, inverse)], dim=0)
         value = torch.cat([value, apply_matrix(value, inverse)], dim=0)
-        current = KeyValue(key, value)
 
-        attended = _attend(query, text, context, current)
+        attended = _attend(query, text, context, KeyValue(key, value))
         rope, prope = attended.chunk(2, dim=0)
         rope = self.img_attn_proj(rope.transpose(1, 2).flatten(2))
         prope = self.img_attn_prope_proj(apply_matrix(prope, projection).transpose(1, 2).flatten(2))
         tokens = tokens + gate1 * (rope + prope)
         tokens = tokens + gate2 * self.img_mlp(modulate(self.img_norm2(tokens), shift2, scale2))
-        return tokens, current
+        return tokens, key, value
 
 
 def _attend(query: Tensor, text: KeyValue, context: KeyValue | None, current: KeyValue) -> Tensor:

@@ -53,8 +53,8 @@ class WorldPlayTransformer(nn.Module):
         vector = self.time_in(torch.zeros(tokens.shape[0], 1, device=tokens.device))
         cache = []
         for block in self.double_blocks:
-            tokens, entry = cast(DoubleBlock, block).text(tokens, vector)
-            cache.append(entry)
+            tokens, key, value = cast(DoubleBlock, block).text(tokens, vector)
+            cache.append(KeyValue(key, value))
         return cache
 
     def prefill(
@@ -71,8 +71,8 @@ class WorldPlayTransformer(nn.Module):
         tokens = self.img_in(latents)
         cache = []
         for block, text_entry in zip(self.double_blocks, text, strict=True):
-            tokens, entry = block(tokens, conditions, text_entry)
-            cache.append(entry)
+            tokens, key, value = block(tokens, conditions, text_entry)
+            cache.append(KeyValue(key, value))
         return cache
 
     def forward(
@@ -95,7 +95,7 @@ class WorldPlayTransformer(nn.Module):
         conditions = self._conditions(timestep, actions, extrinsics, intrinsics, first_position)
         tokens = self.img_in(latents)
         for index, block in enumerate(self.double_blocks):
-            tokens, _ = block(tokens, conditions, text[index], None if context is None else context[index])
+            tokens, _, _ = block(tokens, conditions, text[index], None if context is None else context[index])
         return self._unpatchify(self.final_layer(tokens, conditions.vector), latents.shape[2])
 
     def _conditions(
