@@ -62,14 +62,14 @@ def _weigh(
 
 
 @gluon.jit
-def _attend(
-    query, tiles, barriers, base, blocks, scale, D: gl.constexpr, dtype: gl.constexpr,
-    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr,
-):  # fmt: skip
+def _attend(query, tiles, barriers, base, blocks, scale, EXACT: gl.constexpr):
     # One pass over the list: sums of weighted values, row sums of weights.
     _, key_tile, value_tile, plain, offset_tile, _ = tiles
     _, key_full, key_empty, value_full, value_empty, _ = barriers
-    BN: gl.constexpr = BT * BH * BW
+    dtype: gl.constexpr = query.dtype
+    STAGES: gl.constexpr = key_tile.shape[0]
+    BN: gl.constexpr = key_tile.shape[2] * key_tile.shape[3] * key_tile.shape[4]
+    D: gl.constexpr = key_tile.shape[5]
     BM: gl.constexpr = BN // CONSUMERS
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     output_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -119,14 +119,14 @@ def _attend(
 
 @gluon.jit
 def _consume(
-    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-    HALF: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr,
+    output, tiles, barriers, blocks, scale, place, corner, HALF: gl.constexpr, EXACT: gl.constexpr
 ):  # fmt: skip
     query_tile, _, _, _, _, verdict = tiles
     query_full, _, _, _, _, judged = barriers
+    (outer, inner), (frame, line, column) = place, corner
+    BT: gl.constexpr = output.block_type.shape[1]
+    BM: gl.constexpr = BT * output.block_type.shape[2] * output.block_type.shape[3]
     D: gl.constexpr = output.block_type.shape[4]
-    BM: gl.constexpr = BT * BH * BW // CONSUMERS
     dtype: gl.constexpr = output.dtype
     output_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     tile = query_tile.index(HALF)
@@ -134,17 +134,17 @@ def _consume(
     result = gl.zeros([BM, D], dtype, output_layout)
     if blocks > 0:
         mbarrier.wait(query_full.index(HALF), 0)
-        total, norm = _attend(query, tiles, barriers, 0, blocks, scale, D, dtype, BT, BH, BW, STAGES, EXACT)
+        total, norm = _attend(query, tiles, barriers, 0, blocks, scale, EXACT)
         if not EXACT:
             excess = gl.max(gl.where(norm < LIMIT, 0, 1), 0)
             verdict.index(HALF).store(gl.full([1], excess, gl.int32, one_layout(gl.num_warps())))
             mbarrier.arrive(judged.index(0), count=1)
             if again(verdict, judged):
-                total, norm = _attend(query, tiles, barriers, blocks, blocks, scale, D, dtype, BT, BH, BW, STAGES, True)
+                total, norm = _attend(query, tiles, barriers, blocks, blocks, scale, True)
         result = (total / norm[:, None]).to(dtype)
     query.store(result)
     fence_async_shared()
-    _store(output, [outer, frame + HALF * (BT // CONSUMERS), line, column, inner], tile)
+    _store(output, [outer, frame + HALF * BT, line, column, inner], tile)
     tma.store_wait(0)
 
 
@@ -154,8 +154,7 @@ def block_sparse_attention(
     mean_key, mean_value, offset_ptr, index_ptr, count_ptr, scale, factor, heads, key_heads, list_width, places,
     prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
     high, wide, means, mean_blocks,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr, MEANS: gl.constexpr,
+    HEAD_DIM: gl.constexpr, STAGES: gl.constexpr, EXACT: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """One query tile of one head; grid ``(query tiles, batch * heads)``, so that one head's K and V stay in L2.
 
@@ -163,7 +162,10 @@ def block_sparse_attention(
     eight tensors are stored (see ``ends``). ``scale`` includes log2(e), ``factor`` brings offsets of logits to unscaled
     scores.
     """
-    D: gl.constexpr = query.block_type.shape[4]
+    BT: gl.constexpr = current_key.block_type.shape[1]
+    BH: gl.constexpr = current_key.block_type.shape[2]
+    BW: gl.constexpr = current_key.block_type.shape[3]
+    D: gl.constexpr = current_key.block_type.shape[4]
     FIRST: gl.constexpr = 0
     SECOND: gl.constexpr = 1
     tile = gl.program_id(0)
@@ -195,40 +197,27 @@ def block_sparse_attention(
     list_ptr = index_ptr + list_row * list_width
     listed = prefix_blocks + gl.load(count_ptr + list_row)
     blocks = listed + mean_blocks
-    offsets = (offset_ptr + list_row * means, means, factor)
-    frame = tile // (high * wide) * BT
-    line = tile // wide % high * BH
-    column = tile % wide * BW
-    outer, inner = ends(places, 1, batch, head, heads, HEAD_DIM)
+    whose = (places, batch, head, heads)
+    corner = (tile // (high * wide) * BT, tile // wide % high * BH, tile % wide * BW)
     tiles = (query_tile, key_tile, value_tile, plain, offset_tile, verdict)
     barriers = (query_full, key_full, key_empty, value_full, value_empty, judged)
     extents = (
         prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
+        high, wide,
     )  # fmt: skip
     keys = (prefix_key, context_key, current_key, mean_key)
     values = (prefix_value, context_value, current_value, mean_value)
+    lists = (list_ptr, (offset_ptr + list_row * means, means, factor), listed, blocks)
+    place = ends(whose, 1, HEAD_DIM)
     gl.warp_specialize(
         [
-            (
-                _consume,
-                (
-                    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-                    FIRST, BT, BH, BW, STAGES, EXACT,
-                ),
-            ),
-            (
-                _consume,
-                (
-                    output, tiles, barriers, blocks, scale, outer, inner, frame, line, column,
-                    SECOND, BT, BH, BW, STAGES, EXACT,
-                ),
-            ),
+            (_consume, (output, tiles, barriers, blocks, scale, place, corner, FIRST, EXACT)),
+            (_consume, (output, tiles, barriers, blocks, scale, place, corner, SECOND, EXACT)),
             (
                 produce,
                 (
-                    query, keys, values, tiles, barriers, list_ptr, offsets, listed, blocks, extents, high, wide,
-                    places, batch, head, heads, key_heads, frame, line, column, HEAD_DIM, BT, BH, BW, STAGES, EXACT,
-                    MEANS,
+                    query, keys, values, tiles, barriers, lists, extents, whose, key_heads, corner,
+                    HEAD_DIM, EXACT, MEANS,
                 ),
             ),
         ],

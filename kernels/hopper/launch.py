@@ -149,8 +149,7 @@ def _bound(
     extents = (*plan.extents, means, ceil_div(means, TILE_SLOTS))
     sizes = [scale * _LOG2_E, 1.0 / scale, heads, forms[6][0][1], list_width, plan.places, *extents]
     options = {
-        "HEAD_DIM": head_dim, "BT": layout.tile[0], "BH": layout.tile[1], "BW": layout.tile[2],
-        "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "MEANS": means > 0,
+        "HEAD_DIM": head_dim, "STAGES": STAGES[head_dim], "EXACT": dtype == torch.float16, "MEANS": means > 0,
         "num_warps": 4, "maxnreg": _REGISTERS,
     }  # fmt: skip
     boxes = (*plan.boxes, *(_mean_boxes(forms, means) if means else plan.boxes[2:4]))

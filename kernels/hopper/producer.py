@@ -26,11 +26,13 @@ def _position(block, high, wide):
 
 
 @gluon.jit
-def ends(places, tensor: gl.constexpr, batch, head, heads, HEAD_DIM: gl.constexpr):
+def ends(whose, tensor: gl.constexpr, HEAD_DIM: gl.constexpr):
     """First and last coordinate of a box of the tensor numbered ``tensor``.
 
-    Heads are inside of a token's row or folded with the batch; the batch counts or is broadcast.
+    ``whose`` is (places, batch, head, heads): heads are inside of a token's row or folded with the batch; the batch
+    counts or is broadcast.
     """
+    places, batch, head, heads = whose
     inside = (places >> tensor) & 1
     batch = batch * ((places >> (tensor + 8)) & 1)
     return gl.where(inside == 1, batch, batch * heads + head), inside * head * HEAD_DIM
@@ -56,13 +58,14 @@ def one(cell):
 
 
 @gluon.jit
-def _present(slot, block, row, y, x, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
+def _present(slot, at, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
     # How many tokens, frames, lines and columns of a block exist, as many as it has or more where all do.
-    prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width = extents
+    block, row, y, x = at
+    prefix, text_blocks, context_blocks, context_rows, context_frames, current_frames, height, width, _, _ = extents
     BN: gl.constexpr = BT * BH * BW
     frames = gl.where(block < context_blocks, context_frames - row * BT, current_frames - (row - context_rows) * BT)
-    text = slot < prefix_blocks
-    tokens = gl.where(text, prefix_tokens - slot * BN, BN)
+    text = slot < text_blocks
+    tokens = gl.where(text, prefix - slot * BN, BN)
     return tokens, gl.where(text, BT, frames), gl.where(text, BH, height - y * BH), gl.where(text, BW, width - x * BW)
 
 
@@ -85,41 +88,48 @@ def _offsets_of_means(tile, offsets, BN: gl.constexpr):
 
 @gluon.jit
 def _fetch(
-    sources, first: gl.constexpr, slot, block, row, y, x, listed, full, target, extents, places, batch, head, heads,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, MEANS: gl.constexpr,
+    sources, first: gl.constexpr, slot, at, listed, full, target, extents, whose, HEAD_DIM: gl.constexpr,
+    MEANS: gl.constexpr,
 ):  # fmt: skip
     # One block of K (first = 2) or V (first = 3) from the prefix, the context, the current frames or the means.
     prefix, context, current, means = sources
-    _, prefix_blocks, context_blocks, context_rows, _, _, _, _ = extents
+    block, row, y, x = at
+    _, prefix_blocks, context_blocks, context_rows, _, _, _, _, _, _ = extents
+    BT: gl.constexpr = current.block_type.shape[1]
+    BH: gl.constexpr = current.block_type.shape[2]
+    BW: gl.constexpr = current.block_type.shape[3]
     mbarrier.expect(full, current.block_type.nbytes)
     if slot < prefix_blocks:
-        outer, inner = ends(places, first, batch, head, heads, HEAD_DIM)
+        outer, inner = ends(whose, first, HEAD_DIM)
         rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
         _load(prefix, [outer, slot * (BT * BH * BW), inner], full, rows)
     elif MEANS and slot >= listed:
+        _, batch, head, heads = whose
         rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
         _load(means, [batch * heads + head, (slot - listed) * (BT * BH * BW), 0], full, rows)
     elif block < context_blocks:
-        outer, inner = ends(places, first + 2, batch, head, heads, HEAD_DIM)
+        outer, inner = ends(whose, first + 2, HEAD_DIM)
         _load(context, [outer, row * BT, y * BH, x * BW, inner], full, target)
     else:
-        outer, inner = ends(places, first + 4, batch, head, heads, HEAD_DIM)
+        outer, inner = ends(whose, first + 4, HEAD_DIM)
         frame = (row - context_rows) * BT
         _load(current, [outer, frame, y * BH, x * BW, inner], full, target)
 
 
 @gluon.jit
 def _stream(
-    keys, values, tiles, barriers, list_ptr, offsets, base, listed, blocks, extents, high, wide,
-    places, batch, head, heads,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    MEANS: gl.constexpr,
+    keys, values, tiles, barriers, lists, base, extents, whose, HEAD_DIM: gl.constexpr, MEANS: gl.constexpr
 ):  # fmt: skip
     # One pass over prefix and list (``listed`` slots) and means; ``base`` blocks went through the buffers before. Step
     # i fetches K of block i and V of block i - 1: K leads, because it is needed one block earlier.
     _, key_tile, value_tile, plain, offset_tile, _ = tiles
     _, key_full, key_empty, value_full, value_empty, _ = barriers
-    prefix_blocks = extents[1]
+    list_ptr, offsets, listed, blocks = lists
+    _, prefix_blocks, _, _, _, _, _, _, high, wide = extents
+    STAGES: gl.constexpr = key_tile.shape[0]
+    BT: gl.constexpr = key_tile.shape[2]
+    BH: gl.constexpr = key_tile.shape[3]
+    BW: gl.constexpr = key_tile.shape[4]
     previous = 0
     block = _listed(list_ptr, 0, prefix_blocks, listed)
     for i in range(0, blocks + 1):
@@ -127,7 +137,8 @@ def _stream(
         if i < blocks:
             stage = (base + i) % STAGES
             row, y, x = _position(block, high, wide)
-            present = _present(i, block, row, y, x, extents, BT, BH, BW)
+            at = (block, row, y, x)
+            present = _present(i, at, extents, BT, BH, BW)
             tokens, frames, lines, columns = present
             whole = (tokens >= BT * BH * BW) & (frames >= BT) & (lines >= BH) & (columns >= BW) & (i < listed)
             mbarrier.wait(key_empty.index(stage), (((base + i) // STAGES) & 1) ^ 1)
@@ -138,18 +149,15 @@ def _stream(
                     offset_tile.index(stage).store(_offsets_of(present, BT, BH, BW))
             elif MEANS:
                 offset_tile.index(stage).store(_offsets_of_means(i - listed, offsets, BT * BH * BW))
-            _fetch(
-                keys, 2, i, block, row, y, x, listed, key_full.index(stage), key_tile.index(stage), extents, places,
-                batch, head, heads, HEAD_DIM, BT, BH, BW, MEANS,
-            )  # fmt: skip
+            full, target = key_full.index(stage), key_tile.index(stage)
+            _fetch(keys, 2, i, at, listed, full, target, extents, whose, HEAD_DIM, MEANS)
         if i > 0:
             stage = (base + i - 1) % STAGES
             row, y, x = _position(previous, high, wide)
             mbarrier.wait(value_empty.index(stage), (((base + i - 1) // STAGES) & 1) ^ 1)
-            _fetch(
-                values, 3, i - 1, previous, row, y, x, listed, value_full.index(stage), value_tile.index(stage),
-                extents, places, batch, head, heads, HEAD_DIM, BT, BH, BW, MEANS,
-            )  # fmt: skip
+            at = (previous, row, y, x)
+            full, target = value_full.index(stage), value_tile.index(stage)
+            _fetch(values, 3, i - 1, at, listed, full, target, extents, whose, HEAD_DIM, MEANS)
         previous = block
         block = following
 
@@ -163,28 +171,28 @@ def again(verdict, judged):
 
 @gluon.jit
 def produce(
-    query, keys, values, tiles, barriers, list_ptr, offsets, listed, blocks, extents, high, wide,
-    places, batch, head, heads, key_heads, frame, line, column,
-    HEAD_DIM: gl.constexpr, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, STAGES: gl.constexpr,
-    EXACT: gl.constexpr, MEANS: gl.constexpr,
+    query, keys, values, tiles, barriers, lists, extents, whose, key_heads, corner,
+    HEAD_DIM: gl.constexpr, EXACT: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
-    """Fetch the query tile, then keys and values slot by slot; once more where the exact pass is asked for."""
+    """Fetch the query tile, then keys and values slot by slot; once more where the exact pass is asked for.
+
+    ``lists`` is (list, offsets of means, slots of prefix and list, slots in all), ``corner`` the first token of the
+    query tile, ``whose`` (see :func:`ends`) that of a query head.
+    """
     query_tile, _, _, _, _, verdict = tiles
     query_full, _, _, _, _, judged = barriers
-    key_head = head // (heads // key_heads)
-    outer, inner = ends(places, 0, batch, head, heads, HEAD_DIM)
+    places, batch, head, heads = whose
+    frame, line, column = corner
+    HALF: gl.constexpr = query.block_type.shape[1]
+    source = (places, batch, head // (heads // key_heads), key_heads)
+    outer, inner = ends(whose, 0, HEAD_DIM)
+    blocks = lists[3]
     if blocks > 0:
         for half in gl.static_range(CONSUMERS):
             mbarrier.expect(query_full.index(half), query.block_type.nbytes)
-            corner = [outer, frame + half * (BT // CONSUMERS), line, column, inner]
-            _load(query, corner, query_full.index(half), query_tile.index(half))
-        _stream(
-            keys, values, tiles, barriers, list_ptr, offsets, 0, listed, blocks, extents, high, wide,
-            places, batch, key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
-        )  # fmt: skip
+            first = [outer, frame + half * HALF, line, column, inner]
+            _load(query, first, query_full.index(half), query_tile.index(half))
+        _stream(keys, values, tiles, barriers, lists, 0, extents, source, HEAD_DIM, MEANS)
         if not EXACT:  # noqa: SIM102  decided while compiling, unlike the next
             if again(verdict, judged):
-                _stream(
-                    keys, values, tiles, barriers, list_ptr, offsets, blocks, listed, blocks, extents, high, wide,
-                    places, batch, key_head, key_heads, HEAD_DIM, BT, BH, BW, STAGES, MEANS,
-                )  # fmt: skip
+                _stream(keys, values, tiles, barriers, lists, blocks, extents, source, HEAD_DIM, MEANS)

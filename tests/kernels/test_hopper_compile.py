@@ -35,8 +35,7 @@ def compiled(request):
     frames, height, width = TILE
     half, whole = descriptor(1, frames // 2, height, width, HEAD_DIM), descriptor(1, *TILE, HEAD_DIM)
     rows = descriptor(1, frames * height * width, HEAD_DIM)
-    constants = {"HEAD_DIM": HEAD_DIM, "BT": frames, "BH": height, "BW": width, "STAGES": 2, "EXACT": False}
-    constants["MEANS"] = request.param
+    constants = {"HEAD_DIM": HEAD_DIM, "STAGES": 2, "EXACT": False, "MEANS": request.param}
     types = {"query": half, "output": half, "prefix_key": rows, "prefix_value": rows}
     types |= {"mean_key": rows, "mean_value": rows, "offset_ptr": "*fp32", "factor": "fp32"}
     types |= dict.fromkeys(("context_key", "context_value", "current_key", "current_value"), whole)
