@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +237,10 @@ def reuses_regions() -> bool:
         from torch._dynamo.variables import invoke_subgraph as regions
     except ImportError:
         return False
-    return all(hasattr(regions, name) for name in ("is_reuse_eligible", "stamp_out_subgraph", "get_flat_proxies"))
+    return all(hasattr(regions, name) for name in (*_OF_REUSE, "classify_vt", "InputFingerprint"))
+
+
+_OF_REUSE = ("is_reuse_eligible", "stamp_out_subgraph", "build_fingerprint_with_pytree")
 
 
 def region(function: Callable[..., Any], variants: int) -> Callable[..., Any]:
@@ -267,7 +270,7 @@ def reuse_watched(look: Callable[[Sequence[fx.Node]], None]) -> Iterator[None]:
     Dynamo by itself would go on and trace the region in every call.
     """
     regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
-    eligible, stamped = regions.is_reuse_eligible, regions.stamp_out_subgraph
+    eligible, stamped, flattened = (getattr(regions, name) for name in _OF_REUSE)
 
     def is_reuse_eligible(tx: Any, body: Any, fingerprint: Any, *rest: Any, **named: Any) -> bool:
         if not eligible(tx, body, fingerprint, *rest, **named):
@@ -279,11 +282,43 @@ def reuse_watched(look: Callable[[Sequence[fx.Node]], None]) -> Iterator[None]:
         look(_operands_of(fingerprint))
         return stamped(tx, fingerprint, cached)
 
-    regions.is_reuse_eligible, regions.stamp_out_subgraph = is_reuse_eligible, stamp_out_subgraph
+    def build_fingerprint_with_pytree(tx: Any, args: Any, kwargs: Any) -> Any:
+        return _fingerprint(regions, args, kwargs) or flattened(tx, args, kwargs)
+
+    ours = (is_reuse_eligible, stamp_out_subgraph, build_fingerprint_with_pytree)
+    vars(regions).update(zip(_OF_REUSE, ours, strict=True))
     try:
         yield
     finally:
-        regions.is_reuse_eligible, regions.stamp_out_subgraph = eligible, stamped
+        vars(regions).update(zip(_OF_REUSE, (eligible, stamped, flattened), strict=True))
+
+
+def _fingerprint(regions: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The leaves of a region's arguments and their structure; ``None`` where there is more than tuples and lists.
+
+    Dynamo flattens them by tracing the code of pytree, which takes as long as all the rest of a call that is reused.
+    """
+    leaves: list[Any] = []
+    structure = [_structure(regions, value, leaves) for value in (*args, *kwargs.values())]
+    if None in structure:
+        return None
+    sources = [getattr(value, "source", None) for _, value in leaves]
+    return regions.InputFingerprint(leaves, sources, False, (tuple(structure), len(args), tuple(kwargs)))
+
+
+def _structure(regions: Any, value: Any, leaves: list[Any]) -> Any:
+    """The structure of one argument, whose leaves are added to ``leaves``; ``None`` for one that is not known here."""
+    from torch._dynamo import variables
+
+    value = value.realize() if isinstance(value, variables.LazyVariableTracker) else value
+    tag = regions.classify_vt(value)
+    if tag is not None:
+        leaves.append((tag, value))
+        return "leaf"
+    if type(value) not in (variables.TupleVariable, variables.ListVariable, variables.NamedTupleVariable):
+        return None
+    parts = tuple(_structure(regions, part, leaves) for part in value.items)
+    return None if None in parts else (getattr(value, "tuple_cls", type(value)), parts)
 
 
 def _operands_of(fingerprint: Any) -> list[fx.Node]:

@@ -252,10 +252,16 @@ def _copied(kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
 
     for (target, args, kwargs), value in zip(kept.calls, kept.values, strict=True):
         node = tracer.create_node("call_function", target, *(_mapped((args, kwargs), placed)))
-        node.meta["val"] = pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
+        node.meta["val"] = _fresh(value)
         made.append(node)
     results = [_result(place, made, leaves, tracer) for place in kept.results]
     return pytree.tree_unflatten(results, kept.spec)
+
+
+def _fresh(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return snapshot_fake(value)
+    return pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
 
 
 def _mapped(arguments: Any, place: Callable[[Any], Any]) -> Any:
@@ -278,6 +284,8 @@ def _result(place: Any, made: Sequence[fx.Node], leaves: Sequence[Any], tracer: 
     node = made[place.index]
     value = node.meta["val"]
     tracer.tensor_tracker[value] = _ProxyTensor(fx.Proxy(node, tracer), None)
+    if not value._has_symbolic_sizes_strides:
+        return FunctionalTensor.to_functional(value)
     with disable_proxy_modes_tracing():  # which would trace the arithmetic of sizes
         return FunctionalTensor.to_functional(value)
 
