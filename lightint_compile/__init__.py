@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightint_compile.acceleration import accelerate as accelerate
     from lightint_compile.compiled import decisions as decisions
     from lightint_compile.compiled import report as report
     from lightint_compile.compiled import reset as reset
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "accelerate": "lightint_compile.acceleration",
     "LightintOptions": "lightint_compile.options",
     "LightintError": "lightint_compile.errors",
     "calibrate": "lightint_compile.error_budget.calibrating",

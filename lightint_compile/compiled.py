@@ -151,7 +151,7 @@ def _graphs_in(function: Any) -> Iterator[CompiledGraph]:
 
     code = getattr(function, "__code__", None)
     for entry in _debug_get_cache_entry_list(code) if code else ():
-        for name in entry.code.co_names:
+        for name in entry.code.co_names if entry.code else ():  # none where torch gave up compiling
             yield from _unwrapped(function.__globals__.get(name))
 
 

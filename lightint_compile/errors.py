@@ -106,10 +106,15 @@ def told(error: BaseException) -> str:
 
 def user_line(error: BaseException) -> str:
     """``file:line`` of the innermost frame of the user's that an error of Dynamo names; empty where it names none."""
+    found = user_lines(error)
+    own = [(file, line) for file, line in found if "site-packages" not in file] or found
+    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
+
+
+def user_lines(error: BaseException) -> list[tuple[str, int]]:
+    """The frames that an error of Dynamo names, the outermost first: file and line."""
     _, _, trace = str(error).partition("from user code:")
-    found = list(_FROM_USER_CODE.finditer(trace))
-    own = [match for match in found if "site-packages" not in match["file"]] or found
-    return f"{own[-1]['file']}:{own[-1]['line']}" if own else ""
+    return [(match["file"], int(match["line"])) for match in _FROM_USER_CODE.finditer(trace)]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

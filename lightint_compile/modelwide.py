@@ -17,17 +17,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.asking import APPROXIMATE
 from lightint_compile.capture.calling import Call, call_under_way, ends_the_call
 from lightint_compile.capture.core import Core, core_of
+from lightint_compile.capture.disabled import disabled_in
 from lightint_compile.errors import PassError
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import asked_passes, pipeline_of
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
-from lightint_compile.reporting.breaks import break_remarks
+from lightint_compile.reporting.breaks import LOOK_THROUGH, break_remarks
 from lightint_compile.reporting.section import Section
+from lightint_compile.torch_compat import compiled_call
 
 if TYPE_CHECKING:
     from lightint_compile.compiled import CompiledGraph
@@ -176,6 +179,7 @@ def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) 
     for remark in section.remarks:
         if remark.rule == APPROXIMATE and options.budget is None and model.once(APPROXIMATE):
             log.warning("%s: %s. %s", name, remark.message, remark.hint)
+    _warn_of_disabled(model, captured, name)
     if captured.core is not None and is_refused(section):
         _refuse(model, captured.core, section.untouched, options, name)
     if captured.ends:
@@ -228,6 +232,24 @@ def _refuse(model: Model, core: Core, reason: str, options: LightintOptions, nam
     if model.once("refused"):
         why = " ".join(reason.split())
         log.warning("%s is not rewritten where its attention is (%s): %s. %s", name, core.source, why, core.fix)
+
+
+def _warn_of_disabled(model: Model, captured: Captured, name: str) -> None:
+    """Name all functions that ``torch.compiler.disable`` keeps out of a model's graphs, where attention is in them."""
+    root = captured.call.root
+    cut = any("disabled" in remark.args for remark in captured.breaks)
+    if not cut or not isinstance(root, torch.nn.Module) or hasattr(compiled_call(root), "opened"):
+        return
+    if model.once("disabled"):
+        found = [each for each in disabled_in(root) if each.is_own and not each.is_open]
+        if any(each.attends for each in found):
+            names = ", ".join(dict.fromkeys(each.name for each in found))
+            log.warning(
+                "%s: no pass sees what is behind torch.compiler.disable (%s). %s traces through, until it is undone",
+                name,
+                names,
+                LOOK_THROUGH,
+            )
 
 
 def _warn_unmatched(model: Model, options: LightintOptions, name: str) -> None:

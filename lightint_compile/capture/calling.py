@@ -7,6 +7,7 @@ way in the same thread: its frames are on the stack, the function that ``torch.c
 from __future__ import annotations
 
 import os
+import re
 import sys
 import sysconfig
 from collections import deque
@@ -33,11 +34,13 @@ class Break:
         reason: its first line, for a person.
         source: the user's ``file:line``, empty when unknown.
         fix: what Dynamo advises, empty when nothing.
+        disabled: the function behind ``torch.compiler.disable`` that ended it; empty for any other reason.
     """
 
     reason: str
     source: str = ""
     fix: str = ""
+    disabled: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,19 @@ def _read(reason: Any) -> Break:
     return _readable(str(reason.reason), f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "")
 
 
+_DISABLED = re.compile(r"<function (?P<name>\S+) at ")
+
+
 def _readable(text: str, source: str) -> Break:
     """Dynamo's reason: a title, then ``Explanation:``, ``Hint:`` and ``Developer debug context:``, one a line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]
     why = next((line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")), "")
     title = lines[0] if lines else "unknown"
+    disabled = _DISABLED.search(text) if "torch.compiler.disable" in text else None
+    if disabled is not None:
+        name = disabled["name"]
+        return Break(f"{name} is behind torch.compiler.disable", source, hints[0] if hints else "", name)
     return Break(f"{title}: {why}" if why else title, source, hints[0] if hints else "")
 
 

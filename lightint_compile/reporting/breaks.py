@@ -14,6 +14,12 @@ from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 GRAPH_BREAK = "graph-break"
 """Who makes these remarks: Dynamo, and no pass."""
 
+ACCELERATE = "accelerate"
+"""Who makes remarks on functions that are traced although ``torch.compiler.disable`` stands on them, and on loops."""
+
+LOOK_THROUGH = "lightint_compile.accelerate(model)"
+"""The line that traces functions behind ``torch.compiler.disable``."""
+
 
 def break_remarks(graph: fx.GraphModule, call: Call) -> list[Remark]:
     """What is cut around a graph that Dynamo is compiling now."""
@@ -33,7 +39,8 @@ def _remark(rule: str, cut: Break, what: str, handed_over: str = "") -> Remark:
         rule=rule,
         message=f"{what}: {cut.reason.rstrip('.')}. {cost}",
         source=cut.source,
-        hint=cut.fix,
+        hint=f"{cut.fix}, or let {LOOK_THROUGH} trace the function" if cut.disabled else cut.fix,
+        args={"disabled": cut.disabled} if cut.disabled else {},
     )
 
 

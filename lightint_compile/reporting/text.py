@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
-from lightint_compile.reporting.breaks import GRAPH_BREAK
+from lightint_compile.reporting.breaks import ACCELERATE, GRAPH_BREAK
 from lightint_compile.reporting.section import PassRow, Section
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _section(section: Section, number: str) -> Iterator[str]:
     if section.untouched:
         yield from _wrap(f"left as it is: {section.untouched}", "  ", "  ")
         yield from _group("graph breaks", breaks)
+        yield from _group(TITLES[RemarkKind.ANALYSIS], [r for r in section.remarks if r.pass_name == ACCELERATE])
         return
     yield from _wrap(sizes(section), "  ", "  ")
     if section.passes:

@@ -25,8 +25,8 @@ LADDER = (
     ("lowering", "asking", "path_decisions"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
-    ("compilation", "error_budget", "bench", "demo"),
-    ("backend", "explaining"),
+    ("compilation", "error_budget", "bench", "demo", "integrations"),
+    ("backend", "explaining", "acceleration"),
     ("cli",),
     ("__main__",),
 )

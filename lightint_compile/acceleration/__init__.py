@@ -1,0 +1,74 @@
+"""One line in front of a model or pipeline, and one that undoes it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightint_compile.acceleration.compiled_call import CompiledCall
+from lightint_compile.acceleration.handle import Accelerated
+from lightint_compile.acceleration.opened import Opened
+from lightint_compile.acceleration.targets import Target, targets_of
+from lightint_compile.capture.disabled import disabled_in
+from lightint_compile.errors import InputError
+from lightint_compile.integrations import installed
+from lightint_compile.integrations.loop_rules import LoopRules
+from lightint_compile.options import LightintOptions
+from lightint_compile.options.values import DEFAULT_PRESET
+
+log = logging.getLogger(__name__)
+
+
+def accelerate(
+    model_or_pipeline: Any, *, preset: str = DEFAULT_PRESET, dynamic: bool | None = None, **options: Any
+) -> Accelerated:
+    """Compile a model or a pipeline in place, and look through what stops ``torch.compile``, until ``undo()``.
+
+    * ``torch.compiler.disable`` comes off the functions that calls of the model reach, for as long as the handle is in
+      force. It is held to the first call: a function that does not trace gets the decorator back, and the report says
+      why. The code of libraries that the model uses keeps its decorators.
+    * A module is compiled in place, as by :meth:`torch.nn.Module.compile`: it stays the same object with the same
+      ``state_dict``. Of a pipeline these are ``transformer``, ``transformer_2``, ``unet`` and ``vae.decoder``; the
+      decoder runs the preset ``exact``.
+    * A pipeline whose loop an adapter knows (:mod:`lightint_compile.integrations`) has its chunks counted, its context
+      frames chosen and steps reused as by :func:`lightint_compile.rollout`, where the preset does so inside of a model.
+
+    The handle has ``report()``, ``decisions()`` and ``undo()``, and is a context manager.
+
+    Args:
+        model_or_pipeline: a ``torch.nn.Module``, or any object that has its denoiser under one of those names.
+        preset: as of :class:`~lightint_compile.options.LightintOptions`.
+        dynamic: as of ``torch.compile``; without it a size becomes symbolic when it changes.
+        options: the other options, by name.
+
+    Raises:
+        InputError: there is no module to compile, or ``dynamic`` is no truth value.
+        OptionError: options that cannot be taken.
+        StateError: a module is compiled or accelerated already.
+    """
+    chosen = LightintOptions.from_mapping({"preset": preset, **options})
+    rules = LoopRules.of(chosen)
+    if not (dynamic is None or isinstance(dynamic, bool)):
+        fix = "give True, False or None; sizes that change become symbolic by themselves"
+        raise InputError(f"{dynamic!r} says of no size whether it is symbolic", where="dynamic", fix=fix)
+    name = type(model_or_pipeline).__name__
+    calls: dict[str, CompiledCall] = {}
+    try:
+        for target in targets_of(model_or_pipeline):
+            opened = Opened(disabled_in(target.module))
+            calls[target.name] = CompiledCall(target.module, _options_of(target, chosen), dynamic, opened)
+        loop = installed(model_or_pipeline, calls, rules) if rules else None
+    except BaseException:
+        for call in calls.values():
+            call.undo()
+        raise
+    handle = Accelerated(name, calls, loop)
+    log.info("%s", handle)
+    return handle
+
+
+def _options_of(target: Target, options: LightintOptions) -> LightintOptions:
+    """A decoder is nothing that may be approximated, and has nothing that a user named of the denoiser."""
+    if not target.is_decoder or options.preset == "off":
+        return options
+    return LightintOptions(preset="exact", strict=options.strict, delegate=options.delegate)

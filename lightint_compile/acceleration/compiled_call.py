@@ -1,0 +1,87 @@
+"""What calls of an accelerated module run: its compiled code, and whatever stands in front of it.
+
+Opened functions are held to their promise here. The first trace is of the whole call or of nothing: where it fails,
+nothing has run yet, so the function that it failed in is closed and the call traced again. Where something else ends
+the graph, the call is compiled in parts as ``torch.compile`` does, and functions that break are closed after it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.utils import graph_break_reasons
+
+from lightint_compile.acceleration.opened import Opened
+from lightint_compile.acceleration.variants import allow_variants
+from lightint_compile.errors import told, user_lines
+from lightint_compile.integrations.loop import Around
+from lightint_compile.options import LightintOptions
+from lightint_compile.torch_compat import compile_in_place, own_call
+
+log = logging.getLogger(__name__)
+
+
+class CompiledCall:
+    """Calls of one module, compiled in place: the module stays the object that it is.
+
+    Attributes:
+        module: the module.
+        opened: the functions that are traced for its sake.
+    """
+
+    def __init__(self, module: torch.nn.Module, options: LightintOptions, dynamic: bool | None, opened: Opened) -> None:
+        self.module, self.opened = module, opened
+        self._own = own_call(module)
+        compiled = functools.partial(
+            torch.compile, self._own, backend="lightint", dynamic=dynamic, options=options.to_dict()
+        )
+        self._whole: Callable[..., Any] | None = compiled(fullgraph=True) if opened else None
+        self._parts: Callable[..., Any] = compiled()
+        self._around: Around | None = None
+        self._undo = (compile_in_place(module, self), allow_variants(), opened.undo)
+
+    def intercept(self, around: Around) -> None:
+        """Let every call of the module go through ``around``."""
+        self._around = around
+
+    def undo(self) -> None:
+        """Leave the module and the functions that were opened for it as they were."""
+        for undo in self._undo:
+            undo()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One call of the module; inside of a model that is compiled as a whole it is a part of that."""
+        if torch.compiler.is_compiling():
+            return self._own(*args, **kwargs)
+        if self._around is None:
+            return self._run(*args, **kwargs)
+        return self._around(lambda: self._run(*args, **kwargs), kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        while self._whole is not None:
+            try:
+                return self._whole(*args, **kwargs)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                if isinstance(error, BackendCompilerFailed):
+                    raise
+                if not self.opened.close_those_at(user_lines(error), told(error)):
+                    log.info("the call is compiled in parts: %s", told(error))
+                    self._whole = None
+        return self._in_parts(args, kwargs)
+
+    def _in_parts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = len(graph_break_reasons)
+        result = self._parts(*args, **kwargs)
+        for reason in graph_break_reasons[before:] if self.opened else ():
+            places = [(frame.filename, frame.lineno or 0) for frame in reason.user_stack]
+            self.opened.close_those_at(places, _first_line(reason.reason))
+        return result
+
+
+def _first_line(text: Any) -> str:
+    return next(iter(str(text).strip().splitlines()), "a graph break")

@@ -1,0 +1,42 @@
+"""Rollout loops of pipelines: adapters that tell the runtime where such a loop is, on the pipeline's public methods.
+
+An adapter looks at a pipeline's structure and either installs itself or gives ``None``. Other packages name theirs in
+the entry-point group ``lightint.integrations``; they are asked after the built-in ones, by name:
+
+    [project.entry-points."lightint.integrations"]
+    my-pipeline = "my_package.rollout:install"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightint_compile.entry_points import extensions, refusal
+from lightint_compile.integrations import camera_rollout
+from lightint_compile.integrations.loop import Adapter, Calls, Loop
+from lightint_compile.integrations.loop_rules import LoopRules
+
+GROUP = "lightint.integrations"
+"""Entry points of other packages: any name, and ``module:attribute`` of an
+:data:`~lightint_compile.integrations.loop.Adapter`."""
+
+ADAPTERS: dict[str, Adapter] = {"camera-rollout": camera_rollout.install}
+
+
+def installed(pipeline: Any, calls: Mapping[str, Calls], rules: LoopRules) -> Loop | None:
+    """The first adapter that fits a pipeline, installed; ``None`` where none does.
+
+    Raises:
+        ExtensionError: an adapter of another package cannot be imported, or two have one name.
+    """
+    return next((loop for adapter in _adapters() if (loop := adapter(pipeline, calls, rules)) is not None), None)
+
+
+def _adapters() -> Iterator[Adapter]:
+    yield from ADAPTERS.values()
+    for each in extensions(GROUP):
+        refused = refusal(each, ADAPTERS)
+        if refused is not None:
+            raise refused
+        yield each.load()
