@@ -268,9 +268,12 @@ class Compilation:
     def _finished(self, driver: Driver, section: Section, start: float, *, warm: bool) -> CompiledGraph:
         seconds = {"warm start": float(warm), "backend seconds": time.perf_counter() - start}
         section = section.with_measurements(seconds)
-        stock = self._options.delegate != "eager"
-        function = driver if self._options.strict else Recovering(driver, self._graph_module.forward, stock=stock)
+        function = driver if self._options.strict else self._recovering(driver)
         return CompiledGraph(function, section, self._inputs, driver=driver)
+
+    def _recovering(self, driver: Driver) -> Recovering:
+        stock = self._options.delegate != "eager"
+        return Recovering(driver, self._graph_module.forward, stock=stock, writes=driver.writes)
 
 
 def inductor_as_it_is(

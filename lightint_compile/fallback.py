@@ -2,8 +2,9 @@
 
 While a graph is compiled, a stage that fails is tried again with less (see ``compilation.py``). While it runs, a call
 that fails is answered by the graph as Dynamo captured it; when several fail in a row, Inductor compiles that graph.
-Rewritten graphs write to none of their inputs, so a call that broke off has left nothing half done, and can be made
-again.
+A call that broke off is made again from the start. That is right where the program writes to none of its inputs, had
+not begun to, or overwrites nothing that it reads; in every other case the exception comes through, with the inputs
+written to as far as the call came.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from lightint_compile.errors import OptionError
+from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,11 @@ def _version() -> str:
         return "from source"
 
 
+def _wrote(before: Sequence[int | None], after: Sequence[int | None]) -> bool:
+    """Whether a write lies between two readings; where nothing counts them there may be one."""
+    return None in before or before != after
+
+
 class Recovering:
     """A compiled program, and the graph it was made from for calls in which it raises.
 
@@ -76,13 +83,22 @@ class Recovering:
         program: the compiled program.
         original: the graph.
         stock: have Inductor compile the graph once the program is not tried any more.
+        writes: what the program writes to.
 
     Attributes:
         failure: what is said of the first call that failed.
     """
 
-    def __init__(self, program: Callable[..., Any], original: Callable[..., Any], *, stock: bool = False) -> None:
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        original: Callable[..., Any],
+        *,
+        stock: bool = False,
+        writes: InputWrites | None = None,
+    ) -> None:
         self.program, self._original, self._stock = program, original, stock
+        self._writes = writes or InputWrites()
         self.failure: Remark | None = None
         self._in_a_row = 0
 
@@ -90,10 +106,11 @@ class Recovering:
         """Run the program, or where it raises the graph."""
         if self._in_a_row >= ENOUGH:
             return self._original(*args)
+        before = self._versions(args)
         try:
             result = self.program(*args)
         except Exception as error:
-            if not is_answered(error):
+            if not is_answered(error) or _wrote(before, self._versions(args)):
                 raise
             failure = error
         else:
@@ -108,7 +125,12 @@ class Recovering:
 
     def around(self, program: Callable[..., Any]) -> Recovering:
         """The same for another program made from the graph."""
-        return Recovering(program, self._original, stock=self._stock)
+        return Recovering(program, self._original, stock=self._stock, writes=self._writes)
+
+    def _versions(self, args: Sequence[Any]) -> list[int | None]:
+        """How often each input was written to whose contents a second run would miss; ``None`` where nothing counts."""
+        kept = () if self._writes.repeatable else self._writes.positions
+        return [None if args[place].is_inference() else args[place]._version for place in kept]
 
     def _instead(self, args: Sequence[Any], failure: Exception) -> Any:
         result = self._original(*args)  # outside of the handler: an error of the caller's does not drag ours along

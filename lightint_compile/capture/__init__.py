@@ -1,8 +1,9 @@
 """Two doors, one middle: what Dynamo or torch.export hands over becomes the normal form that passes work on.
 
 The trace runs the graph through an FX interpreter under ``make_fx(pre_dispatch=True)`` with functionalisation, which
-keeps attention, linear, layer_norm and convolution whole and removes mutation of temporaries. A graph that mutates one
-of its inputs is refused (:class:`CaptureError`): the caller hands such a graph to Inductor as it is.
+keeps attention, linear, layer_norm and convolution whole and removes mutation of temporaries. What a graph writes to
+its inputs stays a write, in its place (``input_writes.py``); a graph in which it cannot is refused
+(:class:`CaptureError`): the caller hands such a graph to Inductor as it is.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once
 from lightint_compile.capture.equal_sizes import equate_keys_and_values
 from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses_autocast
 from lightint_compile.capture.functional import functional
+from lightint_compile.capture.input_writes import put_in_place, refusal
 from lightint_compile.capture.normal_form import tidy
 from lightint_compile.capture.repeat_tracing import RepeatingInterpreter, WritesToAView, writes
 from lightint_compile.capture.repeated_blocks import trace_by_blocks
 from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
 from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
+from lightint_compile.passes.ir.fake_values import refresh
 from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput, fake_mode_of
 from lightint_compile.passes.ir.remarks import clean_path
@@ -49,7 +52,8 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
         example_inputs: what the backend was called with; only used where a placeholder carries no fake value.
 
     Raises:
-        CaptureError: the graph mutates an input, or holds an operation that cannot be traced before dispatch.
+        CaptureError: the graph writes to an input in a way that cannot be kept, or holds an operation that cannot be
+            traced before dispatch.
     """
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     mode = _mode_of(placeholders, example_inputs)
@@ -77,7 +81,8 @@ def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     entries = [_exported_input(node, kinds[node.name]) for node in placeholders]
     values = [node.meta["val"] for node in placeholders]
-    return _program(graph_module, values, entries, fake_mode_of(placeholders), name or "exported")
+    mode = fake_mode_of(placeholders)
+    return _program(graph_module, values, entries, mode, name or "exported", serves_writes=False)
 
 
 @collection_paused()
@@ -121,7 +126,13 @@ def trace(
 
 
 def _program(
-    graph_module: fx.GraphModule, values: list[Any], entries: list[ProgramInput], mode: FakeTensorMode, name: str
+    graph_module: fx.GraphModule,
+    values: list[Any],
+    entries: list[ProgramInput],
+    mode: FakeTensorMode,
+    name: str,
+    *,
+    serves_writes: bool = True,
 ) -> Program:
     mutated: list[int] = []
     outputs: list[Any] = []
@@ -143,9 +154,7 @@ def _program(
         traced = traced_by(copies_views=not writes(graph_module))
     except WritesToAView:
         traced = traced_by(copies_views=False)
-    if mutated:
-        paths = ", ".join(entries[index].path for index in mutated)
-        raise CaptureError("the graph writes to its inputs", where=paths, why="a rewrite must not move such a write")
+    written = _writes_in_place(traced, mutated, entries, serves_writes) if mutated else []
     traced.meta["output_spec"] = outputs[-1]
     inputs = _rename_inputs(traced, entries)
     _adopt_constants(traced, mode)
@@ -154,7 +163,21 @@ def _program(
         make_casts_explicit(traced)
     _clean_module_paths(traced.graph)
     _drop_outputs(traced, outputs[-1].num_leaves)
-    return Program(traced, inputs, name=name)
+    program = Program(traced, inputs, name=name)
+    refresh(program, written)
+    return program
+
+
+def _writes_in_place(
+    traced: fx.GraphModule, mutated: Sequence[int], entries: Sequence[ProgramInput], served: bool
+) -> list[fx.Node]:
+    """Make writes to inputs of the values that follow the results, where the caller of the graph can have writes."""
+    if not served:
+        raise refusal(", ".join(entries[index].path for index in mutated))
+    placeholders = traced.graph.find_nodes(op="placeholder")
+    results = traced.graph.output_node().args[0]
+    finals = dict(zip((placeholders[index] for index in mutated), results[-len(mutated) :], strict=True))  # type: ignore[index, arg-type]
+    return put_in_place(traced, finals, {placeholders[index]: entries[index].path for index in mutated})
 
 
 def _unread(interpreter: fx.Interpreter) -> list[torch.Tensor]:

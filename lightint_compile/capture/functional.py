@@ -24,7 +24,12 @@ from lightint_compile.passes.ir.fake_values import described
 
 
 def functional(function: Callable[..., Any], mutated: list[int]) -> Callable[..., Any]:
-    """``function`` on functional tensors; positions of inputs it writes to are appended to ``mutated``."""
+    """``function`` on functional tensors; what it writes to inputs are further results.
+
+    Args:
+        function: returns a tuple.
+        mutated: receives the positions of the inputs that were written to, whose final values follow the results.
+    """
 
     _known_to_control_flow()
 
@@ -34,7 +39,8 @@ def functional(function: Callable[..., Any], mutated: list[int]) -> Callable[...
             wrapped = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in args]
             results = function(*wrapped)
             mutated[:] = [i for i, w in enumerate(wrapped) if isinstance(w, FunctionalTensor) and _was_written(w)]
-            return pytree.tree_map_only(FunctionalTensor, inner, results)
+            finals = tuple(wrapped[i] for i in mutated)
+            return pytree.tree_map_only(FunctionalTensor, inner, (*results, *finals))
 
     return run
 

@@ -17,6 +17,7 @@ from lightint_compile.lowering.kept_sites import with_sites
 from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
+from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.passes.ir.program import Program
 
 WHOLE = "whole"
@@ -74,6 +75,7 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
         branches=sources,
         points=_points(root),
         constants=constants,
+        writes=InputWrites.of(program.graph),
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     return Lowered(driver, regions, counts, seconds, storable)

@@ -31,6 +31,7 @@ from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Variant
 from lightint_compile.lowering.region_sizes import BoundSymbol
 from lightint_compile.passes.ir.decision_points import point_from
+from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.reporting.section import Section
 from lightint_compile.torch_compat import cache_dir, shape_env_of
 
@@ -124,7 +125,8 @@ def _loaded(folder: Path, compiler: Compiler, regions: RegionSource, strict: boo
         leaf.strict = strict
     points = {name: point_from(data) for name, data in record["points"].items()}
     sites, branches = Sites.from_dict(record["sites"]), record["branches"]
-    driver = Driver(record["source"], leaves, sites=sites, branches=branches, points=points)
+    writes = InputWrites(tuple(record["writes"]["positions"]), record["writes"]["repeatable"])
+    driver = Driver(record["source"], leaves, sites=sites, branches=branches, points=points, writes=writes)
     return Stored(driver, Section.from_dict(record["section"]), record["guard"])
 
 
@@ -153,6 +155,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
         "leaves": leaves,
         "sites": driver.sites.to_dict(),
         "branches": driver.branches,
+        "writes": asdict(driver.writes),
         "points": {name: spec.to_dict() for name, spec in driver.decisions.points.items()},
         "section": section.to_dict(),
         "guard": guard,

@@ -24,6 +24,7 @@ from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Leaf
 from lightint_compile.lowering.result_memo import Memo
 from lightint_compile.passes.ir.decision_points import PointSpec
+from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.runtime.content_check import Watch
 from lightint_compile.runtime.decisions import Decisions
 from lightint_compile.runtime.per_element import choose_each
@@ -79,6 +80,7 @@ class Driver:
         branches: the sources of the functions that ``choose`` picks from, by name.
         decisions: what answers the decision points.
         constants: tensors that the captured graph holds itself.
+        writes: what it writes to.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Driver:
         branches: Mapping[str, str] | None = None,
         points: Mapping[str, PointSpec] | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
+        writes: InputWrites | None = None,
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
@@ -102,6 +105,7 @@ class Driver:
         self.branches = dict(branches or {})
         self.decisions = Decisions(points or {}, self._watch, self.sites.plan)
         self.constants = dict(constants or {})
+        self.writes = writes or InputWrites()
         self._extra = dict(extra or {})
         self._self = SimpleNamespace(**{**self.constants, **self.leaves, **self.memos, **self.decisions.bound})
         names = {**NAMES, **self._extra}
@@ -170,6 +174,7 @@ class Driver:
             branches=self.branches,
             points=points,
             constants=self.constants,
+            writes=self.writes,
         )
 
 

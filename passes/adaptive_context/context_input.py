@@ -18,6 +18,7 @@ from lightint_compile.passes.analysis.world import FRAMES, chunk_frames
 from lightint_compile.passes.ir.fake_values import hint_of, size_of
 from lightint_compile.passes.ir.fresh_sizes import bounds
 from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.input_writes import written_buffers
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
 from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
@@ -81,6 +82,10 @@ def find_context_input(program: Program, stated: StatedWorld) -> ContextInput | 
     past = program.fact(TokenGrid).past
     found = [_examine(program, stated, node, cameras) for node in contexts if not past.why_of(node.name)]
     given = [each for each in found if isinstance(each, ContextInput)]
+    written = written_buffers(program.graph)
+    for each in given:
+        if any(entry.node in written for entry in each.per_frame):
+            return Miss(each.context, "the call writes to an input that holds a value for each frame", "")
     return given[0] if given else next((each for each in found if each is not None), None)
 
 

@@ -15,6 +15,7 @@ from lightint_compile.passes.context_reuse.rewrite import Reuse, inputs_of, plac
 from lightint_compile.passes.context_reuse.scope import Scope, scope_of, sources
 from lightint_compile.passes.ir.decision_points import KeepPoint, point_of
 from lightint_compile.passes.ir.flops import bytes_of_value
+from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind, at
 
@@ -114,6 +115,9 @@ def _weights_on_host(program: Program, cuts: list[Cut], scope: Scope) -> Miss | 
 
 def _late_source(program: Program, scope: Scope) -> Miss | None:
     """The plan looks at everything that is read for each frame, so all of it must be there when it is asked."""
+    write = next((node for node in program.graph.nodes if node in scope.chosen and is_write(node)), None)
+    if write is not None:
+        return Miss(write, "what depends on the chosen frames is written to an input", "return it instead")
     frames = [node for node, _ in sources(scope)]
     if placed_before(program.graph, frames, scope.plan):
         return None

@@ -12,6 +12,7 @@ from lightint_compile.passes.hoist_invariants.memo_cost import objection
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.input_writes import written_buffers
 from lightint_compile.passes.ir.memory_sharing import output_memory
 from lightint_compile.passes.ir.node_queries import MEMO
 from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput, tensor_of
@@ -148,7 +149,10 @@ def _text_nodes(program: Program) -> list[fx.Node]:
 def _sources(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
     """Placeholders that never change, and placeholders that change with the prompt."""
     constant, text = set(), set()
+    written = written_buffers(program.graph)
     for entry, node in zip(program.inputs, program.placeholders(), strict=True):
+        if node in written:
+            continue
         if is_text(program, entry, node):
             text.add(node)
         elif entry.kind in (InputKind.PARAMETER, InputKind.BUFFER):

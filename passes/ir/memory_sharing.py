@@ -22,7 +22,7 @@ from lightint_compile.passes.ir.fake_values import Size, size_of
 def alias_source(node: fx.Node) -> fx.Node | None:
     """The node whose memory the result of ``node`` may share, by its operator's schema; ``None`` for a fresh tensor.
 
-    ``reshape`` or ``contiguous`` may copy or not; they count as sharing.
+    ``reshape`` or ``contiguous`` may copy or not; they count as sharing. A write hands back what it wrote to.
     """
     if node.op != "call_function":
         return None
@@ -38,7 +38,17 @@ def alias_source(node: fx.Node) -> fx.Node | None:
 
 @cache
 def _returns_alias(target: torch._ops.OpOverload) -> bool:
-    return any(entry.alias_info is not None and not entry.alias_info.is_write for entry in target._schema.returns)
+    return any(entry.alias_info is not None for entry in target._schema.returns)
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether a node writes to its first operand, whose memory it hands back."""
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and _writes(node.target)
+
+
+@cache
+def _writes(target: torch._ops.OpOverload) -> bool:
+    return any(entry.alias_info is not None and entry.alias_info.is_write for entry in target._schema.returns)
 
 
 def memory_of(node: fx.Node) -> fx.Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,14 +12,17 @@ from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.ir.effects import is_pure, live_nodes
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.memory_sharing import alias_source
+from lightint_compile.passes.ir.input_writes import reads_before
+from lightint_compile.passes.ir.memory_sharing import alias_source, is_write
 
 #: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
 MEMO = "memo"
 
 
 def is_movable(node: fx.Node) -> bool:
-    """Whether a node may live in a submodule: it computes tensors, and is not control flow, which is the driver's."""
+    """Whether a node may live in a submodule: it computes tensors; control flow and writes are the driver's."""
+    if is_write(node):
+        return False
     if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
         return False
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
@@ -67,7 +70,9 @@ _LOOKUPS = {aten.index_select.default, aten.embedding.default, aten.gather.defau
 
 def is_lookup(node: fx.Node) -> bool:
     """Whether a node makes or picks a value rather than computing one: a constant, a view, a row of a table."""
-    return node.target in _LOOKUPS or alias_source(node) is not None or not node.all_input_nodes
+    return (
+        node.target in _LOOKUPS or (alias_source(node) is not None and not is_write(node)) or not node.all_input_nodes
+    )
 
 
 def is_ordered(node: fx.Node) -> bool:
@@ -76,7 +81,10 @@ def is_ordered(node: fx.Node) -> bool:
 
 
 class Dependencies:
-    """Who must run before whom: data, and the order of random and side-effecting operations.
+    """Who must run before whom: data, the order of random and side-effecting operations, what is between two writes.
+
+    A write fences off what computes: an operation that raises leaves the inputs written to as far as the user's code
+    had come. Views and sizes go anywhere that reads do, and what is kept between calls is not made in every call.
 
     Attributes:
         order: every node of the graph that something depends on, in execution order.
@@ -94,12 +102,19 @@ class Dependencies:
                 if last is not None:
                     self._after[node], self._before[last] = last, node
                 last = node
+        self._fenced = _fences(self.order, reads_before(graph))
+        self._fencing: dict[fx.Node, list[fx.Node]] = {}
+        for node, awaited in self._fenced.items():
+            for source in awaited:
+                self._fencing.setdefault(source, []).append(node)
         self._awaited: dict[fx.Node, list[fx.Node]] = {}
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
         inputs = node.all_input_nodes
         previous = self._after.get(node)
-        return inputs if previous is None or previous in inputs else [*inputs, previous]
+        others = [] if previous is None else [previous]
+        others += self._fenced.get(node, ())
+        return list(dict.fromkeys((*inputs, *others))) if others else inputs
 
     def before(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that ``node`` directly waits for."""
@@ -112,7 +127,30 @@ class Dependencies:
         """The nodes that directly wait for ``node``."""
         users = [user for user in node.users if user in self.position]
         following = self._before.get(node)
-        return users if following is None or following in node.users else [*users, following]
+        others = [] if following is None else [following]
+        others += self._fencing.get(node, ())
+        return list(dict.fromkeys((*users, *others))) if others else users
+
+
+def _fences(order: Iterable[fx.Node], reads: Mapping[fx.Node, Iterable[fx.Node]]) -> dict[fx.Node, list[fx.Node]]:
+    """What each node waits for on account of writes to inputs: a write for all since the last one, others for that one.
+
+    Args:
+        reads: for each write what reads the contents that it replaces.
+    """
+    if not reads:
+        return {}
+    order = list(order)
+    live, fences = set(order), dict[fx.Node, list[fx.Node]]()
+    last, since = None, list[fx.Node]()
+    for node in order:
+        if is_write(node):
+            fences[node] = [*since, *(reader for reader in reads[node] if reader in live)]
+            last, since = node, []
+        elif is_movable(node) and not node.meta.get(MEMO) and not is_element(node) and alias_source(node) is None:
+            fences[node] = [] if last is None else [last]
+            since.append(node)
+    return fences
 
 
 def with_sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:

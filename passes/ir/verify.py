@@ -12,6 +12,8 @@ from torch._ops import HigherOrderOperator
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.ir.fake_values import described
+from lightint_compile.passes.ir.input_writes import stale_reads
+from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.node_queries import graph_of
 from lightint_compile.passes.ir.program import Program, fake_mode_of, faking
 from lightint_compile.passes.ir.saved import Interface, Output, Saved
@@ -23,12 +25,14 @@ def verify(program: Program, before: Program | Saved, *, unchanged: Collection[f
     * the graph lints;
     * placeholders are those of ``before``, in order, and the output has the same arity and the same shapes and dtypes;
     * no output is a placeholder unless it was one before (no new aliasing with an input);
+    * nothing reads a buffer's contents of before a write after it, and no write is in a graph that a decision may skip;
     * the fake value of every node not in ``unchanged``, and of every node that reads one, equals what its target
       computes from its arguments' fake values.
     """
     program.graph.lint()
     then = before.interface if isinstance(before, Saved) else Interface.of(before.graph)
     _same_interface(Interface.of(program.graph), then)
+    _check_writes(program)
     _true_values(program, unchanged)
 
 
@@ -44,6 +48,18 @@ def _same_interface(now: Interface, then: Interface) -> None:
                 raise PassError(f"a pass changed the type of output {index}", why=shown)
             if new.op == "placeholder" and old.op != "placeholder":
                 raise PassError(f"a pass made output {index} an alias of the input {new.name}")
+
+
+def _check_writes(program: Program) -> None:
+    for reader, write in stale_reads(program.graph):
+        raise PassError(f"a pass moved {reader.name} behind {write.name}, which overwrites what it reads")
+    for graph in program.graph_module.modules():
+        if (
+            graph is not program.graph_module
+            and isinstance(graph, fx.GraphModule)
+            and any(map(is_write, graph.graph.nodes))
+        ):
+            raise PassError("a pass moved a write into another graph", why="it is to happen once, in its place")
 
 
 def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:

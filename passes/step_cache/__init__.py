@@ -20,6 +20,7 @@ from lightint_compile.passes.ir.decision_points import StepPoint, is_outlined, p
 from lightint_compile.passes.ir.decision_policy import STRATEGIES, Policy, check_overlap, check_rules
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.frame_numbers import Coming
+from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
 from lightint_compile.passes.ir.saved import Saved
@@ -158,6 +159,9 @@ def _obstacle(first: fx.Node, bodies: tuple[StepBody, ...], options: StepCache) 
     residual = options.strategy == "residual"
     splits = residual or options.drift is not None
     for number, body in enumerate(bodies[1:-1], 1):
+        write = next(filter(is_write, body.nodes), None)
+        if write is not None:
+            return _missed(write, "step", f"step {number} writes to an input, which a reused step would leave out", "")
         leak = body.leaks(tail_only=splits)
         if leak is not None:
             return _missed(leak, "step", f"step {number} hands {leak.name} to later steps besides its prediction", "")

@@ -29,6 +29,7 @@ from lightint_compile.passes.analysis.axes.movement import (
 )
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.frame_numbers import run_of
+from lightint_compile.passes.ir.input_writes import WRITE_WINDOW
 from lightint_compile.passes.ir.node_data import argument_nodes
 from lightint_compile.passes.ir.op_arguments import (
     argument,
@@ -316,7 +317,19 @@ def slice_scatter(node: fx.Node) -> Movement | None:
     return _written(aligned([target, source], rank), Written(Ref(target, dim), Ref(source, dim), start, step))
 
 
-@moves(aten.index_copy.default)
+@moves(WRITE_WINDOW)
+def write_window(node: fx.Node) -> Movement | None:
+    """A range of one axis is written in place."""
+    target, source = argument(node, "buffer"), argument(node, "value")
+    rank, axes = rank_of(target), argument(node, "axes")
+    if len(axes) != 1 or argument(node, "dropped") or rank_of(source) != rank:
+        return None
+    start = bound(argument(node, "starts")[0], sizes_of(target)[axes[0]])
+    written = Written(Ref(target, axes[0]), Ref(source, axes[0]), start)
+    return _written(aligned([target, source], rank), written)
+
+
+@moves(aten.index_copy.default, aten.index_copy_.default)
 def index_copy(node: fx.Node) -> Movement | None:
     """Places along one axis are written by their numbers; those that are known to be a run."""
     target, source = argument(node, "self"), argument(node, "source")

@@ -128,10 +128,21 @@ class Cache(nn.Module):
         return window, window[:, start:]
 
 
-def test_a_window_written_at_a_place_known_at_run_time_is_read_again() -> None:
+class InPlace(nn.Module):
+    """The same in the caller's buffer."""
+
+    def forward(self, video: Tensor, weight: Tensor, cache: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, start = patchify(video, weight), past.shape[0]
+        cache[:, start : start + 64] = tokens
+        window = cache[:, : start + 64]
+        return window, window[:, start:]
+
+
+@pytest.mark.parametrize("kind", [Cache, InPlace])
+def test_a_window_written_at_a_place_known_at_run_time_is_read_again(kind: type[nn.Module]) -> None:
     inputs = {"video": ARGUMENTS["video"], "weight": ARGUMENTS["weight"]}
     inputs |= {"cache": torch.zeros(2, 200, 16), "past": torch.zeros(7)}
-    program = trace(Cache(), inputs, dynamic={"past": 0})
+    program = trace(kind(), inputs, dynamic={"past": 0})
     fact, (window, own) = program.fact(TokenGrid), program.graph.output_node().args[0]  # type: ignore[misc]
     found, again = fact.of(window, 1), fact.of(own, 1)
     assert found is not None and [str(span.grid) for span in found.spans] == ["None", "4x4x4"]
