@@ -98,7 +98,7 @@ class Driver:
         self.source = source
         self.leaves = dict(leaves)
         self.sites = sites or Sites()
-        self._watch = Watch(self.sites.positions())
+        self._watch = Watch(self.sites.positions(), keeps=bool(self.sites.memos))
         self.memos = {
             name: Memo(leaves[site.region], name, site, self._watch) for name, site in self.sites.memos.items()
         }

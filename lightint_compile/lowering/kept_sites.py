@@ -13,7 +13,7 @@ from lightint_compile.lowering.result_memo import Site
 from lightint_compile.passes.ir.decision_points import PlanPoint, is_region_call, point_of
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.node_queries import MEMO
+from lightint_compile.passes.ir.node_queries import MEMO, is_scalar
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,12 @@ class _Sources:
         self.names: dict[fx.Node, str] = {}
 
     def site(self, node: fx.Node) -> Site | None:
-        """All that a call comes from; ``None`` where that cannot be told."""
-        found = reached(node.all_input_nodes, lambda each: () if each in self.names else each.all_input_nodes)
+        """All that a call comes from, but the numbers it is given; ``None`` where that cannot be told.
+
+        Numbers are compared themselves. A size would name the tensor that it is a size of.
+        """
+        given = [each for each in node.all_input_nodes if not is_scalar(each)]
+        found = reached(given, lambda each: () if each in self.names else each.all_input_nodes)
         ends = [self._end(each) for each in found if each not in self.names]
         if None in ends:
             return None

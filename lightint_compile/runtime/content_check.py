@@ -213,13 +213,15 @@ class Watch:
 
     Args:
         positions: of the arguments, and of the program's own tensors behind them.
+        keeps: whether anything is kept, be it from none of these.
 
     Attributes:
         watched: takes the watched arguments out of all of a call.
     """
 
-    def __init__(self, positions: Iterable[int] = ()) -> None:
+    def __init__(self, positions: Iterable[int] = (), *, keeps: bool = False) -> None:
         self.positions = tuple(sorted(set(positions)))
+        self._keeps = keeps or bool(self.positions)
         self._slots = {position: slot for slot, position in enumerate(self.positions)}
         self.watched = _picker(self.positions)
         self._survey: _Survey | None = None
@@ -231,7 +233,7 @@ class Watch:
     def call(self, args: Sequence[Any]) -> Iterator[None]:
         """The calling thread is in a call with these arguments while the context lasts."""
         before = self.current()
-        self._calls.check = Check(args, self) if self.positions else None
+        self._calls.check = Check(args, self) if self._keeps else None
         try:
             yield
         finally:

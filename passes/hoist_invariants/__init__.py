@@ -1,8 +1,9 @@
-"""Equal values of steps and blocks are computed once; values that depend on text alone are kept between calls.
+"""Equal values of steps and blocks are computed once; what depends on text or on sizes alone is kept between calls.
 
 An unrolled denoising loop recomputes context tilings, RoPE tables, camera matrices and text projections in each step,
 and a model often rebuilds them in each block. Equal operations on equal operands are equal values: global value
-numbering keeps the first of them. The rest is a mark for the memo: nodes whose values change only with the prompt.
+numbering keeps the first of them. The rest is a mark for the memo: nodes whose values change only with the
+prompt, or with sizes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.hoist_invariants.tables import mark_tables
 from lightint_compile.passes.hoist_invariants.text_memo import mark_text
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.fake_values import frozen
@@ -33,12 +35,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, kw_only=True)
 class HoistInvariants(Pass):
-    """Merges equal pure computations, and marks what depends on text inputs only.
+    """Merges equal pure computations, and marks what depends on text inputs or on sizes only.
 
     Random and mutating operations stay; so does a copy whose merging would make two outputs share memory.
 
     Attributes:
-        memo: mark nodes that depend on text inputs and parameters only with ``meta["memo"] = "text"``.
+        memo: mark nodes that depend on text inputs and parameters only with ``meta["memo"] = "text"``, and tables that
+            follow from sizes and constants with ``"sizes"``.
     """
 
     name: ClassVar[str] = "hoist-invariants"
@@ -50,11 +53,9 @@ class HoistInvariants(Pass):
         numbering = _Numbering(program.graph)
         numbering.merge()
         remarks = [*_hoisted(numbering), *_kept_apart(numbering)]
-        marked = mark_text(program, self.name) if self.memo else None
-        if marked is not None:
-            remarks.append(marked)
-        is_marked = marked is not None and marked.kind is RemarkKind.APPLIED
-        return PassResult(bool(numbering.copies) or is_marked, tuple(remarks))
+        marked = [*mark_text(program, self.name), *mark_tables(program, self.name)] if self.memo else []
+        is_marked = any(remark.kind is RemarkKind.APPLIED for remark in marked)
+        return PassResult(bool(numbering.copies) or is_marked, (*remarks, *marked))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
@@ -51,8 +52,8 @@ _WITH_S = frozenset(word for phrase in _TEXT_WORDS for word in phrase if word.en
 _WORTH = 1e-4
 
 
-def mark_text(program: Program, pass_name: str) -> Remark | None:
-    """Set ``meta["memo"] = "text"`` on what depends on text inputs and parameters only; ``None`` when nothing is new.
+def mark_text(program: Program, pass_name: str) -> Iterator[Remark]:
+    """Set ``meta["memo"] = "text"`` on what depends on text inputs and parameters only; nothing when nothing is new.
 
     A miss says that keeping it would not pay.
 
@@ -62,14 +63,14 @@ def mark_text(program: Program, pass_name: str) -> Remark | None:
     nodes = _text_nodes(program)
     flops = sum(map(flops_of, nodes))
     if flops <= _WORTH * program_flops(program)["total"] or all(node.meta.get(MEMO) == TEXT for node in nodes):
-        return None
+        return
     constant, text = _sources(program)
     read = {producer for node in nodes for producer in node.all_input_nodes}
     names = [entry.path for entry in _text_inputs(program)]
     weights, prompt = ([node for node in program.placeholders() if node in read & kind] for kind in (constant, text))
     why, hint = objection(nodes, weights, prompt)
     if why:
-        return Remark(
+        yield Remark(
             kind=RemarkKind.MISSED,
             pass_name=pass_name,
             rule="memo",
@@ -77,9 +78,10 @@ def mark_text(program: Program, pass_name: str) -> Remark | None:
             hint=hint,
             flops_before=flops,
         )
+        return
     for node in nodes:
         node.meta[MEMO] = TEXT
-    return Remark(
+    yield Remark(
         kind=RemarkKind.APPLIED,
         pass_name=pass_name,
         rule="memo",
