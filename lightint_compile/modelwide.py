@@ -30,7 +30,7 @@ from lightint_compile.options.pipelines import asked_passes, pipeline_of
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import LOOK_THROUGH, break_remarks
 from lightint_compile.reporting.section import Section
-from lightint_compile.torch_compat import compiled_call
+from lightint_compile.torch_marks import compiled_call
 
 if TYPE_CHECKING:
     from lightint_compile.compiled import CompiledGraph

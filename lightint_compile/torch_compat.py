@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx as fx
@@ -362,101 +359,3 @@ def compiled_arguments() -> tuple[str, ...] | None:
     if code.co_flags & inspect.CO_VARKEYWORDS or code.co_name.startswith("torch_dynamo_resume_in"):
         return None
     return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-
-
-_MARKS = (
-    "_torchdynamo_disable",
-    "_torchdynamo_disable_msg",
-    "_torchdynamo_disable_recursive",
-    "_torchdynamo_orig_callable",
-    "_torchdynamo_wrapper_id",
-)
-"""What ``torch.compiler.disable`` writes on the function that it makes; ``functools.wraps`` copies it to others."""
-
-_OPENED = "_lightint_original"
-"""What :func:`take_disable_off` writes in their place: the original."""
-
-_TORCH_FILES = os.path.dirname(torch.__file__) + os.sep
-
-
-def disabled_original(function: Any) -> Callable[..., Any] | None:
-    """What a function calls that ``torch.compiler.disable`` made, or that wraps such a one; ``None`` for any other.
-
-    It is told of one whose decorator was taken off as well.
-    """
-    if not inspect.isfunction(function):
-        return None
-    marks = vars(function)
-    original: Any = marks.get(_OPENED) or (is_disabled(function) and marks.get("_torchdynamo_orig_callable"))
-    return original if callable(original) else None
-
-
-def is_disabled(function: Any) -> bool:
-    """Whether Dynamo ends a graph at this function because of ``torch.compiler.disable``."""
-    return inspect.isfunction(function) and bool(vars(function).get("_torchdynamo_disable"))
-
-
-def take_disable_off(function: FunctionType) -> Callable[[], None]:
-    """Let Dynamo trace what :func:`disabled_original` found, and give what undoes that.
-
-    The function stays the object that it is, so whoever holds it is served. Its code becomes a plain call of the
-    original; Dynamo guards on the code of functions, so that what is compiled on either side is not taken on the other.
-    """
-    code, attributes = function.__code__, dict(vars(function))
-    if code.co_filename.startswith(_TORCH_FILES):
-        if function not in _CALLING:
-            _CALLING[function] = _calling(disabled_original(function), function)
-        function.__code__ = _CALLING[function]
-    vars(function)[_OPENED] = disabled_original(function)
-    for name in _MARKS:
-        vars(function).pop(name, None)
-
-    def put_back() -> None:
-        function.__code__ = code
-        vars(function).pop(_OPENED, None)
-        vars(function).update(attributes)
-
-    return put_back
-
-
-_CALLING: WeakKeyDictionary[FunctionType, CodeType] = WeakKeyDictionary()
-"""The code of functions that were opened: equal from one time to the next, so that what was compiled serves again."""
-
-
-def _calling(original: Any, wrapper: FunctionType) -> CodeType:
-    """Code in a wrapper's own closure that passes a call on to the original in it."""
-    names = wrapper.__code__.co_freevars
-    held = [cell.cell_contents for cell in wrapper.__closure__ or ()]
-    (name,) = [name for name, value in zip(names, held, strict=True) if value is original]
-    source = (
-        f"def make({', '.join(names)}):\n"
-        "    def opened(*args, **kwargs):\n"
-        f"        return {name}(*args, **kwargs)\n"
-        f"        {', '.join(names)}\n"  # never reached: a closure keeps the size that it has
-        "    return opened\n"
-    )
-    space: dict[str, Any] = {}
-    exec(compile(source, __file__, "exec"), space)  # of names that Python itself lists: it is no input
-    made: FunctionType = space["make"](*held)
-    return made.__code__
-
-
-_COMPILED_CALL = "_compiled_call_impl"
-"""Where ``torch.nn.Module.compile`` keeps what calls of a module run; copies of the module leave it out."""
-
-
-def compiled_call(module: Any) -> Any:
-    """What calls of a module run in place of its own code; ``None`` for whatever is not compiled in place."""
-    return vars(module).get(_COMPILED_CALL) if isinstance(module, torch.nn.Module) else None
-
-
-def compile_in_place(module: torch.nn.Module, call: Callable[..., Any]) -> Callable[[], None]:
-    """Let calls of a module run ``call``, as ``torch.nn.Module.compile`` does, and give what undoes that."""
-    vars(module)[_COMPILED_CALL] = call
-    return lambda: vars(module).pop(_COMPILED_CALL, None)
-
-
-def own_call(module: torch.nn.Module) -> Callable[..., Any]:
-    """A call of a module with its hooks, past what compiles it in place."""
-    call: Callable[..., Any] = module._call_impl
-    return call

@@ -21,7 +21,7 @@ from lightint_compile.acceleration.variants import allow_variants
 from lightint_compile.errors import told, user_lines
 from lightint_compile.integrations.loop import Around
 from lightint_compile.options import LightintOptions
-from lightint_compile.torch_compat import compile_in_place, own_call
+from lightint_compile.torch_marks import compile_in_place, own_call
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 from lightint_compile.capture.disabled import Disabled
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import ACCELERATE
-from lightint_compile.torch_compat import take_disable_off
+from lightint_compile.torch_marks import take_disable_off
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.eval_frame import OptimizedModule
 
 from lightint_compile.errors import InputError, StateError
-from lightint_compile.torch_compat import compiled_call
+from lightint_compile.torch_marks import compiled_call
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 """Where a pipeline keeps the modules that it calls in every denoising step."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lightint_compile.torch_compat import disabled_original, is_disabled
+from lightint_compile.torch_marks import disabled_original, is_disabled
 
 _PATHS = sysconfig.get_paths()
 _INSTALLED = tuple(_PATHS[name] + os.sep for name in ("purelib", "platlib"))
@@ -56,7 +56,7 @@ class Disabled:
 
     @property
     def is_open(self) -> bool:
-        """Whether Dynamo traces it now, because :func:`~lightint_compile.torch_compat.take_disable_off` was called."""
+        """Whether Dynamo traces it now, because :func:`~lightint_compile.torch_marks.take_disable_off` was called."""
         return not is_disabled(self.function)
 
     @property

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("lightint_compile", "passes", "kernels", "models")
 
 LADDER = (
-    ("errors", "torch_compat"),
+    ("errors", "torch_compat", "torch_marks"),
     ("entry_points",),
     ("kernels", "passes.ir"),
     ("models", "passes.analysis", "passes.base", "capture", "fallback"),

@@ -20,7 +20,7 @@ import lightint_compile
 from lightint_compile.acceleration.opened import _states
 from lightint_compile.capture.disabled import disabled_in
 from lightint_compile.errors import InputError, LightintError, OptionError, StateError
-from lightint_compile.torch_compat import is_disabled
+from lightint_compile.torch_marks import is_disabled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
