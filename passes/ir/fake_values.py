@@ -36,7 +36,8 @@ def plain(expression: Any) -> Size:
 
 def shape_of(tensor: torch.Tensor) -> tuple[Size, ...]:
     """The sizes of a fake tensor."""
-    return tuple(size if type(size) is int else size_of(size) for size in tensor.shape)
+    sizes = tuple(tensor.shape)
+    return tuple(map(size_of, sizes)) if tensor._has_symbolic_sizes_strides else sizes
 
 
 def hint_of(value: Any) -> int:
@@ -149,4 +150,5 @@ def _layouts(value: Any) -> list[Any]:
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return shape_of(tensor), tuple(map(size_of, tensor.stride()))
+    strides = tensor.stride()
+    return shape_of(tensor), tuple(map(size_of, strides)) if tensor._has_symbolic_sizes_strides else tuple(strides)

@@ -26,19 +26,20 @@ def described(value: Any, rule: Rule) -> Hashable:
     The stride of a dimension of size one is left out: no element is ever reached through it.
     """
     if isinstance(value, torch.Tensor):
-        sizes = [size_described(size, rule) for size in value.shape]
-        strides: tuple[Hashable, ...] = ()
-        if value.layout is torch.strided:
-            strides = tuple(
-                None if size == 1 else size_described(stride, rule)
-                for size, stride in zip(sizes, value.stride(), strict=True)
-            )
-        return ("tensor", value.dtype, str(value.device), tuple(sizes), strides)
+        return ("tensor", value.dtype, str(value.device), *_layout(value, rule))
     if isinstance(value, (tuple, list)):
         return ("tuple", tuple(described(item, rule) for item in value))
     if isinstance(value, torch.SymInt):
         return ("size", size_described(value, rule))
     return (type(value).__name__,) if isinstance(value, (torch.SymFloat, torch.SymBool)) else constant(value)
+
+
+def _layout(tensor: torch.Tensor, rule: Rule) -> tuple[Hashable, Hashable]:
+    sizes: tuple[Hashable, ...] = tuple(tensor.shape)
+    strides: tuple[Hashable, ...] = tensor.stride() if tensor.layout is torch.strided else ()
+    if tensor._has_symbolic_sizes_strides:
+        sizes, strides = (tuple(size_described(each, rule) for each in numbers) for numbers in (sizes, strides))
+    return sizes, tuple(None if size == 1 else stride for size, stride in zip(sizes, strides, strict=False))
 
 
 def size_described(size: Any, rule: Rule) -> Hashable:

@@ -141,23 +141,17 @@ class _QuickRewriter(Rewriter):
 
     def __init__(self, program: Program, pass_name: str) -> None:
         super().__init__(program, pass_name)
-        self._known: dict[Any, torch.Tensor] = {}
+        self._known: dict[Any, Any] = {}
 
     def evaluate(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """See :meth:`~passes.ir.rewriter.Rewriter.evaluate`."""
         key = (target, described(list(args)), described(kwargs))
-        if key in self._known:
-            return snapshot_fake(self._known[key])
-        value = super().evaluate(target, args, kwargs)
-        if isinstance(value, torch.Tensor) and _is_fresh(target):
-            self._known[key] = value
-        return value
-
-
-def _is_fresh(target: Any) -> bool:
-    """Whether an operation's results have memory of their own, by its schema."""
-    is_operator = isinstance(target, torch._ops.OpOverload)
-    return is_operator and all(entry.alias_info is None for entry in target._schema.returns)
+        if key not in self._known:
+            self._known[key] = super().evaluate(target, args, kwargs)
+        value = self._known[key]
+        if isinstance(value, torch.Tensor):
+            return snapshot_fake(value)
+        return pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
 
 
 class _Bound:
