@@ -37,6 +37,7 @@ from lightint_compile.passes.analysis.token_spans import is_volume, spans_of
 from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import pick_of, sizes_of, tensors
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
+from lightint_compile.passes.ir.remembering import Walk
 from lightint_compile.passes.ir.sizes import same
 
 
@@ -125,21 +126,31 @@ def _follow(program: Program, hints: Mapping[Origin, Axis]) -> dict[fx.Node, Axe
     known: dict[fx.Node, Axes] = {}
     several: dict[fx.Node, dict[int, Axes]] = {}
     kinds = {entry.name: entry.kind for entry in program.inputs}
+    walk: Walk[object] = Walk(program.memory(TokenGrid))
+
+    def axes_of(node: fx.Node) -> object:
+        results = _apply(node, known, several) if node.op == "call_function" else ()
+        if tensor_of(node) is not None:
+            return _checked(node, results[0] if results else None, sizes_of(node))
+        return _checked_list(node, results) if isinstance(node.meta.get("val"), (list, tuple)) else _Nothing()
+
     for node in program.graph.nodes:
-        tensor = tensor_of(node)
-        if node.op == "placeholder" and tensor is not None:
+        found: object
+        if node.op == "placeholder":
             weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
-            axes = (_input_axis(node, number, size, hints, weight) for number, size in enumerate(sizes_of(node)))
-            known[node] = tuple(axes)
-        elif node.op == "call_function":
-            results = _apply(node, known, several)
-            if tensor is not None:
-                known[node] = _checked(node, results[0] if results else None, sizes_of(node))
-            elif isinstance(node.meta.get("val"), (list, tuple)):
-                several[node] = _checked_list(node, results)
-        elif node.op in ("get_attr", "call_module") and tensor is not None:
-            known[node] = _checked(node, None, sizes_of(node))
+            sizes = enumerate(sizes_of(node) if tensor_of(node) is not None else ())
+            found = walk.given(node, tuple(_input_axis(node, number, size, hints, weight) for number, size in sizes))
+        else:
+            found = walk.at(node, axes_of)
+        if isinstance(found, tuple) and tensor_of(node) is not None:
+            known[node] = found
+        elif isinstance(found, dict):
+            several[node] = found
     return known
+
+
+class _Nothing:
+    """What is known of the axes of a number: each stands for its own number."""
 
 
 def _input_axis(node: fx.Node, number: int, size: Size, hints: Mapping[Origin, Axis], weight: bool) -> Axis:

@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from lightint_compile.passes.ir.remembering import Memory
+
 
 class InputKind(StrEnum):
     """Where the value of a placeholder comes from."""
@@ -81,6 +83,7 @@ class Program:
     grids: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
     arguments: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
+    _memories: dict[type, Memory[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
@@ -97,6 +100,10 @@ class Program:
     def changed(self) -> None:
         """Drop every fact: the graph is no longer the one they describe."""
         self._facts.clear()
+
+    def memory(self, kind: type) -> Memory[Any]:
+        """What the analysis ``kind`` remembers of nodes; it outlives changes, so whoever reads it checks what holds."""
+        return self._memories.setdefault(kind, Memory())
 
     def placeholders(self) -> list[fx.Node]:
         """The placeholder nodes, one for each of ``inputs``."""
@@ -123,7 +130,7 @@ class Program:
             mapping[node] = copied
         module = _LazyGraphModule(self.graph_module, graph)  # its Python code is written when it is run
         module.meta.update(self.graph_module.meta)
-        return replace(self, graph_module=module, _facts={})
+        return replace(self, graph_module=module, _facts={}, _memories={})
 
 
 def value_of(node: fx.Node) -> Any:
