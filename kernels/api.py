@@ -119,7 +119,7 @@ def pool_tiles(tokens: Tensor, *, grid: Grid, tile: Grid = (4, 8, 4)) -> Tensor:
     """Mean of the existing tokens of each tile of one span, and their spread (the mean variance of a channel).
 
     Args:
-        tokens: ``[batch, heads, frames * height * width, head_dim]``.
+        tokens: ``[batch, heads, frames * height * width, head_dim]``; without frames there are no tiles.
 
     Returns:
         float32 ``[batch, heads, tiles, head_dim + 1]`` (float64 for float64 tokens), the spread last.

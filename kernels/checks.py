@@ -131,13 +131,14 @@ def policy(
 
 
 def pool(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> None:
-    """Check the arguments of pooling.
+    """Check the arguments of pooling; a grid may have no frames.
 
     Raises:
         InputError: a rank, dtype, grid, tile or length that does not fit.
     """
     _like_query(tokens, tokens)
-    _grids(grid, grid, 0)
+    one_more = (grid[0] + 1, *grid[1:]) if len(grid) == 3 else grid
+    _grids(one_more, one_more, 0)
     _tile(tile)
     _length("tokens", tokens.shape[2], volume(grid), f"grid {tuple(grid)}")
 

@@ -106,6 +106,8 @@ def sparse_attention_prepared(
 ) -> Tensor:
     """:func:`sparse_attention_segments` with the pooled context keys, and perhaps means, given."""
     settings, pools = cut_pools(context_pool, rest)
+    if not settings.layout.frames[0]:
+        pools = ContextPools()
     return planning.run(query, keys, values, pools, settings)
 
 
@@ -127,8 +129,10 @@ def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> T
 
 
 def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
-    """Mean and spread of each tile of one span, see :func:`reference.pool_tiles`."""
+    """Mean and spread of each tile of one span, see :func:`reference.pool_tiles`; of no frames there are no tiles."""
     checks.pool(tokens, grid, tile)
+    if not tokens.shape[2]:
+        return _fake_pool(tokens, grid, tile)
     steps = dispatch.load(dispatch.implementation(tokens))  # one kernel pools tiles of every shape
     with planning.on_device_of(tokens):
         return steps.pool_spans([(tokens, _triple(grid))], _triple(tile))[0]

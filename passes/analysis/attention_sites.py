@@ -15,8 +15,8 @@ from lightint_compile.passes.analysis.token_axis import Grid, TokenAxis
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.op_arguments import argument, permutation
-from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.joins import Piece, pieces_of
+from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.sizes import same
 
@@ -68,23 +68,6 @@ class KeySpan:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.grid or self.length}"
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """One operand of the concatenation that made a key or value axis.
-
-    Attributes:
-        node: the operand.
-        axis: its token axis.
-        layout: permutations between the concatenation and the attention, first one first.
-        length: its tokens.
-    """
-
-    node: fx.Node
-    axis: int
-    layout: tuple[tuple[int, ...], ...]
-    length: Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +174,8 @@ def _site(node: fx.Node, grids: TokenGrid) -> AttentionSite:
         query_axis=query_axis,
         key_axis=key_axis,
         key_spans=_key_spans(query_axis, key_axis),
-        key_pieces=tuple(_pieces(key, _rank(key) - 2)),
-        value_pieces=tuple(_pieces(value, _rank(value) - 2)),
+        key_pieces=tuple(pieces_of(key, _rank(key) - 2)),
+        value_pieces=tuple(pieces_of(value, _rank(value) - 2)),
         kind=kind,
         query_grid=query_grid,
         key_grid=key_grid,
@@ -299,30 +282,3 @@ def _span_kind(query: TokenAxis, grid: Grid | None) -> SpanKind:
         return SpanKind.TEXT
     own = any(mine.same_tokens(grid) for mine in query.grids)
     return SpanKind.CURRENT if own else SpanKind.CONTEXT
-
-
-# --- the concatenation behind keys and values ------------------------------------------------------------------------
-
-
-def _pieces(node: fx.Node, axis: int, layout: tuple[tuple[int, ...], ...] = ()) -> Iterator[Piece]:
-    """Operands of the concatenation along ``axis``, looked for through permutations; else the node itself."""
-    source, order = _permutation(node)
-    if source is not None and _is_cat(source, order[axis]):
-        yield from _pieces(source, order[axis], (order, *layout))
-    elif _is_cat(node, axis):
-        for operand in argument(node, "tensors"):
-            if _extent(operand, axis) != 0:
-                yield from _pieces(operand, axis, layout)
-    else:
-        yield Piece(node, axis, layout, _extent(node, axis))
-
-
-def _is_cat(node: fx.Node, axis: int) -> bool:
-    return node.target in (aten.cat.default, aten.concat.default) and int(argument(node, "dim")) % _rank(node) == axis
-
-
-def _permutation(node: fx.Node) -> tuple[fx.Node | None, tuple[int, ...]]:
-    """The source and order of a permutation; ``None`` for another node."""
-    if node.target not in Family.PERMUTATION.value:
-        return None, ()
-    return argument(node, "self"), permutation(node)

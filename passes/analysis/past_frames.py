@@ -9,14 +9,14 @@ values of another length, another form than the part behind them, a name that sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.grid_axes.axes import Atom, Axes, Axis, Origin, extent, frames_of_input, join
-from lightint_compile.passes.analysis.stated_inputs import by_path
+from lightint_compile.passes.analysis.stated_inputs import by_path, entry_of
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_spans import parts_of, spans_of
 from lightint_compile.passes.ir.fake_values import Size, hint_of, plain, size_of
@@ -57,7 +57,8 @@ class PastFrames:
 
     Attributes:
         kept: by axis of an input, what is read of it.
-        refused: by path, why an input that is stated to hold frames does not count as that.
+        refused: by path, why an input that is stated to hold frames does not count as that. Of an entry that names
+            others that do, nothing is said: ``kv_cache.*`` names the text in a cache as well.
     """
 
     kept: dict[Origin, list[Kept]] = field(default_factory=dict)
@@ -85,7 +86,7 @@ def find_past(program: Program, axes: Mapping[fx.Node, Axes]) -> PastFrames:
     search = _Search(program, axes)
     for node in program.calls(_ATTENTION):
         search.look_at(node)
-    return search.found
+    return search.told()
 
 
 class _Stretch(NamedTuple):
@@ -116,7 +117,7 @@ class _Search:
     """What is known of a program while its attentions are looked at, one after another."""
 
     def __init__(self, program: Program, axes: Mapping[fx.Node, Axes]) -> None:
-        self.found = PastFrames()
+        self.found, self._program = PastFrames(), program
         self._axes, self._nodes = axes, {node.name: node for node in program.placeholders()}
         self._entries = {entry.name: entry for entry in program.inputs if entry.kind is not InputKind.SYMBOL}
         self._roles = by_path(program, program.roles)
@@ -143,6 +144,13 @@ class _Search:
                 behind = part
             elif not any(span.grid for span in spans_of(keys[place])):
                 return
+
+    def told(self) -> PastFrames:
+        """What was found, once everything was looked at."""
+        entries = entry_of(self._program)
+        served = {entries.get(self._entries[origin.node].path) for origin in self.found.kept}
+        refused = {path: why for path, why in self.found.refused.items() if entries[path] not in served}
+        return replace(self.found, refused=refused)
 
     def _stretch(self, axis: Axis) -> _Stretch | None:
         atoms = [atom for atom in axis if atom.size != 1]

@@ -38,6 +38,12 @@ def by_path(program: Program, stated: Mapping[str, Stated]) -> dict[str, Stated]
     return found
 
 
+def entry_of(program: Program) -> dict[str, str]:
+    """The entry that says what an input holds: of its grid, else of its role."""
+    entries = ({entry: entry for entry in stated} for stated in (program.roles, program.grids))
+    return {path: entry for stated in entries for path, entry in by_path(program, stated).items()}
+
+
 def _rank(entry: str) -> tuple[bool, int]:
     """What is ranked higher is stated later, and so overrides."""
     return not is_pattern(entry), len(entry)

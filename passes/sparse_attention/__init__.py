@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
@@ -22,6 +23,7 @@ from lightint_compile.kernels import cost, dispatch
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
 from lightint_compile.kernels.tiles import Layout, part_of
 from lightint_compile.passes.analysis.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
+from lightint_compile.passes.analysis.stated_inputs import entry_of
 from lightint_compile.passes.analysis.stated_roles import FRAMES_OF
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.base import Pass, PassResult
@@ -104,7 +106,7 @@ class SparseAttention(Pass):
             _missed(site, verdict, sizes) if isinstance(verdict, Obstacle) else _applied(site, verdict, pools, sizes)
             for site, verdict in verdicts
         ]
-        remarks += [_refused(program, path, why) for path, why in grids.past.refused.items()]
+        remarks += _refused(program, grids.past.refused)
         changed = []
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
@@ -258,11 +260,16 @@ def _missed(site: AttentionSite, obstacle: Obstacle, sizes: GridSizes) -> Remark
     )
 
 
-def _refused(program: Program, path: str, why: str) -> Remark:
-    node = next(node for node in program.placeholders() if program.input_of(node).path == path)
-    told = f"{path} is stated to hold frames, and they are not read as such: {why}"
-    remark = Miss(node, told, _STATED).remark(SparseAttention.name, "stated-frames")
-    return replace(remark, args={FRAMES_OF: [path]})
+def _refused(program: Program, refused: Mapping[str, str]) -> Iterator[Remark]:
+    """One remark for every entry that states frames which are not read as such."""
+    nodes = {program.input_of(node).path: node for node in program.placeholders()}
+    entries, paths = entry_of(program), defaultdict[str, list[str]](list)
+    for path in refused:
+        paths[entries[path]].append(path)
+    for entry, (first, *rest) in paths.items():
+        told = f"{entry} is stated to hold frames, and they are not read as such: {refused[first]}"
+        remark = Miss(nodes[first], told, _STATED).remark(SparseAttention.name, "stated-frames")
+        yield replace(remark, args={FRAMES_OF: [first, *rest]})
 
 
 _STATED = (

@@ -8,18 +8,29 @@ these depend on the context alone: they are computed once a chunk, outside of wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.fx as fx
 
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
 from lightint_compile.kernels.tiles import part_of
-from lightint_compile.passes.analysis.attention_sites import AttentionSite, KeySpan, Piece, SpanKind
+from lightint_compile.passes.analysis.attention_sites import AttentionSite, SpanKind
+from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.ir.fake_values import size_of
+from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
-from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes, laid_out, sum_of
+from lightint_compile.passes.sparse_attention.grid_sizes import (
+    END,
+    GridSizes,
+    SizeArgument,
+    difference_of,
+    laid_out,
+    length_of,
+    product_of,
+    range_of,
+)
 
 _Key = tuple[fx.Node, tuple[tuple[int, ...], ...], tuple[int, ...]]
 
@@ -60,20 +71,29 @@ class ContextPools:
     ) -> fx.Node:
         key = _key(piece, tile)
         if key not in self._made:  # sites are rewritten in order: a later one may read an earlier one's node
-            grids = [sizes.arguments(span.grid, rewriter) for span in _context(site) if span.grid is not None]
-            frames = sum_of([grid[0] for grid in grids], rewriter)
+            assert site.query_grid is not None
+            grids, plane = _context(site), sizes.arguments(site.query_grid, rewriter)[1:]
+            frames = sizes.frames(grids, plane, rewriter)
             tokens = laid_out(piece, rewriter)
+            if any(map(sizes.is_counted, grids)):
+                tokens = _of_frames(tokens, [frames, *plane], rewriter)
             target = torch.ops.lightint.pool_tiles.default
-            self._made[key] = rewriter.call(target, tokens, [frames, *grids[0][1:]], list(tile))
+            self._made[key] = rewriter.call(target, tokens, [frames, *plane], list(tile))
         return self._made[key]
+
+
+def _of_frames(tokens: fx.Node, grid: Sequence[SizeArgument], rewriter: Rewriter) -> fx.Node:
+    """The last tokens, as many as the frames have: all, or none in a call whose tokens are no whole frames."""
+    rest = difference_of(length_of(tokens, 2, rewriter), product_of(grid, rewriter), rewriter)
+    return range_of(tokens, rest, END, rewriter)
 
 
 def _key(piece: Piece, tile: tuple[int, ...]) -> _Key:
     return piece.node, piece.layout, tuple(tile)
 
 
-def _context(site: AttentionSite) -> list[KeySpan]:
-    return [span for span in site.key_spans if span.kind is SpanKind.CONTEXT]
+def _context(site: AttentionSite) -> list[Grid]:
+    return [span.grid for span in site.key_spans if span.kind is SpanKind.CONTEXT and span.grid is not None]
 
 
 def context_piece(site: AttentionSite) -> Piece | None:

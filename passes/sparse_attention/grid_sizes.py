@@ -11,11 +11,12 @@ import sympy
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.attention_sites import AttentionSite, Piece
+from lightint_compile.passes.analysis.attention_sites import AttentionSite
 from lightint_compile.passes.analysis.grid_axes.axes import Origin
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
+from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
 
@@ -38,7 +39,7 @@ class GridSizes:
         self._paths = {entry.name: entry.path for entry in program.inputs}
         self.past = self._grids.past
         self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
-        self._counted: dict[tuple[tuple[fx.Node, int], Size], SizeArgument] = {}
+        self._frames: dict[tuple[Grid, ...], SizeArgument] = {}
 
     def hints(self, grid: Grid) -> tuple[int, int, int] | None:
         """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
@@ -68,18 +69,28 @@ class GridSizes:
         whole = self._grids.whole(grid)
         return None if whole is None else hint_of(whole[0].meta["val"].shape[whole[1]]) // plane
 
-    def frames(self, grid: Grid, plane: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
-        """Frames for a new node. Where they are counted, tokens that are no multiple of a frame have none."""
-        if not self.is_counted(grid):
-            return self._argument(grid.frames, grid.origins[0], rewriter)
+    def frames(self, grids: Sequence[Grid], plane: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
+        """Frames of all grids, for a new node; none where the tokens of a counted one are no whole frames in a call."""
+        key = tuple(grids)
+        if key not in self._frames:  # sites are rewritten in order: a later one may read an earlier one's node
+            known = [
+                self._argument(each.frames, each.origins[0], rewriter) for each in grids if not self.is_counted(each)
+            ]
+            tokens = [self._tokens(each, rewriter) for each in grids if self.is_counted(each)]
+            one = product_of(plane, rewriter) if tokens else 1
+            counts = [rewriter.call(operator.floordiv, each, one) for each in tokens]
+            found = sum_of([*known, *counts], rewriter) if grids else 0
+            if tokens:
+                rest = sum_of([rewriter.call(operator.mod, each, one) for each in tokens], rewriter)
+                torn = rewriter.call(torch.sym_min, rest, 1)
+                found = product_of([found, difference_of(1, torn, rewriter)], rewriter)
+            self._frames[key] = found
+        return self._frames[key]
+
+    def _tokens(self, grid: Grid, rewriter: Rewriter) -> SizeArgument:
         whole = self._grids.whole(grid)
         assert whole is not None
-        if (whole, grid.frames) not in self._counted:
-            tokens, one = length_of(*whole, rewriter), product_of(plane, rewriter)
-            torn = rewriter.call(torch.sym_min, rewriter.call(operator.mod, tokens, one), 1)
-            count = rewriter.call(operator.floordiv, tokens, one)
-            self._counted[whole, grid.frames] = product_of([count, difference_of(1, torn, rewriter)], rewriter)
-        return self._counted[whole, grid.frames]
+        return length_of(*whole, rewriter)
 
     def _hint(self, size: Size, origin: Origin | None) -> int | None:
         if isinstance(size, int):

@@ -11,9 +11,10 @@ import torch.fx as fx
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
 from lightint_compile.kernels.dispatch import Choice as Implementation
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite, Piece, SpanKind
+from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite, SpanKind
 from lightint_compile.passes.analysis.token_axis import Span, TokenAxis
 from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
@@ -102,7 +103,8 @@ def rewrite_site(
     """
     assert site.query_grid is not None
     query_grid = sizes.arguments(site.query_grid, rewriter)
-    frames = [sizes.frames(grid, query_grid[1:], rewriter) for grid in site.key_axis.grids]
+    *context, current = site.key_axis.grids
+    frames = [sizes.frames(each, query_grid[1:], rewriter) for each in (context, [current])]
     key_grid = [sum_of(frames, rewriter), *query_grid[1:]]
     visual = product_of(query_grid, rewriter)
     keys, values = _segments(site, product_of(key_grid, rewriter), rewriter)

@@ -74,9 +74,9 @@ class DictCache(World):
         return self.run(latent, attend)
 
     @staticmethod
-    def inputs(frames: float, batch: int = 2) -> dict[str, Any]:
+    def inputs(frames: float, text: int = TEXT, batch: int = 2) -> dict[str, Any]:
         tokens = round(frames * PLANE)
-        shapes = {"k_vision": (batch, tokens), "v_vision": (batch, tokens), "k_txt": (1, TEXT), "v_txt": (1, TEXT)}
+        shapes = {"k_vision": (batch, tokens), "v_vision": (batch, tokens), "k_txt": (1, text), "v_txt": (1, text)}
         cache = [
             {name: noise(size, HEADS, length, DIM, seed=layer + len(name)) for name, (size, length) in shapes.items()}
             for layer in range(LAYERS)
@@ -150,6 +150,36 @@ class JoinedCache(World):
         return {"latent": noise(batch, 4, 4, 8, 8), "keys": kept[0], "values": kept[1], "angles": angles}
 
 
+class WindowCache(World):
+    """A sink and a window of one buffer, out of place; positions sample by sample, on the keys that are attended to."""
+
+    def forward(self, latent: Tensor, cache: list[dict[str, Tensor]], angles: Tensor, evicted: int = PLANE) -> Tensor:
+        def attend(layer: int, x: Tensor) -> Tensor:
+            query, key, value = self.projected(layer, x)
+            kept = [self.window(cache[layer][name], new, evicted) for name, new in (("k", key), ("v", value))]
+            keys = torch.stack([rotated(one.transpose(0, 1), angles).transpose(0, 1) for one in kept[0]])
+            query = rotated(query.transpose(1, 2), angles[-x.shape[1] :])
+            out = scaled_dot_product_attention(query, keys.transpose(1, 2), kept[1].transpose(1, 2))
+            return out.transpose(1, 2).flatten(2)
+
+        return self.run(latent, attend)
+
+    @staticmethod
+    def window(kept: Tensor, new: Tensor, evicted: int) -> Tensor:
+        sink = 2 * PLANE
+        return torch.cat([kept[:, :sink], kept[:, sink + evicted :], new], dim=1)
+
+    @staticmethod
+    def inputs(frames: float, batch: int = 1) -> dict[str, Any]:
+        tokens = round(frames * PLANE) + PLANE
+        cache = [
+            {name: noise(batch, tokens, HEADS, DIM, seed=layer + seed) for seed, name in enumerate("kv")}
+            for layer in range(LAYERS)
+        ]
+        angles = positions(-(-tokens // PLANE) + 4)[-tokens - 3 * PLANE :]
+        return {"latent": noise(batch, 4, 4, 8, 8), "cache": cache, "angles": angles}
+
+
 @dataclass(frozen=True)
 class Kept:
     """A world, the inputs of a step, and how its keys read in the report."""
@@ -167,4 +197,5 @@ WORLDS = {
     "tuples": Kept(TupleCache, "6x4x4 | 4x4x4"),
     "stacked": Kept(StackedCache, "6x4x4 | 4x4x4 | 5"),
     "joined": Kept(JoinedCache, "5 | 6x4x4 | 4x4x4"),
+    "windows": Kept(WindowCache, "2x4x4 | 4x4x4 | 4x4x4"),
 }

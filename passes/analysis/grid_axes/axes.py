@@ -92,10 +92,17 @@ def regroup(axes: Axes, shape: Sequence[Size]) -> list[Axis | None]:
     result: list[Axis | None] = []
     for position, wanted in enumerate(shape):
         taken = _take(pending, wanted, last=position == len(shape) - 1)
-        result.append(None if taken is None else fuse(taken))
+        result.append(None if taken is None else fuse(_bare(taken)))
         if taken is None:
             return result + [None] * (len(shape) - len(result))
     return result
+
+
+def _bare(axis: Axis) -> Axis:
+    """A join without the axes of one value beside it, of which nothing is known (a batch of one)."""
+    if not any(atom.parts for atom in axis):
+        return axis
+    return tuple(atom for atom in axis if atom.size != 1 or atom.role)
 
 
 def _take(pending: list[Atom], wanted: Size, *, last: bool) -> Axis | None:

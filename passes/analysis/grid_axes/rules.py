@@ -134,11 +134,18 @@ def _seed(node: fx.Node, number: int, output: Sequence[tuple[Way, Size]], of: Lo
     origin, (way, size) = Origin(node.name, number, len(output)), output[number]
     if node.target in _POSITIONS:
         return (Atom(size, role="position", origin=origin),)
-    if not isinstance(way, Window) or sum(isinstance(each, Window) for each, _ in output) not in (2, 3):
+    windows = [(each, extent) for each, extent in output if isinstance(each, Window)]
+    if not isinstance(way, Window) or len(windows) not in (2, 3):
         return None
-    before = of(way.ref.node)[way.ref.axis]
-    keeps = any(atom.role for atom in before) and same(sizes_of(way.ref.node)[way.ref.axis], size)
-    return before if keeps else (Atom(size, role=ROLES[number - len(output)], origin=origin),)
+    if all(_keeps(each, extent, of) for each, extent in windows):
+        return of(way.ref.node)[way.ref.axis]
+    return (Atom(size, role=ROLES[number - len(output)], origin=origin),)
+
+
+def _keeps(way: Window, size: Size, of: Lookup) -> bool:
+    """Whether a convolution leaves an axis as it is; a grid of which it leaves only some axes is a new one."""
+    named = any(atom.role for atom in of(way.ref.node)[way.ref.axis])
+    return named and same(sizes_of(way.ref.node)[way.ref.axis], size)
 
 
 def _like_first(node: fx.Node, of: Lookup) -> list[Known] | None:

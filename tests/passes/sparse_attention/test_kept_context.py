@@ -92,9 +92,15 @@ def values_of(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**dict(module.named_parameters()), **named}
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, torch.float32) for name in WORLDS), ("joined", torch.bfloat16)], ids=str
-)
+#: Two of them stand for all where time is short.
+LENGTHS = [
+    ("dicts", torch.float32),
+    ("joined", torch.bfloat16),
+    *(pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in WORLDS if name != "dicts"),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), LENGTHS, ids=str)
 def test_one_program_for_all_lengths_and_for_lengths_that_are_no_frames(name: str, dtype: torch.dtype):
     """The second length makes sizes symbols, and nothing is compiled from then on."""
     kept = WORLDS[name]
@@ -109,6 +115,21 @@ def test_one_program_for_all_lengths_and_for_lengths_that_are_no_frames(name: st
         assert difference < 0.2 and (difference > 0 or not whole or frames < 4)
         if not whole and dtype is torch.float32:
             assert difference < 1e-5, "tokens that are no frames are read like text"
+
+
+def test_text_and_past_of_any_length_are_one_program_with_parts_that_are_never_joined():
+    module = built(DictCache)
+    run = compiled(module, strict=True)
+    for frames, text in ((6, 5), (8, 7), (3, 12), (9, 2), (4, 9)):
+        inputs = DictCache.inputs(frames, text)
+        assert 0 <= largest_difference([run(**inputs)], [module(**inputs)]) < 0.2
+        assert counters["stats"]["unique_graphs"] == (1 if frames == 6 else 2), frames
+    section = lightint_compile.report(run.call).sections[-1]
+    assert sum(remark.count for remark in sites(section.remarks)) == 2
+    text = section.graph.print_readable(print_output=False)
+    assert "sparse_attention_segments" in text and "aten.cat" not in text, (
+        "past, current and text stay the tensors that they are"
+    )
 
 
 def test_what_is_skipped_is_what_is_skipped_where_the_frames_are_an_axis():
@@ -139,6 +160,31 @@ def test_a_cache_that_changes_between_calls_is_read_as_it_is():
     again = run(**inputs)
     assert not torch.equal(first, again) and torch.equal(again, compiled(built(DictCache))(**inputs))
     assert largest_difference([again], [module(**inputs)]) < 0.2
+
+
+def test_steps_of_one_module_pool_what_was_kept_once():
+    """The second step patchifies what the first one made; both read the same keys, also where these are no frames."""
+
+    class Chunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.world = DictCache()
+
+        def forward(self, latent: Tensor, kv_cache: list[dict[str, Tensor]]) -> Tensor:
+            for step in (0.5, 0.3):
+                latent = latent - step * self.world(latent, kv_cache)
+            return latent
+
+    module = Chunk().eval().requires_grad_(False)
+    run = compiled(module, strict=True)
+    for frames in (6, 8, 3, 7.5, 0.5, 9):
+        inputs = DictCache.inputs(frames)
+        difference = largest_difference([run(**inputs)], [module(**inputs)])
+        assert difference < (0.2 if frames == int(frames) else 1e-5)
+    assert counters["stats"]["unique_graphs"] == 2
+    for section in lightint_compile.report(run.call).sections:
+        readers = [remark.args["context_pool_readers"] for remark in sites(section.remarks)]
+        assert readers == [2] * len(readers) and sum(remark.count for remark in sites(section.remarks)) == 4
 
 
 def test_nothing_changes_under_exact():
@@ -342,7 +388,8 @@ REFUSED = [
 def test_what_is_stated_and_cannot_be_is_told(world, inputs, stated, why):
     missed = [remark for remark in told(built(world), inputs, **stated) if remark.rule == "stated-frames"]
     assert len(missed) == 1 and why in missed[0].message and "grids" in missed[0].hint
-    assert "front is stated to hold frames" in missed[0].message
+    (entry,) = next(iter(stated.values()))
+    assert missed[0].message.startswith(f"{entry} is stated to hold frames")
 
 
 def stated_misses(module: nn.Module, inputs: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
@@ -354,6 +401,7 @@ def test_stated_context_and_grids_that_are_used_are_not_told_of():
     inputs = DictCache.inputs(6)
     used = {"roles": {"kv_cache.*": "context"}, "grids": {"kv_cache.*.k_vision": [None, 4, 4]}}
     assert stated_misses(built(DictCache), inputs, **used) == []
+    assert not [remark for remark in told(built(DictCache), inputs, **used) if remark.rule == "stated-frames"]
     ((rule, message),) = stated_misses(built(DictCache), inputs, grids={"latent": [4, 4, 4]})
     assert rule == "nowhere" and "latent is stated to hold frames, and no attention reads it" in message
     report = lightint_compile.explain(built(DictCache), **inputs, options={"preset": "exact", **used})
