@@ -23,6 +23,7 @@ from lightint_compile.passes.canonicalize_attention.masks import is_as_built, ne
 from lightint_compile.passes.canonicalize_attention.plan import Plan, plan_of, sources_of
 from lightint_compile.passes.canonicalize_attention.readers import erase_dead_readers, is_dead
 from lightint_compile.passes.canonicalize_attention.remarks import applied, missed
+from lightint_compile.passes.canonicalize_attention.samples import folded_form, unfold_samples
 from lightint_compile.passes.canonicalize_attention.site import Site, spelled_site
 from lightint_compile.passes.canonicalize_attention.spellings import SOFTMAX, SOFTMAX_ENDS
 from lightint_compile.passes.ir.matching import MatchError, MatchResult, match
@@ -52,6 +53,13 @@ class CanonicalizeAttention(Pass):
         done: list[Remark] = []
         misses: list[tuple[fx.Node, MatchResult]] = []
         for node in list(program.graph.nodes):
+            if (form := folded_form(node)) is None:
+                continue
+            try:
+                done.append(unfold_samples(node, form, rewriter))
+            except MatchError as error:
+                misses.append((node, MatchResult(failure=error.failure)))
+        for node in list(program.graph.nodes):
             if node._erased or not _is_anchor(node):
                 continue
             try:
@@ -66,7 +74,9 @@ class CanonicalizeAttention(Pass):
 
 
 def _is_anchor(node: fx.Node) -> bool:
-    return node.op == "call_function" and (node.target in SOFTMAX_ENDS or dialect_of(node) is not None)
+    if node.op != "call_function" or folded_form(node) is not None:
+        return False
+    return node.target in SOFTMAX_ENDS or dialect_of(node) is not None
 
 
 def _rewrite(node: fx.Node, rewriter: Rewriter) -> Remark | None:

@@ -39,6 +39,7 @@ class Dialect:
 
 _DROPOUT = ("dropout_p", (0.0,))
 _WINDOW = (("window_size_left", (-1,)), ("window_size_right", (-1,)), ("softcap", ()), ("alibi_slopes", ()))
+_CACHED = tuple((name, ()) for name in ("k_new", "v_new", "qv", "seqused_q", "seqused_k", "page_table", "rotary_cos"))
 _PACKAGE = Dialect("q", "k", "v", scale="softmax_scale", causal="causal", causal_at_end=True, order=_TOKENS_FIRST)
 
 #: Operators by qualified name; a package's operator counts when the package has registered it.
@@ -52,13 +53,18 @@ DIALECTS: dict[str, Dialect] = {
     "aten::_scaled_dot_product_fused_attention_overrideable": Dialect(mask="attn_bias", neutral=(_DROPOUT,)),
     "flash_attn::_flash_attn_forward": replace(_PACKAGE, neutral=(_DROPOUT, *_WINDOW)),
     "_diffusers_flash_attn_3::_flash_attn_forward": replace(_PACKAGE, neutral=_WINDOW),
+    "flash_attn_3::_flash_attn_forward": replace(_PACKAGE, neutral=(*_WINDOW, *_CACHED)),
 }
 
 
 def dialect_of(node: fx.Node) -> Dialect | None:
     """How to read ``node``, if it calls a fused attention operator."""
     schema = getattr(node.target, "_schema", None)
-    return None if schema is None or node.op != "call_function" else DIALECTS.get(schema.name)
+    if schema is None or node.op != "call_function":
+        return None
+    found = DIALECTS.get(schema.name)
+    # Others register operators of a package's name with arguments of their own.
+    return found if found and any(entry.name == found.query for entry in schema.arguments) else None
 
 
 def attention(node: fx.Node, dialect: Dialect) -> Movement | None:
