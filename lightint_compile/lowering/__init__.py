@@ -19,6 +19,7 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.outline_regions import OutlineRegions
 
 WHOLE = "whole"
 """The name of the one region of a program in which nothing repeats."""
@@ -43,11 +44,14 @@ class Lowered:
 
 
 def lower(program: Program, options: LightintOptions, config: Mapping[str, Any]) -> Lowered:
-    """Compile every distinct region of ``program``.
+    """Compile every distinct region of ``program``; one that writes to its inputs is cut, so that the driver does it.
 
     Args:
         config: Inductor configuration for the regions (from ``torch.compile``'s ``mode``, and guards against its bugs).
     """
+    writes = InputWrites.of(program.graph)
+    if writes.positions and not _outlined(program):
+        OutlineRegions().run(program)
     root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
     compiler = compiler_of(options, config)
     regions = _regions(root)
@@ -75,7 +79,7 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
         branches=sources,
         points=_points(root),
         constants=constants,
-        writes=InputWrites.of(program.graph),
+        writes=writes,
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     return Lowered(driver, regions, counts, seconds, storable)

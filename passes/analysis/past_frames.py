@@ -1,7 +1,8 @@
 """Keys and values of earlier frames that a caller keeps between calls: which inputs hold them, and which frames.
 
 A model with a cache attends to ``[past | current]`` along the tokens. The current part has a grid; the past comes from
-an input, in whatever form the caller keeps it, and has as many frames as fit into it. By sizes alone text in the same
+an input, in whatever form the caller keeps it, and has as many frames as fit into it. They are joined, or the current
+part is written into the input behind it and a window of that is read. By sizes alone text in the same
 place cannot be told from frames, so what speaks against frames is looked for: a projection (they are no keys yet),
 values of another length, another form than the part behind them, a name that says text, what the user stated.
 """
@@ -90,11 +91,12 @@ def find_past(program: Program, axes: Mapping[fx.Node, Axes]) -> PastFrames:
 
 
 class _Stretch(NamedTuple):
-    """A part of an axis of tokens that is a range of an input's axis."""
+    """A part of an axis of tokens that is a range of an input's axis; ``is_buffer``: of one that is written to."""
 
     origin: Origin
     start: Size
     length: Size
+    is_buffer: bool = False
 
 
 class _Place(NamedTuple):
@@ -139,8 +141,8 @@ class _Search:
                 kept = self._judged(_Place(part, twin, key, value, behind), grids[0])
                 if kept is None or twin is None:
                     return
-                self.found.add(part.origin, kept)
-                self.found.add(twin.origin, kept._replace(start=twin.start))
+                for each in (part, twin):
+                    self.found.add(each.origin, self._widened(each, kept._replace(start=each.start)))
                 behind = part
             elif not any(span.grid for span in spans_of(keys[place])):
                 return
@@ -154,12 +156,12 @@ class _Search:
 
     def _stretch(self, axis: Axis) -> _Stretch | None:
         atoms = [atom for atom in axis if atom.size != 1]
-        if len(atoms) != 1 or atoms[0].parts or atoms[0].role:
+        if len(atoms) != 1 or atoms[0].parts or atoms[0].role not in ("", "kept"):
             return None
         origin = atoms[0].origin
         if origin is None or origin.axis < 0 or origin.node not in self._entries:
             return None
-        return _Stretch(origin, atoms[0].start, atoms[0].size)
+        return _Stretch(origin, atoms[0].start, atoms[0].size, atoms[0].role == "kept")
 
     def _stretch_at(self, parts: list[Axis], place: Size, length: Size) -> _Stretch | None:
         """The range of an input's axis that is there in another axis, whose parts may be fewer."""
@@ -168,8 +170,20 @@ class _Search:
             part = self._stretch(axis)
             rest = None if part is None else size_of(part.length - inside - length)
             if part is not None and isinstance(inside, int) and inside >= 0 and isinstance(rest, int) and rest >= 0:
-                return _Stretch(part.origin, size_of(part.start + inside), length)
+                return part._replace(start=size_of(part.start + inside), length=length)
         return None
+
+    def _widened(self, part: _Stretch, kept: Kept) -> Kept:
+        """A buffer is frames all over where it is whole frames: rolling moves some of them to where others were."""
+        frames, height, width = kept.shape
+        all_of_it = sizes_of(self._nodes[part.origin.node])[part.origin.axis]
+        plane = size_of(height * width)
+        numbers = (part.start, all_of_it, plane, frames)
+        if not part.is_buffer or not all(isinstance(number, int) for number in numbers):
+            return kept
+        if part.start % plane or all_of_it % plane:  # type: ignore[operator]
+            return kept
+        return kept._replace(start=0, length=all_of_it, shape=(all_of_it // plane, height, width))  # type: ignore[operator]
 
     def _judged(self, place: _Place, current: Grid) -> Kept | None:
         """The frames of a part of the keys; ``None`` where it is no past."""
@@ -250,11 +264,14 @@ class _Search:
         return plain(length / plane) if seen[0] and seen[1] and seen[0] % seen[1] == 0 else None  # type: ignore[operator]
 
     def _seen(self, size: Size) -> int:
-        """A size at capture; 0 for one that no tensor has."""
+        """A size at capture; 0 for one that no tensor has, and no number in the graph."""
         if isinstance(size, int):
             return size
         if not self._hints:
-            sizes = (each for node in self._axes for each in node.meta["val"].shape)
+            sizes = [each for node in self._axes for each in node.meta["val"].shape]
+            sizes += [
+                value for node in self._program.graph.nodes if isinstance(value := node.meta.get("val"), torch.SymInt)
+            ]
             self._hints = {size_of(each): hint_of(each) for each in sizes}
         return self._hints.get(size, 0)
 

@@ -40,6 +40,7 @@ class GridSizes:
         self.past = self._grids.past
         self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
         self._frames: dict[tuple[Grid, ...], SizeArgument] = {}
+        self._numbers = _numbers(program.graph)
 
     def hints(self, grid: Grid) -> tuple[int, int, int] | None:
         """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
@@ -67,7 +68,10 @@ class GridSizes:
         if not self.is_counted(grid):
             return self._hint(grid.frames, grid.origins[0])
         whole = self._grids.whole(grid)
-        return None if whole is None else hint_of(whole[0].meta["val"].shape[whole[1]]) // plane
+        if whole is not None:
+            return hint_of(whole[0].meta["val"].shape[whole[1]]) // plane
+        number = self._numbers.get(grid.tokens)
+        return None if number is None else hint_of(number.meta["val"]) // plane
 
     def frames(self, grids: Sequence[Grid], plane: Sequence[SizeArgument], rewriter: Rewriter) -> SizeArgument:
         """Frames of all grids, for a new node; none where the tokens of a counted one are no whole frames in a call."""
@@ -89,8 +93,7 @@ class GridSizes:
 
     def _tokens(self, grid: Grid, rewriter: Rewriter) -> SizeArgument:
         whole = self._grids.whole(grid)
-        assert whole is not None
-        return length_of(*whole, rewriter)
+        return self._numbers[grid.tokens] if whole is None else length_of(*whole, rewriter)
 
     def _hint(self, size: Size, origin: Origin | None) -> int | None:
         if isinstance(size, int):
@@ -110,6 +113,15 @@ class GridSizes:
             assert holder is not None
             self._made[origin, size] = rewriter.call(aten.sym_size.int, *holder)
         return self._made[origin, size]
+
+
+def _numbers(graph: fx.Graph) -> dict[Size, fx.Node]:
+    """The first node for each size that is computed, or given, as a number: how far a buffer is filled."""
+    found: dict[Size, fx.Node] = {}
+    for node in graph.nodes:
+        if isinstance(value := node.meta.get("val"), torch.SymInt):
+            found.setdefault(size_of(value), node)
+    return found
 
 
 def laid_out(piece: Piece, rewriter: Rewriter) -> fx.Node:

@@ -48,6 +48,7 @@ from lightint_compile.passes.ir.sizes import replaced
 aten = torch.ops.aten
 
 SELECTS = "it selects along {}"
+_WRITES_A_PART = "it writes a part of {}"
 
 
 def operand(node: fx.Node) -> fx.Node:
@@ -319,14 +320,21 @@ def slice_scatter(node: fx.Node) -> Movement | None:
 
 @moves(WRITE_WINDOW)
 def write_window(node: fx.Node) -> Movement | None:
-    """A range of one axis is written in place."""
+    """Ranges of some axes are written in place; of others, which the value lacks, one entry."""
     target, source = argument(node, "buffer"), argument(node, "value")
-    rank, axes = rank_of(target), argument(node, "axes")
-    if len(axes) != 1 or argument(node, "dropped") or rank_of(source) != rank:
+    dropped, sizes = argument(node, "dropped"), sizes_of(target)
+    left = [axis for axis in range(len(sizes)) if axis not in dropped]
+    if rank_of(source) != len(left):
         return None
-    start = bound(argument(node, "starts")[0], sizes_of(target)[axes[0]])
-    written = Written(Ref(target, axes[0]), Ref(source, axes[0]), start)
-    return _written(aligned([target, source], rank), written)
+    ways: list[Way] = [
+        Along((Ref(target, axis), Ref(source, left.index(axis)))) if axis in left else Along()
+        for axis in range(len(sizes))
+    ]
+    for axis, start in zip(argument(node, "axes"), argument(node, "starts"), strict=True):
+        values = Ref(source, left.index(axis)) if axis in left else None
+        ways[axis] = Written(Ref(target, axis), values, bound(start, sizes[axis]))
+    refs = tuple(ref for way in ways if isinstance(way, Written) for ref in (way.ref, way.source) if ref is not None)
+    return moved(tuple(ways), reads=(Read(refs, _WRITES_A_PART),))
 
 
 @moves(aten.index_copy.default, aten.index_copy_.default)
@@ -356,7 +364,7 @@ def select_scatter(node: fx.Node) -> Movement:
 
 def _written(ways: tuple[Way, ...], way: Written) -> Movement:
     refs = (way.ref,) if way.source is None else (way.ref, way.source)
-    return moved(replaced(ways, way.ref.axis, way), reads=(Read(refs, "it writes a part of {}"),))
+    return moved(replaced(ways, way.ref.axis, way), reads=(Read(refs, _WRITES_A_PART),))
 
 
 @moves(aten.meshgrid.default, aten.meshgrid.indexing)

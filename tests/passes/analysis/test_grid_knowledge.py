@@ -164,17 +164,17 @@ def test_a_buffer_that_is_written_all_over_holds_what_was_written() -> None:
     assert str(numbered) == "4x4x4"
 
 
-def test_attention_over_a_window_with_kept_tokens_is_a_cache() -> None:
+def test_attention_over_a_window_with_kept_tokens_that_are_no_frames_is_a_cache() -> None:
     def attend(video: Tensor, weight: Tensor, square: Tensor, cache: Tensor) -> Tensor:
         tokens = F.linear(patchify(video, weight), square)[:, None]
-        keys = cache.slice_scatter(tokens, 2, 32, 96)[:, :, :96]
+        keys = cache.slice_scatter(tokens, 2, 40, 104)[:, :, :104]
         return F.scaled_dot_product_attention(tokens, keys, keys)
 
     arguments = {"video": ARGUMENTS["video"], "weight": ARGUMENTS["weight"], "square": torch.zeros(16, 16)}
     arguments |= {"cache": torch.zeros(2, 1, 128, 16)}
     (site,) = trace_function(attend, arguments).fact(AttentionSites)
     assert str(site.kind) == "cache" and "own tokens are among the keys" in site.reason
-    assert str(site.key_axis) == "32 | 4x4x4"
+    assert str(site.key_axis) == "40 | 4x4x4"
 
 
 # --- padding, and indices that are known -----------------------------------------------------------------------------
