@@ -1,0 +1,193 @@
+"""Numbers that a model keeps in small integer tensors, known while Dynamo traces it.
+
+Models make tensors of their sizes and read them back (``torch.tensor(x.shape[2:]).tolist()``), and keep counters of
+their caches as tensors of one element (``cache["end"].item()``). Dynamo ends a graph there: to it the value of a tensor
+is data. It is known where the tensor was made of sizes in the same graph, which the graph is then specialised to; and a
+counter that is an input is a size like any other, read when the graph is called: static at first, a symbol once it
+changes, with Dynamo's own guards on it.
+
+Nothing is assumed of a tensor that the graph may have written to before it is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeGuard
+
+import torch
+import torch.fx as fx
+from torch._dynamo.source import AttrSource, CallFunctionNoArgsSource
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.tensor import TensorVariable
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+log = logging.getLogger(__name__)
+
+_MOST = 64
+"""Elements of the largest tensor that counts as numbers."""
+
+_FUNCTIONS = frozenset(
+    {
+        *(torch.tensor, torch.as_tensor, torch.stack, torch.cat, torch.prod, torch.sum, torch.max, torch.min),
+        torch._refs.tensor,  # what torch.tensor becomes where sizes are symbols
+        *(math.prod, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod),
+        *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+    }
+)
+_METHODS = frozenset(
+    {
+        *("prod", "sum", "max", "min", "to", "long", "int", "cpu", "view", "reshape", "flatten", "unsqueeze"),
+        *("squeeze", "clone", "repeat", "expand", "contiguous"),
+    }
+)
+"""What is computed of known numbers. None of them writes."""
+
+_TAKE_SIZES = frozenset(
+    {"view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "narrow", "unflatten"}
+)
+"""Methods whose arguments may be tensors of one number, which stand for it."""
+
+
+class UnknownError(Exception):
+    """A value that cannot be told."""
+
+
+_reading: ContextVar[bool] = ContextVar("lightint_host_values", default=False)
+
+
+@contextmanager
+def host_values_read() -> Iterator[None]:
+    """What this thread traces inside has its numbers read; see :func:`allow_reading`."""
+    token = _reading.set(True)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+_lock = threading.Lock()
+_users: list[Callable[..., Any]] = []
+"""What Dynamo calls for a method of a tensor, once for each who asked to read numbers."""
+
+
+def allow_reading() -> Callable[[], None]:
+    """Let Dynamo ask here first for methods of tensors, and give what undoes that."""
+    with _lock:
+        own = _users[0] if _users else TensorVariable.call_method
+        _users.append(own)
+        if len(_users) == 1:
+            TensorVariable.call_method = _asking_first(own)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        with _lock:
+            before = _users.pop()
+            if not _users:
+                TensorVariable.call_method = before  # type: ignore[method-assign]
+
+    return undo
+
+
+def _asking_first(own: Callable[..., Any]) -> Callable[..., Any]:
+    def call_method(self: TensorVariable, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if _reading.get():
+            if name in ("item", "tolist") and not args and not kwargs:
+                found = _read(self, tx, name)
+                if found is not None:
+                    return found
+            elif name in _TAKE_SIZES:
+                args = [_size(each, tx) for each in args]
+        return own(self, tx, name, args, kwargs)
+
+    return call_method
+
+
+def _size(argument: VariableTracker, tx: Any) -> VariableTracker:
+    argument = argument.realize()
+    known = _read(argument, tx, "item") if isinstance(argument, TensorVariable) else None
+    return argument if known is None else known
+
+
+def _read(tensor: TensorVariable, tx: Any, name: str) -> VariableTracker | None:
+    """A number, or a list of numbers, as Dynamo's variables; ``None`` where it is data."""
+    try:
+        node = tensor.as_proxy().node
+        if node.op == "placeholder" and name == "item":
+            return _counter(tensor, node, tx)
+        value = _value_of(node)
+        return VariableTracker.build(tx, getattr(value, name)()) if isinstance(value, torch.Tensor) else None
+    except UnknownError:
+        return None
+    except Exception:
+        log.debug("a number cannot be told", exc_info=True)
+        return None
+
+
+def _counter(tensor: TensorVariable, node: fx.Node, tx: Any) -> VariableTracker | None:
+    """An input of one whole number as a size: Dynamo's own handling of an integer that is read from the tensor."""
+    real: Any = getattr(node.meta.get("grapharg"), "example", None)
+    if tensor.source is None or not isinstance(real, torch.Tensor) or isinstance(real, FakeTensor):
+        return None
+    if real.numel() != 1 or not _is_number(real) or _is_written(node):
+        return None
+    with _disable_current_modes():
+        value = real.item()
+    return VariableBuilder(tx, CallFunctionNoArgsSource(AttrSource(tensor.source, "item")))(value)
+
+
+def _value_of(node: Any) -> Any:
+    """The value of a node of the graph under way, computed as far as it follows from sizes and constants.
+
+    Raises:
+        UnknownError: it depends on data, or may have been written to.
+    """
+    if not isinstance(node, fx.Node):
+        return node
+    held = node.meta.get("example_value")
+    if isinstance(held, (int, bool)):
+        return held
+    if isinstance(held, torch.SymInt):
+        return int(held)  # with a guard of its own
+    if isinstance(held, torch.Size):
+        return torch.Size(int(extent) for extent in held)
+    if not _is_number(held) or held.device.type != "cpu" or not _is_pure(node) or _is_written(node):
+        raise UnknownError
+    args, kwargs = fx.map_arg((node.args, node.kwargs), _value_of)
+    with _disable_current_modes():
+        return (
+            node.target(*args, **kwargs)
+            if callable(node.target)
+            else getattr(args[0], node.target)(*args[1:], **kwargs)
+        )
+
+
+def _is_number(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a tensor of few whole numbers, of a size that is no symbol."""
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    return all(isinstance(extent, int) for extent in value.shape) and value.numel() <= _MOST
+
+
+def _is_pure(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS
+    return node.op == "call_method" and node.target in _METHODS
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether anything that uses the tensor's memory so far may write to it: all that is not known to compute only."""
+    memory = _memory_of(node)
+    users = (user for other in node.graph.nodes if _memory_of(other) == memory for user in other.users)
+    return any(not _is_pure(user) and user.op != "output" and user.target not in _TAKE_SIZES for user in users)
+
+
+def _memory_of(node: fx.Node) -> int | None:
+    held = node.meta.get("example_value")
+    return int(held.untyped_storage()._cdata) if _is_number(held) else None

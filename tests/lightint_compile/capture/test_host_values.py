@@ -1,0 +1,128 @@
+"""Numbers in small integer tensors: sizes that are read back, and counters of caches, keep a forward in one graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._dynamo.variables.tensor import TensorVariable
+
+import lightint_compile
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+X = torch.randn(1, 4, 2, 4, 6)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        yield
+
+
+class SizesReadBack(nn.Module):
+    """A grid as a tensor [B, 3] that travels to the end, as video transformers of one family write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        grids = torch.stack([torch.tensor(each.shape[1:], dtype=torch.long) for each in x])
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens * math.prod(grids[0][1:]).item()  # type: ignore[call-overload]
+        for frames, height, width in grids.tolist():
+            tokens = tokens + torch.arange(frames * height * width)[None, :, None]
+        return tokens.view(1, *grids[0], -1)
+
+
+class SizesAsArguments(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = torch.tensor(x.shape[2:])
+        frames = x.mean((3, 4))[..., None]
+        return frames.repeat(1, 1, 1, sizes[1] * sizes[2]).reshape(1, -1, *sizes)
+
+
+class LongestText(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.tensor([each.shape[1] for each in x], dtype=torch.long)
+        return x[:, :, : int(lengths.max())] * 2
+
+
+@pytest.mark.parametrize("kind", [SizesReadBack, SizesAsArguments, LongestText])
+def test_sizes_that_are_read_back_are_sizes(kind: type[nn.Module]) -> None:
+    model = kind().eval()
+    given = [X, X[:, :, :, :2], torch.randn(1, 4, 3, 2, 2)]
+    expected = [model(each) for each in given]
+    with lightint_compile.accelerate(model, delegate="eager"):
+        for each, wanted in zip(given, expected, strict=True):
+            torch.testing.assert_close(model(each), wanted)
+        assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 3
+
+
+class Cache(nn.Module):
+    """A window of keys with a counter of its end, both written in place."""
+
+    def forward(self, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        end = cache["end"].item() + x.shape[1]
+        cache["keys"][:, end - x.shape[1] : end] = x
+        cache["end"].fill_(end)
+        return torch.softmax(x @ cache["keys"][:, :end].transpose(1, 2), -1) @ cache["keys"][:, :end]
+
+
+def rolled(model: nn.Module, calls: int = 6) -> list[Any]:
+    draw = torch.Generator().manual_seed(3)
+    cache = {"keys": torch.zeros(1, 64, 8), "end": torch.tensor([0])}
+    results: list[Any] = [model(torch.randn(1, 4, 8, generator=draw), cache) for _ in range(calls)]
+    return [*results, cache["keys"], cache["end"]]
+
+
+def test_a_counter_of_a_cache_is_a_size_that_changes() -> None:
+    model = Cache().eval()
+    expected = rolled(model)
+    with lightint_compile.accelerate(model, delegate="eager"):
+        for result, wanted in zip(rolled(model), expected, strict=True):
+            torch.testing.assert_close(result, wanted)
+        assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 3
+        before = counters["stats"]["unique_graphs"]
+        rolled(model, 12)
+        assert counters["stats"]["unique_graphs"] == before
+
+
+class Written(nn.Module):
+    """Numbers that are written before they are read: in a part, in the whole, and in an input."""
+
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        sizes = torch.tensor(x.shape[2:])
+        sizes[0].fill_(7)
+        other = torch.tensor(x.shape[2:])
+        other += 1
+        count.add_(2)
+        return x * sizes.tolist()[0] + other[0].item() + count.item()
+
+
+class Data(nn.Module):
+    def forward(self, x: Tensor, count: Tensor) -> Tensor:
+        return x * x.argmax().item() + torch.tensor(2.5).item() + count.sum().item()
+
+
+@pytest.mark.parametrize(("kind", "count"), [(Written, torch.tensor([3])), (Data, torch.tensor([3, 4]))])
+def test_what_was_written_or_is_data_is_read_when_it_runs(kind: type[nn.Module], count: Tensor) -> None:
+    model = kind().eval()
+    with lightint_compile.accelerate(model, delegate="eager"):
+        for _ in range(3):
+            mine, theirs = count.clone(), count.clone()
+            torch.testing.assert_close(model(X, mine), kind().forward(X, theirs))
+            assert torch.equal(mine, theirs)
+            count = count + 1
+
+
+def test_only_accelerated_modules_are_read_and_nothing_stays() -> None:
+    own, model = TensorVariable.call_method, SizesReadBack().eval()
+    with lightint_compile.accelerate(model, delegate="eager"), lightint_compile.accelerate(Cache()):
+        assert TensorVariable.call_method is not own
+        torch.compile(SizesReadBack().eval(), backend="eager")(X)
+        assert counters["graph_break"]
+    assert TensorVariable.call_method is own
