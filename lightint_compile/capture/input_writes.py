@@ -12,29 +12,35 @@ import operator
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx as fx
 
 from lightint_compile.errors import CaptureError
+from lightint_compile.passes.ir.fake_values import shape_of
 from lightint_compile.passes.ir.input_writes import WRITE_WINDOW
 from lightint_compile.passes.ir.op_arguments import argument, size_argument
+from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten
 
-_IN_PLACE = {
-    aten.copy.default: aten.copy_.default,
-    aten.fill.Scalar: aten.fill_.Scalar,
-    aten.fill.Tensor: aten.fill_.Tensor,
-    aten.zero.default: aten.zero_.default,
-    aten.index_put.default: aten.index_put_.default,
-    aten.index_copy.default: aten.index_copy_.default,
-    aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
-    aten.scatter.src: aten.scatter_.src,
-    aten.scatter.value: aten.scatter_.value,
-}
-"""What functionalisation makes of a write to a whole buffer, and the write."""
+_ON_ALL = frozenset(
+    ("copy", "fill", "zero", "index_put", "index_copy", "index_fill", "index_add", "scatter", "scatter_add")
+) | frozenset(("masked_fill", "masked_scatter", "add", "sub", "mul", "div", "clamp", "lerp", "addcmul", "bitwise_or"))
+"""Operators that functionalisation makes of writes to a whole buffer, by name; with a ``_`` behind they write."""
+
+
+def _in_place(node: fx.Node) -> Any:
+    """The write that gives a buffer the value of ``node``, which is made from the buffer; ``None`` where it is none."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.name.removeprefix("aten::") not in _ON_ALL:
+        return None
+    before, after = (each.meta["val"] for each in (node.args[0], node))  # type: ignore[union-attr]
+    if before.dtype != after.dtype or shape_of(before) != shape_of(after):
+        return None
+    packet = getattr(aten, f"{target._schema.name.removeprefix('aten::')}_")
+    return getattr(packet, target._overloadname, None)
 
 
 def put_in_place(
@@ -89,17 +95,17 @@ def _versions(buffer: fx.Node, final: fx.Node, path: str) -> list[fx.Node]:
     node = final
     while node is not buffer:
         before = node.args[0] if node.op == "call_function" and node.args else None
-        if not isinstance(before, fx.Node) or not (node.target in _IN_PLACE or _window(node).places):
+        if tensor_of(before) is None or not (_in_place(node) or _window(node).places):
             raise refusal(path, f"{node.target} is no write to a window of it, nor to all of it")
         found.append(node)
-        node = before
+        node = cast(fx.Node, before)
     return found[::-1]
 
 
 def _written(graph: fx.Graph, old: fx.Node) -> fx.Node:
     """The write that makes the buffer ``old.args[0]`` hold what ``old`` does."""
-    if old.target in _IN_PLACE:
-        return graph.call_function(_IN_PLACE[old.target], old.args, old.kwargs)
+    if (write := _in_place(old)) is not None:
+        return graph.call_function(write, old.args, old.kwargs)
     window = _window(old)
     axes = list(window.places)
     starts = [start for start, _ in window.places.values()]

@@ -78,16 +78,16 @@ def test_gradients_go_to_inductor_with_a_remark() -> None:
     assert "gradients" in report(compiled).sections[0].untouched
 
 
-def test_a_graph_that_writes_to_its_input_is_left_alone() -> None:
+def test_a_graph_that_writes_to_a_strided_part_of_its_input_is_left_alone() -> None:
     def count(buffer: Tensor, x: Tensor) -> Tensor:
-        buffer.add_(1)
+        buffer[::2].add_(1)
         return x * buffer
 
     compiled = torch.compile(count, backend="lightint", options={"delegate": "eager"})
     buffer = torch.zeros(3)
     with torch.no_grad():
-        assert compiled(buffer, torch.ones(3)).tolist() == [1, 1, 1]
-        assert compiled(buffer, torch.ones(3)).tolist() == [2, 2, 2]
+        assert compiled(buffer, torch.ones(3)).tolist() == [1, 0, 1]
+        assert compiled(buffer, torch.ones(3)).tolist() == [2, 0, 2]
     assert "writes to its inputs" in report(compiled).sections[0].untouched
 
 

@@ -132,9 +132,9 @@ def test_autocast_becomes_casts(ambient: bool) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-def test_a_graph_that_writes_to_its_input_is_refused() -> None:
+def test_a_graph_that_writes_to_a_strided_part_of_its_input_is_refused() -> None:
     def write(x: Tensor) -> Tensor:
-        x.add_(1)
+        x[::2].add_(1)
         return x * 2
 
     with pytest.raises(CaptureError, match="writes to its inputs"):

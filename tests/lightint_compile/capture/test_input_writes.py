@@ -61,6 +61,13 @@ def all_of_it(c: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def counted(c: Tensor, x: Tensor) -> Tensor:
+    c.add_(1).mul_(x.mean())
+    c -= x.sum()
+    c.clamp_(-1, 1)
+    return c.masked_fill_(c > 0.5, 2) * 3
+
+
 def indexed(c: Tensor, x: Tensor) -> Tensor:
     c.index_put_((torch.tensor([0]), torch.tensor([3])), x[:, 0])
     c.index_copy_(1, torch.tensor([5, 1]), x)
@@ -69,7 +76,7 @@ def indexed(c: Tensor, x: Tensor) -> Tensor:
 
 
 PLACES = [window, one_place, nested, of_another_dtype_and_broadcast, rolled, seen_through_a_view_of_before]
-WRITTEN: list[Callable[[Tensor, Tensor], Tensor]] = [*PLACES, all_of_it, indexed]
+WRITTEN: list[Callable[[Tensor, Tensor], Tensor]] = [*PLACES, all_of_it, counted, indexed]
 
 
 def inputs() -> tuple[Tensor, Tensor]:
