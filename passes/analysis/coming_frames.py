@@ -22,6 +22,7 @@ from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of
 from lightint_compile.passes.analysis.batch_elements.rules import Rowwise, Several, rowwise
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
 from lightint_compile.passes.ir.fake_values import plain as plain_size
 from lightint_compile.passes.ir.frame_numbers import Coming, Window, run_of
@@ -289,9 +290,11 @@ def _is_not_negative(place: sympy.Expr, env: ShapeEnv | None) -> bool:
 
 
 def _is_video(program: Program, node: fx.Node) -> bool:
-    """Whether an input holds latents [B, C, F, h, w], or is said to be context."""
+    """Whether an input holds latents [B, C, F, h, w], or is said to be context; keys and values are no video."""
     entry, tensor = program.input_of(node), tensor_of(node)
     if entry.kind is not InputKind.TENSOR or tensor is None or not tensor.is_floating_point():
+        return False
+    if program.fact(TokenGrid).past.why_of(node.name):
         return False
     return tensor.dim() == 5 or program.fact(Roles).of(entry.path) in (Role.CONTEXT, Role.LATENT)
 

@@ -9,6 +9,7 @@ values of another length, another form than the part behind them, a name that sa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -66,10 +67,9 @@ class PastFrames:
     refused: dict[str, str] = field(default_factory=dict)
 
     def axes(self, program: Program) -> dict[Origin, Axis]:
-        """What the axes of the inputs mean; an axis whose parts overlap, or cannot be ordered, is left out."""
+        """What the axes of the inputs mean."""
         lengths = {node.name: sizes_of(node) for node in program.placeholders() if tensor_of(node) is not None}
-        found = {at: _laid_out(at, kept, lengths[at.node][at.axis]) for at, kept in self.kept.items()}
-        return {origin: axis for origin, axis in found.items() if axis is not None}
+        return {at: _laid_out(at, kept, lengths[at.node][at.axis]) for at, kept in self.kept.items()}
 
     def why_of(self, name: str) -> str:
         """Why tokens of the input with this node's name are taken for frames; empty where they are not."""
@@ -150,9 +150,20 @@ class _Search:
     def told(self) -> PastFrames:
         """What was found, once everything was looked at."""
         entries = entry_of(self._program)
+        kept = {
+            origin: sorted(parts, key=lambda each: self._seen(each.start)) for origin, parts in self.found.kept.items()
+        }
+        self.found.kept = {origin: parts for origin, parts in kept.items() if not self._overlap(parts)}
         served = {entries.get(self._entries[origin.node].path) for origin in self.found.kept}
         refused = {path: why for path, why in self.found.refused.items() if entries[path] not in served}
         return replace(self.found, refused=refused)
+
+    def _overlap(self, parts: list[Kept]) -> bool:
+        """Whether parts of an axis, in order, read a token twice, as far as sizes were seen."""
+        pairs = itertools.pairwise(
+            (self._seen(each.start), self._seen(size_of(each.start + each.length))) for each in parts
+        )
+        return any(before[1] > behind[0] for before, behind in pairs)
 
     def _stretch(self, axis: Axis) -> _Stretch | None:
         atoms = [atom for atom in axis if atom.size != 1]
@@ -264,16 +275,15 @@ class _Search:
         return plain(length / plane) if seen[0] and seen[1] and seen[0] % seen[1] == 0 else None  # type: ignore[operator]
 
     def _seen(self, size: Size) -> int:
-        """A size at capture; 0 for one that no tensor has, and no number in the graph."""
+        """A size at capture; 0 for one of which nothing is known."""
         if isinstance(size, int):
             return size
         if not self._hints:
-            sizes = [each for node in self._axes for each in node.meta["val"].shape]
-            sizes += [
-                value for node in self._program.graph.nodes if isinstance(value := node.meta.get("val"), torch.SymInt)
-            ]
-            self._hints = {size_of(each): hint_of(each) for each in sizes}
-        return self._hints.get(size, 0)
+            values = (node.meta.get("val") for node in self._program.graph.nodes)
+            sizes = (each for value in values for each in getattr(value, "shape", (value,)))
+            self._hints = {size_of(each): hint_of(each) for each in sizes if isinstance(each, torch.SymInt)}
+        known = self._hints.get(size, plain(size.xreplace(self._hints)))
+        return known if isinstance(known, int) else 0
 
     def _why(self, part: _Stretch, shape: Shape, *, stated: bool) -> str:
         """The same words for every layer: sizes of a call have other symbols in each."""
@@ -307,20 +317,14 @@ def _unprojected(node: fx.Node) -> list[fx.Node]:
     return [] if node.target in _PRODUCTS else node.all_input_nodes
 
 
-def _laid_out(origin: Origin, kept: list[Kept], length: Size) -> Axis | None:
-    """An axis of an input as parts in order: what was found, and unknown tokens between."""
+def _laid_out(origin: Origin, kept: list[Kept], length: Size) -> Axis:
+    """An axis of an input as its parts in order: what was found, and unknown tokens around it."""
     place: Size = 0
     parts: list[Axis] = []
-    try:
-        kept = sorted(kept, key=lambda each: each.start)
-    except TypeError:  # symbolic places have no order
-        return None
     for each in kept:
         text = size_of(each.length - each.shape[0] * each.shape[1] * each.shape[2])
-        gap = size_of(each.start - place)
-        if (isinstance(gap, int) and gap < 0) or not isinstance(gap, int) or (isinstance(text, int) and text < 0):
-            return None
-        parts += [_unknown(origin, place, gap), _unknown(origin, each.start, text), frames_of_input(origin, each.shape)]
+        parts.append(_unknown(origin, place, size_of(each.start - place)))
+        parts += [_unknown(origin, each.start, text), frames_of_input(origin, each.shape)]
         place = size_of(each.start + each.length)
     parts.append(_unknown(origin, place, size_of(length - place)))
     return join(parts)

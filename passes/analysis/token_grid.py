@@ -67,7 +67,7 @@ class TokenGrid:
             axes, hints = (hinted if kept == hints else _follow(program, kept) if kept else axes), kept
         past = find_past(program, axes)
         if past.kept:
-            axes = _follow(program, {**hints, **past.axes(program)})
+            axes = _follow(program, {**hints, **past.axes(program)}, PastFrames)
         return cls(axes, frozenset(_unpatchified(program, axes)), past)
 
     def of(self, node: fx.Node, axis: int) -> TokenAxis | None:
@@ -121,12 +121,12 @@ def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
     return (pick.index, 0) if pick is not None and pick.axis == axis else (node, axis)
 
 
-def _follow(program: Program, hints: Mapping[Origin, Axis]) -> dict[fx.Node, Axes]:
-    """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
+def _follow(program: Program, hints: Mapping[Origin, Axis], memory: type = TokenGrid) -> dict[fx.Node, Axes]:
+    """Run every rule in order. ``hints`` are axes of inputs that are known to be grids; ``memory`` is of such walks."""
     known: dict[fx.Node, Axes] = {}
     several: dict[fx.Node, dict[int, Axes]] = {}
     kinds = {entry.name: entry.kind for entry in program.inputs}
-    walk: Walk[object] = Walk(program.memory(TokenGrid))
+    walk: Walk[object] = Walk(program.memory(memory))
 
     def axes_of(node: fx.Node) -> object:
         results = _apply(node, known, several) if node.op == "call_function" else ()

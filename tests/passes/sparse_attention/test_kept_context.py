@@ -132,6 +132,21 @@ def test_text_and_past_of_any_length_are_one_program_with_parts_that_are_never_j
     )
 
 
+def test_a_window_that_slides_is_one_program():
+    """Where it starts is a symbol as well."""
+    kept = WORLDS["windows"]
+    module = built(kept.world)
+    run = compiled(module, strict=True)
+    for evicted in (PLANE, 2 * PLANE, 3 * PLANE, PLANE + 4):
+        inputs = {**kept.inputs(8), "evicted": evicted}
+        inputs["angles"] = inputs["angles"][evicted - PLANE :]
+        difference = largest_difference([run(**inputs)], [module(**inputs)])
+        assert 0 < difference < 0.2 if evicted % PLANE == 0 else difference < 1e-5
+        assert counters["stats"]["unique_graphs"] == (1 if evicted == PLANE else 2)
+    section = lightint_compile.report(run.call).sections[-1]
+    assert sum(remark.count for remark in sites(section.remarks)) == 2
+
+
 def test_what_is_skipped_is_what_is_skipped_where_the_frames_are_an_axis():
     """The same keys as a tensor with an axis of frames, which was always understood, give the same bits."""
 
