@@ -18,14 +18,14 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes_tracing, get_proxy_mode, snapshot_fake
+from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes_tracing, get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.capture.control_flow import wrapped_call
 from lightint_compile.capture.explicit_autocast import MODE_SWITCHES, ModeInterpreter
 from lightint_compile.capture.functional import inner
 from lightint_compile.capture.normal_form import LEFTOVERS
-from lightint_compile.passes.ir.fake_values import size_of
+from lightint_compile.passes.ir.fake_values import another, size_of
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -252,16 +252,10 @@ def _copied(kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
 
     for (target, args, kwargs), value in zip(kept.calls, kept.values, strict=True):
         node = tracer.create_node("call_function", target, *(_mapped((args, kwargs), placed)))
-        node.meta["val"] = _fresh(value)
+        node.meta["val"] = another(value)
         made.append(node)
     results = [_result(place, made, leaves, tracer) for place in kept.results]
     return pytree.tree_unflatten(results, kept.spec)
-
-
-def _fresh(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return snapshot_fake(value)
-    return pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
 
 
 def _mapped(arguments: Any, place: Callable[[Any], Any]) -> Any:

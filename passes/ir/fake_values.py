@@ -89,6 +89,13 @@ def described(value: Any) -> Any:
     return size_of(value) if isinstance(value, torch.SymInt) else frozen(value)
 
 
+def another(value: Any) -> Any:
+    """The same value of other tensors: nodes that share one would count as the same tensor later."""
+    if isinstance(value, torch.Tensor):
+        return snapshot_fake(value)
+    return pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
+
+
 def refresh(program: Program, changed: Iterable[fx.Node]) -> None:
     """Recompute the fake values downstream of ``changed`` for as long as sizes or strides differ from the recorded.
 
@@ -123,7 +130,7 @@ def _reevaluate(node: fx.Node, mode: FakeTensorMode, known: dict[Any, Any]) -> b
     node.target, value = known[key]
     if _layouts(value) == _layouts(node.meta["val"]):
         return False
-    node.meta["val"] = pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
+    node.meta["val"] = another(value)
     return True
 
 

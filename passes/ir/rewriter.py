@@ -9,8 +9,10 @@ from typing import Any
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.passes.ir.effects import is_pure
+from lightint_compile.passes.ir.fake_values import another, described
 from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
 from lightint_compile.passes.ir.program import Program, fake_mode_of, faking
 
@@ -38,6 +40,7 @@ class Rewriter:
         self._graph = program.graph
         self._pass_name = pass_name
         self._mode = fake_mode_of(program.graph.nodes)
+        self._known: dict[Any, Any] = {}
         self._like: fx.Node | None = None
         self._rule = ""
 
@@ -57,7 +60,21 @@ class Rewriter:
         return node
 
     def evaluate(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The fake value of a call, without making a node."""
+        """The fake value of a call, without making a node.
+
+        Equal calls are evaluated once: thirty identical blocks ask the same thirty times.
+        """
+        if not isinstance(target, torch._ops.OpOverload):
+            return self._evaluated(target, args, kwargs)
+        key = (target, described(list(args)), described(kwargs))
+        if key not in self._known:
+            value = self._evaluated(target, args, kwargs)
+            if free_unbacked_symbols(pytree.tree_leaves(value)):
+                return value  # sizes that only the data tell: every call has its own
+            self._known[key] = value
+        return another(self._known[key])
+
+    def _evaluated(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         real_args, real_kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (tuple(args), kwargs))
         with faking(self._mode):
             return target(*real_args, **real_kwargs)

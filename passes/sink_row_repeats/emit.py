@@ -10,13 +10,12 @@ import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from torch.fx.experimental.proxy_tensor import snapshot_fake
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.analysis.axes.factors import Axis, Layout, extent, is_same, plain
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size, repeats
-from lightint_compile.passes.ir.fake_values import Size, described, size_of
+from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.memory_sharing import memory_order
 from lightint_compile.passes.ir.node_queries import MEMO
 from lightint_compile.passes.ir.program import Program, tensor_of
@@ -29,7 +28,7 @@ class Emission:
     """Emits small versions in graph order, so that what a node needs already stands before it."""
 
     def __init__(self, program: Program, analysis: Analysis, pass_name: str) -> None:
-        self._rewriter = _QuickRewriter(program, pass_name)
+        self._rewriter = Rewriter(program, pass_name)
         self._mark: str | None = None
         self._place = next(iter(program.graph.nodes))
         self._analysis = analysis
@@ -131,27 +130,6 @@ def _written_out(have: Axis, want: Axis) -> list[tuple[bool, Size]]:
     if not is_full(want):
         raise PassError("a repetition was asked for in a form it cannot take", why=f"{have} as {want}")
     return [(segment.repeated, segment.size if segment.repeated else -1) for segment in have]
-
-
-class _QuickRewriter(Rewriter):
-    """A rewriter that evaluates each kind of call once: thirty identical blocks ask the same thirty times.
-
-    Every node still gets a fake value of its own; two nodes that share one would count as the same tensor later.
-    """
-
-    def __init__(self, program: Program, pass_name: str) -> None:
-        super().__init__(program, pass_name)
-        self._known: dict[Any, Any] = {}
-
-    def evaluate(self, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """See :meth:`~passes.ir.rewriter.Rewriter.evaluate`."""
-        key = (target, described(list(args)), described(kwargs))
-        if key not in self._known:
-            self._known[key] = super().evaluate(target, args, kwargs)
-        value = self._known[key]
-        if isinstance(value, torch.Tensor):
-            return snapshot_fake(value)
-        return pytree.tree_map_only(torch.Tensor, snapshot_fake, value)
 
 
 class _Bound:
