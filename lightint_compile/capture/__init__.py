@@ -145,7 +145,7 @@ def _program(
             interpreter = RepeatingInterpreter(graph_module, copies_views=copies_views)
             leaves, spec = pytree.tree_flatten(interpreter.run(*inputs))
             outputs.append(spec)
-            return (*leaves, *_unread(interpreter))
+            return (*leaves, *interpreter.unread())  # so that a pass can see and report them
 
         with preserve_node_meta(), mode, torch.no_grad(), _use_lazy_graph_module(True):
             return make_fx(functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
@@ -178,13 +178,6 @@ def _writes_in_place(
     results = traced.graph.output_node().args[0]
     finals = dict(zip((placeholders[index] for index in mutated), results[-len(mutated) :], strict=True))  # type: ignore[index, arg-type]
     return put_in_place(traced, finals, {placeholders[index]: entries[index].path for index in mutated})
-
-
-def _unread(interpreter: fx.Interpreter) -> list[torch.Tensor]:
-    """Tensors that were computed and never read. They are traced as outputs, so that a pass can see and report them."""
-    nodes = [node for node in interpreter.module.graph.nodes if node.op != "placeholder" and not node.users]  # type: ignore[union-attr]
-    values = [interpreter.env.get(node) for node in nodes if node.op != "output"]
-    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _drop_outputs(traced: fx.GraphModule, count: int) -> None:

@@ -67,6 +67,35 @@ class _Kept:
     spec: pytree.TreeSpec
 
 
+class _Copy:
+    """A result that was copied. A functional tensor is made of it only where something is traced that reads it."""
+
+    __slots__ = ("_functional", "node", "value")
+
+    def __init__(self, node: fx.Node) -> None:
+        self.node, self.value = node, node.meta["val"]
+        self._functional: FunctionalTensor | None = None
+
+    def now(self) -> _Copy | FunctionalTensor:
+        """The functional tensor where there is one: it may have been written to since."""
+        return self if self._functional is None else self._functional
+
+    def functional(self, tracer: Any) -> FunctionalTensor:
+        """What a trace reads."""
+        if self._functional is None:
+            tracer.tensor_tracker[self.value] = _ProxyTensor(fx.Proxy(self.node, tracer), None)
+            with torch._C.DisableTorchFunction(), disable_proxy_modes_tracing():  # sizes would be traced
+                self._functional = FunctionalTensor.to_functional(self.value)
+        return self._functional
+
+
+def _for_trace(values: Any) -> Any:
+    """``values`` as a trace reads them."""
+    mode = get_proxy_mode()
+    assert mode is not None
+    return pytree.tree_map_only(_Copy, lambda copy: copy.functional(mode.tracer), values)
+
+
 class RepeatingInterpreter(ModeInterpreter):
     """Interprets a graph under ``make_fx(pre_dispatch=True)`` and functionalisation.
 
@@ -89,12 +118,26 @@ class RepeatingInterpreter(ModeInterpreter):
         if wrapped is not None:
             return self._inlined(*wrapped)
         if not _is_known(target):
-            return super().call_function(target, args, kwargs)
+            return super().call_function(target, *_for_trace((args, kwargs)))
         return self._repeated(target, args, kwargs, super().call_function)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         """As :meth:`call_function`."""
         return self._repeated(target, args, kwargs, super().call_method)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Trace it."""
+        return super().call_module(target, *_for_trace((args, kwargs)))
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The results as tensors."""
+        return super().output(target, *_for_trace((args, kwargs)))
+
+    def unread(self) -> list[torch.Tensor]:
+        """Tensors that were computed and never read."""
+        last = [node for node in self.graph.nodes if node.op not in ("placeholder", "output") and not node.users]
+        values = _for_trace([self.env.get(node) for node in last])
+        return [value for value in values if isinstance(value, torch.Tensor)]
 
     def _inlined(self, graph_module: fx.GraphModule, operands: Sequence[Any]) -> Any:
         inside = RepeatingInterpreter(graph_module, copies_views=self._copies_views)
@@ -105,13 +148,15 @@ class RepeatingInterpreter(ModeInterpreter):
         mode = get_proxy_mode()
         assert mode is not None
         leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves = [leaf.now() if isinstance(leaf, _Copy) else leaf for leaf in leaves]
         with torch._C.DisableTorchFunction():
             key = _key((target, spec, _modes()), leaves, mode.tracer)
             kept = None if key is None else self._known.get(key)
             if kept is not None:
                 return _copied(kept, leaves, mode.tracer)
+        leaves = [leaf.functional(mode.tracer) if isinstance(leaf, _Copy) else leaf for leaf in leaves]
         last = mode.tracer.graph._root.prev
-        result = trace(target, args, kwargs)
+        result = trace(target, *pytree.tree_unflatten(leaves, spec))
         if self._copies_views and any(map(_is_written, leaves)):
             raise WritesToAView
         if key is not None and key not in self._known:
@@ -152,7 +197,9 @@ def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
     first: dict[Any, int] = {}
     entries: list[Any] = [call]
     for index, leaf in enumerate(leaves):
-        if isinstance(leaf, FunctionalTensor):
+        if isinstance(leaf, _Copy):
+            entries.append((first.setdefault(leaf.node, index), *_layout(leaf.value)))
+        elif isinstance(leaf, FunctionalTensor):
             value = inner(leaf)
             node = _node_of(leaf, tracer)
             if not isinstance(value, FakeTensor) or value.constant is not None or node is None:
@@ -192,7 +239,9 @@ def _tensors(leaves: Sequence[Any]) -> Iterator[tuple[int, FunctionalTensor]]:
     return ((index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, FunctionalTensor))
 
 
-def _node_of(leaf: FunctionalTensor, tracer: Any) -> fx.Node | None:
+def _node_of(leaf: FunctionalTensor | _Copy, tracer: Any) -> fx.Node | None:
+    if isinstance(leaf, _Copy):
+        return leaf.node
     tracked = tracer.tensor_tracker.get(inner(leaf))
     return None if tracked is None else tracked.proxy.node
 
@@ -254,7 +303,7 @@ def _copied(kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
         node = tracer.create_node("call_function", target, *(_mapped((args, kwargs), placed)))
         node.meta["val"] = another(value)
         made.append(node)
-    results = [_result(place, made, leaves, tracer) for place in kept.results]
+    results = [_result(place, made, leaves) for place in kept.results]
     return pytree.tree_unflatten(results, kept.spec)
 
 
@@ -270,18 +319,10 @@ def _mapped(arguments: Any, place: Callable[[Any], Any]) -> Any:
     return place(arguments)
 
 
-def _result(place: Any, made: Sequence[fx.Node], leaves: Sequence[Any], tracer: Any) -> Any:
+def _result(place: Any, made: Sequence[fx.Node], leaves: Sequence[Any]) -> Any:
     if isinstance(place, _Operand):
         return leaves[place.index]
-    if not isinstance(place, _Local):
-        return place[0]
-    node = made[place.index]
-    value = node.meta["val"]
-    tracer.tensor_tracker[value] = _ProxyTensor(fx.Proxy(node, tracer), None)
-    if not value._has_symbolic_sizes_strides:
-        return FunctionalTensor.to_functional(value)
-    with disable_proxy_modes_tracing():  # which would trace the arithmetic of sizes
-        return FunctionalTensor.to_functional(value)
+    return _Copy(made[place.index]) if isinstance(place, _Local) else place[0]
 
 
 def writes(graph_module: fx.GraphModule) -> bool:
