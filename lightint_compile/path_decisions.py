@@ -21,9 +21,6 @@ from lightint_compile.runtime.kept_frames import kept_along
 from lightint_compile.runtime.planner import plan
 from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules, rules_of
 
-INTERIOR = (1, 2)
-"""Steps between the first and the last of four."""
-
 LONGEST = 2048
 """Latent frames of a path that are decided for while one waits: every chunk looks at all before it."""
 
@@ -86,7 +83,7 @@ def rules_for(options: LightintOptions, spec: WorldSpec) -> Rules:
     world = (step or StatedWorld()).world(**vars(spec))
     if step is None:
         return ModelRules.of(world)
-    steps = () if cache is None else INTERIOR
+    steps = () if cache is None else spec.interior_steps
     more = {"rules": step.rules, "overlap": step.overlap, "adapt_context": context is not None, "steps": steps}
     return rules_of(Policy.of(world, **more))
 

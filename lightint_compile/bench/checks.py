@@ -19,17 +19,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightint_compile import capture
 from lightint_compile.kernels.checksum import Memory
 from lightint_compile.models.devices import checked_device
 from lightint_compile.models.registry import DEMO, LARGE, world_model
 from lightint_compile.models.world_model import WorldModel
+from lightint_compile.passes.hoist_invariants.text_memo import text_weights
+from lightint_compile.passes.ir.remarks import generic_path
 from lightint_compile.runtime.content_check import Check, Watch
 from lightint_compile.runtime.content_sums import Checksums
 
 from .timing import milliseconds
-
-TEXT = ("txt", "text", "byt5", "vision")
-"""Parts of the names of parameters in the text branch."""
 
 COLUMNS = ("tensors", "GB", "device ms", "GB/s", "host ms", "check ms", "of a chunk")
 
@@ -54,9 +54,10 @@ def run(
         json_file: where every figure is written.
     """
     place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    weights = _parameters(world_model(model or (LARGE if place.type == "cuda" else DEMO)), place)
+    chosen = world_model(model or (LARGE if place.type == "cuda" else DEMO))
+    weights, text = _parameters(chosen, place), _text_branch(chosen)
     sets = {
-        "text branch": [tensor for name, tensor in weights.items() if any(part in name for part in TEXT)],
+        "text branch": [tensor for name, tensor in weights.items() if generic_path(name) in text],
         "all parameters": list(weights.values()),
     }
     figures = {name: measure(tensors, place, seconds) for name, tensors in sets.items() if tensors}
@@ -97,6 +98,19 @@ def _wall(call: Callable[[], Any], device: torch.device, times: int = 15) -> flo
         call()
         spent.append(time.perf_counter() - start)
     return 1e3 * median(spent)
+
+
+def _text_branch(model: WorldModel) -> set[str]:
+    """Paths of parameters that what depends on the prompt alone is made from, any block's number as ``*``.
+
+    They are found in a call of two blocks, as the text memo finds them.
+    """
+    small = model.at_depth(min(model.depth, 2))
+    inputs = small.example_inputs(small.example_history, "meta")
+    with torch.no_grad():
+        program = capture.trace(small.module("meta"), tuple(inputs.values()))
+    program.roles.update(model.roles)
+    return set(map(generic_path, text_weights(program)))
 
 
 def _parameters(model: WorldModel, device: torch.device) -> dict[str, Tensor]:

@@ -215,7 +215,7 @@ class AdaptiveRules(Rules):
         clips: most remembered clips.
         gain: share of the coming view that a further clip must add.
         adapt_context, reuse: whether context, and steps, are decided at all.
-        steps: the interior steps that may be reused.
+        steps: the interior steps that may be reused; :meth:`of` takes all of its world.
     """
 
     enter: float = 0.72
@@ -227,14 +227,14 @@ class AdaptiveRules(Rules):
     gain: float = 0.05
     adapt_context: bool = True
     reuse: bool = True
-    steps: tuple[int, ...] = (1, 2)
+    steps: tuple[int, ...] = PUBLISHED.interior_steps
 
     @classmethod
     def of(cls, world: WorldSpec, **more: Any) -> Self:
         """See :meth:`WorldSpec.of`; the first clip and a remembered one fit beside the longest recent window."""
         clip = world.clip
         longest = max(min(world.memory - 2 * clip, 3 * clip), clip)
-        return super().of(world, **{"shortest": clip, "longest": longest, **more})
+        return super().of(world, **{"shortest": clip, "longest": longest, "steps": world.interior_steps, **more})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,6 +63,7 @@ class WorldPlay:
         return WorldSpec(
             chunk=config.chunk_frames,
             clip=config.chunk_frames,
+            denoising_steps=config.steps,
             memory=config.memory,
             recent=config.recent,
             fov=(round(math.degrees(angles[0]), 6), round(math.degrees(angles[1]), 6)),

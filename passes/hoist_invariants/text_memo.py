@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
@@ -64,10 +64,8 @@ def mark_text(program: Program, pass_name: str) -> Iterator[Remark]:
     flops = sum(map(flops_of, nodes))
     if flops <= _WORTH * program_flops(program)["total"] or all(node.meta.get(MEMO) == TEXT for node in nodes):
         return
-    constant, text = _sources(program)
-    read = {producer for node in nodes for producer in node.all_input_nodes}
     names = [entry.path for entry in _text_inputs(program)]
-    weights, prompt = ([node for node in program.placeholders() if node in read & kind] for kind in (constant, text))
+    weights, prompt = (_read_by(nodes, kind, program) for kind in _sources(program))
     why, hint = objection(nodes, weights, prompt)
     if why:
         yield Remark(
@@ -91,6 +89,17 @@ def mark_text(program: Program, pass_name: str) -> Iterator[Remark]:
         flops_after=0,
         numerics=Numerics.EXACT,
     )
+
+
+def text_weights(program: Program) -> list[str]:
+    """The parameters and buffers that make what depends on the prompt alone, by path."""
+    constant, _ = _sources(program)
+    return [program.input_of(node).path for node in _read_by(_text_nodes(program), constant, program)]
+
+
+def _read_by(nodes: Sequence[fx.Node], inputs: set[fx.Node], program: Program) -> list[fx.Node]:
+    read = inputs.intersection(producer for node in nodes for producer in node.all_input_nodes)
+    return [node for node in program.placeholders() if node in read]
 
 
 def is_text(program: Program, entry: ProgramInput, node: fx.Node) -> bool:

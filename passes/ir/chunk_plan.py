@@ -121,7 +121,8 @@ def ensure_plan(
         assert isinstance(spec, PlanPoint)
         if not spec.policy.agrees_with(policy):
             return None
-        spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, steps=policy.steps, each=policy.each))
+        taken = {name: getattr(policy, name) for name in ("steps", "each", "denoising_steps")}
+        spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, **taken))
     else:
         spec = PlanPoint(policy)
     root.add_submodule(PLAN, DecisionPoint(spec))

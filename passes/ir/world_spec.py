@@ -20,6 +20,7 @@ class WorldSpec:
     Attributes:
         chunk: latent frames that come at once.
         clip: latent frames of a remembered clip, the unit of memory.
+        denoising_steps: steps from noise to latents in each chunk.
         memory: most context frames that the unaccelerated model gathers.
         recent: the newest frames among them that it always gathers.
         fov: the field of view by which the model retrieves its memory: full horizontal and vertical angle in degrees.
@@ -29,6 +30,7 @@ class WorldSpec:
 
     chunk: int = 4
     clip: int = 4
+    denoising_steps: int = 4
     memory: int = 20
     recent: int = 12
     fov: tuple[float, float] = (60.0, 35.0)
@@ -39,6 +41,7 @@ class WorldSpec:
         for name, value, fits, fix in (
             ("chunk", self.chunk, isinstance(self.chunk, int) and self.chunk > 0, "1 latent frame or more"),
             ("clip", self.clip, isinstance(self.clip, int) and self.clip > 0, "1 latent frame or more"),
+            ("denoising_steps", self.denoising_steps, self.denoising_steps > 0, "1 step or more"),
             ("fov", self.fov, angles, "two angles between 0 and 180 degrees"),
             ("view_depth", self.view_depth, self.view_depth > 0, "a distance above 0"),
         ):
@@ -55,6 +58,11 @@ class WorldSpec:
     def clip_probes(self) -> tuple[int, ...]:
         """Frames of a clip whose views stand for it: the first and the middle one."""
         return (0,) if self.clip == 1 else (0, self.clip // 2)
+
+    @property
+    def interior_steps(self) -> tuple[int, ...]:
+        """The denoising steps that may be reused: all between the first and the last."""
+        return tuple(range(1, self.denoising_steps - 1))
 
     @property
     def least_memory(self) -> int:

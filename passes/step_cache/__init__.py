@@ -92,8 +92,9 @@ class StepCache(StatedWorld, Pass):
 
     def _guarded(self, program: Program, found: _Found, apart: Apart | None) -> PassResult:
         """Guard the steps that were found, each element of a batch for itself where ``apart`` is given."""
+        chunk = {} if found.coming is None else {"chunk": found.coming.count}
         policy = Policy.of(
-            self.world(**({} if found.coming is None else {"chunk": found.coming.count})),
+            self.world(denoising_steps=len(found.steps), **chunk),
             rules=self.rules,
             steps=tuple(sorted(found.guarded)),
             each=apart is not None,

@@ -6,7 +6,10 @@ import json
 
 import torch
 
+from lightint_compile.bench import checks
 from lightint_compile.bench.checks import COLUMNS, measure, run
+from lightint_compile.models.registry import world_model
+from lightint_compile.passes.ir.remarks import generic_path
 
 
 def test_the_figures_are_those_of_the_given_tensors() -> None:
@@ -14,6 +17,16 @@ def test_the_figures_are_those_of_the_given_tensors() -> None:
     assert list(found) == list(COLUMNS[:-1])
     assert found["tensors"] == 2 and found["GB"] == 4048 / 1e9
     assert min(found.values()) > 0
+
+
+def test_the_text_branch_is_found_by_what_the_prompt_goes_through() -> None:
+    model = world_model("worldplay:tiny")
+    found = checks._text_branch(model)
+    names = {generic_path(name) for name, _ in model.module("meta").named_parameters()}
+    assert found < names
+    read = ("txt_in.input_embedder.weight", "double_blocks.*.txt_attn_k.weight", "time_in.mlp.*.weight")
+    assert found >= {f"transformer.{name}" for name in read}
+    assert not any("img_" in name or "final" in name or "action" in name for name in found)
 
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,10 +15,12 @@ from lightint_compile import capture
 from lightint_compile.cli.app import app
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import InputError, OptionError
+from lightint_compile.models.worldplay.world_model import FAMILY
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PLAN
 from lightint_compile.passes.ir.decision_policy import Policy
 from lightint_compile.passes.ir.world_spec import PUBLISHED, WorldSpec
+from lightint_compile.path_decisions import decide
 from lightint_compile.pipeline_run import rewrite
 from lightint_compile.runtime.planner import Planner, plan
 from lightint_compile.runtime.rules import AdaptiveRules, PublishedRules, rules_of
@@ -180,6 +183,16 @@ def test_a_loop_outside_has_chunks_of_its_own_length(chunk: int, lead: int) -> N
     assert made == plan(path, AdaptiveRules.of(WorldSpec(chunk=chunk)))
 
 
+@pytest.mark.parametrize(("steps", "interior"), [(2, ()), (4, (1, 2)), (6, (1, 2, 3, 4))])
+def test_the_steps_between_the_first_and_the_last_may_be_reused(steps: int, interior: tuple[int, ...]) -> None:
+    tiny = FAMILY.sizes["tiny"]()
+    model = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, steps=steps))
+    assert model.spec.denoising_steps == steps
+    assert AdaptiveRules.of(model.spec).steps == interior
+    made = decide("left-31,right-32", 64, "cache", model=model)
+    assert {step for decision in made for step in decision.reused_steps} == set(interior)
+
+
 def test_what_is_no_chunk_is_refused() -> None:
     with pytest.raises(OptionError, match="chunk=0"):
         lightint_compile.rollout(cameras=STILL[0], chunk_frames=0)
@@ -190,7 +203,7 @@ def test_what_is_no_chunk_is_refused() -> None:
             lightint_compile.rollout(cameras=STILL[0, :frames], chunk_frames=3)
     with pytest.raises(InputError, match="no whole number"):
         plan(STILL[0, :1], AdaptiveRules())
-    for wrong in ({"fov": (60.0, 180.0)}, {"view_depth": 0.0}, {"clip": 0}):
+    for wrong in ({"fov": (60.0, 180.0)}, {"view_depth": 0.0}, {"clip": 0}, {"denoising_steps": 0}):
         with pytest.raises(OptionError, match="no world"):
             WorldSpec(**wrong)
 
