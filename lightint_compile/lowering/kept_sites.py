@@ -9,11 +9,11 @@ from typing import Any
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
-from lightint_compile.lowering.result_memo import Site
+from lightint_compile.lowering.result_memo import SLOTS, STEP_SLOTS, Site
 from lightint_compile.passes.ir.decision_points import PlanPoint, is_region_call, point_of
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.node_queries import MEMO, is_scalar
+from lightint_compile.passes.ir.node_queries import MEMO, STEPS, is_scalar
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class _Sources:
         if None in ends:
             return None
         inputs = sorted({place for end in ends if end for place in end})
-        return Site(
-            str(node.target), tuple(inputs), tuple(sorted(self.names[each] for each in found & self.names.keys()))
-        )
+        upstream = sorted(self.names[each] for each in found & self.names.keys())
+        slots = STEP_SLOTS if node.meta[MEMO] == STEPS else SLOTS
+        return Site(str(node.target), tuple(inputs), tuple(upstream), slots)
 
     def of_plan(self) -> tuple[int, ...]:
         """The arguments that the plan is told kept values depend on."""

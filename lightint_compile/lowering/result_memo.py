@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from lightint_compile.runtime.streams import Produced
 SLOTS = 4
 """Results kept for each call of a region. Conditional and unconditional prompts of classifier-free guidance alternate,
 and two models may share compiled code; more than a few live prompts do not occur."""
+
+STEP_SLOTS = 2
+"""The same for what the steps of a loop share: as large as the video, of a chunk and of the other half of guidance."""
 
 OVERWRITTEN = 1
 """Results kept of what lay where the arguments of a new one lie: a prompt buffer that is filled in turn with two
@@ -30,20 +33,22 @@ class Site:
         inputs: positions of the program's arguments from which the call's arguments are made without other sites;
             tensors that the program holds itself count behind the arguments.
         upstream: other sites whose results its arguments are made from.
+        slots: how many results are kept.
     """
 
     region: str
     inputs: tuple[int, ...]
     upstream: tuple[str, ...] = ()
+    slots: int = SLOTS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :meth:`from_dict` takes it back."""
-        return {"region": self.region, "inputs": list(self.inputs), "upstream": list(self.upstream)}
+        return {**asdict(self), "inputs": list(self.inputs), "upstream": list(self.upstream)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Site:
         """The inverse of :meth:`to_dict`."""
-        return cls(data["region"], tuple(data["inputs"]), tuple(data["upstream"]))
+        return cls(data["region"], tuple(data["inputs"]), tuple(data["upstream"]), data["slots"])
 
 
 @dataclass(eq=False)
@@ -135,7 +140,7 @@ class Memo:
             self.misses += 1
             others = [old for old in self._entries if old.is_findable and not old.equals(entry)]
             gone = [old for old in others if entry.content.replaces(old.content)][:-OVERWRITTEN]
-            self._hold([*[old for old in others if old not in gone][1 - SLOTS :], entry])
+            self._hold([*[old for old in others if old not in gone][1 - self.site.slots :], entry])
 
     def _hold(self, entries: list[_Entry]) -> None:
         for old in self._entries:

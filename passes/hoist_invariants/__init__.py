@@ -20,6 +20,7 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.hoist_invariants.step_memo import mark_steps
 from lightint_compile.passes.hoist_invariants.tables import mark_tables
 from lightint_compile.passes.hoist_invariants.text_memo import mark_text
 from lightint_compile.passes.ir.effects import is_pure
@@ -40,8 +41,9 @@ class HoistInvariants(Pass):
     Random and mutating operations stay; so does a copy whose merging would make two outputs share memory.
 
     Attributes:
-        memo: mark nodes that depend on text inputs and parameters only with ``meta["memo"] = "text"``, and tables that
-            follow from sizes and constants with ``"sizes"``.
+        memo: mark nodes that depend on text inputs and parameters only with ``meta["memo"] = "text"``, tables that
+            follow from sizes and constants with ``"sizes"``, and in a program that is one denoising step what depends
+            on neither the latent nor the timestep with ``"steps"``.
     """
 
     name: ClassVar[str] = "hoist-invariants"
@@ -53,7 +55,8 @@ class HoistInvariants(Pass):
         numbering = _Numbering(program.graph)
         numbering.merge()
         remarks = [*_hoisted(numbering), *_kept_apart(numbering)]
-        marked = [*mark_text(program, self.name), *mark_tables(program, self.name)] if self.memo else []
+        marks = (mark_text, mark_tables, mark_steps) if self.memo else ()
+        marked = [remark for mark in marks for remark in mark(program, self.name)]
         is_marked = any(remark.kind is RemarkKind.APPLIED for remark in marked)
         return PassResult(bool(numbering.copies) or is_marked, (*remarks, *marked))
 

@@ -48,8 +48,8 @@ _CHANGING = frozenset(
 
 _WITH_S = frozenset(word for phrase in _TEXT_WORDS for word in phrase if word.endswith("s"))
 
-#: Below this part of the program's FLOPs a value is not worth being kept.
-_WORTH = 1e-4
+WORTH = 1e-4
+"""Below this part of the program's FLOPs a value is not worth being kept."""
 
 
 def mark_text(program: Program, pass_name: str) -> Iterator[Remark]:
@@ -62,7 +62,7 @@ def mark_text(program: Program, pass_name: str) -> Iterator[Remark]:
     """
     nodes = _text_nodes(program)
     flops = sum(map(flops_of, nodes))
-    if flops <= _WORTH * program_flops(program)["total"] or all(node.meta.get(MEMO) == TEXT for node in nodes):
+    if flops <= WORTH * program_flops(program)["total"] or all(node.meta.get(MEMO) == TEXT for node in nodes):
         return
     names = [entry.path for entry in _text_inputs(program)]
     weights, prompt = (_read_by(nodes, kind, program) for kind in _sources(program))
@@ -146,15 +146,23 @@ def _text_inputs(program: Program) -> list[ProgramInput]:
 def _text_nodes(program: Program) -> list[fx.Node]:
     """Nodes computed from text, and what they need of what is computed from parameters alone, in graph order."""
     constant, text = _sources(program)
+    return nodes_from(program, text, constant)
+
+
+def nodes_from(program: Program, steady: set[fx.Node], constant: set[fx.Node]) -> list[fx.Node]:
+    """Nodes computed from ``steady`` placeholders, and what they need of what is computed from ``constant`` ones.
+
+    Both sets grow by what is computed from them. An output, and what shares memory with one, is left out.
+    """
     outputs = output_memory(program.graph)
     for node in program.graph.nodes:
         if node.op != "call_function" or not is_pure(node) or isinstance(node.target, HigherOrderOperator):
             continue
         producers = node.all_input_nodes
-        if node in outputs or not all(p in constant or p in text for p in producers):
+        if node in outputs or not all(p in constant or p in steady for p in producers):
             continue
-        (text if any(p in text for p in producers) else constant).add(node)
-    return _closed(program.graph, text, constant)
+        (steady if any(p in steady for p in producers) else constant).add(node)
+    return _closed(program.graph, steady, constant)
 
 
 def _sources(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:

@@ -15,8 +15,11 @@ from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.input_writes import reads_before
 from lightint_compile.passes.ir.memory_sharing import alias_source, is_write
 
-#: Mark on a node that depends on nothing but the text inputs and parameters; its value is kept between calls.
+#: Mark on a node whose value is kept between calls; it says what the value changes with.
 MEMO = "memo"
+
+#: The mark's value on what changes with neither the latent nor the timestep of a program that is one denoising step.
+STEPS = "steps"
 
 
 def is_movable(node: fx.Node) -> bool:
