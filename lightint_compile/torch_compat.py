@@ -125,6 +125,8 @@ PRIVATE = {
     "torch._dynamo.source.CallFunctionNoArgsSource": "see AttrSource",
     "torch._dynamo.variables.base.VariableTracker": "a number that is known, as Dynamo writes it",
     "torch._dynamo.variables.builder.VariableBuilder": "a number of an input, handled and guarded as any other",
+    "torch._dynamo.variables.tensor.SymNodeVariable": "a symbolic size, as Dynamo writes it",
+    "torch._dynamo.variables.torch.TorchInGraphFunctionVariable": "where Dynamo meets functions of torch",
     "torch._dynamo.variables.tensor.TensorVariable": "where Dynamo meets item(), tolist() and sizes that are tensors",
     "torch._dynamo.source.ConstantSource": "the source of a symbol that stands for a size of our own",
     "torch._dynamo.symbolic_convert.InstructionTranslator": "the user's line of a graph that is being captured",

@@ -18,7 +18,7 @@ from torch._dynamo.utils import graph_break_reasons
 
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.variants import allow_variants
-from lightint_compile.capture.host_values import allow_reading, host_values_read
+from lightint_compile.capture.tracing_help import allow_help, helped
 from lightint_compile.errors import told, user_lines
 from lightint_compile.integrations.loop import Around
 from lightint_compile.options import LightintOptions
@@ -44,7 +44,7 @@ class CompiledCall:
         self._whole: Callable[..., Any] | None = compiled(fullgraph=True) if opened else None
         self._parts: Callable[..., Any] = compiled()
         self._around: Around | None = None
-        self._undo = (compile_in_place(module, self), allow_variants(), allow_reading(), opened.undo)
+        self._undo = (compile_in_place(module, self), allow_variants(), allow_help(), opened.undo)
 
     def intercept(self, around: Around) -> None:
         """Let every call of the module go through ``around``."""
@@ -64,7 +64,7 @@ class CompiledCall:
         return self._around(lambda: self._run(*args, **kwargs), kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        with host_values_read():
+        with helped():
             return self._compiled(args, kwargs)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -43,8 +43,8 @@ def targets_of(subject: Any) -> list[Target]:
     else:
         named = {name: getattr(subject, name, None) for name in DENOISERS}
         named[DECODER] = getattr(getattr(subject, "vae", None), "decoder", None)
-        modules = {name: value for name, value in named.items() if isinstance(value, torch.nn.Module)}
-        found = [Target(name, value, name == DECODER) for name, value in modules.items()]
+        modules = {value: name for name, value in reversed(named.items()) if isinstance(value, torch.nn.Module)}
+        found = [Target(name, value, name == DECODER) for value, name in reversed(modules.items())]
     if not any(not target.is_decoder for target in found):
         raise InputError(
             "there is nothing to accelerate",

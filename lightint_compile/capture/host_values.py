@@ -14,10 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -60,53 +57,20 @@ class UnknownError(Exception):
     """A value that cannot be told."""
 
 
-_reading: ContextVar[bool] = ContextVar("lightint_host_values", default=False)
+def answered(tensor: TensorVariable, tx: Any, name: str, args: Sequence[VariableTracker]) -> VariableTracker | None:
+    """What a method of a tensor gives, as Dynamo's variables, where it is a number; ``None`` where it is data.
+
+    Args:
+        tx: Dynamo's translator, which traces the call.
+        name: the method.
+        args: what it is called with.
+    """
+    return _read(tensor, tx, name) if name in ("item", "tolist") and not args else None
 
 
-@contextmanager
-def host_values_read() -> Iterator[None]:
-    """What this thread traces inside has its numbers read; see :func:`allow_reading`."""
-    token = _reading.set(True)
-    try:
-        yield
-    finally:
-        _reading.reset(token)
-
-
-_lock = threading.Lock()
-_users: list[Callable[..., Any]] = []
-"""What Dynamo calls for a method of a tensor, once for each who asked to read numbers."""
-
-
-def allow_reading() -> Callable[[], None]:
-    """Let Dynamo ask here first for methods of tensors, and give what undoes that."""
-    with _lock:
-        own = _users[0] if _users else TensorVariable.call_method
-        _users.append(own)
-        if len(_users) == 1:
-            TensorVariable.call_method = _asking_first(own)  # type: ignore[method-assign]
-
-    def undo() -> None:
-        with _lock:
-            before = _users.pop()
-            if not _users:
-                TensorVariable.call_method = before  # type: ignore[method-assign]
-
-    return undo
-
-
-def _asking_first(own: Callable[..., Any]) -> Callable[..., Any]:
-    def call_method(self: TensorVariable, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if _reading.get():
-            if name in ("item", "tolist") and not args and not kwargs:
-                found = _read(self, tx, name)
-                if found is not None:
-                    return found
-            elif name in _TAKE_SIZES:
-                args = [_size(each, tx) for each in args]
-        return own(self, tx, name, args, kwargs)
-
-    return call_method
+def with_sizes(name: str, args: Sequence[VariableTracker], tx: Any) -> list[VariableTracker]:
+    """The arguments of a method, tensors that stand for a size replaced by the size."""
+    return [_size(each, tx) for each in args] if name in _TAKE_SIZES else list(args)
 
 
 def _size(argument: VariableTracker, tx: Any) -> VariableTracker:

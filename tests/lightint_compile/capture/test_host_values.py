@@ -119,6 +119,26 @@ def test_what_was_written_or_is_data_is_read_when_it_runs(kind: type[nn.Module],
             count = count + 1
 
 
+class Positions(nn.Module):
+    """Rotary tables from ``linspace(a, b, n + 1)[:n]``, of as many frames as come."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[1]
+        whole = torch.linspace(0, count, count + 1, dtype=torch.float32)[:count]
+        behind = torch.linspace(3, 3 + count, count + 1)[:count]
+        half = torch.linspace(0, 1, 5)
+        return x * torch.cos(whole)[None, :, None] + torch.sin(behind)[None, :, None] + half.sum()
+
+
+def test_tables_of_positions_serve_every_length() -> None:
+    model = Positions().eval()
+    with lightint_compile.accelerate(model, delegate="eager"):
+        for count in (4, 5, 6, 7, 9, 13):
+            given = torch.randn(1, count, 8)
+            assert torch.equal(model(given), Positions().forward(given))
+        assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
+
+
 def test_only_accelerated_modules_are_read_and_nothing_stays() -> None:
     own, model = TensorVariable.call_method, SizesReadBack().eval()
     with lightint_compile.accelerate(model, delegate="eager"), lightint_compile.accelerate(Cache()):

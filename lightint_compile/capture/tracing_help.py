@@ -1,0 +1,107 @@
+"""Help for Dynamo while it traces accelerated modules: what it would end a graph at, or compile again for.
+
+Two methods of Dynamo's variables are asked here first: calls of a tensor's methods, whose numbers may be known
+(``host_values``), and calls of torch's functions, of which ``linspace`` takes its number of points as a constant. Both
+are Dynamo's own again once nobody asks, and unchanged for whatever is traced elsewhere meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
+from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from lightint_compile.capture.host_values import answered, with_sizes
+
+log = logging.getLogger(__name__)
+
+_helping: ContextVar[bool] = ContextVar("lightint_tracing_help", default=False)
+_lock = threading.Lock()
+_own: list[tuple[Any, Any]] = []
+"""Dynamo's own methods, once for each who asked for help."""
+
+
+@contextmanager
+def helped() -> Iterator[None]:
+    """What this thread traces inside is helped, between :func:`allow_help` and its undoing."""
+    token = _helping.set(True)
+    try:
+        yield
+    finally:
+        _helping.reset(token)
+
+
+def allow_help() -> Callable[[], None]:
+    """Let Dynamo ask here first, and give what undoes that; it ends when the last one undoes it."""
+    with _lock:
+        own = _own[0] if _own else (TensorVariable.call_method, TorchInGraphFunctionVariable.call_function)
+        _own.append(own)
+        if len(_own) == 1:
+            _put(_of_tensors(own[0]), _of_functions(own[1]))
+
+    def undo() -> None:
+        with _lock:
+            before = _own.pop()
+            if not _own:
+                _put(*before)
+
+    return undo
+
+
+def _put(call_method: Any, call_function: Any) -> None:
+    TensorVariable.call_method = call_method  # type: ignore[method-assign]
+    TorchInGraphFunctionVariable.call_function = call_function  # type: ignore[method-assign]
+
+
+def _of_tensors(own: Callable[..., Any]) -> Callable[..., Any]:
+    def call_method(self: TensorVariable, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if not _helping.get():
+            return own(self, tx, name, args, kwargs)
+        found = answered(self, tx, name, args) if not kwargs else None
+        return own(self, tx, name, with_sizes(name, args, tx), kwargs) if found is None else found
+
+    return call_method
+
+
+def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
+    def call_function(self: TorchInGraphFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
+        if self.value is torch.linspace and _helping.get() and _counts_up(args, kwargs):
+            return VariableTracker.build(tx, _counted_up).call_function(tx, list(args), kwargs)
+        return own(self, tx, args, kwargs)
+
+    return call_function
+
+
+def _counts_up(args: Any, kwargs: Any) -> bool:
+    """Whether ``linspace(start, end, steps)`` has a symbolic number of points at a distance of one."""
+    if len(args) != 3 or not {"dtype", "device"}.issuperset(kwargs):
+        return False
+    start, end, steps = (_number(each) for each in args)
+    if start is None or end is None or not isinstance(steps, torch.SymInt):
+        return False
+    return statically_known_true(end - start == steps - 1)
+
+
+def _number(argument: VariableTracker) -> Any:
+    argument = argument.realize()
+    if isinstance(argument, SymNodeVariable):
+        return argument.sym_num if isinstance(argument.sym_num, torch.SymInt) else None
+    value = argument.as_python_constant() if argument.is_python_constant() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _counted_up(
+    start: int, end: int, steps: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
+    """The same points as whole numbers, which floating point keeps exactly up to 2**24."""
+    return torch.arange(start, start + steps, dtype=dtype or torch.get_default_dtype(), device=device)
