@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from contextlib import contextmanager
+from operator import attrgetter
 from types import SimpleNamespace
 
 import torch
@@ -88,7 +89,7 @@ class Toy:
                 return tensor.shape[int(name.rsplit("_", 1)[1])]
             if name.startswith(f"{text}_stride"):
                 return tensor.stride(int(name.rsplit("_", 1)[1]))
-        return self.model.get_parameter(path)
+        return attrgetter(path)(self.model)
 
     @torch.no_grad()
     def by_hand(self, reused=(), strategy="hold", element=slice(None)):

@@ -1,5 +1,6 @@
 """step-cache: interior steps become branches; held and extrapolated predictions are what the mathematics says."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -11,6 +12,7 @@ from lightint_compile import capture
 from lightint_compile.errors import OptionError
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
 from lightint_compile.passes.ir.decision_points import StepPoint, point_of
+from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.passes.step_cache import StepCache
@@ -206,3 +208,44 @@ def test_worldplay_is_guarded_where_a_block_is_left_to_save(depth: int, dtype: t
     for text in ("step-cache", "step-cache{strategy=residual}"):
         result = Pipeline.parse(text).run(program.snapshot(), strict=True)
         assert {remark.kind for remark in result.remarks} == {RemarkKind.APPLIED if applies else RemarkKind.MISSED}
+
+
+class WritingWorld(ToyWorld):
+    """Every step leaves its tokens in a buffer and reads them back; beside its prediction, or inside of it."""
+
+    inside = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(1, 24, 16))
+
+    def predict(self, latents, cameras, sigma, context):
+        if self.inside:
+            latents = latents + 0.1 * self.left(latents, cameras)
+        velocity = super().predict(latents, cameras, sigma, context)
+        return velocity if self.inside else velocity + 0.1 * self.left(latents, cameras)
+
+    def left(self, latents, cameras):
+        before = self.kept[:, :24].mean()
+        self.kept[:, :24] = 0.5 * self.kept[:, :24] + self.tokens(latents, cameras)
+        return before + self.kept.mean()
+
+
+class WritingInside(WritingWorld):
+    inside = True
+
+
+@pytest.mark.parametrize("kind", [WritingWorld, WritingInside])
+def test_writes_to_a_buffer_are_made_in_every_step_and_none_is_branched_around(kind) -> None:
+    toy = Toy(kind=kind)
+    program, result = toy.rewritten("adaptive-context,context-reuse,sparse-attention,step-cache")
+    (said,) = [remark for remark in result.remarks if remark.pass_name == "step-cache"]
+    assert said.kind is (RemarkKind.MISSED if kind.inside else RemarkKind.APPLIED), said.message
+    assert not kind.inside or "writes to an input, which a reused step would leave out" in said.message
+    assert sum(map(is_write, program.graph.nodes)) == 4
+    twin = copy.deepcopy(toy.model)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = twin(toy.noise, toy.history, toy.cameras)
+        got, _ = toy.run(program, reused=())
+        torch.testing.assert_close((got, toy.model.kept), (expected, twin.kept), rtol=1e-9, atol=1e-9)
