@@ -26,15 +26,17 @@ def is_pattern(entry: str) -> bool:
 def matches(program: Program, entry: str) -> list[str]:
     """The inputs that an entry names: a path any input, a pattern arguments and buffers."""
     if not is_pattern(entry):
-        return [each.path for each in program.inputs if each.path == entry]
+        return [entry] if any(each.path == entry for each in program.inputs) else []
     return [each.path for each in program.inputs if each.kind in _BY_PATTERN and fnmatchcase(each.path, entry)]
 
 
 def by_path(program: Program, stated: Mapping[str, Stated]) -> dict[str, Stated]:
     """What is stated of each input of the program."""
+    known = {entry.path for entry in program.inputs} if stated else set()
     found: dict[str, Stated] = {}
     for entry in sorted(stated, key=_rank):
-        found.update(dict.fromkeys(matches(program, entry), stated[entry]))
+        named = matches(program, entry) if is_pattern(entry) else known.intersection([entry])
+        found.update(dict.fromkeys(named, stated[entry]))
     return found
 
 

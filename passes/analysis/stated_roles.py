@@ -116,10 +116,10 @@ def unused_remarks(program: Program, pipeline: Iterable[str], remarks: Iterable[
 
 def _named(program: Program, entries: Iterable[str]) -> Iterator[tuple[str, list[fx.Node]]]:
     """Every entry with the inputs for which it counts."""
+    nodes = dict(zip((entry.path for entry in program.inputs), program.placeholders(), strict=True))
     entry_of = by_path(program, {entry: entry for entry in entries})
-    counted = {node: entry_of.get(program.input_of(node).path) for node in program.placeholders()}
     for entry in entries:
-        yield entry, [node for node, by in counted.items() if by == entry]
+        yield entry, [nodes[path] for path, by in entry_of.items() if by == entry]
 
 
 _Unused = tuple[str, Miss] | None

@@ -196,10 +196,7 @@ def _is_static(site: AttentionSite) -> bool:
     return all(isinstance(size_of(size), int) for value in values for size in value.shape)
 
 
-_JOINED = (
-    "keep the cache as [batch, frames, height, width, heads, head_dim], and join it with torch.cat in front of the "
-    "current keys"
-)
+_JOINED = "join the cache, whole frames of it, with torch.cat in front of the keys of the current frames"
 _ALL_TRUE = "where the mask is all true (no padding), leave it out"
 
 
@@ -262,7 +259,7 @@ def _missed(site: AttentionSite, obstacle: Obstacle, sizes: GridSizes) -> Remark
 
 def _refused(program: Program, refused: Mapping[str, str]) -> Iterator[Remark]:
     """One remark for every entry that states frames which are not read as such."""
-    nodes = {program.input_of(node).path: node for node in program.placeholders()}
+    nodes = dict(zip((entry.path for entry in program.inputs), program.placeholders(), strict=True))
     entries, paths = entry_of(program), defaultdict[str, list[str]](list)
     for path in refused:
         paths[entries[path]].append(path)
