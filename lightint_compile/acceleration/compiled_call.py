@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import graph_break_reasons
 
@@ -22,6 +23,7 @@ from lightint_compile.capture.tracing_help import allow_help, helped
 from lightint_compile.errors import told, user_lines
 from lightint_compile.integrations.loop import Around
 from lightint_compile.options import LightintOptions
+from lightint_compile.reporting.section import Section
 from lightint_compile.torch_marks import compile_in_place, own_call
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class CompiledCall:
     Attributes:
         module: the module.
         opened: the functions that are traced for its sake.
+        failure: what the report says of a module that Dynamo fails on; ``None`` for any other.
     """
 
     def __init__(self, module: torch.nn.Module, options: LightintOptions, dynamic: bool | None, opened: Opened) -> None:
@@ -43,6 +46,9 @@ class CompiledCall:
         )
         self._whole: Callable[..., Any] | None = compiled(fullgraph=True) if opened else None
         self._parts: Callable[..., Any] = compiled()
+        self._eager: Callable[..., Any] = torch.compiler.disable(self._own)
+        self._strict = options.strict
+        self.failure: Section | None = None
         self._around: Around | None = None
         self._undo = (compile_in_place(module, self), allow_variants(), allow_help(), opened.undo)
 
@@ -81,11 +87,33 @@ class CompiledCall:
 
     def _in_parts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = len(graph_break_reasons)
-        result = self._parts(*args, **kwargs)
+        result = self._parts_or_eager(args, kwargs)
         for reason in graph_break_reasons[before:] if self.opened else ():
             places = [(frame.filename, frame.lineno or 0) for frame in reason.user_stack]
             self.opened.close_those_at(places, _first_line(reason.reason))
         return result
+
+    def _parts_or_eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that Dynamo itself fails in is made eagerly, where it has written nothing; so are later ones."""
+        if self.failure is not None:
+            return self._eager(*args, **kwargs)
+        versions = _versions((args, kwargs))
+        try:
+            return self._parts(*args, **kwargs)
+        except TorchDynamoException as error:
+            if isinstance(error, BackendCompilerFailed) or self._strict or versions != _versions((args, kwargs)):
+                raise
+            result = self._eager(*args, **kwargs)  # what is the caller's own fault is raised by this
+            why = f"Dynamo cannot trace it, and it runs eagerly until undo(): {told(error)}"
+            log.warning("%s: %s", type(self.module).__name__, why)
+            self.failure = Section(type(self.module).__name__, untouched=why)
+            return result
+
+
+def _versions(values: Any) -> list[int]:
+    """How often each tensor among the values was written to; inference tensors do not count it."""
+    tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor)]
+    return [-1 if value.is_inference() else value._version for value in tensors]
 
 
 def _first_line(text: Any) -> str:

@@ -96,6 +96,7 @@ class Accelerated:
         sections: list[Section] = []
         failure: LightintError | None = None
         for call in self._calls.values():
+            sections += [call.failure] if call.failure is not None else []
             try:
                 sections += report_of(call.module).sections
             except LightintError as error:

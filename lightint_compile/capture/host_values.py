@@ -22,6 +22,7 @@ import torch.fx as fx
 from torch._dynamo.source import AttrSource, CallFunctionNoArgsSource
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.lists import BaseListVariable
 from torch._dynamo.variables.tensor import TensorVariable
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -69,8 +70,15 @@ def answered(tensor: TensorVariable, tx: Any, name: str, args: Sequence[Variable
 
 
 def with_sizes(name: str, args: Sequence[VariableTracker], tx: Any) -> list[VariableTracker]:
-    """The arguments of a method, tensors that stand for a size replaced by the size."""
-    return [_size(each, tx) for each in args] if name in _TAKE_SIZES else list(args)
+    """The arguments of a method, tensors that stand for a size replaced by the size, also those in a list."""
+    if name not in _TAKE_SIZES:
+        return list(args)
+    listed = args[0].realize() if len(args) == 1 else None
+    if isinstance(listed, BaseListVariable) and any(
+        isinstance(each.realize(), TensorVariable) for each in listed.items
+    ):
+        args = listed.items
+    return [_size(each, tx) for each in args]
 
 
 def _size(argument: VariableTracker, tx: Any) -> VariableTracker:

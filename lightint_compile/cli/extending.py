@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lightint_compile import integrations
 from lightint_compile.entry_points import Extension, extensions, refusal
 from lightint_compile.errors import LightintError
 from lightint_compile.models import registry as families
@@ -38,4 +39,5 @@ class Kind:
 PASS = Kind("pass", registry.GROUP, registry.PASSES, registry.checked)
 PRESET = Kind("preset", presets.GROUP, presets.PRESETS, presets.checked)
 FAMILY = Kind("model family", families.GROUP, families.FAMILIES, families.checked)
-KINDS = (PASS, PRESET, FAMILY)
+ADAPTER = Kind("adapter", integrations.GROUP, integrations.ADAPTERS, integrations.checked)
+KINDS = (PASS, PRESET, FAMILY, ADAPTER)

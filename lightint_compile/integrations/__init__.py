@@ -10,9 +10,9 @@ the entry-point group ``lightint.integrations``; they are asked after the built-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
-from lightint_compile.entry_points import extensions, refusal
+from lightint_compile.entry_points import Extension, extensions, refusal
 from lightint_compile.integrations import camera_rollout
 from lightint_compile.integrations.loop import Adapter, Calls, Loop
 from lightint_compile.integrations.loop_rules import LoopRules
@@ -33,10 +33,22 @@ def installed(pipeline: Any, calls: Mapping[str, Calls], rules: LoopRules) -> Lo
     return next((loop for adapter in _adapters() if (loop := adapter(pipeline, calls, rules)) is not None), None)
 
 
+def checked(found: Extension) -> Adapter:
+    """The adapter that an entry point names.
+
+    Raises:
+        ExtensionError: it cannot be imported, or is nothing that can be called.
+    """
+    adapter = found.load()
+    if not callable(adapter):
+        raise found.error("this is no adapter", f"it is a {type(adapter).__name__}")
+    return cast("Adapter", adapter)
+
+
 def _adapters() -> Iterator[Adapter]:
     yield from ADAPTERS.values()
     for each in extensions(GROUP):
         refused = refusal(each, ADAPTERS)
         if refused is not None:
             raise refused
-        yield each.load()
+        yield checked(each)

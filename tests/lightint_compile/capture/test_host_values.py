@@ -42,7 +42,7 @@ class SizesAsArguments(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = torch.tensor(x.shape[2:])
         frames = x.mean((3, 4))[..., None]
-        return frames.repeat(1, 1, 1, sizes[1] * sizes[2]).reshape(1, -1, *sizes)
+        return frames.repeat(1, 1, 1, sizes[1] * sizes[2]).reshape([1, -1, *sizes])
 
 
 class LongestText(nn.Module):

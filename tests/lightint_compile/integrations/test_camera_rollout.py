@@ -15,6 +15,7 @@ from toy_world import there_and_back
 
 import lightint_compile
 from lightint_compile.acceleration.compiled_call import CompiledCall
+from lightint_compile.cli import extending
 from lightint_compile.errors import ExtensionError
 from lightint_compile.integrations import GROUP
 
@@ -161,12 +162,19 @@ def test_another_package_brings_an_adapter(tmp_path: Path, monkeypatch: pytest.M
         assert "followed by another package" in str(handle)
 
 
-def test_a_broken_adapter_is_one_clear_error_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = {GROUP: {"broken": "loops_of_nobody:install"}}
-    other_package.install(tmp_path, monkeypatch, "broken-loops", {}, entry)
+@pytest.mark.parametrize(
+    ("value", "why"), [("loops_of_nobody:install", "cannot be imported"), ("broken_loops:install", "no adapter")]
+)
+def test_a_broken_adapter_is_one_clear_error_and_nothing_stays(
+    value: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"broken_loops.py": "install = 1"}
+    other_package.install(tmp_path, monkeypatch, "broken-loops", files, {GROUP: {"broken": value}})
     pipe: Any = type("Mine", (), {})()
     pipe.transformer = pipelines.Transformer()
     before = dict(vars(pipe.transformer))
-    with pytest.raises(ExtensionError, match="cannot be imported"):
+    with pytest.raises(ExtensionError, match=why):
         lightint_compile.accelerate(pipe)
+    told = [found for _, found in extending.ADAPTER.found()]
+    assert len(told) == 1 and isinstance(told[0], ExtensionError)
     assert vars(pipe.transformer) == before
