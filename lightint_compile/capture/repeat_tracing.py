@@ -21,6 +21,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes_tracing, get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from lightint_compile.capture.bounded_sizes import settled
 from lightint_compile.capture.control_flow import wrapped_call
 from lightint_compile.capture.explicit_autocast import MODE_SWITCHES, ModeInterpreter
 from lightint_compile.capture.functional import inner
@@ -117,6 +118,8 @@ class RepeatingInterpreter(ModeInterpreter):
         wrapped = wrapped_call(target, args, kwargs)
         if wrapped is not None:
             return self._inlined(*wrapped)
+        if target is torch.sym_max:
+            return settled(super().call_function(target, args, kwargs))
         if not _is_known(target):
             return super().call_function(target, *_for_trace((args, kwargs)))
         return self._repeated(target, args, kwargs, super().call_function)

@@ -178,3 +178,19 @@ def test_a_call_may_be_made_again_where_nothing_overwritten_is_read() -> None:
     written = {function: InputWrites.of(capture.trace(function, inputs()).graph) for function in (window, rolled)}
     assert written[window] == InputWrites((0,), True)
     assert written[rolled] == InputWrites((0,), False)
+
+
+@pytest.mark.parametrize(("most", "is_number"), [(100, True), (4, False)])
+@torch.no_grad()
+def test_a_window_longer_than_its_buffer_begins_at_its_front(most: int, is_number: bool) -> None:
+    def follows(c: Tensor, x: Tensor, past: Tensor, gone: Tensor) -> Tensor:
+        start = past.shape[0] - gone.shape[0]
+        end = start + x.shape[1]
+        c[:, start:end] = x
+        return c[:, max(0, end - most) : end] * 2
+
+    c, x = inputs()
+    program = capture.trace(follows, (c, x, torch.zeros(5), torch.zeros(2)), dynamic={"past": 0, "gone": 0})
+    assert (not list(program.calls(torch.sym_max))) == is_number
+    (read,) = program.calls(aten.slice.Tensor)
+    assert (read.args[2] == 0) == is_number
