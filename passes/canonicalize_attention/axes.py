@@ -142,10 +142,15 @@ def regroup(axes: Sequence[Axis], shape: Sequence[Any]) -> Axes:
     """
     before = [atom for axis in axes for atom in atoms(axis)]
     sizes = list(map(as_size, shape))
-    found = dealt(before, sizes, lambda atom, outer, inner: (head := Atom(outer), _split(atom, head, Atom(inner))))
+    found = dealt(before, sizes, _cut).to(len(sizes))
     if found is None:
         raise AxisError(f"a view to {sizes} cuts axes of {[atom.size for atom in before]} beside their factors")
     return tuple(tuple(taken) or fresh(1) for taken in found)
+
+
+def _cut(atom: Atom, outer: Size, inner: Size) -> tuple[Atom, list[Atom]]:
+    head = Atom(outer)
+    return head, [_split(atom, head, Atom(inner))]
 
 
 def _split(atom: Atom, head: Atom, tail: Atom) -> Atom:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import sympy
 
@@ -84,24 +84,34 @@ def groups(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[range, r
     return groups
 
 
+class Dealt(NamedTuple, Generic[AnyFactor]):
+    """Factors dealt out to axes, as many axes as there are factors for, and the factors that are left."""
+
+    axes: list[list[AnyFactor]]
+    rest: list[AnyFactor]
+
+    def to(self, count: int) -> list[list[AnyFactor]] | None:
+        """The axes, where they are ``count`` and nothing is left."""
+        return None if self.rest or len(self.axes) < count else self.axes
+
+
 def dealt(
     factors: Sequence[AnyFactor],
     sizes: Sequence[Size],
-    cut: Callable[[AnyFactor, Size, Size], tuple[AnyFactor, AnyFactor] | None],
-) -> list[list[AnyFactor]] | None:
-    """Factors, the outermost first, dealt out to axes of the given sizes; ``None`` where a cut falls beside them.
+    cut: Callable[[AnyFactor, Size, Size], tuple[AnyFactor, Sequence[AnyFactor]] | None],
+) -> Dealt[AnyFactor]:
+    """Factors, the outermost first, dealt out to axes of the given sizes until a cut falls beside them.
 
     Args:
-        factors: none of them of one.
-        cut: takes a factor apart into one of an outer size and one of an inner; ``None`` where it may not be.
+        factors: one of one goes to an axis of one, or with what is beside it.
+        cut: takes a factor apart into one of an outer size, and others of an inner size inside of it; ``None`` where it
+            may not be.
     """
     rest = list(factors)
-    out: list[list[AnyFactor]] = []
-    for wanted in sizes:
-        taken: list[AnyFactor] = []
-        while wanted != 1:
-            if not rest:
-                return None
+    axes: list[list[AnyFactor]] = []
+    for last, wanted in ((place == len(sizes), size) for place, size in enumerate(sizes, start=1)):
+        taken = [rest.pop(0)] if wanted == 1 and not last and rest and rest[0].size == 1 else []
+        while wanted != 1 and rest:
             front = rest.pop(0)
             if (left := quotient(wanted, front.size)) is not None:
                 taken.append(front)
@@ -110,9 +120,13 @@ def dealt(
             inner = quotient(front.size, wanted)
             pieces = None if inner is None else cut(front, wanted, inner)
             if pieces is None:
-                return None
+                return Dealt(axes, [front, *rest])
             taken.append(pieces[0])
-            rest.insert(0, pieces[1])
+            rest[:0] = pieces[1]
             wanted = 1
-        out.append(taken)
-    return None if rest else out
+        if wanted != 1:
+            return Dealt(axes, rest)
+        while last and rest and rest[0].size == 1:
+            taken.append(rest.pop(0))
+        axes.append(taken)
+    return Dealt(axes, rest)

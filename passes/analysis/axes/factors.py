@@ -106,13 +106,13 @@ def regrouped(
         fits: whether an axis of the result will do.
     """
 
-    def cut(factor: Factor, outer: Size, inner: Size) -> tuple[Factor, Factor] | None:
-        return (Factor(factor.kind, outer), Factor(factor.kind, inner)) if divides(factor) else None
+    def cut(factor: Factor, outer: Size, inner: Size) -> tuple[Factor, list[Factor]] | None:
+        return (Factor(factor.kind, outer), [Factor(factor.kind, inner)]) if divides(factor) else None
 
     found: list[tuple[range, range, list[Axis] | None]] = []
     for before, behind in groups([extent(entry) for entry in layout], list(shape)):
         factors = axis([factor for dim in before for factor in layout[dim]])
-        taken = dealt(factors, [shape[dim] for dim in behind], cut)
+        taken = dealt(factors, [shape[dim] for dim in behind], cut).to(len(behind))
         axes = None if taken is None else list(map(axis, taken))
         found.append((before, behind, axes if axes is not None and all(map(fits, axes)) else None))
     return found

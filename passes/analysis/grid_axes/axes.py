@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from lightint_compile.passes.ir.fake_values import Size, size_of
-from lightint_compile.passes.ir.sizes import product, quotient, same
+from lightint_compile.passes.ir.sizes import dealt, product, quotient, same
 
 ROLES = ("frames", "height", "width")
 
@@ -88,14 +88,8 @@ def better(left: Axis, right: Axis) -> Axis:
 
 def regroup(axes: Axes, shape: Sequence[Size]) -> list[Axis | None]:
     """The axes of a view with sizes ``shape``; ``None`` for axes that no product of atoms explains."""
-    pending = [atom for axis in axes for atom in axis]
-    result: list[Axis | None] = []
-    for position, wanted in enumerate(shape):
-        taken = _take(pending, wanted, last=position == len(shape) - 1)
-        result.append(None if taken is None else fuse(_bare(taken)))
-        if taken is None:
-            return result + [None] * (len(shape) - len(result))
-    return result
+    found = dealt([atom for axis in axes for atom in axis], shape, _split).axes
+    return [*(fuse(_bare(tuple(taken))) for taken in found), *[None] * (len(shape) - len(found))]
 
 
 def _bare(axis: Axis) -> Axis:
@@ -105,37 +99,8 @@ def _bare(axis: Axis) -> Axis:
     return tuple(atom for atom in axis if atom.size != 1 or atom.role)
 
 
-def _take(pending: list[Atom], wanted: Size, *, last: bool) -> Axis | None:
-    """Take atoms of product ``wanted`` from the front, splitting the last one where needed."""
-    if wanted == 1 and not last:
-        return (pending.pop(0),) if pending and pending[0].size == 1 else ()
-    taken: list[Atom] = []
-    missing = wanted
-    while missing != 1:
-        if not pending:
-            return None
-        atom = pending.pop(0)
-        rest = quotient(missing, atom.size)
-        if rest is not None:
-            taken.append(atom)
-            missing = rest
-            continue
-        pieces = _split(atom, missing)
-        if pieces is None:
-            return None
-        taken.append(pieces[0])
-        pending[:0] = pieces[1]
-        missing = 1
-    while last and pending and pending[0].size == 1:
-        taken.append(pending.pop(0))
-    return tuple(taken)
-
-
-def _split(atom: Atom, size: Size) -> tuple[Atom, Axis] | None:
+def _split(atom: Atom, size: Size, row: Size) -> tuple[Atom, Axis] | None:
     """The outer ``size`` of an atom, and what lies inside of them."""
-    row = quotient(atom.size, size)
-    if row is None:
-        return None
     return _stacked(atom, size, row) if atom.parts else (_outer(atom, size), (Atom(row, parent=atom, note=atom.note),))
 
 
