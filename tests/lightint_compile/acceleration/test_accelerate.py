@@ -113,6 +113,7 @@ def test_a_function_behind_another_break_is_closed_after_the_call() -> None:
 def test_two_models_share_a_function_and_each_is_undone_by_itself() -> None:
     first, second, given = models.Video(models.Shared), models.Video(models.Shared), models.inputs()
     expected, before = first(*given), state_of(models.shared)
+    limit = torch._dynamo.config.recompile_limit
     one = lightint_compile.accelerate(first, delegate="eager")
     two = lightint_compile.accelerate(second, delegate="eager")
     torch.testing.assert_close(first(*given), expected)
@@ -120,8 +121,9 @@ def test_two_models_share_a_function_and_each_is_undone_by_itself() -> None:
     assert not is_disabled(models.shared)
     result, graphs, breaks = graphs_of(lambda: second(*given))
     torch.testing.assert_close(result, expected)
-    assert graphs <= 1 and breaks == 0
+    assert graphs <= 1 and breaks == 0 and torch._dynamo.config.recompile_limit > limit
     two.undo()
+    assert torch._dynamo.config.recompile_limit == limit
     assert state_of(models.shared) == before
 
 
