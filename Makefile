@@ -42,9 +42,9 @@ kernel-matrix: $(STAMP)  ## every kernel compiled under Triton 3.6 to 3.9 (insta
 torch-matrix: $(STAMP)  ## the suite under torch 2.11, 2.13 and 2.14 (installed under build/torch, 15 GB), on the CPU
 	$(BIN)/python tests/support/torch_matrix.py
 
-peers: $(STAMP)  ## PyTorch's operators, and with PYTORCH=dir DIFFUSERS=dir their suites, under the backend: about an hour
+peers: $(STAMP)  ## PyTorch's operators, and with PYTORCH=dir DIFFUSERS=dir WORLDS=dir theirs, under the backend: over an hour
 	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist -p no:logging --tb=line tests/peers $(if $(PYTORCH),--pytorch=$(PYTORCH)) \
-	    $(if $(DIFFUSERS),--diffusers=$(DIFFUSERS)) --counts=out/peers.json
+	    $(if $(DIFFUSERS),--diffusers=$(DIFFUSERS)) $(if $(WORLDS),--worlds=$(WORLDS)) --counts=out/peers.json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

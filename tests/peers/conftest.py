@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("peers")
     group.addoption("--pytorch", type=Path, help="a checkout of pytorch, for its attention patterns")
     group.addoption("--diffusers", type=Path, help="a checkout of diffusers, for its tests of compiled models")
+    group.addoption(
+        "--worlds", type=Path, help="a folder of checkouts of world models, named as test_world_models says"
+    )
     group.addoption("--samples", type=int, default=3, help="samples of each operator of PyTorch's database")
     group.addoption("--counts", type=Path, help="where to write the counts and all that is not right, as JSON")
 
