@@ -38,11 +38,10 @@ def test_a_model_of_others_runs_as_in_eager(name: str, way: str, tally: Any, pyt
     told = f"{found['graphs']} graphs, {found['breaks']} breaks, {found['late']} late, {found['difference']:.1e}"
     tally.add(f"world models, {way}", "right", name, f"{told}, {found['rewritten']}")
     if not way.endswith("sparse"):
-        assert found["difference"] < 1e-5
-    if way.startswith("accelerate"):
-        assert not found["late"], "compiled again once the rollout was under way"
-        stock = RESULTS.get((name, "dynamo"))
-        assert stock is None or found["graphs"] <= stock["graphs"]
+        assert found["difference"] < CASES[name].rounding
+    stock = RESULTS.get((name, "dynamo"))
+    if way.startswith("accelerate") and stock is not None:
+        assert found["graphs"] <= stock["graphs"] and found["late"] <= stock["late"]
 
 
 def _run(name: str, checkouts: Path, way: str) -> dict[str, Any]:
