@@ -323,14 +323,12 @@ def _structure(regions: Any, value: Any, leaves: list[Any]) -> Any:
     from torch._dynamo import variables
 
     value = value.realize() if isinstance(value, variables.LazyVariableTracker) else value
+    if type(value) in (variables.TupleVariable, variables.ListVariable, variables.NamedTupleVariable):
+        parts = tuple(_structure(regions, part, leaves) for part in value.items)
+        return None if None in parts else (getattr(value, "tuple_cls", type(value)), parts)
     tag = regions.classify_vt(value)
-    if tag is not None:
-        leaves.append((tag, value))
-        return "leaf"
-    if type(value) not in (variables.TupleVariable, variables.ListVariable, variables.NamedTupleVariable):
-        return None
-    parts = tuple(_structure(regions, part, leaves) for part in value.items)
-    return None if None in parts else (getattr(value, "tuple_cls", type(value)), parts)
+    leaves.append((tag, value))
+    return None if tag is None else "leaf"
 
 
 def _operands_of(fingerprint: Any) -> list[fx.Node]:
