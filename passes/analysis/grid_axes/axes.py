@@ -81,11 +81,6 @@ def knowledge(axis: Axis) -> int:
     return total
 
 
-def better(left: Axis, right: Axis) -> Axis:
-    """The axis that knows more; the left one when they know as much."""
-    return right if knowledge(right) > knowledge(left) else left
-
-
 def regroup(axes: Axes, shape: Sequence[Size]) -> list[Axis | None]:
     """The axes of a view with sizes ``shape``; ``None`` for axes that no product of atoms explains."""
     found = dealt([atom for axis in axes for atom in axis], shape, _split).axes

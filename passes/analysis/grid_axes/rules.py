@@ -36,15 +36,15 @@ from lightint_compile.passes.analysis.grid_axes.axes import (
     Axes,
     Axis,
     Origin,
-    better,
     cut,
     fuse,
     join,
+    knowledge,
     padded,
     regroup,
     written,
 )
-from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.ir.fake_values import Size, numel_hint, size_of
 from lightint_compile.passes.ir.op_arguments import sizes_of, tensors
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import same
@@ -87,8 +87,8 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
         case Along((ref,)) | Across(ref) | Alike(Ref() as ref):
             return at(ref)
         case Along(refs):
-            fitting = [at(ref) for ref in refs if same(sizes_of(ref.node)[ref.axis], size)]
-            return reduce(better, fitting) if fitting else None
+            fitting = [(at(ref), ref.node) for ref in refs if same(sizes_of(ref.node)[ref.axis], size)]
+            return reduce(_better, fitting)[0] if fitting else None
         case Range(ref, start, 1):
             return cut(at(ref), start, size_of(start + size))
         case Joined(refs):
@@ -102,6 +102,21 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
         case Written(ref, source, start, step):
             return at(ref) if source is None or step != 1 else written(at(ref), at(source), start)
     return None
+
+
+def _better(left: tuple[Axis, fx.Node], right: tuple[Axis, fx.Node]) -> tuple[Axis, fx.Node]:
+    """The axis that knows more; of two that know as much, that of the larger operand: the other is a table for it."""
+    if left[0] == right[0]:
+        return left
+    known = knowledge(left[0]), knowledge(right[0])
+    if known[0] == known[1]:
+        return right if _numel(right[1]) > _numel(left[1]) else left
+    return right if known[1] > known[0] else left
+
+
+def _numel(node: fx.Node) -> int:
+    tensor = tensor_of(node)
+    return 0 if tensor is None else numel_hint(tensor)
 
 
 def _picked(axis: Axis, first: Size | None, length: Size) -> Axis:

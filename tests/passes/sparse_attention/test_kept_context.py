@@ -254,6 +254,14 @@ class Whole(Twin):
         return front, front.sin()
 
 
+class Rotated(Twin):
+    """The past gets positions on its own, from a table that is the first factor of every product."""
+
+    def front(self, layer: int, front: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        table = text[0, :, :16]
+        return table.cos() * front + table.sin() * front.flip(-1), front.sin()
+
+
 class Projected(Twin):
     """As many text tokens as six frames have."""
 
@@ -318,6 +326,12 @@ def key_axes(module: nn.Module, inputs: dict[str, Any], **stated: Any) -> set[st
 def test_what_only_looks_like_a_past_is_text(twin: type[Twin]):
     assert key_axes(built(Whole), Whole.inputs()) == {"6x4x4 | 4x4x4"}, "the twin of all of them"
     assert key_axes(built(twin), twin.inputs()) == {"96 | 4x4x4"}
+
+
+def test_a_table_of_positions_is_not_taken_for_what_it_is_applied_to():
+    program = trace(built(Rotated), Rotated.inputs())
+    assert {str(site.key_axis) for site in program.fact(AttentionSites)} == {"6x4x4 | 4x4x4"}
+    assert program.fact(Roles).paths(Role.CONTEXT) == ["front"]
 
 
 def test_a_name_that_says_text_is_believed_and_a_stated_role_before_it():
