@@ -117,7 +117,23 @@ def _is_repeatable(writes: Sequence[fx.Node], replaced: dict[fx.Node, list[fx.No
     in_one_place = first.target is WRITE_WINDOW and all(
         write.target is WRITE_WINDOW and write.args[2:] == first.args[2:] for write in others
     )
+    if any(_reads_what_it_writes(write) for write in writes):
+        return False
     return not any(replaced[write] for write in ([first] if in_one_place else writes))
+
+
+_BLIND = frozenset(
+    ("copy_", "fill_", "zero_", "index_copy_", "index_fill_", "masked_fill_", "masked_scatter_", "write_window")
+)
+"""Writes, by name, of what they are given, whatever was there."""
+
+
+def _reads_what_it_writes(write: fx.Node) -> bool:
+    """Whether what a write leaves depends on what was there."""
+    assert isinstance(write.target, torch._ops.OpOverload)
+    name = write.target._schema.name.rpartition("::")[2]
+    others = (source for source in write.all_input_nodes if source is not write.args[0])
+    return name not in _BLIND or any(memory_of(source) is memory_of(write) for source in others)
 
 
 def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
