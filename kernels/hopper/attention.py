@@ -123,7 +123,8 @@ def _consume(
 ):  # fmt: skip
     query_tile, _, _, _, _, verdict = tiles
     query_full, _, _, _, _, judged = barriers
-    (outer, inner), (frame, line, column) = place, corner
+    outer, inner = place
+    frame, line, column = corner
     BT: gl.constexpr = output.block_type.shape[1]
     BM: gl.constexpr = BT * output.block_type.shape[2] * output.block_type.shape[3]
     D: gl.constexpr = output.block_type.shape[4]
