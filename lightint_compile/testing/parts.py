@@ -110,14 +110,18 @@ class State(nn.Module):
 
 
 def write_cache(cache: Tensor, x: Tensor, how: str) -> Tensor:
-    """Tokens ``x`` written into ``cache [batch, slots, WIDTH]`` in place, and what reading it adds to them."""
+    """Tokens ``x`` written into ``cache [batch, slots, WIDTH]`` in place, and what reading it adds to them.
+
+    ``roll`` keeps the first slot and lets the others make room for the tokens.
+    """
     count, new = x.shape[1], x.detach()
     if how == "slice":
         cache[:, :count] = new
     elif how == "index":
         cache.index_copy_(1, torch.arange(count), new)
     else:
-        cache.copy_(torch.cat([cache[:, count:], new], 1))
+        cache[:, 1:-count] = cache[:, 1 + count :].clone()
+        cache[:, -count:] = new
     return x + cache.mean(1, keepdim=True)
 
 
