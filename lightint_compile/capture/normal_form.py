@@ -41,6 +41,8 @@ def tidy(graph_module: fx.GraphModule) -> None:
 
     A copy whose memory the caller gets stays: the caller may write to it.
     """
+    for node in graph_module.graph.nodes:  # first: as views they tell who has the memory of an output
+        node.target = _AS_VIEWS.get(node.target, node.target)
     returned = output_memory(graph_module.graph)
     for node in reversed(graph_module.graph.nodes):
         if node.op != "call_function":
@@ -50,8 +52,6 @@ def tidy(graph_module: fx.GraphModule) -> None:
         elif _does_nothing(node) and not (node.target in _COPIES and node in returned):
             node.replace_all_uses_with(node.args[0], propagate_meta=False)
             graph_module.graph.erase_node(node)
-        elif node.target in _AS_VIEWS:
-            node.target = _AS_VIEWS[node.target]
         elif node.target is aten.type_as.default:
             _as_copy(node)
     graph_module.graph.eliminate_dead_code()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -38,6 +39,12 @@ aten = torch.ops.aten
 def pointwise(node: fx.Node) -> Movement:
     """Operands are broadcast together."""
     return Movement((aligned(tensors(node), rank_of(node)),), computes=node.target not in COPIES)
+
+
+@moves(aten.copy.default)
+def copied_over(node: fx.Node) -> Movement:
+    """Elementwise, but the first operand has the size of the result: it is not broadcast."""
+    return replace(pointwise(node), stretches=False)
 
 
 @moves(aten.type_as.default)
