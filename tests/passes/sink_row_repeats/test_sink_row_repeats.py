@@ -54,7 +54,7 @@ ROWWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "matrices": lambda x, w: torch.linalg.inv(torch.diag_embed(x.cosh())) @ torch.diag_embed(x) @ w.T,
     "added to a product": lambda x, w: torch.baddbmm(w[:, :1].T[None], x, w.T[None].expand(2, -1, -1)),
     "without safety": lambda x, w: F.linear(torch.ops.aten._unsafe_view(x, [2, FRAMES * PER_FRAME, 1, WIDTH]), w),
-    "written into zeros": lambda x, w: F.linear(torch.ops.aten.copy(torch.zeros_like(x), x), w),
+    "written into zeros": lambda x, w: F.linear(torch.ops.aten.copy(torch.zeros(x.shape, dtype=x.dtype), x), w),
     "attention": lambda x, w: F.scaled_dot_product_attention(F.linear(x, w[:8]), w[None], w[None]),
 }
 
