@@ -50,7 +50,12 @@ NAMES: Mapping[str, Any] = {
     "choose_each": choose_each,
 }
 
-_OPERATORS = {"torch.ops.higher_order.cond(": "choose(", "torch.ops.higher_order.lightint_each(": "choose_each("}
+_OPERATORS = {
+    "torch.ops.higher_order.cond(": "choose(",
+    "torch.ops.higher_order.lightint_each(": "choose_each(",
+    # What a region runs operator by operator may lie in memory in another way than its fake form says.
+    "torch.ops.aten.view.default(": "torch.ops.aten.reshape.default(",
+}
 
 
 def driver_source(root: fx.GraphModule) -> str:

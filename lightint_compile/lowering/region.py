@@ -122,7 +122,9 @@ class Leaf:
         except Exception as error:
             if self.strict or not is_answered(error):
                 raise
-            variant = Variant(self.graph())  # holds for whatever sizes no other form covers: none is tried again
+            variant = Variant(
+                one_by_one(self.graph())
+            )  # holds for whatever sizes no other form covers: none is tried again
             self.variants.append(variant)
             instead = "it runs operation by operation for sizes that no compiled form covers, which is slower"
             self.failure = told(f"compiling {self.name} for another size", instead, error)
@@ -162,9 +164,20 @@ _READ = torch.ops.aten._local_scalar_dense.default
 _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 
+def one_by_one(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy for operators as they are: one may lay its result out in another way than its fake form says.
+
+    A view of it is then no view. Compiled code lays results out as the fake forms say.
+    """
+    graph = copy.deepcopy(graph_module.graph)
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+    return fx.GraphModule(graph_module, graph)
+
+
 def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
     """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
-    function = standalone(graph_module, inputs)
+    function = one_by_one(standalone(graph_module, inputs))
     return Variant(function, bindings=inputs.bindings, extra=inputs.extra, floats=inputs.floats)
 
 
