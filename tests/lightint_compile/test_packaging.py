@@ -29,8 +29,8 @@ BROUGHT = {
 EXPECTED_BY_OTHERS = {"expecttest": "torch.testing's database of operators imports it"}
 """What the tests need without importing it."""
 
-LOADED = {"conftest"}
-"""What tests load besides: pytest's own files."""
+LOADED = {"conftest", *(path.stem for path in (ROOT / "tests" / "peers" / "world_models").glob("*.py"))}
+"""What tests load besides: pytest's own files, and the parts of a program that a test runs."""
 
 
 def test_every_folder_with_an_init_file_is_listed() -> None:
