@@ -98,23 +98,17 @@ class Opened:
         state = _states[each.function]
         if state.put_back is None:
             return _kept(each, state.reason)
-        return Remark(
-            kind=RemarkKind.ANALYSIS,
-            pass_name=ACCELERATE,
-            rule="opened",
-            message=f"{each.name} is traced: its torch.compiler.disable is off until undo()",
-            source=each.source,
-        )
+        return _told(each, "opened", "is traced: its torch.compiler.disable is off until undo()")
 
 
 def _kept(each: Disabled, why: str) -> Remark:
-    return Remark(
-        kind=RemarkKind.ANALYSIS,
-        pass_name=ACCELERATE,
-        rule="kept-disabled",
-        message=f"{each.name} keeps its torch.compiler.disable: {why.rstrip('.')}. Graphs end at each call of it.",
-        source=each.source,
-    )
+    message = f"keeps its torch.compiler.disable: {why.rstrip('.')}. Graphs end at each call of it."
+    return _told(each, "kept-disabled", message)
+
+
+def _told(each: Disabled, rule: str, what: str) -> Remark:
+    message = f"{each.name} {what}"
+    return Remark(kind=RemarkKind.ANALYSIS, pass_name=ACCELERATE, rule=rule, message=message, source=each.source)
 
 
 def _library(each: Disabled) -> str:

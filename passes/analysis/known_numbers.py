@@ -34,7 +34,7 @@ def known_numbers(node: fx.Node) -> list[Size] | None:
 
 
 class _UnknownError(Exception):
-    pass
+    """Something that no rule knows: the numbers are data."""
 
 
 class _Reading:

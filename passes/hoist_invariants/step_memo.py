@@ -72,10 +72,12 @@ def _sources(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
     The latent, timesteps, and caches that the program writes to change with every step. So may what has no role and the
     rank of a latent, but then checking it is all that is lost.
     """
-    roles, loop = program.fact(Roles), program.fact(DenoisingLoop)
+    roles = program.fact(Roles)
     steady, constant = set[fx.Node](), set[fx.Node]()
-    is_step = roles.paths(Role.LATENT) and roles.paths(Role.TIMESTEP)
-    if not is_step or len(loop.steps) > 1 or loop.operator is not None:
+    if not (roles.paths(Role.LATENT) and roles.paths(Role.TIMESTEP)):
+        return steady, constant
+    loop = program.fact(DenoisingLoop)
+    if len(loop.steps) > 1 or loop.operator is not None:
         return steady, constant
     written = written_buffers(program.graph)
     for entry, node in zip(program.inputs, program.placeholders(), strict=True):

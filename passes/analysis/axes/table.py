@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes import moving  # noqa: F401 - its rules register themselves
+from lightint_compile.passes.analysis.axes import moving, writing  # noqa: F401 - their rules register themselves
 from lightint_compile.passes.analysis.axes.attention import attention, dialect_of
 from lightint_compile.passes.analysis.axes.computing import of_own_operators, pointwise
 from lightint_compile.passes.analysis.axes.movement import MOVEMENTS, Movement
