@@ -1,0 +1,104 @@
+"""Several ways of running one thing, each in a process of its own: all warm up at once, then are timed one by one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.multiprocessing as processes
+
+
+@dataclass
+class Timed:
+    """What one way took.
+
+    Attributes:
+        milliseconds: median of each call.
+        spread: lowest and highest of each call.
+        warm: seconds until the last warm-up call was made.
+        gigabytes: most device memory allocated while it was timed, 10^9 bytes.
+        more: what the way tells besides.
+        result: what the last call gave, a numpy array.
+    """
+
+    way: str
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)
+    warm: float = 0.0
+    gigabytes: float = 0.0
+    more: dict[str, Any] = field(default_factory=dict)
+    result: Any = None
+    error: str = ""
+
+
+Made = tuple[dict[str, Callable[[], Any]], Callable[[], dict[str, Any]]]
+"""Calls by name, and what is told of them once they are timed."""
+
+
+def in_turn(make: Callable[[str], Made], ways: Sequence[str], repeats: int, warm_ups: int = 2) -> list[Timed]:
+    """Time the calls that ``make`` gives for each way; it must be a function that another process can import."""
+    context = processes.get_context("spawn")
+    pairs = [context.Pipe() for _ in ways]
+    workers = [
+        context.Process(target=_work, args=(make, way, repeats, warm_ups, ours), daemon=True)
+        for way, (_, ours) in zip(ways, pairs, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    ready = [_received(pipe, way) for way, (pipe, _) in zip(ways, pairs, strict=True)]
+    found = []
+    for way, (pipe, _), state in zip(ways, pairs, ready, strict=True):
+        if isinstance(state, Timed):
+            found.append(state)
+            continue
+        pipe.send("go")
+        found.append(_received(pipe, way))
+    for worker in workers:
+        worker.kill()
+    return found
+
+
+def _received(pipe: Any, way: str) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return Timed(way, error="the process died")
+
+
+def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pipe: Any) -> None:
+    timed, start = Timed(way), time.perf_counter()
+    try:
+        with torch.no_grad():
+            calls, told = make(way)
+            for _ in range(warm_ups):
+                for call in calls.values():
+                    call()
+            torch.cuda.synchronize()
+            timed.warm = time.perf_counter() - start
+            pipe.send("warm")
+            pipe.recv()
+            torch.cuda.reset_peak_memory_stats()
+            for name, call in calls.items():
+                taken = [_milliseconds(call) for _ in range(repeats)]
+                timed.milliseconds[name] = statistics.median(taken)
+                timed.spread[name] = (min(taken), max(taken))
+            timed.gigabytes = torch.cuda.max_memory_allocated() / 1e9
+            timed.more = told()
+            timed.result = list(calls.values())[-1]().float().cpu().numpy()
+    except Exception:
+        timed.error = traceback.format_exc()[-3000:]
+    pipe.send(timed)
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """Wall time: what the host does in between counts."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
