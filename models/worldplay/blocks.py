@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..dtypes import wide
 from .camera import RopeTable, apply_matrix, apply_rope, projection_matrices
 from .config import WorldPlayConfig
-from .dtypes import wide
 
 
 class KeyValue(NamedTuple):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..camera_paths.poses import invert_rigid
+from ..dtypes import wide
 from .config import WorldPlayConfig
-from .dtypes import wide
 
 RopeTable = tuple[Tensor, Tensor]
 
@@ -54,13 +55,6 @@ def _focal_matrix(intrinsics: Tensor, inverse: bool) -> Tensor:
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
     focal = 1.0 / focal if inverse else focal
     return torch.diag_embed(torch.cat([focal, torch.ones_like(focal)], dim=-1))
-
-
-def invert_rigid(extrinsics: Tensor) -> Tensor:
-    """Inverse [..., 4, 4] of rigid transforms, `[R^T, -R^T t]`: exact where a general inverse would lose digits."""
-    rotation = extrinsics[..., :3, :3].transpose(-1, -2)
-    translation = -(extrinsics[..., :3, :3] * extrinsics[..., :3, 3:]).sum(dim=-2)
-    return torch.cat([torch.cat([rotation, translation[..., None]], dim=-1), extrinsics[..., 3:, :]], dim=-2)
 
 
 def projection_matrices(extrinsics: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:

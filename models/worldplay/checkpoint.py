@@ -1,166 +1,23 @@
-"""Load released weights from a folder of safetensors files, strictly and one file at a time.
-
-Everything is checked from the file headers before the first byte of a weight is read, so a wrong checkpoint fails in
-a second and leaves the model as it was. One tensor at a time is in flight: 17 GB of weights need 17 GB, not 34.
-"""
+"""The chunk module with released weights."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
-from lightint_compile.errors import CheckpointError
-from lightint_compile.models.devices import checked_device
-
+from ..checkpoint import load_checkpoint
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
-
-Located = dict[str, Path]
-"""Which file holds each key."""
-
-
-def load_checkpoint(
-    module: nn.Module,
-    folder: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> nn.Module:
-    """Fill every parameter of `module` from `folder` and return the module.
-
-    `folder` holds one or more `*.safetensors` files, with or without a `*.safetensors.index.json` that says which file
-    has which key. The keys must be exactly the module's. Parameters on the meta device are created on `device` in
-    `dtype` (by default the dtype the module was built with); others keep their device and dtype.
-
-    Raises:
-        CheckpointError: a missing, extra, doubled or wrongly shaped key, an unreadable file, an index that names a file
-            which is not there. The first offending key is named, with how many more there are.
-        DeviceError: `device` is not there.
-    """
-    folder, device = Path(folder), checked_device(device)
-    located = locate_keys(folder)
-    expected = module.state_dict(keep_vars=True)
-    _check_keys(expected, located, folder)
-    _check_shapes(expected, located)
-    for path in sorted(set(located.values())):
-        _load_file(module, expected, path, [key for key, file in located.items() if file == path], device, dtype)
-    return module
 
 
 def load_chunk(
     config: WorldPlayConfig, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> WorldPlayChunk:
-    """The chunk module with released weights, built on the meta device so that weights exist once; errors as above."""
+    """The chunk module with released weights, built on the meta device so that weights exist once; errors are
+    `load_checkpoint`'s."""
     with torch.device("meta"):
         chunk = WorldPlayChunk(config)
     load_checkpoint(chunk.transformer, folder, device, dtype)
     chunk.selector.to_empty(device=device)
     return chunk.eval()
-
-
-def locate_keys(folder: Path) -> Located:
-    """Key to file, from the index where there is one and from the headers of all files otherwise."""
-    if not folder.is_dir():
-        raise CheckpointError("The checkpoint folder is not there.", where=str(folder), fix="give an existing folder")
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indices) > 1:
-        why = ", ".join(path.name for path in indices)
-        raise CheckpointError("The folder has more than one index.", where=str(folder), why=why, fix="keep one")
-    return _from_index(indices[0]) if indices else _from_headers(folder)
-
-
-def _from_index(index: Path) -> Located:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        located = {str(key): index.parent / str(name) for key, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise CheckpointError("The index cannot be read.", where=str(index), why=why) from error
-    for key, path in located.items():
-        if not path.is_file():
-            why = f"it is listed as the home of {key!r}"
-            raise CheckpointError(
-                "A file of the index is not there.", where=str(path), why=why, fix="complete the folder"
-            )
-    _check_index_covers(located, index)
-    return located
-
-
-def _check_index_covers(located: Located, index: Path) -> None:
-    present = {(key, path) for path in set(located.values()) for key in _keys(path)}
-    wrong = sorted(set(located.items()) ^ present)
-    if wrong:
-        key, path = wrong[0]
-        why = "the index lists it there and the file lacks it" if (key, path) not in present else "the index omits it"
-        raise CheckpointError(
-            f"Index and file disagree on the key {key!r}.", where=f"{index.name}, {path.name}", why=why
-        )
-
-
-def _from_headers(folder: Path) -> Located:
-    located: Located = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        for key in _keys(path):
-            if key in located:
-                why = f"it is in {located[key].name} and in {path.name}"
-                raise CheckpointError(f"The key {key!r} is there twice.", where=str(folder), why=why, fix="keep one")
-            located[key] = path
-    if not located:
-        raise CheckpointError("The folder holds no weights.", where=str(folder), fix="put *.safetensors files there")
-    return located
-
-
-def _keys(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError("The file is not a safetensors file.", where=str(path), why=str(error)) from error
-
-
-def _check_keys(expected: dict[str, Tensor], located: Located, folder: Path) -> None:
-    for kind, keys, fix in (
-        ("lacks", sorted(expected.keys() - located.keys()), "use the checkpoint of this configuration"),
-        ("has an unknown", sorted(located.keys() - expected.keys()), "use the configuration of this checkpoint"),
-    ):
-        if keys:
-            why = f"{len(keys)} of {len(expected)} keys, first {keys[0]!r}"
-            raise CheckpointError(f"The checkpoint {kind} key {keys[0]!r}.", where=str(folder), why=why, fix=fix)
-
-
-def _check_shapes(expected: dict[str, Tensor], located: Located) -> None:
-    for path in sorted(set(located.values())):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                found = tuple(file.get_slice(key).get_shape())
-                if found != tuple(expected[key].shape):
-                    why = f"it is {found}, the model has {tuple(expected[key].shape)}"
-                    fix = "use the configuration of this checkpoint"
-                    raise CheckpointError(f"The key {key!r} has a wrong shape.", where=str(path), why=why, fix=fix)
-
-
-def _load_file(
-    module: nn.Module,
-    expected: dict[str, Tensor],
-    path: Path,
-    keys: list[str],
-    device: torch.device | str,
-    dtype: torch.dtype | None,
-) -> None:
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for key in keys:
-            target = expected[key]
-            if target.is_meta:
-                value = file.get_tensor(key).to(device, dtype or target.dtype)
-                _replace(module, key, value)
-            else:
-                target.copy_(file.get_tensor(key))
-
-
-def _replace(module: nn.Module, key: str, value: Tensor) -> None:
-    parent, _, name = key.rpartition(".")
-    owner = module.get_submodule(parent)
-    setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .camera import invert_rigid
+from ..camera_paths.poses import invert_rigid
+from ..dtypes import wide
 from .config import WorldPlayConfig
-from .dtypes import wide
 
 RADIUS = 8.0
 """Distance, in scene units, up to which a camera is taken to see."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..dtypes import wide
 from .config import WorldPlayConfig
-from .dtypes import wide
 
 _FREQUENCIES = 128
 _MAX_PERIOD = 1e4

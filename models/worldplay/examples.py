@@ -1,16 +1,15 @@
-"""Inputs and weights of the right shapes, from a seed: for tests, measurements and first contact."""
+"""Inputs of the right shapes, from a seed: for tests, measurements and first contact."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..dtypes import wide
+from ..random_weights import drawer
 from .config import WorldPlayConfig
-from .dtypes import wide
 from .rollout import Scene
 from .trajectory import Trajectory
 
@@ -24,7 +23,7 @@ def example_scene(
     glyph_tokens: int = 2,
 ) -> Scene:
     """A random first image and prompt; at 480p a typical prompt has `text_tokens=119`. On meta, shapes alone."""
-    draw = _drawer(device, dtype, seed)
+    draw = drawer(device, dtype, seed)
     return Scene(
         image=draw(1, config.in_channels, config.latent_height, config.latent_width),
         text=draw(1, text_tokens, config.text_dim),
@@ -47,7 +46,7 @@ def example_inputs(
     The camera walks forward and turns right. Cameras stay float32 (float64 where `dtype` is) even for half-precision
     latents. On the meta device the values are absent and only shapes are made.
     """
-    draw = _drawer(device, dtype, seed)
+    draw = drawer(device, dtype, seed)
     size = (config.latent_height, config.latent_width)
     noise = draw(1, config.in_channels, config.chunk_frames, *size)
     history = draw(1, config.in_channels, frames_of_history, *size) if frames_of_history else None
@@ -56,33 +55,3 @@ def example_inputs(
     placed = [tensor[None].to(device, wide(dtype)) for tensor in cameras]
     scene = example_scene(config, device, dtype, seed + 1, text_tokens, glyph_tokens)
     return (noise, history, *placed, scene.image, scene.text, scene.glyphs, scene.vision), {}
-
-
-def _drawer(device: torch.device | str, dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        if torch.device(device).type == "meta":
-            return torch.empty(shape, device=device, dtype=dtype)
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    return draw
-
-
-def fill_random(module: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
-    """Overwrite every parameter from a seed, norms around 1 and the rest around 0, and return the module.
-
-    The released initialisation leaves the camera and action paths at zero, which would hide them from any comparison.
-    Each tensor is drawn on its own device from the seed and its name, so the values do not depend on the order. The
-    deviation is `scale`, at most 1/sqrt(fan_in), which keeps 54 blocks of width 2048 in a healthy range.
-    """
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta:
-            continue
-        generator = torch.Generator(parameter.device).manual_seed(seed + zlib.crc32(name.encode()))
-        deviation = min(scale, parameter[0].numel() ** -0.5) if parameter.ndim > 1 else scale
-        with torch.no_grad():
-            parameter.normal_(0.0, deviation, generator=generator)
-            if parameter.ndim == 1 and name.endswith("weight"):
-                parameter.add_(1.0)
-    return module

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 
+from ..camera_paths.poses import check_intrinsics, check_rigid
 from ..world_model import ChunkResult as ChunkResult
 from .config import WorldPlayConfig
-from .poses import check_rigid
-from .trajectory import Trajectory, check_intrinsics
+from .trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 
-from .dtypes import wide
+from ..dtypes import wide
 
 
 def sigmas(steps: int, shift: float) -> list[float]:

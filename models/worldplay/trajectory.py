@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightint_compile.errors import InputError, did_you_mean
-
+from ..camera_paths.pose_strings import held_keys, total
+from ..camera_paths.poses import check_intrinsics, check_rigid, invert_rigid, relative_to_first
 from .actions import action_labels
-from .camera import invert_rigid
-from .poses import check_rigid, relative_to_first
 
 MOVE_SPEED = 0.08
 """Scene units a latent frame."""
@@ -29,8 +26,6 @@ _MOVES = {"w": (0.0, 1.0), "s": (0.0, -1.0), "d": (1.0, 0.0), "a": (-1.0, 0.0)}
 
 _TURNS = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, 1.0), "down": (0.0, -1.0)}
 """Command to (yaw, pitch); positive is right and up."""
-
-_SEGMENT = re.compile(r"(?P<keys>[a-z]+(?:\+[a-z]+)*)-(?P<count>[0-9]+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -72,22 +67,6 @@ def default_intrinsics() -> Tensor:
     return torch.tensor([[DEFAULT_FOCAL[0], 0.0, 0.5], [0.0, DEFAULT_FOCAL[1], 0.5], [0.0, 0.0, 1.0]])
 
 
-def normalise_intrinsics(pixels: Tensor) -> Tensor:
-    """Intrinsics in pixels [..., 3, 3] over the image size, taken as twice the principal point."""
-    size = torch.stack([2.0 * pixels[..., 0, 2], 2.0 * pixels[..., 1, 2], torch.ones_like(pixels[..., 0, 0])], dim=-1)
-    return pixels / size[..., :, None]
-
-
-def check_intrinsics(intrinsics: Tensor, name: str) -> None:
-    """Raise InputError unless focal lengths of [..., frames, 3, 3] are finite and positive."""
-    focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
-    bad = ~(torch.isfinite(focal) & (focal > 0)).all(-1)
-    if bool(bad.any()):
-        frame = int(bad.nonzero()[0, -1])
-        why = f"focal lengths of frame {frame} are {focal[bad][0].tolist()}"
-        raise InputError("Intrinsics need positive focal lengths.", where=name, why=why, fix="check the calibration")
-
-
 def parse_pose_string(text: str) -> Tensor:
     """Camera-to-world poses [frames, 4, 4], float64, of a pose string; the first is the identity.
 
@@ -100,39 +79,13 @@ def parse_pose_string(text: str) -> Tensor:
         InputError: an unknown key, keys that cancel, a missing or zero count; it names the segment and its position.
     """
     pose = torch.eye(4, dtype=torch.float64)
-    poses, position = [pose], 0
-    for segment in text.split(","):
-        step, count = _parse_segment(segment, position)
+    poses = [pose]
+    for keys, count in held_keys(text, (_MOVES, _TURNS)):
+        step = step_pose(total(keys, _MOVES), total(keys, _TURNS))
         for _ in range(count):
             pose = pose @ step
             poses.append(pose)
-        position += len(segment) + 1
     return torch.stack(poses)
-
-
-def _parse_segment(segment: str, position: int) -> tuple[Tensor, int]:
-    match = _SEGMENT.fullmatch(segment.strip())
-    if match is None:
-        raise _segment_error(segment, position, "it is not KEYS-COUNT", 'write for example "w-31" or "w+left-8"')
-    count = int(match["count"])
-    if count == 0:
-        raise _segment_error(segment, position, "its count is 0", "give at least one latent frame")
-    keys = match["keys"].split("+")
-    for key in keys:
-        if key not in _MOVES and key not in _TURNS:
-            hint = did_you_mean(key, [*_MOVES, *_TURNS])
-            raise _segment_error(segment, position, f"the key {key!r} is unknown", hint)
-    move, turn = _total(keys, _MOVES), _total(keys, _TURNS)
-    if len(set(keys)) != len(keys) or any(abs(value) > 1 for value in (*move, *turn)):
-        raise _segment_error(segment, position, "a key is repeated", "name each key once")
-    if not any((*move, *turn)):
-        raise _segment_error(segment, position, "its keys cancel", "leave opposite keys out")
-    return step_pose(move, turn), count
-
-
-def _total(keys: list[str], table: dict[str, tuple[float, float]]) -> tuple[float, float]:
-    chosen = [table[key] for key in keys if key in table]
-    return sum(first for first, _ in chosen), sum(second for _, second in chosen)
 
 
 def step_pose(move: tuple[float, float], turn: tuple[float, float]) -> Tensor:
@@ -146,8 +99,3 @@ def step_pose(move: tuple[float, float], turn: tuple[float, float]) -> Tensor:
     pose[:3, :3] = about_y @ about_x
     pose[:3, 3] = pose[:3, :3] @ offset
     return pose
-
-
-def _segment_error(segment: str, position: int, why: str, fix: str) -> InputError:
-    where = f"pose string, position {position}: {segment!r}"
-    return InputError("The pose string has a bad segment.", where=where, why=why, fix=fix)

@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..dtypes import wide
 from .blocks import DoubleBlock, FinalLayer, KeyValue, TokenConditions
 from .camera import rope_table
 from .config import WorldPlayConfig
-from .dtypes import wide
 from .embeddings import GlyphMapper, PatchEmbed, ScalarEmbedder, VisionMapper
 from .text import TextEmbedder
 

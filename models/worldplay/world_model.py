@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from lightint_compile.passes.ir.world_spec import WorldSpec
 
+from ..camera_paths.pose_files import RecordedPath
+from ..random_weights import fill_random
 from ..world_model import CameraPath, ChunkResult, ModelFamily
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
 from .context import HALF_AZIMUTH, HALF_ELEVATION, RADIUS, ContextSelector
-from .examples import example_inputs, example_scene, fill_random
-from .pose_files import RecordedPath, recorded_trajectory
+from .examples import example_inputs, example_scene
+from .pose_files import recorded_trajectory
 from .rollout import Scene, rollout
 from .trajectory import MOVE_SPEED, Trajectory
 

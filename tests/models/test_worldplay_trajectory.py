@@ -12,10 +12,9 @@ from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 from lightint_compile.errors import InputError
+from lightint_compile.models.camera_paths.pose_files import parse_json, parse_lines
+from lightint_compile.models.camera_paths.poses import normalise_intrinsics, resample
 from lightint_compile.models.worldplay import Trajectory, load_trajectory, parse_pose_string
-from lightint_compile.models.worldplay.pose_files import parse_json, parse_lines
-from lightint_compile.models.worldplay.poses import resample
-from lightint_compile.models.worldplay.trajectory import normalise_intrinsics
 
 
 def wander(count: int) -> Tensor:

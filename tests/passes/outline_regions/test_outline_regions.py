@@ -12,8 +12,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 from toyvideo import Block, First, ToyChunk, chain_of_blocks, shuffled, toy_inputs, traced, values_for, without_paths
 
-from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
-from lightint_compile.models.worldplay.examples import fill_random
+from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
 from lightint_compile.passes.analysis.regions import RegionGroup
 from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.node_data import Tokens

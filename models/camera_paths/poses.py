@@ -7,8 +7,6 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 
-from .camera import invert_rigid
-
 _STILL = 1e-9
 """Steps shorter than this are a camera that only turns; scaling such a path would only scale noise."""
 
@@ -37,6 +35,13 @@ def _reject(bad: Tensor, name: str, why: str) -> None:
         frame = int(bad.nonzero()[0, -1])
         fix = "give finite rigid transforms [R t; 0 0 0 1]"
         raise InputError("A pose is not a rigid transform.", where=f"{name}, frame {frame}", why=f"it {why}", fix=fix)
+
+
+def invert_rigid(extrinsics: Tensor) -> Tensor:
+    """Inverse [..., 4, 4] of rigid transforms, `[R^T, -R^T t]`: exact where a general inverse would lose digits."""
+    rotation = extrinsics[..., :3, :3].transpose(-1, -2)
+    translation = -(extrinsics[..., :3, :3] * extrinsics[..., :3, 3:]).sum(dim=-2)
+    return torch.cat([torch.cat([rotation, translation[..., None]], dim=-1), extrinsics[..., 3:, :]], dim=-2)
 
 
 def relative_to_first(poses: Tensor) -> Tensor:
@@ -95,3 +100,19 @@ def scale_to_speed(poses: Tensor, step: float) -> Tensor:
     scaled = poses.clone()
     scaled[:, :3, 3] *= step / median
     return scaled
+
+
+def normalise_intrinsics(pixels: Tensor) -> Tensor:
+    """Intrinsics in pixels [..., 3, 3] over the image size, taken as twice the principal point."""
+    size = torch.stack([2.0 * pixels[..., 0, 2], 2.0 * pixels[..., 1, 2], torch.ones_like(pixels[..., 0, 0])], dim=-1)
+    return pixels / size[..., :, None]
+
+
+def check_intrinsics(intrinsics: Tensor, name: str) -> None:
+    """Raise InputError unless focal lengths of [..., frames, 3, 3] are finite and positive."""
+    focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
+    bad = ~(torch.isfinite(focal) & (focal > 0)).all(-1)
+    if bool(bad.any()):
+        frame = int(bad.nonzero()[0, -1])
+        why = f"focal lengths of frame {frame} are {focal[bad][0].tolist()}"
+        raise InputError("Intrinsics need positive focal lengths.", where=name, why=why, fix="check the calibration")
