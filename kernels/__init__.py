@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .api import prepare_context as prepare_context
     from .api import select_blocks as select_blocks
     from .api import sparse_attention as sparse_attention
+    from .api import sparse_attention_masked as sparse_attention_masked
     from .api import sparse_attention_prepared as sparse_attention_prepared
     from .api import sparse_attention_segments as sparse_attention_segments
     from .api import using as using
@@ -32,6 +33,7 @@ __all__ = [
     "prepare_context",
     "select_blocks",
     "sparse_attention",
+    "sparse_attention_masked",
     "sparse_attention_prepared",
     "sparse_attention_segments",
     "using",

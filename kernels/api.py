@@ -41,6 +41,7 @@ __all__ = [
     "prepare_context",
     "select_blocks",
     "sparse_attention",
+    "sparse_attention_masked",
     "sparse_attention_prepared",
     "sparse_attention_segments",
     "using",
@@ -103,6 +104,26 @@ def sparse_attention_prepared(
     return _lightint.sparse_attention_prepared(
         query, list(keys), list(values), context_pool, *rest, context_key_means, context_value_means, min_tokens
     )
+
+
+def sparse_attention_masked(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    key_mask: Tensor,
+    context_pool: Tensor | None = None,
+    context_key_means: Tensor | None = None,
+    context_value_means: Tensor | None = None,
+    **given: Unpack[SparseArguments],
+) -> Tensor:
+    """:func:`sparse_attention_segments` under a mask of keys, with pools as of :func:`sparse_attention_prepared`.
+
+    ``key_mask``, ``[batch or 1, key_tokens]`` or of the ``prefix`` alone, is bool (True takes part) or floating (added
+    to the logits). The host does not read it. An element of the batch whose mask touches frames attends to all keys.
+    """
+    *rest, min_tokens = Settings(**{**SPARSE, **given})
+    pools = (context_pool, context_key_means, context_value_means)
+    return _lightint.sparse_attention_masked(query, list(keys), list(values), key_mask, *rest, min_tokens, *pools)
 
 
 def _is_plain(*tensors: Tensor) -> bool:

@@ -202,6 +202,24 @@ def context_pool(pool: Tensor, key: Tensor, layout: Layout, name: str) -> None:
         )
 
 
+def key_mask(mask: Tensor, query: Tensor, layout: Layout) -> None:
+    """Check a mask of keys: bool (True takes part) or numbers that are added to the logits.
+
+    Raises:
+        InputError: not ``[batch or 1, key_tokens or prefix]``, another dtype or another device.
+    """
+    known = mask.dtype == torch.bool or mask.dtype in SUPPORTED_DTYPES
+    fits = mask.dim() == 2 and any(mask.shape[0] == size for size in (1, query.shape[0]))
+    if not fits or not any(mask.shape[1] == size for size in (layout.key_tokens, layout.prefix)) or not known:
+        raise InputError(
+            "a mask of keys is bool or floating [batch or 1, keys]",
+            where="key_mask",
+            why=f"{_shape(mask)} {mask.dtype}, for {layout.key_tokens} keys, {layout.prefix} of them text in front",
+        )
+    if mask.device != query.device:
+        raise InputError("the mask is on another device", where="key_mask", why=f"{mask.device}, not {query.device}")
+
+
 def pools(query_pool: Tensor, key_pools: Sequence[Tensor], layout: Layout) -> None:
     """Check that prepared pools belong to the layout.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .masked import run_masked
 from .settings import Policy, Settings
 from .spans import split_spans
 from .steps import ContextPools, default_scale, run_steps
@@ -35,6 +36,7 @@ def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
         lightint.sparse_attention.default: _sparse,
         lightint.sparse_attention_segments.default: _sparse_segments,
         lightint.sparse_attention_prepared.default: _sparse_prepared,
+        lightint.sparse_attention_masked.default: _sparse_masked,
         lightint.pool_tiles.default: _pool,
         lightint.select_blocks.default: _select,
         lightint.block_sparse_attention.default: _block,
@@ -57,6 +59,17 @@ def _sparse_prepared(
 ) -> Tensor:
     settings, pools = ops.cut_pools(context_pool, rest, **more)
     return _steps(query, keys, values, pools, settings)
+
+
+def _sparse_masked(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], key_mask: Tensor, *rest: Any, **more: Any
+) -> Tensor:
+    from . import portable
+
+    settings, pools = ops.masked_pools(rest, **more)
+    layout, chosen = settings.layout, settings.policy.arguments(query)
+    spans = split_spans(keys, layout), split_spans(values, layout)
+    return run_masked(portable, query, *spans, key_mask, layout, chosen, pools, settings.skipped_means)
 
 
 def _steps(

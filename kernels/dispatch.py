@@ -28,11 +28,12 @@ _forced: ContextVar[str | None] = ContextVar("lightint_forced_implementation", d
 
 
 class Implementation(Protocol):
-    """A module that runs the three steps of sparse attention; the contracts are those of ``reference``."""
+    """A module that runs the steps of sparse attention; the contracts are those of ``reference``."""
 
     pool_spans: Callable[..., list[Tensor]]
     select_blocks: Callable[..., Selection]
     attend: Callable[..., Tensor]
+    attend_all: Callable[..., Tensor]
 
 
 class Choice(str):

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .reference import pool_spans, select_blocks
+from .reference import attend_all, pool_spans, select_blocks
 from .skipped import Means
 from .spans import Spans, as_output, from_tiles, to_tiles
 from .tiles import Layout, accumulate_dtype, key_token_map
 
-__all__ = ["attend", "pool_spans", "select_blocks"]
+__all__ = ["attend", "attend_all", "pool_spans", "select_blocks"]
 
 _PIECE_BYTES = 1 << 20
 """Bytes of gathered keys and values of one attention call: small enough to be read back from the second-level cache."""

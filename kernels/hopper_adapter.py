@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import hopper, portable
+from .portable import attend_all as attend_all
 from .portable import pool_spans as pool_spans
 from .portable import select_blocks as select_blocks
 from .portable.pipeline import Pipeline, fits

@@ -29,6 +29,10 @@ in that many parts (halves by frames, then rows, then columns), each of them as 
 with the log of their number added to the logit, and one value, their mean. A part without tokens does not exist. The
 parts of all blocks are numbered like blocks: they are the tiles of the same grids with the part as the tile.
 
+*Masked keys.* ``key_mask`` ``[batch or 1, key_tokens]`` is bool (True takes part) or numbers that are added to the
+logits; it is data, and never read by the host. One of ``prefix`` columns says so of the text alone. An element of the
+batch whose mask leaves some visual key out, or adds something to its logit, attends to all keys under the mask.
+
 *Dense or sparse.* ``min_tokens`` says who decides: with a number, the call is sparse from that many keys on and dense
 below, so 0 is always sparse; without one the cost model decides for the sizes of the call. Dense in any case is a call
 that would keep every block, and one on a device, dtype or head_dim that no sparse kernel takes.
@@ -79,6 +83,10 @@ SCHEMAS = {
         "(Tensor query, Tensor[] keys, Tensor[] values, Tensor context_pool, "
         f"{_SPARSE}, Tensor? context_key_means=None, Tensor? context_value_means=None, {_DENSE_BELOW}) -> Tensor"
     ),
+    "sparse_attention_masked": (
+        f"(Tensor query, Tensor[] keys, Tensor[] values, Tensor key_mask, {_SPARSE}, {_DENSE_BELOW}, "
+        "Tensor? context_pool=None, Tensor? context_key_means=None, Tensor? context_value_means=None) -> Tensor"
+    ),
     "pool_tiles": "(Tensor tokens, SymInt[] grid, int[] tile) -> Tensor",
     "select_blocks": (
         "(Tensor query_pool, Tensor[] key_pools, SymInt[] query_grid, SymInt[] key_grid, int[] tile, "
@@ -119,8 +127,25 @@ def cut_pools(context_pool: Tensor, rest: Sequence[Any], **named: Any) -> tuple[
 
 
 _MEANS = ("context_key_means", "context_value_means")
+_MASKED = ("min_tokens", "context_pool", *_MEANS)
 _SETTINGS = 11
 """Arguments of sparse attention behind its tensors, in front of the means that were prepared."""
+
+
+def sparse_attention_masked(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], key_mask: Tensor, *rest: Any
+) -> Tensor:
+    """:func:`sparse_attention_prepared` under a mask of keys, with the pools that are given."""
+    settings, pools = masked_pools(rest)
+    return planning.run(query, keys, values, pools, settings, key_mask)
+
+
+def masked_pools(rest: Sequence[Any], **named: Any) -> tuple[Settings, ContextPools]:
+    """The settings among the last arguments of :func:`sparse_attention_masked`, and what is pooled of the context."""
+    given = {**dict(zip(_MASKED, rest[_SETTINGS:], strict=False)), **named}
+    pools = ContextPools(*(given.pop(name, None) for name in _MASKED[1:]))
+    settings = Settings(*rest[:_SETTINGS], **given)
+    return settings, pools if settings.layout.frames[0] else ContextPools()
 
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
@@ -197,6 +222,16 @@ def _fake_prepared(
     return empty_output(query)
 
 
+def _fake_masked(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], key_mask: Tensor, *rest: Any
+) -> Tensor:
+    settings, pools = masked_pools(rest)
+    layout = settings.checked(query, keys, values)
+    checks.given_pools(pools, keys[0], layout, settings.skipped_means)
+    checks.key_mask(key_mask, query, layout)
+    return empty_output(query)
+
+
 def _fake_block(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return _fake_block_segments(query, [key], [value], *rest)
 
@@ -240,6 +275,7 @@ def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> N
 _register("sparse_attention", sparse_attention, _fake_attention)
 _register("sparse_attention_segments", sparse_attention_segments, _fake_segments)
 _register("sparse_attention_prepared", sparse_attention_prepared, _fake_prepared)
+_register("sparse_attention_masked", sparse_attention_masked, _fake_masked)
 _register("pool_tiles", pool_tiles, _fake_pool)
 _register("select_blocks", select_blocks, _fake_select)
 _register("block_sparse_attention", block_sparse_attention, _fake_block)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .skipped import Means, Selection
@@ -164,3 +165,23 @@ def attend(
     attention = (logits - logits.amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)).exp()
     total = attention.sum(-1, keepdim=True)
     return as_output(attention @ value / total.masked_fill(total == 0, 1.0), query)
+
+
+def attend_all(
+    out: Tensor, query: Tensor, keys: Spans, values: Spans, bias: Tensor, wanted: Tensor, scale: float
+) -> Tensor:
+    """``out``, with attention over all keys instead for the elements of the batch that are ``wanted``.
+
+    Args:
+        bias: ``[batch or 1, key_tokens]``, added to the logits, in the dtype in which sums run.
+        wanted: bool ``[batch]``. Other elements are left as they are.
+    """
+    if not bool(wanted.any()):
+        return out
+    key, value = (torch.cat(list(spans), 2).to(bias.dtype) for spans in (keys, values))
+    grouped = key.shape[1] != query.shape[1]
+    masks = bias[:, None, None]
+    dense = F.scaled_dot_product_attention(
+        query.to(bias.dtype), key, value, attn_mask=masks, scale=scale, enable_gqa=grouped
+    )
+    return as_output(torch.where(wanted[:, None, None, None], dense.to(out.dtype), out), query)

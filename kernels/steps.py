@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .dispatch import Implementation
@@ -25,6 +26,27 @@ class ContextPools(NamedTuple):
         return self.key_means is not None and self.value_means is not None
 
 
+class Text(NamedTuple):
+    """Tokens that every query reads, each with a number that is added to its logit.
+
+    Attributes:
+        key, value: ``[batch, key_heads, tokens, head_dim]``.
+        bias: ``[batch or 1, tokens]``; minus infinity leaves a token out.
+    """
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor
+
+    def joined(self, means: Means | None, counts: Tensor) -> Means:
+        """The text behind the means that stand for skipped blocks; ``counts`` are those of the lists."""
+        offsets = self.bias[:, None, None].expand(*counts.shape, -1)
+        if means is None:
+            return Means(self.key.contiguous(), self.value.contiguous(), offsets.contiguous())
+        pairs = zip(means, (self.key, self.value, offsets), (2, 2, 3), strict=True)
+        return Means(*(torch.cat([mean, text], axis) for mean, text, axis in pairs))
+
+
 def run_steps(
     steps: Implementation,
     query: Tensor,
@@ -34,8 +56,12 @@ def run_steps(
     chosen: dict[str, Any],
     pools: ContextPools,
     parts: int,
+    text: Text | None = None,
 ) -> Tensor:
-    """Attention over the blocks that ``chosen`` keeps (``settings.Policy``), and means of ``parts`` of the others."""
+    """Attention over the blocks that ``chosen`` keeps (``settings.Policy``), and means of ``parts`` of the others.
+
+    ``text`` is what else is read, beside the prefix.
+    """
     finer = layout.finer(parts) if parts else None
     query_pool, *key_pools = _pooled(steps, keys, layout, pools.key, query)
     selection = steps.select_blocks(query_pool, key_pools, layout, **chosen, finer=finer)
@@ -45,6 +71,8 @@ def run_steps(
             key_pools = _pooled(steps, keys, finer, pools.key_means)
         value_pools = _pooled(steps, values, finer, pools.value_means)
         means = Means(joined(key_pools, query.dtype), joined(value_pools, query.dtype), selection.offsets)
+    if text is not None and text.key.shape[2]:
+        means = text.joined(means, selection.counts)
     lists = selection.lists, selection.counts
     return steps.attend(query, keys, values, *lists, layout, chosen["scale"], means)
 

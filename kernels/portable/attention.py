@@ -23,7 +23,7 @@ from .geometry import matrix_offsets, tile_tokens
 
 
 @triton.jit
-def _online(query, key, value, exist, total, mass, peak, factor, offset):
+def online(query, key, value, exist, total, mass, peak, factor, offset):
     """One more piece of keys ``[dims, keys]`` and values ``[keys, dims]`` in the running softmax.
 
     ``offset`` is added to the logits of each key, in units of the base-2 softmax.
@@ -85,7 +85,7 @@ def attention_kernel(
         mask = here[:, None] & real_dims[None, :]
         key = tl.load(key_base + matrix_offsets(place, dims, pk_token), mask=mask, other=0.0)
         value = tl.load(value_base + matrix_offsets(place, dims, pv_token), mask=mask, other=0.0)
-        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
+        total, mass, peak = online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
 
     context_key += batch * ck_batch + source.to(tl.int64) * ck_head
     context_value += batch * cv_batch + source.to(tl.int64) * cv_head
@@ -108,7 +108,7 @@ def attention_kernel(
         value_token = tl.where(from_context, cv_token, uv_token)
         key = tl.load(key_base + matrix_offsets(place, dims, key_token), mask=mask, other=0.0)
         value = tl.load(value_base + matrix_offsets(place, dims, value_token), mask=mask, other=0.0)
-        total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
+        total, mass, peak = online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
 
     if MEANS:
         first = (batch * (heads // groups) + source) * means
@@ -122,7 +122,7 @@ def attention_kernel(
             value = tl.load(mean_value + inner, mask=mask, other=0.0)
             here = offset > float("-inf")
             offset = tl.where(here, offset * 1.4426950408889634, 0.0)
-            total, mass, peak = _online(rows, tl.trans(key), value, here, total, mass, peak, factor, offset)
+            total, mass, peak = online(rows, tl.trans(key), value, here, total, mass, peak, factor, offset)
 
     result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
     target = out + batch * out_batch + head.to(tl.int64) * out_head + matrix_offsets(tokens, dims, out_token)
@@ -185,9 +185,9 @@ def attend(
 ) -> Tensor:
     """Same contract as :func:`reference.attend`."""
     result: Tensor = torch.ops.lightint.portable_attend(
-        _adjacent(query),
-        [_adjacent(key) for key in keys.filled],
-        [_adjacent(value) for value in values.filled],
+        adjacent(query),
+        [adjacent(key) for key in keys.filled],
+        [adjacent(value) for value in values.filled],
         index,
         count,
         layout.prefix,
@@ -201,5 +201,6 @@ def attend(
     return result
 
 
-def _adjacent(tensor: Tensor) -> Tensor:
+def adjacent(tensor: Tensor) -> Tensor:
+    """The tensor with its last axis adjacent in memory, copied where it is not."""
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()

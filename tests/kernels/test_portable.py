@@ -43,6 +43,11 @@ def test_all_steps_together_equal_the_specification(interpreted):
         assert error < 1e-5, case
 
 
+def test_masks_of_keys_equal_the_specification(interpreted):
+    for case, error in interpreted["masked"].items():
+        assert error < 1e-5, case
+
+
 def compile_ahead(kernel, pointers, constants, floats, capability, warps):
     import triton
     from triton.backends.compiler import GPUTarget
@@ -85,6 +90,18 @@ def test_attention_compiles_for_ampere(head_dim, dim, dtype, means):
     kernel = compile_ahead(attention_kernel, pointers, constants, ["factor"], 80, 8)
     assert kernel.metadata.shared <= AMPERE_SHARED_BYTES
     assert "mma.sync" in kernel.asm["ptx"] and "cp.async" in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize(("head_dim", "dim", "dtype"), [(64, 64, "*bf16"), (96, 128, "*bf16"), (128, 128, "*fp16")])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_attention_to_all_keys_under_a_bias_compiles(head_dim, dim, dtype, capability):
+    from lightint_compile.kernels.portable.dense import dense_kernel
+
+    spans = [f"{span}_{side}" for side in ("key", "value") for span in ("prefix", "context", "current")]
+    pointers = {**dict.fromkeys(["query", "out", *spans], dtype), "bias": "*fp32", "wanted": "*i32"}
+    constants = {"HEAD_DIM": head_dim, "DIM": dim, "QUERIES": 128, "KEYS": 64}
+    kernel = compile_ahead(dense_kernel, pointers, constants, ["factor"], capability, 8)
+    assert kernel.metadata.shared <= AMPERE_SHARED_BYTES
 
 
 def test_pooling_and_selection_compile_for_ampere():

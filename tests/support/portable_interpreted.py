@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -118,6 +119,30 @@ def whole_errors() -> dict[str, float]:
     return errors
 
 
+def masked_errors() -> dict[str, float]:
+    """Largest difference under masks of keys: of text, of frames in one element of a batch, and numbers to be added."""
+    errors = {}
+    for name in ("context", "two-parts"):
+        site = replace(SITES[name], batch=2)
+        keys, prefix = site.layout.key_tokens, site.prefix
+        masks = {kind: torch.ones(2, keys, dtype=torch.bool) for kind in ("text", "frames", "everything")}
+        masks["text"][0, 1:prefix] = masks["text"][1, :prefix] = False
+        masks["frames"][1, prefix + 3 :: 2] = False
+        masks["everything"][0] = False
+        masks["of text"] = masks["text"][:1, :prefix]
+        masks["numbers"] = torch.where(masks["text"], torch.linspace(-2, 2, keys), -torch.inf)
+        for kind, mask in masks.items():
+            query, key, value = site.tensors(torch.float32, seed=len(errors))
+            results = []
+            for implementation in ("reference", "portable"):
+                with kernels.using(implementation):
+                    policy = {"density": 0.3, "neighbours": 0, "skipped_means": 0 if kind == "text" else 2}
+                    spans = ([part[:, :, :prefix], part[:, :, prefix:]] for part in (key, value))
+                    results.append(kernels.sparse_attention_masked(query, *spans, mask, **policy, **site.grids))
+            errors[f"{name} {kind}"] = float((results[0] - results[1]).abs().max())
+    return errors
+
+
 def prepared(query, key, value, *, skipped_means, **settings):
     """Sparse attention over segments with the context pooled beforehand."""
     site = next(site for site in SITES.values() if site.grids.items() <= settings.items())
@@ -142,6 +167,7 @@ if __name__ == "__main__":
                 "poison": poison_error(),
                 "selection": selection_differences(),
                 "whole": whole_errors(),
+                "masked": masked_errors(),
             }
         )
     )
