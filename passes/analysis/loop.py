@@ -1,8 +1,9 @@
 """The denoising loop: a latent carried from step to step and updated by a scheduler, found in the unrolled graph.
 
 A scheduler step is elementwise: ``x + v * dsigma``, a blend of ``x`` with a prediction of the clean latent, a
-correction by an earlier prediction. So the latents of all steps hang together through elementwise operations on values
-of one shape; what enters them from elsewhere are the network's predictions. The residual stream of a transformer has
+correction by an earlier prediction. Multistep solvers weigh several predictions at once, stacked and summed
+(:mod:`~passes.analysis.weighted_sums`). So the latents of all steps hang together through such operations on values of
+one shape; what enters them from elsewhere are the network's predictions. The residual stream of a transformer has
 the same look; but its "steps" read different weights, while every denoising step reads the same.
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
+from lightint_compile.passes.analysis.weighted_sums import weighted_sum
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.node_data import anonymous, described
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
@@ -138,7 +141,7 @@ def _candidates(program: Program) -> list[_Chain]:
     chains = []
     outputs = program.graph.output_node().all_input_nodes
     for node in [*outputs, *reversed(order)]:
-        if node not in seen and node.target in _ELEMENTWISE and tensor_of(node) is not None:
+        if node not in seen and node.target in _ELEMENTWISE and _may_be_latent(node):
             chain = _Chain(program, node, position)
             seen |= chain.members
             chains.append(chain)
@@ -146,8 +149,14 @@ def _candidates(program: Program) -> list[_Chain]:
     return sorted(likely, key=lambda chain: (chain.end not in outputs, -len(chain.points)))[:_CHAINS_TRIED]
 
 
+def _may_be_latent(node: fx.Node) -> bool:
+    """Whether a value has axes enough for a latent: schedulers compute their coefficients elementwise too."""
+    tensor = tensor_of(node)
+    return tensor is not None and tensor.dim() > 1
+
+
 def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The elementwise operations of one shape that lead to ``end``, and the values of that shape that enter them."""
+    """The scheduler's operations that lead to ``end``, and the values of its shape that enter them."""
     members, entering, pending = {end}, set[fx.Node](), [end]
     while pending:
         for source in pending.pop().all_input_nodes:
@@ -156,6 +165,9 @@ def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
             if source.target in _ELEMENTWISE:
                 members.add(source)
                 pending.append(source)
+            elif found := weighted_sum(source, partial(_is_of_one_shape, end=end)):
+                members |= found
+                pending += found
             elif not _is_made_like(source):
                 entering.add(source)
     return members, entering
@@ -188,7 +200,7 @@ class _Chain:
 
     Attributes:
         points: the latents in front of the steps, in order.
-        members: the elementwise operations that lead to ``end``.
+        members: the scheduler's operations that lead to ``end``.
         step_of: for every node that depends on one of ``points``, the last one it depends on.
     """
 
