@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightint_compile.models.worldplay.examples import fill_random
+from lightint_compile.models.random_weights import fill_random
 
 SIZES = {
     "model_type": "t2v", "patch_size": (1, 2, 2), "text_len": 512, "in_dim": 16, "dim": 1536, "ffn_dim": 8960,

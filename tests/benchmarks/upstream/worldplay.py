@@ -21,8 +21,8 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from lightint_compile.models.random_weights import fill_random
 from lightint_compile.models.worldplay.config import WorldPlayConfig
-from lightint_compile.models.worldplay.examples import fill_random
 from lightint_compile.models.worldplay.trajectory import Trajectory
 
 TEXT, VALID, GLYPHS, VALID_GLYPHS = 1000, 119, 256, 2
