@@ -33,7 +33,7 @@ def main() -> None:
     """Measure and print."""
     given = _arguments()
     make = functools.partial(ways.MAKERS[given.table], given)
-    found = turns.in_turn(make, given.ways or WAYS[given.table], given.repeats, given.warm_ups)
+    found = turns.in_turn(make, given.ways or WAYS[given.table], given.repeats, given.warm_ups, given.profiles)
     wanted = found[0].result
     for each in found:
         if each.result is not None and wanted is not None:
@@ -74,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=-1, help="latent frames that the causal model keeps; -1: all")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warm-ups", type=int, default=2)
+    parser.add_argument("--profiles", type=Path, help="a folder for kernels and host calls of each call by time")
     parser.add_argument("--reports", type=Path, help="a folder for the reports of ours")
     return parser.parse_args()
 

@@ -7,10 +7,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as processes
+
+from lightint_compile.bench.breakdown import busy_milliseconds
 
 
 @dataclass
@@ -40,12 +43,21 @@ Made = tuple[dict[str, Callable[[], Any]], Callable[[], dict[str, Any]]]
 """Calls by name, and what is told of them once they are timed."""
 
 
-def in_turn(make: Callable[[str], Made], ways: Sequence[str], repeats: int, warm_ups: int = 2) -> list[Timed]:
-    """Time the calls that ``make`` gives for each way; it must be a function that another process can import."""
+def in_turn(
+    make: Callable[[str], Made],
+    ways: Sequence[str],
+    repeats: int,
+    warm_ups: int = 2,
+    profiles: Path | None = None,
+) -> list[Timed]:
+    """Time the calls that ``make`` gives for each way; it must be a function that another process can import.
+
+    Where ``profiles`` names a folder, each call is made once more under the profiler, and its largest kernels written.
+    """
     context = processes.get_context("spawn")
     pairs = [context.Pipe() for _ in ways]
     workers = [
-        context.Process(target=_work, args=(make, way, repeats, warm_ups, ours), daemon=True)
+        context.Process(target=_work, args=(make, way, repeats, warm_ups, profiles, ours), daemon=True)
         for way, (_, ours) in zip(ways, pairs, strict=True)
     ]
     for worker in workers:
@@ -70,7 +82,7 @@ def _received(pipe: Any, way: str) -> Any:
         return Timed(way, error="the process died")
 
 
-def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pipe: Any) -> None:
+def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, profiles: Path | None, pipe: Any) -> None:
     timed, start = Timed(way), time.perf_counter()
     try:
         with torch.no_grad():
@@ -89,6 +101,8 @@ def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pi
                 timed.spread[name] = (min(taken), max(taken))
             timed.gigabytes = torch.cuda.max_memory_allocated() / 1e9
             timed.more = told()
+            for name, call in calls.items() if profiles is not None else ():
+                timed.more[f"{name}, busy"] = _profiled(call, profiles / f"{way.replace(',', '-')}-{name}.txt")
             timed.result = list(calls.values())[-1]().float().cpu().numpy()
     except Exception:
         timed.error = traceback.format_exc()[-3000:]
@@ -102,3 +116,15 @@ def _milliseconds(call: Callable[[], Any]) -> float:
     call()
     torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start)
+
+
+def _profiled(call: Callable[[], Any], file: Path) -> float:
+    """Milliseconds in which the device ran something; kernels and host calls by time go to ``file``."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile() as profile:
+        call()
+        torch.cuda.synchronize()
+    averages, given = profile.key_averages(), {"row_limit": 30, "max_name_column_width": 90}
+    tables = [averages.table(sort_by=by, **given) for by in ("self_cuda_time_total", "self_cpu_time_total")]
+    file.write_text("\n".join(tables))
+    return round(busy_milliseconds(profile), 1)
