@@ -35,7 +35,7 @@ class Family(Enum):
     REPEAT = _of("repeat.default")
     INTERLEAVE = _of("repeat_interleave.self_int")
     EXPAND = _of("expand.default")
-    FILL = _of("full.default ones.default zeros.default")
+    FILL = _of("full.default ones.default zeros.default new_full.default new_ones.default new_zeros.default")
     LINEAR = _of("linear.default")
     TRAILING_NORM = _of("layer_norm.default rms_norm.default")
     GROUP_NORM = _of("group_norm.default instance_norm.default")

@@ -18,7 +18,14 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.axes.factors import Layout, extent, same, shared
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.analysis.row_repeats.effects import Blocked
-from lightint_compile.passes.analysis.row_repeats.layout import describe, is_full, kept_size, repeats
+from lightint_compile.passes.analysis.row_repeats.layout import (
+    describe,
+    is_full,
+    kept_size,
+    picks_of,
+    repeats,
+)
+from lightint_compile.passes.analysis.row_repeats.picks import Allowed, every
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, shape_of
 from lightint_compile.passes.ir.flops import flops_of, program_flops
@@ -50,9 +57,10 @@ class SinkRowRepeats(Pass):
 
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""
-        analysis = analyse(program.graph)
+        supposed = analyse(program.graph, picks=every)
+        analysis = analyse(program.graph, picks=_worth_following(program.graph, supposed))
         ends = _ends(program.graph, analysis)
-        remarks = list(_missed(program, analysis))
+        remarks = list(_missed(program, supposed))
         if ends:
             remarks = [*_rewrite(program, analysis, ends), *remarks]
         if self.report_inputs:
@@ -76,6 +84,14 @@ class SinkRowRepeats(Pass):
                 saved = sum(flops_of(other) for other in found)
                 if saved > worth:
                     yield _per_token(self.name, entry.path, tensor, saved)
+
+
+def _worth_following(graph: fx.Graph, supposed: Analysis) -> Allowed:
+    """Of all picks those on whose rows products run; elementwise work on fewer rows does not pay for an index."""
+    needed = _needed(_ends(graph, supposed), supposed)
+    layouts = [supposed.sunk[node].plan.result for node in needed if flops_of(node)]
+    found = {picks for layout in layouts for entry in layout for picks in picks_of(entry)}
+    return found.__contains__
 
 
 def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
@@ -167,9 +183,12 @@ def _pointwise(ends: list[fx.Node], analysis: Analysis) -> Iterator[Remark]:
 
 
 def _missed(program: Program, analysis: Analysis) -> Iterator[Remark]:
-    """Where repeated rows met an operation that does not keep them apart, and products were lost by that."""
+    """Where repeated rows met an operation that does not keep them apart, and products were lost by that.
+
+    Every pick is followed in ``analysis``: one that ends in front of the first product is a miss as well.
+    """
     supposed = {node: layout for node in analysis.blocked if (layout := _as_its_operand(node, analysis)) is not None}
-    beyond = analyse(program.graph, supposed)
+    beyond = analyse(program.graph, supposed, every)
     lost: Counter[fx.Node] = Counter()
     for node in beyond.sunk:
         if node not in analysis.sunk and beyond.sunk[node].works and flops_of(node):

@@ -12,14 +12,15 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import PassError
-from lightint_compile.passes.analysis.axes.factors import Axis, Layout, extent, is_same, plain
+from lightint_compile.passes.analysis.axes.factors import Axis, Layout, Picks, axis, extent, is_same, plain
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis
-from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size, repeats
-from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.analysis.row_repeats.layout import is_full, is_picked, kept, kept_size, picks_of, repeats
+from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.memory_sharing import memory_order
 from lightint_compile.passes.ir.node_queries import MEMO
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.rewriter import Rewriter, stored_in
+from lightint_compile.passes.ir.sizes import product, replaced
 
 aten = torch.ops.aten
 
@@ -30,17 +31,22 @@ class Emission:
     def __init__(self, program: Program, analysis: Analysis, pass_name: str) -> None:
         self._rewriter = Rewriter(program, pass_name)
         self._mark: str | None = None
-        self._place = next(iter(program.graph.nodes))
+        self._place = self._first = next(node for node in program.graph.nodes if node.op != "placeholder")
         self._analysis = analysis
         self._sizes = SizeNodes(program.graph.nodes, analysis)
         self._small: dict[fx.Node, fx.Node] = {}
         self._whole: dict[fx.Node, fx.Node] = {}
         self._converted: dict[tuple[fx.Node, Layout, str | None], fx.Node] = {}
+        self._numbers: dict[tuple[Picks, torch.device, str | None], fx.Node] = {}
 
     def compute(self, node: fx.Node, rule: str) -> fx.Node:
         """Emit the small version of ``node`` before it."""
-        entry, self._mark, self._place = self._analysis.sunk[node], node.meta.get(MEMO), node
-        with self._rewriter.at(node, rule=rule):
+        entry, self._mark = self._analysis.sunk[node], node.meta.get(MEMO)
+        self._place = self._place_for(node)
+        with self._rewriter.at(self._place, rule=rule):
+            if (tensor := tensor_of(node)) is not None:
+                for picks in (each for of in entry.plan.result for each in picks_of(of)):
+                    self._number_of(picks, tensor.device)
             bound = _Bound(self, entry.plan.operands)
             if entry.plan.forwards is not None:
                 made = bound.small(entry.plan.forwards)
@@ -54,6 +60,11 @@ class Emission:
                 made = self.call(target, *bound.mapped(entry.args), **bound.mapped(entry.kwargs))
         self._small[node] = made
         return made
+
+    def _place_for(self, node: fx.Node) -> fx.Node:
+        """Before the node; behind one that holds the numbers of its own picks, and behind all inputs."""
+        is_mask = any(picks.numbers is node for of in self._analysis.sunk[node].plan.result for picks in picks_of(of))
+        return self._first if node.op == "placeholder" else node.next if is_mask else node
 
     def write_out(self, node: fx.Node, *, returned: bool) -> fx.Node:
         """Emit the repetition of the small version and give it to every user of ``node``."""
@@ -70,7 +81,7 @@ class Emission:
 
     def erase(self, nodes: Iterable[fx.Node]) -> None:
         """Erase what is unused of ``nodes``, last first."""
-        for node in nodes:
+        for node in (*nodes, *reversed(self._numbers.values())):
             self._rewriter.erase_unused(node)
 
     def bring(self, node: fx.Node, want: Layout) -> fx.Node:
@@ -99,8 +110,59 @@ class Emission:
             node.meta[MEMO] = self._mark
         return node
 
+    def _number_of(self, picks: Picks, device: torch.device) -> fx.Node:
+        """The numbers of what is picked; made where a pick starts, so that all blocks that write it out share them."""
+        key = (picks, device, self._mark)
+        if key not in self._numbers:
+            self._numbers[key] = self._numbered(picks, device)
+        return self._numbers[key]
+
+    def _numbered(self, picks: Picks, device: torch.device) -> fx.Node:
+        if isinstance(picks.numbers, fx.Node):
+            node = self._whole.get(picks.numbers, picks.numbers)
+            if node.meta["val"].dtype is torch.bool:
+                node = self.call(aten.to.dtype, self.call(aten.reshape.default, node, [-1]), torch.int64)
+            return node if node.meta["val"].device == device else self.call(aten.to.device, node, device, torch.int64)
+        parts, first = [], cast(Size, 0)
+        for part in picks.numbers:
+            behind = size_of(first + kept_size(part))
+            numbers = self.call(aten.arange.start, self.size(first), self.size(behind), device=device)
+            parts.append(self._convert(numbers, (part,), (plain(extent(part)),)))
+            first = behind
+        return self.call(aten.cat.default, parts)
+
+    def _unpicked(self, small: fx.Node, have: Layout, want: Layout) -> tuple[fx.Node, Layout]:
+        """Write out what is picked, along the axes on which ``want`` has it written out."""
+        for dim, wanted in enumerate(want):
+            while have[dim] != wanted and is_picked(have[dim]):
+                place, picks = next((place, f.picks) for place, f in enumerate(have[dim]) if f.picks is not None)
+                number = self._number_of(picks, small.meta["val"].device)
+                sizes = list(map(kept, have[dim]))
+                full = (*have[dim][:place], *plain(have[dim][place].size), *have[dim][place + 1 :])
+                have = replaced(have, dim, axis(full))
+                small = self._picked(small, dim, sizes, place, number)
+        return small, have
+
+    def _picked(self, small: fx.Node, dim: int, sizes: list[Size], place: int, number: fx.Node) -> fx.Node:
+        """``small`` with the factor at ``place``, of the factors of ``sizes`` along ``dim``, taken by its numbers."""
+        before = list(shape_of(small.meta["val"]))
+        if len(sizes) > 1:
+            small = self._reshaped(small, [*before[:dim], *sizes, *before[dim + 1 :]])
+        small = self.call(aten.index.Tensor, small, [*[None] * (dim + place), number])
+        if len(sizes) > 1:
+            length = shape_of(small.meta["val"])[dim + place]
+            joined = product([*sizes[:place], length, *sizes[place + 1 :]])
+            small = self._reshaped(small, [*before[:dim], joined, *before[dim + 1 :]])
+        return small
+
+    def _reshaped(self, value: fx.Node, sizes: Iterable[Size]) -> fx.Node:
+        return self.call(aten.reshape.default, value, [self.size(size) for size in sizes])
+
     def _convert(self, small: fx.Node, have: Layout, want: Layout) -> fx.Node:
         """Write out the repetition that ``have`` has and ``want`` has not, by ``repeat_interleave`` or by expanding."""
+        small, have = self._unpicked(small, have, want)
+        if have == want:
+            return small
         changed = [dim for dim, (h, w) in enumerate(zip(have, want, strict=True)) if h != w and not is_full(h)]
         if len(changed) == 1 and [part.repeated for part in have[changed[0]]] == [False, True]:
             count = have[changed[0]][1].size
@@ -116,8 +178,7 @@ class Emission:
                 dim += 1
         value = self.call(aten.expand.default, value, [self.size(e) if e != -1 else -1 for e in expanded])
         if any(len(step) > 1 for step in steps):
-            sizes = [kept_size(w) for w in want]
-            value = self.call(aten.reshape.default, value, [self.size(length) for length in sizes])
+            value = self._reshaped(value, [kept_size(w) for w in want])
         return value
 
 
@@ -145,6 +206,10 @@ class _Bound:
     def size(self, size: Size) -> Any:
         """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
         return self._emission.size(size)
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
+        return self._emission.call(target, *args, **kwargs)
 
     def mapped(self, arguments: Any) -> Any:
         """Arguments with operands replaced."""

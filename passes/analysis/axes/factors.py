@@ -2,7 +2,8 @@
 
 ``[2 * B, heads, N, D]``, two branches one behind the other, has the first axis ``(plain 2)(batch B)``; tokens of all
 elements in one row, ``[B * T, C]``, have ``(batch B)(plain T)``; ``repeat_interleave(x, 24)`` makes ``(plain T)(same
-24)`` of an axis of T, ``x.repeat(2)`` makes ``(same 2)(plain T)``, and an expanded axis of one is ``(same 8)``.
+24)`` of an axis of T, ``x.repeat(2)`` makes ``(same 2)(plain T)``, and an expanded axis of one is ``(same 8)``. Rows
+that are few values in any order, ``x[index]``, are ``(picked N)``.
 """
 
 from __future__ import annotations
@@ -26,10 +27,23 @@ class Kind(StrEnum):
     SAME = "same"
 
 
+class Picks(NamedTuple):
+    """What moving along a picked factor does: to one of fewer values, by its number.
+
+    Attributes:
+        rows: how many there are to pick from.
+        numbers: the node that holds their numbers, one for each place; or the axes that stand one behind the other, of
+            whose values each is picked from; or the node of a mask, whose values are false and true.
+    """
+
+    rows: Size
+    numbers: fx.Node | tuple[Axis, ...]
+
+
 class Factor(NamedTuple):
     """A factor of an axis."""
 
-    kind: Kind
+    kind: Kind | Picks
     size: Size
 
     @property
@@ -37,18 +51,25 @@ class Factor(NamedTuple):
         """Whether nothing changes along it."""
         return self.kind is Kind.SAME
 
+    @property
+    def picks(self) -> Picks | None:
+        """What its values are picked from, if they are."""
+        return self.kind if isinstance(self.kind, Picks) else None
+
 
 Axis: TypeAlias = tuple[Factor, ...]
 Layout: TypeAlias = tuple[Axis, ...]
 
+_MERGED = (Kind.PLAIN, Kind.SAME)
+
 
 def axis(factors: Sequence[Factor]) -> Axis:
-    """Factors in normal form: those of one dropped, neighbours of a kind multiplied unless they are batches."""
+    """Factors in normal form: those of one dropped, plain or equal neighbours multiplied."""
     out: list[Factor] = []
     for factor in factors:
         if factor.size == 1:
             continue
-        if out and out[-1].kind is factor.kind and factor.kind is not Kind.BATCH:
+        if out and out[-1].kind is factor.kind and factor.kind in _MERGED:
             out[-1] = Factor(factor.kind, product([out[-1].size, factor.size]))
         else:
             out.append(factor)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.factors import Layout, shared
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.row_repeats.effects import Blocked, Plan
-from lightint_compile.passes.analysis.row_repeats.layout import repeats
+from lightint_compile.passes.analysis.row_repeats.layout import is_picked, repeats
+from lightint_compile.passes.analysis.row_repeats.picks import Allowed, masked, none, picked
 from lightint_compile.passes.analysis.row_repeats.rules import REPETITIONS, element_of, plan_of
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.op_arguments import sizes_of
@@ -50,37 +52,45 @@ class Analysis:
         return shared(sizes_of(node)) if found is None else found.plan.result
 
 
-def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None) -> Analysis:
-    """Run the rules over ``graph``; ``given`` are layouts of nodes to suppose."""
+def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None, picks: Allowed = none) -> Analysis:
+    """Run the rules over ``graph``; ``given`` are layouts of nodes to suppose, ``picks`` says which picks to follow."""
     analysis = Analysis()
     for node, layout in (given or {}).items():
         analysis.sunk[node] = Sunk(Plan(layout, {}, computes=False), (), {}, seeded=True, works=False)
     for node in graph.nodes:
         if node.op == "call_function" and node not in analysis.sunk:
-            _visit(node, analysis)
+            _visit(node, analysis, picks)
+        if node not in analysis.sunk and (mask := masked(node, picks)) is not None:
+            analysis.sunk[node] = Sunk(mask, node.args, dict(node.kwargs), seeded=True, works=False)
     return analysis
 
 
-def _visit(node: fx.Node, analysis: Analysis) -> None:
+def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:
     reached = [analysis.sunk[o] for o in node.all_input_nodes if o in analysis.sunk]
     starts = node.target in REPETITIONS
-    if not reached and not starts and node.target not in Family.FILL.value:
+    if not reached and not starts and node.target not in _MAY_START:
         return
-    seeded = starts or any(entry.seeded for entry in reached)
-    found = _apply(node, analysis)
+    found = _apply(node, analysis, picks)
     if isinstance(found, Blocked):
         if any(entry.seeded for entry in reached) and not found.mixes:
             analysis.blocked[node] = found
     elif repeats(found.result):
+        seeded = starts or any(entry.seeded for entry in reached) or any(map(is_picked, found.result))
         works = found.computes or any(entry.works for entry in reached)
         analysis.sunk[node] = Sunk(found, node.args, dict(node.kwargs), seeded, seeded and works)
 
 
-def _apply(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
+_MAY_START = frozenset((*Family.FILL.value, *Family.INDEX_SELECT.value, torch.ops.aten.index.Tensor))
+
+
+def _apply(node: fx.Node, analysis: Analysis, picks: Allowed) -> Plan | Blocked:
     if node.target is operator.getitem:
         parent = analysis.sunk.get(node.args[0])  # type: ignore[arg-type]
         return Blocked("its parent does not repeat", mixes=True) if parent is None else element_of(node, parent.plan)
     if draws_random(node):
         return Blocked("it draws random numbers anew for every row")
     movement = movement_of(node)
-    return Blocked(f"no rule for {node.target}") if movement is None else plan_of(node, movement, analysis.layout)
+    if movement is None:
+        return Blocked(f"no rule for {node.target}")
+    found = picked(node, movement, analysis.layout, picks)
+    return plan_of(node, movement, analysis.layout) if found is None else found

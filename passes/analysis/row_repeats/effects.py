@@ -23,6 +23,10 @@ class Emitter(Protocol):
         """``size`` as a graph argument: an integer, or a node whose value it is."""
         ...
 
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A new node."""
+        ...
+
 
 @dataclass(frozen=True)
 class Plan:

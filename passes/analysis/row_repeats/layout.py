@@ -1,40 +1,60 @@
-"""The lattice of repetition: axes of factors that are kept, ``plain``, or repeated, ``same``.
+"""The lattice of repetition: axes of factors that are kept, ``plain``, repeated, ``same``, or picked from fewer rows.
 
 The value at ``t * 24 + i`` of ``(kept T)(repeated 24)`` does not depend on ``i``. The small tensor of a layout holds
-the kept factors only.
+the kept factors, and of a picked one the rows that are picked from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lightint_compile.passes.analysis.axes.factors import (
     Axis,
+    Factor,
     Kind,
     Layout,
+    Picks,
     extent,
     is_same,
     plain,
     regrouped,
-    without,
 )
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.sizes import product
 
 
+def kept(factor: Factor) -> Size:
+    """Elements of the small tensor along a factor."""
+    return 1 if factor.repeated else factor.size if factor.picks is None else factor.picks.rows
+
+
 def kept_size(of: Axis) -> Size:
     """Elements of the small tensor along the axis."""
-    return without(of, Kind.SAME)
+    return product(list(map(kept, of)))
+
+
+def is_picked(of: Axis) -> bool:
+    """Whether an index says which rows stand where along the axis, or along a part of it."""
+    return any(factor.picks is not None for factor in of)
+
+
+def picks_of(of: Axis) -> Iterator[Picks]:
+    """What is picked along the axis, and what that is picked from in turn."""
+    for factor in of:
+        if factor.picks is not None:
+            yield factor.picks
+            if isinstance(factor.picks.numbers, tuple):
+                yield from (picks for part in factor.picks.numbers for picks in picks_of(part))
 
 
 def is_full(of: Axis) -> bool:
     """Whether nothing repeats along the axis."""
-    return not any(factor.repeated for factor in of)
+    return not any(factor.repeated for factor in of) and not is_picked(of)
 
 
 def is_simple(of: Axis) -> bool:
     """Whether the kept values are one run, so that unsqueeze, expand and reshape rebuild the axis."""
-    return sum(not factor.repeated for factor in of) <= 1
+    return sum(factor.kind is Kind.PLAIN for factor in of) <= 1
 
 
 def repeats(layout: Layout) -> bool:
@@ -57,7 +77,7 @@ def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
     """
     needed: list[Axis] = []
     result: list[Axis] = []
-    for before, behind, axes in regrouped(layout, shape, fits=is_simple):
+    for before, behind, axes in regrouped(layout, shape, lambda factor: factor.picks is None, is_simple):
         needed.extend(layout[dim] if axes is not None else plain(extent(layout[dim])) for dim in before)
         result.extend([plain(shape[dim]) for dim in behind] if axes is None else axes)
     return tuple(needed), tuple(result)

@@ -37,6 +37,7 @@ from lightint_compile.passes.analysis.row_repeats.layout import is_full, is_simp
 from lightint_compile.passes.ir.fake_values import Size, shape_of
 from lightint_compile.passes.ir.op_arguments import argument, dimension, sizes_of, tensors
 from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.sizes import replaced
 
 aten = torch.ops.aten
 
@@ -64,14 +65,14 @@ _UNFOLLOWED = ("attn_mask", "dropout_p", "is_causal", "enable_gqa")
 
 
 def _followed(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | Blocked:
-    results = [tuple(_carried(way, size, layouts) for way, size in output) for output in movement.sized(node)]
+    results = [tuple(carried(way, size, layouts) for way, size in output) for output in movement.sized(node)]
     if len(set(map(len, results))) != 1:
         return Blocked("its results have different axes", mixes=True)
     columns = zip(*results, strict=True)
     result = tuple(entries[0] if len(set(entries)) == 1 else plain(extent(entries[0])) for entries in columns)
     if not repeats(result):
         return _lost(node, movement, layouts)
-    needed = operand_layouts(_demands(movement, result, layouts), layouts)
+    needed = operand_layouts(demands(movement, result, layouts), layouts)
     if needed is None:
         return Blocked("it reads a value in two ways")
     if node.target in Family.FILL.value:
@@ -80,7 +81,7 @@ def _followed(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | Blo
     return Plan(result, needed, movement.computes, forwards=forwards)
 
 
-def _carried(way: Way, length: Size, layouts: Layouts) -> Axis:
+def carried(way: Way, length: Size, layouts: Layouts) -> Axis:
     """What repeats along an axis of the result."""
     match way:
         case Along(refs):
@@ -95,7 +96,8 @@ def _carried(way: Way, length: Size, layouts: Layouts) -> Axis:
             return plain(length)
 
 
-def _demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[tuple[Ref, Axis]]:
+def demands(movement: Movement, result: Layout, layouts: Layouts) -> Iterator[tuple[Ref, Axis]]:
+    """What axes of the operands are read as for the one layout that all results have."""
     for read in movement.reads:
         yield from _written_out(read.refs, layouts)
     for way, entry in ((way, entry) for output in movement.outputs for way, entry in zip(output, result, strict=True)):
@@ -165,7 +167,7 @@ def _repetition(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | B
     source, (ways,) = operand(node), movement.outputs
     before = layouts(source)
     layout = tuple(
-        _copied(way, layouts) if isinstance(way, Times) else _carried(way, length, layouts)
+        _copied(way, layouts) if isinstance(way, Times) else carried(way, length, layouts)
         for way, length in zip(ways, sizes_of(node), strict=True)
     )
     if not all(map(is_simple, layout)):
@@ -189,7 +191,7 @@ def _copied(way: Times, layouts: Layouts) -> Axis:
 def _squeeze(node: fx.Node, movement: Movement, layouts: Layouts) -> Plan | Blocked:
     """The small tensor must not lose an axis that only repeats."""
     source, dims = operand(node), squeezed(node)
-    result = tuple(_carried(way, 1, layouts) for way in movement.ways())
+    result = tuple(carried(way, 1, layouts) for way in movement.ways())
     if not repeats(result):
         return Blocked("its operand does not repeat")
     return Plan(
@@ -210,8 +212,9 @@ def _one_of_equals(node: fx.Node, layouts: Layouts) -> Plan | Blocked:
 
 def _filled(node: fx.Node, result: Layout) -> Plan:
     """One value everywhere: as repeated as whatever meets it. The small tensor has one element."""
-    tail = list(node.args[1:])
-    return Plan(result, {}, computes=False, arguments=lambda emit: ([1] * len(result), *tail))
+    place = 0 if isinstance(node.args[0], (list, tuple)) else 1  # ``new_zeros`` takes a tensor for its dtype first
+    args = replaced(node.args, place, [1] * len(result))
+    return Plan(result, {}, computes=False, arguments=lambda emit: args)
 
 
 def element_of(node: fx.Node, parent: Plan) -> Plan | Blocked:

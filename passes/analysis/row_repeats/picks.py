@@ -1,0 +1,162 @@
+"""Rows that are picked from fewer: by an index, by a mask, or by being joined from parts whose rows repeat.
+
+``cat([zeros(n), t.expand(m)])`` has two rows to pick from, ``x[index]`` those of ``x``, and a mask along one axis false
+and true. All of it is known from how the value is made, so nothing has to be checked in a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.axes.factors import (
+    Axis,
+    Factor,
+    Layout,
+    Picks,
+    axis,
+    extent,
+    is_same,
+    operand_layouts,
+    plain,
+    same,
+)
+from lightint_compile.passes.analysis.axes.movement import Along, Joined, Movement, Picked, Ref, Way, Written
+from lightint_compile.passes.analysis.row_repeats.effects import Emitter, Layouts, Plan
+from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size
+from lightint_compile.passes.analysis.row_repeats.rules import carried, demands
+from lightint_compile.passes.ir.fake_values import Size, hint_of, shape_of, size_of
+from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.sizes import replaced
+from lightint_compile.passes.ir.sizes import same as equal
+
+aten = torch.ops.aten
+
+Allowed: TypeAlias = Callable[[Picks], bool]
+"""Which picks are followed."""
+
+FEWER = 4
+"""Rows are picked where they are this many times over: fewer do not pay for the index."""
+
+_FEWEST = 16
+"""A mask of fewer values is no token axis."""
+
+
+def none(_: Picks) -> bool:
+    """No pick is followed."""
+    return False
+
+
+def every(_: Picks) -> bool:
+    """Every pick is followed."""
+    return True
+
+
+def picked(node: fx.Node, movement: Movement, layouts: Layouts, allows: Allowed) -> Plan | None:
+    """How to compute a call that picks or joins rows on those that it picks from; ``None`` for every other."""
+    if movement.regroups is not None or len(movement.outputs) != 1:
+        return None
+    (ways,) = movement.outputs
+    places = [place for place, way in enumerate(ways) if isinstance(way, (Picked, Joined, Written))]
+    if len(places) != 1:
+        return None
+    (place,) = places
+    if isinstance(ways[place], Picked):
+        return _indexed(node, movement, place, layouts, allows)
+    return None if node.kwargs else _joined(node, movement, place, layouts, allows)
+
+
+def _indexed(node: fx.Node, movement: Movement, place: int, layouts: Layouts, allows: Allowed) -> Plan | None:
+    way = movement.outputs[0][place]
+    assert isinstance(way, Picked)
+    if way.first is not None or not is_full(layouts(way.numbers.node)[way.numbers.axis]):
+        return None
+    table = plain(extent(layouts(way.ref.node)[way.ref.axis]))
+    found = _layouts(node, movement, place, Picks(extent(table), way.numbers.node), [(way.ref, table)], layouts, allows)
+    return None if found is None else Plan(*found, computes=False, forwards=way.ref.node)
+
+
+def _joined(node: fx.Node, movement: Movement, place: int, layouts: Layouts, allows: Allowed) -> Plan | None:
+    parts = _parts(movement.outputs[0][place], shape_of(node.meta["val"])[place], layouts)
+    if all(is_full(part) for _, part in parts):
+        return None
+    picks = Picks(size_of(sum(kept_size(part) for _, part in parts)), tuple(part for _, part in parts))
+    own = [(ref, layouts(ref.node)[ref.axis]) for ref, _ in parts]
+    found = _layouts(node, movement, place, picks, own, layouts, allows)
+    if found is None:
+        return None
+
+    def small(emit: Emitter) -> tuple[list[fx.Node], int]:
+        return [emit.small(ref.node) for ref, _ in parts], place
+
+    return Plan(*found, computes=False, arguments=small, target=aten.cat.default)
+
+
+def _parts(way: Way, length: Size, layouts: Layouts) -> list[tuple[Ref, Axis]]:
+    """What stands one behind the other along an axis: where it is read, and how it repeats there.
+
+    A buffer of one value that is written to from a place on is three such parts.
+    """
+    if isinstance(way, Joined):
+        return [(ref, layouts(ref.node)[ref.axis]) for ref in way.refs]
+    if not isinstance(way, Written) or way.source is None or way.step != 1:
+        return []
+    written = layouts(way.source.node)[way.source.axis]
+    if not is_same(layouts(way.ref.node)[way.ref.axis]):
+        return []
+    before, behind = way.start, size_of(length - way.start - extent(written))
+    parts = [(way.ref, before, same(before)), (way.source, extent(written), written), (way.ref, behind, same(behind))]
+    return [(ref, part) for ref, size, part in parts if size != 0]
+
+
+def _layouts(
+    node: fx.Node,
+    movement: Movement,
+    place: int,
+    picks: Picks,
+    own: list[tuple[Ref, Axis]],
+    layouts: Layouts,
+    allows: Allowed,
+) -> tuple[Layout, Mapping[fx.Node, Layout]] | None:
+    """The layout of the result, which is picked along the axis ``place``, and those of the operands, which are read as
+    ``own`` there."""
+    length = shape_of(node.meta["val"])[place]
+    if FEWER * _hint(picks.rows, node) > _hint(length, node) or not allows(picks):
+        return None
+    (ways,) = movement.outputs
+    rest = replace(movement, outputs=(replaced(ways, place, Along()),), reads=())
+    result = tuple(carried(way, size, layouts) for way, size in rest.sized(node)[0])
+    needed = operand_layouts([*demands(rest, result, layouts), *own], layouts)
+    return None if needed is None else (replaced(result, place, axis([Factor(picks, length)])), needed)
+
+
+def _hint(size: Size, node: fx.Node) -> int:
+    if isinstance(size, int):
+        return size
+    return hint_of(node.meta["val"].fake_mode.shape_env.create_symintnode(size, hint=None))
+
+
+def masked(node: fx.Node, allows: Allowed) -> Plan | None:
+    """A mask along one axis as one that is picked from false and true."""
+    value = tensor_of(node)
+    if value is None or value.dtype is not torch.bool:
+        return None
+    sizes = shape_of(value)
+    long = [place for place, size in enumerate(sizes) if not equal(size, 1)]
+    if len(long) != 1 or _hint(sizes[long[0]], node) < _FEWEST:
+        return None
+    made = Picks(2, node)
+    if not allows(made):
+        return None
+    shape = [2 if place == long[0] else 1 for place in range(len(sizes))]
+
+    def small(emit: Emitter) -> tuple[fx.Node, list[int]]:
+        numbers = emit.call(aten.arange.default, 2, device=value.device)
+        return emit.call(aten.ne.Scalar, numbers, 0), shape
+
+    layout = tuple(axis([Factor(made, size)]) if place == long[0] else plain(size) for place, size in enumerate(sizes))
+    return Plan(layout, {}, computes=False, arguments=small, target=aten.reshape.default)
