@@ -30,7 +30,7 @@ def load_checkpoint(
 
     `folder` holds one or more `*.safetensors` files, with or without a `*.safetensors.index.json` that says which file
     has which key. The keys must be exactly the module's. Parameters on the meta device are created on `device` in
-    `dtype` (by default the dtype the module was built with); others keep their device and dtype.
+    `dtype` (by default the dtype the module was built with), buffers in their own; others keep their device and dtype.
 
     Raises:
         CheckpointError: a missing, extra, doubled or wrongly shaped key, an unreadable file, an index that names a file
@@ -140,8 +140,8 @@ def _load_file(
         for key in keys:
             target = expected[key]
             if target.is_meta:
-                value = file.get_tensor(key).to(device, dtype or target.dtype)
-                _replace(module, key, value)
+                kept = target.dtype if dtype is None or not isinstance(target, nn.Parameter) else dtype
+                _replace(module, key, file.get_tensor(key).to(device, kept))
             else:
                 target.copy_(file.get_tensor(key))
 
@@ -149,4 +149,6 @@ def _load_file(
 def _replace(module: nn.Module, key: str, value: Tensor) -> None:
     parent, _, name = key.rpartition(".")
     owner = module.get_submodule(parent)
-    setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
+    before = getattr(owner, name)
+    is_parameter = isinstance(before, nn.Parameter)
+    setattr(owner, name, nn.Parameter(value, requires_grad=before.requires_grad) if is_parameter else value)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from lightint_compile.models.world_model import ModelFamily, WorldModel
 
 #: Family name to ``module:attribute`` of its :class:`~.world_model.ModelFamily`.
-FAMILIES: dict[str, str] = {"worldplay": "worldplay.world_model:FAMILY"}
+FAMILIES: dict[str, str] = {
+    "worldplay": "worldplay.world_model:FAMILY",
+    "matrix-game": "matrix_game.world_model:FAMILY",
+}
 
 GROUP = "lightint.models"
 """Entry points of other packages: the family's name, and ``module:attribute`` of a ``ModelFamily``."""

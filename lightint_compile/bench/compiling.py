@@ -34,9 +34,9 @@ def run(*, model: str = TINY, depths: Sequence[int] = (4, 16), inductor_up_to: i
         InputError: there is no such model, or ``history`` is no whole number of its chunks.
         StateError: a measuring process failed.
     """
-    chunk = world_model(model).spec.chunk
-    if history % chunk:
-        fix = f"give a multiple of {chunk}"
+    spec = world_model(model).spec
+    if history != spec.frames(spec.chunks(history)):
+        fix = f"give a multiple of {spec.chunk}" + (f" and {spec.frames(1)}" if spec.first_chunk else "")
         raise InputError("the history is no whole number of chunks", where="--history", why=f"it is {history}", fix=fix)
     rows: list[dict[str, Any]] = []
     for depth in depths:

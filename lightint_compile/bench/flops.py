@@ -129,7 +129,7 @@ def count(traces: Traces, variant: Variant, depth: int, decisions: Sequence[Deci
     works = []
     for decision in decisions:
         dense = 0 < decision.chunk < variant.dense_chunks
-        inputs = traces.inputs(traces.model.spec.chunk * decision.chunk)
+        inputs = traces.inputs(traces.model.spec.frames(decision.chunk))
         works.append(counters[decision.chunk > 0, dense].count(inputs, decision))
     return works
 

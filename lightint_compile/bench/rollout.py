@@ -273,7 +273,7 @@ class _Subject:
 
     def _looked_into(self) -> dict[str, Any]:
         """The host on the way, then stages of the last chunk but one and kernels of the last, with most context."""
-        chunks, middle = self._rollout(), len(self.path) // self.model.spec.chunk - 3
+        chunks, middle = self._rollout(), self.model.spec.chunks(len(self.path)) - 3
         next(chunks)
         self._now()
         driver = self._driver(chunks, middle) if middle > 0 else {}

@@ -52,7 +52,7 @@ class Setup:
         """Random weights and inputs, a look to the left and back, and a hand-held walk, of ``chunks`` chunks each."""
         if chunks < LEAST_CHUNKS:
             raise OptionError(f"{chunks} chunks are too few", where="--chunks", fix=f"give {LEAST_CHUNKS} or more")
-        frames = chunks * model.spec.chunk
+        frames = model.spec.frames(chunks)
         turn = f"left-{frames // 2 - 1},right-{frames - frames // 2}"
         paths = {turn: model.camera_path(turn), "hand-held": handheld_path(model, frames, seed)}
         return cls(model, model.module(seed=seed), model.scene(seed=seed), paths, seed)

@@ -18,10 +18,11 @@ _NEW, _CONTEXT = 2, 1
 
 def context_map(model: WorldModel, path: CameraPath) -> torch.Tensor:
     """[chunks, frames]: 2 where a frame is made, 1 where it is looked back at, 0 elsewhere."""
-    size, frames = model.spec.chunk, len(path)
-    used = torch.zeros(frames // size, frames, dtype=torch.int64)
-    for index, first in enumerate(range(0, frames, size)):
-        used[index, first : first + size] = _NEW
+    spec, frames = model.spec, len(path)
+    used = torch.zeros(spec.chunks(frames), frames, dtype=torch.int64)
+    for index in range(used.shape[0]):
+        first = spec.frames(index)
+        used[index, first : spec.frames(index + 1)] = _NEW
         if first:
             used[index, list(model.context_frames(path, first))] = _CONTEXT
     return used

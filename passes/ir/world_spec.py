@@ -19,6 +19,7 @@ class WorldSpec:
 
     Attributes:
         chunk: latent frames that come at once.
+        first_chunk: those of the first chunk, where it is longer than the others.
         clip: latent frames of a remembered clip, the unit of memory.
         denoising_steps: steps from noise to latents in each chunk.
         memory: most context frames that the unaccelerated model gathers.
@@ -29,6 +30,7 @@ class WorldSpec:
     """
 
     chunk: int = 4
+    first_chunk: int | None = None
     clip: int = 4
     denoising_steps: int = 4
     memory: int = 20
@@ -40,6 +42,7 @@ class WorldSpec:
         angles = isinstance(self.fov, tuple) and len(self.fov) == 2 and all(0 < angle < 180 for angle in self.fov)
         for name, value, fits, fix in (
             ("chunk", self.chunk, isinstance(self.chunk, int) and self.chunk > 0, "1 latent frame or more"),
+            ("first_chunk", self.first_chunk, (self.first_chunk or self.chunk) >= self.chunk, f"{self.chunk} or more"),
             ("clip", self.clip, isinstance(self.clip, int) and self.clip > 0, "1 latent frame or more"),
             ("denoising_steps", self.denoising_steps, self.denoising_steps > 0, "1 step or more"),
             ("fov", self.fov, angles, "two angles between 0 and 180 degrees"),
@@ -82,12 +85,24 @@ class WorldSpec:
         """Context frames of the first chunk that has any; sizes of a graph begin at 2."""
         return max(min(self.chunk, self.clip), 2)
 
+    def frames(self, chunks: int) -> int:
+        """Latent frames of so many chunks."""
+        return max(chunks - 1, 0) * self.chunk + (self.first_chunk or self.chunk if chunks else 0)
+
+    def chunks(self, frames: int) -> int:
+        """Whole chunks among so many latent frames."""
+        return max((frames - (self.first_chunk or self.chunk)) // self.chunk + 1, 0)
+
     def lead(self, frames: int) -> int | None:
         """Frames in front of the first whole chunk: none, or one, of an image that the video begins with.
 
-        ``None`` where ``frames`` are not one chunk or more behind that.
+        Where the first chunk is longer, as many as it has more. ``None`` where ``frames`` are not one chunk or more
+        behind that.
         """
         rest = frames % self.chunk
+        if self.first_chunk is not None:
+            whole = (frames - self.first_chunk) % self.chunk == 0
+            return self.first_chunk - self.chunk if whole and frames >= self.first_chunk else None
         return rest if rest <= 1 and frames >= self.chunk else None
 
 

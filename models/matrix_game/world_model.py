@@ -1,0 +1,135 @@
+"""Matrix-Game-3.0 as a world model that the command line, the benchmarks and the demo can use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lightint_compile.passes.ir.world_spec import WorldSpec
+
+from ..camera_paths.pose_files import RecordedPath
+from ..random_weights import fill_random
+from ..world_model import CameraPath, ChunkResult, ModelFamily
+from .clip import MatrixGameClip, video_frames
+from .config import MatrixGameConfig
+from .examples import example_inputs, example_scene
+from .memory import FAR, HALF_ANGLE, camera_poses, remembered
+from .rollout import Scene, rollout
+from .trajectory import MOVE_SPEED, Trajectory, recorded_trajectory
+
+
+@dataclass(frozen=True)
+class MatrixGame:
+    """A size of Matrix-Game-3.0; see `WorldModel`. A chunk is a clip.
+
+    `text_tokens` is the length of an example prompt.
+    """
+
+    config: MatrixGameConfig
+    text_tokens: int = 5
+    needs_gpu: bool = False
+
+    roles: ClassVar[Mapping[str, str]] = {
+        "noise": "latent",
+        "history": "context",
+        "extrinsics": "camera",
+        "mouse": "action",
+        "keyboard": "action",
+        "text": "text",
+    }
+    frame_axes: ClassVar[Mapping[str, int]] = {"history": 2, "extrinsics": 1, "mouse": 1, "keyboard": 1}
+
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+        return self.config.depth
+
+    @property
+    def example_history(self) -> int:
+        """Two clips."""
+        return self.config.latent_frames(2)
+
+    @property
+    def spec(self) -> WorldSpec:
+        """Memory is single frames; the newest that is always seen is the overlap, which is no memory."""
+        config = self.config
+        return WorldSpec(
+            chunk=config.new_frames,
+            first_chunk=config.first_clip,
+            clip=1,
+            denoising_steps=config.steps,
+            memory=config.memory,
+            recent=0,
+            fov=(2 * HALF_ANGLE, 2 * HALF_ANGLE),
+            view_depth=FAR,
+        )
+
+    def at_depth(self, depth: int) -> Self:
+        """With another number of blocks; those with actions stay the first ones."""
+        actions = min(self.config.action_blocks, depth)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, depth=depth, action_blocks=actions))
+
+    def module(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> nn.Module:
+        """A `MatrixGameClip`."""
+        with torch.device(device):
+            clip = MatrixGameClip(self.config).to(dtype)
+        return fill_random(clip, seed).eval().requires_grad_(False)
+
+    def example_inputs(
+        self, history: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> dict[str, Tensor | None]:
+        """Arguments of `MatrixGameClip.forward`."""
+        return example_inputs(self.config, history, device, dtype, seed, self.text_tokens)
+
+    def camera_path(self, text: str) -> Trajectory:
+        """The trajectory of a pose string."""
+        return Trajectory.from_pose_string(text)
+
+    def recorded_path(self, poses: Tensor, times: Tensor, frames: int) -> Trajectory:
+        """Resampled in time and scaled to 0.1235 scene units a video frame, with the actions closest to it."""
+        return recorded_trajectory(RecordedPath(poses, times), frames, MOVE_SPEED)
+
+    def scene(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Scene:
+        """A random first image and prompt."""
+        return example_scene(self.config, device, dtype, seed, self.text_tokens)
+
+    def rollout(
+        self, call: Callable[..., Tensor], scene: Any, path: CameraPath, *, seed: int = 0
+    ) -> Iterator[ChunkResult]:
+        """Clip after clip; `path` is a `Trajectory`."""
+        assert isinstance(path, Trajectory)
+        return rollout(call, self.config, scene, path, seed=seed)
+
+    def context_frames(self, path: CameraPath, first: int) -> Sequence[int]:
+        """Frames that were seen from where the clip goes, and the latest, which it overlaps."""
+        if first == 0:
+            return []
+        assert isinstance(path, Trajectory)
+        end = video_frames(first + self.config.new_frames, True)
+        chosen = remembered(self.config, camera_poses(path.video_extrinsics[None, :end])).tolist()
+        return sorted({*chosen, *range(first - self.config.overlap, first)})
+
+    def stages(self, module: nn.Module) -> Mapping[str, tuple[nn.Module, str]]:
+        """Denoising alone: text is read in every step, and nothing is filled in before."""
+        transformer = module.transformer
+        assert isinstance(transformer, nn.Module)
+        return {"denoise": (transformer, "forward")}
+
+    def __str__(self) -> str:
+        shape = f"{self.depth} blocks, {self.config.steps} denoising steps, up to {self.config.memory} memory frames"
+        return f"Matrix-Game, {shape}"
+
+
+FAMILY = ModelFamily(
+    {
+        "tiny": lambda: MatrixGame(MatrixGameConfig.tiny()),
+        "5b-720p": lambda: MatrixGame(MatrixGameConfig.base_5b_720p(), text_tokens=119, needs_gpu=True),
+    }
+)
