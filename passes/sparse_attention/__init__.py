@@ -22,7 +22,7 @@ from lightint_compile.errors import OptionError
 from lightint_compile.kernels import cost, dispatch
 from lightint_compile.kernels.checks import SUPPORTED_DTYPES
 from lightint_compile.kernels.tiles import Layout, part_of
-from lightint_compile.passes.analysis.attention_sites import AttentionSite, AttentionSites, MaskKind, SiteKind
+from lightint_compile.passes.analysis.attention_sites import AttentionSite, AttentionSites, SiteKind
 from lightint_compile.passes.analysis.stated_inputs import entry_of
 from lightint_compile.passes.analysis.stated_roles import FRAMES_OF
 from lightint_compile.passes.analysis.token_grid import TokenGrid
@@ -35,7 +35,9 @@ from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.context_pools import ContextPools
 from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
+from lightint_compile.passes.sparse_attention.key_mask import key_mask_of
 from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
+from lightint_compile.passes.sparse_attention.segments import MaskRows
 
 
 class Obstacle(NamedTuple):
@@ -107,10 +109,10 @@ class SparseAttention(Pass):
             for site, verdict in verdicts
         ]
         remarks += _refused(program, grids.past.refused)
-        changed = []
+        changed, rows = [], MaskRows()
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
-                found = rewrite_site(site, choice, sizes, pools, rewriter)
+                found = rewrite_site(site, choice, sizes, pools, rows, rewriter)
             rewriter.replace(site.node, found)
             changed.append(found)
         refresh(program, changed)
@@ -156,7 +158,9 @@ class SparseAttention(Pass):
             protected = max(protected, frames if self.keep_current else 0)
         parts = _parts_of(layout.tile, self.skipped_means)
         kept = (density, context_density, self.coverage, protected, self.neighbours, parts)
-        return Choice(layout, *kept, 0 if _is_static(site) else self.min_tokens, kernel)
+        mask = key_mask_of(site)
+        assert not isinstance(mask, str)
+        return Choice(layout, *kept, 0 if _is_static(site) else self.min_tokens, kernel, mask)
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
@@ -197,7 +201,7 @@ def _is_static(site: AttentionSite) -> bool:
 
 
 _JOINED = "join the cache, whole frames of it, with torch.cat in front of the keys of the current frames"
-_ALL_TRUE = "where the mask is all true (no padding), leave it out"
+_OF_KEYS = "a mask of keys, [batch, 1, 1, keys], is taken; where the mask is all true (no padding), leave it out"
 
 
 def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
@@ -210,11 +214,11 @@ def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
         yield Obstacle("cache", site.reason, _JOINED)
     if site.query_grid is None:
         yield Obstacle("several-grids", site.reason)
-    if site.mask_kind is MaskKind.CAUSAL:
-        yield Obstacle("mask", "it is causal", "block-sparse attention has no causal form")
-    elif site.mask_kind is not MaskKind.NONE:
+    mask = key_mask_of(site)
+    if isinstance(mask, str):
         shape = "x".join(map(str, site.mask_shape))
-        yield Obstacle("mask", f"it has a {site.mask_kind} mask of {shape}", _ALL_TRUE)
+        what = f"it has a {site.mask_kind} mask of {shape}" if shape else "it is causal"
+        yield Obstacle("mask", what, f"{mask}; {_OF_KEYS}" if shape else mask)
     if site.dropout:
         yield Obstacle("dropout", f"it drops scores with probability {site.dropout}", "call the model in eval mode")
     yield from _operand_obstacles(site)
@@ -315,5 +319,6 @@ def _said(site: AttentionSite, choice: Choice, sizes: GridSizes) -> str:
     kept = f"{choice.kept_blocks} of {layout.key_blocks} key tiles of {sizes.shown(site.key_axis.grids)}"
     why = f" ({kernel.reason})" if kernel == "portable" else ""  # another kernel might have been expected
     waits = "" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"
-    what = f"grid {site.query_grid} attends to {kept}, and to {layout.prefix} text tokens"
+    masked = "" if choice.mask is None else f", under {choice.mask.told}"
+    what = f"grid {site.query_grid} attends to {kept}, and to {layout.prefix} text tokens{masked}"
     return f"{what}, by the {kernel} kernel{why}{waits}"

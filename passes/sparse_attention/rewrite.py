@@ -11,10 +11,9 @@ import torch.fx as fx
 from lightint_compile.kernels import ops as _ops  # noqa: F401 - registers the operators
 from lightint_compile.kernels.dispatch import Choice as Implementation
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite, SpanKind
+from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite
 from lightint_compile.passes.analysis.token_axis import Span, TokenAxis
 from lightint_compile.passes.ir.fake_values import Size, size_of
-from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
@@ -24,12 +23,13 @@ from lightint_compile.passes.sparse_attention.grid_sizes import (
     GridSizes,
     SizeArgument,
     difference_of,
-    laid_out,
     length_of,
     product_of,
     range_of,
     sum_of,
 )
+from lightint_compile.passes.sparse_attention.key_mask import KeyMask
+from lightint_compile.passes.sparse_attention.segments import MaskRows, Segments
 
 aten = torch.ops.aten
 
@@ -50,6 +50,7 @@ class Choice:
         min_tokens: keys from which the site is sparse, 0 where that is decided; none leaves it to each call, because a
             size is only known there.
         kernel: the implementation that runs where it is sparse.
+        mask: the keys that its mask leaves in, where it has one.
     """
 
     layout: Layout
@@ -61,6 +62,7 @@ class Choice:
     skipped_means: int
     min_tokens: int | None
     kernel: Implementation
+    mask: KeyMask | None = None
 
     @property
     def decided(self) -> str:
@@ -95,7 +97,12 @@ def one_sided(axis: TokenAxis) -> bool:
 
 
 def rewrite_site(
-    site: AttentionSite, choice: Choice, sizes: GridSizes, pools: ContextPools, rewriter: Rewriter
+    site: AttentionSite,
+    choice: Choice,
+    sizes: GridSizes,
+    pools: ContextPools,
+    rows: MaskRows,
+    rewriter: Rewriter,
 ) -> fx.Node:
     """Insert the sparse form of ``site`` in front of its node and give the node with the result.
 
@@ -107,7 +114,8 @@ def rewrite_site(
     frames = [sizes.frames(each, query_grid[1:], rewriter) for each in (context, [current])]
     key_grid = [sum_of(frames, rewriter), *query_grid[1:]]
     visual = product_of(query_grid, rewriter)
-    keys, values = _segments(site, product_of(key_grid, rewriter), rewriter)
+    segments = Segments.of(site, product_of(key_grid, rewriter), rewriter)
+    keys, values = segments.keys, segments.values
     counted = any(map(sizes.is_counted, site.key_axis.grids))
     prefix = _prefix(site, keys, key_grid, rewriter, counted=counted)
     queries = _Queries.cut(site, visual, rewriter)
@@ -117,7 +125,13 @@ def rewrite_site(
     where = (query_grid, key_grid, prefix, list(choice.layout.tile))
     pooled = pools.of(site, choice.layout.tile, sizes, rewriter, parts=choice.skipped_means)
     lightint = torch.ops.lightint
-    if pooled is not None:
+    if choice.mask is not None:
+        target = lightint.sparse_attention_masked.default
+        row = rows.of(choice.mask, segments, rewriter)
+        given = (decided, *(pooled or ()))
+        found = rewriter.call(target, queries.visual, keys, values, row, *where, *policy, *given)
+        found = queries.without_blind(choice.mask, found, rewriter)
+    elif pooled is not None:
         target = lightint.sparse_attention_prepared.default
         key_pool, *means = pooled
         given = (*means, None, None)[:2]
@@ -128,80 +142,54 @@ def rewrite_site(
     else:
         target = lightint.sparse_attention.default
         found = rewriter.call(target, queries.visual, keys[0], values[0], *where, *policy, decided)
-    return queries.join(site, found, rewriter)
+    return queries.join(site, choice.mask, found, rewriter)
 
 
 @dataclass(frozen=True)
 class _Queries:
-    """The query axis cut into the grid and the text on one side of it."""
+    """The query axis cut into the grid and the text on one side of it, with the ends of both."""
 
     visual: fx.Node
-    text: fx.Node | None
-    text_first: bool
+    at: tuple[SizeArgument, SizeArgument]
+    text: fx.Node | None = None
+    text_at: tuple[SizeArgument, SizeArgument] = (0, 0)
 
     @classmethod
     def cut(cls, site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> _Queries:
         axis, query = site.query_axis, site.query
         if same(axis.prefix, 0) and same(axis.suffix, 0):
-            return cls(query, None, False)
+            return cls(query, (0, END))
         if same(axis.prefix, 0):
-            return cls(range_of(query, 0, visual, rewriter), range_of(query, visual, END, rewriter), False)
+            return cls._ranges(query, (0, visual), (visual, END), rewriter)
         start = difference_of(length_of(query, 2, rewriter), visual, rewriter)
-        return cls(range_of(query, start, END, rewriter), range_of(query, 0, start, rewriter), True)
+        return cls._ranges(query, (start, END), (0, start), rewriter)
 
-    def join(self, site: AttentionSite, found: fx.Node, rewriter: Rewriter) -> fx.Node:
+    @classmethod
+    def _ranges(
+        cls,
+        query: fx.Node,
+        at: tuple[SizeArgument, SizeArgument],
+        text_at: tuple[SizeArgument, SizeArgument],
+        rewriter: Rewriter,
+    ) -> _Queries:
+        return cls(range_of(query, *at, rewriter), at, range_of(query, *text_at, rewriter), text_at)
+
+    def without_blind(self, mask: KeyMask, found: fx.Node, rewriter: Rewriter) -> fx.Node:
+        """Zeros for queries that a mask leaves no key."""
+        column = mask.query_column(rewriter)
+        if column is None:
+            return found
+        sees = rewriter.call(aten.slice.Tensor, column, 2, *self.at)
+        return rewriter.call(aten.where.ScalarOther, sees, found, 0.0)
+
+    def join(self, site: AttentionSite, mask: KeyMask | None, found: fx.Node, rewriter: Rewriter) -> fx.Node:
         if self.text is None:
             return found
-        text = rewriter.call(
-            ATTENTION, self.text, site.key, site.value, scale=_stated_scale(site), enable_gqa=site.grouped
-        )
-        parts = [text, found] if self.text_first else [found, text]
+        masks = () if mask is None else (mask.of_queries(*self.text_at, rewriter),)
+        options = {"scale": _stated_scale(site), "enable_gqa": site.grouped}
+        text = rewriter.call(ATTENTION, self.text, site.key, site.value, *masks, **options)
+        parts = [text, found] if self.text_at[0] == 0 else [found, text]
         return rewriter.call(aten.cat.default, parts, 2)
-
-
-def _segments(site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Keys and values with the text in front: what was concatenated, or one tensor, cut where the text lies behind."""
-    pairs = list(zip(site.key_pieces, site.value_pieces, strict=False))
-    aligned = len(site.key_pieces) == len(site.value_pieces) and all(same(k.length, v.length) for k, v in pairs)
-    order = _text_first(site) if aligned else None
-    if order is not None:
-        keys, values = ([laid_out(pair[side], rewriter) for pair in pairs] for side in (0, 1))
-        return [keys[place] for place in order], [values[place] for place in order]
-    if same(site.key_axis.suffix, 0):
-        return [site.key], [site.value]
-    cut = [
-        (range_of(node, visual, END, rewriter), range_of(node, 0, visual, rewriter)) for node in (site.key, site.value)
-    ]
-    return list(cut[0]), list(cut[1])
-
-
-def _text_first(site: AttentionSite) -> list[int] | None:
-    """The order of the pieces that puts text in front; ``None`` when a piece that must move holds text and grid."""
-    if len(site.key_pieces) == 1:
-        return [0] if same(site.key_axis.suffix, 0) else None
-    if same(site.key_axis.suffix, 0):
-        return list(range(len(site.key_pieces)))
-    kinds = _piece_kinds(site.key_pieces, site)
-    if kinds is None:
-        return None
-    return sorted(range(len(kinds)), key=lambda place: kinds[place] != SpanKind.TEXT)
-
-
-def _piece_kinds(pieces: Sequence[Piece], site: AttentionSite) -> list[SpanKind] | None:
-    """The kind of each piece, where its end is the end of a span."""
-    kinds: list[SpanKind] = []
-    spans = list(site.key_spans)
-    for piece in pieces:
-        length: Size = 0
-        seen: set[bool] = set()
-        while spans and not same(length, piece.length):
-            span = spans.pop(0)
-            seen.add(span.kind is SpanKind.TEXT)
-            length = size_of(length + span.length)
-        if len(seen) != 1 or not same(length, piece.length):
-            return None
-        kinds.append(SpanKind.TEXT if True in seen else SpanKind.CURRENT)
-    return kinds
 
 
 def _prefix(
