@@ -149,6 +149,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
             "extra": list(variant.extra),
             "floats": list(variant.floats),
             "memory": list(variant.results.stated),
+            "orders": [list(order) for order in variant.results.orders],
         }
     return {
         "source": driver.source,
@@ -165,7 +166,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
 def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, regions: RegionSource) -> Leaf:
     artifact = CompiledArtifact.load(path=str(folder / f"{name}.bin"), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
-    results = FreshResults(data["memory"])
+    results = FreshResults(data["memory"], data["orders"])
     variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]), results=results)
     return Leaf(name, functools.partial(regions, name), compiler, [variant])
 

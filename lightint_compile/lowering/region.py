@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.fallback import is_answered, told
 from lightint_compile.lowering.cuda_forms import spelled_for_cuda
-from lightint_compile.lowering.fresh_results import FreshResults, stated_memory
+from lightint_compile.lowering.fresh_results import FreshResults, stated_memory, stated_orders
 from lightint_compile.lowering.region_sizes import BoundSymbol, FreshInputs, fresh_inputs
 from lightint_compile.passes.ir.remarks import Remark
 
@@ -140,7 +140,8 @@ def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphMod
         size = graph.placeholder(f"size_{index}")
         size.meta["val"] = size.meta["example_value"] = inputs.symbols[index]
     floats = set(inputs.floats)
-    anchor = next((value for value in inputs.values if isinstance(value, torch.Tensor)), None)
+    with inputs.mode:  # a region of tables has no tensor among its inputs
+        anchor = torch.empty(())
     read: list[tuple[fx.Node, fx.Node]] = []
     for node in graph_module.graph.nodes:
         if node.op != "placeholder":
@@ -192,7 +193,7 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
                 standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
             )
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
-        results = FreshResults(stated_memory(graph_module.graph))
+        results = FreshResults(stated_memory(graph_module.graph), stated_orders(graph_module.graph))
         return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results)
 
     return compile_region

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lightint_compile import capture, compilation
 from lightint_compile.lowering.fresh_results import FreshResults, stated_memory, traced_memory
@@ -54,6 +57,49 @@ def test_a_write_into_a_result_leaves_inputs_and_other_results_alone(name, rewri
             torch.testing.assert_close(result, expected[number])
             result.fill_(7)
             torch.testing.assert_close(args, before, rtol=0, atol=0)
+
+
+LAID_OUT = {
+    "a cat of one": lambda x: torch.cat([x.mT]),
+    "of a convolution, joined": lambda x: torch.cat([F.conv1d(x, x.new_ones(4, 4, 3), padding=1).mT]),
+}
+SLOWLY = {
+    "a cat with nothing": lambda x: torch.cat([x.mT, x.new_empty(0)], 1),
+    "a contiguous copy": lambda x: (x.mT + 1).contiguous(),
+    "a clone in another order": lambda x: x.clone().permute(2, 0, 1).clone(),
+    "a convolution seen from the side": lambda x: F.conv1d(x, x.new_ones(4, 4, 3), padding=1).mT,
+    "stacked and opened": lambda x: torch.stack([x.mT, x.mT]).flatten(0, 1),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", [*LAID_OUT, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY)])
+@torch.no_grad()
+def test_a_region_lays_its_results_out_as_its_graph_says(name: str, dynamic: bool) -> None:
+    """What reads them was compiled for that: Inductor's own choice is seen by nobody."""
+    torch._dynamo.reset()
+    module = Laid((LAID_OUT | SLOWLY)[name]).eval().requires_grad_(False)
+    function = torch.compile(module, backend="lightint", dynamic=dynamic, options={"preset": "exact", "strict": True})
+    for batch in (2, 3):
+        x = torch.randn(batch, 4, 8)
+        result, expected = function(x), module(x)
+        torch.testing.assert_close(result, expected)
+        assert result[0].stride() == expected[0].stride()
+
+
+class Laid(nn.Module):
+    """Blocks behind ``first``, so that its result goes from one piece of compiled code to another."""
+
+    def __init__(self, first: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.weights = first, nn.ParameterList(torch.randn(8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        laid = out = self.first(x)
+        for weight in self.weights:
+            scores = torch.tanh(out.unsqueeze(-1) * weight).softmax(-1)
+            out = out + torch.sigmoid(scores.mean(-1)) * torch.relu(scores.amax(-1)) + torch.cos(out).exp()
+        return laid, out
 
 
 def test_what_a_graph_says_of_memory() -> None:

@@ -149,6 +149,18 @@ def test_sizes_that_come_again_find_their_tables(name: str) -> None:
         assert found(compiled) == (3, 3)
 
 
+@pytest.mark.parametrize("name", ["rotary", *(pytest.param(name, marks=pytest.mark.slow) for name in [*FOUND][1:])])
+def test_tables_of_changing_sizes_compile(name: str) -> None:
+    """Their region is given sizes and no tensor; Inductor finds their symbols all the same."""
+    torch._dynamo.reset()
+    model = Rotated(FOUND[name]).eval().requires_grad_(False)
+    compiled = torch.compile(model, backend="lightint", dynamic=True, options={"preset": "exact", "strict": True})
+    for tokens in (1024, 2048, 1024):
+        video = torch.randn(1, tokens, WIDTH)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(video), model(video), rtol=1e-5, atol=1e-5)
+
+
 def test_a_buffer_that_a_table_comes_from_is_checked_by_content() -> None:
     model, compiled = session(from_a_buffer)
     for write in (lambda: None, lambda: model.scales.data.add_(1), lambda: model.scales.numpy().fill(0.5)):
