@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from ..spans import Spans
-from ..triton_compat import stated
+from ..triton_compat import OPTIONS, stated
 from .attention import adjacent, online
 from .geometry import matrix_offsets
 
@@ -84,14 +85,19 @@ def dense_kernel(
         tl.store(target, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton_op("lightint::portable_attend_all", mutates_args={"out"})
+@triton_op("lightint::portable_attend_all", mutates_args={})
 def portable_attend_all(
     out: Tensor, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Sequence[int],
     bias: Tensor, wanted: Tensor, scale: float,
-) -> None:  # fmt: skip
-    """Write attention over three spans with adjacent dims, of stated lengths, where int32 ``wanted`` is not zero."""
-    grid, sizes, options = dense_arguments(query, out, [*keys, *values], lengths, bias, scale)
-    wrap_triton(dense_kernel)[grid](query, out, *keys, *values, bias, wanted, *sizes, **options, **stated())
+) -> Tensor:  # fmt: skip
+    """``out`` with attention over three spans with adjacent dims, of stated lengths, where ``wanted`` is not zero.
+
+    For graphs, which write to nothing they were given: a copy of ``out`` is written to.
+    """
+    result = out.clone()
+    grid, sizes, options = dense_arguments(query, result, [*keys, *values], lengths, bias, scale)
+    wrap_triton(dense_kernel)[grid](query, result, *keys, *values, bias, wanted, *sizes, **options, **stated())
+    return result
 
 
 def dense_arguments(
@@ -115,15 +121,14 @@ def dense_arguments(
 def attend_all(
     out: Tensor, query: Tensor, keys: Spans, values: Spans, bias: Tensor, wanted: Tensor, scale: float
 ) -> Tensor:
-    """Same contract as :func:`reference.attend_all`, without reading ``wanted``; writes into ``out``."""
-    portable_attend_all(
-        out,
-        adjacent(query),
-        [adjacent(key) for key in keys.filled],
-        [adjacent(value) for value in values.filled],
-        [key.shape[2] for key in keys],
-        bias.float().contiguous(),
-        wanted.int(),
-        scale,
-    )
+    """Same contract as :func:`reference.attend_all`, without reading ``wanted``; writes into a real ``out``."""
+    query, spans = adjacent(query), [adjacent(span) for span in (*keys.filled, *values.filled)]
+    lengths, bias, chosen = [key.shape[2] for key in keys], bias.float().contiguous(), wanted.int()
+    if type(out) is not Tensor:
+        found: Tensor = torch.ops.lightint.portable_attend_all(
+            out, query, spans[:3], spans[3:], lengths, bias, chosen, scale
+        )
+        return found
+    grid, sizes, options = dense_arguments(query, out, spans, lengths, bias, scale)
+    dense_kernel[grid](query, out, *spans, bias, chosen, *sizes, **options, **OPTIONS)
     return out

@@ -179,6 +179,23 @@ def test_masks_that_do_not_fit_are_one_clear_error(spoil):
         kernels.sparse_attention_masked(query, [key], [value], spoil(mask), **POLICY, **site.grids)
 
 
+def test_an_archive_can_hold_the_steps_of_a_masked_call():
+    pytest.importorskip("triton")
+    from lightint_compile.kernels.decompositions import portable_table
+
+    site = replace(SITES["ragged"], batch=2)
+
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value, mask):
+            return kernels.sparse_attention_masked(query, [key], [value], mask, **POLICY, **site.grids)
+
+    tensors = (*site.tensors(torch.float32), masks_of(site)["tail"])
+    lowered = torch.export.export(Attention(), tensors, strict=False).run_decompositions(portable_table())
+    steps = [str(node.target) for node in lowered.graph.nodes if "lightint" in str(node.target)]
+    names = [step.removeprefix("lightint.portable_").removesuffix(".default") for step in steps]
+    assert names == ["pool", "select", "pool", "pool", "attend", "attend_all"]
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------------
 
 
