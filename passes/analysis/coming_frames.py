@@ -17,9 +17,9 @@ import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
-from lightint_compile.passes.analysis.axes.factors import Layout, plain
-from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of
-from lightint_compile.passes.analysis.batch_elements.rules import Rowwise, Several, rowwise
+from lightint_compile.passes.analysis.axes.factors import Layout, batch, place_of, plain
+from lightint_compile.passes.analysis.axes.plans import Plan
+from lightint_compile.passes.analysis.batch_elements.rules import rowwise
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis
 from lightint_compile.passes.analysis.token_grid import TokenGrid
@@ -172,18 +172,13 @@ class _Reading:
             if narrowed is not None:
                 return narrowed
         windows = self._windows(sources)
-        layouts = self._ruled(node)
-        if isinstance(layouts, Several):
-            return tuple(_Seen(windows, layout) for layout in layouts)
-        return _Seen(windows, layouts)
-
-    def _ruled(self, node: fx.Node) -> Layout | Several | None:
-        """The frames' axis after an operation; ``None`` once they have met."""
         known = [self._seen.get(source) for source in node.all_input_nodes]
-        if any(isinstance(each, _Seen) and each.layout is None for each in known):
-            return None
-        found = rowwise(node, self._layout)
-        return found.layout if isinstance(found, Rowwise) else None
+        met = any(isinstance(each, _Seen) and each.layout is None for each in known)
+        found = None if met else rowwise(node, self._layout)
+        if not isinstance(found, Plan):
+            return _Seen(windows, None)
+        results = tuple(_Seen(windows, layout) for layout in found.results)
+        return results if isinstance(node.meta["val"], (tuple, list)) else results[0]
 
     def _layout(self, node: fx.Node) -> Layout:
         seen = self._seen.get(node)

@@ -16,8 +16,8 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.factors import Layout, extent, same, shared
+from lightint_compile.passes.analysis.axes.plans import Blocked
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
-from lightint_compile.passes.analysis.row_repeats.effects import Blocked
 from lightint_compile.passes.analysis.row_repeats.layout import (
     describe,
     is_full,

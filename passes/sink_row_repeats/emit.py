@@ -13,7 +13,8 @@ import torch.utils._pytree as pytree
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.analysis.axes.factors import Axis, Layout, Picks, axis, extent, is_same, plain
-from lightint_compile.passes.analysis.row_repeats.analysis import Analysis
+from lightint_compile.passes.analysis.axes.plans import Plan
+from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, Sunk
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, is_picked, kept, kept_size, picks_of, repeats
 from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
 from lightint_compile.passes.ir.memory_sharing import memory_order
@@ -47,19 +48,29 @@ class Emission:
             if (tensor := tensor_of(node)) is not None:
                 for picks in (each for of in entry.plan.result for each in picks_of(of)):
                     self._number_of(picks, tensor.device)
-            bound = _Bound(self, entry.plan.operands)
-            if entry.plan.forwards is not None:
-                made = bound.small(entry.plan.forwards)
-            elif entry.plan.arguments is not None:
-                target = entry.plan.target or node.target
-                made = self.call(
-                    cast(Callable[..., Any], target), *entry.plan.arguments(bound), **bound.mapped(entry.kwargs)
-                )
-            else:
-                target = cast(Callable[..., Any], node.target)
-                made = self.call(target, *bound.mapped(entry.args), **bound.mapped(entry.kwargs))
+            made = self._made(node, entry)
         self._small[node] = made
         return made
+
+    def _made(self, node: fx.Node, entry: Sunk) -> fx.Node:
+        plan = entry.plan
+        if plan.made is not None:
+            return plan.made(self.call)
+        if plan.forwards is not None:
+            return self.bring(plan.forwards, plan.operands[plan.forwards])
+        args = self._mapped(entry.args if plan.args is None else plan.args, plan)
+        target = cast(Callable[..., Any], plan.target or node.target)
+        return self.call(target, *args, **self._mapped(entry.kwargs, plan))
+
+    def _mapped(self, arguments: Any, plan: Plan) -> Any:
+        """Arguments of a small call: operands as the plan asks for them, sizes as arguments of the graph."""
+
+        def small(value: Any) -> Any:
+            if isinstance(value, fx.Node) and value in plan.operands:
+                return self.bring(value, plan.operands[value])
+            return self.size(value) if isinstance(value, sympy.Expr) else value
+
+        return pytree.tree_map(small, arguments)
 
     def _place_for(self, node: fx.Node) -> fx.Node:
         """Before the node; behind one that holds the numbers of its own picks, and behind all inputs."""
@@ -191,29 +202,6 @@ def _written_out(have: Axis, want: Axis) -> list[tuple[bool, Size]]:
     if not is_full(want):
         raise PassError("a repetition was asked for in a form it cannot take", why=f"{have} as {want}")
     return [(segment.repeated, segment.size if segment.repeated else -1) for segment in have]
-
-
-class _Bound:
-    """The emitter that one plan sees: its operands in the layouts it asked for."""
-
-    def __init__(self, emission: Emission, operands: Any) -> None:
-        self._emission, self._operands = emission, operands
-
-    def small(self, node: fx.Node) -> fx.Node:
-        """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
-        return self._emission.bring(node, self._operands[node])
-
-    def size(self, size: Size) -> Any:
-        """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
-        return self._emission.size(size)
-
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """See :class:`~passes.analysis.row_repeats.effects.Emitter`."""
-        return self._emission.call(target, *args, **kwargs)
-
-    def mapped(self, arguments: Any) -> Any:
-        """Arguments with operands replaced."""
-        return pytree.tree_map_only(fx.Node, lambda n: self.small(n) if n in self._operands else n, arguments)
 
 
 class SizeNodes:

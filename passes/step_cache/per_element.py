@@ -14,11 +14,9 @@ import torch
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
-from lightint_compile.passes.analysis.axes.factors import shared
-from lightint_compile.passes.analysis.batch_elements.axes import Place, batch, count, place_of
-from lightint_compile.passes.analysis.batch_elements.flow import Flows, Known
+from lightint_compile.passes.analysis.axes.factors import Place, batch, count, place_of, shared
+from lightint_compile.passes.analysis.batch_elements.flow import Flows, Known, Several
 from lightint_compile.passes.analysis.batch_elements.rows import Refused, Rows
-from lightint_compile.passes.analysis.batch_elements.rules import Several
 from lightint_compile.passes.ir.fake_values import hint_of, shape_of, size_of
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 

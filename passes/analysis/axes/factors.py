@@ -4,19 +4,24 @@
 elements in one row, ``[B * T, C]``, have ``(batch B)(plain T)``; ``repeat_interleave(x, 24)`` makes ``(plain T)(same
 24)`` of an axis of T, ``x.repeat(2)`` makes ``(same 2)(plain T)``, and an expanded axis of one is ``(same 8)``. Rows
 that are few values in any order, ``x[index]``, are ``(picked N)``.
+
+The *small* tensor lacks the factors of one kind: without ``batch`` it is the row of one element, without ``same`` it
+holds every repeated value once, and of picked rows those that are picked from. An axis along which nothing changes
+serves as any other of its size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import reduce
 from typing import NamedTuple, TypeAlias
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.movement import Ref
 from lightint_compile.passes.ir.fake_values import Size
-from lightint_compile.passes.ir.sizes import dealt, groups, product
+from lightint_compile.passes.ir.fake_values import plain as plain_size
+from lightint_compile.passes.ir.sizes import dealt, groups, product, quotient
 
 
 class Kind(StrEnum):
@@ -56,11 +61,25 @@ class Factor(NamedTuple):
         """What its values are picked from, if they are."""
         return self.kind if isinstance(self.kind, Picks) else None
 
+    def has(self, kind: Kind) -> bool:
+        """Whether the small tensor without a kind has less of it; what is picked is repeated too."""
+        return self.kind is kind or (kind is Kind.SAME and self.picks is not None)
+
+    def without(self, kind: Kind) -> Size:
+        """Values along it in the small tensor without a kind."""
+        return 1 if self.kind is kind else self.size if self.picks is None else self.picks.rows
+
 
 Axis: TypeAlias = tuple[Factor, ...]
 Layout: TypeAlias = tuple[Axis, ...]
 
-_MERGED = (Kind.PLAIN, Kind.SAME)
+
+class Place(NamedTuple):
+    """Where the batch lies in a tensor: on ``axis``, inside of ``outer`` and around ``inner`` values."""
+
+    axis: int
+    outer: Size
+    inner: Size
 
 
 def axis(factors: Sequence[Factor]) -> Axis:
@@ -69,7 +88,7 @@ def axis(factors: Sequence[Factor]) -> Axis:
     for factor in factors:
         if factor.size == 1:
             continue
-        if out and out[-1].kind is factor.kind and factor.kind in _MERGED:
+        if out and out[-1].kind is factor.kind and factor.kind in (Kind.PLAIN, Kind.SAME):
             out[-1] = Factor(factor.kind, product([out[-1].size, factor.size]))
         else:
             out.append(factor)
@@ -86,6 +105,11 @@ def same(size: Size) -> Axis:
     return axis([Factor(Kind.SAME, size)])
 
 
+def batch(size: Size, outer: Size = 1, inner: Size = 1) -> Axis:
+    """An axis with the batch inside of ``outer`` and around ``inner`` values."""
+    return axis([Factor(Kind.PLAIN, outer), Factor(Kind.BATCH, size), Factor(Kind.PLAIN, inner)])
+
+
 def shared(shape: Sequence[Size]) -> Layout:
     """The layout of a tensor of which nothing is known."""
     return tuple(map(plain, shape))
@@ -97,8 +121,18 @@ def extent(of: Axis) -> Size:
 
 
 def without(of: Axis, kind: Kind) -> Size:
-    """Values along an axis without its factors of a kind."""
-    return product([factor.size for factor in of if factor.kind is not kind])
+    """Values along an axis of the small tensor without factors of a kind."""
+    return product([factor.without(kind) for factor in of])
+
+
+def holds(of: Axis, kind: Kind) -> bool:
+    """Whether an axis has a factor of a kind."""
+    return any(factor.has(kind) for factor in of)
+
+
+def count(layout: Layout, kind: Kind = Kind.BATCH) -> int:
+    """How many factors of a kind a tensor has; more than one batch compares elements."""
+    return sum(factor.has(kind) for entry in layout for factor in entry)
 
 
 def is_same(of: Axis) -> bool:
@@ -106,50 +140,112 @@ def is_same(of: Axis) -> bool:
     return bool(of) and all(factor.repeated for factor in of)
 
 
-def times(of: Axis, count: Size, kind: Kind, *, outside: bool) -> Axis:
-    """An axis repeated as a whole, ``outside``, or value by value."""
-    copies = Factor(kind, count)
-    return axis([copies, *of] if outside else [*of, copies])
+def place_of(layout: Layout) -> Place | None:
+    """Where the batch lies; ``None`` for a tensor that belongs to no element."""
+    for number, entry in enumerate(layout):
+        for index, factor in enumerate(entry):
+            if factor.kind is Kind.BATCH:
+                return Place(number, extent(entry[:index]), extent(entry[index + 1 :]))
+    return None
 
 
 def regrouped(
-    layout: Layout,
-    shape: Sequence[Size],
-    divides: Callable[[Factor], bool] = lambda factor: True,
-    fits: Callable[[Axis], bool] = lambda found: True,
-) -> list[tuple[range, range, list[Axis] | None]]:
-    """A view to ``shape``, run by run: axes in front, axes behind, and these as factors.
+    layout: Layout, shape: Sequence[Size], fits: Callable[[Axis], bool] = lambda found: True
+) -> tuple[Layout, Layout] | None:
+    """The layout of a view to ``shape``, and the one that its operand must have for that; ``None`` if it cuts a batch.
 
-    ``None`` for a run that is cut beside its factors, or into axes that do not fit.
-
-    Args:
-        divides: whether a factor may itself be cut.
-        fits: whether an axis of the result will do.
+    Where a run of axes is cut beside its factors, or into axes that do not fit, nothing is known of it.
     """
-
-    def cut(factor: Factor, outer: Size, inner: Size) -> tuple[Factor, list[Factor]] | None:
-        return (Factor(factor.kind, outer), [Factor(factor.kind, inner)]) if divides(factor) else None
-
-    found: list[tuple[range, range, list[Axis] | None]] = []
+    needed, result = list(layout), list[Axis]()
     for before, behind in groups([extent(entry) for entry in layout], list(shape)):
         factors = axis([factor for dim in before for factor in layout[dim]])
-        taken = dealt(factors, [shape[dim] for dim in behind], cut).to(len(behind))
-        axes = None if taken is None else list(map(axis, taken))
-        found.append((before, behind, axes if axes is not None and all(map(fits, axes)) else None))
-    return found
+        taken = dealt(factors, [shape[dim] for dim in behind], _cut).to(len(behind))
+        axes = [] if taken is None else list(map(axis, taken))
+        if taken is None or not all(map(fits, axes)):
+            if holds(factors, Kind.BATCH):
+                return None
+            axes = [plain(shape[dim]) for dim in behind]
+            needed[before.start : before.stop] = [plain(extent(layout[dim])) for dim in before]
+        result.extend(axes)
+    return tuple(needed), tuple(result)
 
 
-def operand_layouts(
-    demands: Iterable[tuple[Ref, Axis]], of: Callable[[fx.Node], Layout]
-) -> dict[fx.Node, Layout] | None:
-    """The layouts in which operands are read; ``None`` where one is read in two.
+def _cut(factor: Factor, outer: Size, inner: Size) -> tuple[Factor, list[Factor]] | None:
+    whole = factor.kind is Kind.BATCH or factor.picks is not None
+    return None if whole else (Factor(factor.kind, outer), [Factor(factor.kind, inner)])
 
-    Args:
-        demands: what some axes are read as; the others are read as they are.
-    """
-    wanted: dict[Ref, Axis] = {}
-    for ref, entry in demands:
-        if wanted.setdefault(ref, entry) != entry:
-            return None
-    nodes = dict.fromkeys(ref.node for ref in wanted)
-    return {node: tuple(wanted.get(Ref(node, axis), entry) for axis, entry in enumerate(of(node))) for node in nodes}
+
+# --- axes that meet, or stand one behind the other ------------------------------------------------------------------
+
+
+def met(entries: Sequence[Axis]) -> Axis | None:
+    """The axis of operands that are broadcast together; ``None`` where elements would meet other values."""
+    known = [entry for entry in entries if entry] if len(entries) > 1 else entries
+    leading = next((entry for entry in known if holds(entry, Kind.BATCH)), None)
+    if leading is None or len(known) == 1:
+        return reduce(_meet, known) if known else ()
+    wanted = _whole(leading)
+    fitting = (
+        _whole(entry) == wanted if holds(entry, Kind.BATCH) else _is_constant_over(entry, wanted) for entry in known
+    )
+    return wanted if all(fitting) else None
+
+
+def _meet(left: Axis, right: Axis) -> Axis:
+    """The most repetition that two axes of one size share; a constant axis is as repeated as any other."""
+    if left == right or is_same(right):
+        return left
+    return right if is_same(left) else plain(extent(left))
+
+
+def joined(entries: Sequence[Axis]) -> Axis | None:
+    """Axes one behind the other: all with the batch around as much, or all without; ``None`` where they differ."""
+    total = plain_size(sum(map(extent, entries)))
+    elements = [holds(entry, Kind.BATCH) for entry in entries]
+    if not any(elements):
+        return plain(total)
+    return _runs_of(entries[0], total) if all(elements) and len(set(map(run_of, entries))) == 1 else None
+
+
+def ranged(of: Axis, start: Size, step: Size, length: Size) -> Axis | None:
+    """A range of an axis; of one with the batch all of it or whole runs around the batch, else ``None``."""
+    if not holds(of, Kind.BATCH):
+        return same(length) if is_same(of) else plain(length)
+    if step != 1:
+        return None
+    return of if length == extent(of) else _runs_of(of, length) if runs(of, start) is not None else None
+
+
+def run_of(of: Axis) -> Axis:
+    """The batch with all that lies inside of it."""
+    place, size = _batch_in(of)
+    return batch(size, 1, place.inner)
+
+
+def runs(of: Axis, length: Size) -> Size | None:
+    """How often the whole batch, with what lies inside of it, goes into ``length``; ``None`` unless it does evenly."""
+    return quotient(length, extent(run_of(of)))
+
+
+def _runs_of(of: Axis, length: Size) -> Axis | None:
+    outer = runs(of, length)
+    return None if outer is None else axis([Factor(Kind.PLAIN, outer), *run_of(of)])
+
+
+def _whole(of: Axis) -> Axis:
+    """An axis with a batch, whatever else is known of it."""
+    place, size = _batch_in(of)
+    return batch(size, place.outer, place.inner)
+
+
+def _batch_in(of: Axis) -> tuple[Place, Size]:
+    place = place_of((of,))
+    assert place is not None
+    return place, next(factor.size for factor in of if factor.kind is Kind.BATCH)
+
+
+def _is_constant_over(of: Axis, wanted: Axis) -> bool:
+    """Whether the values along an axis of the same extent are those of each element alike, at the front of it."""
+    place, size = _batch_in(wanted)
+    outer = of[0].size if of[0].repeated else 1
+    return is_same(of) or (place.outer == 1 and quotient(outer, size) is not None)

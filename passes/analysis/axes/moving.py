@@ -38,6 +38,7 @@ from lightint_compile.passes.ir.op_arguments import (
     rank_of,
     size_argument,
     sizes_of,
+    takes,
 )
 from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import tensor_of
@@ -121,9 +122,13 @@ def squeeze(node: fx.Node) -> Movement | None:
 
 def squeezed(node: fx.Node) -> list[int]:
     """The axes of one that a squeeze drops."""
-    sizes = sizes_of(operand(node))
-    named = range(len(sizes)) if node.target is aten.squeeze.default else sorted(dimensions(node, len(sizes)))
-    return [axis for axis in named if sizes[axis] == 1]
+    return [axis for axis in squeezable(node) if sizes_of(operand(node))[axis] == 1]
+
+
+def squeezable(node: fx.Node) -> list[int]:
+    """The axes that a squeeze drops where they are of one."""
+    rank = rank_of(operand(node))
+    return sorted(dimensions(node, rank)) if takes(node, "dim") else list(range(rank))
 
 
 @moves(Family.EXPAND)

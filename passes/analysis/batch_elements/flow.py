@@ -11,14 +11,19 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Layout, shared
-from lightint_compile.passes.analysis.batch_elements.axes import count
-from lightint_compile.passes.analysis.batch_elements.rules import Mixes, Rowwise, Several, rowwise
+from lightint_compile.passes.analysis.axes.factors import Layout, count, shared
+from lightint_compile.passes.analysis.axes.plans import Blocked, Plan
+from lightint_compile.passes.analysis.batch_elements.rules import rowwise
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.fake_values import shape_of
 from lightint_compile.passes.ir.op_arguments import tensors
 from lightint_compile.passes.ir.program import tensor_of
+
+
+class Several(tuple[Layout, ...]):
+    """The layouts of an operation with several results."""
+
 
 Known = Layout | Several | None
 """What is known of a value: its layout, one for each of several tensors, nothing for what is no tensor."""
@@ -39,14 +44,14 @@ class Flow:
     """
 
     known: dict[fx.Node, Known] = field(default_factory=dict)
-    rules: dict[fx.Node, Rowwise] = field(default_factory=dict)
-    mixed: dict[fx.Node, Mixes] = field(default_factory=dict)
-    blamed: dict[fx.Node, Mixes] = field(default_factory=dict)
+    rules: dict[fx.Node, Plan] = field(default_factory=dict)
+    mixed: dict[fx.Node, Blocked] = field(default_factory=dict)
+    blamed: dict[fx.Node, Blocked] = field(default_factory=dict)
     inside: dict[fx.Node, Flow] = field(default_factory=dict)
     results: tuple[Known, ...] = ()
     returned: tuple[fx.Node, ...] = ()
 
-    def meet(self, node: fx.Node, why: Mixes | None) -> None:
+    def meet(self, node: fx.Node, why: Blocked | None) -> None:
         """Elements meet at ``node``, or what it reads is a place where they met before."""
         before = next((self.blamed[source] for source in node.all_input_nodes if source in self.blamed), None)
         if node.target is operator.getitem and node.args[0] in self.inside:
@@ -73,7 +78,7 @@ class Flows:
         self._root = root
         self._regions: dict[Any, Flow] = {}
 
-    def of(self, module: fx.GraphModule, inputs: Sequence[Known], blamed: Sequence[Mixes | None] = ()) -> Flow:
+    def of(self, module: fx.GraphModule, inputs: Sequence[Known], blamed: Sequence[Blocked | None] = ()) -> Flow:
         """The flow of a graph; ``inputs`` are what is known of its placeholders, in order.
 
         Args:
@@ -91,7 +96,7 @@ class Flows:
                 self._visit(module, node, flow)
         return flow
 
-    def region(self, name: str, inputs: Sequence[Known], blamed: Sequence[Mixes | None] = ()) -> Flow:
+    def region(self, name: str, inputs: Sequence[Known], blamed: Sequence[Blocked | None] = ()) -> Flow:
         """The flow of a region of the root."""
         key = (name, tuple(inputs), tuple(blamed))
         if key not in self._regions:
@@ -110,11 +115,12 @@ class Flows:
                 flow.mixed[node] = next(iter(inside.mixed.values()))
         elif node.op == "call_function":
             found = _ruled(node, flow)
-            if isinstance(found, Rowwise):
-                flow.known[node] = found.layout
+            if isinstance(found, Plan):
+                several = isinstance(node.meta["val"], (tuple, list))
+                flow.known[node] = Several(found.results) if several else found.result
                 if has_elements(operands_of(node, flow)):
                     flow.rules[node] = found
-            why = Mixes(f"{node.name} ({node.target}): {found.reason}") if isinstance(found, Mixes) else None
+            why = Blocked(f"{node.name} ({node.target}): {found.reason}") if isinstance(found, Blocked) else None
             flow.meet(node, why)
 
 
@@ -135,25 +141,25 @@ def has_elements(values: Iterable[Known]) -> bool:
     )
 
 
-def _ruled(node: fx.Node, flow: Flow) -> Rowwise | Mixes | None:
+def _ruled(node: fx.Node, flow: Flow) -> Plan | Blocked | None:
     """What the rules say; ``None`` of an operation without elements that no rule knows."""
     elements = has_elements(operands_of(node, flow))
     if node.target is operator.getitem:
         parent = flow.known.get(node.args[0])  # type: ignore[arg-type]
-        return Rowwise(parent[node.args[1]]) if isinstance(parent, Several) and tensor_of(node) is not None else None  # type: ignore[index]
+        return Plan((parent[node.args[1]],)) if isinstance(parent, Several) and tensor_of(node) is not None else None  # type: ignore[index]
     if not tensors(node) and not _is_tensor(node):
         return None
     if draws_random(node):
-        return Mixes("it draws random numbers, and no rule keeps elements apart") if elements else None
+        return Blocked("it draws random numbers, and no rule keeps elements apart") if elements else None
     found = rowwise(node, flow.layout)
     if found is None:
-        return Mixes("no rule says whether it keeps elements apart") if elements and _is_tensor(node) else None
-    if isinstance(found, Mixes):
+        return Blocked("no rule says whether it keeps elements apart") if elements and _is_tensor(node) else None
+    if isinstance(found, Blocked):
         return found if elements else None
-    return _WITH_ITSELF if any(count(layout) > 1 for layout in found.layouts) else found
+    return _WITH_ITSELF if any(count(layout) > 1 for layout in found.results) else found
 
 
-_WITH_ITSELF = Mixes("elements of the batch meet one another, in a product of the batch with itself")
+_WITH_ITSELF = Blocked("elements of the batch meet one another, in a product of the batch with itself")
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -10,10 +10,8 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
-from lightint_compile.passes.analysis.axes.factors import Layout
-from lightint_compile.passes.analysis.batch_elements.axes import batches, place_of, row_extent
-from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows, Known, has_elements, operands_of
-from lightint_compile.passes.analysis.batch_elements.rules import Several
+from lightint_compile.passes.analysis.axes.factors import Kind, Layout, holds, place_of, without
+from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows, Known, Several, has_elements, operands_of
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.fake_values import evaluated, shape_of, size_of
 from lightint_compile.passes.ir.program import fake_mode_of, faking
@@ -119,7 +117,7 @@ class Rows:
             (node.args if rule.args is None else rule.args, node.kwargs),
             lambda source: read.get(source) or self._operand(node, source, made),
         )
-        return self._call(graph, node, args, kwargs, rule.layouts)
+        return self._call(graph, node, args, kwargs, rule.results)
 
     def _call(
         self, graph: fx.Graph, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layouts: Sequence[Layout]
@@ -129,15 +127,15 @@ class Rows:
         copied.meta = {key: node.meta[key] for key in KEPT_META if key in node.meta} | {"val": value}
         results = value if isinstance(value, (tuple, list)) else (value,)
         for result, layout in zip(results, layouts, strict=True):
-            if isinstance(result, Tensor) and shape_of(result) != tuple(map(row_extent, layout)):
+            if isinstance(result, Tensor) and shape_of(result) != tuple(without(entry, Kind.BATCH) for entry in layout):
                 raise Refused(node, f"{node.name}: the row of one element has another shape than its part of the batch")
         return copied
 
     def _cut(self, row: fx.Node, layout: Layout, wanted: Layout, graph: fx.Graph) -> fx.Node:
         """An operand that is the same for all elements, as long as the row of one."""
         for dim, (entry, want) in enumerate(zip(layout, wanted, strict=True)):
-            if batches(want) and not batches(entry):
-                length = row_extent(want)
+            if holds(want, Kind.BATCH) and not holds(entry, Kind.BATCH):
+                length = without(want, Kind.BATCH)
                 if not isinstance(length, int):
                     raise Refused(row, f"{row.name}: a size of one element's row is not known")
                 source = row

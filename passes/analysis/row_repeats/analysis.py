@@ -11,14 +11,15 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.factors import Layout, shared
+from lightint_compile.passes.analysis.axes.plans import Blocked, Plan
 from lightint_compile.passes.analysis.axes.table import movement_of
-from lightint_compile.passes.analysis.row_repeats.effects import Blocked, Plan
 from lightint_compile.passes.analysis.row_repeats.layout import is_picked, repeats
 from lightint_compile.passes.analysis.row_repeats.picks import Allowed, masked, none, picked
-from lightint_compile.passes.analysis.row_repeats.rules import REPETITIONS, element_of, plan_of
+from lightint_compile.passes.analysis.row_repeats.rules import REPETITIONS, plan_of
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.program import tensor_of
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None, pick
     """Run the rules over ``graph``; ``given`` are layouts of nodes to suppose, ``picks`` says which picks to follow."""
     analysis = Analysis()
     for node, layout in (given or {}).items():
-        analysis.sunk[node] = Sunk(Plan(layout, {}, computes=False), (), {}, seeded=True, works=False)
+        analysis.sunk[node] = Sunk(Plan((layout,), computes=False), (), {}, seeded=True, works=False)
     for node in graph.nodes:
         if node.op == "call_function" and node not in analysis.sunk:
             _visit(node, analysis, picks)
         if node not in analysis.sunk and (mask := masked(node, picks)) is not None:
             analysis.sunk[node] = Sunk(mask, node.args, dict(node.kwargs), seeded=True, works=False)
     return analysis
+
+
+_MAY_START = frozenset((*Family.FILL.value, *Family.INDEX_SELECT.value, torch.ops.aten.index.Tensor))
 
 
 def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:
@@ -80,17 +84,23 @@ def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:
         analysis.sunk[node] = Sunk(found, node.args, dict(node.kwargs), seeded, seeded and works)
 
 
-_MAY_START = frozenset((*Family.FILL.value, *Family.INDEX_SELECT.value, torch.ops.aten.index.Tensor))
-
-
 def _apply(node: fx.Node, analysis: Analysis, picks: Allowed) -> Plan | Blocked:
     if node.target is operator.getitem:
-        parent = analysis.sunk.get(node.args[0])  # type: ignore[arg-type]
-        return Blocked("its parent does not repeat", mixes=True) if parent is None else element_of(node, parent.plan)
+        return _element(node, analysis)
     if draws_random(node):
         return Blocked("it draws random numbers anew for every row")
     movement = movement_of(node)
     if movement is None:
         return Blocked(f"no rule for {node.target}")
-    found = picked(node, movement, analysis.layout, picks)
-    return plan_of(node, movement, analysis.layout) if found is None else found
+    return picked(node, movement, analysis.layout, picks) or plan_of(node, movement, analysis.layout)
+
+
+def _element(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
+    """One of several results."""
+    parent, number = node.args[:2]
+    if parent not in analysis.sunk:
+        return Blocked("its parent does not repeat", mixes=True)
+    if tensor_of(node) is None:
+        return Blocked("the element is not a tensor")
+    result = analysis.sunk[parent].plan.results[number]  # type: ignore[index]
+    return Plan((result,), {parent: result}, computes=False)  # type: ignore[dict-item]

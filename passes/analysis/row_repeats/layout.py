@@ -14,10 +14,10 @@ from lightint_compile.passes.analysis.axes.factors import (
     Kind,
     Layout,
     Picks,
-    extent,
-    is_same,
-    plain,
+    count,
+    holds,
     regrouped,
+    without,
 )
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.sizes import product
@@ -25,12 +25,12 @@ from lightint_compile.passes.ir.sizes import product
 
 def kept(factor: Factor) -> Size:
     """Elements of the small tensor along a factor."""
-    return 1 if factor.repeated else factor.size if factor.picks is None else factor.picks.rows
+    return factor.without(Kind.SAME)
 
 
 def kept_size(of: Axis) -> Size:
     """Elements of the small tensor along the axis."""
-    return product(list(map(kept, of)))
+    return without(of, Kind.SAME)
 
 
 def is_picked(of: Axis) -> bool:
@@ -49,7 +49,7 @@ def picks_of(of: Axis) -> Iterator[Picks]:
 
 def is_full(of: Axis) -> bool:
     """Whether nothing repeats along the axis."""
-    return not any(factor.repeated for factor in of) and not is_picked(of)
+    return not holds(of, Kind.SAME)
 
 
 def is_simple(of: Axis) -> bool:
@@ -59,28 +59,18 @@ def is_simple(of: Axis) -> bool:
 
 def repeats(layout: Layout) -> bool:
     """Whether anything repeats."""
-    return not all(map(is_full, layout))
-
-
-def meet(left: Axis, right: Axis) -> Axis:
-    """The most repetition that two axes of one size share; a constant axis is as repeated as any other."""
-    if left == right or is_same(right):
-        return left
-    return right if is_same(left) else plain(extent(left))
+    return bool(count(layout, Kind.SAME))
 
 
 def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:
-    """The layout of a ``view`` to ``shape``, and the one its operand must have for that.
+    """The layout that the operand of a ``view`` to ``shape`` must have, and that of its result.
 
     Where an axis of the result would interleave kept and repeated factors more than once, or a cut falls inside a
     factor it does not divide, the operand's repetition there is written out.
     """
-    needed: list[Axis] = []
-    result: list[Axis] = []
-    for before, behind, axes in regrouped(layout, shape, lambda factor: factor.picks is None, is_simple):
-        needed.extend(layout[dim] if axes is not None else plain(extent(layout[dim])) for dim in before)
-        result.extend([plain(shape[dim]) for dim in behind] if axes is None else axes)
-    return tuple(needed), tuple(result)
+    found = regrouped(layout, shape, is_simple)
+    assert found is not None
+    return found
 
 
 def describe(layout: Layout, measure: Callable[[Axis], Size]) -> str:

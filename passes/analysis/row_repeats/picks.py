@@ -6,7 +6,7 @@ and true. All of it is known from how the value is made, so nothing has to be ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -16,19 +16,17 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.axes.factors import (
     Axis,
     Factor,
-    Layout,
+    Kind,
     Picks,
     axis,
     extent,
     is_same,
-    operand_layouts,
     plain,
     same,
 )
 from lightint_compile.passes.analysis.axes.movement import Along, Joined, Movement, Picked, Ref, Way, Written
-from lightint_compile.passes.analysis.row_repeats.effects import Emitter, Layouts, Plan
+from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, operands_of, results_of
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size
-from lightint_compile.passes.analysis.row_repeats.rules import carried, demands
 from lightint_compile.passes.ir.fake_values import Size, hint_of, shape_of, size_of
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import replaced
@@ -76,8 +74,8 @@ def _indexed(node: fx.Node, movement: Movement, place: int, layouts: Layouts, al
     if way.first is not None or not is_full(layouts(way.numbers.node)[way.numbers.axis]):
         return None
     table = plain(extent(layouts(way.ref.node)[way.ref.axis]))
-    found = _layouts(node, movement, place, Picks(extent(table), way.numbers.node), [(way.ref, table)], layouts, allows)
-    return None if found is None else Plan(*found, computes=False, forwards=way.ref.node)
+    found = _planned(node, movement, place, Picks(extent(table), way.numbers.node), [(way.ref, table)], layouts, allows)
+    return None if found is None else replace(found, forwards=way.ref.node)
 
 
 def _joined(node: fx.Node, movement: Movement, place: int, layouts: Layouts, allows: Allowed) -> Plan | None:
@@ -86,14 +84,9 @@ def _joined(node: fx.Node, movement: Movement, place: int, layouts: Layouts, all
         return None
     picks = Picks(size_of(sum(kept_size(part) for _, part in parts)), tuple(part for _, part in parts))
     own = [(ref, layouts(ref.node)[ref.axis]) for ref, _ in parts]
-    found = _layouts(node, movement, place, picks, own, layouts, allows)
-    if found is None:
-        return None
-
-    def small(emit: Emitter) -> tuple[list[fx.Node], int]:
-        return [emit.small(ref.node) for ref, _ in parts], place
-
-    return Plan(*found, computes=False, arguments=small, target=aten.cat.default)
+    found = _planned(node, movement, place, picks, own, layouts, allows)
+    args = ([ref.node for ref, _ in parts], place)
+    return None if found is None else replace(found, args=args, target=aten.cat.default)
 
 
 def _parts(way: Way, length: Size, layouts: Layouts) -> list[tuple[Ref, Axis]]:
@@ -113,7 +106,7 @@ def _parts(way: Way, length: Size, layouts: Layouts) -> list[tuple[Ref, Axis]]:
     return [(ref, part) for ref, size, part in parts if size != 0]
 
 
-def _layouts(
+def _planned(
     node: fx.Node,
     movement: Movement,
     place: int,
@@ -121,17 +114,19 @@ def _layouts(
     own: list[tuple[Ref, Axis]],
     layouts: Layouts,
     allows: Allowed,
-) -> tuple[Layout, Mapping[fx.Node, Layout]] | None:
-    """The layout of the result, which is picked along the axis ``place``, and those of the operands, which are read as
+) -> Plan | None:
+    """The layouts of the result, which is picked along the axis ``place``, and those of the operands, which are read as
     ``own`` there."""
     length = shape_of(node.meta["val"])[place]
     if FEWER * _hint(picks.rows, node) > _hint(length, node) or not allows(picks):
         return None
     (ways,) = movement.outputs
     rest = replace(movement, outputs=(replaced(ways, place, Along()),), reads=())
-    result = tuple(carried(way, size, layouts) for way, size in rest.sized(node)[0])
-    needed = operand_layouts([*demands(rest, result, layouts), *own], layouts)
-    return None if needed is None else (replaced(result, place, axis([Factor(picks, length)])), needed)
+    results = results_of(node, rest, layouts)
+    assert not isinstance(results, Blocked)
+    operands = operands_of(rest, results, layouts, Kind.SAME, own)
+    result = replaced(results[0], place, axis([Factor(picks, length)]))
+    return None if operands is None else Plan((result,), operands, computes=False)
 
 
 def _hint(size: Size, node: fx.Node) -> int:
@@ -154,9 +149,9 @@ def masked(node: fx.Node, allows: Allowed) -> Plan | None:
         return None
     shape = [2 if place == long[0] else 1 for place in range(len(sizes))]
 
-    def small(emit: Emitter) -> tuple[fx.Node, list[int]]:
-        numbers = emit.call(aten.arange.default, 2, device=value.device)
-        return emit.call(aten.ne.Scalar, numbers, 0), shape
+    def small(call: Callable[..., fx.Node]) -> fx.Node:
+        numbers = call(aten.arange.default, 2, device=value.device)
+        return call(aten.reshape.default, call(aten.ne.Scalar, numbers, 0), shape)
 
     layout = tuple(axis([Factor(made, size)]) if place == long[0] else plain(size) for place, size in enumerate(sizes))
-    return Plan(layout, {}, computes=False, arguments=small, target=aten.reshape.default)
+    return Plan((layout,), computes=False, made=small)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightint_compile.passes.analysis.axes.attention import DIALECTS, Dialect
-from lightint_compile.passes.analysis.axes.factors import plain
+from lightint_compile.passes.analysis.axes.factors import batch, place_of, plain
 from lightint_compile.passes.analysis.axes.movement import (
     MOVEMENTS,
     Along,
@@ -31,7 +31,6 @@ from lightint_compile.passes.analysis.axes.movement import (
 )
 from lightint_compile.passes.analysis.axes.moving import kept, moved, operand
 from lightint_compile.passes.analysis.axes.table import movement_of
-from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of
 from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.analysis.row_repeats.layout import kept_size

@@ -7,10 +7,10 @@ import torch
 from differential import trace_function
 from torch.nn import functional as F
 
-from lightint_compile.passes.analysis.axes.factors import plain, shared
-from lightint_compile.passes.analysis.batch_elements.axes import batch, place_of, regroup
+from lightint_compile.passes.analysis.axes.factors import batch, place_of, plain, shared
 from lightint_compile.passes.analysis.batch_elements.flow import Flows
 from lightint_compile.passes.analysis.batch_elements.rows import Refused, Rows, join, take
+from lightint_compile.passes.analysis.batch_elements.rules import regroup
 
 COUNT = 3
 X = torch.randn(COUNT, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
