@@ -6,7 +6,8 @@ is data. It is known where the tensor was made of sizes in the same graph, which
 counter that is an input is a size like any other, read when the graph is called: static at first, a symbol once it
 changes, with Dynamo's own guards on it.
 
-Nothing is assumed of a tensor that the graph may have written to before it is read.
+Numbers that the graph puts into such a tensor (``sizes[:, 0] = 3``) are put into its value as well. Nothing is assumed
+of a tensor that the graph may have written to in another way before it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -114,14 +115,42 @@ def _counter(tensor: TensorVariable, node: fx.Node, tx: Any) -> VariableTracker 
     return VariableBuilder(tx, CallFunctionNoArgsSource(AttrSource(tensor.source, "item")))(value)
 
 
-def _value_of(node: Any) -> Any:
-    """The value of a node of the graph under way, computed as far as it follows from sizes and constants.
+def _value_of(node: fx.Node) -> Any:
+    """The value that a node has now, computed as far as it follows from sizes and constants, writes in their order.
 
     Raises:
-        UnknownError: it depends on data, or may have been written to.
+        UnknownError: it depends on data, or may have been written to in a way that is not followed.
     """
-    if not isinstance(node, fx.Node):
-        return node
+    needed: set[fx.Node] = set()
+    _collect(node, needed)
+    values: dict[fx.Node, Any] = {}
+    with _disable_current_modes():
+        for each in node.graph.nodes if len(needed) > 1 else needed:
+            if each in needed:
+                values[each] = _evaluated(each, values)
+    return values[node]
+
+
+def _collect(node: fx.Node, needed: set[fx.Node]) -> None:
+    """Add a node, all that it is computed from, and all that was written into these."""
+    if node in needed:
+        return
+    needed.add(node)
+    held = node.meta.get("example_value")
+    if isinstance(held, (int, bool, torch.SymInt, torch.Size)):
+        return
+    if not _is_put(node):
+        if not _is_number(held) or held.device.type != "cpu" or not _is_pure(node):
+            raise UnknownError
+        for user in _writers(node):
+            if not _is_put(user):
+                raise UnknownError
+            _collect(user, needed)
+    for source in node.all_input_nodes:
+        _collect(source, needed)
+
+
+def _evaluated(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     held = node.meta.get("example_value")
     if isinstance(held, (int, bool)):
         return held
@@ -129,15 +158,8 @@ def _value_of(node: Any) -> Any:
         return int(held)  # with a guard of its own
     if isinstance(held, torch.Size):
         return torch.Size(int(extent) for extent in held)
-    if not _is_number(held) or held.device.type != "cpu" or not _is_pure(node) or _is_written(node):
-        raise UnknownError
-    args, kwargs = fx.map_arg((node.args, node.kwargs), _value_of)
-    with _disable_current_modes():
-        return (
-            node.target(*args, **kwargs)
-            if callable(node.target)
-            else getattr(args[0], node.target)(*args[1:], **kwargs)
-        )
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
 
 
 def _is_number(value: Any) -> TypeGuard[torch.Tensor]:
@@ -153,11 +175,28 @@ def _is_pure(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _METHODS
 
 
+def _is_put(node: fx.Node) -> bool:
+    """Whether a node puts something into a part of a tensor."""
+    return node.op == "call_function" and node.target is operator.setitem
+
+
 def _is_written(node: fx.Node) -> bool:
-    """Whether anything that uses the tensor's memory so far may write to it: all that is not known to compute only."""
+    """Whether anything that uses the tensor's memory so far may write to it."""
+    return any(True for _ in _writers(node))
+
+
+def _writers(node: fx.Node) -> Iterator[fx.Node]:
+    """What may have written to the tensor's memory so far: all that uses it and is not known to compute only."""
     memory = _memory_of(node)
-    users = (user for other in node.graph.nodes if _memory_of(other) == memory for user in other.users)
-    return any(not _is_pure(user) and user.op != "output" and user.target not in _TAKE_SIZES for user in users)
+    for other in node.graph.nodes:
+        if _memory_of(other) == memory:
+            yield from (user for user in other.users if _may_write(user, other))
+
+
+def _may_write(user: fx.Node, tensor: fx.Node) -> bool:
+    if _is_put(user):
+        return user.args[0] is tensor
+    return not _is_pure(user) and user.op != "output" and user.target not in _TAKE_SIZES
 
 
 def _memory_of(node: fx.Node) -> int | None:

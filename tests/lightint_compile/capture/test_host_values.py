@@ -51,7 +51,22 @@ class LongestText(nn.Module):
         return x[:, :, : int(lengths.max())] * 2
 
 
-@pytest.mark.parametrize("kind", [SizesReadBack, SizesAsArguments, LongestText])
+class SizesPut(nn.Module):
+    """Sizes that are written to in parts: read before and behind it, through a view, in a tensor made of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        grids = torch.stack([torch.tensor(each.shape[1:], dtype=torch.long) for each in x])
+        before, sums = grids.prod().item(), grids[0, 1:].sum()
+        one, row = grids.clone(), grids[0]
+        one[:, 0] = 3
+        row[1:] = sums
+        copy = one.clone()
+        one[0, 2] = copy.sum()
+        counts = [before, sums.item(), *row.tolist(), *grids[0].tolist(), *one[0].tolist(), *copy.flatten().tolist()]
+        return x * torch.tensor([float(count) for count in counts]).sum() + sum(counts)
+
+
+@pytest.mark.parametrize("kind", [SizesReadBack, SizesAsArguments, LongestText, SizesPut])
 def test_sizes_that_are_read_back_are_sizes(kind: type[nn.Module]) -> None:
     model = kind().eval()
     given = [X, X[:, :, :, :2], torch.randn(1, 4, 3, 2, 2)]
