@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.attention import dialect_of
+from lightint_compile.passes.analysis.samples import folded_form
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.canonicalize_attention.axes import Axes, resolved
 from lightint_compile.passes.canonicalize_attention.build import SDPA, GraphBuilder, build
@@ -23,7 +24,7 @@ from lightint_compile.passes.canonicalize_attention.masks import is_as_built, ne
 from lightint_compile.passes.canonicalize_attention.plan import Plan, plan_of, sources_of
 from lightint_compile.passes.canonicalize_attention.readers import erase_dead_readers, is_dead
 from lightint_compile.passes.canonicalize_attention.remarks import applied, missed
-from lightint_compile.passes.canonicalize_attention.samples import folded_form, unfold_samples
+from lightint_compile.passes.canonicalize_attention.samples import unfold_samples
 from lightint_compile.passes.canonicalize_attention.site import Site, spelled_site
 from lightint_compile.passes.canonicalize_attention.spellings import SOFTMAX, SOFTMAX_ENDS
 from lightint_compile.passes.ir.matching import MatchError, MatchResult, match

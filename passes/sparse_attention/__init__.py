@@ -37,6 +37,7 @@ from lightint_compile.passes.sparse_attention.context_pools import ContextPools
 from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
 from lightint_compile.passes.sparse_attention.key_mask import key_mask_of
 from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
+from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks, Samples, tried
 from lightint_compile.passes.sparse_attention.segments import MaskRows
 
 
@@ -98,10 +99,11 @@ class SparseAttention(Pass):
 
     def run(self, program: Program) -> PassResult:
         """Rewrite every site that can and should be sparse, and say of every other why not."""
+        rewriter = Rewriter(program, self.name)
+        samples = {each.site: each for each in tried(program, rewriter)}
         grids = program.fact(TokenGrid)
         sizes = GridSizes(program)
-        rewriter = Rewriter(program, self.name)
-        verdicts = [(site, self._judge(site, sizes)) for site in program.fact(AttentionSites)]
+        verdicts = [(site, self._judge(site, sizes, samples.get(site.node))) for site in program.fact(AttentionSites)]
         chosen = [(site, choice) for site, choice in verdicts if isinstance(choice, Choice)]
         pools = ContextPools([(site, choice.layout.tile) for site, choice in chosen])
         remarks = [
@@ -109,16 +111,21 @@ class SparseAttention(Pass):
             for site, verdict in verdicts
         ]
         remarks += _refused(program, grids.past.refused)
-        changed, rows = [], MaskRows()
+        changed, rows, masks = [], MaskRows(), SampleMasks(rewriter)
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
-                found = rewrite_site(site, choice, sizes, pools, rows, rewriter)
-            rewriter.replace(site.node, found)
+                found = rewrite_site(site, choice, sizes, pools, rows, masks, rewriter)
+            call = samples.get(site.node)
+            rewriter.replace(site.node if call is None else call.result, found)
             changed.append(found)
+        for each in samples.values():
+            each.given_up(rewriter)
+        if samples and not changed:
+            program.changed()
         refresh(program, changed)
         return PassResult(bool(changed), tuple(remarks))
 
-    def _judge(self, site: AttentionSite, sizes: GridSizes) -> Choice | Obstacle:
+    def _judge(self, site: AttentionSite, sizes: GridSizes, samples: Samples | None) -> Choice | Obstacle:
         obstacle = next(_obstacles(site), None)
         if obstacle is not None:
             return obstacle
@@ -134,6 +141,8 @@ class SparseAttention(Pass):
         ):  # nothing runs on meta tensors: they stand for any device's
             return Obstacle("no-kernel", kernel.reason)
         choice = self._choice(site, layout, kernel)
+        if samples is not None:
+            choice = replace(choice, mask=samples)
         return self._no_gain(site, choice) or choice
 
     def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:

@@ -29,6 +29,7 @@ from lightint_compile.passes.sparse_attention.grid_sizes import (
     sum_of,
 )
 from lightint_compile.passes.sparse_attention.key_mask import KeyMask
+from lightint_compile.passes.sparse_attention.sample_rows import SampleMask, SampleMasks, Samples
 from lightint_compile.passes.sparse_attention.segments import MaskRows, Segments
 
 aten = torch.ops.aten
@@ -50,7 +51,7 @@ class Choice:
         min_tokens: keys from which the site is sparse, 0 where that is decided; none leaves it to each call, because a
             size is only known there.
         kernel: the implementation that runs where it is sparse.
-        mask: the keys that its mask leaves in, where it has one.
+        mask: what says which keys a query sees, where something does.
     """
 
     layout: Layout
@@ -62,7 +63,7 @@ class Choice:
     skipped_means: int
     min_tokens: int | None
     kernel: Implementation
-    mask: KeyMask | None = None
+    mask: KeyMask | Samples | None = None
 
     @property
     def decided(self) -> str:
@@ -102,6 +103,7 @@ def rewrite_site(
     sizes: GridSizes,
     pools: ContextPools,
     rows: MaskRows,
+    masks: SampleMasks,
     rewriter: Rewriter,
 ) -> fx.Node:
     """Insert the sparse form of ``site`` in front of its node and give the node with the result.
@@ -119,18 +121,19 @@ def rewrite_site(
     counted = any(map(sizes.is_counted, site.key_axis.grids))
     prefix = _prefix(site, keys, key_grid, rewriter, counted=counted)
     queries = _Queries.cut(site, visual, rewriter)
+    mask = masks.of(choice.mask, queries.at) if isinstance(choice.mask, Samples) else choice.mask
     kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
     policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means)
     decided = choice.min_tokens
     where = (query_grid, key_grid, prefix, list(choice.layout.tile))
     pooled = pools.of(site, choice.layout.tile, sizes, rewriter, parts=choice.skipped_means)
     lightint = torch.ops.lightint
-    if choice.mask is not None:
+    if mask is not None:
         target = lightint.sparse_attention_masked.default
-        row = rows.of(choice.mask, segments, rewriter)
+        row = rows.of(mask, segments, rewriter)
         given = (decided, *(pooled or ()))
         found = rewriter.call(target, queries.visual, keys, values, row, *where, *policy, *given)
-        found = queries.without_blind(choice.mask, found, rewriter)
+        found = queries.without_blind(mask, found, rewriter)
     elif pooled is not None:
         target = lightint.sparse_attention_prepared.default
         key_pool, *means = pooled
@@ -142,7 +145,10 @@ def rewrite_site(
     else:
         target = lightint.sparse_attention.default
         found = rewriter.call(target, queries.visual, keys[0], values[0], *where, *policy, decided)
-    return queries.join(site, choice.mask, found, rewriter)
+    found = queries.join(site, mask, found, rewriter)
+    if isinstance(choice.mask, Samples) and isinstance(mask, SampleMask):
+        return choice.mask.finish(found, mask.fits, rewriter)
+    return found
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,7 @@ class _Queries:
     ) -> _Queries:
         return cls(range_of(query, *at, rewriter), at, range_of(query, *text_at, rewriter), text_at)
 
-    def without_blind(self, mask: KeyMask, found: fx.Node, rewriter: Rewriter) -> fx.Node:
+    def without_blind(self, mask: KeyMask | SampleMask, found: fx.Node, rewriter: Rewriter) -> fx.Node:
         """Zeros for queries that a mask leaves no key."""
         column = mask.query_column(rewriter)
         if column is None:
@@ -182,7 +188,9 @@ class _Queries:
         sees = rewriter.call(aten.slice.Tensor, column, 2, *self.at)
         return rewriter.call(aten.where.ScalarOther, sees, found, 0.0)
 
-    def join(self, site: AttentionSite, mask: KeyMask | None, found: fx.Node, rewriter: Rewriter) -> fx.Node:
+    def join(
+        self, site: AttentionSite, mask: KeyMask | SampleMask | None, found: fx.Node, rewriter: Rewriter
+    ) -> fx.Node:
         if self.text is None:
             return found
         masks = () if mask is None else (mask.of_queries(*self.text_at, rewriter),)

@@ -23,6 +23,7 @@ from lightint_compile.passes.sparse_attention.grid_sizes import (
     sum_of,
 )
 from lightint_compile.passes.sparse_attention.key_mask import KeyMask
+from lightint_compile.passes.sparse_attention.sample_rows import SampleMask
 
 aten = torch.ops.aten
 
@@ -81,7 +82,7 @@ class MaskRows:
     def __init__(self) -> None:
         self._made: dict[Any, fx.Node] = {}
 
-    def of(self, mask: KeyMask, segments: Segments, rewriter: Rewriter) -> fx.Node:
+    def of(self, mask: KeyMask | SampleMask, segments: Segments, rewriter: Rewriter) -> fx.Node:
         """``[batch or 1, keys]``, for a new node; sites are rewritten in order, so a later one may read it."""
         key = mask, tuple(segments.places), segments.lengths
         if key not in self._made:
