@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lightint_compile.capture.explicit_autocast import MODE_SWITCHES
@@ -54,6 +55,8 @@ def tidy(graph_module: fx.GraphModule) -> None:
             graph_module.graph.erase_node(node)
         elif node.target is aten.type_as.default:
             _as_copy(node)
+        elif node.target is aten.fill.Tensor:
+            _with_a_number(graph_module, node)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
@@ -87,3 +90,19 @@ def _as_copy(node: fx.Node) -> None:
     node.target = aten._to_copy.default
     node.kwargs = {"dtype": value.dtype, "device": value.device}
     node.args = (node.args[0],)
+
+
+def _with_a_number(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """``x[..., 0] = 1.0`` is traced with a tensor on the host, which every call would copy to the device.
+
+    ``lift_fresh`` marks a tensor as made in the traced function from a number: nobody can write to it.
+    """
+    lifted = node.args[1]
+    if not isinstance(lifted, fx.Node) or lifted.target not in (aten.lift_fresh.default, aten.lift_fresh_copy.default):
+        return
+    source = lifted.args[0]
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return
+    held = getattr(graph_module, str(source.target), None)
+    if isinstance(held, torch.Tensor) and not isinstance(held, FakeTensor) and held.device.type == "cpu":
+        node.target, node.args = aten.fill.Scalar, (node.args[0], held.item())

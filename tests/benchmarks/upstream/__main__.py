@@ -33,13 +33,15 @@ def main() -> None:
     """Measure and print."""
     given = _arguments()
     make = functools.partial(ways.MAKERS[given.table], given)
-    found = turns.in_turn(make, given.ways or WAYS[given.table], given.repeats, given.warm_ups, given.profiles)
-    wanted = found[0].result
-    for each in found:
+    found: list[turns.Timed] = []
+    for each in turns.in_turn(make, given.ways or WAYS[given.table], given.repeats, given.warm_ups, given.profiles):
+        found.append(each)
+        wanted = found[0].result
         if each.result is not None and wanted is not None:
             each.more["difference"] = f"{np.linalg.norm(each.result - wanted) / np.linalg.norm(wanted):.1e}"
         told = {name: value for name, value in vars(each).items() if name != "result"}
         sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
     sys.stdout.write(f"\n{torch_line()}\n\n{_table(found)}\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def in_turn(
     repeats: int,
     warm_ups: int = 2,
     profiles: Path | None = None,
-) -> list[Timed]:
+) -> Iterator[Timed]:
     """Time the calls that ``make`` gives for each way; it must be a function that another process can import.
 
     Where ``profiles`` names a folder, each call is made once more under the profiler, and its largest kernels written.
@@ -63,16 +63,14 @@ def in_turn(
     for worker in workers:
         worker.start()
     ready = [_received(pipe, way) for way, (pipe, _) in zip(ways, pairs, strict=True)]
-    found = []
     for way, (pipe, _), state in zip(ways, pairs, ready, strict=True):
         if isinstance(state, Timed):
-            found.append(state)
+            yield state
             continue
         pipe.send("go")
-        found.append(_received(pipe, way))
+        yield _received(pipe, way)
     for worker in workers:
         worker.kill()
-    return found
 
 
 def _received(pipe: Any, way: str) -> Any:
@@ -96,24 +94,24 @@ def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pr
             pipe.recv()
             torch.cuda.reset_peak_memory_stats()
             for name, call in calls.items():
-                taken = [_milliseconds(call) for _ in range(repeats)]
+                taken = [_milliseconds(call, timed) for _ in range(repeats)]
                 timed.milliseconds[name] = statistics.median(taken)
                 timed.spread[name] = (min(taken), max(taken))
             timed.gigabytes = torch.cuda.max_memory_allocated() / 1e9
             timed.more = told()
             for name, call in calls.items() if profiles is not None else ():
                 timed.more[f"{name}, busy"] = _profiled(call, profiles / f"{way.replace(',', '-')}-{name}.txt")
-            timed.result = list(calls.values())[-1]().float().cpu().numpy()
+            timed.result = timed.result.float().cpu().numpy()
     except Exception:
         timed.error = traceback.format_exc()[-3000:]
     pipe.send(timed)
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
-    """Wall time: what the host does in between counts."""
+def _milliseconds(call: Callable[[], Any], timed: Timed) -> float:
+    """Wall time: what the host does in between counts. The result stays with ``timed``."""
     torch.cuda.synchronize()
     start = time.perf_counter()
-    call()
+    timed.result = call()
     torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start)
 

@@ -153,3 +153,34 @@ def test_a_graph_break_is_one_clear_error() -> None:
 def test_a_dynamic_name_that_is_no_tensor_is_named(stack: Stack) -> None:
     with pytest.raises(InputError, match="'y' is not a tensor argument"):
         capture.trace(stack, (torch.randn(2, 6, 8),), dynamic={"y": 0})
+
+
+def _numbers_set(x: Tensor) -> Tensor:
+    """As camera matrices are lifted: numbers are written into places of a new tensor."""
+    out = torch.zeros((*x.shape[:-2], 4, 4), dtype=x.dtype)
+    out[..., :3, :3], out[..., 3, 3], out[..., 0, 3] = x, 1.0, 1 / 3
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_numbers_that_are_written_are_no_tensors_of_the_host(dtype: torch.dtype) -> None:
+    x = (torch.randn(2, 3, 3) * 9).to(dtype)
+    program = capture.trace(_numbers_set, (x,))
+    fills = [node for node in program.graph.nodes if "fill" in str(node.target)]
+    assert len(fills) == 2 and all(isinstance(node.args[1], (int, float)) for node in fills)
+    assert not program.graph.find_nodes(op="get_attr")
+    (found,) = torch.utils._pytree.tree_leaves(program.graph_module(x))
+    torch.testing.assert_close(found, _numbers_set(x), rtol=0, atol=0)
+
+
+def test_a_tensor_of_the_callers_that_is_written_stays_one() -> None:
+    """It may hold another number in the next call."""
+    held = torch.tensor(2.0)
+
+    def function(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[0] = held
+        return out
+
+    program = capture.trace(function, (torch.randn(3),))
+    assert not [node for node in program.graph.nodes if node.target is torch.ops.aten.fill.Scalar]
