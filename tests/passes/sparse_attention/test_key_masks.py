@@ -269,3 +269,39 @@ def test_models_with_padded_text_are_sparse(name):
             assert largest_difference(run(copy, call), run(program, call)) < 1e-5
         with kernels.using("gather"):
             assert largest_difference(run(copy, call), run(program, call)) < 0.05
+
+
+class Blocks(nn.Module):
+    """Two blocks of joint attention over frames and padded text, wide enough for the kernels of a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv3d(4, 128, (1, 2, 2), (1, 2, 2)), nn.Linear(128, 4)
+        self.qkv = nn.ModuleList(nn.Linear(128, 384) for _ in range(2))
+
+    def forward(self, latent: Tensor, text: Tensor, valid: Tensor) -> Tensor:
+        video = self.patch(latent).flatten(2).transpose(1, 2)
+        x = torch.cat([video, text], 1)
+        mask = F.pad(valid, (video.shape[1], 0), value=True)[:, None, None, :]
+        for project in self.qkv:
+            q, k, v = (part.unflatten(2, (2, 64)).transpose(1, 2) for part in project(x).chunk(3, 2))
+            x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return self.head(x[:, : video.shape[1]])
+
+
+@pytest.mark.gpu
+def test_a_compiled_model_follows_its_mask_on_a_gpu():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = Blocks().eval().requires_grad_(False).to("cuda", torch.bfloat16)
+    options = {"preset": "sparse", "min_tokens": 1, "strict": True, "require": ["sparse-attention"]}
+    compiled = torch.compile(module, backend="lightint", options=options)
+    latent, text = torch.randn(2, 4, 9, 32, 32, device="cuda"), torch.randn(2, 50, 128, device="cuda")
+    latent, text = latent.bfloat16(), text.bfloat16()
+    results = []
+    for lengths in ([50, 7], [0, 31], [50, 7]):
+        valid = torch.arange(50, device="cuda") < torch.tensor(lengths, device="cuda")[:, None]
+        found, expected = compiled(latent, text, valid).clone(), module(latent, text, valid)
+        assert (found - expected).float().norm() < 0.2 * expected.float().norm()
+        results.append(found)
+    assert torch.equal(results[0], results[2]) and not torch.equal(results[0], results[1])
