@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 OUTLINE = "outline-regions"
 
+NEEDS_ROOT = "distinct-rows"
+"""An exact pass that asks the driver, which it can do in a root that calls regions only."""
+
 _INDUCTOR = "Inductor got the graph as it is, without what lightint would save"
 
 
@@ -170,7 +173,7 @@ class Compilation:
         passes = pipeline_of(self._options).passes
         approximate = {step.name for step in passes if step.numerics is Numerics.APPROXIMATE}
         tried: set[frozenset[str]] = set()
-        for names in (set(), {OUTLINE}, {OUTLINE, *approximate}):
+        for names in (set(), {OUTLINE, NEEDS_ROOT}, {OUTLINE, NEEDS_ROOT, *approximate}):
             way = frozenset(names).intersection(step.name for step in passes)
             if way not in tried and way.isdisjoint(self._options.require):
                 tried.add(way)

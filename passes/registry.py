@@ -23,6 +23,7 @@ from lightint_compile.passes.ir.remarks import Numerics
 #: Pass name to ``module:class``, in the order in which a pipeline normally runs them.
 PASSES: dict[str, str] = {
     "canonicalize-attention": "canonicalize_attention:CanonicalizeAttention",
+    "distinct-rows": "distinct_rows:DistinctRows",
     "sink-row-repeats": "sink_row_repeats:SinkRowRepeats",
     "hoist-invariants": "hoist_invariants:HoistInvariants",
     "dead-tail": "dead_tail:DeadTail",

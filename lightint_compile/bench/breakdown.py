@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightint_compile.lowering.driver import Driver
-from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, RecallPoint, StepPoint
+from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, RecallPoint, RowsPoint, StepPoint
 
 KINDS = {
     "fused elementwise": ("triton_", "camera_kernel"),
@@ -29,7 +29,7 @@ STAGES = {"step": "denoise", "prefill": "prefill", "text": "text"}
 REST = "rest"
 
 
-POINTS = {PlanPoint: "decide", StepPoint: "guard", KeepPoint: "keep", RecallPoint: "recall"}
+POINTS = {PlanPoint: "decide", StepPoint: "guard", KeepPoint: "keep", RecallPoint: "recall", RowsPoint: "rows"}
 """Kinds of host time by the decision point that is asked."""
 
 LAUNCH, BETWEEN = "launch", "between"

@@ -15,7 +15,14 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.kernels.tiles import Layout
-from lightint_compile.passes.ir.decision_points import DecisionPoint, KeepPoint, PointSpec, RecallPoint, StepPoint
+from lightint_compile.passes.ir.decision_points import (
+    DecisionPoint,
+    KeepPoint,
+    PointSpec,
+    RecallPoint,
+    RowsPoint,
+    StepPoint,
+)
 from lightint_compile.passes.ir.flops import WorkKind, flops_at, kind_of
 from lightint_compile.passes.ir.node_queries import MEMO
 from lightint_compile.passes.ir.program import Program, tensor_of
@@ -125,6 +132,9 @@ class _Run(fx.Interpreter):
         return results
 
     def _answer(self, spec: PointSpec, args: tuple[Any, ...]) -> Any:
+        if isinstance(spec, RowsPoint):
+            rows = zip(args, spec.axes, strict=True)
+            return tuple(each for row, axis in rows for each in (_numbers(TYPICAL_ROWS), _numbers(row.shape[axis])))
         assert self._decision is not None
         if isinstance(spec, StepPoint):
             if not spec.each:
@@ -152,6 +162,10 @@ class _Run(fx.Interpreter):
     def _side(self, node: fx.Node, side: fx.GraphModule) -> Callable[..., Any]:
         stage = self._stage(node)
         return _Run(side, self._owner, self._decision, lambda inner: stage, self._work).run
+
+
+TYPICAL_ROWS = 2
+"""Rows of a timestep of every token that are counted: those of a clean first frame or context, and the rest."""
 
 
 def _numbers(count: int) -> torch.Tensor:

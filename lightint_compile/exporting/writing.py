@@ -29,8 +29,9 @@ from lightint_compile.passes.ir.remarks import Numerics, RemarkKind, module_path
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting import Report
 
-_NO_REGIONS = ("outline-regions", "adaptive-context", "step-cache")
-"""An archive holds one flat graph: regions exist to be compiled once, which is the loader's business."""
+_NO_REGIONS = ("outline-regions", "distinct-rows", "adaptive-context", "step-cache")
+"""An archive holds one flat graph without a driver: regions exist to be compiled once, which is the loader's business,
+and which rows of an input differ is asked of the driver."""
 
 
 _NEED_DRIVER = ("adaptive-context", "step-cache")

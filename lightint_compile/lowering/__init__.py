@@ -44,13 +44,13 @@ class Lowered:
 
 
 def lower(program: Program, options: LightintOptions, config: Mapping[str, Any]) -> Lowered:
-    """Compile every distinct region of ``program``; one that writes to its inputs is cut, so that the driver does it.
+    """Compile every distinct region of ``program``; one that writes to its inputs or asks the driver is cut.
 
     Args:
         config: Inductor configuration for the regions (from ``torch.compile``'s ``mode``, and guards against its bugs).
     """
     writes = InputWrites.of(program.graph)
-    if writes.positions and not _outlined(program):
+    if (writes.positions or _points(program.graph_module)) and not _outlined(program):
         OutlineRegions().run(program)
     root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
     compiler = compiler_of(options, config)

@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.lowering.result_memo import SLOTS, STEP_SLOTS, Site
-from lightint_compile.passes.ir.decision_points import PlanPoint, is_region_call, point_of
+from lightint_compile.passes.ir.decision_points import PlanPoint, RowsPoint, is_region_call, point_of
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.node_queries import MEMO, STEPS, is_scalar
@@ -45,8 +45,8 @@ class Sites:
 def with_sites(root: fx.GraphModule, constants: Iterable[str]) -> tuple[fx.GraphModule, Sites]:
     """A root that calls what is kept by names of its own, and what those are; ``root`` itself is left as it is.
 
-    The plan comes first, so that one transfer answers it and everything that is kept. A marked call whose sources are
-    unknown, because they follow a decision or a side effect, is not kept.
+    What is asked of the driver comes first, so that one transfer answers it and everything that is kept. A marked call
+    whose sources are unknown, because they follow a decision or a side effect, is not kept.
 
     Args:
         constants: names of the tensors that the program holds itself; their positions follow those of the arguments.
@@ -123,14 +123,22 @@ def _plan_of(root: fx.GraphModule) -> fx.Node | None:
 
 
 def _plan_first(root: fx.GraphModule) -> fx.GraphModule:
-    """A copy with the plan, and what it is computed from, in front of everything but the inputs if that may be."""
-    plan = _plan_of(root)
-    early = set() if plan is None else reached([plan], lambda node: node.all_input_nodes)
-    if not all(_only_computes(root, node) for node in early if node is not plan):
-        early = set()
+    """A copy with the plan in front of everything but the inputs, then which rows differ, where that may be.
+
+    What these are computed from goes with them.
+    """
+    early: dict[fx.Node, None] = {}
+    for asked in (_plan_of(root), _rows_of(root)):
+        needed = set() if asked is None else reached([asked], lambda node: node.all_input_nodes)
+        if all(_only_computes(root, node) for node in needed if node is not asked and node not in early):
+            early |= dict.fromkeys(node for node in root.graph.nodes if node in needed)
     inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
     rest = [node for node in root.graph.nodes if node.op != "placeholder"]
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in (*inputs, *(n for n in rest if n in early), *(n for n in rest if n not in early)):
+    for node in dict.fromkeys((*inputs, *early, *rest)):
         made[node] = graph.node_copy(node, made.__getitem__)
     return fx.GraphModule(root, graph)
+
+
+def _rows_of(root: fx.GraphModule) -> fx.Node | None:
+    return next((node for node in root.graph.nodes if isinstance(point_of(root, node), RowsPoint)), None)

@@ -52,7 +52,7 @@ class Preset:
         return ",".join(f"{name}{{{self.settings[name]}}}" if name in self.settings else name for name in self.passes)
 
 
-_EXACT = ("canonicalize-attention", "sink-row-repeats", "hoist-invariants", "dead-tail")
+_EXACT = ("canonicalize-attention", "distinct-rows", "sink-row-repeats", "hoist-invariants", "dead-tail")
 _ALL = (*_EXACT, "adaptive-context", "sparse-attention", "outline-regions", "step-cache")
 _KEEPING = (*_EXACT, "adaptive-context", "context-reuse", "sparse-attention", "outline-regions", "step-cache")
 _NO_AGE = {"context-reuse": "age=0"}

@@ -10,7 +10,15 @@ from itertools import groupby
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, PointSpec, StepPoint, is_outlined, point_of
+from lightint_compile.passes.ir.decision_points import (
+    KeepPoint,
+    PlanPoint,
+    PointSpec,
+    RowsPoint,
+    StepPoint,
+    is_outlined,
+    point_of,
+)
 from lightint_compile.passes.ir.decision_policy import Policy
 from lightint_compile.passes.ir.node_queries import MEMO
 from lightint_compile.passes.ir.remarks import generic_path
@@ -90,6 +98,8 @@ def _said(root: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _decision(spec: PointSpec, node: fx.Node) -> str:
+    if isinstance(spec, RowsPoint):
+        return f"which rows of {' and '.join(source.name for source in node.all_input_nodes)} differ"
     if not isinstance(spec, PlanPoint):
         return "keep" if isinstance(spec, KeepPoint) else "recall"
     read = " and ".join(source.name for source in node.all_input_nodes[:2])

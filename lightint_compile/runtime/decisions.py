@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError
-from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, PointSpec, RecallPoint, StepPoint
+from lightint_compile.passes.ir.decision_points import (
+    KeepPoint,
+    PlanPoint,
+    PointSpec,
+    RecallPoint,
+    RowsPoint,
+    StepPoint,
+)
 from lightint_compile.passes.ir.decision_policy import Policy
 from lightint_compile.runtime import device_to_host as transfer
 from lightint_compile.runtime.chunk_record import ChunkRecord
 from lightint_compile.runtime.content_check import Watch
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.distinct_rows import distinct_rows
 from lightint_compile.runtime.drift import relative_change
 from lightint_compile.runtime.kv_store import Keeping
 from lightint_compile.runtime.per_model import PerModel
@@ -48,7 +56,8 @@ class Decisions:
         self, points: Mapping[str, PointSpec], watch: Watch | None = None, watched: Sequence[int] = ()
     ) -> None:
         self.points = dict(points)
-        self._watched = Watched(watch or Watch(), tuple(watched))
+        self._watch = watch or Watch()
+        self._watched = Watched(self._watch, tuple(watched))
         plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
         self._policy = plans[0].policy if plans else None
         self._planners = PerModel(partial(_planner_of, self._policy)) if self._policy else None
@@ -93,6 +102,8 @@ class Decisions:
             return partial(_keep, spec)
         if isinstance(spec, RecallPoint):
             return partial(_recall, spec)
+        if isinstance(spec, RowsPoint):
+            return partial(distinct_rows, spec, self._watch)
         return partial(self._plan, spec)
 
     def _plan(

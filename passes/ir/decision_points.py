@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.fx as fx
@@ -120,7 +120,26 @@ class RecallPoint:
         return {"kind": "recall", **dataclasses.asdict(self)}
 
 
-PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint
+@dataclass(frozen=True)
+class RowsPoint:
+    """Called for inputs with a row a token, few of which differ: two results for each,
+    ``rows(*inputs) -> (first, number, ...)``.
+
+    ``first``, int64 [rows], is where each run of equal rows of an input begins; ``number``, int64 [tokens], is the run
+    that each row belongs to. There are two runs at least; one that has no rows of its own repeats the one before.
+
+    Attributes:
+        axes: of each input the axis of its rows.
+    """
+
+    axes: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "rows", "axes": list(self.axes)}
+
+
+PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint | RowsPoint
 
 
 def point_from(data: Mapping[str, Any]) -> PointSpec:
@@ -129,7 +148,8 @@ def point_from(data: Mapping[str, Any]) -> PointSpec:
     kind = str(fields.pop("kind"))
     if kind == "plan":
         return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"])
-    return {"step": StepPoint, "keep": KeepPoint, "recall": RecallPoint}[kind](**fields)
+    kinds: dict[str, Any] = {"step": StepPoint, "keep": KeepPoint, "recall": RecallPoint, "rows": RowsPoint}
+    return cast(PointSpec, kinds[kind](**fields))
 
 
 class DecisionPoint(torch.nn.Module):
@@ -139,11 +159,11 @@ class DecisionPoint(torch.nn.Module):
         spec: what is decided.
     """
 
-    _is_impure = True  # a decision is written down even if nothing reads its value
-
     def __init__(self, spec: PointSpec) -> None:
         super().__init__()
         self.spec = spec
+        # A decision is written down even if nothing reads its value; which rows differ is no decision.
+        self._is_impure = not isinstance(spec, RowsPoint)
 
     def forward(self, *args: Any) -> Any:
         """Nothing: a graph with decisions runs through its driver."""

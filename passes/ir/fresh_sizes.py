@@ -17,6 +17,7 @@ from torch._guards import Source
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 
 from lightint_compile.errors import PassError
+from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.program import Program, fake_mode_of
 from lightint_compile.passes.ir.size_conditions import always_holds
 from lightint_compile.passes.ir.sizes import quotient
@@ -58,6 +59,14 @@ def forget_guards(program: Program) -> None:
         return
     decided = {symbol for symbol, sources in env.var_to_sources.items() if any(map(_is_decided, sources))}
     env.guards[:] = [guard for guard in env.guards if not decided & guard.expr.free_symbols]
+
+
+def is_decided(size: Size, program: Program) -> bool:
+    """Whether a size depends on one that was made by :func:`fresh_size`."""
+    env = fake_mode_of(program.graph.nodes).shape_env
+    if env is None or isinstance(size, int):
+        return False
+    return any(_is_decided(source) for symbol in size.free_symbols for source in env.var_to_sources.get(symbol, ()))
 
 
 def _is_decided(source: Source) -> bool:

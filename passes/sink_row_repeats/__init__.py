@@ -7,33 +7,27 @@ then run through linears, norms and small matrix products. The values are those 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Layout, extent, same, shared
+from lightint_compile.passes.analysis.axes.factors import Picks, extent
 from lightint_compile.passes.analysis.axes.plans import Blocked
+from lightint_compile.passes.analysis.per_token import PerToken, per_token_inputs
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
-from lightint_compile.passes.analysis.row_repeats.layout import (
-    describe,
-    is_full,
-    kept_size,
-    picks_of,
-    repeats,
-)
-from lightint_compile.passes.analysis.row_repeats.picks import Allowed, every
+from lightint_compile.passes.analysis.row_repeats.layout import describe, kept_size, picks_of, repeats
+from lightint_compile.passes.analysis.row_repeats.needs import lost_products, needed
+from lightint_compile.passes.analysis.row_repeats.picks import every
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, shape_of
-from lightint_compile.passes.ir.flops import flops_of, program_flops
-from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.fake_values import refresh
+from lightint_compile.passes.ir.flops import flops_of
+from lightint_compile.passes.ir.fresh_sizes import is_decided
 from lightint_compile.passes.ir.memory_sharing import alias_source, output_memory
 from lightint_compile.passes.ir.node_queries import is_element
-from lightint_compile.passes.ir.op_arguments import sizes_of
-from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
+from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.sink_row_repeats.emit import Emission
 
@@ -58,40 +52,26 @@ class SinkRowRepeats(Pass):
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""
         supposed = analyse(program.graph, picks=every)
-        analysis = analyse(program.graph, picks=_worth_following(program.graph, supposed))
+        worth = _worth_following(program.graph, supposed)
+        analysis = supposed if worth == _picks(supposed) else analyse(program.graph, picks=worth.__contains__)
         ends = _ends(program.graph, analysis)
         remarks = list(_missed(program, supposed))
         if ends:
             remarks = [*_rewrite(program, analysis, ends), *remarks]
         if self.report_inputs:
-            remarks.extend(self._per_token_inputs(program))
+            remarks.extend(_per_token(each) for each in per_token_inputs(program) if each.is_worth)
         return PassResult(bool(ends), tuple(remarks))
 
-    def _per_token_inputs(self, program: Program) -> Iterator[Remark]:
-        """Inputs with one scalar a token that pass a sinusoidal embedding and then products, as timesteps do.
 
-        They are judged by what is left to save after the rewrite.
-        """
-        worth = _WORTH * program_flops(program)["total"]
-        for entry, node in zip(program.inputs, program.placeholders(), strict=True):
-            tensor = tensor_of(node)
-            if tensor is None or entry.kind is not InputKind.TENSOR or not 0 < tensor.dim() <= 2:
-                continue
-            if max(hinted_shape(tensor)) < _MANY_ROWS:
-                continue
-            found = analyse(program.graph, {node: tuple(map(same, shape_of(tensor)))}).sunk
-            if any(other.target is aten.sin.default for other in found if found[other].works):
-                saved = sum(flops_of(other) for other in found)
-                if saved > worth:
-                    yield _per_token(self.name, entry.path, tensor, saved)
+def _picks(analysis: Analysis, nodes: Iterable[fx.Node] | None = None) -> set[Picks]:
+    """What some nodes are picked from, or any."""
+    layouts = [analysis.sunk[node].plan.result for node in (analysis.sunk if nodes is None else nodes)]
+    return {picks for layout in layouts for entry in layout for picks in picks_of(entry)}
 
 
-def _worth_following(graph: fx.Graph, supposed: Analysis) -> Allowed:
+def _worth_following(graph: fx.Graph, supposed: Analysis) -> set[Picks]:
     """Of all picks those on whose rows products run; elementwise work on fewer rows does not pay for an index."""
-    needed = _needed(_ends(graph, supposed), supposed)
-    layouts = [supposed.sunk[node].plan.result for node in needed if flops_of(node)]
-    found = {picks for layout in layouts for entry in layout for picks in picks_of(entry)}
-    return found.__contains__
+    return _picks(supposed, filter(flops_of, needed(_ends(graph, supposed), supposed)))
 
 
 def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
@@ -117,24 +97,14 @@ def _ends(graph: fx.Graph, analysis: Analysis) -> list[fx.Node]:
     ]
 
 
-def _needed(ends: list[fx.Node], analysis: Analysis) -> set[fx.Node]:
-    """The nodes whose small versions the small versions of ``ends`` are computed from, and ``ends``."""
-
-    def read_small(node: fx.Node) -> Iterator[fx.Node]:
-        operands = analysis.sunk[node].plan.operands.items()
-        return (operand for operand, want in operands if operand in analysis.sunk and repeats(want))
-
-    return reached(ends, read_small)
-
-
 def _rewrite(program: Program, analysis: Analysis, ends: list[fx.Node]) -> list[Remark]:
     emission = Emission(program, analysis, SinkRowRepeats.name)
-    needed = _needed(ends, analysis)
+    wanted = needed(ends, analysis)
     remarks, made, stop, returned = [], [], set(ends), output_memory(program.graph)
-    for node in [node for node in program.graph.nodes if node in needed]:
+    for node in [node for node in program.graph.nodes if node in wanted]:
         small = emission.compute(node, rule=_rule_of(node))
         if flops_of(node):
-            remarks.append(_applied(node, small, analysis))
+            remarks.append(_applied(program, node, small, analysis))
         if node in stop:
             made.append(emission.write_out(node, returned=node in returned))
     remarks.extend(_pointwise(ends, analysis))
@@ -147,9 +117,11 @@ def _rule_of(node: fx.Node) -> str:
     return str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
 
 
-def _applied(node: fx.Node, small: fx.Node, analysis: Analysis) -> Remark:
+def _applied(program: Program, node: fx.Node, small: fx.Node, analysis: Analysis) -> Remark:
     layout, rule = analysis.sunk[node].plan.result, _rule_of(node)
     before, after = describe(layout, extent), describe(layout, kept_size)
+    if any(is_decided(kept_size(entry), program) for entry in layout):
+        after = "the distinct"
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=SinkRowRepeats.name,
@@ -166,7 +138,7 @@ def _applied(node: fx.Node, small: fx.Node, analysis: Analysis) -> Remark:
 def _pointwise(ends: list[fx.Node], analysis: Analysis) -> Iterator[Remark]:
     """One remark a place for repeated values with only elementwise arithmetic after them."""
     for node in ends:
-        chain = _needed([node], analysis)
+        chain = needed([node], analysis)
         if any(flops_of(other) for other in chain):
             continue
         layout = analysis.sunk[node].plan.result
@@ -187,28 +159,8 @@ def _missed(program: Program, analysis: Analysis) -> Iterator[Remark]:
 
     Every pick is followed in ``analysis``: one that ends in front of the first product is a miss as well.
     """
-    supposed = {node: layout for node in analysis.blocked if (layout := _as_its_operand(node, analysis)) is not None}
-    beyond = analyse(program.graph, supposed, every)
-    lost: Counter[fx.Node] = Counter()
-    for node in beyond.sunk:
-        if node not in analysis.sunk and beyond.sunk[node].works and flops_of(node):
-            for origin in _needed([node], beyond) & supposed.keys():
-                lost[origin] += flops_of(node)
-    for node, blocked in analysis.blocked.items():
-        if flops := flops_of(node) + lost[node]:
-            yield _miss(node, blocked, flops)
-
-
-def _as_its_operand(node: fx.Node, analysis: Analysis) -> Layout | None:
-    """The layout that a blocked node would have if it kept its operand's repetition, where the axes match."""
-    if tensor_of(node) is None:
-        return None
-    operand = next(o for o in node.all_input_nodes if o in analysis.sunk and analysis.sunk[o].seeded)
-    before, after = analysis.sunk[operand].plan.result, shared(sizes_of(node))
-    if len(before) != len(after):
-        return None
-    pairs = zip(before, after, strict=True)
-    return tuple(a if is_full(b) else b if extent(b) == extent(a) else same(extent(a)) for b, a in pairs)
+    for node, flops in lost_products(program.graph, analysis, every).items():
+        yield _miss(node, analysis.blocked[node], flops)
 
 
 def _miss(node: fx.Node, blocked: Blocked, flops: int) -> Remark:
@@ -223,21 +175,15 @@ def _miss(node: fx.Node, blocked: Blocked, flops: int) -> Remark:
     )
 
 
-def _per_token(pass_name: str, path: str, tensor: torch.Tensor, flops: int) -> Remark:
-    rows = max(hinted_shape(tensor))
+def _per_token(given: PerToken) -> Remark:
+    """What is left to save after the rewrite, where distinct-rows did not ask which rows differ."""
+    path = given.path
     return Remark(
         kind=RemarkKind.ANALYSIS,
-        pass_name=pass_name,
+        pass_name=SinkRowRepeats.name,
         rule="per-token-input",
-        message=f"{path} has {rows} values, one a token, and its embedding is computed for each",
+        message=f"{path} has {given.rows} values, one a token, and its embedding is computed for each",
         hint=f"pass {path} a value a frame and repeat it to tokens inside the model: the embedding then runs on frames",
-        args={"input": path, "rows": rows},
-        flops_before=flops,
+        args={"input": path, "rows": given.rows},
+        flops_before=given.flops,
     )
-
-
-#: Fewer values than this are no token axis.
-_MANY_ROWS = 16
-
-#: Below this part of the program's FLOPs an input's form is not worth a remark.
-_WORTH = 1e-3
