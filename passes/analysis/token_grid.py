@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -27,7 +28,6 @@ from lightint_compile.passes.analysis.grid_axes.axes import (
     Axis,
     Origin,
     extent,
-    folded,
     frames_of_input,
 )
 from lightint_compile.passes.analysis.grid_axes.rules import meanings
@@ -35,7 +35,7 @@ from lightint_compile.passes.analysis.past_frames import PastFrames, find_past
 from lightint_compile.passes.analysis.token_axis import Grid, TokenAxis
 from lightint_compile.passes.analysis.token_spans import is_volume, spans_of
 from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
-from lightint_compile.passes.ir.op_arguments import pick_of, sizes_of, tensors
+from lightint_compile.passes.ir.op_arguments import pick_of, results_in, sizes_of, tensors
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 from lightint_compile.passes.ir.remembering import Walk
 from lightint_compile.passes.ir.sizes import same
@@ -76,11 +76,6 @@ class TokenGrid:
         if axes is None or not -len(axes) <= axis < len(axes):
             return None
         return TokenAxis(tuple(spans_of(axes[axis])))
-
-    def folded(self, node: fx.Node, axis: int) -> tuple[Size, TokenAxis] | None:
-        """The size of a batch that is folded into an axis, ``view(B * L, ...)``, and the stretches of one element."""
-        found = folded(self.axes[node][axis])
-        return None if found is None else (extent(found[0]), TokenAxis(tuple(spans_of(found[1]))))
 
     def grids_of(self, node: fx.Node) -> dict[int, TokenAxis]:
         """The axes of a node that hold a grid."""
@@ -123,83 +118,59 @@ def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
 
 def _follow(program: Program, hints: Mapping[Origin, Axis], memory: type = TokenGrid) -> dict[fx.Node, Axes]:
     """Run every rule in order. ``hints`` are axes of inputs that are known to be grids; ``memory`` is of such walks."""
-    known: dict[fx.Node, Axes] = {}
-    several: dict[fx.Node, dict[int, Axes]] = {}
+    known: dict[fx.Node, _Results] = {}
     kinds = {entry.name: entry.kind for entry in program.inputs}
-    walk: Walk[object] = Walk(program.memory(memory))
-
-    def axes_of(node: fx.Node) -> object:
-        results = _apply(node, known, several) if node.op == "call_function" else ()
-        if tensor_of(node) is not None:
-            return _checked(node, results[0] if results else None, sizes_of(node))
-        return _checked_list(node, results) if isinstance(node.meta.get("val"), (list, tuple)) else _Nothing()
-
+    walk: Walk[_Results] = Walk(program.memory(memory))
     for node in program.graph.nodes:
-        found: object
         if node.op == "placeholder":
             weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
-            sizes = enumerate(sizes_of(node) if tensor_of(node) is not None else ())
-            found = walk.given(node, tuple(_input_axis(node, number, size, hints, weight) for number, size in sizes))
+            known[node] = walk.given(node, _Results([_input_axes(node, hints, weight)]))
         else:
-            found = walk.at(node, axes_of)
-        if isinstance(found, tuple) and tensor_of(node) is not None:
-            known[node] = found
-        elif isinstance(found, dict):
-            several[node] = found
-    return known
+            known[node] = walk.at(node, lambda node: _results(node, known))
+    return {node: found[0] for node, found in known.items() if tensor_of(node) is not None}
 
 
-class _Nothing:
-    """What is known of the axes of a number: each stands for its own number."""
+class _Results(tuple[Axes, ...]):
+    """What is known of the axes of every result of a call. Equal ones of two calls are not the same one."""
 
 
-def _input_axis(node: fx.Node, number: int, size: Size, hints: Mapping[Origin, Axis], weight: bool) -> Axis:
-    origin = Origin(node.name, number, len(sizes_of(node)))
-    if origin in hints:
-        return hints[origin]
-    note = "" if weight else f"axis {number} of the input {node.name}, whose grid is not known"
-    return (Atom(size, origin=origin, note=note),)
+def _input_axes(node: fx.Node, hints: Mapping[Origin, Axis], weight: bool) -> Axes:
+    sizes = sizes_of(node) if tensor_of(node) is not None else ()
+    origins = [Origin(node.name, number, len(sizes)) for number in range(len(sizes))]
+    notes = [
+        "" if weight else f"axis {origin.axis} of the input {node.name}, whose grid is not known" for origin in origins
+    ]
+    return tuple(
+        hints.get(origin, (Atom(size, origin=origin, note=note),))
+        for size, origin, note in zip(sizes, origins, notes, strict=True)
+    )
 
 
-def _apply(
-    node: fx.Node, known: Mapping[fx.Node, Axes], several: Mapping[fx.Node, dict[int, Axes]]
-) -> Sequence[Sequence[Axis | None]]:
+def _results(node: fx.Node, known: Mapping[fx.Node, _Results]) -> _Results:
     """What the movement of a call says; an operation or argument form that the table does not know says nothing."""
-    try:
+    found: Sequence[Sequence[Axis | None]] = ()
+    with suppress(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, sympy.SympifyError):
         if node.target is operator.getitem:
-            return [several[node.args[0]][node.args[1]]]  # type: ignore[index]
-        return meanings(node, known.__getitem__) or ()
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, sympy.SympifyError):
-        return ()
+            found = [known[node.args[0]][node.args[1]]]  # type: ignore[index]
+        elif node.op == "call_function":
+            found = meanings(node, lambda source: known[source][0]) or ()
+    values = itertools.zip_longest(results_in(node), found)
+    return _Results(
+        _checked(node, result, shape_of(value)) if isinstance(value, torch.Tensor) else () for value, result in values
+    )
 
 
 def _checked(node: fx.Node, result: Sequence[Axis | None] | None, shape: Sequence[Size]) -> Axes:
     """The rule's axes where their products are the recorded sizes, and new axes elsewhere."""
     if result is None or len(result) != len(shape):
         result = [None] * len(shape)
-    made = f"{_name(node)} makes it"
+    name = getattr(getattr(node.target, "_schema", None), "name", node.target)
+    made = f"{name} makes it".replace("aten::", "")
+    new = [(Atom(size, origin=Origin(node.name, axis, len(shape)), note=made),) for axis, size in enumerate(shape)]
     return tuple(
-        axis if axis is not None and same(extent(axis), size) else (_new(node, number, size, len(shape), made),)
-        for number, (axis, size) in enumerate(zip(result, shape, strict=True))
+        axis if axis is not None and same(extent(axis), size) else other
+        for axis, size, other in zip(result, shape, new, strict=True)
     )
-
-
-def _name(node: fx.Node) -> str:
-    return str(getattr(getattr(node.target, "_schema", None), "name", node.target)).replace("aten::", "")
-
-
-def _new(node: fx.Node, number: int, size: Size, rank: int, note: str) -> Atom:
-    return Atom(size, origin=Origin(node.name, number, rank), note=note)
-
-
-def _checked_list(node: fx.Node, results: Sequence[Sequence[Axis | None]]) -> dict[int, Axes]:
-    values = node.meta["val"]
-    padded = [*results, *[None] * (len(values) - len(results))]
-    return {
-        number: _checked(node, result, shape_of(value))
-        for number, (value, result) in enumerate(zip(values, padded, strict=True))
-        if isinstance(value, torch.Tensor)
-    }
 
 
 # --- evidence from the end of the graph -------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axis, extent, folded
-from lightint_compile.passes.analysis.token_axis import Grid, Span
+from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axis, extent
+from lightint_compile.passes.analysis.token_axis import Grid, Span, TokenAxis
+from lightint_compile.passes.ir.fake_values import Size
 
 
 def parts_of(axis: Axis) -> list[Axis]:
@@ -29,11 +30,20 @@ def spans_of(axis: Axis) -> Iterator[Span]:
     yield Span(extent(axis), None, sources, _note(axis), any(atom.role == "kept" for atom in axis))
 
 
+def folded(axis: Axis) -> tuple[Size, TokenAxis] | None:
+    """The size of a batch that is folded into an axis, ``view(B * L, ...)``, and the stretches of one element."""
+    atoms = tuple(atom for atom in axis if atom.size != 1)
+    grid = [atom.parts or atom.role in ROLES or bool(atom.origin and atom.origin.rank >= 5) for atom in atoms]
+    place = len(atoms) - 1 if atoms and atoms[-1].parts else len(atoms) - 3
+    if place <= 0 or not all(grid[place:]):
+        return None
+    return extent(atoms[:place]), TokenAxis(tuple(spans_of(atoms[place:])))
+
+
 def _note(axis: Axis) -> str:
     apart = folded(axis)
-    if apart is not None and any(span.grid for span in spans_of(apart[1])):
-        inner = " | ".join(map(str, spans_of(apart[1])))
-        return f"{extent(apart[0])} times {inner} lie one behind the other"
+    if apart is not None and apart[1].grids:
+        return f"{apart[0]} times {apart[1]} lie one behind the other"
     atoms = [atom for atom in axis if atom.size != 1]
     roles = [atom.role for atom in atoms if atom.role in ROLES]
     if roles:

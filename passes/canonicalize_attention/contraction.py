@@ -72,38 +72,19 @@ def contraction_of(node: fx.Node) -> Contraction:
     Raises:
         MatchError: an operand is a vector, or the equation takes a diagonal or sums an axis of one operand only.
     """
-    if node.target is aten.einsum.default:
-        return _einsum(node)
-    if node.target is aten.baddbmm.default:
-        return _baddbmm(node)
-    left, right = node.args[0], node.args[1]
-    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-    return Contraction(node, left, right, *_matmul_letters(node, left, right))
-
-
-def _matmul_letters(node: fx.Node, left: fx.Node, right: fx.Node) -> tuple[str, str, str]:
-    ranks = [operand.meta["val"].dim() for operand in (left, right)]
-    if min(ranks) < 2:
-        raise MatchError("vector-product", node, "a matrix is multiplied with a vector", "add the missing axis")
-    batch = "abcdefgh"[: max(ranks) - 2]
-    kept = [batch[len(batch) - (rank - 2) :] for rank in ranks]
-    return kept[0] + "mx", kept[1] + "xn", batch + "mn"
-
-
-def _baddbmm(node: fx.Node) -> Contraction:
     given = arguments(node)
+    ((one, left), (other, right)), out = einsum_of(node)
+    if not {"M", "N"} <= set(out) and node.target in _MATMULS:
+        raise MatchError("vector-product", node, "a matrix is multiplied with a vector", "add the missing axis")
+    dangling = (set(one) ^ set(other)) - set(out)
+    if dangling or any(len(set(letters)) != len(letters) for letters in (one, other, out)):
+        reason = f"the einsum {node.args[0]!r} takes a diagonal or sums an axis of one operand"
+        raise MatchError("einsum-form", node, reason, "write the sum or the diagonal apart from the product")
+    if node.target is not aten.baddbmm.default:
+        return Contraction(node, left, right, one, other, out)
     beta, alpha = number_of(given["beta"]), number_of(given["alpha"])
     if beta is None or alpha is None:
         raise MatchError("scale-not-constant", node, "baddbmm is scaled by a value that is not a constant")
     # beta = 0 means that the addend is not read at all, not even where it is NaN.
     added = None if beta == 0 or number_of(given["self"]) == 0 else given["self"]
-    return Contraction(node, given["batch1"], given["batch2"], "amx", "axn", "amn", alpha, added, beta)
-
-
-def _einsum(node: fx.Node) -> Contraction:
-    ((one, left), (other, right)), out = einsum_of(node)
-    dangling = (set(one) ^ set(other)) - set(out)
-    if dangling or any(len(set(letters)) != len(letters) for letters in (one, other, out)):
-        reason = f"the einsum {node.args[0]!r} takes a diagonal or sums an axis of one operand"
-        raise MatchError("einsum-form", node, reason, "write the sum or the diagonal apart from the product")
-    return Contraction(node, left, right, one, other, out)
+    return Contraction(node, left, right, one, other, out, alpha, added, beta)

@@ -18,7 +18,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
-from lightint_compile.passes.ir.op_arguments import arguments
+from lightint_compile.passes.ir.op_arguments import arguments, einsum_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 
 aten = torch.ops.aten
@@ -129,17 +129,14 @@ def _addmm(node: fx.Node, shape: Shape) -> Any:
 
 def _einsum(node: fx.Node, shape: Shape) -> Any:
     """Multiply-adds over every label once, for two operands; a single one is only summed or permuted and costs none."""
-    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
-    if len(operands) != 2:
+    equation = einsum_of(node)
+    if len(equation.operands) != 2:
         return 0
     sizes: dict[str, Any] = {}
-    for labels, operand in zip(equation.split("->")[0].split(","), operands, strict=True):
-        extents = shape(operand)
-        named = labels.replace("...", "." * (len(extents) - len(labels.replace("...", ""))))
-        for position, (label, extent) in enumerate(zip(named, extents, strict=True)):
-            key = f".{len(extents) - position}" if label == "." else label
-            if sizes.get(key, 1) == 1:
-                sizes[key] = extent
+    for labels, operand in equation.operands:
+        for label, extent in zip(labels, shape(operand), strict=True):
+            if sizes.get(label, 1) == 1:
+                sizes[label] = extent
     return _product(2, *sizes.values())
 
 

@@ -59,6 +59,12 @@ def sizes_of(node: Any) -> tuple[Size, ...]:
     return shape_of(tensor)
 
 
+def results_in(node: fx.Node) -> tuple[Any, ...]:
+    """The values of a call's results, of one alone too."""
+    value = node.meta.get("val")
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
 def rank_of(node: Any) -> int:
     """Dimensions of a tensor node."""
     tensor = tensor_of(node)
@@ -111,7 +117,9 @@ class Einsum(NamedTuple):
 
 
 def einsum_of(node: fx.Node) -> Einsum:
-    """The equation of an einsum; dots become letters, and a missing result is filled in."""
+    """The equation of an einsum or a matrix product; dots become letters, and a missing result is filled in."""
+    if node.target is not aten.einsum.default:
+        return _product_of(node)
     equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
     inputs, arrow, result = equation.partition("->")
     labels = inputs.split(",")
@@ -123,6 +131,19 @@ def einsum_of(node: fx.Node) -> Einsum:
     names = "".join(spare[: max([0, *(count for own, count in zip(labels, dots, strict=True) if "..." in own)])])
     written = [own.replace("...", names[len(names) - count :]) for own, count in zip(labels, dots, strict=True)]
     return Einsum(list(zip(written, operands, strict=True)), result.replace("...", names))  # type: ignore[arg-type]
+
+
+def _product_of(node: fx.Node) -> Einsum:
+    """Leading axes are broadcast; rows of the left (M) and columns of the right (N) are free. A vector has neither."""
+    first = 1 if node.target in (aten.addmm.default, aten.baddbmm.default) else 0
+    left, right = operands = list(node.args[first : first + 2])
+    if node.target is aten.outer.default:
+        return Einsum([("M", left), ("N", right)], "MN")  # type: ignore[list-item]
+    ranks = list(map(rank_of, operands))
+    names = string.ascii_lowercase[: max(*ranks, 2) - 2]
+    rows, columns = "M" * (ranks[0] > 1), "N" * (ranks[1] > 1)
+    leading = [names[len(names) - max(rank - 2, 0) :] for rank in ranks]
+    return Einsum([(f"{leading[0]}{rows}X", left), (f"{leading[1]}X{columns}", right)], names + rows + columns)  # type: ignore[list-item]
 
 
 @dataclass(frozen=True)

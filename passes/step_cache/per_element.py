@@ -14,10 +14,11 @@ import torch
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
-from lightint_compile.passes.analysis.axes.factors import Place, batch, count, place_of, shared
-from lightint_compile.passes.analysis.batch_elements.flow import Flows, Known, Several
+from lightint_compile.passes.analysis.axes.factors import Layout, Place, batch, count, place_of, shared
+from lightint_compile.passes.analysis.batch_elements.flow import Flows
 from lightint_compile.passes.analysis.batch_elements.rows import Refused, Rows
 from lightint_compile.passes.ir.fake_values import hint_of, shape_of, size_of
+from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 
 
@@ -82,13 +83,13 @@ class Apart:
 
     def sides(
         self, reuse: fx.GraphModule, compute: fx.GraphModule, operands: Sequence[fx.Node]
-    ) -> tuple[SidesOfOne, tuple[Known, ...]]:
+    ) -> tuple[SidesOfOne, tuple[Layout, ...]]:
         """The sides of a step for one element, and what is known of the step's results.
 
         Raises:
             Refused: elements meet in one of the sides.
         """
-        inputs: list[Known] = [self._flow.known.get(node) for node in operands]
+        inputs = list(map(self._flow.layout, operands))
         blamed = [self._flow.blamed.get(node) for node in operands]
         flows = [self._flows.of(side, inputs, blamed) for side in (reuse, compute)]
         rows = self._rows.graph(reuse, flows[0]), self._rows.graph(compute, flows[1])
@@ -96,15 +97,16 @@ class Apart:
         joins = []
         for node, held, computed in zip(results, flows[0].results, flows[1].results, strict=True):
             assert isinstance(node, fx.Node)
-            if _place(held) != _place(computed):
+            place = place_of(computed)
+            if place_of(held) != place:
                 raise Refused(node, f"{node.name}: a reused step and a computed one give the batch in different places")
-            joins.append(_join(node, _place(computed)))
-        splits = tuple(_split(node, known) for node, known in zip(operands, inputs, strict=True))
+            joins.append(_join(node, place))
+        splits = tuple(_split(node, layout) for node, layout in zip(operands, inputs, strict=True))
         return SidesOfOne(*rows, splits, tuple(joins)), flows[1].results
 
-    def learn(self, known: Mapping[fx.Node, Known]) -> None:
+    def learn(self, known: Mapping[fx.Node, Layout]) -> None:
         """What is known of nodes that take the place of others."""
-        self._flow.known.update(known)
+        self._flow.known.update({node: (layout,) for node, layout in known.items()})
 
     def _origin(self, node: fx.Node) -> tuple[fx.Node, str]:
         """Why the first axis of ``node`` is not known to be the batch."""
@@ -112,23 +114,17 @@ class Apart:
         return node, f"{node.name} does not have the batch on its first axis" if why is None else why.reason
 
 
-def _input(program: Program, node: fx.Node, size: object) -> Known:
+def _input(program: Program, node: fx.Node, size: object) -> Layout:
     """An input with the batch in front is taken to have elements: what is computed from it says whether that holds."""
     tensor = tensor_of(node)
-    if tensor is None:
-        return None
-    layout = shared(shape_of(tensor))
-    if program.input_of(node).kind is not InputKind.TENSOR or not layout or size_of(tensor.shape[0]) != size:
+    layout = () if tensor is None else shared(shape_of(tensor))
+    if not layout or program.input_of(node).kind is not InputKind.TENSOR or sizes_of(node)[0] != size:
         return layout
-    return (batch(size_of(tensor.shape[0])), *layout[1:])
+    return (batch(sizes_of(node)[0]), *layout[1:])
 
 
-def _place(known: Known) -> Place | None:
-    return None if known is None or isinstance(known, Several) else place_of(known)
-
-
-def _split(node: fx.Node, known: Known) -> Split:
-    place, tensor = _place(known), tensor_of(node)
+def _split(node: fx.Node, layout: Layout) -> Split:
+    place, tensor = place_of(layout), tensor_of(node)
     if place is None:
         return () if tensor is not None and tensor.dim() == 0 else None
     assert isinstance(place.outer, int)

@@ -9,7 +9,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.movement import Across, Along, Movement, New, Read, Ref, Way
 from lightint_compile.passes.analysis.axes.moving import aligned, refs_of, whole, wide
-from lightint_compile.passes.ir.op_arguments import arguments, rank_of, sizes_of, tensors
+from lightint_compile.passes.ir.op_arguments import arguments, rank_of, results_in, sizes_of, tensors
 from lightint_compile.passes.ir.sizes import same
 
 #: Batch, tokens, heads, width as flash attention packages have it, to batch, heads, tokens, width. Its own inverse.
@@ -100,10 +100,5 @@ def attention(node: fx.Node, dialect: Dialect) -> Movement | None:
     known = {query, key, value, mask}
     reads.extend(whole([source for source in tensors(node) if source not in known]))
     result = tuple(ways[order.index(axis)] for axis in range(rank))
-    values = node.meta["val"]
-    others = values[1:] if isinstance(values, (tuple, list)) else ()
-    return Movement((result, *(tuple(New() for _ in _shape(each)) for each in others)), tuple(reads), stretches=False)
-
-
-def _shape(value: Any) -> Any:
-    return getattr(value, "shape", ())
+    others = [tuple(New() for _ in getattr(each, "shape", ())) for each in results_in(node)[1:]]
+    return Movement((result, *others), tuple(reads), stretches=False)

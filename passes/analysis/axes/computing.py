@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 import torch
 import torch.fx as fx
@@ -27,6 +25,7 @@ from lightint_compile.passes.ir.op_arguments import (
     dimensions,
     einsum_of,
     rank_of,
+    results_in,
     sizes_of,
     takes,
     tensors,
@@ -62,26 +61,14 @@ def linear(node: fx.Node) -> Movement:
     return Movement(((*ways[:-1], New()),), (features, *whole(weights)))
 
 
-@moves(Family.TRAILING_NORM)
-def trailing_norm(node: fx.Node) -> Movement:
-    """layer_norm and rms_norm."""
+@moves(Family.TRAILING_NORM, Family.GROUP_NORM, aten.batch_norm.default)
+def norm(node: fx.Node) -> Movement:
+    """Statistics over some of the last axes, over everything but the batch, or over the batch as well."""
     source, *weights = operands(node)
-    trailing = len(cast(list[int], node.args[1]))
+    trailing = rank_of(source) - (node.target is not aten.batch_norm.default)
+    if takes(node, "normalized_shape"):
+        trailing = len(argument(node, "normalized_shape"))
     return across(source, trailing, "the norm's statistics run over {}", weights)
-
-
-@moves(Family.GROUP_NORM)
-def grouped_norm(node: fx.Node) -> Movement:
-    """Statistics over everything but the batch."""
-    source, *weights = operands(node)
-    return across(source, rank_of(source) - 1, "the norm's statistics run over {}", weights)
-
-
-@moves(aten.batch_norm.default)
-def batch_norm(node: fx.Node) -> Movement:
-    """Statistics over everything, the batch among it."""
-    source, *weights = operands(node)
-    return across(source, rank_of(source), "the norm's statistics run over {}", weights)
 
 
 @moves(Family.ALONG)
@@ -124,63 +111,19 @@ def diagonal(node: fx.Node) -> Movement | None:
     return Movement(((*ways[:-1], Across(ref), Across(ref)),), (Read((ref,), "the diagonal itself is {}"),))
 
 
-@moves(Family.PRODUCT)
+@moves(Family.PRODUCT, Family.ADDED_PRODUCT, Family.EINSUM, aten.outer.default)
 def product(node: fx.Node) -> Movement:
-    """matmul, mm and bmm: leading axes are broadcast, rows of the left and columns of the right are free."""
-    left, right = cast(list[fx.Node], node.args[:2])
-    return _product(node, left, right, stretches=node.target is aten.matmul.default)
-
-
-@moves(Family.ADDED_PRODUCT)
-def added_product(node: fx.Node) -> Movement:
-    """addmm and baddbmm: the product is broadcast with what is added to it."""
-    added, left, right = cast(list[fx.Node], node.args[:3])
-    found = _product(node, left, right, stretches=False)
-    (output,) = found.outputs
-    more = aligned([added], len(output))
-    ways = tuple(
-        Along(wide([*cast(Along, way).refs, *cast(Along, own).refs])) for way, own in zip(output, more, strict=True)
-    )
-    return Movement((ways,), found.reads, stretches=False)
-
-
-def _product(node: fx.Node, left: fx.Node, right: fx.Node, *, stretches: bool) -> Movement:
-    ranks = {source: rank_of(source) for source in (left, right)}
-    leading = [letters[:-2] for letters in map(kept, (left, right))]
-    batch = _leading({left: leading[0], right: leading[1]}, max(map(len, leading)))
-    rows = kept(left)[-2:-1] if ranks[left] > 1 else ()
-    columns = kept(right)[-1:] if ranks[right] > 1 else ()
-    summed = Read((Ref(left, ranks[left] - 1), Ref(right, max(ranks[right] - 2, 0))))
-    return Movement(((*batch, *rows, *columns),), (summed,), stretches=stretches)
-
-
-def _leading(operands: Mapping[fx.Node, tuple[Way, ...]], rank: int) -> tuple[Way, ...]:
-    """Leading axes broadcast together."""
-    found: list[Way] = []
-    for back in range(rank, 0, -1):
-        refs = [refs_of(ways[-back])[0] for ways in operands.values() if len(ways) >= back]
-        found.append(Along(wide(refs)))
-    return tuple(found)
-
-
-@moves(aten.outer.default)
-def outer(node: fx.Node) -> Movement:
-    """A product of two vectors."""
-    left, right = cast(list[fx.Node], node.args[:2])
-    return Movement(((*kept(left), *kept(right)),))
-
-
-@moves(Family.EINSUM)
-def einsum(node: fx.Node) -> Movement:
-    """A letter means one axis in all operands; one that the result lacks is summed."""
+    """A letter means one axis in all operands; one that the result lacks is summed. What is added is broadcast."""
     equation = einsum_of(node)
     letters: dict[str, list[Ref]] = {}
     for labels, source in equation.operands:
         for axis, letter in enumerate(labels):
             letters.setdefault(letter, []).append(Ref(source, axis))
-    output = tuple(Along(wide(letters[letter])) for letter in equation.result)
+    added = [operand(node)] if node.target in Family.ADDED_PRODUCT.value else []
+    ways = [letters[letter] for letter in equation.result]
+    output = [Along(wide([*refs, *refs_of(more)])) for refs, more in zip(ways, aligned(added, len(ways)), strict=True)]
     summed = (Read(tuple(refs)) for letter, refs in letters.items() if letter not in equation.result)
-    return Movement((output,), tuple(summed), stretches=False)
+    return Movement((tuple(output),), tuple(summed), stretches=node.target is aten.matmul.default)
 
 
 @moves(Family.CONVOLUTION)
@@ -212,12 +155,11 @@ def of_own_operators(node: fx.Node) -> Movement:
 
     What else the result has is what the first operand has, where the sizes are equal.
     """
-    given, value = [source for source in tensors(node) if sizes_of(source)], node.meta["val"]
+    given = [source for source in tensors(node) if sizes_of(source)]
     batch = Along(wide([Ref(source, 0) for source in given]))
     first, *_ = given
     reads = tuple(Read((Ref(source, axis),)) for source in given for axis in range(1, rank_of(source)))
-    results = value if isinstance(value, (tuple, list)) else (value,)
-    outputs = [(batch, *(_like(first, result, axis) for axis in range(1, result.dim()))) for result in results]
+    outputs = [(batch, *(_like(first, each, axis) for axis in range(1, each.dim()))) for each in results_in(node)]
     return Movement(tuple(outputs), reads, stretches=False)
 
 

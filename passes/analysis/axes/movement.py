@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch.fx as fx
 
 from lightint_compile.passes.ir.fake_values import Size, shape_of
+from lightint_compile.passes.ir.op_arguments import results_in
 from lightint_compile.passes.ir.op_families import Family
 
 
@@ -145,8 +146,7 @@ class Movement:
 
     def sized(self, node: fx.Node) -> list[list[tuple[Way, Size]]]:
         """For each result of the call, the ways of its axes with their extents."""
-        value = node.meta["val"]
-        shapes = map(shape_of, value if isinstance(value, (tuple, list)) else (value,))
+        shapes = map(shape_of, results_in(node))
         return [list(zip(ways, shape, strict=True)) for ways, shape in zip(self.outputs, shapes, strict=True)]
 
     def ways(self) -> Iterator[Way]:

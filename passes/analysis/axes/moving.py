@@ -173,22 +173,12 @@ def fill(node: fx.Node) -> Movement:
     return moved(tuple(Alike() for _ in sizes_of(node)))
 
 
-@moves(Family.SELECT)
+@moves(Family.SELECT, Family.UNBIND)
 def select(node: fx.Node) -> Movement:
-    """One value along an axis, without it."""
-    return _selected(node, 1)
-
-
-@moves(Family.UNBIND)
-def unbind(node: fx.Node) -> Movement:
-    """Every value along an axis, without it."""
-    return _selected(node, len(node.meta["val"]))
-
-
-def _selected(node: fx.Node, results: int) -> Movement:
+    """One value along an axis, or every one, without it."""
     source = operand(node)
     dim = dimension(node, rank_of(source))
-    ways = kept(source)
+    ways, results = kept(source), len(node.meta["val"]) if node.target in Family.UNBIND.value else 1
     return moved(*[(*ways[:dim], *ways[dim + 1 :])] * results, reads=(Read((Ref(source, dim),), SELECTS),))
 
 

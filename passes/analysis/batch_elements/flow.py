@@ -17,16 +17,7 @@ from lightint_compile.passes.analysis.batch_elements.rules import rowwise
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.fake_values import shape_of
-from lightint_compile.passes.ir.op_arguments import tensors
-from lightint_compile.passes.ir.program import tensor_of
-
-
-class Several(tuple[Layout, ...]):
-    """The layouts of an operation with several results."""
-
-
-Known = Layout | Several | None
-"""What is known of a value: its layout, one for each of several tensors, nothing for what is no tensor."""
+from lightint_compile.passes.ir.op_arguments import results_in, tensors
 
 
 @dataclass
@@ -34,7 +25,7 @@ class Flow:
     """What is known of one graph under given layouts of its inputs.
 
     Attributes:
-        known: of every node.
+        known: the layouts of the results of every node; that of a number is empty.
         rules: how a node is computed for one element alone, where one of its operands has elements.
         mixed: where that is not possible, and why; the layouts behind it are those of values that belong to no element.
         blamed: for values behind such places, the first of the reasons.
@@ -43,12 +34,12 @@ class Flow:
         returned: the outputs.
     """
 
-    known: dict[fx.Node, Known] = field(default_factory=dict)
+    known: dict[fx.Node, tuple[Layout, ...]] = field(default_factory=dict)
     rules: dict[fx.Node, Plan] = field(default_factory=dict)
     mixed: dict[fx.Node, Blocked] = field(default_factory=dict)
     blamed: dict[fx.Node, Blocked] = field(default_factory=dict)
     inside: dict[fx.Node, Flow] = field(default_factory=dict)
-    results: tuple[Known, ...] = ()
+    results: tuple[Layout, ...] = ()
     returned: tuple[fx.Node, ...] = ()
 
     def meet(self, node: fx.Node, why: Blocked | None) -> None:
@@ -59,16 +50,12 @@ class Flow:
             before = called.blamed.get(called.returned[node.args[1]])  # type: ignore[index, arg-type]
         if why is not None:
             self.mixed[node] = why = before or why
-        if why is not None or (before is not None and not has_elements([self.known[node]])):
+        if why is not None or (before is not None and not has_elements(self.known[node])):
             self.blamed[node] = why or before  # type: ignore[assignment]
 
     def layout(self, node: fx.Node) -> Layout:
-        """The layout of a tensor node; a number has none."""
-        found = self.known.get(node)
-        if found is None or isinstance(found, Several):
-            tensor = tensor_of(node)
-            return () if tensor is None else shared(shape_of(tensor))
-        return found
+        """The layout of a tensor; a number has none."""
+        return self.known[node][0] if node in self.known else ()
 
 
 class Flows:
@@ -78,7 +65,7 @@ class Flows:
         self._root = root
         self._regions: dict[Any, Flow] = {}
 
-    def of(self, module: fx.GraphModule, inputs: Sequence[Known], blamed: Sequence[Blocked | None] = ()) -> Flow:
+    def of(self, module: fx.GraphModule, inputs: Sequence[Layout], blamed: Sequence[Blocked | None] = ()) -> Flow:
         """The flow of a graph; ``inputs`` are what is known of its placeholders, in order.
 
         Args:
@@ -87,16 +74,17 @@ class Flows:
         flow, given = Flow(), zip_longest(inputs, blamed)
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                flow.known[node], why = next(given)
+                layout, why = next(given)
+                flow.known[node] = (layout,)
                 flow.blamed.update({node: why} if why is not None else {})
             elif node.op == "output":
                 flow.returned = tuple(node.args[0])
-                flow.results = tuple(map(flow.known.get, flow.returned))
+                flow.results = tuple(map(flow.layout, flow.returned))
             else:
                 self._visit(module, node, flow)
         return flow
 
-    def region(self, name: str, inputs: Sequence[Known], blamed: Sequence[Blocked | None] = ()) -> Flow:
+    def region(self, name: str, inputs: Sequence[Layout], blamed: Sequence[Blocked | None] = ()) -> Flow:
         """The flow of a region of the root."""
         key = (name, tuple(inputs), tuple(blamed))
         if key not in self._regions:
@@ -106,70 +94,52 @@ class Flows:
         return self._regions[key]
 
     def _visit(self, module: fx.GraphModule, node: fx.Node, flow: Flow) -> None:
-        flow.known[node] = _shared(node.meta.get("val"))
+        flow.known[node] = tuple(
+            shared(shape_of(value)) if isinstance(value, torch.Tensor) else () for value in results_in(node)
+        )
         if node.op == "call_module" and is_region_call(module, node):
             blamed = [flow.blamed.get(source) for source in node.args]  # type: ignore[arg-type]
-            inside = flow.inside[node] = self.region(str(node.target), operands_of(node, flow), blamed)
-            flow.known[node] = Several(map(inside.layout, inside.returned))
+            inside = flow.inside[node] = self.region(str(node.target), layouts_read(node, flow), blamed)
+            flow.known[node] = inside.results
             if inside.mixed:
                 flow.mixed[node] = next(iter(inside.mixed.values()))
         elif node.op == "call_function":
             found = _ruled(node, flow)
             if isinstance(found, Plan):
-                several = isinstance(node.meta["val"], (tuple, list))
-                flow.known[node] = Several(found.results) if several else found.result
-                if has_elements(operands_of(node, flow)):
+                flow.known[node] = found.results
+                if has_elements(layouts_read(node, flow)):
                     flow.rules[node] = found
             why = Blocked(f"{node.name} ({node.target}): {found.reason}") if isinstance(found, Blocked) else None
             flow.meet(node, why)
 
 
-def operands_of(node: fx.Node, flow: Flow) -> list[Known]:
-    """What is known of the arguments of a call that are nodes, in order and with repetitions."""
-    found: list[Known] = []
-    fx.map_arg((node.args, node.kwargs), lambda source: found.append(flow.known.get(source)))
+def layouts_read(node: fx.Node, flow: Flow) -> list[Layout]:
+    """The layouts of the arguments of a call that are nodes, in order and with repetitions."""
+    found: list[Layout] = []
+    fx.map_arg((node.args, node.kwargs), lambda source: found.extend(flow.known[source]))
     return found
 
 
-def has_elements(values: Iterable[Known]) -> bool:
+def has_elements(layouts: Iterable[Layout]) -> bool:
     """Whether any of several values differs from element to element."""
-    return any(
-        count(layout)
-        for value in values
-        if value is not None
-        for layout in (value if isinstance(value, Several) else (value,))
-    )
+    return any(map(count, layouts))
 
 
 def _ruled(node: fx.Node, flow: Flow) -> Plan | Blocked | None:
     """What the rules say; ``None`` of an operation without elements that no rule knows."""
-    elements = has_elements(operands_of(node, flow))
+    elements, is_tensor = has_elements(layouts_read(node, flow)), any(map(torch.is_tensor, results_in(node)))
     if node.target is operator.getitem:
-        parent = flow.known.get(node.args[0])  # type: ignore[arg-type]
-        return Plan((parent[node.args[1]],)) if isinstance(parent, Several) and tensor_of(node) is not None else None  # type: ignore[index]
-    if not tensors(node) and not _is_tensor(node):
+        return Plan((flow.known[node.args[0]][node.args[1]],)) if is_tensor else None  # type: ignore[index]
+    if not tensors(node) and not is_tensor:
         return None
     if draws_random(node):
         return Blocked("it draws random numbers, and no rule keeps elements apart") if elements else None
     found = rowwise(node, flow.layout)
     if found is None:
-        return Blocked("no rule says whether it keeps elements apart") if elements and _is_tensor(node) else None
+        return Blocked("no rule says whether it keeps elements apart") if elements and is_tensor else None
     if isinstance(found, Blocked):
         return found if elements else None
     return _WITH_ITSELF if any(count(layout) > 1 for layout in found.results) else found
 
 
 _WITH_ITSELF = Blocked("elements of the batch meet one another, in a product of the batch with itself")
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, (torch.Tensor, tuple, list))
-
-
-def _shared(value: Any) -> Known:
-    if isinstance(value, torch.Tensor):
-        return shared(shape_of(value))
-    if isinstance(value, (tuple, list)):
-        return Several(shared(shape_of(each)) if isinstance(each, torch.Tensor) else () for each in value)
-    return None

@@ -11,9 +11,10 @@ import torch.fx as fx
 from torch import Tensor
 
 from lightint_compile.passes.analysis.axes.factors import Kind, Layout, holds, place_of, without
-from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows, Known, Several, has_elements, operands_of
+from lightint_compile.passes.analysis.batch_elements.flow import Flow, Flows, has_elements, layouts_read
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.fake_values import evaluated, shape_of, size_of
+from lightint_compile.passes.ir.op_arguments import results_in
 from lightint_compile.passes.ir.program import fake_mode_of, faking
 from lightint_compile.passes.ir.rewriter import KEPT_META
 
@@ -76,7 +77,7 @@ class Rows:
             if node.op == "placeholder":
                 made[node] = graph.placeholder(node.name)
                 made[node].target = made[node].name
-                made[node].meta = {"val": self._row(node, flow.known.get(node))}
+                made[node].meta = {"val": self._row(node, flow.layout(node))}
             elif node.op == "output":
                 graph.output(fx.map_arg(node.args[0], made.__getitem__))
             elif not self._counts(node):
@@ -92,7 +93,7 @@ class Rows:
     def _copied(
         self, module: fx.GraphModule, node: fx.Node, flow: Flow, graph: fx.Graph, made: Mapping[fx.Node, fx.Node]
     ) -> fx.Node:
-        operands = operands_of(node, flow)
+        operands = layouts_read(node, flow)
         if node.op == "call_module" and is_region_call(module, node):
             name = self._region(str(node.target), operands) if has_elements(operands) else str(node.target)
             copied = graph.call_module(name, fx.map_arg(node.args, made.__getitem__))
@@ -125,8 +126,7 @@ class Rows:
         target, value = evaluated(node.target, args, kwargs, self._mode)
         copied = graph.call_function(target, args, kwargs, name=node.name)
         copied.meta = {key: node.meta[key] for key in KEPT_META if key in node.meta} | {"val": value}
-        results = value if isinstance(value, (tuple, list)) else (value,)
-        for result, layout in zip(results, layouts, strict=True):
+        for result, layout in zip(results_in(copied), layouts, strict=True):
             if isinstance(result, Tensor) and shape_of(result) != tuple(without(entry, Kind.BATCH) for entry in layout):
                 raise Refused(node, f"{node.name}: the row of one element has another shape than its part of the batch")
         return copied
@@ -144,7 +144,7 @@ class Rows:
                     row.meta["val"] = aten.slice.Tensor(source.meta["val"], dim, 0, length)
         return row
 
-    def _region(self, name: str, operands: Sequence[Known]) -> str:
+    def _region(self, name: str, operands: Sequence[Layout]) -> str:
         """The region ``name`` for one element, as another region of the root; its name."""
         key = (name, tuple(operands))
         if key not in self._regions:
@@ -167,10 +167,9 @@ class Rows:
             return False
         return bool(value.node.expr.has(self._size))
 
-    def _row(self, node: fx.Node, known: Known) -> Any:
+    def _row(self, node: fx.Node, layout: Layout) -> Any:
         """The fake row of an input."""
-        value = node.meta.get("val")
-        place = None if known is None or isinstance(known, Several) else place_of(known)
+        value, place = node.meta.get("val"), place_of(layout)
         if place is None or not isinstance(value, Tensor):
             return value
         if not isinstance(place.outer, int):

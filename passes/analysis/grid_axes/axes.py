@@ -242,14 +242,6 @@ def padded(axis: Axis, before: Size, length: Size) -> Axis:
     return join([(Atom(before, note="padding"),), axis, (Atom(after, note="padding"),)])
 
 
-def folded(axis: Axis) -> tuple[Axis, Axis] | None:
-    """A batch folded into an axis, ``view(B * L, ...)``, and the axis of one element; ``None`` where there is none."""
-    atoms = tuple(atom for atom in axis if atom.size != 1)
-    grid = [atom.parts or atom.role in ROLES or bool(atom.origin and atom.origin.rank >= 5) for atom in atoms]
-    place = len(atoms) - 1 if atoms and atoms[-1].parts else len(atoms) - 3
-    return (atoms[:place], atoms[place:]) if place > 0 and all(grid[place:]) else None
-
-
 def _cut_rows(axis: Axis, start: Size, length: Size) -> Axis | None:
     """A range of the outermost atom that is longer than one: whole frames of a grid."""
     for position, atom in enumerate(axis):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.analysis.token_axis import TokenAxis
 from lightint_compile.passes.analysis.token_grid import TokenGrid
+from lightint_compile.passes.analysis.token_spans import folded as stretches_of
 
 ARGUMENTS = {
     "video": torch.zeros(2, 4, 4, 8, 8),
@@ -102,17 +103,17 @@ def test_a_batch_folded_into_the_tokens_is_found_and_comes_back() -> None:
         return tokens.reshape(2 * 69, 2, 8)
 
     fact, output = facts(folded)
-    (batch, inner), whole = fact.folded(output, 0), fact.of(output, 0)
+    (batch, inner), whole = stretches_of(fact.axes[output][0]), fact.of(output, 0)
     assert (batch, str(inner)) == (2, "5 | 4x4x4")
     assert whole is not None and whole.why_not == "2 times 5 | 4x4x4 lie one behind the other"
-    assert fact.folded(output, 1) is None
+    assert stretches_of(fact.axes[output][1]) is None
 
     def back(video: Tensor, weight: Tensor, text: Tensor) -> Tensor:
         return folded(video, weight, text).sin().view(2, 69, 16)
 
     assert str(axis(back)) == "5 | 4x4x4"
     alone, output = facts(lambda video, weight: patchify(video, weight).reshape(128, 16))
-    assert [str(each) for each in alone.folded(output, 0)] == ["2", "4x4x4"]
+    assert [str(each) for each in stretches_of(alone.axes[output][0])] == ["2", "4x4x4"]
 
 
 # --- windows of a buffer ---------------------------------------------------------------------------------------------
