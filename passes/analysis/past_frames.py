@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.grid_axes.axes import Atom, Axes, Axis, Origin, extent, frames_of_input, join
+from lightint_compile.passes.analysis.axes.factors import extent
+from lightint_compile.passes.analysis.grid_axes.axes import Atom, Axes, Axis, Origin, frames_of_input, join
 from lightint_compile.passes.analysis.stated_inputs import by_path, entry_of
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_spans import parts_of, spans_of

@@ -21,13 +21,13 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
+from lightint_compile.passes.analysis.axes.factors import extent
 from lightint_compile.passes.analysis.grid_axes.axes import (
     ROLES,
     Atom,
     Axes,
     Axis,
     Origin,
-    extent,
     frames_of_input,
 )
 from lightint_compile.passes.analysis.grid_axes.rules import meanings

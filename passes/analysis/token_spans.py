@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axis, extent
+from lightint_compile.passes.analysis.axes.factors import extent
+from lightint_compile.passes.analysis.grid_axes.axes import ROLES, Atom, Axis
 from lightint_compile.passes.analysis.token_axis import Grid, Span, TokenAxis
 from lightint_compile.passes.ir.fake_values import Size
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import sympy
 
+from lightint_compile.passes.analysis.axes.factors import extent
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.fake_values import size_of as as_size
-from lightint_compile.passes.ir.sizes import dealt, product, quotient, same
+from lightint_compile.passes.ir.sizes import dealt, quotient, same
 
 
 class AxisError(Exception):
@@ -72,7 +73,7 @@ def resolved(axes: Sequence[Axis]) -> Axes:
 
 def size_of(axis: Axis) -> Size:
     """The number of elements along an axis."""
-    return product([atom.size for atom in atoms(axis)])
+    return extent(atoms(axis))
 
 
 def equal(left: Any, right: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.movement import Across, Along, Movement, New, Read, Ref, Way
-from lightint_compile.passes.analysis.axes.moving import aligned, refs_of, whole, wide
+from lightint_compile.passes.analysis.axes.movement import Across, Movement, New, Read, Ref
+from lightint_compile.passes.analysis.axes.moving import contracted, whole
 from lightint_compile.passes.ir.op_arguments import arguments, rank_of, results_in, sizes_of, tensors
 from lightint_compile.passes.ir.sizes import same
 
@@ -74,31 +75,24 @@ def attention(node: fx.Node, dialect: Dialect) -> Movement | None:
     """
     given = arguments(node)
     query, key, value = (cast(fx.Node, given[name]) for name in (dialect.query, dialect.key, dialect.value))
-    if len({rank_of(source) for source in (query, key, value)}) != 1:
-        return None
     rank = rank_of(query)
     order = dialect.order if dialect.order is not None else tuple(range(rank))
-    if rank < 2 or len(order) != rank:
+    if rank < 2 or len(order) != rank or {rank_of(key), rank_of(value)} != {rank}:
         return None
-    refs = {source: [Ref(source, axis) for axis in order] for source in (query, key, value)}
-    mask = given.get(dialect.mask)
-    biased = [()] * rank if mask is None else list(map(refs_of, aligned([mask], rank)))
-    ways: list[Way] = [
-        Along(wide([*(refs[source][axis] for source in refs), *biased[axis]])) for axis in range(rank - 2)
-    ]
-    ways += [Along(wide([refs[query][-2], *biased[-2]])), Along((refs[value][-1],))]
-    reads = [
-        Read((refs[query][-1], refs[key][-1])),
-        Read((refs[key][-2], refs[value][-2], *biased[-1])),
-    ]
+    leading, mask = string.ascii_lowercase[: rank - 2], given.get(dialect.mask)
+    labels = ["".join(f"{leading}{own}"[axis] for axis in order) for own in ("QD", "KD", "KV", "QV")]
+    operands = list(zip(labels, (query, key, value), strict=False))
+    if mask is not None:
+        operands.append((f"{leading}QK"[rank - rank_of(mask) :], mask))
+    found, summed = contracted(operands, labels[-1])
+    ways, reads = list(found), list(summed)
+    rows, heads = order[-2], order[-3] if rank > 2 else 0
     if given.get(dialect.causal):
-        ways[-2] = Across(refs[query][-2])
-        reads.append(Read((refs[query][-2],), "a causal triangle runs along {}"))
-    if rank > 2 and not same(sizes_of(query)[order[-3]], sizes_of(key)[order[-3]]):
-        ways[-3] = Across(refs[query][-3])
-        reads.append(Read(tuple(refs[source][-3] for source in refs), "heads share keys along {}"))
-    known = {query, key, value, mask}
-    reads.extend(whole([source for source in tensors(node) if source not in known]))
-    result = tuple(ways[order.index(axis)] for axis in range(rank))
+        ways[rows] = Across(Ref(query, rows))
+        reads.append(Read((Ref(query, rows),), "a causal triangle runs along {}"))
+    if rank > 2 and not same(sizes_of(query)[heads], sizes_of(key)[heads]):
+        ways[heads] = Across(Ref(query, heads))
+        reads.append(Read(tuple(Ref(source, heads) for source in (query, key, value)), "heads share keys along {}"))
+    reads.extend(whole([source for source in tensors(node) if source not in (query, key, value, mask)]))
     others = [tuple(New() for _ in getattr(each, "shape", ())) for each in results_in(node)[1:]]
-    return Movement((result, *others), tuple(reads), stretches=False)
+    return Movement((tuple(ways), *others), tuple(reads), stretches=False)

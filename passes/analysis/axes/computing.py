@@ -18,7 +18,16 @@ from lightint_compile.passes.analysis.axes.movement import (
     Window,
     moves,
 )
-from lightint_compile.passes.analysis.axes.moving import across, aligned, kept, operand, operands, refs_of, whole, wide
+from lightint_compile.passes.analysis.axes.moving import (
+    across,
+    aligned,
+    contracted,
+    kept,
+    operand,
+    operands,
+    whole,
+    wide,
+)
 from lightint_compile.passes.ir.op_arguments import (
     argument,
     dimension,
@@ -113,41 +122,25 @@ def diagonal(node: fx.Node) -> Movement | None:
 
 @moves(Family.PRODUCT, Family.ADDED_PRODUCT, Family.EINSUM, aten.outer.default)
 def product(node: fx.Node) -> Movement:
-    """A letter means one axis in all operands; one that the result lacks is summed. What is added is broadcast."""
-    equation = einsum_of(node)
-    letters: dict[str, list[Ref]] = {}
-    for labels, source in equation.operands:
-        for axis, letter in enumerate(labels):
-            letters.setdefault(letter, []).append(Ref(source, axis))
-    added = [operand(node)] if node.target in Family.ADDED_PRODUCT.value else []
-    ways = [letters[letter] for letter in equation.result]
-    output = [Along(wide([*refs, *refs_of(more)])) for refs, more in zip(ways, aligned(added, len(ways)), strict=True)]
-    summed = (Read(tuple(refs)) for letter, refs in letters.items() if letter not in equation.result)
-    return Movement((tuple(output),), tuple(summed), stretches=node.target is aten.matmul.default)
+    """Matrix products and einsums; what is added to one is broadcast."""
+    given, result = einsum_of(node)
+    if node.target in Family.ADDED_PRODUCT.value:
+        added = operand(node)
+        given.append((result[len(result) - rank_of(added) :], added))
+    ways, reads = contracted(given, result)
+    return Movement((ways,), reads, stretches=node.target is aten.matmul.default)
 
 
-@moves(Family.CONVOLUTION)
-def convolution(node: fx.Node) -> Movement:
-    """Channels are new, the batch stays, and the other axes are windows."""
+@moves(Family.CONVOLUTION, Family.POOLING)
+def windows(node: fx.Node) -> Movement:
+    """The batch stays, and the last axes are windows; channels are new, or each is pooled by itself."""
     source, *weights = operands(node)
-    spatial = rank_of(argument(node, "weight")) - 2
-    channels = Read((Ref(source, rank_of(source) - spatial - 1),))
-    return _spatial(source, spatial, New(), (channels, *whole(weights)))
-
-
-@moves(Family.POOLING)
-def pooling(node: fx.Node) -> Movement:
-    """Every channel by itself, in windows."""
-    source = operand(node)
-    spatial = 3 if "3d" in str(node.target) else 2
-    return _spatial(source, spatial, kept(source)[-spatial - 1], ())
-
-
-def _spatial(source: fx.Node, spatial: int, channels: Way, reads: tuple[Read, ...]) -> Movement:
-    refs = [Ref(source, axis) for axis in range(rank_of(source))]
-    windows = tuple(map(Window, refs[-spatial:]))
-    seen = tuple(Read((ref,), "its windows lie along {}") for ref in refs[-spatial:])
-    return Movement(((*kept(source)[: -spatial - 1], channels, *windows),), (*reads, *seen))
+    spatial = rank_of(weights[0]) - 2 if weights else 3 if "3d" in str(node.target) else 2
+    before, refs = kept(source)[:-spatial], [Ref(source, axis) for axis in range(rank_of(source))]
+    reads = tuple(Read((ref,), "its windows lie along {}") for ref in refs[-spatial:])
+    if weights:
+        before, reads = (*before[:-1], New()), (Read((refs[-spatial - 1],)), *whole(weights), *reads)
+    return Movement(((*before, *map(Window, refs[-spatial:])),), reads)
 
 
 def of_own_operators(node: fx.Node) -> Movement:

@@ -21,7 +21,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.fake_values import plain as plain_size
-from lightint_compile.passes.ir.sizes import dealt, groups, product, quotient
+from lightint_compile.passes.ir.sizes import Sized, dealt, groups, product, quotient
 
 
 class Kind(StrEnum):
@@ -115,8 +115,8 @@ def shared(shape: Sequence[Size]) -> Layout:
     return tuple(map(plain, shape))
 
 
-def extent(of: Axis) -> Size:
-    """Values along an axis."""
+def extent(of: Sequence[Sized]) -> Size:
+    """Values along an axis, whatever is known of its factors."""
     return product([factor.size for factor in of])
 
 
@@ -184,11 +184,11 @@ def met(entries: Sequence[Axis]) -> Axis | None:
     leading = next((entry for entry in known if holds(entry, Kind.BATCH)), None)
     if leading is None or len(known) == 1:
         return reduce(_meet, known) if known else ()
-    wanted = _whole(leading)
+    wanted = _parted(leading)
     fitting = (
-        _whole(entry) == wanted if holds(entry, Kind.BATCH) else _is_constant_over(entry, wanted) for entry in known
+        _parted(entry) == wanted if holds(entry, Kind.BATCH) else _is_constant_over(entry, *wanted) for entry in known
     )
-    return wanted if all(fitting) else None
+    return axis([Factor(Kind.PLAIN, wanted[0]), *wanted[1]]) if all(fitting) else None
 
 
 def _meet(left: Axis, right: Axis) -> Axis:
@@ -204,7 +204,7 @@ def joined(entries: Sequence[Axis]) -> Axis | None:
     elements = [holds(entry, Kind.BATCH) for entry in entries]
     if not any(elements):
         return plain(total)
-    return _runs_of(entries[0], total) if all(elements) and len(set(map(run_of, entries))) == 1 else None
+    return _runs_of(entries[0], total) if all(elements) and len({_parted(entry)[1] for entry in entries}) == 1 else None
 
 
 def ranged(of: Axis, start: Size, step: Size, length: Size) -> Axis | None:
@@ -216,36 +216,26 @@ def ranged(of: Axis, start: Size, step: Size, length: Size) -> Axis | None:
     return of if length == extent(of) else _runs_of(of, length) if runs(of, start) is not None else None
 
 
-def run_of(of: Axis) -> Axis:
-    """The batch with all that lies inside of it."""
-    place, size = _batch_in(of)
-    return batch(size, 1, place.inner)
-
-
-def runs(of: Axis, length: Size) -> Size | None:
-    """How often the whole batch, with what lies inside of it, goes into ``length``; ``None`` unless it does evenly."""
-    return quotient(length, extent(run_of(of)))
+def runs(of: Axis, length: Size) -> tuple[Size, Axis] | None:
+    """How often the whole batch, with what lies inside of it, goes into ``length``, and that run of it."""
+    run = _parted(of)[1]
+    times = quotient(length, extent(run))
+    return None if times is None else (times, run)
 
 
 def _runs_of(of: Axis, length: Size) -> Axis | None:
-    outer = runs(of, length)
-    return None if outer is None else axis([Factor(Kind.PLAIN, outer), *run_of(of)])
+    found = runs(of, length)
+    return None if found is None else axis([Factor(Kind.PLAIN, found[0]), *found[1]])
 
 
-def _whole(of: Axis) -> Axis:
-    """An axis with a batch, whatever else is known of it."""
-    place, size = _batch_in(of)
-    return batch(size, place.outer, place.inner)
-
-
-def _batch_in(of: Axis) -> tuple[Place, Size]:
+def _parted(of: Axis) -> tuple[Size, Axis]:
+    """The values around the batch, and the batch with all that lies inside of it, whatever else is known of that."""
     place = place_of((of,))
     assert place is not None
-    return place, next(factor.size for factor in of if factor.kind is Kind.BATCH)
+    return place.outer, batch(next(factor.size for factor in of if factor.kind is Kind.BATCH), 1, place.inner)
 
 
-def _is_constant_over(of: Axis, wanted: Axis) -> bool:
+def _is_constant_over(of: Axis, outer: Size, run: Axis) -> bool:
     """Whether the values along an axis of the same extent are those of each element alike, at the front of it."""
-    place, size = _batch_in(wanted)
-    outer = of[0].size if of[0].repeated else 1
-    return is_same(of) or (place.outer == 1 and quotient(outer, size) is not None)
+    copies = of[0].size if of[0].repeated else 1
+    return is_same(of) or (outer == 1 and quotient(copies, run[0].size) is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, cast
 
@@ -86,6 +86,16 @@ def wide(refs: Sequence[Ref]) -> tuple[Ref, ...]:
     return tuple([ref for ref in refs if size_of(ref.node.meta["val"].shape[ref.axis]) != 1] or refs)
 
 
+def contracted(operands: Iterable[tuple[str, fx.Node]], result: str) -> tuple[tuple[Way, ...], tuple[Read, ...]]:
+    """A sum of products: a letter means one axis in all operands; one that the result lacks is summed."""
+    letters: dict[str, dict[Ref, None]] = {}
+    for labels, source in operands:
+        for axis, letter in enumerate(labels):
+            letters.setdefault(letter, {})[Ref(source, axis)] = None
+    summed = tuple(Read(tuple(refs)) for letter, refs in letters.items() if letter not in result)
+    return tuple(Along(wide(tuple(letters[letter]))) for letter in result), summed
+
+
 def moved(*outputs: tuple[Way, ...], reads: tuple[Read, ...] = ()) -> Movement:
     """The movement of a call without arithmetic."""
     return Movement(outputs, reads, computes=False, stretches=False)
@@ -135,14 +145,9 @@ def squeezable(node: fx.Node) -> list[int]:
 def expand(node: fx.Node) -> Movement:
     """An axis of one that grows is the same all along."""
     source, wanted = operand(node), sizes_of(node)
-    new = len(wanted) - rank_of(source)
-    refs = [*[None] * new, *(Ref(source, axis) for axis in range(rank_of(source)))]
-    sizes = (*[1] * new, *sizes_of(source))
-    ways: list[Way] = [
-        (Along() if ref is None else Along((ref,))) if size == old else Alike()
-        for ref, old, size in zip(refs, sizes, wanted, strict=True)
-    ]
-    return moved(tuple(ways))
+    before = (*[1] * (len(wanted) - rank_of(source)), *sizes_of(source))
+    pairs = zip(aligned([source], len(wanted)), before, wanted, strict=True)
+    return moved(tuple(way if size == old else Alike() for way, old, size in pairs))
 
 
 @moves(Family.REPEAT)

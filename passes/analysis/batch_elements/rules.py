@@ -12,7 +12,6 @@ from lightint_compile.passes.analysis.axes.factors import (
     Layout,
     holds,
     regrouped,
-    run_of,
     runs,
     without,
 )
@@ -116,7 +115,7 @@ def _row_arguments(
 def _slice_arguments(node: fx.Node, way: Range, length: Size, of: Layouts) -> tuple[Any, ...] | Blocked:
     entry = of(way.ref.node)[way.ref.axis]
     before = runs(entry, way.start)
-    start = None if before is None else product([before, without(run_of(entry), Kind.BATCH)])
+    start = None if before is None else product([before[0], without(before[1], Kind.BATCH)])
     if not isinstance(start, int) or not isinstance(length, int) or start < 0:
         return PICKS
     return (node.args[0], way.ref.axis, start, start + length)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from lightint_compile.passes.analysis.axes.factors import extent
 from lightint_compile.passes.ir.fake_values import Size, size_of
-from lightint_compile.passes.ir.sizes import dealt, product, quotient, same
+from lightint_compile.passes.ir.sizes import dealt, quotient, same
 
 ROLES = ("frames", "height", "width")
 
@@ -62,11 +63,6 @@ def frames_of_input(origin: Origin, shape: Sequence[Size]) -> Axis:
     """An axis of an input as frames, height and width. The input has no such axes, so they count below zero."""
     sizes = enumerate(zip(ROLES, shape, strict=True))
     return tuple(Atom(size, role=role, origin=replace(origin, axis=-1 - number)) for number, (role, size) in sizes)
-
-
-def extent(axis: Axis) -> Size:
-    """The number of elements along an axis."""
-    return product([atom.size for atom in axis])
 
 
 def knowledge(axis: Axis) -> int:

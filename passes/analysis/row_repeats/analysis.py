@@ -1,25 +1,41 @@
-"""Which nodes can be computed on smaller tensors: the rules run forward over the graph, and nothing is changed."""
+"""Which nodes can be computed on rows without their repetition, and how: from front to end, and nothing is changed."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Layout, shared
-from lightint_compile.passes.analysis.axes.plans import Blocked, Plan
+from lightint_compile.passes.analysis.axes.factors import Kind, Layout, extent, is_same, plain, shared
+from lightint_compile.passes.analysis.axes.movement import Joined, Movement, Range
+from lightint_compile.passes.analysis.axes.moving import operand, squeezed
+from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, operands_of, read_along, results_of
 from lightint_compile.passes.analysis.axes.table import movement_of
-from lightint_compile.passes.analysis.row_repeats.layout import is_picked, repeats
+from lightint_compile.passes.analysis.row_repeats.layout import (
+    is_full,
+    is_picked,
+    is_simple,
+    kept_size,
+    regroup,
+    repeats,
+)
 from lightint_compile.passes.analysis.row_repeats.picks import Allowed, masked, none, picked
-from lightint_compile.passes.analysis.row_repeats.rules import REPETITIONS, plan_of
 from lightint_compile.passes.ir.effects import draws_random
-from lightint_compile.passes.ir.op_arguments import sizes_of
+from lightint_compile.passes.ir.op_arguments import argument, dimension, sizes_of, tensors
 from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.sizes import replaced
+
+aten = torch.ops.aten
+
+_REPETITIONS = (*Family.INTERLEAVE.value, *Family.REPEAT.value, *Family.EXPAND.value)
+_MAY_START = frozenset((*_REPETITIONS, *Family.FILL.value, *Family.INDEX_SELECT.value, aten.index.Tensor))
+_UNFOLLOWED = ("attn_mask", "dropout_p", "is_causal", "enable_gqa")
+_MIXES = Blocked("another operand differs in every row", mixes=True)
 
 
 @dataclass(frozen=True)
@@ -66,20 +82,17 @@ def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None, pick
     return analysis
 
 
-_MAY_START = frozenset((*Family.FILL.value, *Family.INDEX_SELECT.value, torch.ops.aten.index.Tensor))
-
-
 def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:
     reached = [analysis.sunk[o] for o in node.all_input_nodes if o in analysis.sunk]
-    starts = node.target in REPETITIONS
-    if not reached and not starts and node.target not in _MAY_START:
+    if not reached and node.target not in _MAY_START:
         return
     found = _apply(node, analysis, picks)
     if isinstance(found, Blocked):
         if any(entry.seeded for entry in reached) and not found.mixes:
             analysis.blocked[node] = found
     elif repeats(found.result):
-        seeded = starts or any(entry.seeded for entry in reached) or any(map(is_picked, found.result))
+        starts = node.target in _REPETITIONS or any(map(is_picked, found.result))
+        seeded = starts or any(entry.seeded for entry in reached)
         works = found.computes or any(entry.works for entry in reached)
         analysis.sunk[node] = Sunk(found, node.args, dict(node.kwargs), seeded, seeded and works)
 
@@ -92,7 +105,7 @@ def _apply(node: fx.Node, analysis: Analysis, picks: Allowed) -> Plan | Blocked:
     movement = movement_of(node)
     if movement is None:
         return Blocked(f"no rule for {node.target}")
-    return picked(node, movement, analysis.layout, picks) or plan_of(node, movement, analysis.layout)
+    return picked(node, movement, analysis.layout, picks) or _plan(node, movement, analysis.layout)
 
 
 def _element(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
@@ -104,3 +117,88 @@ def _element(node: fx.Node, analysis: Analysis) -> Plan | Blocked:
         return Blocked("the element is not a tensor")
     result = analysis.sunk[parent].plan.results[number]  # type: ignore[index]
     return Plan((result,), {parent: result}, computes=False)  # type: ignore[dict-item]
+
+
+def _plan(node: fx.Node, movement: Movement, of: Layouts) -> Plan | Blocked:
+    """How to make a call on small tensors."""
+    if movement.regroups is not None:
+        needed, result = regroup(of(movement.regroups), sizes_of(node))
+        view = _reshaped(movement.regroups, needed, result)
+        return view if repeats(result) else Blocked("the view cuts across the repeated axis")
+    if node.target is aten.scaled_dot_product_attention.default and any(argument(node, name) for name in _UNFOLLOWED):
+        return Blocked("attention with a mask, dropout, grouped heads, or of a value with itself", mixes=True)
+    found = results_of(node, movement, of)
+    if isinstance(found, Blocked):
+        return found
+    if node.target in _REPETITIONS:
+        return _repetition(node, found[0], of)
+    source, dim = _chosen(node, of)
+    if source is not None and node.target in Family.SELECT.value:
+        return Plan((found[0],), {source: of(source)}, computes=False, args=(source, dim, 0))
+    results = _alike(found)
+    if results is None:
+        return Blocked("its results have different axes", mixes=True)
+    if not any(map(repeats, results)):
+        return _lost(node, movement, of)
+    operands = operands_of(movement, results, of, Kind.SAME)
+    if operands is None:
+        return Blocked("it reads a value in two ways")
+    plan = Plan(tuple(results), operands, movement.computes, forwards=source)
+    if node.target in Family.FILL.value:  # one value everywhere: as repeated as whatever meets it
+        place = 0 if isinstance(node.args[0], (list, tuple)) else 1  # ``new_zeros`` takes a tensor for its dtype first
+        return replace(plan, args=replaced(node.args, place, [1] * len(plan.result)), operands={})
+    if node.target in Family.SQUEEZE.value:  # an axis that only repeats must stay
+        return replace(plan, args=(operand(node), squeezed(node)), target=aten.squeeze.dims)
+    return plan
+
+
+def _alike(results: Sequence[Layout]) -> list[Layout] | None:
+    """Several results with the repetition that all of them have; ``None`` where they have different axes."""
+    if len(set(map(len, results))) != 1:
+        return None
+    alike = [len(set(entries)) == 1 for entries in zip(*results, strict=True)]
+    return [
+        tuple(entry if same else plain(extent(entry)) for entry, same in zip(layout, alike, strict=True))
+        for layout in results
+    ]
+
+
+def _chosen(node: fx.Node, of: Layouts) -> tuple[fx.Node | None, int]:
+    """The operand of a choice along an axis that is one value, and the axis: any other choice gives the same."""
+    if node.target not in (*Family.SELECT.value, *Family.SLICE.value):
+        return None, 0
+    source = operand(node)
+    dim = dimension(node, len(of(source)))
+    return source if is_same(of(source)[dim]) else None, dim
+
+
+def _lost(node: fx.Node, movement: Movement, of: Layouts) -> Blocked:
+    """Why nothing of the result repeats."""
+    for read, ref in read_along(movement, of, Kind.SAME):
+        if read.how:
+            return Blocked(read.how.format(f"the repeated axis {ref.axis}"))
+    for way in movement.ways():
+        if isinstance(way, Joined) and any(not is_full(of(ref.node)[ref.axis]) for ref in way.refs):
+            return Blocked("rows that repeat are joined with other rows along the same axis")
+        if isinstance(way, Range) and not is_full(of(way.ref.node)[way.ref.axis]):
+            return Blocked(f"it selects along the repeated axis {way.ref.axis}")
+    return _MIXES if len(tensors(node)) > 1 else Blocked("its operand does not repeat")
+
+
+# --- calls whose arguments are sizes, or places along an axis --------------------------------------------------------
+
+
+def _reshaped(source: fx.Node, needed: Layout, result: Layout) -> Plan:
+    """A small tensor may need a copy where the large one was a view."""
+    sizes = [kept_size(entry) for entry in result]
+    return Plan((result,), {source: needed}, computes=False, args=(source, sizes), target=aten.reshape.default)
+
+
+def _repetition(node: fx.Node, result: Layout, of: Layouts) -> Plan | Blocked:
+    """The small tensor is the operand's; leading axes that are new get size one by a view."""
+    source = operand(node)
+    if not all(map(is_simple, result)):
+        return Blocked("the axis is repeated both around and inside its values")
+    if len(result) == len(of(source)):
+        return Plan((result,), {source: of(source)}, computes=False, forwards=source)
+    return _reshaped(source, of(source), result)

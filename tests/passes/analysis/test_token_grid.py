@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightint_compile.passes.analysis.grid_axes.axes import Atom, Origin, cut, extent, join, regroup
+from lightint_compile.passes.analysis.axes.factors import extent
+from lightint_compile.passes.analysis.grid_axes.axes import Atom, Origin, cut, join, regroup
 from lightint_compile.passes.analysis.token_axis import TokenAxis
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.program import Program
