@@ -34,11 +34,12 @@ from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKin
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.context_pools import ContextPools
+from lightint_compile.passes.sparse_attention.frame_masks import FrameMask
 from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
-from lightint_compile.passes.sparse_attention.key_mask import key_mask_of
 from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
-from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks, Samples, tried
+from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks, tried
 from lightint_compile.passes.sparse_attention.segments import MaskRows
+from lightint_compile.passes.sparse_attention.site_masks import Mask, SiteMasks
 
 
 class Obstacle(NamedTuple):
@@ -100,10 +101,10 @@ class SparseAttention(Pass):
     def run(self, program: Program) -> PassResult:
         """Rewrite every site that can and should be sparse, and say of every other why not."""
         rewriter = Rewriter(program, self.name)
-        samples = {each.site: each for each in tried(program, rewriter)}
+        masks = SiteMasks(tried(program, rewriter))
         grids = program.fact(TokenGrid)
         sizes = GridSizes(program)
-        verdicts = [(site, self._judge(site, sizes, samples.get(site.node))) for site in program.fact(AttentionSites)]
+        verdicts = [(site, self._judge(site, sizes, masks.of(site))) for site in program.fact(AttentionSites)]
         chosen = [(site, choice) for site, choice in verdicts if isinstance(choice, Choice)]
         pools = ContextPools([(site, choice.layout.tile) for site, choice in chosen])
         remarks = [
@@ -111,23 +112,24 @@ class SparseAttention(Pass):
             for site, verdict in verdicts
         ]
         remarks += _refused(program, grids.past.refused)
-        changed, rows, masks = [], MaskRows(), SampleMasks(rewriter)
+        changed, rows, samples = [], MaskRows(), SampleMasks(rewriter)
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
-                found = rewrite_site(site, choice, sizes, pools, rows, masks, rewriter)
-            call = samples.get(site.node)
+                found = rewrite_site(site, choice, sizes, pools, rows, samples, rewriter)
+            call = masks.tried.get(site.node)
             rewriter.replace(site.node if call is None else call.result, found)
             changed.append(found)
-        for each in samples.values():
+        for each in masks.tried.values():
             each.given_up(rewriter)
-        if samples and not changed:
+        if masks.tried and not changed:
             program.changed()
         refresh(program, changed)
         return PassResult(bool(changed), tuple(remarks))
 
-    def _judge(self, site: AttentionSite, sizes: GridSizes, samples: Samples | None) -> Choice | Obstacle:
-        obstacle = next(_obstacles(site), None)
-        if obstacle is not None:
+    def _judge(self, site: AttentionSite, sizes: GridSizes, mask: Mask | str | None) -> Choice | Obstacle:
+        obstacle = next(_obstacles(site, mask), None)
+        if obstacle is not None or isinstance(mask, str):
+            assert obstacle is not None  # a mask in words is one
             return obstacle
         if _block_number(site) < self.skip_first:
             return Obstacle("skip-first", f"the first {self.skip_first} blocks stay dense")
@@ -140,9 +142,7 @@ class SparseAttention(Pass):
             kernel == "reference" and query.device.type != "meta"
         ):  # nothing runs on meta tensors: they stand for any device's
             return Obstacle("no-kernel", kernel.reason)
-        choice = self._choice(site, layout, kernel)
-        if samples is not None:
-            choice = replace(choice, mask=samples)
+        choice = self._choice(site, layout, kernel, mask)
         return self._no_gain(site, choice) or choice
 
     def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
@@ -157,7 +157,7 @@ class SparseAttention(Pass):
         prefix = hinted_shape(site.key.meta["val"])[2] - total * current[1] * current[2]
         return Layout.of(current, (total, *current[1:]), self.tile, prefix)
 
-    def _choice(self, site: AttentionSite, layout: Layout, kernel: dispatch.Choice) -> Choice:
+    def _choice(self, site: AttentionSite, layout: Layout, kernel: dispatch.Choice, mask: Mask | None) -> Choice:
         """A share of everything, or as many tiles as the current frames have and a share of the context."""
         assert site.query_grid is not None
         frames, density, context_density = site.query_grid.frames, self.density, None
@@ -167,9 +167,8 @@ class SparseAttention(Pass):
             protected = max(protected, frames if self.keep_current else 0)
         parts = _parts_of(layout.tile, self.skipped_means)
         kept = (density, context_density, self.coverage, protected, self.neighbours, parts)
-        mask = key_mask_of(site)
-        assert not isinstance(mask, str)
-        return Choice(layout, *kept, 0 if _is_static(site) else self.min_tokens, kernel, mask)
+        is_decided = _is_static(site) and not isinstance(mask, FrameMask)  # a group's call may be small
+        return Choice(layout, *kept, 0 if is_decided else self.min_tokens, kernel, mask)
 
     def _no_gain(self, site: AttentionSite, choice: Choice) -> Obstacle | None:
         batch, heads, queries, head_dim = hinted_shape(site.query.meta["val"])
@@ -213,7 +212,7 @@ _JOINED = "join the cache, whole frames of it, with torch.cat in front of the ke
 _OF_KEYS = "a mask of keys, [batch, 1, 1, keys], is taken; where the mask is all true (no padding), leave it out"
 
 
-def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
+def _obstacles(site: AttentionSite, mask: Mask | str | None) -> Iterator[Obstacle]:
     """What keeps a site dense whatever its size, most telling first."""
     if site.kind is SiteKind.TEXT:
         yield Obstacle("no-grid", site.reason)
@@ -223,7 +222,6 @@ def _obstacles(site: AttentionSite) -> Iterator[Obstacle]:
         yield Obstacle("cache", site.reason, _JOINED)
     if site.query_grid is None:
         yield Obstacle("several-grids", site.reason)
-    mask = key_mask_of(site)
     if isinstance(mask, str):
         shape = "x".join(map(str, site.mask_shape))
         what = f"it has a {site.mask_kind} mask of {shape}" if shape else "it is causal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -18,6 +19,7 @@ from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.context_pools import ContextPools
+from lightint_compile.passes.sparse_attention.frame_masks import FrameMask
 from lightint_compile.passes.sparse_attention.grid_sizes import (
     END,
     GridSizes,
@@ -63,7 +65,7 @@ class Choice:
     skipped_means: int
     min_tokens: int | None
     kernel: Implementation
-    mask: KeyMask | Samples | None = None
+    mask: KeyMask | FrameMask | Samples | None = None
 
     @property
     def decided(self) -> str:
@@ -86,10 +88,16 @@ class Choice:
     @property
     def read_keys(self) -> float:
         """Keys that a query token is multiplied with: the text, tokens of kept blocks, means of all blocks."""
-        layout = self.layout
-        visual = layout.key_tokens - layout.prefix
+        if isinstance(self.mask, FrameMask):
+            layouts = list(self.mask.layouts(self.layout))
+            read = sum(self._read_keys(each) * each.current_tokens for each in layouts)
+            return read / self.layout.current_tokens
+        return self._read_keys(self.layout)
+
+    def _read_keys(self, layout: Layout) -> float:
+        kept = layout.list_width(self.density, self.protect_frames, self.neighbours, self.context_density)
         means = layout.finer(self.skipped_means).key_blocks if self.skipped_means else 0
-        return float(layout.prefix + self.kept_blocks / layout.key_blocks * visual + means)
+        return float(layout.prefix + kept / layout.key_blocks * (layout.key_tokens - layout.prefix) + means)
 
 
 def one_sided(axis: TokenAxis) -> bool:
@@ -111,6 +119,8 @@ def rewrite_site(
     Text queries that share the axis with the grid attend to every key, as they did: the axis is cut, and joined again.
     """
     assert site.query_grid is not None
+    if isinstance(choice.mask, FrameMask):
+        return _by_groups(site, choice, choice.mask, rewriter)
     query_grid = sizes.arguments(site.query_grid, rewriter)
     *context, current = site.key_axis.grids
     frames = [sizes.frames(each, query_grid[1:], rewriter) for each in (context, [current])]
@@ -151,6 +161,41 @@ def rewrite_site(
     return found
 
 
+def _by_groups(site: AttentionSite, choice: Choice, mask: FrameMask, rewriter: Rewriter) -> fx.Node:
+    """A call for each group of frames that see the same frames."""
+    layout, lightint = choice.layout, torch.ops.lightint
+    plane, key_start = layout.height * layout.width, int(site.key_axis.prefix)
+    queries = _Queries.cut(site, layout.current_tokens, rewriter)
+    text_at = (0, key_start) if key_start else (layout.current_tokens, END)
+    prefix = layout.prefix if mask.sees_text else 0
+    kept = (choice.density, choice.coverage, choice.protect_frames, choice.neighbours)
+    policy = (*kept, _stated_scale(site), choice.context_density, choice.skipped_means, choice.min_tokens)
+    found = []
+    for group in mask.groups:
+        ranges = [(key_start + start * plane, key_start + stop * plane) for start, stop in group.runs]
+        at = [text_at, *ranges] if prefix else ranges
+        keys, values = ([range_of(node, *each, rewriter) for each in at] for node in (site.key, site.value))
+        own = range_of(queries.visual, group.start * plane, group.stop * plane, rewriter)
+        rows = layout.height, layout.width
+        where = ([group.stop - group.start, *rows], [group.frames, *rows], prefix, list(layout.tile))
+        target = lightint.sparse_attention_segments.default
+        found.append(rewriter.call(target, own, keys, values, *where, *policy))
+    frames = rewriter.call(aten.cat.default, found, 2) if len(found) > 1 else found[0]
+    return queries.join(site, RowsOf(site.mask), frames, rewriter)
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """A mask of which the rows of some queries are read."""
+
+    mask: fx.Node | None
+
+    def of_queries(self, start: Any, stop: Any, rewriter: Rewriter) -> fx.Node:
+        """Those rows, as ``scaled_dot_product_attention`` takes them."""
+        assert self.mask is not None
+        return rewriter.call(aten.slice.Tensor, self.mask, -2, start, stop)
+
+
 @dataclass(frozen=True)
 class _Queries:
     """The query axis cut into the grid and the text on one side of it, with the ends of both."""
@@ -189,7 +234,7 @@ class _Queries:
         return rewriter.call(aten.where.ScalarOther, sees, found, 0.0)
 
     def join(
-        self, site: AttentionSite, mask: KeyMask | SampleMask | None, found: fx.Node, rewriter: Rewriter
+        self, site: AttentionSite, mask: KeyMask | SampleMask | RowsOf | None, found: fx.Node, rewriter: Rewriter
     ) -> fx.Node:
         if self.text is None:
             return found
