@@ -1,4 +1,7 @@
-"""Removes and reports work whose result is not read: a prefill needs keys and values, not its last tokens."""
+"""Removes and reports work whose result is not read: a prefill needs keys and values, not its last tokens.
+
+Of what is read in part, rows that nothing reads are not computed: padding, and positions whose prediction is dropped.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import ClassVar
 import torch.fx as fx
 
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.dead_tail.rows import cut_rows
 from lightint_compile.passes.ir.effects import live_nodes
 from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.program import Program
@@ -18,7 +22,10 @@ from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, mod
 
 @dataclass(frozen=True, kw_only=True)
 class DeadTail(Pass):
-    """Removes pure computations that no output depends on. Side effects, and what they need, stay."""
+    """Removes pure computations that no output depends on, and rows of those on which it depends in part.
+
+    Side effects, and what they need, stay.
+    """
 
     name: ClassVar[str] = "dead-tail"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -29,7 +36,8 @@ class DeadTail(Pass):
         remarks = tuple(_remarks(dead))
         for node in reversed(dead):
             program.graph.erase_node(node)
-        return PassResult(bool(dead), remarks)
+        cut = cut_rows(program, self.name, _block)
+        return PassResult(bool(dead or cut), (*remarks, *cut))
 
 
 def _dead(graph: fx.Graph) -> list[fx.Node]:

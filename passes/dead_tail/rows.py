@@ -1,0 +1,208 @@
+"""Calls on the rows that anything reads, in place of calls on all of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+from lightint_compile.passes.analysis.axes.movement import Movement, Range
+from lightint_compile.passes.analysis.axes.moving import operand
+from lightint_compile.passes.analysis.axes.table import movement_of
+from lightint_compile.passes.analysis.read_rows import Need, Rows, Span, needs_of
+from lightint_compile.passes.ir.fake_values import refresh
+from lightint_compile.passes.ir.flops import flops_of, program_flops
+from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.node_queries import MEMO, is_element, is_tuple
+from lightint_compile.passes.ir.op_arguments import argument, dimension, rank_of, sizes_of
+from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.program import Program, tensor_of
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, module_path_of, source_of
+from lightint_compile.passes.ir.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+WORTH = 2e-3
+"""Share of a program's FLOPs that has to be saved: fewer rows make blocks differ that were alike."""
+
+
+def cut_rows(program: Program, pass_name: str, block_of: Callable[[str], str]) -> list[Remark]:
+    """Compute of every chain with products the rows that are read; a remark for each block."""
+    needs = _with_products(needs_of(program.graph))
+    saved = sum(flops_of(node) - _flops_left(node, need) for node, need in needs.items())
+    if not needs or saved < WORTH * program_flops(program)["total"]:
+        return []
+    order = [node for node in program.graph.nodes if node in needs or is_element(node)]
+    remarks = list(_remarks(needs, pass_name, block_of))
+    _Cutting(program, needs, pass_name).run(order)
+    return remarks
+
+
+def _flops_left(node: fx.Node, need: Need) -> int:
+    """FLOPs on the rows that are left."""
+    sizes, left = sizes_of(node) if tensor_of(node) is not None else (), flops_of(node)
+    for size, span in zip(sizes, need.rows, strict=False):
+        left = left if span is None else left * (span[1] - span[0]) // int(size)
+    return left
+
+
+def _with_products(needs: Mapping[fx.Node, Need]) -> dict[fx.Node, Need]:
+    """Those that are connected with a product on fewer rows; elementwise work alone is not worth a change."""
+    neighbours: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node, need in needs.items():
+        for source in need.operands:
+            made = operand(source) if is_element(source) else source
+            if made in needs and needs[made].is_narrow:
+                neighbours[node].append(made)
+                neighbours[made].append(node)
+    starts = [node for node in neighbours if needs[node].is_narrow and flops_of(node)]
+    kept = reached(starts, neighbours.__getitem__)
+    return {node: need for node, need in needs.items() if node in kept}
+
+
+def _remarks(needs: Mapping[fx.Node, Need], pass_name: str, block_of: Callable[[str], str]) -> Iterator[Remark]:
+    groups: dict[tuple[str, tuple[int, int]], list[fx.Node]] = defaultdict(list)
+    for node, need in needs.items():
+        if need.is_narrow and flops_of(node):
+            groups[block_of(module_path_of(node)), _counts(node, need)].append(node)
+    for (module_path, (read, count)), nodes in groups.items():
+        yield Remark(
+            kind=RemarkKind.APPLIED,
+            pass_name=pass_name,
+            rule="unread-rows",
+            message=f"computed on {read} of {count} rows: nothing reads the others",
+            module_path=module_path,
+            source=source_of(nodes[0]),
+            args={"read": read, "rows": count},
+            flops_before=sum(map(flops_of, nodes)),
+            flops_after=sum(_flops_left(node, needs[node]) for node in nodes),
+            numerics=Numerics.EXACT,
+        )
+
+
+def _counts(node: fx.Node, need: Need) -> tuple[int, int]:
+    """Rows that are read and rows that there are, along the axis with the fewest read."""
+    spans = [(span[1] - span[0], int(size)) for span, size in zip(need.rows, sizes_of(node), strict=True) if span]
+    return min(spans, key=lambda pair: pair[0] / pair[1])
+
+
+class _Cutting:
+    """Emits calls on fewer rows in graph order, each before the call that it stands for."""
+
+    def __init__(self, program: Program, needs: Mapping[fx.Node, Need], pass_name: str) -> None:
+        self._program, self._rewriter = program, Rewriter(program, pass_name)
+        self._needs = needs
+        self._made: dict[fx.Node, tuple[fx.Node, Rows]] = {}
+        self._slices: dict[tuple[fx.Node, Rows, str | None], fx.Node] = {}
+        self._mark: str | None = None
+
+    def run(self, order: Iterable[fx.Node]) -> None:
+        """Make all, and give users of what is whole again the new one."""
+        done = []
+        for node in order:
+            source = operand(node) if is_element(node) else None
+            if source is not None and source not in self._made:
+                continue
+            self._mark = node.meta.get(MEMO)
+            with self._rewriter.at(node, rule="unread-rows"):
+                if source is not None:
+                    tuple_made, rows = self._made[source]
+                    self._made[node] = self._call(cast(Any, node.target), tuple_made, node.args[1]), rows
+                else:
+                    self._made[node] = self._cut(node, self._needs[node]), self._needs[node].rows
+            done.append(node)
+        whole = [node for node in done if not any(self._made[node][1]) and not is_tuple(node)]
+        for node in whole:
+            self._rewriter.replace(node, self._made[node][0])
+        refresh(self._program, [self._made[node][0] for node in whole])
+        for node in reversed(done):
+            if not node._erased:
+                self._rewriter.erase_unused(node)
+
+    def _cut(self, node: fx.Node, need: Need) -> fx.Node:
+        if node.target in Family.VIEW.value:
+            return self._call(aten.reshape.default, self._bring(operand(node), need), _sizes(node, need.rows))
+        if node.target in Family.EXPAND.value:
+            return self._call(aten.expand.default, self._bring(operand(node), need), _sizes(node, need.rows))
+        if node.target in Family.FILL.value:
+            return self._filled(node, need)
+        if node.target is aten.slice.Tensor:
+            return self._sliced(node, need)
+        if node.target in Family.CAT.value:
+            return self._joined(node, need)
+        if node.target in (aten.constant_pad_nd.default, aten.pad.default):
+            return self._padded(node, need)
+        return self._call(cast(Any, node.target), *self._mapped(node.args, need), **self._mapped(node.kwargs, need))
+
+    def _mapped(self, arguments: Any, need: Need) -> Any:
+        return pytree.tree_map_only(
+            fx.Node, lambda each: self._bring(each, need) if each in need.operands else each, arguments
+        )
+
+    def _bring(self, node: fx.Node, need: Need) -> fx.Node:
+        """The rows of an operand that the call reads."""
+        made, held = self._made.get(node, (node, (None,) * rank_of(node)))
+        wanted = need.operands[node]
+        key = made, wanted, self._mark
+        if key not in self._slices:
+            self._slices[key] = self._slice(made, held, wanted)
+        return self._slices[key]
+
+    def _slice(self, made: fx.Node, held: Rows, wanted: Rows) -> fx.Node:
+        for axis, (have, want) in enumerate(zip(held, wanted, strict=True)):
+            if want is not None and have != want:
+                first = 0 if have is None else have[0]
+                made = self._call(aten.slice.Tensor, made, axis, want[0] - first, want[1] - first)
+        return made
+
+    def _filled(self, node: fx.Node, need: Need) -> fx.Node:
+        place = 1 if str(node.target).startswith("aten.new_") else 0
+        given = list(node.args)
+        given[place] = _sizes(node, need.rows)
+        return self._call(cast(Any, node.target), *self._mapped(given, need), **node.kwargs)
+
+    def _sliced(self, node: fx.Node, need: Need) -> fx.Node:
+        """The operand is brought from where the slice begins to where it ends; of a symbolic axis all is brought."""
+        source, dim = self._bring(operand(node), need), dimension(node, rank_of(node))
+        way, size = cast(Movement, movement_of(node)).outputs[0][dim], sizes_of(node)[dim]
+        if not (isinstance(way, Range) and isinstance(way.start, int) and isinstance(size, int)):
+            return self._call(aten.slice.Tensor, source, *node.args[1:], **node.kwargs)
+        return source if way.step == 1 else self._call(aten.slice.Tensor, source, dim, 0, None, way.step)
+
+    def _joined(self, node: fx.Node, need: Need) -> fx.Node:
+        read = [part for part in cast(list[fx.Node], node.args[0]) if part in need.operands]
+        brought = [self._bring(part, need) for part in read]
+        return brought[0] if len(brought) == 1 else self._call(cast(Any, node.target), brought, *node.args[1:])
+
+    def _padded(self, node: fx.Node, need: Need) -> fx.Node:
+        """Padding as far as it is read."""
+        source = self._bring(operand(node), need)
+        amounts = [int(amount) for amount in argument(node, "pad")]
+        for number in range(len(amounts) // 2):
+            axis = rank_of(node) - 1 - number
+            if (span := need.rows[axis]) is not None:
+                before, length = amounts[2 * number], int(sizes_of(operand(node))[axis])
+                amounts[2 * number] = max(before - span[0], 0)
+                amounts[2 * number + 1] = max(span[1] - before - length, 0)
+        if not any(amounts):
+            return source
+        return self._call(cast(Any, node.target), source, amounts, *node.args[2:], **node.kwargs)
+
+    def _call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        made = self._rewriter.call(target, *args, **kwargs)
+        if self._mark is not None:
+            made.meta[MEMO] = self._mark
+        return made
+
+
+def _sizes(node: fx.Node, rows: Rows) -> list[int]:
+    """Sizes of a result of which these rows are computed."""
+    return [_length(span, int(size)) for span, size in zip(rows, sizes_of(node), strict=True)]
+
+
+def _length(span: Span, size: int) -> int:
+    return size if span is None else span[1] - span[0]

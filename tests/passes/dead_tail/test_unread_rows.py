@@ -1,0 +1,174 @@
+"""dead-tail: rows that nothing reads are not computed, and those that are keep their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from differential import feeds_of, largest_difference, rewritten, run, trace
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightint_compile.passes.ir.flops import program_flops
+from lightint_compile.passes.ir.remarks import RemarkKind
+
+PASS = "dead-tail"
+aten = torch.ops.aten
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Block(nn.Module):
+    """Attention over the first `length` rows, by all of them, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+        self.mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, tokens: Tensor, length: int) -> Tensor:
+        query, key, value = self.qkv(self.norm(tokens)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key[:, :, :length], value[:, :, :length])
+        tokens = tokens + self.out(attended.transpose(1, 2).flatten(2))
+        return tokens + self.mlp(tokens)
+
+
+class Padded(nn.Module):
+    """Frames of 3 tokens, padded to 20 tokens before the blocks; the prediction of the last `new` frames is read."""
+
+    def __init__(self, depth: int, new: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(depth)])
+        self.new = new
+
+    def forward(self, latents: Tensor) -> Tensor:
+        length = latents.shape[1]
+        tokens = torch.cat([latents, latents.new_zeros(latents.shape[0], 20 - length, 8)], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens, length)
+        return tokens[:, :length].unflatten(1, (-1, 3))[:, -self.new :]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("new", [5, 2])
+def test_padding_is_not_computed_nor_what_is_dropped_at_the_end(batch: int, new: int) -> None:
+    module, latents = Padded(3, new).double(), {"latents": draw(batch, 15, 8)}
+    program = trace(module, latents)
+    copy, result = rewritten(program, PASS)
+    assert largest_difference(run(copy, feeds_of(module, latents)), run(program, feeds_of(module, latents))) < 1e-14
+    rows = [node.meta["val"].shape[1] for node in copy.calls(aten.linear.default)]
+    # Of the last block the rows that are read, but for keys and values; 15 of 20 rows elsewhere.
+    assert rows == [15] * 4 * 2 + [15] + [3 * new] * 3
+    saved = sum((r.flops_before or 0) - (r.flops_after or 0) for r in result.remarks)
+    assert saved == program_flops(program)["total"] - program_flops(copy)["total"] > 0
+    assert {r.rule for r in result.remarks} == {"unread-rows"}
+    assert all(r.kind is RemarkKind.APPLIED for r in result.remarks)
+    again = rewritten(copy, PASS)[1]
+    assert not again.modified and again.remarks == ()
+
+
+def linear(x: Tensor, features: int = 6) -> Tensor:
+    """A product with a weight that is made in the graph."""
+    weight = torch.linspace(0.0, 40.0, features * x.shape[-1], dtype=torch.float64).sin()
+    return F.linear(x, weight.reshape(features, x.shape[-1]))
+
+
+NARROWED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], int]] = {
+    "slice": (lambda x: linear(x)[2:5], (8, 4), 3),
+    "every other row": (lambda x: linear(x)[1:7:2], (8, 4), 5),
+    "slice of a slice": (lambda x: linear(x)[1:][2:4], (8, 4), 2),
+    "from the end": (lambda x: linear(x)[-3:], (8, 4), 3),
+    "two readers": (lambda x: linear(x)[:2] + linear(x)[3:5].tanh(), (8, 4), 2),
+    "pointwise and norm": (lambda x: F.layer_norm(linear(x).tanh() * 2 + 1, (6,))[:3], (8, 4), 3),
+    "joined with others": (lambda x: torch.cat([x, linear(x, 4), x.cos()])[6:14], (8, 4), 6),
+    "joined with what is read": (lambda x: torch.cat([x, linear(x, 4)])[6:10], (8, 4), 2),
+    "padding": (lambda x: F.pad(linear(x), (0, 0, 3, 4))[1:7], (8, 4), 4),
+    "padding cut off": (lambda x: linear(F.pad(x, (0, 0, 0, 9)))[:8], (8, 4), 8),
+    "expanded rows": (lambda x: (linear(x) + x.new_ones(1, 6).expand(8, 6))[4:], (8, 4), 4),
+    "filled rows": (lambda x: (linear(x) * x.new_full((8, 1), 3.0))[4:], (8, 4), 4),
+    "stacked": (lambda x: torch.stack([linear(x), linear(x).sin()])[:, 5:], (8, 4), 3),
+    "unbound": (lambda x: (lambda a, b: a * b)(*linear(x).unflatten(-1, (2, 3)).unbind(1))[:3], (8, 4), 3),
+    "frames of tokens": (lambda x: linear(x).unflatten(0, (4, 2))[1:3], (8, 4), 4),
+    "part of a frame": (lambda x: linear(x).unflatten(0, (2, 4)).flatten(0, 1)[3:5], (8, 4), 8),
+    "tokens of frames": (lambda x: linear(x).flatten(0, 1)[2:6], (4, 2, 4), 2),
+    "rows behind a batch": (lambda x: linear(x).transpose(0, 1).flatten(1)[1:2], (3, 8, 4), 1),
+    "matrices": (lambda x: (linear(x, 4) @ x.transpose(0, 1))[:, :3], (8, 4), 8),
+    "left rows": (lambda x: (linear(x, 4) @ x.transpose(0, 1))[6:], (8, 4), 2),
+    "attention": (lambda x: F.scaled_dot_product_attention(linear(x, 4), x, x)[:, 2:4], (1, 8, 4), 2),
+    "softmax of rows": (lambda x: linear(x).softmax(-1)[:2], (8, 4), 2),
+    "mean of features": (lambda x: linear(x).mean(-1)[5:], (8, 4), 3),
+    "one axis of two": (lambda x: linear(x)[:, 1:3], (2, 8, 4), 2),
+}
+"""Function, shape of its input, and rows that the first product is left with (along its last axis but one)."""
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_every_movement_is_followed(name: str) -> None:
+    function, shape, rows = NARROWED[name]
+    program = trace(function, {"x": draw(*shape)})
+    copy, _ = rewritten(program, PASS)
+    before, after = run(program, {"x": draw(*shape)}), run(copy, {"x": draw(*shape)})
+    assert largest_difference(after, before) < 1e-14
+    first = next(iter(copy.calls(aten.linear.default)))
+    assert first.meta["val"].shape[-2 if name != "tokens of frames" else 0] == rows
+    assert [out.shape for out in after] == [out.shape for out in before]
+
+
+WHOLE: dict[str, Callable[..., Tensor]] = {
+    "read": lambda x: linear(x),
+    "read elsewhere": lambda x: (lambda y: y[:2].sum() + y.sum())(linear(x)),
+    "runs along rows": lambda x: linear(x).cumsum(0)[:2],
+    "normed over rows": lambda x: linear(x).softmax(0)[:2],
+    "turned around": lambda x: linear(x).flip(0)[:2],
+    "both ways": lambda x: (lambda y: (y @ y.transpose(0, 1))[:2])(linear(x)),
+    "both ends": lambda x: (lambda y: torch.cat([y[:1], y[-1:]]))(linear(x)),
+    "joined twice": lambda x: (lambda y: torch.cat([y, y])[4:])(linear(x)),
+    "random": lambda x: F.dropout(linear(x), 0.5, True)[:2],
+    "by numbers": lambda x: linear(x)[torch.tensor([1, 2])],
+    "one row": lambda x: linear(x)[3],
+    "of one": lambda x: linear(x).squeeze()[:2],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_depends_on_all_rows_stays(name: str) -> None:
+    program = trace(WHOLE[name], {"x": draw(8, 4)})
+    copy, _ = rewritten(program, PASS)
+    assert [node.meta["val"].shape[0] for node in copy.calls(aten.linear.default)] == [8] * len(
+        list(program.calls(aten.linear.default))
+    )
+
+
+def test_what_is_written_in_place_stays() -> None:
+    def call(x: Tensor) -> Tensor:
+        made = linear(x, 4)
+        x.copy_(made)
+        return made[:2]
+
+    program = trace(call, {"x": draw(8, 4)})
+    copy, _ = rewritten(program, PASS)
+    assert [node.meta["val"].shape[0] for node in copy.calls(aten.linear.default)] == [8]
+
+
+def test_little_is_left_as_it_is() -> None:
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        return linear(x, 4000), linear(x, 2)[:1]
+
+    assert not rewritten(trace(call, {"x": draw(8, 4)}), PASS)[1].modified
+
+
+def test_a_symbolic_axis_beside_stays_symbolic() -> None:
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        return (linear(x)[:, 2:5] + 1)[1:] * linear(y)
+
+    program = trace(call, {"x": draw(7, 8, 4), "y": draw(3, 4)}, dynamic={"x": [0]})
+    copy, _ = rewritten(program, PASS)
+    assert [node.meta["val"].shape[-2] for node in copy.calls(aten.linear.default)] == [3, 3]
+    for length in (4, 9):
+        feeds = {"x": draw(length, 8, 4), "y": draw(3, 4)}
+        assert largest_difference(run(copy, feeds), run(program, feeds)) < 1e-14
