@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import plain, same
-from lightint_compile.passes.analysis.row_repeats.analysis import analyse
+from lightint_compile.passes.analysis.axes.factors import extent, plain, same
+from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
+from lightint_compile.passes.analysis.row_repeats.layout import kept_size
 from lightint_compile.passes.analysis.row_repeats.needs import lost_products
-from lightint_compile.passes.analysis.row_repeats.picks import none
+from lightint_compile.passes.analysis.row_repeats.picks import none, size_hint
 from lightint_compile.passes.ir.fake_values import hinted_shape, numel_hint, shape_of
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.input_writes import written_buffers
@@ -37,7 +39,7 @@ class PerToken:
         path: the input.
         axis: that of its rows.
         readers: what is computed from it row by row.
-        flops: what is computed row by row before rows meet others.
+        flops: what is computed row by row before rows meet others, without what repeats in the graph anyway.
         blocked: what ends that too early, and the FLOPs that are lost by it.
     """
 
@@ -70,6 +72,7 @@ def per_token_inputs(program: Program) -> Iterator[PerToken]:
 
     Those that do not get to these products are among them, with what they are blocked by.
     """
+    repeated = analyse(program.graph)
     worth, written = WORTH * program_flops(program)["total"], written_buffers(program.graph)
     for entry, node in zip(program.inputs, program.placeholders(), strict=True):
         tensor = tensor_of(node)
@@ -82,7 +85,7 @@ def per_token_inputs(program: Program) -> Iterator[PerToken]:
         readers = [user for user in node.users if user in found.sunk]
         if not readers or not any(each.target is aten.sin.default and found.sunk[each].works for each in found.sunk):
             continue
-        flops = sum(map(flops_of, found.sunk))
+        flops = sum(_left(each, repeated) for each in found.sunk)
         if flops > worth:
             yield PerToken(node, entry.path, axis, readers, flops, None)
             continue
@@ -90,6 +93,14 @@ def per_token_inputs(program: Program) -> Iterator[PerToken]:
             if lost > worth:
                 reason = found.blocked[blocking].reason
                 yield PerToken(node, entry.path, axis, readers, flops, (blocking, reason, lost))
+
+
+def _left(node: fx.Node, repeated: Analysis) -> int:
+    """FLOPs of a node on the rows that are there once the repetition that the graph shows is moved behind it."""
+    share = Fraction(1)
+    for entry in repeated.layout(node) if flops_of(node) else ():
+        share *= Fraction(size_hint(kept_size(entry), node), max(size_hint(extent(entry), node), 1))
+    return int(flops_of(node) * share)
 
 
 def _is_narrow(tensor: torch.Tensor) -> bool:

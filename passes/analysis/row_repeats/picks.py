@@ -118,7 +118,7 @@ def _planned(
     """The layouts of the result, which is picked along the axis ``place``, and those of the operands, which are read as
     ``own`` there."""
     length = shape_of(node.meta["val"])[place]
-    if FEWER * _hint(picks.rows, node) > _hint(length, node) or not allows(picks):
+    if FEWER * size_hint(picks.rows, node) > size_hint(length, node) or not allows(picks):
         return None
     (ways,) = movement.outputs
     rest = replace(movement, outputs=(replaced(ways, place, Along()),), reads=())
@@ -129,7 +129,8 @@ def _planned(
     return None if operands is None else Plan((result,), operands, computes=False)
 
 
-def _hint(size: Size, node: fx.Node) -> int:
+def size_hint(size: Size, node: fx.Node) -> int:
+    """A size as it was at capture; ``node`` is one whose value has sizes of the same capture."""
     if isinstance(size, int):
         return size
     return hint_of(node.meta["val"].fake_mode.shape_env.create_symintnode(size, hint=None))
@@ -142,7 +143,7 @@ def masked(node: fx.Node, allows: Allowed) -> Plan | None:
         return None
     sizes = shape_of(value)
     long = [place for place, size in enumerate(sizes) if not equal(size, 1)]
-    if len(long) != 1 or _hint(sizes[long[0]], node) < _FEWEST:
+    if len(long) != 1 or size_hint(sizes[long[0]], node) < _FEWEST:
         return None
     made = Picks(2, node)
     if not allows(made):
