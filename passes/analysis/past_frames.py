@@ -28,7 +28,7 @@ from lightint_compile.passes.ir.op_arguments import argument, sizes_of
 from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 from lightint_compile.passes.ir.remarks import generic_path
-from lightint_compile.passes.ir.sizes import quotient, same
+from lightint_compile.passes.ir.sizes import quotient, same, total
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
@@ -138,7 +138,7 @@ class _Search:
         for place in reversed(range(_own(keys, grids[0]) if len(grids) == 1 else 0)):
             part = self._stretch(keys[place])
             if part is not None:
-                twin = self._stretch_at(values, _length(keys[:place]), part.length)
+                twin = self._stretch_at(values, total(map(extent, keys[:place])), part.length)
                 kept = self._judged(_Place(part, twin, key, value, behind), grids[0])
                 if kept is None or twin is None:
                     return
@@ -178,7 +178,7 @@ class _Search:
     def _stretch_at(self, parts: list[Axis], place: Size, length: Size) -> _Stretch | None:
         """The range of an input's axis that is there in another axis, whose parts may be fewer."""
         for number, axis in enumerate(parts):
-            inside = size_of(place - _length(parts[:number]))
+            inside = size_of(place - total(map(extent, parts[:number])))
             part = self._stretch(axis)
             rest = None if part is None else size_of(part.length - inside - length)
             if part is not None and isinstance(inside, int) and inside >= 0 and isinstance(rest, int) and rest >= 0:
@@ -305,13 +305,6 @@ def _own(keys: list[Axis], current: Grid) -> int:
     held = [[span.grid for span in spans_of(part)] for part in keys]
     places = (place for place, grids in enumerate(held) if any(grid and grid.same_tokens(current) for grid in grids))
     return next(places, 0)
-
-
-def _length(parts: list[Axis]) -> Size:
-    total: Size = 0
-    for part in parts:
-        total = size_of(total + extent(part))
-    return total
 
 
 def _unprojected(node: fx.Node) -> list[fx.Node]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import sympy
 
 from lightint_compile.passes.analysis.grid_axes.axes import Origin
 from lightint_compile.passes.ir.fake_values import Size, size_of
-from lightint_compile.passes.ir.sizes import same
+from lightint_compile.passes.ir.sizes import same, total
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class TokenAxis:
             return None
         return self.grid or replace(
             self.grids[0],
-            frames=_total(grid.frames for grid in self.grids),
+            frames=total(grid.frames for grid in self.grids),
             origins=(None, *self.grids[0].origins[1:]),
         )
 
@@ -118,7 +117,7 @@ class TokenAxis:
     @property
     def length(self) -> Size:
         """All tokens."""
-        return _total(span.length for span in self.spans)
+        return total(span.length for span in self.spans)
 
     @property
     def why_not(self) -> str:
@@ -129,16 +128,9 @@ class TokenAxis:
         lengths: list[Size] = []
         for span in spans:
             if span.grid:
-                return _total(lengths)
+                return total(lengths)
             lengths.append(span.length)
         return 0
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.spans))
-
-
-def _total(sizes: Iterable[Size]) -> Size:
-    total: Size = 0
-    for length in sizes:
-        total = size_of(total + length)
-    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -51,6 +51,14 @@ def product(sizes: Sequence[Size]) -> Size:
     for size in sizes:
         total = plain(total * size)
     return total
+
+
+def total(sizes: Iterable[Size]) -> Size:
+    """The sum of sizes."""
+    found: Size = 0
+    for size in sizes:
+        found = plain(found + size)
+    return found
 
 
 def replaced(axes: Sequence[Entry], dim: int, entry: Entry) -> tuple[Entry, ...]:

@@ -20,8 +20,7 @@ from typing import NamedTuple, TypeAlias
 import torch.fx as fx
 
 from lightint_compile.passes.ir.fake_values import Size
-from lightint_compile.passes.ir.fake_values import plain as plain_size
-from lightint_compile.passes.ir.sizes import Sized, dealt, groups, product, quotient
+from lightint_compile.passes.ir.sizes import Sized, dealt, groups, product, quotient, total
 
 
 class Kind(StrEnum):
@@ -200,11 +199,13 @@ def _meet(left: Axis, right: Axis) -> Axis:
 
 def joined(entries: Sequence[Axis]) -> Axis | None:
     """Axes one behind the other: all with the batch around as much, or all without; ``None`` where they differ."""
-    total = plain_size(sum(map(extent, entries)))
+    length = total(map(extent, entries))
     elements = [holds(entry, Kind.BATCH) for entry in entries]
     if not any(elements):
-        return plain(total)
-    return _runs_of(entries[0], total) if all(elements) and len({_parted(entry)[1] for entry in entries}) == 1 else None
+        return plain(length)
+    return (
+        _runs_of(entries[0], length) if all(elements) and len({_parted(entry)[1] for entry in entries}) == 1 else None
+    )
 
 
 def ranged(of: Axis, start: Size, step: Size, length: Size) -> Axis | None:

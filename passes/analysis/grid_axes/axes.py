@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from lightint_compile.passes.analysis.axes.factors import extent
 from lightint_compile.passes.ir.fake_values import Size, size_of
-from lightint_compile.passes.ir.sizes import dealt, quotient, same
+from lightint_compile.passes.ir.sizes import dealt, quotient, same, total
 
 ROLES = ("frames", "height", "width")
 
@@ -161,10 +161,7 @@ def join(axes: Sequence[Axis]) -> Axis:
     parts = [part for part in parts if extent(part) != 0]
     if len(parts) == 1:
         return parts[0]
-    total: Size = 0
-    for part in parts:
-        total = size_of(total + extent(part))
-    return (Atom(total, parts=tuple(parts)),)
+    return (Atom(total(map(extent, parts)), parts=tuple(parts)),)
 
 
 def cut(axis: Axis, start: Size, stop: Size) -> Axis:

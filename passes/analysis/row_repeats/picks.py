@@ -29,7 +29,7 @@ from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, 
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size
 from lightint_compile.passes.ir.fake_values import Size, hint_of, shape_of, size_of
 from lightint_compile.passes.ir.program import tensor_of
-from lightint_compile.passes.ir.sizes import replaced
+from lightint_compile.passes.ir.sizes import replaced, total
 from lightint_compile.passes.ir.sizes import same as equal
 
 aten = torch.ops.aten
@@ -82,7 +82,7 @@ def _joined(node: fx.Node, movement: Movement, place: int, layouts: Layouts, all
     parts = _parts(movement.outputs[0][place], shape_of(node.meta["val"])[place], layouts)
     if all(is_full(part) for _, part in parts):
         return None
-    picks = Picks(size_of(sum(kept_size(part) for _, part in parts)), tuple(part for _, part in parts))
+    picks = Picks(total(kept_size(part) for _, part in parts), tuple(part for _, part in parts))
     own = [(ref, layouts(ref.node)[ref.axis]) for ref, _ in parts]
     found = _planned(node, movement, place, picks, own, layouts, allows)
     args = ([ref.node for ref, _ in parts], place)
