@@ -18,17 +18,18 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_tru
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.analysis.axes.factors import Layout, batch, place_of, plain
+from lightint_compile.passes.analysis.axes.movement import Picked, Range, Ref
 from lightint_compile.passes.analysis.axes.plans import Plan
+from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.batch_elements.rules import rowwise
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis
 from lightint_compile.passes.analysis.token_grid import TokenGrid
-from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
+from lightint_compile.passes.ir.fake_values import Size, hint_of
 from lightint_compile.passes.ir.fake_values import plain as plain_size
-from lightint_compile.passes.ir.frame_numbers import Coming, Window, run_of
+from lightint_compile.passes.ir.frame_numbers import Coming, Window
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.op_arguments import argument, dimension, pick_of, size_argument, sizes_of
-from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import InputKind, Program, fake_mode_of, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
 from lightint_compile.passes.ir.sizes import replaced, same
@@ -203,44 +204,32 @@ class _Reading:
         self, node: fx.Node, source: fx.Node, axis: int, window: Window, layout: Layout
     ) -> _Seen | tuple[_Seen, ...] | None:
         """The part of a window along ``axis`` that a selection leaves."""
-        if node.target in Family.SLICE.value or node.target in Family.SELECT.value:
-            return self._cut(node, axis, window, layout)
-        if node.target in Family.SPLIT.value or node.target in Family.UNBIND.value:
-            return self._pieces(node, axis, window, layout)
-        pick = pick_of(node)
-        if pick is None or pick.source is not source or pick.axis != axis:
+        movement, ref = movement_of(node), Ref(source, axis)
+        if movement is None or movement.regroups is not None:
             return None
-        run = run_of(pick.index)
-        count = sizes_of(node)[axis]
-        if run is not None:
-            return self._part(window, run, count, layout, axis)
-        return self._of(Window(None, count, pick.index), layout, axis) if window.first == 0 else None
+        if movement.places and movement.reads[0].refs == (ref,):
+            fitting = all(self._is_in_front(place, window.count) for place in movement.places)
+            parts = [self._part(window, place, None, layout, axis) for place in movement.places if fitting]
+        else:
+            ways = [(way, size) for output in movement.sized(node) for way, size in output]
+            parts = [
+                self._ranged(way, size, window, layout)
+                for way, size in ways
+                if isinstance(way, Range | Picked) and way.ref == ref
+            ]
+        found = tuple(part for part in parts if part is not None)
+        if not parts or len(found) != len(parts):
+            return None
+        return found if isinstance(node.meta["val"], (tuple, list)) else found[0]
 
-    def _cut(self, node: fx.Node, axis: int, window: Window, layout: Layout) -> _Seen | None:
-        if dimension(node, len(layout)) != axis:
-            return None
-        if node.target in Family.SELECT.value:
-            first = self._from_front(size_argument(argument(node, "index")), window.count)
-            return None if first is None else self._part(window, first, None, layout, axis)
-        start = argument(node, "start")
-        first = self._from_front(size_argument(0 if start is None else start), window.count)
-        if first is None or argument(node, "step") != 1:
-            return None
-        return self._part(window, first, sizes_of(node)[axis], layout, axis)
-
-    def _pieces(self, node: fx.Node, axis: int, window: Window, layout: Layout) -> tuple[_Seen, ...] | None:
-        if dimension(node, len(layout)) != axis:
-            return None
-        found, first = [], sympy.Integer(0)
-        single = node.target in Family.UNBIND.value
-        for value in node.meta["val"]:
-            count = None if single else size_of(value.shape[axis])
-            part = self._part(window, plain_size(first), count, layout, axis)
-            if part is None:
-                return None
-            found.append(part)
-            first = first + (1 if count is None else count)
-        return tuple(found)
+    def _ranged(self, way: Range | Picked, count: Size, window: Window, layout: Layout) -> _Seen | None:
+        axis = way.ref.axis
+        if isinstance(way, Range):
+            follows = way.step == 1 and self._is_in_front(way.start, window.count)
+            return self._part(window, way.start, count, layout, axis) if follows else None
+        if way.first is not None:
+            return self._part(window, way.first, count, layout, axis)
+        return self._of(Window(None, count, way.numbers.node), layout, axis) if window.first == 0 else None
 
     def _part(self, window: Window, first: Size, count: Size | None, layout: Layout, axis: int) -> _Seen | None:
         """``count`` frames of a window, its frame axis kept, or one (``None``) without it."""
@@ -254,11 +243,11 @@ class _Reading:
     def _of(self, window: Window, layout: Layout, axis: int) -> _Seen:
         return _Seen(frozenset({window}), replaced(layout, axis, batch(window.count)))
 
-    def _from_front(self, place: Size, extent: Size) -> Size | None:
-        """A place counted from the front; ``None`` where its sign is not known."""
+    def _is_in_front(self, place: Size, extent: Size) -> bool:
+        """Whether a place is counted from the front: its sign is known, or it is a number of frames before the end."""
         if isinstance(place, int):
-            return place if place >= 0 else plain_size(sympy.sympify(extent) + place)
-        return place if _is_not_negative(place, self._env) else None
+            return place >= 0
+        return bool((place - extent).is_Integer) or _is_not_negative(place, self._env)
 
 
 def _beside(part: _Seen | tuple[_Seen, ...], others: frozenset[Window]) -> _Seen | tuple[_Seen, ...]:

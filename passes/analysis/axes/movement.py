@@ -135,6 +135,7 @@ class Movement:
         reads: the axes that every value needs all of.
         regroups: of a view the operand, whose axes are cut and joined as the sizes of the result say; no outputs then.
         computes: whether there is arithmetic; a view, a copy or a choice of values alone has none.
+        places: of a choice of one value along the axis that is read, its place for each result.
         stretches: whether an operand of size one on an axis stands for as many equal values as the others have.
     """
 
@@ -142,6 +143,7 @@ class Movement:
     reads: tuple[Read, ...] = ()
     regroups: fx.Node | None = None
     computes: bool = True
+    places: tuple[Size, ...] = ()
     stretches: bool = True
 
     def sized(self, node: fx.Node) -> list[list[tuple[Way, Size]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from lightint_compile.passes.ir.op_arguments import (
     permutation,
     pick_of,
     rank_of,
+    results_in,
     size_argument,
     sizes_of,
     takes,
@@ -182,9 +184,14 @@ def fill(node: fx.Node) -> Movement:
 def select(node: fx.Node) -> Movement:
     """One value along an axis, or every one, without it."""
     source = operand(node)
-    dim = dimension(node, rank_of(source))
-    ways, results = kept(source), len(node.meta["val"]) if node.target in Family.UNBIND.value else 1
-    return moved(*[(*ways[:dim], *ways[dim + 1 :])] * results, reads=(Read((Ref(source, dim),), SELECTS),))
+    dim, ways = dimension(node, rank_of(source)), kept(source)
+    places = (
+        [bound(argument(node, "index"), sizes_of(source)[dim])]
+        if takes(node, "index")
+        else range(len(results_in(node)))
+    )
+    found = moved(*[(*ways[:dim], *ways[dim + 1 :])] * len(places), reads=(Read((Ref(source, dim),), SELECTS),))
+    return replace(found, places=tuple(places))
 
 
 @moves(Family.SLICE, aten.narrow.default)

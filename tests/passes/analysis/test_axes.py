@@ -224,6 +224,16 @@ def test_a_movement_says_where_every_value_goes(name: str) -> None:
     assert checked or read
 
 
+@pytest.mark.parametrize("function", [lambda x: x[:, 2], lambda x: x[:, -1], lambda x: x.unbind(1)])
+def test_a_choice_of_one_value_says_where_it_stands(function: Callable[..., Any]) -> None:
+    node, movement = moved_by(function, (X,))
+    (read,) = movement.reads
+    (ref,) = read.refs
+    assert len(movement.places) == len(movement.outputs)
+    for result, place in zip(called(node, {ref.node: X}), movement.places, strict=True):
+        assert torch.equal(result, X.select(ref.axis, int(place)))
+
+
 def _named(way: Way) -> set[Ref]:
     found: set[Ref] = set()
     for entry in way:
