@@ -37,9 +37,9 @@ from lightint_compile.passes.sparse_attention.context_pools import ContextPools
 from lightint_compile.passes.sparse_attention.frame_masks import FrameMask
 from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
 from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
-from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks, tried
+from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks
 from lightint_compile.passes.sparse_attention.segments import MaskRows
-from lightint_compile.passes.sparse_attention.site_masks import Mask, SiteMasks
+from lightint_compile.passes.sparse_attention.site_masks import Mask, SiteMasks, Unknown
 
 
 class Obstacle(NamedTuple):
@@ -101,7 +101,7 @@ class SparseAttention(Pass):
     def run(self, program: Program) -> PassResult:
         """Rewrite every site that can and should be sparse, and say of every other why not."""
         rewriter = Rewriter(program, self.name)
-        masks = SiteMasks(tried(program, rewriter))
+        masks = SiteMasks(program, rewriter)
         grids = program.fact(TokenGrid)
         sizes = GridSizes(program)
         verdicts = [(site, self._judge(site, sizes, masks.of(site))) for site in program.fact(AttentionSites)]
@@ -116,20 +116,19 @@ class SparseAttention(Pass):
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
                 found = rewrite_site(site, choice, sizes, pools, rows, samples, rewriter)
-            call = masks.tried.get(site.node)
+            call = masks.calls.get(site.node)
             rewriter.replace(site.node if call is None else call.result, found)
             changed.append(found)
-        for each in masks.tried.values():
-            each.given_up(rewriter)
-        if masks.tried and not changed:
+        masks.give_up(rewriter)
+        if masks.calls and not changed:
             program.changed()
         refresh(program, changed)
         return PassResult(bool(changed), tuple(remarks))
 
-    def _judge(self, site: AttentionSite, sizes: GridSizes, mask: Mask | str | None) -> Choice | Obstacle:
+    def _judge(self, site: AttentionSite, sizes: GridSizes, mask: Mask | Unknown | None) -> Choice | Obstacle:
         obstacle = next(_obstacles(site, mask), None)
-        if obstacle is not None or isinstance(mask, str):
-            assert obstacle is not None  # a mask in words is one
+        if obstacle is not None or isinstance(mask, Unknown):
+            assert obstacle is not None  # an unknown mask is one
             return obstacle
         if _block_number(site) < self.skip_first:
             return Obstacle("skip-first", f"the first {self.skip_first} blocks stay dense")
@@ -209,10 +208,9 @@ def _is_static(site: AttentionSite) -> bool:
 
 
 _JOINED = "join the cache, whole frames of it, with torch.cat in front of the keys of the current frames"
-_OF_KEYS = "a mask of keys, [batch, 1, 1, keys], is taken; where the mask is all true (no padding), leave it out"
 
 
-def _obstacles(site: AttentionSite, mask: Mask | str | None) -> Iterator[Obstacle]:
+def _obstacles(site: AttentionSite, mask: Mask | Unknown | None) -> Iterator[Obstacle]:
     """What keeps a site dense whatever its size, most telling first."""
     if site.kind is SiteKind.TEXT:
         yield Obstacle("no-grid", site.reason)
@@ -222,10 +220,8 @@ def _obstacles(site: AttentionSite, mask: Mask | str | None) -> Iterator[Obstacl
         yield Obstacle("cache", site.reason, _JOINED)
     if site.query_grid is None:
         yield Obstacle("several-grids", site.reason)
-    if isinstance(mask, str):
-        shape = "x".join(map(str, site.mask_shape))
-        what = f"it has a {site.mask_kind} mask of {shape}" if shape else "it is causal"
-        yield Obstacle("mask", what, f"{mask}; {_OF_KEYS}" if shape else mask)
+    if isinstance(mask, Unknown):
+        yield Obstacle("mask", *mask)
     if site.dropout:
         yield Obstacle("dropout", f"it drops scores with probability {site.dropout}", "call the model in eval mode")
     yield from _operand_obstacles(site)
@@ -327,5 +323,7 @@ def _said(site: AttentionSite, choice: Choice, sizes: GridSizes) -> str:
     why = f" ({kernel.reason})" if kernel == "portable" else ""  # another kernel might have been expected
     waits = "" if choice.decided == "when compiled" else f"; dense or sparse is decided {choice.decided}"
     masked = "" if choice.mask is None else f", under {choice.mask.told}"
-    what = f"grid {site.query_grid} attends to {kept}, and to {layout.prefix} text tokens{masked}"
+    hidden = isinstance(choice.mask, FrameMask) and not choice.mask.sees_text
+    text = "no" if hidden else layout.prefix
+    what = f"grid {site.query_grid} attends to {kept}, and to {text} text tokens{masked}"
     return f"{what}, by the {kernel} kernel{why}{waits}"

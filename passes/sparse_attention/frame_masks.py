@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.fx as fx
@@ -17,6 +18,7 @@ from torch import Tensor
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.passes.analysis.attention_sites import AttentionSite, SiteKind
 from lightint_compile.passes.ir.constant_values import constant_of
+from lightint_compile.passes.ir.rewriter import Rewriter
 
 MOST_PAIRS = 1 << 31
 """Pairs of a query and a key of the largest mask that is looked at: 21 frames at 480p have half of that."""
@@ -48,18 +50,41 @@ class Group:
         return sum(stop - start for start, stop in self.runs)
 
 
+class RowsOfQueries(Protocol):
+    """A mask of which the rows of some queries are read."""
+
+    def of_queries(self, start: Any, stop: Any, rewriter: Rewriter) -> fx.Node:
+        """Those rows, as ``scaled_dot_product_attention`` takes them."""
+
+
+@dataclass(frozen=True)
+class MaskNode:
+    """A mask that a node holds."""
+
+    node: fx.Node
+
+    def of_queries(self, start: Any, stop: Any, rewriter: Rewriter) -> fx.Node:
+        """See :class:`RowsOfQueries`."""
+        return rewriter.call(torch.ops.aten.slice.Tensor, self.node, -2, start, stop)
+
+
 @dataclass(frozen=True)
 class FrameMask:
-    """Groups of frames in order, and whether all of them see the text."""
+    """Groups of frames in order, whether all of them see the text, and the mask that says so."""
 
     groups: tuple[Group, ...]
     sees_text: bool
+    source: RowsOfQueries
 
     @property
     def told(self) -> str:
         """What the mask is, for a remark."""
         seen = sum((group.stop - group.start) * group.frames for group in self.groups) / self.groups[-1].stop
         return f"a mask of frames ({len(self.groups)} groups, which see {seen:.1f} frames on average)"
+
+    def of_queries(self, start: Any, stop: Any, rewriter: Rewriter) -> fx.Node:
+        """The mask of some of the queries, those of text, as ``scaled_dot_product_attention`` takes it."""
+        return self.source.of_queries(start, stop, rewriter)
 
     def layouts(self, layout: Layout) -> Iterator[Layout]:
         """The layout of each group's call."""
@@ -72,9 +97,9 @@ class FrameMask:
 def frame_mask_of(site: AttentionSite) -> FrameMask | None:
     """The mask of a site as one of frames; ``None`` where it is another, or not known when compiled."""
     value = None if site.mask is None else _boolean(site.mask)
-    if value is None or not is_square(site):
+    if value is None or site.mask is None or not is_square(site):
         return None
-    return frames_seen(site, lambda start, stop: value[start:stop])
+    return frames_seen(site, lambda start, stop: value[start:stop], MaskNode(site.mask))
 
 
 def is_square(site: AttentionSite) -> bool:
@@ -85,7 +110,7 @@ def is_square(site: AttentionSite) -> bool:
     return known and site.kind is SiteKind.PREFILL and sizes[2] * sizes[6] <= MOST_PAIRS
 
 
-def frames_seen(site: AttentionSite, rows: Rows) -> FrameMask | None:
+def frames_seen(site: AttentionSite, rows: Rows, source: RowsOfQueries) -> FrameMask | None:
     """The frames that each frame sees, where a frame is seen by all tokens of another or by none."""
     grid = site.query_grid
     assert grid is not None
@@ -105,7 +130,7 @@ def frames_seen(site: AttentionSite, rows: Rows) -> FrameMask | None:
         if words.numel():
             text |= {bool(words.any()), bool(words.all())}
     groups = _groups(seen)
-    return FrameMask(groups, True in text) if len(text) <= 1 and len(groups) <= MOST_GROUPS else None
+    return FrameMask(groups, True in text, source) if len(text) <= 1 and len(groups) <= MOST_GROUPS else None
 
 
 def _groups(seen: list[Tensor]) -> tuple[Group, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.fx as fx
@@ -181,19 +180,7 @@ def _by_groups(site: AttentionSite, choice: Choice, mask: FrameMask, rewriter: R
         target = lightint.sparse_attention_segments.default
         found.append(rewriter.call(target, own, keys, values, *where, *policy))
     frames = rewriter.call(aten.cat.default, found, 2) if len(found) > 1 else found[0]
-    return queries.join(site, RowsOf(site.mask), frames, rewriter)
-
-
-@dataclass(frozen=True)
-class RowsOf:
-    """A mask of which the rows of some queries are read."""
-
-    mask: fx.Node | None
-
-    def of_queries(self, start: Any, stop: Any, rewriter: Rewriter) -> fx.Node:
-        """Those rows, as ``scaled_dot_product_attention`` takes them."""
-        assert self.mask is not None
-        return rewriter.call(aten.slice.Tensor, self.mask, -2, start, stop)
+    return queries.join(site, mask, frames, rewriter)
 
 
 @dataclass(frozen=True)
@@ -234,7 +221,7 @@ class _Queries:
         return rewriter.call(aten.where.ScalarOther, sees, found, 0.0)
 
     def join(
-        self, site: AttentionSite, mask: KeyMask | SampleMask | RowsOf | None, found: fx.Node, rewriter: Rewriter
+        self, site: AttentionSite, mask: KeyMask | FrameMask | SampleMask | None, found: fx.Node, rewriter: Rewriter
     ) -> fx.Node:
         if self.text is None:
             return found

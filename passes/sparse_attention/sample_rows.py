@@ -60,10 +60,6 @@ class Samples:
         """What decides which keys a query sees, for a remark."""
         return "lengths of samples"
 
-    def given_up(self, rewriter: Rewriter) -> None:
-        """Take the site out of the graph."""
-        rewriter.erase_unused(self.site)
-
     def finish(self, found: fx.Node, fits: fx.Node, rewriter: Rewriter) -> fx.Node:
         """The call's result: ``found``, or what the call itself computes where its samples do not fit."""
         given = dict(self.given)

@@ -1,0 +1,152 @@
+"""``flex_attention`` as a site: its mask is a small graph of the numbers of a query and of a key.
+
+Where that graph reads nothing but these numbers and constants, it says which frames see which in every call, and the
+site is that of a mask of frames. What reads an input is data, and stays as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import Tensor
+
+from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite
+from lightint_compile.passes.ir.constant_values import constant_of
+from lightint_compile.passes.ir.node_queries import graph_of
+from lightint_compile.passes.ir.op_arguments import sizes_of
+from lightint_compile.passes.ir.op_families import aten, is_pointwise
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.sizes import same
+from lightint_compile.passes.sparse_attention.frame_masks import FrameMask, frames_seen, is_square
+
+
+@dataclass(frozen=True, eq=False)
+class FlexSite:
+    """One call.
+
+    Attributes:
+        result: the node that holds its attention.
+        site: attention with its operands, without a mask; nothing reads it.
+        mask: the graph of its mask, of the numbers of batch, head, query and key, and of ``tables``.
+        tables: the tensors that the mask reads.
+        why: why it cannot be rewritten, where that is known at once.
+    """
+
+    result: fx.Node
+    site: fx.Node
+    mask: fx.GraphModule
+    tables: tuple[fx.Node, ...]
+    why: str
+
+    def frames(self, site: AttentionSite) -> FrameMask | str:
+        """The frames that each frame sees, or in words why that is not known."""
+        if self.why:
+            return self.why
+        values = [constant_of(table) for table in self.tables]
+        unknown = [table.name for table, value in zip(self.tables, values, strict=True) if value is None]
+        if unknown:
+            return f"its mask_mod reads {', '.join(unknown)}, which only the data tell"
+        if not is_square(site):
+            return "its sizes are not known when compiled, or its queries are not its keys"
+        keys = torch.arange(int(site.key.meta["val"].shape[2]))[None]
+
+        def rows(start: int, stop: int) -> Tensor:
+            none, some = torch.zeros((), dtype=torch.int64), torch.arange(start, stop)[:, None]
+            with torch.no_grad():
+                found: Tensor = self.mask(none, none, some, keys, *values)
+            return found.expand(stop - start, keys.shape[1])
+
+        return frames_seen(site, rows, self) or "its mask_mod is not one of frames that see themselves"
+
+    def of_queries(self, start: Any, stop: Any, rewriter: Rewriter) -> fx.Node:
+        """The mask of some of the queries, as ``scaled_dot_product_attention`` takes it."""
+        device = self.site.meta["val"].device
+        queries, keys = (sizes_of(node)[2] for node in self.site.args[:2])  # type: ignore[arg-type]
+        count = rewriter.call(aten.arange.default, queries, device=device)
+        some = rewriter.call(aten.slice.Tensor, count, 0, start, stop)
+        column = rewriter.call(aten.unsqueeze.default, some, 1)
+        row = rewriter.call(aten.unsqueeze.default, rewriter.call(aten.arange.default, keys, device=device), 0)
+        none = rewriter.call(aten.zeros.default, [], dtype=torch.int64, device=device)
+        found = _inlined(self.mask.graph, (none, none, column, row, *self.tables), rewriter)
+        size = [sizes_of(some)[0], keys]
+        return rewriter.call(aten.expand.default, found, size)
+
+
+def flex_sites(program: Program, rewriter: Rewriter) -> list[FlexSite]:
+    """A site for each ``flex_attention``, in front of the call."""
+    calls = [node for node in program.graph.nodes if _is_flex(node)]
+    found = [made for node in calls if (made := _tried(node, rewriter)) is not None]
+    if found:
+        program.changed()
+    return found
+
+
+def _is_flex(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "flex_attention"
+
+
+def _tried(node: fx.Node, rewriter: Rewriter) -> FlexSite | None:
+    query, key, value, score, block_mask, scale = node.args[:6]
+    buffers = [*node.args[7:9], (), ()][:2]
+    users = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    mask, change = (graph_of(each) if isinstance(each, fx.Node) else None for each in (block_mask[-1], score))  # type: ignore[index]
+    if 0 not in users or len(users) != len(node.users) or mask is None or change is None:
+        return None
+    tables = tuple(each for each in buffers[1] if isinstance(each, fx.Node))  # type: ignore[union-attr]
+    with rewriter.at(node, rule="flex-attention"):
+        grouped = not same(sizes_of(query)[1], sizes_of(key)[1])
+        site = rewriter.call(ATTENTION, query, key, value, scale=scale, enable_gqa=grouped)
+    why = _why_not(mask, change, [users[place] for place in (1, 2) if place in users])
+    if len(tables) != len(buffers[1]):  # type: ignore[arg-type]
+        why = why or "its mask_mod reads a number of the call"
+    return FlexSite(users[0], site, mask, tables, why)
+
+
+def _why_not(mask: fx.GraphModule, score: fx.GraphModule, others: Sequence[fx.Node]) -> str:
+    """What of a call is more than attention under a mask of queries and keys."""
+    (first, *_) = score.graph.find_nodes(op="placeholder")
+    if score.graph.output_node().args[0] is not first:
+        return "its score_mod changes the scores"
+    if any(each.users for each in others):
+        return "its log-sum-exp is read"
+    batch, head, *_ = mask.graph.find_nodes(op="placeholder")
+    if any(user.target not in _LIKE for each in (batch, head) for user in each.users):
+        return "its mask_mod differs between batches or heads"
+    if not all(_is_of_numbers(each) for each in mask.graph.nodes if each.op not in ("placeholder", "output")):
+        return "its mask_mod does more than compare numbers"
+    return ""
+
+
+_LIKE = frozenset({aten.new_ones.default, aten.new_full.default})
+"""What reads nothing of a tensor but its dtype and device."""
+
+_MORE = _LIKE.union(
+    {aten.floor_divide.default, aten.floor_divide.Scalar, aten.full.default, aten.scalar_tensor.default}
+)
+"""Beside operations that say of themselves that they are pointwise."""
+
+
+def _is_of_numbers(node: fx.Node) -> bool:
+    """Whether an operation on single numbers does the same to tensors of them."""
+    if node.op != "call_function":
+        return False
+    if node.target is aten.index.Tensor:
+        return all(each is not None for each in node.args[1])  # type: ignore[union-attr]
+    return is_pointwise(node) or node.target in _MORE
+
+
+def _inlined(graph: fx.Graph, inputs: Sequence[fx.Node], rewriter: Rewriter) -> fx.Node:
+    """The result of a graph of pointwise operations, as nodes of the program."""
+    known: dict[fx.Node, Any] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
+    read: Callable[[Any], Any] = lambda value: fx.map_arg(value, known.__getitem__)  # noqa: E731
+    for node in graph.nodes:
+        if node.op == "call_function":
+            known[node] = rewriter.call(node.target, *read(node.args), **read(dict(node.kwargs)))
+    result: fx.Node = read(graph.output_node().args[0])
+    return result
