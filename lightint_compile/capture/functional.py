@@ -75,6 +75,7 @@ class _TrueViews(FunctionalTensorMode):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _shares(self, func: Any, args: Any, kwargs: Any) -> bool:
+        pytree.tree_map_only(FunctionalTensor, torch._sync, (args, kwargs))  # type: ignore[attr-defined]  # traced
         with disable_proxy_modes_tracing():
             values = pytree.tree_map_only(FunctionalTensor, inner, (args, kwargs))
             key = (func, described(values[0]), described(values[1]))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightint_compile.passes.base import Pass
 from lightint_compile.passes.ir.program import Program
@@ -19,6 +22,7 @@ from lightint_compile.passes.registry import PASSES, pass_class
 from lightint_compile.testing.capturing import captured, disturbed
 from lightint_compile.testing.features import Features
 from lightint_compile.testing.finding import Finding
+from lightint_compile.testing.forms import FORMS
 from lightint_compile.testing.generator import build
 
 #: The passes that leave the result what it was, in the order in which they run.
@@ -42,43 +46,73 @@ def available() -> tuple[Pass, ...]:
     return tuple(found)
 
 
-def check(features: Features) -> Finding[Features] | None:
-    """Run every check on the model; the first that fails, or ``None``."""
+def check(features: Features, form: str = "module") -> Finding[Features] | None:
+    """Run every check on the model in one of the :data:`~lightint_compile.testing.forms.FORMS`.
+
+    Returns:
+        The first that fails, or ``None``.
+    """
     try:
-        for name, detail in _checks(features):
+        for name, detail in _checks(features, form):
             if detail:
-                return Finding(features, name, detail)
+                return Finding(features, name if form == "module" else f"{form}: {name}", detail)
     except Exception as error:
         return Finding(features, "raises", f"{type(error).__name__}: {error}")
     return None
 
 
-def _checks(features: Features) -> Iterator[tuple[str, str]]:
+def _checks(features: Features, form: str) -> Iterator[tuple[str, str]]:
     model, args = build(features)
+    played, exactly = FORMS[form](model), FORMS[form](copy.deepcopy(model).double())
+    given: dict[str, tuple[Tensor, ...]] = {}
     with torch.no_grad():
-        eager = model(*args)
-        program, inputs = captured(model, args)
-        exact = copy.deepcopy(model).double()(*(x.double() if x.is_floating_point() else x for x in args))
+        eager = played.play({name: _recorded(name, each, given) for name, each in played.modules.items()}, args)
+        exact = exactly.play(exactly.modules, [x.double() if x.is_floating_point() else x for x in args])
+        programs = {name: captured(module, given[name])[0] for name, module in played.modules.items()}
         if features.dead_code:
-            program = disturbed(program, features.seed)
-        yield "capture", _farther(program.graph_module(*inputs), eager, exact)
+            programs = {name: disturbed(program, features.seed) for name, program in programs.items()}
+
+        def run() -> list[Tensor]:
+            return played.play({name: _bound(played.modules[name], each) for name, each in programs.items()}, args)
+
+        yield "capture", _farther(run(), eager, exact)
         first = available()[0]
-        yield "disturbed count", _counted(disturbed(program, features.seed + 1), first, features)
-        yield "count", _counted(program, first, features)
+        for name, program in programs.items():
+            expected = _expected(features, name)
+            yield "disturbed count", _counted(disturbed(program, features.seed + 1), first, expected)
+            yield "count", _counted(program, first, expected)
         for step in available():
-            result = Pipeline((step,)).run(program, strict=True)
-            yield f"numbers after {step.name}", _farther(program.graph_module(*inputs), eager, exact)
-            if result.modified:
-                again = Pipeline((step,)).run(program, strict=True).modified
-                yield f"{step.name} twice", "changes the graph again" if again else ""
+            modified = [name for name, each in programs.items() if Pipeline((step,)).run(each, strict=True).modified]
+            yield f"numbers after {step.name}", _farther(run(), eager, exact)
+            again = any(Pipeline((step,)).run(programs[name], strict=True).modified for name in modified)
+            yield f"{step.name} twice", "changes the graph again" if again else ""
 
 
-def _counted(program: Program, step: Pass, features: Features) -> str:
+def _recorded(name: str, module: nn.Module, given: dict[str, tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The module, which leaves behind what its first call was given."""
+
+    def call(*args: Tensor) -> Any:
+        given.setdefault(name, tuple(each.clone() for each in args))
+        return module(*args)
+
+    return call
+
+
+def _bound(module: nn.Module, program: Program) -> Callable[..., Any]:
+    return functools.partial(program.graph_module, *module.parameters())
+
+
+def _expected(features: Features, name: str) -> tuple[int, int]:
+    """How many attentions become one call, and how many do not, in one of a form's modules."""
+    one = features if name == "chunk" else dataclasses.replace(features, steps=1)
+    return (0, 0) if name == "keys" else (one.fusable, one.attentions - one.fusable)
+
+
+def _counted(program: Program, step: Pass, expected: tuple[int, int]) -> str:
     """Whether the attentions that the generator made are the ones found; the pass must run without an error."""
     result = Pipeline((step,)).run(program, strict=True)
     calls = len(list(program.calls(_SDPA)))
     missed = sum(remark.count for remark in result.remarks if remark.kind is RemarkKind.MISSED)
-    expected = (features.fusable, features.attentions - features.fusable)
     return "" if (calls, missed) == expected else f"fused and missed {(calls, missed)}, expected {expected}"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +26,16 @@ class Tables:
 
     Attributes:
         cos, sin: ``[tokens, head_dim / 2]``; empty when there is no rotary embedding.
-        mask: ``[tokens, keys]`` or ``None``.
+        mask: ``[tokens, keys]``.
     """
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None
+    mask: Tensor
+
+
+Join: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Gives the keys and values ``[batch, heads, tokens, dim]`` that a block attends to, from the chunk's own."""
 
 
 class Norm(nn.Module):
@@ -65,9 +72,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 3 * width) if f.modulation == "frame" else None
         self.mlp = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, condition: Tensor, text: Tensor, context: Tensor, tables: Tables
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, condition: Tensor, join: Join, tables: Tables) -> tuple[Tensor, Tensor | None]:
         """``x`` is ``[batch, tokens, width]``, ``condition`` ``[batch, frames, width]``; weights if they escape."""
         f, h = self.f, self.norm(x)
         gate: Tensor | None = None
@@ -75,18 +80,28 @@ class Block(nn.Module):
             rows = self.modulation(F.silu(condition)).repeat_interleave(_FRAME_TOKENS, dim=1)
             shift, scale, gate = rows.chunk(3, dim=-1)
             h = h * (1 + scale) + shift
-        query, key, value = self._heads(h, text, context, tables)
-        result, weights = attend(query, key, value, tables.mask, f)
+        query, key, value = self._heads(h, tables)
+        key, value = join(key, value)
+        result, weights = attend(query, key, value, None if f.mask == "none" else tables.mask, f)
         result = self.to_out(result.transpose(1, 2).reshape(x.shape))
         x = x + (result if gate is None else result * gate)
         return x + F.gelu(self.mlp(_shuffled(x) if f.reshapes else x)), weights
 
-    def _heads(self, h: Tensor, text: Tensor, context: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
-        f = self.f
+    def _heads(self, h: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (_split(project(h)) for project in (self.to_q, self.to_k, self.to_v))
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.query_norm(key)
-        query, key = (_rotated(x, tables, f.rope) for x in (query, key))
+        query, key = (_rotated(x, tables, self.f.rope) for x in (query, key))
+        return query, key, value
+
+    def projected(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens that have no place in the chunk: those of text and context."""
+        key, value = (project(tokens).unflatten(-1, (-1, _HEAD_DIM)) for project in (self.to_k, self.to_v))
+        return key.transpose(1, 2), value.transpose(1, 2)
+
+    def joined(self, text: Tensor, context: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The chunk's keys and values, and those of its text and context."""
+        f = self.f
         if f.context:
             key = torch.cat([_split(self.to_k(context)), key], dim=2)
             value = torch.cat([_split(self.to_v(context)), value], dim=2)
@@ -94,7 +109,7 @@ class Block(nn.Module):
             order = (lambda a, b: [a, b]) if f.prefix == "first" else (lambda a, b: [b, a])
             key = torch.cat(order(_split(self.to_k(text)), key), dim=2)
             value = torch.cat(order(_split(self.to_v(text)), value), dim=2)
-        return query, key, value
+        return key, value
 
 
 class Model(nn.Module):
@@ -111,20 +126,38 @@ class Model(nn.Module):
         self, latent: Tensor, condition: Tensor, text: Tensor, context: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
     ) -> tuple[Tensor, ...]:
         """The denoised latent, and what distractors and escapes return."""
-        f, extra = self.f, []
-        tables = Tables(cos, sin, None if f.mask == "none" else mask)
-        for step in range(f.steps):
-            x = latent
-            for block in self.blocks:
-                x, weights = block(x, condition, text, context, tables)
-            if weights is not None:
-                extra.append(weights)
-            if f.gate:
-                x = x * torch.softmax(x, dim=-1)
-            if f.extra_output:
-                extra.append(x.mean(dim=1))
-            latent = latent - self.velocity(x) * (0.5 / (step + 1))
+        extra: list[Tensor] = []
+        joins = [functools.partial(block.joined, text, context) for block in self.stack]
+        for step in range(self.f.steps):
+            latent, *more = self.step(latent, condition, joins, Tables(cos, sin, mask), 0.5 / (step + 1))
+            extra += more
         return (latent, *extra)
+
+    def step(
+        self, latent: Tensor, condition: Tensor, joins: Sequence[Join], tables: Tables, rate: Tensor | float
+    ) -> tuple[Tensor, ...]:
+        """One step; ``joins`` give each block's attention the keys and values besides the chunk's own."""
+        f, x, extra = self.f, latent, []
+        weights: Tensor | None = None
+        for block, join in zip(self.blocks, joins, strict=True):
+            x, weights = block(x, condition, join, tables)
+        if weights is not None:
+            extra.append(weights)
+        if f.gate:
+            x = x * torch.softmax(x, dim=-1)
+        if f.extra_output:
+            extra.append(x.mean(dim=1))
+        return (latent - self.velocity(x) * rate, *extra)
+
+    @property
+    def stack(self) -> list[Block]:
+        """Its blocks."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def tokens_in_front(self) -> int:
+        """Keys that are not the chunk's own and stand in front of them."""
+        return _CONTEXT_TOKENS * self.f.context + _TEXT_TOKENS * (self.f.prefix == "first")
 
 
 def _split(x: Tensor) -> Tensor:

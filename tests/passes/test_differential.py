@@ -17,6 +17,7 @@ from lightint_compile.testing.capturing import captured, disturbed
 from lightint_compile.testing.differential import check
 from lightint_compile.testing.features import CHOICES, Features
 from lightint_compile.testing.finding import shrunk
+from lightint_compile.testing.forms import FORMS
 from lightint_compile.testing.generator import build
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -33,10 +34,34 @@ def test_generated_models(first: int) -> None:
     assert not findings, "\n".join(map(str, findings))
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "module"])
+@pytest.mark.parametrize(
+    "first", [pytest.param(first, marks=[pytest.mark.slow] * (first >= 30)) for first in range(0, 200, BATCH)]
+)
+def test_generated_models_whose_chunk_is_several_calls(first: int, form: str) -> None:
+    findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed), form))]
+    assert not findings, "\n".join(map(str, findings))
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
-def test_what_once_failed(path: Path) -> None:
-    found = check(Features.from_dict(json.loads(path.read_text())["case"]))
+def test_what_once_failed(path: Path, form: str) -> None:
+    found = check(Features.from_dict(json.loads(path.read_text())["case"]), form)
     assert found is None, str(found)
+
+
+@pytest.mark.parametrize("prefix", ["first", "last"])
+def test_the_forms_of_a_chunk_compute_the_same(prefix: str) -> None:
+    model, args = build(Features(steps=2, layers=2, prefix=prefix, context=True, rope="split", mask="bool"))
+    with torch.no_grad():
+        results = {
+            name: form.play(form.modules, args) for name, form in ((n, make(model)) for n, make in FORMS.items())
+        }
+    cached = results.pop("in-place cache")
+    for name, result in results.items():
+        torch.testing.assert_close(result[0], results["module"][0], msg=name)
+    torch.testing.assert_close(cached[1], results["module"][0])
+    assert all(buffer[:, :, :-2].any() and not buffer[:, :, -2:].any() for buffer in cached[2:])
 
 
 def test_a_seed_is_one_model_and_features_survive_json() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightint_compile import capture
@@ -20,6 +21,12 @@ aten = torch.ops.aten
 def window(c: Tensor, x: Tensor) -> Tensor:
     c[:, 2:4] = x
     return c[:, :4] * 2
+
+
+def attended(c: Tensor, x: Tensor) -> Tensor:
+    c[:, 2:4] = x
+    query = x.to(c.dtype)
+    return F.scaled_dot_product_attention(query, c[:, :4], c[:, :4])
 
 
 def one_place(c: Tensor, x: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ def indexed(c: Tensor, x: Tensor) -> Tensor:
     return c - 1
 
 
-PLACES = [window, one_place, nested, of_another_dtype_and_broadcast, rolled, seen_through_a_view_of_before]
+PLACES = [window, attended, one_place, nested, of_another_dtype_and_broadcast, rolled, seen_through_a_view_of_before]
 WRITTEN: list[Callable[[Tensor, Tensor], Tensor]] = [*PLACES, all_of_it, counted, indexed]
 
 
