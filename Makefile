@@ -44,7 +44,7 @@ torch-matrix: $(STAMP)  ## the suite under torch 2.11, 2.13 and 2.14 (installed 
 
 peers: $(STAMP)  ## PyTorch's operators, and with PYTORCH=dir DIFFUSERS=dir WORLDS=dir theirs, under the backend: over an hour
 	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist -p no:logging --tb=line tests/peers $(if $(PYTORCH),--pytorch=$(PYTORCH)) \
-	    $(if $(DIFFUSERS),--diffusers=$(DIFFUSERS)) $(if $(WORLDS),--worlds=$(WORLDS)) --counts=out/peers.json
+	    $(if $(DIFFUSERS),--diffusers=$(DIFFUSERS)) $(if $(WORLDS),--worlds=$(WORLDS)) --worlds-table=out/worlds.md --counts=out/peers.json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

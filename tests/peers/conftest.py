@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--worlds", type=Path, help="a folder of checkouts of world models, named as test_world_models says"
     )
+    group.addoption("--worlds-table", type=Path, help="where to write the table of world models, as Markdown")
     group.addoption("--samples", type=int, default=3, help="samples of each operator of PyTorch's database")
     group.addoption("--counts", type=Path, help="where to write the counts and all that is not right, as JSON")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from diffusers_pipelines import PIPELINES
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -67,3 +68,20 @@ def test_a_pipeline_runs_as_before_with_its_modules_compiled_in_place() -> None:
     counters.clear()
     torch.testing.assert_close(video(pipe), expected)
     assert counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.parametrize("name", ["LTXPipeline", pytest.param("CogVideoXPipeline", marks=pytest.mark.slow)])
+def test_pipelines_of_other_models_make_eagers_video_and_compile_nothing_anew(name: str) -> None:
+    torch._dynamo.reset()
+    made = PIPELINES[name]()
+    expected = [made(seed, steps=2) for seed in (1, 2)]
+    counters.clear()
+    with lightint_compile.accelerate(made.pipe, preset="exact", delegate="eager") as handle:
+        torch.testing.assert_close(made(1, steps=2), expected[0])
+        graphs = counters["stats"]["unique_graphs"]
+        torch.testing.assert_close(made(2, steps=2), expected[1])
+        assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+        sections = handle.report().sections
+        assert any("encoder_hidden_states" in each.message for part in sections for each in part.remarks)
+        assert handle.decisions() == []
+    assert torch.equal(made(1, steps=2), expected[0])

@@ -1,37 +1,46 @@
-"""One code base under one way of running it, as one line of JSON: ``python world_models NAME CHECKOUTS WAY``.
+"""One code base under ways of running it, as a line of JSON: ``python world_models NAME CHECKOUTS WAY...``.
 
-Ways: ``eager``, ``dynamo`` (the stock backend that only captures), a preset of ours by ``torch.compile``, or
-``accelerate:PRESET``. Each run compares with eager.
+Ways: ``dynamo`` (the stock backend that only captures), a preset of ours by ``torch.compile``, ``accelerate:PRESET``.
+Each compares all that the loop made with eager.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import CASES
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 import lightint_compile
+from lightint_compile.acceleration.targets import targets_of
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 
-SPARSE = {"min_tokens": 16, "tile": [1, 4, 4], "density": 0.5}
+SMALL = {"min_tokens": 16, "tile": [1, 4, 4], "density": 0.5}
+"""Options under which attention of few tokens is sparse."""
 
 
-def main(name: str, checkouts: str, way: str) -> dict[str, Any]:
-    """What happened."""
+def main(name: str, checkouts: str, *ways: str) -> dict[str, dict[str, Any]]:
+    """What happened, by way."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     case = CASES[name]
     torch.manual_seed(0)
-    module = case.build(Path(checkouts) / case.folder)
-    wanted = _rolled(case.roll, module)
+    subject = case.build(Path(checkouts) / case.folder)
+    wanted = _rolled(case.roll, subject)
+    return {way: _run(case.roll, subject, way, wanted) for way in ways}
+
+
+def _run(roll: Callable[..., list[Tensor]], subject: Any, way: str, wanted: list[Tensor]) -> dict[str, Any]:
     counters.clear()
     torch._dynamo.reset()
-    call, report = _compiled(module, way)
+    call, told, undo = _compiled(subject, way)
     graphs: list[int] = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -39,16 +48,19 @@ def main(name: str, checkouts: str, way: str) -> dict[str, Any]:
         graphs.append(counters["stats"]["unique_graphs"])
         return result
 
-    found = _rolled(case.roll, counted)
-    late = graphs[-1] - graphs[2 * len(graphs) // 3]
-    told = report()
+    try:
+        found, facts = _rolled(roll, counted), told()
+    except Exception as error:  # what stops a way is one of its facts
+        return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]}
+    finally:
+        undo()
     return {
         "calls": len(graphs),
         "graphs": graphs[-1],
         "breaks": sum(counters["graph_break"].values()),
-        "late": late,
+        "late": graphs[-1] - graphs[(2 * len(graphs) - 1) // 3],
         "difference": max(map(_difference, found, wanted)),
-        "rewritten": {} if told is None else _rewritten(told),
+        **facts,
     }
 
 
@@ -57,25 +69,65 @@ def _rolled(roll: Callable[..., list[Tensor]], call: Callable[..., Any]) -> list
         return roll(call)
 
 
-def _compiled(module: nn.Module, way: str) -> tuple[Callable[..., Any], Callable[[], Any]]:
-    if way in ("eager", "dynamo"):
-        return module if way == "eager" else torch.compile(module, backend="eager"), lambda: None
+def _compiled(subject: Any, way: str) -> tuple[Callable[..., Any], Callable[[], dict[str, Any]], Callable[[], None]]:
+    """What to call, what tells of it afterwards, and what leaves the subject as it was."""
+    pipe = getattr(subject, "pipe", subject)
     kind, _, preset = way.rpartition(":")
-    options = {"delegate": "eager", **(SPARSE if preset == "sparse" else {})}
+    options = {"delegate": "eager", **({} if preset == "exact" else SMALL)}
     if kind:
-        handle = lightint_compile.accelerate(module, preset=preset, **options)
-        return module, handle.report
-    compiled = torch.compile(module, backend="lightint", options={"preset": preset, **options})
-    return compiled, lambda: lightint_compile.report(compiled)
+        handle = lightint_compile.accelerate(pipe, preset=preset, **options)
+        return subject, lambda: _told(handle.report(), handle.decisions()), handle.undo
+    modules = [target.module for target in targets_of(pipe)]
+    given = {"backend": "eager"} if way == "dynamo" else {"backend": "lightint", "options": {"preset": way, **options}}
+    for module in modules:
+        module.compile(**given)
+
+    def undo() -> None:
+        for module in modules:
+            module._compiled_call_impl = None
+
+    return subject, lambda: {} if way == "dynamo" else _told(lightint_compile.report(modules[0]), []), undo
 
 
-def _rewritten(report: Any) -> dict[str, int]:
-    """Rewritten places by pass, of the graph where a pass rewrote most."""
-    found: dict[str, int] = {}
+def _told(report: Any, decisions: list[Any]) -> dict[str, Any]:
+    """What the report says of the model: a pass's places are those of the graph where it rewrote most."""
+    rewritten: dict[str, int] = {}
     for section in report.sections:
         for each in section.passes:
-            found[each.name] = max(found.get(each.name, 0), each.rewritten)
-    return {name: count for name, count in found.items() if count}
+            rewritten[each.name] = max(rewritten.get(each.name, 0), each.rewritten)
+    remarks = [remark for section in report.sections for remark in section.remarks]
+    steps = [len(set(each.reused_steps) - set(each.refused_steps)) for each in decisions]
+    return {
+        "untouched": sorted({section.untouched for section in report.sections if section.untouched}),
+        "rewritten": {name: count for name, count in rewritten.items() if count},
+        "sparse": _most(_sparse_grids(remarks)),
+        "dense": sorted({remark.message for remark in remarks if _is_dense(remark)}),
+        "kept": sorted({remark.message for remark in remarks if (remark.pass_name, remark.rule) == _KEPT}),
+        "pools": any(_applied(each) and each.args.get("context_pool_readers") for each in remarks),
+        "reused_steps": f"{sum(steps)} in {len(steps)} chunks" if any(steps) else "",
+    }
+
+
+_KEPT = ("hoist-invariants", "memo")
+
+
+def _applied(remark: Remark) -> bool:
+    return remark.kind is RemarkKind.APPLIED and remark.pass_name == "sparse-attention"
+
+
+def _is_dense(remark: Remark) -> bool:
+    return remark.kind is RemarkKind.MISSED and remark.pass_name == "sparse-attention"
+
+
+def _sparse_grids(remarks: list[Remark]) -> Iterator[tuple[int, str]]:
+    """Number and grids of keys of the attentions that are sparse."""
+    for remark in filter(_applied, remarks):
+        yield remark.count, f"{remark.args['query_grid']} over {remark.args['key_grid']}"
+
+
+def _most(grids: Iterator[tuple[int, str]]) -> str:
+    found = sorted(grids)
+    return f"{found[-1][0]} x {found[-1][1]}" if found else ""
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

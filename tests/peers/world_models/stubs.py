@@ -43,7 +43,25 @@ def flash_attn() -> None:
     for name in ("flash_attn", "flash_attn.flash_attn_interface"):
         made: Any = package(name)
         made.flash_attn_varlen_func, made.flash_attn_func, made.__version__ = on_samples, on_batches, "2.8.3"
+        made._flash_attn_forward = None  # imported for several GPUs
     sys.modules["flash_attn"].flash_attn_interface = sys.modules["flash_attn.flash_attn_interface"]  # type: ignore[attr-defined]
+
+
+class _RMSNorm:
+    """Liger's kernel as the formula that it computes (the ``llama`` form)."""
+
+    @staticmethod
+    def apply(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, *_: Any) -> Tensor:
+        exact = x.float()
+        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+        return normed.to(x.dtype) * (weight + offset)
+
+
+def liger() -> None:
+    """The functions of Liger that upstream imports; the rotary one is not used."""
+    for name in ("rope", "rms_norm"):
+        made: Any = package(f"liger_kernel.ops.{name}")
+        made.LigerRopeFunction, made.LigerRMSNormFunction = None, _RMSNorm
 
 
 _KEPT: list[Any] = []
