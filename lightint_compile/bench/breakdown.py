@@ -12,7 +12,15 @@ from typing import Any
 import torch
 
 from lightint_compile.lowering.driver import Driver
-from lightint_compile.passes.ir.decision_points import KeepPoint, PlanPoint, RecallPoint, RowsPoint, StepPoint
+from lightint_compile.passes.ir.decision_points import (
+    KeepPoint,
+    PlanPoint,
+    PredictedPoint,
+    RecallPoint,
+    RowsPoint,
+    StepPoint,
+    VisitPoint,
+)
 
 KINDS = {
     "fused elementwise": ("triton_", "camera_kernel"),
@@ -29,7 +37,15 @@ STAGES = {"step": "denoise", "prefill": "prefill", "text": "text"}
 REST = "rest"
 
 
-POINTS = {PlanPoint: "decide", StepPoint: "guard", KeepPoint: "keep", RecallPoint: "recall", RowsPoint: "rows"}
+POINTS = {
+    PlanPoint: "decide",
+    StepPoint: "guard",
+    KeepPoint: "keep",
+    RecallPoint: "recall",
+    RowsPoint: "rows",
+    VisitPoint: "guard",
+    PredictedPoint: "keep",
+}
 """Kinds of host time by the decision point that is asked."""
 
 LAUNCH, BETWEEN = "launch", "between"

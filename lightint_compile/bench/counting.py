@@ -19,9 +19,11 @@ from lightint_compile.passes.ir.decision_points import (
     DecisionPoint,
     KeepPoint,
     PointSpec,
+    PredictedPoint,
     RecallPoint,
     RowsPoint,
     StepPoint,
+    VisitPoint,
 )
 from lightint_compile.passes.ir.flops import WorkKind, flops_at, kind_of
 from lightint_compile.passes.ir.node_queries import MEMO
@@ -140,7 +142,9 @@ class _Run(fx.Interpreter):
             if not spec.each:
                 return spec.step in self._decision.reused_steps
             return [spec.step in own.reused_steps for own in self._decision.elements or (self._decision,)]
-        if isinstance(spec, KeepPoint):
+        if isinstance(spec, VisitPoint):
+            return False, None, None, None, None
+        if isinstance(spec, (KeepPoint, PredictedPoint)):
             return None
         if isinstance(spec, RecallPoint):
             return torch.empty(spec.sized(args[1:]), dtype=getattr(torch, spec.dtype), device="meta")

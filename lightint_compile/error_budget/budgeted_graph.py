@@ -79,7 +79,7 @@ class BudgetedGraph(CompiledGraph):
         self.ladder, self.budget, self.path = tuple(ladder), budget, path
         self.rung, self._builds, self._text = rung, builds, text
         self._home = self._owner = owner_of(inputs)
-        self._start = start.unlisted()
+        self._start = _unfollowing(start.unlisted())
         self._borrowed: set[CompiledGraph] = set()
 
     def __call__(self, *args: Any) -> Any:
@@ -159,7 +159,7 @@ class BudgetedGraph(CompiledGraph):
         """Setting ``rung`` made of one that is compiled, now or before; compiled itself where that is no other."""
         if self._effect(nearest) not in self._variants:
             built = self._builds.build(nearest)
-            self._variants[self._effect(nearest)] = self._start if built is None else built.unlisted()
+            self._variants[self._effect(nearest)] = self._start if built is None else _unfollowing(built.unlisted())
         variant = self._variants[self._effect(nearest)]
         if self._effect(nearest) == self._effect(rung) or variant.driver is None:
             return variant
@@ -167,9 +167,16 @@ class BudgetedGraph(CompiledGraph):
         points = {name: _drifting(spec, drift) for name, spec in variant.driver.decisions.points.items()}
         driver = variant.driver.with_points(points)
         function = variant.function.around(driver) if isinstance(variant.function, Recovering) else driver
-        borrowed = CompiledGraph(function, variant.section, (), driver=driver).unlisted()
+        borrowed = _unfollowing(CompiledGraph(function, variant.section, (), driver=driver).unlisted())
         self._borrowed.add(borrowed)
         return borrowed
+
+
+def _unfollowing(graph: CompiledGraph) -> CompiledGraph:
+    """A graph that reuses no step of a loop outside, which no calibration measures."""
+    if graph.driver is not None:
+        graph.driver.decisions.unfollow()
+    return graph
 
 
 def _without_drift(effect: Setting) -> tuple[tuple[str, dict[str, float]], ...]:

@@ -108,7 +108,8 @@ class Driver:
             name: Memo(leaves[site.region], name, site, self._watch) for name, site in self.sites.memos.items()
         }
         self.branches = dict(branches or {})
-        self.decisions = Decisions(points or {}, self._watch, self.sites.plan)
+        outside = Watch(self.sites.outside)
+        self.decisions = Decisions(points or {}, self._watch, self.sites.plan, outside)
         self.constants = dict(constants or {})
         self.writes = writes or InputWrites()
         self._extra = dict(extra or {})
@@ -125,7 +126,8 @@ class Driver:
 
     def __call__(self, *args: Any) -> Any:
         """Run the program."""
-        with self._watch.call((*args, *self.constants.values())), self.decisions.call(args):
+        given = (*args, *self.constants.values())
+        with self._watch.call(given), self.decisions.call(given):
             return self._forward(self._self, *args)
 
     @contextmanager

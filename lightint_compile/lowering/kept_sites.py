@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.lowering.result_memo import SLOTS, STEP_SLOTS, Site
-from lightint_compile.passes.ir.decision_points import PlanPoint, RowsPoint, is_region_call, point_of
+from lightint_compile.passes.ir.decision_points import PlanPoint, RowsPoint, VisitPoint, is_region_call, point_of
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.node_queries import MEMO, STEPS, is_scalar
@@ -23,23 +23,27 @@ class Sites:
     Attributes:
         memos: calls of regions by the name that the driver's source calls them by.
         plan: positions of the arguments that kept keys and values depend on, the plan's operands left out.
+        outside: in a program that is one step of a loop outside, positions of all but its latent and its timestep.
     """
 
     memos: Mapping[str, Site] = field(default_factory=dict)
     plan: tuple[int, ...] = ()
+    outside: tuple[int, ...] = ()
 
     def positions(self) -> set[int]:
-        """All arguments that anything kept comes from."""
+        """All arguments that kept results, keys and values come from."""
         return {*self.plan, *(each for site in self.memos.values() for each in site.inputs)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :meth:`from_dict` takes it back."""
-        return {"memos": {name: site.to_dict() for name, site in self.memos.items()}, "plan": list(self.plan)}
+        memos = {name: site.to_dict() for name, site in self.memos.items()}
+        return {"memos": memos, "plan": list(self.plan), "outside": list(self.outside)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sites:
         """The inverse of :meth:`to_dict`."""
-        return cls({name: Site.from_dict(site) for name, site in data["memos"].items()}, tuple(data["plan"]))
+        memos = {name: Site.from_dict(site) for name, site in data["memos"].items()}
+        return cls(memos, tuple(data["plan"]), tuple(data["outside"]))
 
 
 def with_sites(root: fx.GraphModule, constants: Iterable[str]) -> tuple[fx.GraphModule, Sites]:
@@ -59,10 +63,10 @@ def with_sites(root: fx.GraphModule, constants: Iterable[str]) -> tuple[fx.Graph
             if site is not None:
                 sources.names[node] = f"{node.target}_kept_{len(memos)}"
                 memos[sources.names[node]] = site
-    plan = sources.of_plan()
+    plan, outside = sources.of_plan(), sources.of_visit()
     for node, name in sources.names.items():
         node.target = name
-    return copied, Sites(memos, plan)
+    return copied, Sites(memos, plan, outside)
 
 
 class _Sources:
@@ -100,6 +104,14 @@ class _Sources:
         listed = plan.args[3] if plan is not None and len(plan.args) > 3 else ()
         assert isinstance(listed, (tuple, list))
         return tuple(self._position[node] for node in listed if isinstance(node, fx.Node))
+
+    def of_visit(self) -> tuple[int, ...]:
+        """All arguments of a step of a loop outside that stay what they are from step to step."""
+        visit = next((n for n in self._root.graph.nodes if isinstance(point_of(self._root, n), VisitPoint)), None)
+        if visit is None:
+            return ()
+        given = (place for node, place in self._position.items() if node not in visit.args[:2])
+        return (*given, *self._held.values())
 
     def _end(self, node: fx.Node) -> tuple[int, ...] | None:
         """The argument that ``node`` is, none where it is computed, ``None`` where its value is more than computed."""

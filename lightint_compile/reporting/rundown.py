@@ -14,8 +14,10 @@ from lightint_compile.passes.ir.decision_points import (
     KeepPoint,
     PlanPoint,
     PointSpec,
+    PredictedPoint,
     RowsPoint,
     StepPoint,
+    VisitPoint,
     is_outlined,
     point_of,
 )
@@ -70,7 +72,7 @@ def _settled(calls: list[Line]) -> list[Line]:
 
 
 def _phase(root: fx.GraphModule, node: fx.Node) -> str:
-    if isinstance(point_of(root, node), PlanPoint):
+    if isinstance(point_of(root, node), (PlanPoint, VisitPoint)):
         return "decide"
     if node.meta.get(MEMO):
         return ONCE
@@ -94,12 +96,14 @@ def _said(root: fx.GraphModule, node: fx.Node) -> str:
     spec = point_of(root, node)
     if spec is None:
         return str(node.target)
-    return "" if isinstance(spec, StepPoint) else _decision(spec, node)
+    return "" if isinstance(spec, (StepPoint, PredictedPoint)) else _decision(spec, node)
 
 
 def _decision(spec: PointSpec, node: fx.Node) -> str:
     if isinstance(spec, RowsPoint):
         return f"which rows of {' and '.join(source.name for source in node.all_input_nodes)} differ"
+    if isinstance(spec, VisitPoint):
+        return f"which step of a loop outside this is, by the {spec.policy.rules} rules, from {node.args[2]}"
     if not isinstance(spec, PlanPoint):
         return "keep" if isinstance(spec, KeepPoint) else "recall"
     read = " and ".join(source.name for source in node.all_input_nodes[:2])
@@ -114,8 +118,8 @@ def _decided(policy: Policy) -> str:
 def _branch(root: fx.GraphModule, node: fx.Node) -> str:
     asked, reuse, compute = node.args[:3]
     assert isinstance(asked, fx.Node) and isinstance(reuse, fx.Node) and isinstance(compute, fx.Node)
-    spec = point_of(root, asked)
-    drift = spec.drift if isinstance(spec, StepPoint) else None
+    spec = next(filter(None, (point_of(root, each) for each in (asked, *asked.all_input_nodes))), None)
+    drift = spec.drift if isinstance(spec, (StepPoint, VisitPoint)) else None
     check = "" if drift is None else f" and the first block drifted by at most {drift:g}"
     sides = [_side(root, str(side.target)) for side in (reuse, compute)]
     each = "each element of the batch: " if node.target is EACH else ""

@@ -44,6 +44,11 @@ class ChunkRecord:
         """The decision of each of ``count`` elements; all share one where cameras do not tell them apart."""
         return self.own if len(self.own) == count else (self.own[0] if len(self.own) == 1 else self.decision,) * count
 
+    def refused(self, step: int, why: str) -> None:
+        """``step`` may not be reused, by something else than a drift."""
+        self.decision = dataclasses.replace(self.decision, refused_steps=(*self.decision.refused_steps, step))
+        log.info("chunk %d: step %d is computed: %s", self.decision.chunk, step, why)
+
     def checked(self, step: int, drift: float, most: float) -> bool:
         """Record what the drift check of ``step`` measured; whether the step may be reused. NaN refuses."""
         may = drift <= most

@@ -14,12 +14,13 @@ from lightint_compile.torch_compat import is_transformed
 Layout: TypeAlias = tuple[Any, ...]
 """How a tensor reads its memory: what a checksum does not say."""
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
+PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
+"""Tensors that are what their memory holds."""
 
 
 def layout_of(tensor: Tensor) -> Layout:
     """Sizes, strides, dtype, device, and what is done to values when they are read; of odd tensors what they are."""
-    if type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+    if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
         return type(tensor), tensor.layout
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg()
 
@@ -49,7 +50,7 @@ class Reading(NamedTuple):
 
 
 def _obstacle(tensor: Tensor) -> str:
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in PLAIN:
         return f"it is a {type(tensor).__name__}"
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return f"it is {'quantized' if tensor.is_quantized else tensor.layout}"

@@ -22,7 +22,8 @@ class Decision:
         dynamics: relative change between the newest latents, ``None`` when they were not looked at.
         saved_frames: context frames fewer than the unaccelerated model gathers.
         kept_frames: context frames in front whose keys and values were kept from an earlier chunk.
-        refused_steps: steps whose drift check refused the reuse, known after the chunk ran.
+        refused_steps: steps whose drift check refused the reuse, known after the chunk ran; of a loop outside of the
+            module also those that were given something else than the step before.
         drifts: what the drift checks measured, as (step, relative change).
         setting: the setting that an error budget put in force; empty without a budget.
         elements: of a batch whose elements reuse different steps, the decision of each, in order; empty where they

@@ -7,8 +7,8 @@ the next and writes into the chunk's record; the points behind the plan are aske
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,11 @@ from lightint_compile.passes.ir.decision_points import (
     KeepPoint,
     PlanPoint,
     PointSpec,
+    PredictedPoint,
     RecallPoint,
     RowsPoint,
     StepPoint,
+    VisitPoint,
 )
 from lightint_compile.passes.ir.decision_policy import Policy
 from lightint_compile.runtime import device_to_host as transfer
@@ -31,12 +33,14 @@ from lightint_compile.runtime.content_check import Watch
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.distinct_rows import distinct_rows
 from lightint_compile.runtime.drift import relative_change
+from lightint_compile.runtime.followed_loop import FollowedLoop, FollowedPlanner
 from lightint_compile.runtime.kv_store import Keeping
 from lightint_compile.runtime.per_model import PerModel
 from lightint_compile.runtime.plan_inputs import Seen, Watched, read
 from lightint_compile.runtime.planner import Planner
 from lightint_compile.runtime.rules import rules_of
 from lightint_compile.runtime.siblings import Siblings
+from lightint_compile.runtime.visits import Visit
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -47,21 +51,28 @@ class Decisions:
     Args:
         watch: what tells the content of a call's arguments, which comes with the plan's transfer.
         watched: positions of the arguments that kept keys and values depend on.
+        outside: what tells the content of all that a step of a loop outside is given, but latent and timestep.
 
     Attributes:
         bound: what answers each point, by the point's name.
     """
 
     def __init__(
-        self, points: Mapping[str, PointSpec], watch: Watch | None = None, watched: Sequence[int] = ()
+        self,
+        points: Mapping[str, PointSpec],
+        watch: Watch | None = None,
+        watched: Sequence[int] = (),
+        outside: Watch | None = None,
     ) -> None:
         self.points = dict(points)
         self._watch = watch or Watch()
         self._watched = Watched(self._watch, tuple(watched))
-        plans = [spec for spec in self.points.values() if isinstance(spec, PlanPoint)]
+        self._outside = outside or Watch()
+        plans = [spec for spec in self.points.values() if isinstance(spec, (PlanPoint, VisitPoint))]
         self._policy = plans[0].policy if plans else None
         self._planners = PerModel(partial(_planner_of, self._policy)) if self._policy else None
         self._keeping = Keeping(self._policy) if self._policy else None
+        self._follows = True
         self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
 
     @property
@@ -83,9 +94,15 @@ class Decisions:
         """The planner of the model with these parameters alone; of calls without any where it has none."""
         return self._planners.of(parameters) if self._planners else None
 
-    def call(self, args: Sequence[Any]) -> AbstractContextManager[None]:
+    def unfollow(self) -> None:
+        """Follow no loop outside from now on: under an error budget nobody calibrates one."""
+        self._follows = False
+
+    @contextmanager
+    def call(self, args: Sequence[Any]) -> Iterator[None]:
         """While the context lasts, decisions of this thread belong to the model whose weights are among ``args``."""
-        return self._planners.call(args) if self._planners else nullcontext()
+        with self._planners.call(args) if self._planners else nullcontext(), self._outside.call(args):
+            yield
 
     def reset(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Forget every rollout, or those of the model with these parameters; kept values are forgotten with them."""
@@ -104,6 +121,10 @@ class Decisions:
             return partial(_recall, spec)
         if isinstance(spec, RowsPoint):
             return partial(distinct_rows, spec, self._watch)
+        if isinstance(spec, VisitPoint):
+            return partial(self._visit, spec)
+        if isinstance(spec, PredictedPoint):
+            return self._predicted
         return partial(self._plan, spec)
 
     def _plan(
@@ -133,8 +154,38 @@ class Decisions:
         record.keeps(use)
         return index, record, index[len(use.share.kept) :], _numbers(use.slots, history.device)
 
+    def _visit(
+        self,
+        spec: VisitPoint,
+        latent: Tensor,
+        timestep: Tensor,
+        cameras: Tensor,
+        first: Tensor | None = None,
+        *,
+        intrinsics: Tensor | None = None,
+    ) -> tuple[bool, Visit | None, Tensor | None, Tensor | None, Tensor | None]:
+        """One step of a loop outside; see :class:`VisitPoint`."""
+        if not self._follows:
+            return False, None, None, None, None
+        visit, line = self._loop().visit(spec, latent, timestep, cameras, first, intrinsics, self._outside)
+        if line is None:
+            return False, visit, None, None, None
+        return True, visit, line.latest, line.previous, line.weight
+
+    def _predicted(self, visit: Visit | None, prediction: Tensor) -> None:
+        if visit is not None:
+            self._loop().predicted(visit, prediction)
+
+    def _loop(self) -> FollowedLoop:
+        assert self._planners is not None
+        planner = self._planners.current()
+        assert isinstance(planner, FollowedPlanner)
+        return planner.loop
+
 
 def _planner_of(policy: Policy) -> Planner:
+    if policy.outside:
+        return FollowedPlanner(policy)
     return Planner(rules_of(policy), given=policy.given, each=policy.each, most=policy.memory)
 
 

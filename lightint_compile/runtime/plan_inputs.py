@@ -131,7 +131,7 @@ def read(
         None if history is None else int(history.shape[2]),
         next(map(float, told["dynamics"]), None),
         fingerprints(sums, frames, spec.frame_axes),
-        _views(policy.view_depth, *told["intrinsics"]),
+        views_of(policy.view_depth, *told["intrinsics"]),
     )
 
 
@@ -143,7 +143,8 @@ def _begin(chunk: int, first: int | Tensor, numbers: Tensor | None = None) -> in
     return rows[0] if rows == list(range(rows[0], rows[0] + chunk)) else -1
 
 
-def _views(depth: float, intrinsics: Tensor | None = None) -> Sequence[AngularView]:
+def views_of(depth: float, intrinsics: Tensor | None = None) -> Sequence[AngularView]:
+    """The fields of view that intrinsics tell; none where they tell none, which is said in the log."""
     if intrinsics is None:
         return ()
     try:

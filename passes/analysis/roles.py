@@ -143,6 +143,12 @@ class _Model:
         self.sites, self.past = program.fact(AttentionSites), program.fact(TokenGrid).past
         leaves = pytree.tree_leaves(program.graph.output_node().args[0])
         self.outputs = [shape_of(leaf) for leaf in leaves if tensor_of(leaf) is not None]
+        self.seen = [hinted_shape(leaf.meta["val"]) for leaf in leaves if tensor_of(leaf) is not None]
+
+    def value(self, name: str) -> torch.Tensor:
+        """The fake value of an argument."""
+        value: torch.Tensor = self.inputs[name].meta["val"]
+        return value
 
     def free(self) -> Iterator[tuple[str, fx.Node, list[Size]]]:
         """Arguments that have no role yet, with their shapes."""
@@ -188,6 +194,8 @@ def _latents(model: _Model) -> Found:
         yield exact[0], Evidence(Role.LATENT, "an output has its shape: it is the state that the model updates")
     elif near:
         yield near[0], Evidence(Role.LATENT, "an output has its shape but for the channels")
+    elif seen := [name for name, shape in free if len(shape) == 5 and hinted_shape(model.value(name)) in model.seen]:
+        yield seen[0], Evidence(Role.LATENT, "an output had its shape at capture, in other terms of its sizes")
 
 
 def _differs(left: list[Size], right: list[Size]) -> list[int]:

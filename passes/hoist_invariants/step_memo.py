@@ -12,10 +12,10 @@ import torch.fx as fx
 
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles
-from lightint_compile.passes.hoist_invariants.memo_cost import objection
 from lightint_compile.passes.hoist_invariants.text_memo import WORTH, nodes_from
 from lightint_compile.passes.ir.flops import bytes_of_value, flops_of, program_flops
 from lightint_compile.passes.ir.input_writes import written_buffers
+from lightint_compile.passes.ir.memo_cost import objection
 from lightint_compile.passes.ir.node_queries import MEMO, STEPS
 from lightint_compile.passes.ir.program import InputKind, Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind

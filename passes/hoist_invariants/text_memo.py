@@ -9,11 +9,11 @@ import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.passes.analysis.roles import Role, Roles
-from lightint_compile.passes.hoist_invariants.memo_cost import objection
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.input_writes import written_buffers
+from lightint_compile.passes.ir.memo_cost import objection
 from lightint_compile.passes.ir.memory_sharing import output_memory
 from lightint_compile.passes.ir.node_queries import MEMO
 from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput, tensor_of

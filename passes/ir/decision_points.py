@@ -139,7 +139,41 @@ class RowsPoint:
         return {"kind": "rows", "axes": list(self.axes)}
 
 
-PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint | RowsPoint
+@dataclass(frozen=True)
+class VisitPoint:
+    """Called in a program that is one step of a loop outside:
+    ``visit(latent, timestep, cameras[, first], intrinsics=) -> (reused, visit, latest, previous, weight)``.
+
+    The runtime tells from call to call which chunk and step this is: ``lightint_compile/runtime/followed_loop.py``.
+    ``cameras`` are those of the latent's frames, ``first`` the first block's output [B, tokens, channels]. Where
+    ``reused``, the prediction is ``latest + (latest - previous) * weight``; else the three are ``None``, the step
+    computes, and a :class:`PredictedPoint` is told what came of the ``visit``.
+
+    Attributes:
+        policy: by which rules; its steps are known once a chunk has been seen.
+        drift: as of :class:`StepPoint`.
+        extrapolates: whether the line goes through two predictions; else it holds the latest.
+    """
+
+    policy: Policy
+    drift: float | None = None
+    extrapolates: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "visit", **dataclasses.asdict(self), "policy": self.policy.to_dict()}
+
+
+@dataclass(frozen=True)
+class PredictedPoint:
+    """Called with what a step gave: ``predicted(visit, prediction) -> None``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :func:`point_from` takes it back."""
+        return {"kind": "predicted"}
+
+
+PointSpec: TypeAlias = PlanPoint | StepPoint | KeepPoint | RecallPoint | VisitPoint | PredictedPoint | RowsPoint
 
 
 def point_from(data: Mapping[str, Any]) -> PointSpec:
@@ -148,7 +182,15 @@ def point_from(data: Mapping[str, Any]) -> PointSpec:
     kind = str(fields.pop("kind"))
     if kind == "plan":
         return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"])
-    kinds: dict[str, Any] = {"step": StepPoint, "keep": KeepPoint, "recall": RecallPoint, "rows": RowsPoint}
+    if kind == "visit":
+        return VisitPoint(**{**fields, "policy": Policy.from_dict(data["policy"])})
+    kinds: dict[str, Any] = {
+        "step": StepPoint,
+        "keep": KeepPoint,
+        "recall": RecallPoint,
+        "rows": RowsPoint,
+        "predicted": PredictedPoint,
+    }
     return cast(PointSpec, kinds[kind](**fields))
 
 

@@ -28,6 +28,7 @@ class Policy(WorldSpec):
         given: whether the context arrives as an input: frames are then positions in it, and it need not be a history.
         steps: the interior denoising steps that may be reused; empty for none.
         each: whether steps are decided for every element of a batch by itself; else all elements must agree.
+        outside: whether the program is one step of a loop outside of it: which steps there are is seen at run time.
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
         age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
         kept_frames: most frames of which they are kept; ``None``, or fewer than ``memory``, for as many as that.
@@ -40,6 +41,7 @@ class Policy(WorldSpec):
     given: bool = False
     steps: tuple[int, ...] = ()
     each: bool = False
+    outside: bool = False
     overlap: float | None = None
     age: int = 0
     kept_frames: int | None = None

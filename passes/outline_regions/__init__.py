@@ -10,6 +10,7 @@ from lightint_compile.passes.analysis.cameras import camera_input
 from lightint_compile.passes.analysis.coming_frames import mark_coming
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.loop_marks import borders_of, mark_loop
+from lightint_compile.passes.analysis.outer_step import mark_outer_step
 from lightint_compile.passes.analysis.regions import Regions
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import has_plan
@@ -55,6 +56,7 @@ def _outline(program: Program) -> list[Outlined]:
     dependencies, tokens = Dependencies(program.graph), Tokens()
     loop = program.fact(DenoisingLoop)
     mark_loop(loop)
+    mark_outer_step(program)
     numbers = mark_coming(program, camera_input(program)) if loop.steps and not has_plan(program) else ()
     borders = frozenset({*borders_of(loop), *numbers})
     pieces = cut(program.fact(Regions), borders, dependencies, tokens)

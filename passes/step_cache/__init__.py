@@ -16,7 +16,7 @@ from lightint_compile.passes.analysis.loop_marks import MarkedStep, marked_steps
 from lightint_compile.passes.analysis.world import chunk_frames, contradicted, intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import ensure_plan, has_plan
-from lightint_compile.passes.ir.decision_points import StepPoint, is_outlined, point_of
+from lightint_compile.passes.ir.decision_points import StepPoint, VisitPoint, is_outlined, point_of
 from lightint_compile.passes.ir.decision_policy import STRATEGIES, Policy, check_overlap, check_rules
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.frame_numbers import Coming
@@ -26,6 +26,7 @@ from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKin
 from lightint_compile.passes.ir.saved import Saved
 from lightint_compile.passes.ir.world_spec import StatedWorld
 from lightint_compile.passes.step_cache.branches import GuardedSteps
+from lightint_compile.passes.step_cache.outside import guard_from_outside
 from lightint_compile.passes.step_cache.per_element import Apart
 from lightint_compile.passes.step_cache.reuse import REUSES
 from lightint_compile.passes.step_cache.steps import StepBody, body_of
@@ -34,6 +35,8 @@ from lightint_compile.passes.step_cache.steps import StepBody, body_of
 @dataclass(frozen=True, kw_only=True)
 class StepCache(StatedWorld, Pass):
     """Puts a guarded branch around every interior denoising step: reuse or extrapolate earlier predictions, or compute.
+
+    A program that is one step of a loop outside of it gets one branch; which step a call is, is seen at run time.
 
     A step is reused when the camera looks at what it has seen before, and the first block's output has not drifted from
     that of the latest computed step. The first and the last step always compute. See ``docs/passes/step-cache.md``.
@@ -70,13 +73,13 @@ class StepCache(StatedWorld, Pass):
     def run(self, program: Program) -> PassResult:
         """Guard the interior steps of an outlined program."""
         root = program.graph_module
-        if any(isinstance(point_of(root, node), StepPoint) for node in root.graph.nodes):
+        if any(isinstance(point_of(root, node), (StepPoint, VisitPoint)) for node in root.graph.nodes):
             return PassResult(False)
         found = _find(program, self)
         if isinstance(found, Remark):
             return PassResult(False, (found,))
         if found is None:
-            return PassResult(False)
+            return guard_from_outside(program, self)
         if _batch_of(found.steps) == 1:
             return self._guarded(program, found, None)
         saved = Saved(program)

@@ -57,11 +57,11 @@ class GuardedSteps:
         body, graph = self._bodies[step], self._root.graph
         inside = body.tail if self._reuse.runs_first_block else body.nodes
         now = self._reuse.first(body)
-        operands = _operands(inside, (*past.nodes, *now))
+        operands = operands_of(inside, (*past.nodes, *now))
         with graph.inserting_before(inside[-1]):
             reused = self._ask(step, (*now, *past.first))
             reuse, compute = Side(self._root, operands), Side(self._root, operands)
-            results = [self._reuse.predictions(step, past, reuse), _computed(body, inside, compute)]
+            results = [self._reuse.predictions(step, past, reuse), computed(body, inside, compute)]
             if keeps:
                 results[0] += self._reuse.kept_by_reuse(past, reuse)
                 results[1] += self._reuse.kept_by_compute(step, past, compute)
@@ -118,13 +118,13 @@ class GuardedSteps:
         return attributes
 
 
-def _computed(body: StepBody, inside: Sequence[fx.Node], side: Side) -> list[fx.Node]:
+def computed(body: StepBody, inside: Sequence[fx.Node], side: Side) -> list[fx.Node]:
     """The step's predictions, as the model makes them."""
     side.copy(inside)
     return [side.of(node) for node in body.predictions]
 
 
-def _operands(inside: Sequence[fx.Node], more: Iterable[fx.Node]) -> list[fx.Node]:
+def operands_of(inside: Sequence[fx.Node], more: Iterable[fx.Node]) -> list[fx.Node]:
     """What a step reads from outside, and ``more``, each once."""
     members = set(inside)
     read = [source for node in inside for source in node.all_input_nodes if source not in members]

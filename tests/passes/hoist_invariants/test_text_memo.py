@@ -90,7 +90,7 @@ def test_what_is_computed_as_fast_as_it_is_checked_is_not_kept_and_the_report_sa
 
 
 def test_weights_on_the_host_of_a_branch_on_a_device_are_not_checked() -> None:
-    from lightint_compile.passes.hoist_invariants.memo_cost import objection
+    from lightint_compile.passes.ir.memo_cost import objection
 
     _, _, program = marked(Branch(), 6)
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
