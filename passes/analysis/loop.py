@@ -2,9 +2,10 @@
 
 A scheduler step is elementwise: ``x + v * dsigma``, a blend of ``x`` with a prediction of the clean latent, a
 correction by an earlier prediction. Multistep solvers weigh several predictions at once, stacked and summed
-(:mod:`~passes.analysis.weighted_sums`). So the latents of all steps hang together through such operations on values of
-one shape; what enters them from elsewhere are the network's predictions. The residual stream of a transformer has
-the same look; but its "steps" read different weights, while every denoising step reads the same.
+(:mod:`~passes.analysis.weighted_sums`); known frames may be put back (:mod:`~passes.analysis.pinned_frames`). So the
+latents of all steps hang together through such operations on values of one shape; what enters them from elsewhere are
+the network's predictions. The residual stream of a transformer has the same look; but its "steps" read different
+weights, while every denoising step reads the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
+from lightint_compile.passes.analysis.pinned_frames import pinned_frames
 from lightint_compile.passes.analysis.weighted_sums import weighted_sum
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.node_data import anonymous, described
@@ -165,12 +167,18 @@ def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
             if source.target in _ELEMENTWISE:
                 members.add(source)
                 pending.append(source)
-            elif found := weighted_sum(source, partial(_is_of_one_shape, end=end)):
+            elif found := _arithmetic(source, end):
                 members |= found
                 pending += found
             elif not _is_made_like(source):
                 entering.add(source)
     return members, entering
+
+
+def _arithmetic(node: fx.Node, end: fx.Node) -> set[fx.Node]:
+    """Operations of a scheduler that end in ``node`` and are not elementwise; empty where it is none of those known."""
+    is_latent = partial(_is_of_one_shape, end=end)
+    return weighted_sum(node, is_latent) or pinned_frames(node, is_latent)
 
 
 def _is_of_one_shape(source: fx.Node, end: fx.Node) -> bool:
