@@ -17,6 +17,7 @@ from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
 from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.runtime.cameras import view_of
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.frame_memory import FrameMemoryRules, frame_rules_of
 from lightint_compile.runtime.kept_frames import kept_along
 from lightint_compile.runtime.planner import plan
 from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules, rules_of
@@ -82,10 +83,11 @@ def rules_for(options: LightintOptions, spec: WorldSpec) -> Rules:
     step = cache or context
     world = (step or StatedWorld()).world(**vars(spec))
     if step is None:
-        return ModelRules.of(world)
+        return ModelRules.of(world) if world.asked_every is None else FrameMemoryRules.of(world)
     steps = () if cache is None else spec.interior_steps
     more = {"rules": step.rules, "overlap": step.overlap, "adapt_context": context is not None, "steps": steps}
-    return rules_of(Policy.of(world, **more))
+    policy = Policy.of(world, **more)
+    return rules_of(policy) if world.asked_every is None else frame_rules_of(policy)
 
 
 def summary(made: list[Decision]) -> str:

@@ -30,6 +30,9 @@ _PLASTIC = 1.2207440846057596
 _AT_ONCE = 24
 """Pairs of cameras handled together: their points stay in the processor's cache."""
 
+_EDGE = 1e-5
+"""Share of a bound within which a point lies on it."""
+
 SAME_CENTRE = 1e-3
 """Camera centres nearer than this share of the radius are taken as one: the closed form is then exact to 1e-3."""
 
@@ -213,6 +216,9 @@ def angular_view(horizontal: float, vertical: float, radius: float) -> AngularVi
 class PinholeView(View):
     """A pinhole frustum sampled on a grid: what Matrix-Game-3 retrieves its memory by (90 degrees, depth 0.1 to 30).
 
+    Points on an edge of the image count as seen, those at the nearest and the farthest depth do not; cameras that look
+    the same way have such points, and rounding moves none across.
+
     Attributes:
         side: grid points along each axis of the frustum.
         near, far: depth range in scene units.
@@ -239,7 +245,9 @@ class PinholeView(View):
         pose = relative_pose(sight.remembered, sight.current).transpose(0, 1)  # the current frame, seen from the other
         seen = (pose[..., None, :3, :3] @ self.points[..., None]).squeeze(-1) + pose[..., None, :3, 3]
         x, y, z = seen.unbind(-1)
-        return (z > self.near) & (z < self.far) & (x.abs() <= z) & (y.abs() <= z)
+        bound = z * (1 + _EDGE)
+        within = (z > self.near * (1 + _EDGE)) & (z < self.far * (1 - _EDGE))
+        return within & (x.abs() <= bound) & (y.abs() <= bound)
 
 
 def _share(covers: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from ..camera_paths.pose_files import RecordedPath
 from ..random_weights import fill_random
 from ..world_model import CameraPath, ChunkResult, ModelFamily
 from .clip import MatrixGameClip, video_frames
-from .config import MatrixGameConfig
+from .config import FRAMES_PER_LATENT, MatrixGameConfig
 from .examples import example_inputs, example_scene
-from .memory import FAR, HALF_ANGLE, camera_poses, remembered
+from .memory import FAR, HALF_ANGLE, REFERENCE_STEP, camera_poses, remembered
 from .rollout import Scene, rollout
 from .trajectory import MOVE_SPEED, Trajectory, recorded_trajectory
 
@@ -56,15 +56,16 @@ class MatrixGame:
 
     @property
     def spec(self) -> WorldSpec:
-        """Memory is single frames; the newest that is always seen is the overlap, which is no memory."""
+        """Context is what a clip overlaps with, and single frames of memory."""
         config = self.config
         return WorldSpec(
             chunk=config.new_frames,
             first_chunk=config.first_clip,
             clip=1,
             denoising_steps=config.steps,
-            memory=config.memory,
-            recent=0,
+            memory=config.memory + config.overlap,
+            recent=config.overlap,
+            asked_every=REFERENCE_STEP // FRAMES_PER_LATENT,
             fov=(2 * HALF_ANGLE, 2 * HALF_ANGLE),
             view_depth=FAR,
         )

@@ -24,6 +24,8 @@ class WorldSpec:
         denoising_steps: steps from noise to latents in each chunk.
         memory: most context frames that the unaccelerated model gathers.
         recent: the newest frames among them that it always gathers.
+        asked_every: latent frames between coming frames of which each asks for one remembered frame, counted back from
+            the last; ``None`` where clips are remembered for the whole chunk.
         fov: the field of view by which the model retrieves its memory: full horizontal and vertical angle in degrees.
             Cameras have the same where no intrinsics say otherwise.
         view_depth: how far a camera sees, in the unit of the cameras' translations.
@@ -35,6 +37,7 @@ class WorldSpec:
     denoising_steps: int = 4
     memory: int = 20
     recent: int = 12
+    asked_every: int | None = None
     fov: tuple[float, float] = (60.0, 35.0)
     view_depth: float = 8.0
 

@@ -1,0 +1,135 @@
+"""Rules for a memory of single frames, each of which one coming frame asks for: what saw most of the same.
+
+Such a model keeps what a chunk goes on from, the newest frames of its history, and for some coming frames, counted
+back from the last, one earlier frame each. The last that is asked for gives way to the first frame behind the image,
+which is always remembered. So it is in Matrix-Game-3; in the release of Light Interaction a frame is dropped where it
+saw less than 0.45 of what the frame that asks for it will see, and a step is reused where none would be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from lightint_compile.errors import OptionError
+from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.rules import Rules, Situation
+from lightint_compile.runtime.view_overlap import PinholeView, View
+
+PINNED = 1
+"""The frame that is always remembered."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the coming frames of a chunk ask for.
+
+    Attributes:
+        frames: the earlier frame that saw most of what each will see, the last coming frame first.
+        overlaps: how much, in [0, 1].
+        approached: whether each sees more of its frame than the newest frame of the history does: the camera returns.
+    """
+
+    frames: tuple[int, ...]
+    overlaps: tuple[float, ...]
+    approached: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class FrameMemoryRules(Rules):
+    """What the model does by itself: every frame that is asked for; every step is computed."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """See :meth:`Rules.decide`."""
+        if situation.frames <= situation.lead:
+            return Decision(chunk=situation.chunk, context_frames=())
+        asked = self.asked(situation)
+        return self._decision(situation, asked, [True] * len(asked.frames), reuses=False)
+
+    @cached_property
+    def camera_view(self) -> View:
+        """A pinhole of 90 degrees, which is what such a memory is chosen by."""
+        return PinholeView(far=self.view_depth)
+
+    def seeing(self, view: View) -> Rules:
+        """The same: the model goes on retrieving as it does."""
+        return self
+
+    def asked(self, situation: Situation) -> Asked:
+        """What the coming frames ask for, among all frames behind the image and before the newest ones."""
+        cameras, every = situation.extrinsics, self.asked_every or 1
+        count = self.memory - self.recent
+        coming = cameras[[len(cameras) - 1 - every * number for number in range(count)]]
+        earlier = cameras[PINNED : situation.frames - self.recent]
+        overlap = self.camera_view.overlap(coming, earlier)
+        now = self.camera_view.overlap(cameras[situation.frames - 1 : situation.frames], earlier)[0]
+        best = overlap.argmax(dim=1)
+        most = overlap.gather(1, best[:, None])[:, 0]
+        approached: Tensor = most > now[best] + 1e-6
+        return Asked(tuple((best + PINNED).tolist()), tuple(most.tolist()), tuple(approached.tolist()))
+
+    def _decision(self, situation: Situation, asked: Asked, kept: list[bool], *, reuses: bool) -> Decision:
+        """The newest frames, the pinned one, and of those asked for, but for the last, the ones that are kept."""
+        newest = range(situation.frames - self.recent, situation.frames)
+        chosen = [frame for frame, stays in zip(asked.frames[:-1], kept, strict=False) if stays]
+        context = tuple(sorted({PINNED, *chosen, *newest}))
+        model = {PINNED, *asked.frames[:-1], *newest}
+        return Decision(
+            chunk=situation.chunk,
+            context_frames=context,
+            reused_steps=self.interior_steps if reuses else (),
+            overlap=min(asked.overlaps),
+            novel=not reuses,
+            saved_frames=len(model) - len(context),
+        )
+
+
+@dataclass(frozen=True)
+class PublishedFrameRules(FrameMemoryRules):
+    """The release's rules: a frame stays at an overlap of 0.45, and steps are reused where every frame would.
+
+    Attributes:
+        gate: the overlap.
+        adapt_context, reuse: whether frames are dropped, and steps reused, at all.
+    """
+
+    gate: float = 0.45
+    adapt_context: bool = True
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.gate <= 1:
+            raise OptionError(
+                "thresholds out of range", where="rules", why=f"gate={self.gate}", fix="a gate from 0 to 1"
+            )
+
+    def decide(self, situation: Situation) -> Decision:
+        """See :meth:`Rules.decide`."""
+        if situation.frames <= situation.lead:
+            return Decision(chunk=situation.chunk, context_frames=(), threshold=self.gate)
+        asked = self.asked(situation)
+        kept = [overlap >= self.gate or not self.adapt_context for overlap in asked.overlaps]
+        reuses = self.reuse and self._seen_before(asked)
+        return replace(self._decision(situation, asked, kept, reuses=reuses), threshold=self.gate)
+
+    def _seen_before(self, asked: Asked) -> bool:
+        return min(asked.overlaps) >= self.gate
+
+
+@dataclass(frozen=True)
+class AdaptiveFrameRules(PublishedFrameRules):
+    """Ours: steps are reused only where the camera comes back to what it saw, and not while it walks on."""
+
+    def _seen_before(self, asked: Asked) -> bool:
+        return super()._seen_before(asked) and all(asked.approached)
+
+
+def frame_rules_of(policy: Policy) -> Rules:
+    """The rules that a policy spells, in a world whose memory is single frames."""
+    rules = PublishedFrameRules if policy.rules == "published" else AdaptiveFrameRules
+    gate = {} if policy.overlap is None else {"gate": policy.overlap}
+    return rules.of(policy, adapt_context=policy.adapt_context, reuse=bool(policy.steps), **gate)
