@@ -125,6 +125,13 @@ class WorldModel(Protocol):
         ...
 
 
+def turn_and_back(spec: WorldSpec, frames: int = 64) -> str:
+    """The pose string of a turn to the left and back, of the whole chunks that make `frames` latent frames or more."""
+    chunks = spec.chunks(frames)
+    frames = spec.frames(chunks if spec.frames(chunks) >= frames else chunks + 1)
+    return f"left-{frames // 2 - 1},right-{frames - frames // 2}"
+
+
 @dataclass(frozen=True)
 class ModelFamily:
     """World models of one architecture: what makes each, by the name of its size, from the smallest to the largest."""

@@ -24,7 +24,7 @@ from lightint_compile import capture
 from lightint_compile.bench.counting import MODULATION, ChunkCounter, Work, total
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.models.registry import LARGE, world_model
-from lightint_compile.models.world_model import WorldModel
+from lightint_compile.models.world_model import WorldModel, turn_and_back
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.presets import PRESETS
 from lightint_compile.passes.ir.node_queries import is_scalar
@@ -187,7 +187,7 @@ def stages_of(program: Program, roles: Mapping[str, str]) -> dict[fx.Node, str]:
 
 
 def rollout(
-    traces: Traces, variant: Variant, trajectory: str, latents: int, depths: Sequence[int], full_depth: int
+    traces: Traces, variant: Variant, trajectory: str, latents: int | None, depths: Sequence[int], full_depth: int
 ) -> Rollout:
     """FLOPs of a rollout at ``full_depth``, from counts at ``depths``.
 
@@ -215,8 +215,8 @@ def run(
     *,
     model: str = LARGE,
     variants: Sequence[str] = (),
-    trajectory: str = "left-31,right-32",
-    latents: int = 64,
+    trajectory: str | None = None,
+    latents: int | None = None,
     depths: Sequence[int] = (2, 3),
     json_file: Path | None = None,
 ) -> None:
@@ -224,6 +224,8 @@ def run(
 
     Args:
         variants: rows of the table; all of :data:`VARIANTS` unless given.
+        trajectory: the camera path; a turn to the left and back unless given.
+        latents: latent frames of it that are counted; all unless given.
         depths: numbers of blocks that are traced; a third one checks the line through the first two.
         json_file: where chunks and decisions are written.
 
@@ -237,7 +239,7 @@ def run(
             raise OptionError(f"there is no variant {name!r}", where="--variant", fix=did_you_mean(name, VARIANTS))
     if len(set(depths)) < max(2, len(depths)):
         raise OptionError("a line needs two depths", where="--depth", fix="give two or three, each another")
-    traces = Traces(chosen)
+    traces, trajectory = Traces(chosen), trajectory or turn_and_back(chosen.spec)
     found = {
         name: rollout(traces, VARIANTS[name], trajectory, latents, depths, chosen.depth)
         for name in variants or VARIANTS

@@ -27,6 +27,7 @@ from lightint_compile.bench.breakdown import HostClock, Stopwatch, busy_millisec
 from lightint_compile.bench.rollout_table import print_table
 from lightint_compile.errors import DeviceError, OptionError
 from lightint_compile.models.registry import DEMO, LARGE, world_model
+from lightint_compile.models.world_model import turn_and_back
 from lightint_compile.options import LightintOptions
 
 VARIANTS = ("eager", "inductor", "exact", "published", "all", "all:drift=1e9")
@@ -107,7 +108,7 @@ def run(
     variants: Sequence[str] = VARIANTS,
     depths: Sequence[int] = (2, 6),
     inductor_depths: Sequence[int] = (1, 2),
-    trajectory: str = "left-31,right-32",
+    trajectory: str | None = None,
     repeats: int = 3,
     patience: float = 3600.0,
     json_file: Path | None = None,
@@ -118,6 +119,7 @@ def run(
         variants: what is compared: ``eager``, ``inductor``, or a preset with options behind a colon.
         depths: numbers of blocks that are measured.
         inductor_depths: those for Inductor, which unrolls every block.
+        trajectory: the camera path; a turn to the left and back unless given.
         repeats: rollouts of each variant; the median counts.
         patience: seconds after which a variant counts as failed.
         json_file: where results are written as they come.
@@ -130,6 +132,7 @@ def run(
     device, chosen = "cuda" if torch.cuda.is_available() else "cpu", world_model(model)
     if chosen.needs_gpu and device == "cpu":
         raise DeviceError(f"{model} needs a CUDA device", where="--model", fix=f"{DEMO} runs anywhere")
+    trajectory = trajectory or turn_and_back(chosen.spec)
     chosen.camera_path(trajectory)
     for variant in variants:
         if variant not in ("eager", "inductor"):

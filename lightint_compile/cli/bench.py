@@ -24,7 +24,12 @@ class Table(StrEnum):
 
 
 Model = Annotated[str, typer.Option(help="FAMILY:SIZE")]
-Trajectory = Annotated[str, typer.Option(help="camera path as a pose string")]
+Trajectory = Annotated[
+    str | None,
+    typer.Option(
+        help="camera path as a pose string", show_default="a turn to the left and back, some 64 latent frames"
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu", show_default="cuda where there is one")]
 Width = Annotated[int, typer.Option(min=40, help="columns of the printed tables")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write every figure to this file")]
@@ -76,7 +81,7 @@ def rollout(
         list[int] | None,
         typer.Option(min=1, help="the same for Inductor, which unrolls every block", show_default="1, 2"),
     ] = None,
-    trajectory: Trajectory = "left-31,right-32",
+    trajectory: Trajectory = None,
     repeats: Annotated[int, typer.Option(min=1, help="rollouts of each variant; the median counts")] = 3,
     patience: Annotated[float, typer.Option(min=0.0, help="seconds after which a variant counts as failed")] = 3600.0,
     json_file: JsonFile = None,
@@ -139,8 +144,10 @@ def counting(
             help="off, exact, release, published, all, 'all, kept 4 chunks', ...; repeat", show_default="all rows"
         ),
     ] = None,
-    trajectory: Trajectory = "left-31,right-32",
-    latents: Annotated[int, typer.Option(min=1, help="latent frames of the path that are counted")] = 64,
+    trajectory: Trajectory = None,
+    latents: Annotated[
+        int | None, typer.Option(min=1, help="latent frames of the path that are counted", show_default="all")
+    ] = None,
     depth: Annotated[
         list[int] | None,
         typer.Option(min=1, help="blocks that are traced; a third one checks the line", show_default="2, 3"),

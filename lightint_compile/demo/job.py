@@ -22,7 +22,7 @@ from lightint_compile.demo.picture import context_map, draw
 from lightint_compile.demo.table import LEGEND, summary, table
 from lightint_compile.errors import DeviceError, OptionError
 from lightint_compile.models.registry import DEMO, world_model
-from lightint_compile.models.world_model import CameraPath, WorldModel
+from lightint_compile.models.world_model import CameraPath, WorldModel, turn_and_back
 from lightint_compile.options import LightintOptions
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.text import sentence, sizes
@@ -53,7 +53,7 @@ class Setup:
         if chunks < LEAST_CHUNKS:
             raise OptionError(f"{chunks} chunks are too few", where="--chunks", fix=f"give {LEAST_CHUNKS} or more")
         frames = model.spec.frames(chunks)
-        turn = f"left-{frames // 2 - 1},right-{frames - frames // 2}"
+        turn = turn_and_back(model.spec, frames)
         paths = {turn: model.camera_path(turn), "hand-held": handheld_path(model, frames, seed)}
         return cls(model, model.module(seed=seed), model.scene(seed=seed), paths, seed)
 

@@ -13,6 +13,8 @@ from lightint_compile.errors import InputError
 from lightint_compile.models.matrix_game import MatrixGameConfig, Trajectory, load_trajectory
 from lightint_compile.models.matrix_game.cameras import ray_map, relative, seen_from, steps_of
 from lightint_compile.models.matrix_game.memory import camera_poses
+from lightint_compile.models.registry import world_model
+from lightint_compile.models.world_model import turn_and_back
 
 
 def pose(video: int, trajectory: Trajectory) -> Tensor:
@@ -111,3 +113,12 @@ def test_relative_poses_keep_their_digits_far_away() -> None:
     far = torch.eye(4).repeat(2, 1, 1)
     far[:, :3, 3] = torch.tensor([[4000.0, 10.0, 3000.0], [4000.0, 10.0, 3000.125]])
     assert relative(far[0], far[1])[:3, 3].tolist() == [0.0, 0.0, 0.125]
+
+
+def test_commands_turn_and_come_back_in_whole_chunks() -> None:
+    assert turn_and_back(world_model("worldplay:tiny").spec) == "left-31,right-32"
+    spec = world_model("matrix-game:tiny").spec
+    assert turn_and_back(spec) == "left-31,right-33"
+    assert [spec.frames(chunks) for chunks in range(4)] == [0, 15, 25, 35]
+    assert [spec.chunks(frames) for frames in (14, 15, 24, 25)] == [0, 1, 1, 2]
+    assert [spec.lead(frames) for frames in (5, 15, 20, 35)] == [None, 5, None, 5]
