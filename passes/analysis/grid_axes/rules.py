@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import TypeAlias
 
 import torch
@@ -88,7 +87,7 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
             return at(ref)
         case Along(refs):
             fitting = [(at(ref), ref.node) for ref in refs if same(sizes_of(ref.node)[ref.axis], size)]
-            return reduce(_better, fitting)[0] if fitting else None
+            return _best(fitting) if fitting else None
         case Range(ref, start, 1):
             return cut(at(ref), start, size_of(start + size))
         case Joined(refs):
@@ -104,19 +103,11 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
     return None
 
 
-def _better(left: tuple[Axis, fx.Node], right: tuple[Axis, fx.Node]) -> tuple[Axis, fx.Node]:
-    """The axis that knows more; of two that know as much, that of the larger operand: the other is a table for it."""
-    if left[0] == right[0]:
-        return left
-    known = knowledge(left[0]), knowledge(right[0])
-    if known[0] == known[1]:
-        return right if _numel(right[1]) > _numel(left[1]) else left
-    return right if known[1] > known[0] else left
-
-
-def _numel(node: fx.Node) -> int:
-    tensor = tensor_of(node)
-    return 0 if tensor is None else numel_hint(tensor)
+def _best(fitting: Sequence[tuple[Axis, fx.Node]]) -> Axis:
+    """The axis that knows most; of two that know as much, that of the larger operand: the other is a table for it."""
+    if all(axis == fitting[0][0] for axis, _ in fitting):
+        return fitting[0][0]
+    return max(fitting, key=lambda each: (knowledge(each[0]), numel_hint(each[1].meta["val"])))[0]
 
 
 def _picked(axis: Axis, first: Size | None, length: Size) -> Axis:
