@@ -143,7 +143,8 @@ class FollowedLoop:
             return None, None
         with self._lock:
             self._enter(latent)
-            visit = Visit(latent, timestep, cameras, first, intrinsics, watch)
+            views = cameras[..., -self._policy.chunk :, :, :]
+            visit = Visit(latent, timestep, views, first, intrinsics, watch)
             before, self._hint = self._hint, _hint_of(cameras)
             step = self._due()
             self._unread.append(visit)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.passes.analysis.cameras import camera_input
+from lightint_compile.passes.analysis.coming_frames import coming_frames
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles
 from lightint_compile.passes.analysis.world import FRAMES
-from lightint_compile.passes.ir.fake_values import hinted_shape, size_of
+from lightint_compile.passes.ir.fake_values import Size, hinted_shape, plain, size_of
+from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
+from lightint_compile.passes.ir.sizes import same
 
 aten = torch.ops.aten
 
@@ -35,7 +39,7 @@ class OuterStep:
     Attributes:
         latent: [B, C, F, h, w].
         timestep: the noise level, in whatever scale: numbers that fall from step to step.
-        cameras: of the latent's frames, [B, F, 4, 4] or [F, 4, 4].
+        cameras: [B, V, 4, 4] or [V, 4, 4], the last F of them those of the latent's frames.
         prediction: the one result that depends on the latent.
         frames: F.
     """
@@ -61,12 +65,15 @@ def mark_outer_step(program: Program) -> None:
     moved = len(results) == 1 and _moves(results[0], latent)
     latent.meta[_MARK] = "the latent moved on" if moved else "latent"
     timestep.meta[_MARK] = "timestep"
+    cameras = camera_input(program)
+    if cameras is not None and _are_last(coming_frames(program, cameras), sizes_of(cameras)[-3]):
+        cameras.meta[_MARK] = "cameras"
 
 
 def marked_outer_step(program: Program) -> OuterStep | Miss | None:
     """What :func:`mark_outer_step` wrote, in the graph that was made since; a miss where cameras are there in vain."""
     marks = {mark: node for node in program.placeholders() if (mark := node.meta.get(_MARK))}
-    timestep, cameras = marks.pop("timestep", None), camera_input(program)
+    timestep, last, cameras = marks.pop("timestep", None), marks.pop("cameras", None), camera_input(program)
     if timestep is None or cameras is None:
         return None
     ((mark, latent),) = marks.items()
@@ -80,10 +87,17 @@ def marked_outer_step(program: Program) -> OuterStep | Miss | None:
     frames = _frames(latent, results[0])
     if frames is None:
         return Miss(latent, "the latent is no [B, C, F, h, w] with a fixed number of frames", "")
-    if sizes_of(cameras)[-3] != frames:
-        why = f"the cameras are not those of the latent's {frames} frames alone"
-        return Miss(cameras, why, "give a step the cameras of its own frames")
+    if last is None and sizes_of(cameras)[-3] != frames:
+        why = f"the step does not read the last {frames} of the cameras as those of the latent's frames"
+        return Miss(cameras, why, "give a step the cameras of its own frames, behind those of its context")
     return OuterStep(latent, timestep, cameras, results[0], frames)
+
+
+def _are_last(coming: Coming | Miss | None, cameras: Size) -> bool:
+    """Whether a step reads the last ``cameras`` as those of its own frames."""
+    if not isinstance(coming, Coming) or coming.first is None:
+        return False
+    return same(plain(sympy.sympify(coming.first) + coming.count), cameras)
 
 
 def _results(program: Program, latent: fx.Node) -> list[fx.Node]:

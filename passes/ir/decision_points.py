@@ -145,7 +145,7 @@ class VisitPoint:
     ``visit(latent, timestep, cameras[, first], intrinsics=) -> (reused, visit, latest, previous, weight)``.
 
     The runtime tells from call to call which chunk and step this is: ``lightint_compile/runtime/followed_loop.py``.
-    ``cameras`` are those of the latent's frames, ``first`` the first block's output [B, tokens, channels]. Where
+    The last of ``cameras`` are those of the latent's frames, ``first`` is the first block's output [B, N, C]. Where
     ``reused``, the prediction is ``latest + (latest - previous) * weight``; else the three are ``None``, the step
     computes, and a :class:`PredictedPoint` is told what came of the ``visit``.
 

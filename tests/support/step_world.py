@@ -26,16 +26,21 @@ class StepWorld(nn.Module):
         self.head = nn.Linear(width, 16)
 
     def forward(self, latents: Tensor, timestep: Tensor, extrinsics: Tensor, text: Tensor) -> Any:
-        embedded = self.embed(latents)
-        per_frame = embedded.shape[3] * embedded.shape[4]
-        pose = self.pose(extrinsics.flatten(2)).repeat_interleave(per_frame, 1)
-        tokens = embedded.flatten(2).transpose(1, 2) + pose
-        angles = timestep[:, None] * torch.exp(-torch.arange(4, device=latents.device, dtype=latents.dtype)) / 100
-        time = self.time(torch.cat([angles.cos(), angles.sin()], -1))[:, None]
-        time = time + self.text(text).mean(1, keepdim=True)
+        tokens, time = self.tokens(latents, extrinsics), self.told(timestep, text)
         for block in self.blocks:
             tokens, _ = block(tokens, time, None)
         return self.finished(tokens, latents)
+
+    def tokens(self, latents: Tensor, extrinsics: Tensor) -> Tensor:
+        embedded = self.embed(latents)
+        per_frame = embedded.shape[3] * embedded.shape[4]
+        pose = self.pose(extrinsics.flatten(2)).repeat_interleave(per_frame, 1)
+        return embedded.flatten(2).transpose(1, 2) + pose
+
+    def told(self, timestep: Tensor, text: Tensor) -> Tensor:
+        angles = timestep[:, None] * torch.exp(-torch.arange(4, device=text.device, dtype=text.dtype)) / 100
+        time = self.time(torch.cat([angles.cos(), angles.sin()], -1))[:, None]
+        return time + self.text(text).mean(1, keepdim=True)
 
     def finished(self, tokens: Tensor, latents: Tensor) -> Any:
         batch, _, frames, height, width = latents.shape

@@ -288,10 +288,11 @@ class Calls:
         self.spec = VisitPoint(policy, None)
         self.planner, self.watch = FollowedPlanner(policy), Watch((0,))
         self.path, self.text = there_and_back(FRAMES).double(), torch.ones(3)
+        self.context = self.path[:, :0]
 
     def call(self, number: int, timestep: Tensor, prediction: float) -> float | None:
         """What a reused step gives; ``None`` where it computes."""
-        views = self.path[:, number * CHUNK : (number + 1) * CHUNK].clone()
+        views = torch.cat([self.context, self.path[:, number * CHUNK : (number + 1) * CHUNK]], 1)
         latent = torch.zeros(1, 4, CHUNK, 4, 6)
         with self.watch.call((self.text,)):
             visit, line = self.planner.loop.visit(self.spec, latent, timestep, views, None, None, self.watch)
@@ -314,6 +315,15 @@ def test_clean_frames_have_a_timestep_of_their_own() -> None:
         assert calls.chunk(number, [*times, beside]) == [None] * 5
     assert calls.chunk(SEEN, [*times, beside]) == [None, 16.0, 16.0, None, None]
     assert calls.chunk(SEEN + 1, [times[0], beside, *times[1:]]) == [None] * 5, "one in between ends the reuse"
+
+
+def test_cameras_of_context_in_front_are_none_of_the_chunks() -> None:
+    calls = Calls()
+    times = [torch.tensor([t]) for t in (4.0, 3.0, 2.0, 1.0)]
+    for number in range(SEEN):
+        calls.context = calls.path[:, : number * CHUNK]
+        assert calls.chunk(number, times) == [None] * 4
+    assert calls.chunk(SEEN, times) == [None, 16.0, 16.0, None]
 
 
 def test_a_refused_step_is_the_second_point_of_the_line() -> None:

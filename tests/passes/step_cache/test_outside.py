@@ -111,13 +111,35 @@ def test_what_is_in_the_way_is_said(model: StepWorld, told: str) -> None:
     assert not list(program.calls(COND))
 
 
-def test_cameras_of_other_frames_than_the_latents_do_not_decide() -> None:
-    class More(StepWorld):
-        def forward(self, latents: Tensor, timestep: Tensor, extrinsics: Tensor, text: Tensor) -> Any:
-            return super().forward(latents, timestep, extrinsics[:, -CHUNK:], text)
+class Behind(StepWorld):
+    """Frames of context are attended to; their cameras are in front of those of the latent's."""
 
-    _, (remark,) = rewritten(model=More(), inputs=given(cameras=2 * CHUNK))
-    assert remark.kind is RemarkKind.MISSED and "not those of the latent's 4 frames alone" in remark.message
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, timestep: Tensor, extrinsics: Tensor, text: Tensor, context: Tensor
+    ) -> Any:
+        seen = self.tokens(context, extrinsics[:, :-CHUNK])
+        tokens, time = self.tokens(latents, extrinsics[:, -CHUNK:]), self.told(timestep, text)
+        for block in self.blocks:
+            seen, kept = block(seen, 0 * time, None)
+            tokens, _ = block(tokens, time, kept)
+        return self.finished(tokens, latents)
+
+
+class InFront(StepWorld):
+    """Cameras of frames to come are behind those of the latent's."""
+
+    def forward(self, latents: Tensor, timestep: Tensor, extrinsics: Tensor, text: Tensor) -> Any:
+        return super().forward(latents, timestep, extrinsics[:, :CHUNK], text)
+
+
+def test_cameras_of_the_latents_frames_are_the_last_ones() -> None:
+    _, (remark,) = rewritten(model=InFront(), inputs=given(cameras=2 * CHUNK))
+    assert remark.kind is RemarkKind.MISSED and "does not read the last 4 of the cameras" in remark.message
+    program, (remark,) = rewritten(model=Behind(), inputs=(*given(cameras=3 * CHUNK), torch.randn(1, 4, 8, 4, 6)))
+    assert remark.kind is RemarkKind.APPLIED, remark.message
+    (branch,) = program.calls(COND)
+    compute = program.graph_module.get_submodule(str(branch.args[2].target))
+    assert len(compute.graph.nodes) > 3
 
 
 def test_without_cameras_nothing_is_done_or_said() -> None:
