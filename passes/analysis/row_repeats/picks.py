@@ -28,6 +28,7 @@ from lightint_compile.passes.analysis.axes.movement import Along, Joined, Moveme
 from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, operands_of, results_of
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size
 from lightint_compile.passes.ir.fake_values import Size, hint_of, shape_of, size_of
+from lightint_compile.passes.ir.memory_sharing import alias_source, is_write, memory_of
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import replaced, total
 from lightint_compile.passes.ir.sizes import same as equal
@@ -73,9 +74,24 @@ def _indexed(node: fx.Node, movement: Movement, place: int, layouts: Layouts, al
     assert isinstance(way, Picked)
     if way.first is not None or not is_full(layouts(way.numbers.node)[way.numbers.axis]):
         return None
+    if _is_overwritten(way.ref.node) or _is_overwritten(way.numbers.node):
+        return None  # they are read further down
     table = plain(extent(layouts(way.ref.node)[way.ref.axis]))
     found = _planned(node, movement, place, Picks(extent(table), way.numbers.node), [(way.ref, table)], layouts, allows)
     return None if found is None else replace(found, forwards=way.ref.node)
+
+
+def _is_overwritten(node: fx.Node) -> bool:
+    """Whether anything writes to the memory of a node's value."""
+    memory = memory_of(node)
+    waiting = [memory]
+    while waiting:
+        for user in waiting.pop().users:
+            if is_write(user) and memory_of(user) is memory:
+                return True
+            if alias_source(user) is not None:
+                waiting.append(user)
+    return False
 
 
 def _joined(node: fx.Node, movement: Movement, place: int, layouts: Layouts, allows: Allowed) -> Plan | None:
@@ -98,6 +114,8 @@ def _parts(way: Way, length: Size, layouts: Layouts) -> list[tuple[Ref, Axis]]:
         return [(ref, layouts(ref.node)[ref.axis]) for ref in way.refs]
     if not isinstance(way, Written) or way.source is None or way.step != 1:
         return []
+    if way.ref.node.meta["val"].dtype is not way.source.node.meta["val"].dtype:
+        return []  # what is written becomes a value of the buffer's dtype, and what is joined would not
     written = layouts(way.source.node)[way.source.axis]
     if not is_same(layouts(way.ref.node)[way.ref.axis]):
         return []

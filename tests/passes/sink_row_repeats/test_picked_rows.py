@@ -207,3 +207,46 @@ def test_numbers_counted_from_the_end_pick_the_same_rows() -> None:
     assert linear_rows(copy) == {3}
     feeds = feeds_of(module, arguments)
     assert largest_difference(run(copy, feeds), run(program, feeds)) <= 1e-14
+
+
+class Overwritten(nn.Module):
+    """What is picked from, or the numbers, are the caller's and written to before the rows are read."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.linear, self.which = nn.Linear(WIDTH, WIDTH, dtype=torch.float64), which
+
+    def forward(self, frames: Tensor, number: Tensor, tokens: Tensor) -> Tensor:
+        rows = frames[:, number]
+        if self.which == "frames":
+            frames.copy_(tokens[:, :3])
+        else:
+            number.copy_(number.flip(0))
+        return tokens * self.linear(rows)
+
+
+@pytest.mark.parametrize("which", ["frames", "number"])
+def test_what_the_call_writes_to_is_read_where_it_was(which: str) -> None:
+    module = Overwritten(which)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="lightint", options={"delegate": "eager", "strict": True, "passes": PASS})
+    for _ in range(2):
+        given = [torch.randn(BATCH, 3, WIDTH, dtype=torch.float64), torch.randint(0, 3, (TOKENS,)), inputs()["tokens"]]
+        again = [each.clone() for each in given]
+        with torch.no_grad():
+            assert torch.allclose(compiled(*given), module(*again), rtol=1e-13, atol=1e-13)
+        assert all(map(torch.equal, given, again))
+
+
+def test_a_range_of_another_dtype_is_cast_by_the_write() -> None:
+    class Call(Modulated):
+        def forward(self, timestep: Tensor, tokens: Tensor) -> Tensor:
+            rows = torch.zeros(BATCH, TOKENS, dtype=torch.int64)
+            rows = torch.slice_scatter(rows, timestep[:, None].expand(-1, TOKENS - 16) * 10, 1, 16)
+            return super().forward(rows.double(), tokens)
+
+    module = Call(lambda timestep, tokens: timestep)
+    program = trace(module, inputs())
+    copy, _ = rewritten(program, PASS)
+    feeds = feeds_of(module, inputs())
+    assert largest_difference(run(copy, feeds), run(program, feeds)) <= 1e-14
