@@ -17,6 +17,7 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.regions.candidates import Candidate, by_module, by_structure, movable, rephased
 from lightint_compile.passes.analysis.regions.convexity import convex, follow_one_another
 from lightint_compile.passes.analysis.regions.growth import Slot, absorb, grow, recruit, whole_tuples
+from lightint_compile.passes.analysis.regions.joining import joined
 from lightint_compile.passes.ir.decision_points import is_outlined
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
@@ -122,7 +123,8 @@ class _Search:
             if not groups:
                 break
             self._take(groups)
-        return sorted(self._found, key=lambda group: -group.saved)
+        joint = joined([group.instances for group in self._found], self._dependencies)
+        return sorted(map(_group, joint), key=lambda group: -group.saved)
 
     def _best(self, candidates: Sequence[Candidate], least: int = 0) -> list[RegionGroup]:
         """The groups of the candidate whose groups are worth most, if that is more than ``least``."""
