@@ -1,0 +1,62 @@
+"""What the exact passes find in a later clip by themselves: cameras and text once, and no row that nothing reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.fx as fx
+from differential import feeds_of, largest_difference, rewritten, run, trace
+
+from lightint_compile.models.registry import world_model
+from lightint_compile.passes.ir.program import Program
+
+EXACT = "canonicalize-attention,sink-row-repeats,hoist-invariants,dead-tail"
+MODEL = world_model("matrix-game:tiny")
+LINEAR = torch.ops.aten.linear.default
+
+
+@pytest.fixture(scope="module")
+def programs() -> tuple[Program, Program]:
+    program = trace(MODEL.module(), MODEL.example_inputs(25))
+    return program, rewritten(program, EXACT)[0]
+
+
+def linears(program: Program, module: str) -> Counter[int]:
+    """Rows of the products with weights of modules of this name, and how many there are."""
+    return Counter(node.meta["val"].shape[1] for node in program.calls(LINEAR) if module in weight_of(program, node))
+
+
+def weight_of(program: Program, node: fx.Node) -> str:
+    """The path of a product's weight, which may be widened first."""
+    weight = node.args[1]
+    while weight.op != "placeholder":
+        (weight,) = weight.all_input_nodes
+    return program.input_of(weight).path
+
+
+@pytest.mark.parametrize("module", ["cam_injector_layer1", "cam_scale_layer", "patch_embedding_wancamctrl"])
+def test_cameras_are_looked_at_once_a_clip(programs: tuple[Program, Program], module: str) -> None:
+    before, after = (linears(program, module) for program in programs)
+    assert before[120] == 3 * after.total() and after.total() in (1, 2)
+
+
+@pytest.mark.parametrize("module", ["cross_attn.k", "cross_attn.v", "text_embedding"])
+def test_text_is_read_once(programs: tuple[Program, Program], module: str) -> None:
+    before, after = (linears(program, module) for program in programs)
+    assert before.total() == 3 * after.total() > 0
+
+
+def test_padding_and_dropped_predictions_are_not_computed(programs: tuple[Program, Program]) -> None:
+    # 19 of 20 frames of 6 tokens; of the last block 10 frames, which is what a clip adds.
+    before, after = (linears(program, "blocks.1.ffn") for program in programs)
+    assert before == {120: 6} and after == {60: 6}
+    before, after = (linears(program, "blocks.0.ffn") for program in programs)
+    assert before == {120: 6} and after == {114: 6}
+    assert linears(programs[1], "blocks.1.self_attn.k") == {114: 3}
+
+
+def test_the_numbers_are_the_same(programs: tuple[Program, Program]) -> None:
+    feeds = feeds_of(MODEL.module(), MODEL.example_inputs(25))
+    assert largest_difference(run(programs[1], feeds), run(programs[0], feeds)) < 1e-6
