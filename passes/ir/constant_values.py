@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 _MOST_ELEMENTS = 1 << 24
 
 
-def constant_of(node: fx.Node, most: int = _MOST_ELEMENTS) -> torch.Tensor | None:
+def constant_of(node: fx.Node, most: int = _MOST_ELEMENTS, most_bytes: float = float("inf")) -> torch.Tensor | None:
     """The value of a node that depends on no input and draws no random number, from the CPU; ``None`` for any other.
 
-    Also for one of more elements than ``most``.
+    Also for one of more elements than ``most``, or where it, or a value that it is made of, has more than
+    ``most_bytes``.
     """
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
@@ -23,19 +24,22 @@ def constant_of(node: fx.Node, most: int = _MOST_ELEMENTS) -> torch.Tensor | Non
     if value.numel() > most:
         return None
     with _disable_current_modes(), torch.no_grad():
-        found = _run(node, {}, 0)
+        found = _run(node, {}, 0, most_bytes)
     return found if isinstance(found, torch.Tensor) else None
 
 
-def _run(node: fx.Node, known: dict[fx.Node, Any], depth: int) -> Any:
+def _run(node: fx.Node, known: dict[fx.Node, Any], depth: int, most_bytes: float) -> Any:
     if node in known or depth > 32:
         return known.get(node)
     known[node] = None
+    made = node.meta.get("val")
+    if isinstance(made, torch.Tensor) and made.numel() * made.itemsize > most_bytes:
+        return None
     target = node.target
     pure = isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
     if node.op != "call_function" or not pure or torch.Tag.nondeterministic_seeded in target.tags:  # type: ignore[union-attr]
         return None
-    values = {argument: _run(argument, known, depth + 1) for argument in node.all_input_nodes}
+    values = {argument: _run(argument, known, depth + 1, most_bytes) for argument in node.all_input_nodes}
     if any(value is None for value in values.values()):
         return None
     args = fx.map_arg(node.args, values.__getitem__)

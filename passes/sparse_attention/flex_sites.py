@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite
 from lightint_compile.passes.ir.constant_values import constant_of
@@ -24,6 +25,9 @@ from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.frame_masks import FrameMask, frames_seen, is_square
+
+_MOST_AT_ONCE = 1 << 22
+"""Pairs of a query and a key whose mask is computed at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +60,13 @@ class FlexSite:
             return "its sizes are not known when compiled, or its queries are not its keys"
         keys = torch.arange(int(site.key.meta["val"].shape[2]))[None]
 
+        none, most = torch.zeros((), dtype=torch.int64), max(_MOST_AT_ONCE // keys.shape[1], 1)
+
         def rows(start: int, stop: int) -> Tensor:
-            none, some = torch.zeros((), dtype=torch.int64), torch.arange(start, stop)[:, None]
-            with torch.no_grad():
-                found: Tensor = self.mask(none, none, some, keys, *values)
-            return found.expand(stop - start, keys.shape[1])
+            some = torch.arange(start, stop)[:, None].split(most)
+            with _disable_current_modes(), torch.no_grad():
+                found = [self.mask(none, none, few, keys, *values).expand(len(few), keys.shape[1]) for few in some]
+            return torch.cat(found)
 
         return frames_seen(site, rows, self) or "its mask_mod is not one of frames that see themselves"
 

@@ -20,8 +20,8 @@ from lightint_compile.passes.analysis.attention_sites import AttentionSite, Site
 from lightint_compile.passes.ir.constant_values import constant_of
 from lightint_compile.passes.ir.rewriter import Rewriter
 
-MOST_PAIRS = 1 << 31
-"""Pairs of a query and a key of the largest mask that is looked at: 21 frames at 480p have half of that."""
+MOST_PAIRS = 1 << 30
+"""Pairs of a query and a key of the largest mask that is looked at, a byte each: 21 frames at 480p have no more."""
 
 MOST_GROUPS = 128
 
@@ -157,7 +157,7 @@ def _runs(flags: list[bool]) -> Iterator[tuple[int, int]]:
 
 def _boolean(mask: fx.Node) -> Tensor | None:
     """A mask that every call has, of all batches and heads, as bool ``[queries, keys]``."""
-    value = constant_of(mask, MOST_PAIRS)
+    value = constant_of(mask, MOST_PAIRS, MOST_PAIRS)
     if value is None or value.dim() < 2:
         return None
     if value.dtype != torch.bool:

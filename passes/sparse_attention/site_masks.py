@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch.fx as fx
 
@@ -35,17 +36,25 @@ class SiteMasks:
         found: list[Samples | FlexSite] = [*tried(program, rewriter), *flex_sites(program, rewriter)]
         self.calls = {each.site: each for each in found}
         self._frames: dict[tuple[fx.Node, str, str], FrameMask | None] = {}
+        self._flex: dict[tuple[Any, ...], FrameMask | str] = {}
 
     def of(self, site: AttentionSite) -> Mask | Unknown | None:
         """What a site has; ``None`` where every query sees every key."""
         call = self.calls.get(site.node)
         if isinstance(call, FlexSite):
-            frames = call.frames(site)
+            frames = self._of_flex(call, site)
             return Unknown(f"it is flex_attention, and {frames}", _FLEX) if isinstance(frames, str) else frames
         if call is not None:
             return call
         found = key_mask_of(site)
         return (self._of_frames(site) or _unknown(site, found)) if isinstance(found, str) else found
+
+    def _of_flex(self, call: FlexSite, site: AttentionSite) -> FrameMask | str:
+        key = call.mask.code, call.tables, call.why, str(site.query_axis), str(site.key_axis)
+        if key not in self._flex:
+            self._flex[key] = call.frames(site)
+        found = self._flex[key]
+        return found if isinstance(found, str) else replace(found, source=call)
 
     def _of_frames(self, site: AttentionSite) -> FrameMask | None:
         if site.mask is None:

@@ -17,6 +17,7 @@ import lightint_compile
 from lightint_compile import kernels
 from lightint_compile.kernels import ops
 from lightint_compile.passes.ir.remarks import RemarkKind
+from lightint_compile.passes.sparse_attention import flex_sites
 
 SMALL = "canonicalize-attention,sparse-attention{tile=1x2x2,min-tokens=0,density=0.4}"
 LIGHTINT = getattr(torch.ops, ops.NAMESPACE)
@@ -210,3 +211,22 @@ def test_compiled_it_follows_the_mask_of_each_call(delegate):
     assert torch.equal(results[0][0], results[3][0]) and not torch.equal(*results[0])
     torch.testing.assert_close(*results[1])  # dense
     assert "under a mask of frames" in " ".join(str(lightint_compile.report(compiled)).split())
+
+
+def test_a_mask_that_several_sites_have_is_computed_once(monkeypatch):
+    class Twice(Flex):
+        def forward(self, latent: Tensor, mask: BlockMask) -> Tensor:
+            first = super().forward(latent, mask)
+            return first + super().forward(latent + 1, mask)
+
+    computed = []
+    frames = flex_sites.FlexSite.frames
+    monkeypatch.setattr(flex_sites.FlexSite, "frames", lambda *given: computed.append(given) or frames(*given))
+    torch.manual_seed(0)
+    module, given = Twice().eval().requires_grad_(False), arguments(block_mask(chunks))
+    program = trace(module, given)
+    copy, _ = rewritten(program, SMALL)
+    assert len(computed) == 1 and len(list(copy.calls(LIGHTINT.sparse_attention_segments.default))) == 6
+    feeds = feeds_for(module, given, program)
+    with kernels.using("dense"):
+        assert largest_difference(run(copy, feeds), run(program, feeds)) < 1e-5
