@@ -188,7 +188,7 @@ def mochi() -> Piped:
 
 
 def allegro() -> Piped:
-    """Allegro: rotary positions made by the pipeline, a VAE that decodes in tiles."""
+    """Allegro: rotary positions made by the pipeline. Its VAE decodes in tiles, of which so short a video has none."""
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "in_channels": 4, "out_channels": 4}
     text = {"cross_attention_dim": 24, "caption_channels": WORDS}
@@ -199,7 +199,7 @@ def allegro() -> Piped:
     vae = diffusers.AutoencoderKLAllegro(**channels, **blocks, **more)
     vae.enable_tiling()
     parts = {"vae": vae, "scheduler": diffusers.DDIMScheduler(), "transformer": transformer}
-    given = {"height": 64, "width": 64, "num_frames": 8, "guidance_scale": 1.0}
+    given = {"height": 64, "width": 64, "num_frames": 8, "guidance_scale": 1.0, "output_type": "latent"}
     return _piped(diffusers.AllegroPipeline, given, _masked, **_NO_TEXT, **parts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _told(report: Any, decisions: list[Any]) -> dict[str, Any]:
     return {
         "untouched": sorted({section.untouched for section in report.sections if section.untouched}),
         "rewritten": {name: count for name, count in rewritten.items() if count},
-        "sparse": _most(_sparse_grids(remarks)),
+        "sparse": _largest(remarks),
         "dense": sorted({remark.message for remark in remarks if _is_dense(remark)}),
         "kept": sorted({remark.message for remark in remarks if (remark.pass_name, remark.rule) == _KEPT}),
         "pools": any(_applied(each) and each.args.get("context_pool_readers") for each in remarks),
@@ -119,15 +119,13 @@ def _is_dense(remark: Remark) -> bool:
     return remark.kind is RemarkKind.MISSED and remark.pass_name == "sparse-attention"
 
 
-def _sparse_grids(remarks: list[Remark]) -> Iterator[tuple[int, str]]:
-    """Number and grids of keys of the attentions that are sparse."""
-    for remark in filter(_applied, remarks):
-        yield remark.count, f"{remark.args['query_grid']} over {remark.args['key_grid']}"
-
-
-def _most(grids: Iterator[tuple[int, str]]) -> str:
-    found = sorted(grids)
-    return f"{found[-1][0]} x {found[-1][1]}" if found else ""
+def _largest(remarks: list[Remark]) -> str:
+    """How many attentions over the most keys are sparse, and the grids of their queries and keys."""
+    found = [
+        (int(each.args["key_blocks"]), each.count, f"{each.args['query_grid']} over {each.args['key_grid']}")
+        for each in filter(_applied, remarks)
+    ]
+    return f"{max(found)[1]} x {max(found)[2]}" if found else ""
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

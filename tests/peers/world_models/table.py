@@ -24,7 +24,7 @@ def markdown(facts: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Iterab
 def _row(name: str, ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
     stock, same, most = ways[STOCK], ways[SAME], ways[MOST]
     if wrong := next((each["error"] for each in (same, most) if "error" in each), None):
-        return [name, wrong, *[""] * (len(COLUMNS) - 2)]
+        return [name, f"no: {wrong}", *[""] * (len(COLUMNS) - 2)]
     rewritten = sum(same["rewritten"].get(each, 0) for each in _EXACT)
     both = [f"{stock.get(what, 'fails')} -> {same[what]}" for what in ("graphs", "breaks")]
     kept = _kept(most)
