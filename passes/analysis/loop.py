@@ -20,7 +20,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 
-from lightint_compile.passes.analysis.pinned_frames import pinned_frames
+from lightint_compile.passes.analysis.pinned_frames import behind_pinned, pinned_frames
 from lightint_compile.passes.analysis.weighted_sums import weighted_sum
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.node_data import anonymous, described
@@ -178,7 +178,7 @@ def _together(end: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
 def _arithmetic(node: fx.Node, end: fx.Node) -> set[fx.Node]:
     """Operations of a scheduler that end in ``node`` and are not elementwise; empty where it is none of those known."""
     is_latent = partial(_is_of_one_shape, end=end)
-    return weighted_sum(node, is_latent) or pinned_frames(node, is_latent)
+    return weighted_sum(node, is_latent) or pinned_frames(node, is_latent) or behind_pinned(node, is_latent)
 
 
 def _is_of_one_shape(source: fx.Node, end: fx.Node) -> bool:

@@ -1,7 +1,8 @@
 """Latents in which a scheduler puts known frames back after each step: those of a first image, or of the clip before.
 
 ``cat([clean, latents[:, :, kept:]], 2)`` has the latent's shape and is made of it, though it is not elementwise. A
-blend with a mask is, and needs no rule.
+blend with a mask is, and needs no rule. Where the scheduler's work on known frames is left out, the latent is what the
+network reads behind them: the rest of ``cat([clean, latents], 2)``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.ir.memory_sharing import memory_of
+from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten
 
@@ -29,6 +31,28 @@ def pinned_frames(node: fx.Node, is_latent: Callable[[fx.Node], bool]) -> set[fx
     chains = [found for part in parts if (found := _part_of_a_latent(part, is_latent)) is not None]
     given = [part for part in parts if _is_given(part)]
     return {node, *chains[0]} if len(chains) == 1 and len(given) == len(parts) - 1 > 0 else set()
+
+
+def behind_pinned(node: fx.Node, is_latent: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The slice and the join where ``node`` is a latent out of a join with given values; empty where it is none."""
+    joined = node.args[0] if node.target is aten.slice.Tensor else None
+    if not isinstance(joined, fx.Node) or joined.target is not aten.cat.default or len(node.args) < 3:
+        return set()
+    axis = joined.args[1] if len(joined.args) > 1 else 0
+    parts = joined.args[0]
+    if node.args[1] != axis or not isinstance(axis, int) or not isinstance(parts, (list, tuple)):
+        return set()
+    begin = 0
+    for part in parts:
+        if isinstance(part, fx.Node) and is_latent(part) and begin == node.args[2]:
+            others = [other for other in parts if other is not part]
+            return {node, joined} if all(isinstance(o, fx.Node) and _is_given(o) for o in others) else set()
+        tensor = tensor_of(part)
+        size = tensor.shape[axis] if tensor is not None else None
+        if not isinstance(size, int):
+            return set()
+        begin += size
+    return set()
 
 
 def _part_of_a_latent(part: fx.Node, is_latent: Callable[[fx.Node], bool]) -> set[fx.Node] | None:

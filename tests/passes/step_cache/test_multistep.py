@@ -96,6 +96,26 @@ def test_solvers_that_are_no_euler_steps_hold_instead_of_extrapolating(toy: Toy)
     torch.testing.assert_close(got, toy.model.by_hand(toy, (1, 2)), rtol=1e-9, atol=1e-10)
 
 
+class BehindClean(nn.Module):
+    """The network reads clean tokens in front of the latents, which the scheduler takes out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor, clean: Tensor) -> Tensor:
+        for step, sigma in enumerate(SIGMAS[:-1]):
+            whole = torch.cat([clean, x], 1)
+            x = whole[:, 2:] + self.net(whole)[:, 2:] * (SIGMAS[step + 1] - sigma)
+        return x
+
+
+def test_latents_behind_known_tokens_are_carried_with_them() -> None:
+    loop = traced(BehindClean(), torch.randn(1, 6, 4), torch.randn(1, 2, 4)).fact(DenoisingLoop)
+    assert [len(step.predictions) for step in loop.steps] == [1] * 4, loop.reason
+    assert [step.carried_in.meta["val"].shape[1] for step in loop.steps] == [8] * 4
+
+
 class Stacked(nn.Module):
     """A network that weighs its blocks' outputs: stacked and summed as a solver would, under weights of each block."""
 
