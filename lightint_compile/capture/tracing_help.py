@@ -1,8 +1,10 @@
 """Help for Dynamo while it traces accelerated modules: what it would end a graph at, or compile again for.
 
 Two methods of Dynamo's variables are asked here first: calls of a tensor's methods, whose numbers may be known
-(``host_values``), and calls of torch's functions, of which ``linspace`` takes its number of points as a constant. Both
-are Dynamo's own again once nobody asks, and unchanged for whatever is traced elsewhere meanwhile.
+(``host_values``), and calls of torch's functions, of which ``linspace`` takes its number of points as a constant. So is
+the function that says which whole numbers are constants: those in a dictionary of a Python module are, to Dynamo, as if
+they were settings; models keep there what changes with every chunk. All of them are Dynamo's own again once nobody
+asks, and unchanged for whatever is traced elsewhere meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.source import DictGetItemSource, GlobalSource
+from torch._dynamo.variables import builder
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
@@ -27,8 +31,11 @@ log = logging.getLogger(__name__)
 
 _helping: ContextVar[bool] = ContextVar("lightint_tracing_help", default=False)
 _lock = threading.Lock()
-_own: list[tuple[Any, Any]] = []
-"""Dynamo's own methods, once for each who asked for help."""
+_builder: Any = builder
+"""The module of Dynamo that makes variables of what a function is given."""
+
+_own: list[tuple[Any, Any, Any]] = []
+"""Dynamo's own methods and function, once for each who asked for help."""
 
 
 @contextmanager
@@ -44,10 +51,10 @@ def helped() -> Iterator[None]:
 def allow_help() -> Callable[[], None]:
     """Let Dynamo ask here first, and give what undoes that; it ends when the last one undoes it."""
     with _lock:
-        own = _own[0] if _own else (TensorVariable.call_method, TorchInGraphFunctionVariable.call_function)
+        own = _own[0] if _own else _as_it_is()
         _own.append(own)
         if len(_own) == 1:
-            _put(_of_tensors(own[0]), _of_functions(own[1]))
+            _put(_of_tensors(own[0]), _of_functions(own[1]), _of_numbers(own[2]))
 
     def undo() -> None:
         with _lock:
@@ -58,9 +65,15 @@ def allow_help() -> Callable[[], None]:
     return undo
 
 
-def _put(call_method: Any, call_function: Any) -> None:
+def _as_it_is() -> tuple[Any, Any, Any]:
+    methods = TensorVariable.call_method, TorchInGraphFunctionVariable.call_function
+    return (*methods, _builder.is_int_specialization_case)
+
+
+def _put(call_method: Any, call_function: Any, is_constant: Any) -> None:
     TensorVariable.call_method = call_method  # type: ignore[method-assign]
     TorchInGraphFunctionVariable.call_function = call_function  # type: ignore[method-assign]
+    _builder.is_int_specialization_case = is_constant
 
 
 def _of_tensors(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,6 +93,15 @@ def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
         return own(self, tx, args, kwargs)
 
     return call_function
+
+
+def _of_numbers(own: Callable[..., Any]) -> Callable[..., Any]:
+    def is_int_specialization_case(value: Any, source: Any) -> Any:
+        if _helping.get() and isinstance(source, DictGetItemSource) and isinstance(source.base, GlobalSource):
+            return False  # a symbol once it has changed, like an argument, with Dynamo's own guards
+        return own(value, source)
+
+    return is_int_specialization_case
 
 
 def _counts_up(args: Any, kwargs: Any) -> bool:
