@@ -29,7 +29,8 @@ BROUGHT = {
 EXPECTED_BY_OTHERS = {"expecttest": "torch.testing's database of operators imports it"}
 """What the tests need without importing it."""
 
-LOADED = {"conftest", *(path.stem for path in (ROOT / "tests" / "peers" / "world_models").glob("*.py"))}
+PROGRAMS = ("tests/peers/world_models", "tests/benchmarks/upstream")
+LOADED = {"conftest", *(path.stem for folder in PROGRAMS for path in (ROOT / folder).glob("*.py"))}
 """What tests load besides: pytest's own files, and the parts of a program that a test runs."""
 
 
