@@ -7,6 +7,7 @@ compiles for a stated chip instead. So descriptors, sizes and options are what a
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
@@ -37,6 +38,9 @@ class Resources(NamedTuple):
     seconds: float
 
 
+_DEVICES = itertools.count(1000)
+
+
 @contextmanager
 def compiling(capability: int) -> Iterator[list[Any]]:
     """Inside, launches compile for a chip (80, 90) and are collected, instead of running."""
@@ -50,8 +54,9 @@ def compiling(capability: int) -> Iterator[list[Any]]:
     def compile_only(self: Any, *arguments: Any, **options: Any) -> None:
         compiled.append(run(self, *arguments, **{**options, "warmup": True}))
 
+    device = next(_DEVICES)
     active = SimpleNamespace(
-        get_current_device=lambda: capability,  # Triton keeps what it compiled, and for what chip, by device
+        get_current_device=lambda: device,  # Triton keeps what it compiled by device: a new one compiles anew
         get_current_stream=lambda device: 0,
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
     )
@@ -65,10 +70,11 @@ def compiling(capability: int) -> Iterator[list[Any]]:
 
 
 def kernels_of(implementation: str, head_dim: int) -> None:
-    """Calls whose kernels :func:`compiling` collects: sparse attention, or ``others`` (camera heads and checksums)."""
+    """Calls whose kernels :func:`compiling` collects: sparse attention, or ``others``, the small ones."""
     if implementation == "others":
         _camera_heads(head_dim)
         _checksums()
+        _masked(head_dim)
     else:
         _sparse_attention(implementation, head_dim)
 
@@ -88,6 +94,18 @@ def _checksums() -> None:
     from lightint_compile.kernels.portable import checksum
 
     checksum.sums_at([16, 17], [4096, 4096], torch.device("cpu"))
+
+
+def _masked(head_dim: int) -> None:
+    from lightint_compile.kernels.portable import dense
+    from lightint_compile.kernels.spans import Spans
+
+    query, keys = (
+        _tokens(HEADS, 128, head_dim),
+        Spans(*(_tokens(KEY_HEADS, length, head_dim) for length in (64, 128, 96))),
+    )
+    bias, wanted = torch.zeros(1, sum(key.shape[2] for key in keys)), torch.ones(1, dtype=torch.bool)
+    dense.attend_all(torch.empty_like(query), query, keys, keys, bias, wanted, head_dim**-0.5)
 
 
 def _sparse_attention(implementation: str, head_dim: int, parts: int = 2) -> None:
