@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Self
 
 import torch.fx as fx
@@ -17,7 +16,7 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.regions.candidates import Candidate, by_module, by_structure, movable, rephased
 from lightint_compile.passes.analysis.regions.convexity import convex, follow_one_another
 from lightint_compile.passes.analysis.regions.growth import Slot, absorb, grow, recruit, whole_tuples
-from lightint_compile.passes.analysis.regions.joining import joined
+from lightint_compile.passes.analysis.regions.joining import common_path, joined
 from lightint_compile.passes.ir.decision_points import is_outlined
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
@@ -180,16 +179,4 @@ def _worth(groups: Sequence[RegionGroup]) -> int:
 
 
 def _group(instances: Sequence[tuple[fx.Node, ...]]) -> RegionGroup:
-    return RegionGroup(tuple(instances), tuple(map(_common_path, instances)))
-
-
-def _common_path(nodes: Sequence[fx.Node]) -> str:
-    """The innermost module that all nodes with a module path are in, with the mark of its call."""
-    stacks = [list(stack.values()) for node in nodes if (stack := node.meta.get("nn_module_stack"))]
-    if not stacks:
-        return ""
-    plain = [str(stack[-1][0]).split("@")[0].split(".") for stack in stacks]
-    common = [words[0] for words in takewhile(lambda words: len(set(words)) == 1, zip(*plain, strict=False))]
-    path = ".".join(common)
-    marked = (str(entry) for stack in stacks for entry, _ in stack if str(entry).split("@")[0] == path)
-    return next(marked, path)
+    return RegionGroup(tuple(instances), tuple(map(common_path, instances)))

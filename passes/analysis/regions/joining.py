@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch.fx as fx
 
@@ -36,10 +37,18 @@ def _pair(groups: Sequence[Copies], dependencies: Dependencies) -> tuple[Copies,
             whole = _whole(feeding, fed, places) if feeding is not fed else None
             if whole is None:
                 continue
+            if not _in_one_place(whole, fed, feeding):
+                continue
             others = [group for group in groups if group is not feeding and group is not fed]
             if convex([whole], others, dependencies) == [whole]:
                 return feeding, fed, whole
     return None
+
+
+def _in_one_place(whole: Copies, *parts: Copies) -> bool:
+    """Whether a copy is in the module of one of its parts: blocks that take turns are no pairs of blocks."""
+    known = {common_path(nodes) for part in parts for nodes in part}
+    return all(common_path(nodes) in known for nodes in whole)
 
 
 def _whole(feeding: Copies, fed: Copies, places: dict[fx.Node, tuple[int, int]]) -> Copies | None:
@@ -68,3 +77,15 @@ def _whole(feeding: Copies, fed: Copies, places: dict[fx.Node, tuple[int, int]])
     return tuple(
         tuple(node for _, nodes in found for node in nodes) + own for found, own in zip(ordered, fed, strict=True)
     )
+
+
+def common_path(nodes: Sequence[fx.Node]) -> str:
+    """The innermost module that all nodes with a module path are in, with the mark of its call."""
+    stacks = [list(stack.values()) for node in nodes if (stack := node.meta.get("nn_module_stack"))]
+    if not stacks:
+        return ""
+    plain = [str(stack[-1][0]).split("@")[0].split(".") for stack in stacks]
+    common = [words[0] for words in takewhile(lambda words: len(set(words)) == 1, zip(*plain, strict=False))]
+    path = ".".join(common)
+    marked = (str(entry) for stack in stacks for entry, _ in stack if str(entry).split("@")[0] == path)
+    return next(marked, path)

@@ -43,11 +43,10 @@ class Compiled:
 
     @property
     def planner(self) -> FollowedPlanner:
-        graph = CompiledGraph.of(self.compiled)[0]
-        assert graph.driver is not None
-        planner = graph.driver.decisions.planner_of(self.model.parameters())
-        assert isinstance(planner, FollowedPlanner)
-        return planner
+        """Of the graph that was called last with these sizes: others may have been compiled beside it."""
+        drivers = [graph.driver for graph in CompiledGraph.of(self.compiled) if graph.driver is not None]
+        planners = [driver.decisions.planner_of(self.model.parameters()) for driver in drivers]
+        return next(planner for planner in planners if isinstance(planner, FollowedPlanner))
 
 
 @pytest.fixture(scope="module")
