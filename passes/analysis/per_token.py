@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import torch
 import torch.fx as fx
@@ -67,16 +68,16 @@ class PerToken:
         return hinted_shape(self.tensor)[self.axis]
 
 
-def per_token_inputs(program: Program) -> Iterator[PerToken]:
-    """Inputs whose rows pass a sinusoidal embedding, as timesteps do, and then products that are worth it.
+def per_token_inputs(program: Program, fewest: int = MANY_ROWS) -> Iterator[PerToken]:
+    """Inputs whose rows, at least ``fewest``, pass a sinusoidal embedding, as timesteps do, and products worth it.
 
     Those that do not get to these products are among them, with what they are blocked by.
     """
-    repeated = analyse(program.graph)
+    repeated = cache(lambda: analyse(program.graph))
     worth, written = WORTH * program_flops(program)["total"], written_buffers(program.graph)
     for entry, node in zip(program.inputs, program.placeholders(), strict=True):
         tensor = tensor_of(node)
-        if tensor is None or entry.kind is not InputKind.TENSOR or node in written or not _is_narrow(tensor):
+        if tensor is None or entry.kind is not InputKind.TENSOR or node in written or not _is_narrow(tensor, fewest):
             continue
         sizes = hinted_shape(tensor)
         axis = sizes.index(max(sizes))
@@ -85,7 +86,7 @@ def per_token_inputs(program: Program) -> Iterator[PerToken]:
         readers = [user for user in node.users if user in found.sunk]
         if not readers or not any(each.target is aten.sin.default and found.sunk[each].works for each in found.sunk):
             continue
-        flops = sum(_left(each, repeated) for each in found.sunk)
+        flops = sum(_left(each, repeated()) for each in found.sunk)
         if flops > worth:
             yield PerToken(node, entry.path, axis, readers, flops, None)
             continue
@@ -103,6 +104,6 @@ def _left(node: fx.Node, repeated: Analysis) -> int:
     return int(flops_of(node) * share)
 
 
-def _is_narrow(tensor: torch.Tensor) -> bool:
+def _is_narrow(tensor: torch.Tensor, fewest: int) -> bool:
     many = max(hinted_shape(tensor), default=0)
-    return many >= MANY_ROWS and numel_hint(tensor) <= WIDEST * many and not tensor.is_complex()
+    return many >= fewest and numel_hint(tensor) <= WIDEST * many and not tensor.is_complex()

@@ -23,11 +23,11 @@ aten = torch.ops.aten
 POINT = "distinct_rows"
 """The name of the point that is asked, and of its module."""
 
+FEWEST = 64
+"""Rows from which on the question is worth its answer: a video has fewer latent frames, and an image more tokens."""
+
 TYPICAL = 2
 """Rows that a report counts with: those of a clean first frame or context, and the rest."""
-
-_FEWEST = 64
-"""Rows from which on the question is worth its answer: a video has fewer latent frames, and an image more tokens."""
 
 _MOST = 1 << 30
 """Rows of an input whose number has no bound."""
@@ -49,7 +49,7 @@ class DistinctRows(Pass):
         """See :meth:`~passes.base.Pass.run`."""
         if POINT in dict(program.graph_module.named_children()) or is_outlined(program.graph_module, program.graph):
             return PassResult(False)
-        inputs = [each for each in per_token_inputs(program) if each.rows >= _FEWEST]
+        inputs = list(per_token_inputs(program, FEWEST))
         found = [each for each in inputs if each.is_worth]
         remarks = [_applied(each) if each.is_worth else _missed(each) for each in inputs]
         if found:
