@@ -15,6 +15,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.kernels.tiles import Layout
+from lightint_compile.passes.distinct_rows import TYPICAL
 from lightint_compile.passes.ir.decision_points import (
     DecisionPoint,
     KeepPoint,
@@ -136,7 +137,7 @@ class _Run(fx.Interpreter):
     def _answer(self, spec: PointSpec, args: tuple[Any, ...]) -> Any:
         if isinstance(spec, RowsPoint):
             rows = zip(args, spec.axes, strict=True)
-            return tuple(each for row, axis in rows for each in (_numbers(TYPICAL_ROWS), _numbers(row.shape[axis])))
+            return tuple(each for row, axis in rows for each in (_numbers(TYPICAL), _numbers(row.shape[axis])))
         assert self._decision is not None
         if isinstance(spec, StepPoint):
             if not spec.each:
@@ -166,10 +167,6 @@ class _Run(fx.Interpreter):
     def _side(self, node: fx.Node, side: fx.GraphModule) -> Callable[..., Any]:
         stage = self._stage(node)
         return _Run(side, self._owner, self._decision, lambda inner: stage, self._work).run
-
-
-TYPICAL_ROWS = 2
-"""Rows of a timestep of every token that are counted: those of a clean first frame or context, and the rest."""
 
 
 def _numbers(count: int) -> torch.Tensor:

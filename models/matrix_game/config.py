@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightint_compile.errors import InputError
+from ..video_sizes import VideoSizes
 
 FRAMES_PER_LATENT = 4
 """Video frames of a latent frame; the first latent frame of a video has one."""
@@ -17,7 +17,7 @@ RAY_CHANNELS = 6 * VAE_STRIDE * VAE_STRIDE
 
 
 @dataclass(frozen=True)
-class MatrixGameConfig:
+class MatrixGameConfig(VideoSizes):
     """Every size of the model and every constant of its clip loop.
 
     Clips count latent frames: the first has `first_clip`, later ones `later_clip`, of which the first `overlap` are the
@@ -61,31 +61,16 @@ class MatrixGameConfig:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        self._check_positive()
+        self.check_positive({"rope_spread", "action_blocks", "memory"})
         self._check_heads()
-        self._check_grid()
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.hidden_size // self.heads
+        self.check_patch()
+        self._check_clips()
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
         """Channels of a head that turn with time, height and width."""
         side = 2 * (self.head_dim // 6)
         return self.head_dim - 2 * side, side, side
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tokens of one latent frame as (height, width)."""
-        return self.latent_height // self.patch_size[1], self.latent_width // self.patch_size[2]
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame; 880 at 720p."""
-        height, width = self.grid
-        return height * width
 
     @property
     def sequence(self) -> int:
@@ -133,40 +118,19 @@ class MatrixGameConfig:
         """Latent frames after so many clips."""
         return self.first_clip + (clips - 1) * self.new_frames
 
-    def _check_positive(self) -> None:
-        may_be_zero = {"rope_spread", "action_blocks", "memory"}
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                continue
-            if value < 0 or (value == 0 and name not in may_be_zero):
-                raise _error(name, f"it is {value}", "give a positive value")
-
     def _check_heads(self) -> None:
         for name, size, heads in (
             ("heads", self.hidden_size, self.heads),
             ("action_heads", self.action_size, self.action_heads),
         ):
             if size % heads or size // heads % 2:
-                raise _error(name, f"{heads} heads do not divide {size} into even parts", "use a divisor")
+                raise self.misfit(name, f"{heads} heads do not divide {size} into even parts", "use a divisor")
         width = self.action_size // self.action_heads
         if sum(self.action_rope_dims) != width or any(dim % 2 for dim in self.action_rope_dims):
             why = f"{self.action_rope_dims} is not three even numbers that sum to {width}"
-            raise _error("action_rope_dims", why, "split a head over time, height and width in pairs")
+            raise self.misfit("action_rope_dims", why, "split a head over time, height and width in pairs")
 
-    def _check_grid(self) -> None:
-        time, height, width = self.patch_size
-        if time != 1:
-            raise _error("patch_size", f"its time side is {time}", "use 1: cameras and actions are per latent frame")
-        for name, side, patch in (
-            ("latent_height", self.latent_height, height),
-            ("latent_width", self.latent_width, width),
-        ):
-            if patch < 1 or side % patch:
-                raise _error(name, f"{side} is not divisible by the patch side {patch}", "pad or crop the latent")
+    def _check_clips(self) -> None:
         if not self.overlap < self.later_clip <= self.first_clip:
             why = f"overlap {self.overlap}, later_clip {self.later_clip}, first_clip {self.first_clip}"
-            raise _error("later_clip", why, "a later clip is longer than the overlap and no longer than the first")
-
-
-def _error(field: str, why: str, fix: str) -> InputError:
-    return InputError(f"MatrixGameConfig.{field} does not fit.", where=f"MatrixGameConfig.{field}", why=why, fix=fix)
+            raise self.misfit("later_clip", why, "a later clip is longer than the overlap and no longer than the first")

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightint_compile.errors import InputError
 
 from ..camera_paths.poses import check_rigid
+from ..dynamic_frames import mark_frames_dynamic
 from ..world_model import ChunkResult
 from .clip import video_frames
 from .config import MatrixGameConfig
@@ -71,15 +72,3 @@ def _clips(
         latents = latents.clone(memory_format=torch.contiguous_format)
         history = latents if history is None else torch.cat([history, latents], dim=2)
         yield ChunkResult(index, latents, history)
-
-
-def mark_frames_dynamic(history: Tensor | None, *rows: Tensor) -> None:
-    """Tell torch.compile that the frame axes vary: axis 2 of the history, axis 1 of cameras and actions.
-
-    Without a history nothing is marked: the first clip always has the same length.
-    """
-    if history is None:
-        return
-    torch._dynamo.mark_dynamic(history, 2)
-    for each in rows:
-        torch._dynamo.mark_dynamic(each, 1)

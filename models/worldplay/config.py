@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightint_compile.errors import InputError
+from ..video_sizes import VideoSizes
 
 
 @dataclass(frozen=True)
-class WorldPlayConfig:
+class WorldPlayConfig(VideoSizes):
     """Every size of the model and every constant of its chunk loop.
 
     Lengths count latent frames (4 video frames each) and latent pixels. `patch_size` is (time, height, width); time
@@ -44,26 +44,10 @@ class WorldPlayConfig:
     fov_points: int = 50_000
 
     def __post_init__(self) -> None:
-        self._check_positive()
+        self.check_positive({"vision_tokens", "refiner_depth", "context_timestep"})
         self._check_heads()
-        self._check_patch()
+        self.check_patch()
         self._check_memory()
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.hidden_size // self.heads
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tokens of one latent frame as (height, width)."""
-        return self.latent_height // self.patch_size[1], self.latent_width // self.patch_size[2]
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one latent frame; 1560 at 480p."""
-        height, width = self.grid
-        return height * width
 
     @property
     def input_channels(self) -> int:
@@ -117,44 +101,27 @@ class WorldPlayConfig:
             fov_points=512,
         )
 
-    def _check_positive(self) -> None:
-        may_be_zero = {"vision_tokens", "refiner_depth", "context_timestep"}
-        for name, value in vars(self).items():
-            if isinstance(value, (int, float)) and (value < 0 or (value == 0 and name not in may_be_zero)):
-                raise _error(name, f"it is {value}", "give a positive value")
-
     def _check_heads(self) -> None:
         if self.hidden_size % self.heads:
-            raise _error("heads", f"{self.heads} heads do not divide hidden_size {self.hidden_size}", "use a divisor")
+            raise self.misfit(
+                "heads", f"{self.heads} heads do not divide hidden_size {self.hidden_size}", "use a divisor"
+            )
         if self.head_dim % 4:
-            raise _error("heads", f"head_dim {self.head_dim} is no multiple of 4", "camera matrices act on groups of 4")
+            raise self.misfit(
+                "heads", f"head_dim {self.head_dim} is no multiple of 4", "camera matrices act on groups of 4"
+            )
         if sum(self.rope_dims) != self.head_dim or any(dim % 2 for dim in self.rope_dims):
             why = f"{self.rope_dims} is not three even numbers that sum to head_dim {self.head_dim}"
-            raise _error("rope_dims", why, "split head_dim over time, height and width in pairs")
-
-    def _check_patch(self) -> None:
-        time, height, width = self.patch_size
-        if time != 1:
-            raise _error("patch_size", f"its time side is {time}", "use 1: camera and action are per latent frame")
-        for name, side, patch in (
-            ("latent_height", self.latent_height, height),
-            ("latent_width", self.latent_width, width),
-        ):
-            if patch < 1 or side % patch:
-                raise _error(name, f"{side} is not divisible by the patch side {patch}", "pad or crop the latent")
+            raise self.misfit("rope_dims", why, "split head_dim over time, height and width in pairs")
 
     def _check_memory(self) -> None:
         spare = self.memory - self.recent - self.sink
         if spare < 0 or spare % self.chunk_frames:
             why = f"memory {self.memory} - recent {self.recent} - sink {self.sink} = {spare}"
-            raise _error(
+            raise self.misfit(
                 "memory", why, f"leave a non-negative multiple of chunk_frames {self.chunk_frames} for retrieval"
             )
         for name in ("recent", "sink"):
             if getattr(self, name) % self.chunk_frames:
                 why = f"it is {getattr(self, name)}"
-                raise _error(name, why, f"use a multiple of chunk_frames {self.chunk_frames}")
-
-
-def _error(field: str, why: str, fix: str) -> InputError:
-    return InputError(f"WorldPlayConfig.{field} does not fit.", where=f"WorldPlayConfig.{field}", why=why, fix=fix)
+                raise self.misfit(name, why, f"use a multiple of chunk_frames {self.chunk_frames}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightint_compile.errors import InputError
 
 from ..camera_paths.poses import check_intrinsics, check_rigid
+from ..dynamic_frames import mark_frames_dynamic
 from ..world_model import ChunkResult as ChunkResult
 from .config import WorldPlayConfig
 from .trajectory import Trajectory
@@ -88,15 +89,3 @@ def _chunks(
             else torch.cat([history, latents], dim=2)
         )
         yield ChunkResult(index, latents, history)
-
-
-def mark_frames_dynamic(history: Tensor | None, *cameras: Tensor) -> None:
-    """Tell torch.compile that the frame axes vary: axis 2 of the history, axis 1 of cameras and actions.
-
-    Without a history nothing is marked: the first chunk always has the same length.
-    """
-    if history is None:
-        return
-    torch._dynamo.mark_dynamic(history, 2)
-    for tensor in cameras:
-        torch._dynamo.mark_dynamic(tensor, 1)

@@ -17,7 +17,7 @@ import torch
 import triton
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "support")]
 
 import turns  # noqa: E402
 import ways  # noqa: E402

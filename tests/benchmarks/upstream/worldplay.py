@@ -6,7 +6,6 @@ at random. The pipeline object is a stand-in that holds what the loop reads; the
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.machinery
@@ -19,6 +18,7 @@ from typing import Any
 
 import diffusers
 import torch
+from released_worldplay import TRANSFORMER, transformer_code
 from torch import Tensor, nn
 
 from lightint_compile.models.random_weights import fill_random
@@ -28,7 +28,6 @@ from lightint_compile.models.worldplay.trajectory import Trajectory
 TEXT, VALID, GLYPHS, VALID_GLYPHS = 1000, 119, 256, 2
 """Tokens of the prompt and of its glyphs as the tokenizers pad them, and how many of them are real."""
 
-TRANSFORMER = "hyvideo.models.transformers.worldplay_1_5_transformer"
 PIPELINE = "hyvideo.pipelines.worldplay_video_pipeline"
 
 
@@ -43,16 +42,7 @@ class _Empty(types.ModuleType):
 
 def imported(root: Path, *, compiled: bool = False) -> Any:
     """The pipeline's module; ``compiled`` is the release's own flag for ``torch.compile``."""
-    sys.path.insert(0, str(root))
-    parallel = importlib.import_module("hyvideo.commons.parallel_states")
-    alone = object.__new__(parallel.ParallelDims)  # its constructor makes a mesh of GPUs
-    alone.sp = alone.world_size = 1
-    setattr(parallel, "__parallel_dims", alone)
-    flags = {"use_sageattn": False, "use_fp8_gemm": False, "use_vae_parallel": False, "enable_torch_compile": compiled}
-    words = {"sage_blocks_range": "0-53", "include_patterns": "double_blocks", "quant_type": "fp8-per-block"}
-    state = importlib.import_module("hyvideo.commons.infer_state")
-    state.initialize_infer_state(argparse.Namespace(**flags, **words))
-    importlib.import_module(TRANSFORMER)
+    transformer_code(root, compiled=compiled)
     diffusers.models.AutoencoderKL  # noqa: B018  loaded before what it may import as well is replaced
     for _ in range(30):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import stubs
 import torch
 from case import FRAME, WIDTH, Case
+from released_worldplay import transformer_code
 from torch import Tensor, nn
 
 
@@ -101,16 +101,7 @@ def _worldplay() -> Case:
     channels, lines, columns, frames, chunk, layers = 4, 8, 12, 16, 4, 2
 
     def build(root: Path) -> nn.Module:
-        sys.path.insert(0, str(root))
-        parallel = importlib.import_module("hyvideo.commons.parallel_states")
-        alone = object.__new__(parallel.ParallelDims)  # its constructor makes a mesh of GPUs
-        alone.sp = alone.world_size = 1
-        setattr(parallel, "__parallel_dims", alone)
-        flags = {"use_sageattn": False, "enable_torch_compile": False, "use_fp8_gemm": False, "use_vae_parallel": False}
-        words = {"sage_blocks_range": "0-53", "include_patterns": "double_blocks", "quant_type": "fp8-per-block"}
-        state = importlib.import_module("hyvideo.commons.infer_state")
-        state.initialize_infer_state(argparse.Namespace(**flags, **words))
-        code = importlib.import_module("hyvideo.models.transformers.worldplay_1_5_transformer")
+        code = transformer_code(root)
         sizes = {"patch_size": [1, 1, 1], "in_channels": channels, "out_channels": channels, "hidden_size": WIDTH}
         depth = {"heads_num": 2, "mlp_width_ratio": 4, "mm_double_blocks_depth": layers, "mm_single_blocks_depth": 0}
         text = {"text_projection": "single_refiner", "text_states_dim": 24, "text_states_dim_2": None}
