@@ -126,8 +126,8 @@ class Driver:
 
     def __call__(self, *args: Any) -> Any:
         """Run the program."""
-        given = (*args, *self.constants.values())
-        with self._watch.call(given), self.decisions.call(given):
+        held = tuple(self.constants.values())
+        with self._watch.call((*args, *held)), self.decisions.call(args, held):
             return self._forward(self._self, *args)
 
     @contextmanager

@@ -10,7 +10,14 @@ import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.lowering.result_memo import SLOTS, STEP_SLOTS, Site
-from lightint_compile.passes.ir.decision_points import PlanPoint, RowsPoint, VisitPoint, is_region_call, point_of
+from lightint_compile.passes.ir.decision_points import (
+    PlanPoint,
+    PointSpec,
+    RowsPoint,
+    VisitPoint,
+    is_region_call,
+    point_of,
+)
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.node_queries import MEMO, STEPS, is_scalar
@@ -100,14 +107,14 @@ class _Sources:
 
     def of_plan(self) -> tuple[int, ...]:
         """The arguments that the plan is told kept values depend on."""
-        plan = _plan_of(self._root)
+        plan = _asked(self._root, PlanPoint)
         listed = plan.args[3] if plan is not None and len(plan.args) > 3 else ()
         assert isinstance(listed, (tuple, list))
         return tuple(self._position[node] for node in listed if isinstance(node, fx.Node))
 
     def of_visit(self) -> tuple[int, ...]:
         """All arguments of a step of a loop outside that stay what they are from step to step."""
-        visit = next((n for n in self._root.graph.nodes if isinstance(point_of(self._root, n), VisitPoint)), None)
+        visit = _asked(self._root, VisitPoint)
         if visit is None:
             return ()
         given = (place for node, place in self._position.items() if node not in visit.args[:2])
@@ -130,8 +137,9 @@ def _only_computes(root: fx.GraphModule, node: fx.Node) -> bool:
     return node.op != "call_function" or (not isinstance(node.target, HigherOrderOperator) and is_pure(node))
 
 
-def _plan_of(root: fx.GraphModule) -> fx.Node | None:
-    return next((node for node in root.graph.nodes if isinstance(point_of(root, node), PlanPoint)), None)
+def _asked(root: fx.GraphModule, kind: type[PointSpec]) -> fx.Node | None:
+    """The first call that asks the driver for a decision of a kind."""
+    return next((node for node in root.graph.nodes if isinstance(point_of(root, node), kind)), None)
 
 
 def _plan_first(root: fx.GraphModule) -> fx.GraphModule:
@@ -140,7 +148,7 @@ def _plan_first(root: fx.GraphModule) -> fx.GraphModule:
     What these are computed from goes with them.
     """
     early: dict[fx.Node, None] = {}
-    for asked in (_plan_of(root), _rows_of(root)):
+    for asked in (_asked(root, PlanPoint), _asked(root, RowsPoint)):
         needed = set() if asked is None else reached([asked], lambda node: node.all_input_nodes)
         if all(_only_computes(root, node) for node in needed if node is not asked and node not in early):
             early |= dict.fromkeys(node for node in root.graph.nodes if node in needed)
@@ -150,7 +158,3 @@ def _plan_first(root: fx.GraphModule) -> fx.GraphModule:
     for node in dict.fromkeys((*inputs, *early, *rest)):
         made[node] = graph.node_copy(node, made.__getitem__)
     return fx.GraphModule(root, graph)
-
-
-def _rows_of(root: fx.GraphModule) -> fx.Node | None:
-    return next((node for node in root.graph.nodes if isinstance(point_of(root, node), RowsPoint)), None)

@@ -32,7 +32,7 @@ def continued(path: Tensor | None, chunk: Tensor, dtype: torch.dtype) -> Tensor:
     inside = torch.cat([moved[:, : frames - 1], moved[:, frames:]], 1)
     if not inside.shape[1]:
         return chunk
-    slack = max(1e-3, 4 * torch.finfo(dtype).eps)
+    slack = max(1e-3, 4 * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
     near = moved[:, frames - 1] <= SLACK * inside.amax(1) + slack
     return torch.cat([path, chunk], 1) if bool(near.all()) else chunk
 

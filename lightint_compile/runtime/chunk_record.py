@@ -46,7 +46,7 @@ class ChunkRecord:
 
     def refused(self, step: int, why: str) -> None:
         """``step`` may not be reused, by something else than a drift."""
-        self.decision = dataclasses.replace(self.decision, refused_steps=(*self.decision.refused_steps, step))
+        self.decision = self.decision.refusing(step)
         log.info("chunk %d: step %d is computed: %s", self.decision.chunk, step, why)
 
     def checked(self, step: int, drift: float, most: float) -> bool:

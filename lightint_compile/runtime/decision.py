@@ -47,8 +47,14 @@ class Decision:
 
     def after_check(self, step: int, drift: float, refused: bool) -> Decision:
         """The decision with what the drift check of a step found."""
-        steps = (*self.refused_steps, step) if refused else self.refused_steps
-        return dataclasses.replace(self, refused_steps=steps, drifts=(*self.drifts, (step, drift)))
+        known = self.refusing(step) if refused else self
+        return dataclasses.replace(known, drifts=(*self.drifts, (step, drift)))
+
+    def refusing(self, step: int) -> Decision:
+        """The decision with a step that is computed; one that is called twice, as under guidance, is named once."""
+        if step in self.refused_steps:
+            return self
+        return dataclasses.replace(self, refused_steps=(*self.refused_steps, step))
 
     def with_elements(self, elements: Sequence[Decision]) -> Decision:
         """The decision of a batch with those of its elements, where they differ in the steps that are reused."""

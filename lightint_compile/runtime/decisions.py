@@ -99,9 +99,12 @@ class Decisions:
         self._follows = False
 
     @contextmanager
-    def call(self, args: Sequence[Any]) -> Iterator[None]:
-        """While the context lasts, decisions of this thread belong to the model whose weights are among ``args``."""
-        with self._planners.call(args) if self._planners else nullcontext(), self._outside.call(args):
+    def call(self, args: Sequence[Any], held: Sequence[Tensor] = ()) -> Iterator[None]:
+        """While the context lasts, decisions of this thread belong to the model whose weights are among ``args``.
+
+        ``held`` are tensors of the program itself, which a step of a loop outside is given as well.
+        """
+        with self._planners.call(args) if self._planners else nullcontext(), self._outside.call((*args, *held)):
             yield
 
     def reset(self, parameters: Iterable[Tensor] | None = None) -> None:

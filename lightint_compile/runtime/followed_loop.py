@@ -115,17 +115,18 @@ class FollowedLoop:
 
     def __init__(self, planner: Planner, policy: Policy) -> None:
         self._planner, self._policy = planner, policy
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.forget()
 
     def forget(self) -> None:
-        """The next call begins a rollout."""
-        self._schedule = Schedule()
-        self._chunk: _Chunk | None = None
-        self._path: Tensor | None = None
-        self._unread: list[Visit] = []
-        self._owner: tuple[Any, ...] = ()
-        self._hint: tuple[Any, ...] = ()
+        """The next call begins a rollout. Another thread waits until the call that is being looked at is."""
+        with self._lock:
+            self._schedule = Schedule()
+            self._chunk: _Chunk | None = None
+            self._path: Tensor | None = None
+            self._unread: list[Visit] = []
+            self._owner: tuple[Any, ...] = ()
+            self._hint: tuple[Any, ...] = ()
 
     def visit(
         self,

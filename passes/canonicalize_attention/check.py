@@ -85,7 +85,8 @@ class Trial:
         tensors = [self._paths[part][-1] for part in ("query", "key", "value")]
         if fused.order is not None:
             tensors = [tensor.permute(fused.order) for tensor in tensors]
-        masks = [self.value(part.node) for part in self._site.masks]
+        # A number stands for a tensor full of it, so that a mask made with one may have fewer dimensions than it has.
+        masks = [torch.atleast_2d(self.value(part.node)) for part in self._site.masks]
         result = SDPA(*tensors, *(masks or [None]), 0.0, self._site.causal, scale=fused.scale, enable_gqa=fused.grouped)
         return result if fused.order is None else result.permute(fused.order)
 

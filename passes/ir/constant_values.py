@@ -32,12 +32,11 @@ def _run(node: fx.Node, known: dict[fx.Node, Any], depth: int, most_bytes: float
     if node in known or depth > 32:
         return known.get(node)
     known[node] = None
-    made = node.meta.get("val")
-    if isinstance(made, torch.Tensor) and made.numel() * made.itemsize > most_bytes:
-        return None
     target = node.target
     pure = isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
     if node.op != "call_function" or not pure or torch.Tag.nondeterministic_seeded in target.tags:  # type: ignore[union-attr]
+        return None
+    if not _is_within(node, most_bytes):
         return None
     values = {argument: _run(argument, known, depth + 1, most_bytes) for argument in node.all_input_nodes}
     if any(value is None for value in values.values()):
@@ -48,3 +47,11 @@ def _run(node: fx.Node, known: dict[fx.Node, Any], depth: int, most_bytes: float
         kwargs["device"] = torch.device("cpu")
     known[node] = target(*args, **kwargs)  # type: ignore[operator]
     return known[node]
+
+
+def _is_within(node: fx.Node, most_bytes: float) -> bool:
+    """Whether a value is of known size, and has no more bytes. A symbolic size is not compared: it would be guarded."""
+    made = node.meta.get("val")
+    if not isinstance(made, torch.Tensor):
+        return True
+    return all(isinstance(size, int) for size in made.shape) and made.numel() * made.itemsize <= most_bytes

@@ -96,9 +96,11 @@ class FrameMask:
 
 def frame_mask_of(site: AttentionSite) -> FrameMask | None:
     """The mask of a site as one of frames; ``None`` where it is another, or not known when compiled."""
-    value = None if site.mask is None else _boolean(site.mask)
-    if value is None or site.mask is None or not is_square(site):
+    if site.mask is None or not is_square(site):
         return None
+    value = _boolean(site.mask)
+    if value is None or value.shape != (site.query.meta["val"].shape[2], site.key.meta["val"].shape[2]):
+        return None  # what is broadcast along queries or keys is no mask of pairs of frames
     return frames_seen(site, lambda start, stop: value[start:stop], MaskNode(site.mask))
 
 

@@ -91,8 +91,8 @@ def _conjuncts(mask: fx.Node) -> list[fx.Node]:
     value = tensor_of(mask)
     inputs = [node for node in mask.all_input_nodes if (own := tensor_of(node)) is not None and own.dtype == torch.bool]
     plain = value is not None and value.dtype == torch.bool and len(inputs) == len(mask.all_input_nodes)
-    if plain and mask.target in _BOTH and len(mask.args) == 2:
-        return [part for node in mask.args for part in _conjuncts(node)]  # type: ignore[arg-type]
+    if plain and mask.target in _BOTH and len(mask.args) == 2 and len(inputs) == len(set(mask.args)):
+        return [part for node in inputs for part in _conjuncts(node)]
     if plain and mask.target in _AS_IT_IS and len(inputs) == 1:
         return _conjuncts(inputs[0])
     return [mask]

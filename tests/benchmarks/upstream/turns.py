@@ -60,23 +60,25 @@ def in_turn(
         context.Process(target=_work, args=(make, way, repeats, warm_ups, profiles, ours), daemon=True)
         for way, (_, ours) in zip(ways, pairs, strict=True)
     ]
-    for worker in workers:
+    for worker, (_, ours) in zip(workers, pairs, strict=True):
         worker.start()
-    ready = [_received(pipe, way) for way, (pipe, _) in zip(ways, pairs, strict=True)]
-    for way, (pipe, _), state in zip(ways, pairs, ready, strict=True):
-        if isinstance(state, Timed):
-            yield state
-            continue
-        pipe.send("go")
-        yield _received(pipe, way)
-    for worker in workers:
-        worker.kill()
-
-
-def _received(pipe: Any, way: str) -> Any:
+        ours.close()  # the worker's own end alone keeps the pipe open, so that its death is seen
     try:
+        ready = [_received(pipe, way) for way, (pipe, _) in zip(ways, pairs, strict=True)]
+        for way, (pipe, _), state in zip(ways, pairs, ready, strict=True):
+            yield state if isinstance(state, Timed) else _received(pipe, way, "go")
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _received(pipe: Any, way: str, *said: str) -> Any:
+    """What a worker sends, once it was told to go on."""
+    try:
+        for word in said:
+            pipe.send(word)
         return pipe.recv()
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return Timed(way, error="the process died")
 
 

@@ -19,6 +19,7 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.ir.decision_points import PlanPoint, StepPoint, point_from
 from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.decisions import Decisions
 from lightint_compile.runtime.planner import SLOTS, Planner, plan
 from lightint_compile.runtime.rules import AdaptiveRules, PublishedRules
@@ -277,3 +278,11 @@ def test_what_is_found_while_a_chunk_runs_is_told_unless_the_chunk_was_taken_bac
     assert not taken_back.checked(1, 0.5, 0.25) and kept.checked(2, 0.1, 0.25)
     assert [each.chunk for each in planner.decisions] == list(range(5))
     assert (planner.decisions[-1].drifts, planner.decisions[-1].refused_steps) == (((2, 0.1),), ())
+
+
+def test_a_step_that_is_called_twice_is_refused_once() -> None:
+    """Guidance calls a step twice, and both calls may be refused."""
+    decision = Decision(chunk=0, context_frames=(), reused_steps=(1, 2)).refusing(1).refusing(1)
+    checked = decision.after_check(1, 0.5, refused=True).after_check(2, 0.6, refused=True)
+    assert checked.refused_steps == (1, 2)
+    assert checked.drifts == ((1, 0.5), (2, 0.6))

@@ -106,6 +106,28 @@ def check(module: nn.Module, batch: int = 1, tolerance: float = 1e-5) -> Any:
     return copy, result
 
 
+TOKENS = FRAMES * PLANE
+BROADCAST: dict[str, Callable[[], Tensor]] = {
+    "numbers of keys": lambda: torch.zeros(1, 1, 1, TOKENS).masked_fill(torch.arange(TOKENS) < PLANE, -torch.inf),
+    "of queries": lambda: (torch.arange(TOKENS) >= 0)[:, None],
+    "of keys": lambda: (torch.arange(TOKENS) >= PLANE)[None],
+    "times a number": lambda: of_tokens(SEEN["causal"][0]) * True,
+}
+
+
+@pytest.mark.parametrize("name", BROADCAST)
+def test_what_is_no_matrix_of_pairs_fails_nothing(name: str) -> None:
+    """A mask that is broadcast along queries or keys has no rows of frames to look at."""
+    module = model(BROADCAST[name])
+    program = trace(module, arguments())
+    copy, _ = rewritten(program, SMALL)
+    with kernels.using("dense"):
+        assert (
+            largest_difference(run(copy, feeds_of(module, arguments())), run(program, feeds_of(module, arguments())))
+            < 1e-5
+        )
+
+
 SPELLED = [*((kind, "of tokens") for kind in SEEN), ("chunks", "repeated"), ("window", "of infinities")]
 
 

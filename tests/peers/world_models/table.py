@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightint_compile.options.presets import PRESETS
+
 STOCK, SAME, MOST = "dynamo", "accelerate:exact", "accelerate:all"
 COLUMNS = (
     *("source", "runs", "graphs", "breaks", "late", "exact rewrites", "kept between calls"),
     *("sparse attention", "steps reused", "difference, `exact`", "difference, `all`"),
 )
-_EXACT = ("canonicalize-attention", "sink-row-repeats", "hoist-invariants", "dead-tail")
+_EXACT = tuple(name for name in PRESETS["exact"].passes if name != "outline-regions")
 _KEEPS = "kept between calls for as long as these hold the same: "
 
 
