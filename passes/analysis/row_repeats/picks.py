@@ -1,7 +1,8 @@
 """Rows that are picked from fewer: by an index, by a mask, or by being joined from parts whose rows repeat.
 
-``cat([zeros(n), t.expand(m)])`` has two rows to pick from, ``x[index]`` those of ``x``, and a mask along one axis false
-and true. All of it is known from how the value is made, so nothing has to be checked in a call.
+``cat([zeros(n), t.expand(m)])`` has two rows to pick from, as has ``pad(t.expand(m), (n, 0))``; ``x[index]`` has those
+of ``x``, and a mask along one axis false and true. All of it is known from how the value is made, so nothing has to be
+checked in a call.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from lightint_compile.passes.analysis.axes.factors import (
     plain,
     same,
 )
-from lightint_compile.passes.analysis.axes.movement import Along, Joined, Movement, Picked, Ref, Way, Written
+from lightint_compile.passes.analysis.axes.movement import Along, Joined, Movement, Padded, Picked, Ref, Way, Written
 from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, operands_of, results_of
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size
 from lightint_compile.passes.ir.fake_values import Size, hint_of, shape_of, size_of
 from lightint_compile.passes.ir.memory_sharing import alias_source, is_write, memory_of
+from lightint_compile.passes.ir.op_arguments import argument, rank_of
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import replaced, total
 from lightint_compile.passes.ir.sizes import same as equal
@@ -60,12 +62,14 @@ def picked(node: fx.Node, movement: Movement, layouts: Layouts, allows: Allowed)
     if movement.regroups is not None or len(movement.outputs) != 1:
         return None
     (ways,) = movement.outputs
-    places = [place for place, way in enumerate(ways) if isinstance(way, (Picked, Joined, Written))]
+    places = [place for place, way in enumerate(ways) if isinstance(way, (Picked, Joined, Written, Padded))]
     if len(places) != 1:
         return None
     (place,) = places
     if isinstance(ways[place], Picked):
         return _indexed(node, movement, place, layouts, allows)
+    if isinstance(ways[place], Padded):
+        return _padded(node, movement, place, layouts, allows)
     return None if node.kwargs else _joined(node, movement, place, layouts, allows)
 
 
@@ -103,6 +107,24 @@ def _joined(node: fx.Node, movement: Movement, place: int, layouts: Layouts, all
     found = _planned(node, movement, place, picks, own, layouts, allows)
     args = ([ref.node for ref, _ in parts], place)
     return None if found is None else replace(found, args=args, target=aten.cat.default)
+
+
+def _padded(node: fx.Node, movement: Movement, place: int, layouts: Layouts, allows: Allowed) -> Plan | None:
+    """One row of padding for all that there are on a side; of what is not padded by a constant nothing is known."""
+    way = movement.outputs[0][place]
+    assert isinstance(way, Padded)
+    amounts = way.before, way.after
+    own = layouts(way.ref.node)[way.ref.axis]
+    if is_full(own) or node.kwargs or not all(isinstance(amount, int) and amount >= 0 for amount in amounts):
+        return None
+    if node.target is aten.pad.default and argument(node, "mode") != "constant":
+        return None
+    around = [(same(amount),) if amount else () for amount in amounts]
+    parts = (*around[0], own, *around[1])
+    picks = Picks(total(map(kept_size, parts)), parts)
+    found = _planned(node, movement, place, picks, [(way.ref, own)], layouts, allows)
+    few = [0, 0] * (rank_of(node) - 1 - place) + [min(amount, 1) for amount in amounts]
+    return None if found is None else replace(found, args=(way.ref.node, few, *node.args[2:]))
 
 
 def _parts(way: Way, length: Size, layouts: Layouts) -> list[tuple[Ref, Axis]]:

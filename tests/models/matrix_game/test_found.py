@@ -10,6 +10,7 @@ import torch.fx as fx
 from differential import feeds_of, largest_difference, rewritten, run, trace
 
 from lightint_compile.models.registry import world_model
+from lightint_compile.passes.ir.flops import program_flops
 from lightint_compile.passes.ir.program import Program
 
 EXACT = "canonicalize-attention,sink-row-repeats,hoist-invariants,dead-tail"
@@ -48,6 +49,13 @@ def test_text_is_read_once(programs: tuple[Program, Program], module: str) -> No
     assert before.total() == 3 * after.total() > 0
 
 
+@pytest.mark.parametrize("module", ["time_embedding", "time_projection"])
+def test_times_are_embedded_once_each(programs: tuple[Program, Program], module: str) -> None:
+    # Those of memory, of clean and of noisy frames, and of padding.
+    before, after = (linears(program, module) for program in programs)
+    assert set(before) == {120} and set(after) == {4} and before.total() == after.total() > 0
+
+
 def test_padding_and_dropped_predictions_are_not_computed(programs: tuple[Program, Program]) -> None:
     # 19 of 20 frames of 6 tokens; of the last block 10 frames, which is what a clip adds.
     before, after = (linears(program, "blocks.1.ffn") for program in programs)
@@ -55,6 +63,14 @@ def test_padding_and_dropped_predictions_are_not_computed(programs: tuple[Progra
     before, after = (linears(program, "blocks.0.ffn") for program in programs)
     assert before == {120: 6} and after == {114: 6}
     assert linears(programs[1], "blocks.1.self_attn.k") == {114: 3}
+
+
+@pytest.mark.slow
+def test_a_later_clip_of_the_released_size_takes_15_percent_less() -> None:
+    model = world_model("matrix-game:5b-720p")
+    program = trace(model.module("meta", torch.bfloat16), model.example_inputs(25, "meta", torch.bfloat16))
+    before, after = (program_flops(each)["total"] for each in (program, rewritten(program, EXACT)[0]))
+    assert after <= 0.85 * before
 
 
 def test_the_numbers_are_the_same(programs: tuple[Program, Program]) -> None:

@@ -47,6 +47,17 @@ def padded(timestep: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([frames, frames.new_ones(len(frames), rest) * timestep[:, None]], 1)
 
 
+def padded_in_front(timestep: Tensor, tokens: Tensor) -> Tensor:
+    """Clean context in front of tokens that share a time."""
+    return F.pad(timestep[:, None].expand(-1, TOKENS - 16), (16, 0))
+
+
+def padded_twice(timestep: Tensor, tokens: Tensor) -> Tensor:
+    """A clean and a noisy part of one time, memory in front, and padding of another value to a length."""
+    clip = torch.cat([torch.zeros(len(timestep), 4, 4), torch.full((len(timestep), 6, 4), 0.7)], 1).flatten(1)
+    return F.pad(F.pad(clip * timestep[:, None], (8, 0)), (1, TOKENS - 49), value=0.5)
+
+
 def first_frame(timestep: Tensor, tokens: Tensor) -> Tensor:
     return torch.where(torch.arange(tokens.shape[1]) < 16, 0.0, timestep[:, None])
 
@@ -66,6 +77,8 @@ SPELLINGS: dict[Callable[[Tensor, Tensor], Tensor], int] = {
     joined: 2,
     joined_and_flattened: 2,
     padded: 3,
+    padded_in_front: 2,
+    padded_twice: 5,
     first_frame: 2,
     multiplied: 2,
     by_frame: 6,
@@ -164,7 +177,24 @@ def along_tokens(timestep: Tensor, tokens: Tensor) -> Tensor:
     return joined(timestep, tokens).cumsum(1)
 
 
-@pytest.mark.parametrize("times", [two_axes, all_differ, most_of_a_table, cut_out, along_tokens])
+def mirrored(timestep: Tensor, tokens: Tensor) -> Tensor:
+    return F.pad(joined(timestep, tokens)[:, 8:-8], (8, 8), mode="reflect")
+
+
+def padding_cut_off(timestep: Tensor, tokens: Tensor) -> Tensor:
+    longer = torch.cat([timestep.new_zeros(len(timestep), 32), timestep[:, None].expand(-1, tokens.shape[1])], 1)
+    return F.pad(longer, (-16, -16))
+
+
+def padding_of_rows_that_differ(timestep: Tensor, tokens: Tensor) -> Tensor:
+    return F.pad(tokens[:, :16, 0] * timestep[:, None], (0, TOKENS - 16))
+
+
+NOT_FEW = [two_axes, all_differ, most_of_a_table, cut_out, along_tokens]
+NOT_CONSTANT = [mirrored, padding_cut_off, padding_of_rows_that_differ]
+
+
+@pytest.mark.parametrize("times", [*NOT_FEW, *NOT_CONSTANT])
 def test_rows_that_are_not_few_stay(times: Callable[[Tensor, Tensor], Tensor]) -> None:
     program = trace(Modulated(times), inputs())
     copy, _ = rewritten(program, PASS)
