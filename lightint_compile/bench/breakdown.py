@@ -53,19 +53,25 @@ LAUNCH, BETWEEN = "launch", "between"
 
 
 class Stopwatch:
-    """Time on the device by stage, without waiting for it in between."""
+    """Time by stage: on a GPU the device's own, without waiting for it in between; on a CPU the host's."""
 
-    def __init__(self) -> None:
-        self._spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
 
     def run(self, stage: str, function: Any, *args: Any) -> Any:
         """``function(*args)`` as a part of ``stage``."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+        start = self._mark()
         result = function(*args)
-        end.record()
-        self._spans.append((stage, start, end))
+        self._spans.append((stage, start, self._mark()))
         return result
+
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def region(self, stages: dict[str, str], name: str, function: Any, *args: Any) -> Any:
         """A region of a driver."""
@@ -84,10 +90,12 @@ class Stopwatch:
 
     def read(self) -> dict[str, float]:
         """Milliseconds by stage."""
-        torch.cuda.synchronize()
+        if self._on_gpu:
+            torch.cuda.synchronize()
         totals: dict[str, float] = {}
         for stage, start, end in self._spans:
-            totals[stage] = totals.get(stage, 0.0) + start.elapsed_time(end)
+            spent = start.elapsed_time(end) if self._on_gpu else 1e3 * (end - start)
+            totals[stage] = totals.get(stage, 0.0) + spent
         return totals
 
 

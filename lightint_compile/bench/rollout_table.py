@@ -5,43 +5,108 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightint_compile.bench.rollout_job import Result
+from lightint_compile.models.registry import world_model
+
 if TYPE_CHECKING:
-    from lightint_compile.bench.rollout import Result
+    from rich.table import Table
+
+WIDTH = 130
+"""Columns of what is printed."""
+
+VIDEO_FRAMES = 4
+"""Video frames of a latent frame, by the VAE of every model here; the first latent frame has one."""
+
+
+def print_result(result: Result) -> None:
+    """One line as soon as a job is measured, so that nothing is lost when a later one is stopped."""
+    job = result.job
+    said = result.error or f"{result.seconds:.2f} s, {video_rate(result, result.seconds):.2f} video frames/s"
+    print(f"{job.variant} depth {job.depth}: {said}; chunks ms {_milliseconds(result)}", flush=True)
+
+
+def video_rate(result: Result, seconds: float) -> float:
+    """Video frames a second, of a rollout that takes ``seconds``; what a VAE takes is not in it."""
+    latents = world_model(result.job.model).spec.frames(len(result.chunks))
+    return (VIDEO_FRAMES * (latents - 1) + 1) / seconds
 
 
 def print_table(results: Sequence[Result], full_depth: int) -> None:
-    """One row a variant: seconds measured at each depth, and on the line through them at the full depth."""
+    """The table, and below it what each job spent its time on."""
     from rich.console import Console
+
+    console = Console(width=WIDTH)
+    console.print(table(results, full_depth))
+    console.print(_LEGEND, highlight=False)
+    for result in results:
+        for each in _details(result):
+            console.print(each, highlight=False)
+
+
+_LEGEND = """Seconds of the DiT core: no VAE, no text encoder. video/s: video frames a second at the full depth.
+stages: milliseconds of the last chunk but one at the largest measured depth; rest: what is done once a chunk."""
+
+
+def table(results: Sequence[Result], full_depth: int) -> Table:
+    """One row a variant: the DiT core at each depth and on the line through them at the full depth, and its stages."""
     from rich.table import Table
 
-    table = Table(title=f"Seconds of {results[0].job.model} along {results[0].job.trajectory}")
-    for column in ("variant", "measured (depth: seconds)", f"line at depth {full_depth}", "vs eager", "warm-up s"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    lines = {variant: line(rows, full_depth) for variant, rows in _by_variant(results).items()}
-    for variant, rows in _by_variant(results).items():
-        measured = ", ".join(f"{r.job.depth}: {r.error or f'{r.seconds:.2f}'}" for r in rows)
-        at_full, eager = lines[variant], lines.get("eager")
-        ratio = f"{eager / at_full:.2f}x" if eager and at_full else ""
-        warm = f"{max(r.warm_seconds for r in rows):.0f}"
-        table.add_row(variant, measured, "" if at_full is None else f"{at_full:.1f}", ratio, warm)
-    console = Console(width=110)
-    console.print(table)
-    for result in results:
+    made = Table(title=f"Seconds of {results[0].job.model} along {results[0].job.trajectory}")
+    columns = (
+        "variant",
+        "depth: seconds",
+        f"depth {full_depth}",
+        "vs eager",
+        "video/s",
+        "stages, ms",
+        "warm-up s",
+        "GB",
+    )
+    for column in columns:
+        made.add_column(column, justify="left" if column in ("variant", "stages, ms") else "right", overflow="fold")
+    by_variant = _by_variant(results)
+    eager = line(by_variant.get("eager", []), full_depth)
+    for variant, rows in by_variant.items():
+        made.add_row(variant, *_cells(rows, full_depth, eager))
+    return made
+
+
+def _cells(rows: Sequence[Result], full_depth: int, eager: float | None) -> tuple[str, ...]:
+    at_full, deepest = line(rows, full_depth), rows[-1]
+    return (
+        ", ".join(f"{row.job.depth}: {row.error or f'{row.seconds:.2f}'}" for row in rows),
+        "" if at_full is None else f"{at_full:.1f}",
+        f"{eager / at_full:.2f}x" if eager and at_full else "",
+        f"{video_rate(deepest, at_full):.1f}" if at_full else "",
+        _stages(deepest),
+        f"{max(row.warm_seconds for row in rows):.0f}",
+        f"{deepest.peak_gigabytes:.1f}" if deepest.peak_gigabytes else "",
+    )
+
+
+def _details(result: Result) -> list[str]:
+    """Lines about one job."""
+    lines = [f"{result.job.variant} depth {result.job.depth}: chunks ms {_milliseconds(result)}"]
+    if result.stages:
+        lines.append(f"  stages of the last chunk but one, ms: {_stages(result)}")
+    if result.kernels:
         kernels = ", ".join(f"{kind} {ms:.1f}" for kind, ms in sorted(result.kernels.items()))
-        chunks = " ".join(f"{ms:.0f}" for ms in result.chunks)
-        console.print(f"{result.job.variant} depth {result.job.depth}: chunks ms {chunks}", highlight=False)
-        if kernels:
-            stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in sorted(result.stages.items()))
-            console.print(f"  kernels of the last chunk, ms: {kernels}", highlight=False)
-            console.print(f"  stages of the last chunk but one, ms: {stages}", highlight=False)
-            console.print(
-                f"  peak memory {result.peak_gigabytes:.1f} GB, compiled after warm-up: {result.compiled_late}",
-                highlight=False,
-            )
-        if result.driver or result.idle is not None:
-            console.print(f"  driver: {_driver_line(result)}", highlight=False)
-        if result.context:
-            console.print(f"  context frames {list(result.context)}, reused {list(result.reused)}", highlight=False)
+        lines.append(f"  kernels of the last chunk, ms: {kernels}")
+    if result.compiled_late or result.peak_gigabytes:
+        lines.append(f"  peak memory {result.peak_gigabytes:.1f} GB, compiled after warm-up: {result.compiled_late}")
+    if result.driver or result.idle is not None:
+        lines.append(f"  driver: {_driver_line(result)}")
+    if result.context:
+        lines.append(f"  context frames {list(result.context)}, reused {list(result.reused)}")
+    return lines
+
+
+def _milliseconds(result: Result) -> str:
+    return " ".join(f"{each:.0f}" for each in result.chunks)
+
+
+def _stages(result: Result) -> str:
+    return ", ".join(f"{stage} {ms:.1f}" for stage, ms in sorted(result.stages.items()))
 
 
 def _driver_line(result: Result) -> str:

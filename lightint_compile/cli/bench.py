@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lightint_compile.cli.failing import check_writable
+from lightint_compile.models import registry
 from lightint_compile.models.registry import DEMO, LARGE, TINY
 
-bench = typer.Typer(help="Measurements.", no_args_is_help=True)
+
+class Benchmarks(TyperGroup):
+    """The benchmarks; the name of a model is short for a rollout of it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """``FAMILY[:SIZE] ...`` as ``rollout --model FAMILY:SIZE ...``; the largest size unless one is named."""
+        name, _, size = args[0].partition(":")
+        if args[0] not in self.commands and registry.is_family(name):
+            size = size or list(registry.family(name).sizes)[-1]
+            args = ["rollout", "--model", f"{name}:{size}", *args[1:]]
+        return super().resolve_command(ctx, args)
+
+
+bench = typer.Typer(cls=Benchmarks, help="Measurements.", no_args_is_help=True)
 
 
 class Table(StrEnum):
@@ -70,8 +85,8 @@ def rollout(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager, inductor, or a preset with options; repeat",
-            show_default="eager, inductor, exact, published, all, all:drift=1e9",
+            help="eager, inductor, or PRESET[:OPTION=VALUE,...]; @SIZE behind it: of this size; repeat",
+            show_default="a row of each kind, and all in 8 bit",
         ),
     ] = None,
     depth: Annotated[
@@ -82,21 +97,31 @@ def rollout(
         typer.Option(min=1, help="the same for Inductor, which unrolls every block", show_default="1, 2"),
     ] = None,
     trajectory: Trajectory = None,
+    chunks: Annotated[
+        int | None,
+        typer.Option(min=1, help="chunks of the turn, without --trajectory", show_default="some 64 latent frames"),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="rollouts of each variant; the median counts")] = 3,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="variants that compile and hold weights at once", show_default="all"),
+    ] = None,
     patience: Annotated[float, typer.Option(min=0.0, help="seconds after which a variant counts as failed")] = 3600.0,
     json_file: JsonFile = None,
 ) -> None:
-    """Roll a model out in eager, Inductor and lightint's presets."""
-    from lightint_compile.bench.rollout import VARIANTS, run
+    """Roll a model out in eager, Inductor and lightint's presets; in short, bench FAMILY:SIZE (FAMILY: the largest)."""
+    from lightint_compile.bench.rollout import run
 
     check_writable("--json", json_file)
     run(
         model=model,
-        variants=variant or VARIANTS,
+        variants=variant or (),
         depths=depth or (2, 6),
         inductor_depths=inductor_depth or (1, 2),
         trajectory=trajectory,
+        chunks=chunks,
         repeats=repeats,
+        at_once=at_once,
         patience=patience,
         json_file=json_file,
     )

@@ -15,6 +15,7 @@ from lightint_compile.passes.ir.world_spec import WorldSpec
 from ..camera_paths.pose_files import RecordedPath
 from ..random_weights import fill_random
 from ..world_model import CameraPath, ChunkResult, ModelFamily
+from .checkpoint import to_int8
 from .clip import MatrixGameClip, video_frames
 from .config import FRAMES_PER_LATENT, MatrixGameConfig
 from .examples import example_inputs, example_scene
@@ -78,10 +79,11 @@ class MatrixGame:
     def module(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> nn.Module:
-        """A `MatrixGameClip`."""
+        """A `MatrixGameClip`; one of 8 bit has the other's weights, rounded."""
         with torch.device(device):
-            clip = MatrixGameClip(self.config).to(dtype)
-        return fill_random(clip, seed).eval().requires_grad_(False)
+            clip = MatrixGameClip(dataclasses.replace(self.config, int8=False)).to(dtype)
+        fill_random(clip, seed).eval().requires_grad_(False)
+        return to_int8(clip) if self.config.int8 else clip
 
     def example_inputs(
         self, history: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
@@ -128,9 +130,16 @@ class MatrixGame:
         return f"Matrix-Game, {shape}"
 
 
+def _large(int8: bool) -> MatrixGame:
+    config = dataclasses.replace(MatrixGameConfig.base_5b_720p(), int8=int8)
+    return MatrixGame(config, text_tokens=119, needs_gpu=True)
+
+
 FAMILY = ModelFamily(
     {
         "tiny": lambda: MatrixGame(MatrixGameConfig.tiny()),
-        "5b-720p": lambda: MatrixGame(MatrixGameConfig.base_5b_720p(), text_tokens=119, needs_gpu=True),
+        "tiny-int8": lambda: MatrixGame(dataclasses.replace(MatrixGameConfig.tiny(), int8=True)),
+        "5b-720p-int8": lambda: _large(int8=True),
+        "5b-720p": lambda: _large(int8=False),
     }
 )

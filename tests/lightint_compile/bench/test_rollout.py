@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from lightint_compile.bench.breakdown import BETWEEN, LAUNCH, HostClock, busy
-from lightint_compile.bench.rollout import Job, Result, measured
-from lightint_compile.bench.rollout_table import print_table
+from lightint_compile.bench.breakdown import BETWEEN, LAUNCH, HostClock, Stopwatch, busy
+from lightint_compile.bench.rollout import Job, Result, measured, variants_of
+from lightint_compile.bench.rollout_job import jobs_of
+from lightint_compile.bench.rollout_table import print_result, print_table
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.region import Leaf, Variant
 from lightint_compile.passes.ir.decision_points import PlanPoint
@@ -65,6 +69,46 @@ def test_a_driver_is_timed_by_kind_of_call_and_left_as_it_was() -> None:
     found = clock.read(1.0, 2)
     assert found[LAUNCH] >= 2.5 and 0 < found["decide"] < 400 and found["guard"] == found["keep"] == 0
     assert sum(found.values()) == pytest.approx(500)
+
+
+def test_a_row_may_be_of_another_size_of_the_family() -> None:
+    (rounded,) = jobs_of("all:drift=1e9@tiny-int8", (2,), "matrix-game:tiny", "w-14", 1, "cpu")
+    assert rounded.model == "matrix-game:tiny-int8" and rounded.options == {"preset": "all", "drift": 1e9}
+    (eager,) = jobs_of("eager@tiny", (2,), "matrix-game:5b-720p", "w-14", 1, "cpu")
+    assert eager.model == "matrix-game:tiny" and eager.options is None
+    assert variants_of("matrix-game:5b-720p")[-1] == "all@5b-720p-int8"
+    assert variants_of("worldplay:tiny")[-1] == "all:drift=1e9"
+
+
+def test_rows_say_how_many_video_frames_come_in_a_second(capsys) -> None:
+    job = Job("eager", 2, "matrix-game:5b-720p", "w-24", 1, "cpu")
+    eager = Result(job, 0.0, chunks=(4000.0, 6000.0, 6000.0), stages={"denoise": 9000.0})
+    rewritten = Result(dataclasses.replace(job, variant="exact"), 0.0, chunks=(2500.0, 2500.0, 5000.0))
+    print_result(eager)
+    assert capsys.readouterr().out == "eager depth 2: 16.00 s, 8.56 video frames/s; chunks ms 4000 6000 6000\n"
+    print_table([eager, rewritten], 2)
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    said = [[cell.strip() for cell in row[1:6]] for row in rows]
+    assert said == [["eager", "2: 16.00", "16.0", "1.00x", "8.6"], ["exact", "2: 10.00", "10.0", "1.60x", "13.7"]]
+
+
+def test_stages_are_timed_on_a_cpu_too() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    assert watch.run("denoise", torch.add, torch.ones(2), torch.ones(2)).tolist() == [2.0, 2.0]
+    watch.region({"block": "denoise"}, "block", time.sleep, 0.002)
+    watch.region({}, "glue", time.sleep, 0.0)
+    assert watch.read().keys() == {"denoise", "rest"} and watch.read()["denoise"] >= 2
+
+
+@pytest.mark.slow
+def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
+    job = Job("eager", 1, "matrix-game:tiny", "w+left-14,right-20", 1, "cpu")
+    rows = measured([job, dataclasses.replace(job, depth=2)], tmp_path / "rows.json", patience=300, at_once=1)
+    first = next(rows)
+    assert not first.error and len(first.chunks) == 3 and first.stages["denoise"] > 0
+    (written,) = json.loads((tmp_path / "rows.json").read_text())
+    assert tuple(written["chunks"]) == first.chunks and written["job"]["depth"] == 1
+    assert next(rows).job.depth == 2 and len(json.loads((tmp_path / "rows.json").read_text())) == 2
 
 
 @pytest.mark.slow

@@ -11,7 +11,10 @@ from lightint_compile.cli import app, main
 
 OPTIONS = {
     "kernels": {"device", "table", "length", "density", "seconds", "flex", "width", "json"},
-    "rollout": {"model", "variant", "depth", "inductor-depth", "trajectory", "repeats", "patience", "json"},
+    "rollout": {
+        *("model", "variant", "depth", "inductor-depth", "trajectory", "chunks"),
+        *("repeats", "at-once", "patience", "json"),
+    },
     "compile": {"model", "depth", "inductor-up-to", "history"},
     "checks": {"model", "device", "chunk", "seconds", "width", "json"},
     "flops": {"model", "variant", "trajectory", "latents", "depth", "json"},
@@ -55,6 +58,9 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         (["rollout", "--model", "worldplay:tiny", "--variant", "all:drift"], "'all:drift' cannot be read"),
         (["rollout", "--model", "worldplay:tiny", "--variant", "all:density=7"], "7 cannot be taken"),
         (["rollout", "--model", "worldplay:tiny", "--trajectory", "jump-3"], "the key 'jump' is unknown"),
+        (["worldplay:tyni"], "did you mean 'worldplay:tiny'?"),
+        (["worldply"], "No such command 'worldply'"),
+        (["matrix-game:tiny", "--variant", "all@tiny-int4"], "did you mean 'matrix-game:tiny-int8'?"),
         (["rollout", "--depth", "0"], "Invalid value for '--depth'"),
         (["compile", "--history", "6"], "no whole number of chunks"),
         (["compile", "--model", "warpplay:tiny"], "did you mean 'worldplay'?"),
