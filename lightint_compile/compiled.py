@@ -19,7 +19,8 @@ from lightint_compile.modelwide import check_required
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.planner import of_one_rollout
+from lightint_compile.runtime.path_from_above import as_rows, from_above
+from lightint_compile.runtime.planner import Planner, of_one_rollout
 from lightint_compile.runtime.siblings import Siblings
 
 
@@ -164,7 +165,7 @@ def _unwrapped(candidate: Any) -> Iterator[CompiledGraph]:
 
 
 def report(compiled: Any) -> Report:
-    """What lightint did to a compiled module: one section for each graph.
+    """What lightint did to a compiled module: one section for each graph, and the rollout that ran last.
 
     Args:
         compiled: the result of ``torch.compile(..., backend="lightint")``, after a call.
@@ -175,7 +176,7 @@ def report(compiled: Any) -> Report:
     """
     sections = [graph.section for graph in CompiledGraph.of(compiled)]
     check_required(sections)
-    return Report.of(*sections)
+    return _with_run(Report.of(*sections), compiled)
 
 
 def reset(compiled: Any) -> None:
@@ -213,6 +214,11 @@ def decisions(compiled: Any) -> list[Decision]:
     Raises:
         StateError: as of :func:`report`.
     """
+    return _made(_asked(compiled))
+
+
+def _asked(compiled: Any) -> list[tuple[Planner, str]]:
+    """The planners of a compiled module that decided in the rollout that ran last, each with the setting in force."""
     parameters = _parameters(compiled)
     asked = [
         (planner, graph.setting)
@@ -220,12 +226,28 @@ def decisions(compiled: Any) -> list[Decision]:
         if graph.driver is not None and (planner := graph.driver.decisions.planner_of(parameters)) is not None
     ]
     last = of_one_rollout(planner for planner, _ in asked)
+    return [(planner, setting) for planner, setting in asked if planner in last]
+
+
+def _made(asked: Sequence[tuple[Planner, str]]) -> list[Decision]:
     made = {
         decision.chunk: dataclasses.replace(decision, setting=setting).with_elements(decision.elements)
         for planner, setting in asked
-        if planner in last
         for decision in planner.decisions
     }
     if 1 in made:
         made.setdefault(0, Decision(chunk=0, context_frames=(), setting=made[1].setting))
     return [made[chunk] for chunk in sorted(made)]
+
+
+def _with_run(report: Report, compiled: Any) -> Report:
+    """A report with the rollout that ran last."""
+    asked = _asked(compiled)
+    made = _made(asked)
+    if not made:
+        return report
+    rules = asked[-1][0].rules
+    path = max((p for planner, _ in asked if (p := planner.path) is not None), key=len, default=None)
+    lead = 0 if path is None else rules.lead(len(path)) or 0
+    drawn = {} if path is None else from_above(path)
+    return dataclasses.replace(report, chunks=as_rows(made, rules.chunk, lead), path=drawn)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch.fx as fx
@@ -21,6 +21,7 @@ from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.fresh_sizes import forget_guards
 from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.provenance import Removals
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 
@@ -39,6 +40,7 @@ class Rewritten:
         pipeline: the passes as text; parses back.
         options: what was asked for.
         flops: of the captured program and after each pass.
+        removed: names of captured nodes that a pass erased, each with the pass.
     """
 
     program: Program
@@ -48,6 +50,7 @@ class Rewritten:
     pipeline: str
     options: LightintOptions
     flops: tuple[int, ...]
+    removed: Mapping[str, str] = field(default_factory=dict)
 
     def applied(self) -> int:
         """Places that were rewritten."""
@@ -78,8 +81,11 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     original = program.snapshot()
     flops = [work_of(program.graph_module)]
     left_out = offers(due_after(None, whole, unasked), program, flops[0])
+    removals = Removals(original)
 
     def count(step: Pass, now: Program, result: PassResult) -> None:
+        if result.modified:
+            removals.after(step.name, now)
         flops.append(work_of(now.graph_module) if result.modified else flops[-1])
         left_out.extend(offers(due_after(step, whole, unasked), now, flops[-1]))
 
@@ -88,7 +94,7 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     program.graph_module.recompile()
     unused = unused_remarks(original, [step.name for step in pipeline.passes], result.remarks)
     remarks = (*result.remarks, *unused, *left_out, *approximations(result.remarks, options, guided))
-    rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops))
+    rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops), removals.by)
     _tell(rewritten)
     return rewritten
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,18 @@ class Report:
         sections: in the order the graphs were captured.
         reproduce: how to get this report again, as a command or an expression.
         versions: of lightint and torch, by name.
+        chunks: the decisions of the rollout that ran last, chunk by chunk, as data: ``Decision.to_dict`` with the
+            latent frames [first, end) of the chunk, milliseconds by stage where a run was timed, and errors where a
+            budget is set.
+        path: the cameras of these chunks from above, as lists over latent frames (``x``, ``z``, ``heading`` in
+            radians); empty where no cameras are at hand.
     """
 
     sections: tuple[Section, ...]
     reproduce: str = ""
     versions: tuple[tuple[str, str], ...] = ()
+    chunks: tuple[Mapping[str, Any], ...] = ()
+    path: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -72,6 +79,7 @@ class Report:
             "versions": dict(self.versions),
             "reproduce": self.reproduce,
             "graphs": [section.to_dict() for section in self.sections],
+            **({"chunks": [dict(chunk) for chunk in self.chunks], "path": dict(self.path)} if self.chunks else {}),
         }
 
     @classmethod
@@ -85,11 +93,12 @@ class Report:
                 fix="make the report again",
             )
         sections = tuple(Section.from_dict(section) for section in data["graphs"])
-        return cls(sections, data["reproduce"], tuple(data["versions"].items()))
+        ran = {"chunks": tuple(data.get("chunks", ())), "path": data.get("path", {})}
+        return cls(sections, data["reproduce"], tuple(data["versions"].items()), **ran)
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the report as one HTML file without scripts or network, with its graphs where it has them."""
-        from lightint_compile.reporting.html import render
+        """Write the report as one HTML file that needs no network, with its graphs where it has them."""
+        from lightint_compile.reporting.page import render
 
         Path(path).write_text(render(self), encoding="utf-8")
         return Path(path)

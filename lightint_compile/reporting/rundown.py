@@ -22,7 +22,7 @@ from lightint_compile.passes.ir.decision_points import (
     point_of,
 )
 from lightint_compile.passes.ir.decision_policy import Policy
-from lightint_compile.passes.ir.node_queries import MEMO
+from lightint_compile.passes.ir.node_queries import MEMO, graph_of
 from lightint_compile.passes.ir.remarks import generic_path
 from lightint_compile.passes.step_cache.per_element import EACH
 
@@ -51,6 +51,18 @@ def rundown(root: fx.GraphModule) -> tuple[Line, ...]:
     spoken = _settled(_once_first([(phase, said) for phase, said in calls if said]))
     phases = [(phase, _joined(said for _, said in each)) for phase, each in groupby(spoken, key=lambda call: call[0])]
     return (*phases, *_regions(root))
+
+
+def phases_of(root: fx.GraphModule) -> dict[fx.Node, str]:
+    """The phase of every node of a root, and of its branches: those of the branch; none of a graph in one piece."""
+    if not is_outlined(root, root.graph):
+        return {}
+    calls = _settled([(_phase(root, node), node.name) for node in root.graph.nodes])
+    found = {node: phase for node, (phase, _) in zip(root.graph.nodes, calls, strict=True)}
+    for node in root.graph.nodes:
+        for side in filter(None, map(graph_of, node.all_input_nodes)):
+            found.update(dict.fromkeys(side.graph.nodes, found[node]))
+    return found
 
 
 def _once_first(calls: list[Line]) -> list[Line]:

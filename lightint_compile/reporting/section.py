@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch.fx as fx
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind, generic_path, merged
+from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.rundown import rundown
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Section:
         measurements: seconds and counts known after compilation, by name (``"trace seconds"``, ``"cache hits"``).
         untouched: why the graph was handed on as it is; empty when the passes ran.
         runs: what the root graph runs, as pairs of a phase and its calls.
-        graph, original: the FX graphs after and before, not part of the data.
+        source: makes or hands out the FX graphs, which are not part of the data; ``None`` where there are none.
     """
 
     name: str
@@ -61,12 +62,12 @@ class Section:
     measurements: Mapping[str, float] = field(default_factory=dict)
     untouched: str = ""
     runs: tuple[tuple[str, str], ...] = ()
-    graph: fx.GraphModule | None = field(default=None, compare=False, repr=False)
-    original: fx.GraphModule | None = field(default=None, compare=False, repr=False)
+    source: Callable[[], Graphs] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, rewritten: Rewritten, measurements: Mapping[str, float] | None = None) -> Section:
         """The section of a rewritten program."""
+        graphs = Graphs.of(rewritten)
         return cls(
             name=rewritten.program.name,
             pipeline=rewritten.pipeline,
@@ -77,9 +78,23 @@ class Section:
             remarks=tuple(_readable(rewritten.remarks)),
             measurements=dict(measurements or {}),
             runs=rundown(rewritten.program.graph_module),
-            graph=rewritten.program.graph_module,
-            original=rewritten.original.graph_module,
+            source=lambda: graphs,
         )
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """The FX graphs before and after; a warm start rewrites the captured graph once more to have them."""
+        return self.source() if self.source is not None else None
+
+    @property
+    def graph(self) -> fx.GraphModule | None:
+        """The rewritten FX graph."""
+        return self.graphs.after if self.graphs else None
+
+    @property
+    def original(self) -> fx.GraphModule | None:
+        """The FX graph as it was captured."""
+        return self.graphs.before if self.graphs else None
 
     def with_remarks(self, remarks: Iterable[Remark]) -> Section:
         """This section with more remarks at the end; equal ones are folded together."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import ACCELERATE, GRAPH_BREAK
 from lightint_compile.reporting.section import PassRow, Section
+from lightint_compile.reporting.units import changed, counted
 
 if TYPE_CHECKING:
     from lightint_compile.reporting.report import Report
@@ -102,9 +103,7 @@ _NUMERICS = {"reassociates": "reorders", "approximate": "approx."}
 
 def change(row: PassRow) -> str:
     """By how much a pass changed the graph's FLOPs."""
-    if row.flops_before == row.flops_after:
-        return "="
-    return f"{100 * (row.flops_after - row.flops_before) / row.flops_before:+.1f} %"
+    return changed(row.flops_before, row.flops_after)
 
 
 def _group(title: str, remarks: list[Remark]) -> Iterator[str]:
@@ -175,11 +174,7 @@ def _short(source: str, room: int) -> str:
 
 
 def _flops(count: float) -> str:
-    for unit in ("", "K", "M", "G", "T"):
-        if count < 1000:
-            return f"{count:.4g} {unit}FLOP"
-        count /= 1000
-    return f"{count:.4g} PFLOP"
+    return counted(count, "FLOP")
 
 
 def _plural(count: int, one: str, many: str) -> str:

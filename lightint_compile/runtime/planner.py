@@ -89,6 +89,12 @@ class Planner:
             return [record.decision for record in records]
 
     @property
+    def path(self) -> Tensor | None:
+        """The cameras [F, 4, 4] of the rollout that was asked last, of its first element; none of a given context."""
+        with self._lock:
+            return self._rollouts[-1].cameras[0] if self._rollouts and not self._given else None
+
+    @property
     def ran(self) -> tuple[int, int]:
         """When the rollout that was asked last had its first decision and its last one, on a clock of all planners."""
         with self._lock:

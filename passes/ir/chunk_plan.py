@@ -17,6 +17,7 @@ from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.frame_numbers import Coming, number_node
 from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import Program, fake_mode_of
+from lightint_compile.passes.ir.provenance import MADE_BY, origin_of
 from lightint_compile.passes.ir.rewriter import KEPT_META
 from lightint_compile.passes.ir.sizes import same
 
@@ -57,11 +58,16 @@ def insert_plan(
         plan = program.graph.call_module(PLAN, operands, further)
         index = program.graph.call_function(operator.getitem, (plan, 0))
     for node in (plan, index):
-        node.meta.update({key: like.meta[key] for key in KEPT_META if key in like.meta} if like else {})
+        node.meta.update(_as_made_for(like) if like else {})
     with fake_mode_of([like or operands[0]]):
         index.meta["val"] = torch.empty((size,), dtype=positions.dtype, device=positions.device)
     plan.meta["val"] = (index.meta["val"], None, None, None)
     return index
+
+
+def _as_made_for(like: fx.Node) -> dict[str, Any]:
+    kept = {key: like.meta[key] for key in KEPT_META if key in like.meta}
+    return kept | {MADE_BY: {"pass": "adaptive-context", "rule": "plan", "origin": origin_of(like)}}
 
 
 def _further(

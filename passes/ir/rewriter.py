@@ -15,6 +15,7 @@ from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.fake_values import another, described
 from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
 from lightint_compile.passes.ir.program import Program, fake_mode_of, faking
+from lightint_compile.passes.ir.provenance import MADE_BY, origin_of
 
 aten = torch.ops.aten
 
@@ -108,4 +109,5 @@ class Rewriter:
         if self._like is None:
             return {}
         kept = {key: self._like.meta[key] for key in KEPT_META if key in self._like.meta}
-        return kept | {"lightint": {"pass": self._pass_name, "rule": self._rule, "from": self._like.name}}
+        mark = {"pass": self._pass_name, "rule": self._rule, "from": self._like.name, "origin": origin_of(self._like)}
+        return kept | {MADE_BY: mark}

@@ -12,6 +12,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.ir.condensed_graph import Contraction
 from lightint_compile.passes.ir.node_queries import MEMO, Dependencies
+from lightint_compile.passes.ir.provenance import MADE_BY, origin_of
 from lightint_compile.passes.ir.rewriter import KEPT_META
 from lightint_compile.passes.outline_regions.forms import Form
 from lightint_compile.passes.outline_regions.pieces import Piece
@@ -52,6 +53,11 @@ class Root:
         call = self.graph.create_node("call_module", entry.name, arguments, name=self._names[id(piece)])
         call.meta = {key: form.nodes[-1].meta[key] for key in KEPT_META if key in form.nodes[-1].meta}
         call.meta["val"] = tuple(form.nodes[index].meta["val"] for index in entry.returned)
+        call.meta[MADE_BY] = {
+            "pass": "outline-regions",
+            "rule": entry.kind,
+            "origins": tuple(map(origin_of, form.nodes)),
+        }
         if piece.memo:
             call.meta[MEMO] = piece.memo
         self._read(call, entry, form)

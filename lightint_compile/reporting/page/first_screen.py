@@ -1,0 +1,134 @@
+"""The first screen: what was rewritten, what it saves, what was not and the one change that helps most, what ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.reporting.page.savings import best_change, bytes_moved, work
+from lightint_compile.reporting.section import PassRow, Section
+from lightint_compile.reporting.text import change
+from lightint_compile.reporting.units import changed, counted
+
+if TYPE_CHECKING:
+    from lightint_compile.reporting.report import Report
+
+MOST = 6
+"""Lines of a card."""
+
+
+def first_screen(report: Report) -> str:
+    """Four cards."""
+    cards = (
+        ("rewritten", "What was rewritten", _rewritten(report.sections)),
+        ("saved", "What it saves", _saved(report)),
+        ("not-rewritten", "What was not, and what would help", _left(report.sections)),
+        ("decided", "What the run decided", _decided(report.chunks)),
+    )
+    return "\n".join(
+        f'<article class="card" id="card-{name}"><h2>{title}</h2>{"".join(body)}</article>'
+        for name, title, body in cards
+    )
+
+
+def _rewritten(sections: Sequence[Section]) -> Iterator[str]:
+    total = sum(section.rewritten for section in sections)
+    places = "place" if total == 1 else "places"
+    yield f'<p class="figure">{total} <span>{places}</span></p>'
+    for section in sections:
+        if section.untouched:
+            yield f"<p>left as it is: {escape(section.untouched)}</p>"
+    lines = [
+        f'<li><b>{escape(row.name)}</b> {row.rewritten} <span class="quiet">{escape(_effect(row))}</span></li>'
+        for section in sections
+        for row in section.passes
+        if row.rewritten
+    ]
+    yield f"<ul>{''.join(lines)}</ul>" if lines else "<p>No pass found a place to rewrite.</p>"
+
+
+def _effect(row: PassRow) -> str:
+    """By how much the work fell, and what happens to the numbers."""
+    fell = f"{change(row)} FLOPs" if row.flops_after < row.flops_before else ""
+    return " · ".join(filter(None, (fell, row.numerics)))
+
+
+def _saved(report: Report) -> Iterator[str]:
+    before, after = (sum(column) for column in zip((0, 0), *map(work, report.sections), strict=True))
+    yield f'<p class="figure">{escape(changed(before, after) if before else "–")} <span>FLOPs</span></p><dl>'
+    if before:
+        yield _entry("FLOPs", f"{counted(before, 'FLOP')} became {counted(after, 'FLOP')}")
+    moved = [bytes_moved(graphs) for section in report.sections if (graphs := section.graphs) is not None]
+    if moved:
+        first, last = (sum(column) for column in zip(*moved, strict=True))
+        yield _entry(
+            "memory traffic, unfused", f"{counted(first, 'B')} became {counted(last, 'B')} ({changed(first, last)})"
+        )
+    yield _entry("operations", ", ".join(f"{s.nodes_before} became {s.nodes_after}" for s in report.sections) or "none")
+    yield _entry("measured time", escape(_measured(report.chunks)))
+    yield "</dl>"
+    if any(section.runs for section in report.sections):
+        yield '<p class="quiet">Both sides of every branch and the largest context are counted: what a run reuses or '
+        yield "leaves out comes on top.</p>"
+
+
+def _measured(chunks: Sequence[Mapping[str, Any]]) -> str:
+    times = [sum(chunk["milliseconds"].values()) for chunk in chunks if chunk.get("milliseconds")]
+    if not times:
+        return "not measured: lightint_compile.report(compiled, run=...) times a run"
+    return f"{sum(times) / len(times):.1f} ms a call, mean of {len(times)}"
+
+
+def _left(sections: Sequence[Section]) -> Iterator[str]:
+    misses = [remark for section in sections for remark in section.of_kind(RemarkKind.MISSED)]
+    total = sum(remark.count for remark in misses)
+    yield f'<p class="figure">{total} <span>near {"miss" if total == 1 else "misses"}</span></p>'
+    best = best_change(sections)
+    if best is not None:
+        verb = "saves" if best.saves else "is about"
+        share = f" It {verb} {100 * best.share:.0f} % of the work." if best.share else ""
+        yield f'<p class="best"><b>Change this first:</b> {escape(best.hint)}.</p>'
+        yield f'<p class="quiet">{escape(best.because)}.{share}</p>'
+    elif not misses:
+        yield "<p>Nothing that a pass looks for was left out.</p>"
+    else:
+        yield "<p>Nothing to change: what was left as it is would not pay, or has no cure.</p>"
+    yield from _short(misses)
+
+
+def _short(misses: Iterable[Remark]) -> Iterator[str]:
+    lines = [
+        f"<li>{f'{remark.count} × ' if remark.count > 1 else ''}<b>{escape(remark.pass_name)}</b> "
+        f'<span class="quiet">{escape(remark.rule)}</span> {escape(remark.module_path)}</li>'
+        for remark in misses
+    ]
+    more = f"<li>and {len(lines) - MOST} more kinds</li>" if len(lines) > MOST else ""
+    if lines:
+        yield f"<ul>{''.join(lines[:MOST])}{more}</ul>"
+
+
+def _decided(chunks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not chunks:
+        yield '<p class="figure">– <span>chunks</span></p>'
+        yield "<p>Nothing has run, or nothing is decided at run time. After a rollout, "
+        yield "<code>lightint_compile.report(compiled)</code> shows its decisions.</p>"
+        return
+    reused = sum(len(set(c["reused_steps"]) - set(c["refused_steps"])) for c in chunks)
+    refused = sum(len(c["refused_steps"]) for c in chunks)
+    fewer = sum(c["saved_frames"] for c in chunks)
+    gathered = sum(len(c["context_frames"]) for c in chunks)
+    plural = "chunk" if len(chunks) == 1 else "chunks"
+    yield f'<p class="figure">{len(chunks)} <span>{plural}</span></p><dl>'
+    yield _entry("steps reused", str(reused))
+    yield _entry("refused for drift", str(refused))
+    yield _entry("context frames", f"{gathered}, {fewer} fewer than the model gathers")
+    yield _entry("keys and values kept", f"of {sum(c['kept_frames'] for c in chunks)} frames")
+    seen = sum(not c["novel"] for c in chunks)
+    yield _entry("views seen before", f"in {seen} of {len(chunks)} chunks")
+    yield "</dl>"
+
+
+def _entry(term: str, text: str) -> str:
+    return f"<dt>{term}</dt><dd>{text}</dd>"

@@ -1,0 +1,119 @@
+"""The page in a real browser: it loads without a network, folds, searches, is read by axe-core, and stays fluid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+import torch
+from toy_world import ToyWorld, there_and_back
+
+import lightint_compile
+from lightint_compile.passes.ir.remarks import RemarkKind
+from lightint_compile.runtime.path_from_above import as_rows, from_above
+from lightint_compile.runtime.planner import plan
+from lightint_compile.runtime.rules import AdaptiveRules
+
+LINKS = "lightint.drawing.cy.edges('[kind = \"link\"]')"
+HOVERED = """lightint.drawing.cy.nodes().map((node) => lightint.items.get(node.id())).filter((item) => item.row)
+    .map((item) => tooltip(lightint.items, item)).join()"""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Any]:
+    with browser.browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def path(running: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cameras = there_and_back(24)
+    with torch.no_grad():
+        inputs = (torch.randn(1, 4, 4, 4, 6), torch.randn(1, 4, 20, 4, 6), cameras)
+        dynamic = {"history": 2, "extrinsics": 1}
+        report = lightint_compile.explain(ToyWorld().eval(), *inputs, dynamic=dynamic, options={"preset": "all"})
+    rows = as_rows(plan(cameras[0], AdaptiveRules(steps=(1, 2))), 4, 0)
+    assert any(row["reused_steps"] for row in rows)
+    report = dataclasses.replace(report, chunks=rows, path=from_above(cameras[0]))
+    assert any(remark.kind is RemarkKind.MISSED for section in report.sections for remark in section.remarks)
+    return report.to_html(tmp_path_factory.mktemp("page") / "report.html")
+
+
+def labels(page: Any) -> list[str]:
+    return page.locator("#outline [role=treeitem]").all_inner_texts()
+
+
+def test_it_loads_alone_without_an_error_and_draws_both_sides(running: Any, path: Path) -> None:
+    with browser.opened(running, path, offline=True) as (page, seen):
+        drawn = page.evaluate("lightint.drawing.cy.nodes().map((node) => node.data('side'))")
+        assert {"a", "b"} == set(drawn) and page.evaluate(f"{LINKS}.length") > 0
+        assert {"before", "after", "step 0", "step 3"} <= set(labels(page))
+        assert seen.problems == [] and seen.requests == [path.as_uri()]
+
+
+def test_boxes_fold_and_unfold_by_keyboard_down_to_operators(running: Any, path: Path) -> None:
+    with browser.opened(running, path) as (page, seen):
+        folded = labels(page)
+        page.locator("#outline [role=treeitem]", has_text="step 0").last.focus()
+        page.keyboard.press("ArrowRight")
+        calls = [text for text in labels(page) if text.startswith("step_0_block")]
+        assert len(calls) == 2
+        page.keyboard.press("ArrowDown")
+        while not page.evaluate("document.activeElement.innerText").startswith("step_0_block"):
+            page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowRight")
+        assert "scaled_dot_product_attention" in " ".join(labels(page))
+        assert "aten.linear.default" in page.evaluate(HOVERED) and "float32[1, " in page.evaluate(HOVERED)
+        page.get_by_role("button", name="fold all").click()
+        assert labels(page) == folded and seen.problems == []
+
+
+def test_search_finds_an_operator_and_goes_to_it(running: Any, path: Path) -> None:
+    with browser.opened(running, path) as (page, seen):
+        page.keyboard.press("/")
+        page.keyboard.type("blocks.1 gelu before step 1")
+        assert "found" in page.locator("#search-status").inner_text()
+        page.keyboard.press("Enter")
+        said = page.locator("#details").inner_text()
+        assert "gelu" in said and "blocks.1" in said and "toy_world.py" in said
+        page.locator("#details button").first.click()
+        assert "stands for" in page.locator("#details").inner_text() and seen.problems == []
+
+
+def test_links_lead_from_what_was_replaced_to_what_replaced_it(running: Any, path: Path) -> None:
+    with browser.opened(running, path) as (page, _):
+        ends = page.evaluate(f"{LINKS}.map((edge) => [edge.source().data('side'), edge.target().data('side')])")
+        assert {tuple(pair) for pair in ends} == {("b", "a")}
+        page.select_option("#links", "none")
+        assert page.evaluate(f"{LINKS}.length") == 0
+
+
+def test_near_misses_are_shown_where_they_are(running: Any, path: Path) -> None:
+    with browser.opened(running, path) as (page, seen):
+        page.locator("#misses button").first.click()
+        marked = page.evaluate("lightint.drawing.cy.nodes('.matched, .stopped').map((n) => n.data('label'))")
+        assert any("scaled_dot_product" in label for label in marked)
+        assert seen.problems == []
+
+
+def test_a_chunk_shows_its_cameras_and_rows_are_walked_by_keyboard(running: Any, path: Path) -> None:
+    with browser.opened(running, path) as (page, seen):
+        rows = page.locator("#timeline tbody tr")
+        assert rows.count() == 6
+        rows.nth(0).focus()
+        page.keyboard.press("ArrowDown")
+        assert "chunk 1 from above: frames 4 to 7" in page.locator(".camera").inner_text()
+        assert page.locator("#timeline circle.reused").count() > 0 and seen.problems == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
+def test_axe_finds_nothing_in_light_and_dark_and_nothing_is_wider_than_the_screen(
+    running: Any, path: Path, scheme: str, width: int
+) -> None:
+    with browser.opened(running, path, color_scheme=scheme, viewport={"width": width, "height": 844}) as (page, _):
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.violations(page) == []
