@@ -61,7 +61,7 @@ def _saved(report: Report) -> Iterator[str]:
     if before:
         yield _entry("FLOPs", f"{counted(before, 'FLOP')} became {counted(after, 'FLOP')}")
     moved = [bytes_moved(graphs) for section in report.sections if (graphs := section.graphs) is not None]
-    if moved:
+    if moved and all(work(section) == section.flops for section in report.sections):
         first, last = (sum(column) for column in zip(*moved, strict=True))
         yield _entry(
             "memory traffic, unfused", f"{counted(first, 'B')} became {counted(last, 'B')} ({changed(first, last)})"

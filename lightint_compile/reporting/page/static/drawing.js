@@ -1,7 +1,7 @@
 "use strict";
 // The drawing: cytoscape.js draws, dagre lays out each side by itself, and the two are put side by side.
 
-const GAP = 220;
+const GAP = 130;
 const LABEL = 26; // letters of a label
 
 class Drawing {
@@ -72,8 +72,8 @@ class Drawing {
       .layout({
         name: "dagre",
         rankDir: "TB",
-        nodeSep: 16,
-        rankSep: 30,
+        nodeSep: 12,
+        rankSep: 26,
         ranker: boxes.length > 300 ? "longest-path" : "network-simplex",
         animate: false,
         fit: false,
