@@ -76,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=-1, help="latent frames that the causal model keeps; -1: all")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warm-ups", type=int, default=2)
+    parser.add_argument("--eager-warm-up", help="a shorter path that warms up the way eager, which compiles nothing")
     parser.add_argument("--profiles", type=Path, help="a folder for kernels and host calls of each call by time")
     parser.add_argument("--reports", type=Path, help="a folder for the reports of ours")
     return parser.parse_args()

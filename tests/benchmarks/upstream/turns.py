@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.multiprocessing as processes
@@ -39,8 +39,12 @@ class Timed:
     error: str = ""
 
 
-Made = tuple[dict[str, Callable[[], Any]], Callable[[], dict[str, Any]]]
-"""Calls by name, and what is told of them once they are timed."""
+class Made(NamedTuple):
+    """Calls by name, what is told of them once they are timed, and what warms them up: themselves unless given."""
+
+    calls: dict[str, Callable[[], Any]]
+    told: Callable[[], dict[str, Any]]
+    warming: dict[str, Callable[[], Any]] | None = None
 
 
 def in_turn(
@@ -86,9 +90,9 @@ def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pr
     timed, start = Timed(way), time.perf_counter()
     try:
         with torch.no_grad():
-            calls, told = make(way)
+            calls, told, warming = make(way)
             for _ in range(warm_ups):
-                for call in calls.values():
+                for call in (warming or calls).values():
                     call()
             torch.cuda.synchronize()
             timed.warm = time.perf_counter() - start

@@ -24,12 +24,16 @@ DEVICE = torch.device("cuda")
 
 def _calls(given: argparse.Namespace, way: str) -> turns.Made:
     pipe, inputs, told = _worldplay(given, way, f"w-{given.context + 3}")
-    return worldplay.Calls(pipe, inputs, given.context, DEVICE).named(), told
+    return turns.Made(worldplay.Calls(pipe, inputs, given.context, DEVICE).named(), told)
 
 
 def _rollout(given: argparse.Namespace, way: str) -> turns.Made:
     pipe, inputs, told = _worldplay(given, way, given.path)
-    return {"rollout": lambda: worldplay.rollout(pipe, inputs, DEVICE)}, told
+    calls: dict[str, Callable[[], Any]] = {"rollout": lambda: worldplay.rollout(pipe, inputs, DEVICE)}
+    if given.eager_warm_up is None or way != "eager":
+        return turns.Made(calls, told)
+    short = worldplay.Inputs.of(WorldPlayConfig(), given.eager_warm_up, DEVICE)
+    return turns.Made(calls, told, {"rollout": lambda: worldplay.rollout(pipe, short, DEVICE)})
 
 
 def _worldplay(given: argparse.Namespace, way: str, path: str) -> tuple[Any, Any, Any]:
@@ -37,7 +41,7 @@ def _worldplay(given: argparse.Namespace, way: str, path: str) -> tuple[Any, Any
     code = worldplay.imported(given.checkouts / "HY-WorldPlay", compiled=way == "flag")
     model = worldplay.transformer(config, DEVICE, torch.bfloat16)
     inputs = worldplay.Inputs.of(config, path, DEVICE)
-    pipe = worldplay.pipeline(code, model, config, inputs.latents.shape[2], DEVICE)
+    pipe = worldplay.pipeline(code, model, config, DEVICE)
     return pipe, inputs, _accelerated(pipe, way, given.reports)
 
 
@@ -62,7 +66,7 @@ def _causal_wan(given: argparse.Namespace, way: str) -> turns.Made:
         chunks = [round(sum(calls[at : at + 5]), 1) for at in range(0, len(calls), 5)]
         return {"chunks": chunks, "last chunk": chunks[-1], **told()}
 
-    return {"rollout": rollout}, more
+    return turns.Made({"rollout": rollout}, more)
 
 
 def _accelerated(target: Any, way: str, reports: Path | None) -> Callable[[], dict[str, Any]]:

@@ -118,7 +118,7 @@ class Inputs:
         return cls(random(1, config.in_channels, frames, *size), condition, walk, text)
 
 
-def pipeline(code: Any, model: nn.Module, config: WorldPlayConfig, frames: int, device: torch.device) -> Any:
+def pipeline(code: Any, model: nn.Module, config: WorldPlayConfig, device: torch.device) -> Any:
     """What the released loop reads of its pipeline, around ``model``; ``ar_rollout`` is the loop."""
     released = code.HunyuanVideo_1_5_Pipeline
     scheduler = code.FlowMatchDiscreteScheduler(shift=config.shift)
@@ -129,7 +129,7 @@ def pipeline(code: Any, model: nn.Module, config: WorldPlayConfig, frames: int, 
         "transformer": model, "scheduler": scheduler, "points_local": points, "execution_device": device,
         "target_dtype": torch.bfloat16 if half else torch.float32, "autocast_enabled": half,
         "do_classifier_free_guidance": False, "enable_offloading": False, "guidance_scale": 1.0,
-        "chunk_num": frames // config.chunk_frames, "chunk_latent_frames": config.chunk_frames,
+        "chunk_latent_frames": config.chunk_frames,
         "num_inference_steps": config.steps, "num_warmup_steps": 0,
     }  # fmt: skip
     names = ("ar_rollout", "_ar_rollout_inner", "init_kv_cache")
@@ -142,6 +142,7 @@ def pipeline(code: Any, model: nn.Module, config: WorldPlayConfig, frames: int, 
 def rollout(pipe: Any, inputs: Inputs, device: torch.device) -> Tensor:
     """The released loop over the whole path: latents [1, C, F, H, W]."""
     walk, scheduler = inputs.path, pipe.scheduler
+    pipe.chunk_num = inputs.latents.shape[2] // pipe.chunk_latent_frames
     scheduler.set_timesteps(pipe.num_inference_steps, device=device)
     cameras = {"viewmats": walk.extrinsics[None], "Ks": walk.intrinsics[None], "action": walk.actions[None]}
     result: Tensor = pipe.ar_rollout(
