@@ -13,7 +13,7 @@ from lightint_compile.kernels import ops, planning
 
 POLICY = {"density": 0.3, "neighbours": 0, "skipped_means": 2}
 NAMES = ("ragged", "prefill")
-REAL = Site((4, 30, 52), (8, 30, 52), (4, 8, 4), prefix=200, heads=4, key_heads=2, head_dim=128, batch=2)
+REAL = Site((4, 30, 52), (8, 30, 52), (4, 8, 4), prefix=200, heads=2, key_heads=1, head_dim=128, batch=2)
 
 
 def masks_of(site, device="cpu"):

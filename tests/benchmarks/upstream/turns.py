@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,7 @@ def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pr
                     call()
             torch.cuda.synchronize()
             timed.warm = time.perf_counter() - start
+            sys.stderr.write(f"{way} is warm after {timed.warm:.0f} s\n")
             pipe.send("warm")
             pipe.recv()
             torch.cuda.reset_peak_memory_stats()
