@@ -33,7 +33,9 @@ class _Drawing:
         self._keys = {id(module): name for name, module in self._modules.items()}
         phases = phases_of(graphs.after)
         phases = {node: "" if phase == BETWEEN else phase for node, phase in phases.items()}
-        self._after = {name: Rows.of(module, self._texts, phases) for name, module in self._modules.items()}
+        self._after = {
+            name: Rows.of(module, self._texts, phases, inputs=not name) for name, module in self._modules.items()
+        }
         self._before = Rows.of(graphs.before, self._texts, {})
         self._names = self._before.named()
 
@@ -118,17 +120,21 @@ class _Drawing:
                 for origin in (graph["origins"][place], *graph["calls"].get(str(place), ())):
                     if origin >= 0 and found[origin] == none:
                         found[origin] = row[column]
-        for place in reversed(range(len(found))):
-            for source in self._before.rows[place][-1]:
-                if found[source] == none and self._before.nodes[source].op != "placeholder":
-                    found[source] = found[place]
-        for place, row in enumerate(self._before.rows):
-            row[column] = (
-                found[place]
-                if found[place] != none
-                else next((found[source] for source in row[-1] if found[source] != none), none)
-            )
-            found[place] = row[column]
+        self._settle_phases(found, none)
+        for row, phase in zip(self._before.rows, found, strict=True):
+            row[column] = phase
+
+    def _settle_phases(self, found: list[int], none: int) -> None:
+        """Rows without a phase run in that of their first reader; what nothing reads, in that of what it reads."""
+        rows, nodes = self._before.rows, self._before.nodes
+        first: dict[int, int] = {}
+        for place in reversed(range(len(rows))):
+            if found[place] == none and place in first and nodes[place].op != "placeholder":
+                found[place] = found[first[place]]
+            first.update(dict.fromkeys(rows[place][-1], place))
+        for place, row in enumerate(rows):
+            if found[place] == none:
+                found[place] = next((found[source] for source in row[-1] if found[source] != none), none)
 
 
 def _named(name: str, module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:

@@ -55,11 +55,11 @@ class Rows:
     nodes: list[fx.Node] = field(default_factory=list)
 
     @classmethod
-    def of(cls, module: fx.GraphModule, texts: Texts, phases: Mapping[fx.Node, str]) -> Rows:
-        """The rows of a graph; ``phases`` says where in a chunk a node runs."""
+    def of(cls, module: fx.GraphModule, texts: Texts, phases: Mapping[fx.Node, str], *, inputs: bool = True) -> Rows:
+        """The rows of a graph, with or without its inputs; ``phases`` says where in a chunk a node runs."""
         made = cls()
         for node in module.graph.nodes:
-            if is_shown(node):
+            if is_shown(node) and (inputs or node.op != "placeholder"):
                 made.place[node] = len(made.rows)
                 made.nodes.append(node)
                 made.rows.append(_row(module, node, texts, phases.get(node, ""), made.place))

@@ -10,10 +10,13 @@ from typing import Any
 import browser
 import pytest
 import torch
+import torch.fx as fx
 from toy_world import ToyWorld, there_and_back
 
 import lightint_compile
 from lightint_compile.passes.ir.remarks import RemarkKind
+from lightint_compile.reporting import Report, Section
+from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.runtime.path_from_above import as_rows, from_above
 from lightint_compile.runtime.planner import plan
 from lightint_compile.runtime.rules import AdaptiveRules
@@ -117,3 +120,31 @@ def test_axe_finds_nothing_in_light_and_dark_and_nothing_is_wider_than_the_scree
     with browser.opened(running, path, color_scheme=scheme, viewport={"width": width, "height": 844}) as (page, _):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.violations(page) == []
+
+
+def of_many_regions(count: int) -> Report:
+    """A root that calls ``count`` regions, all different, made by hand: a model of that size takes minutes to trace."""
+    before, root, regions = fx.Graph(), fx.Graph(), {}
+    value, carried = before.placeholder("x"), root.placeholder("x")
+    for number in range(count):
+        value = before.call_function(torch.ops.aten.relu.default, (value,), name=f"relu_{number}")
+        inner = fx.Graph()
+        inner.output((inner.call_function(torch.ops.aten.relu.default, (inner.placeholder("x"),)),))
+        regions[f"glue_{number}"] = fx.GraphModule({}, inner)
+        carried = root.create_node("call_module", f"glue_{number}", (carried,), name=f"call_{number}")
+        carried.meta["lightint"] = {"pass": "outline-regions", "origins": (f"relu_{number}",)}
+    before.output((value,))
+    root.output((carried,))
+    graphs = Graphs(fx.GraphModule({}, before), fx.GraphModule(regions, root))
+    return Report((Section("Many", source=lambda: graphs),))
+
+
+def test_a_thousand_regions_are_folded_so_that_few_boxes_are_drawn_at_a_time(running: Any, tmp_path: Path) -> None:
+    path = of_many_regions(1000).to_html(tmp_path / "many.html")
+    with browser.opened(running, path) as (page, seen):
+        drawn = "lightint.drawing.cy.nodes().length"
+        assert page.evaluate(drawn) < 70
+        page.fill("#search", "call_777")
+        page.keyboard.press("Enter")
+        assert "call_777" in page.locator("#details").inner_text() and page.evaluate(drawn) < 150
+        assert page.evaluate("lightint.items.successors(778)") == ["a/778/0"] and seen.problems == []

@@ -30,10 +30,15 @@ class Drawing {
     this.cy.add(shown.edges().map((edge) => ({ data: { ...edge, kind: "flow" } })));
     this.cy.endBatch();
     this.layOut();
-    this.cy.add(links.map((link) => ({ data: { ...link, kind: "link" }, classes: link.isChosen ? "chosen" : "" })));
+    this.link(links);
     const now = anchor && this.cy.getElementById(anchor).renderedPosition();
     if (before && now) this.cy.panBy({ x: before.x - now.x, y: before.y - now.y });
     else this.fit();
+  }
+
+  link(links) {
+    this.cy.remove('edge[kind = "link"]');
+    this.cy.add(links.map((link) => ({ data: { ...link, kind: "link" }, classes: link.isChosen ? "chosen" : "" })));
   }
 
   box(shown, item, isOpen) {
@@ -74,7 +79,7 @@ class Drawing {
         rankDir: "TB",
         nodeSep: 12,
         rankSep: 26,
-        ranker: boxes.length > 300 ? "longest-path" : "network-simplex",
+        ranker: boxes.length > 80 ? "longest-path" : "network-simplex",
         animate: false,
         fit: false,
       })
@@ -87,7 +92,13 @@ class Drawing {
 
   mark(id) {
     this.cy.nodes().removeClass("selected");
-    this.cy.getElementById(id).addClass("selected");
+    if (id) this.cy.getElementById(id).addClass("selected");
+  }
+
+  bringIntoView(id) {
+    const box = this.cy.getElementById(id).renderedBoundingBox();
+    const { width, height } = this.cy.container().getBoundingClientRect();
+    if (box.x2 < 0 || box.y2 < 0 || box.x1 > width || box.y1 > height) this.centre([id]);
   }
 
   highlight(matched, stopped) {

@@ -87,13 +87,12 @@ class Items {
     );
   }
 
-  // The rows of a graph after the passes; inputs are drawn in the root only. Edges are between ids of one prefix.
+  // The rows of a graph after the passes; the root alone has its inputs. Edges are between ids of one prefix.
   rowsOf(name, prefix, parent, origins) {
     const graph = this.graph.after[name];
     const made = [];
     graph.rows.forEach((row, place) => {
       const kind = this.text(row, "kind");
-      if (kind === "input" && name) return;
       const id = `${prefix}/${place}`;
       const before = origins ? origins[place] : graph.origins[place];
       const by = this.text(row, "pass");
@@ -117,7 +116,6 @@ class Items {
       const { rows, regions, branches } = this.graph.after[name];
       const sum = { counts: {}, work: 0 };
       rows.forEach((row, place) => {
-        if (this.text(row, "kind") === "input") return;
         const inner = regions[place] === undefined ? (branches[place] || []).map(([, side]) => side) : [regions[place]];
         if (!inner.length) addTotals(sum, { counts: { [this.outcomeOf(row)]: 1 }, work: row[this.column.flops] });
         for (const graph of inner) addTotals(sum, this.totalsOf(graph));

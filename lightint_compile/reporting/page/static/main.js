@@ -3,6 +3,7 @@
 
 const report = JSON.parse(document.getElementById("report").textContent);
 const element = (id) => document.getElementById(id);
+const MOST_BOXES = 200; // drawn at a time
 
 class Page {
   constructor() {
@@ -33,12 +34,32 @@ class Page {
     this.redraw();
   }
 
+  // Draws what is open now; layout is only made when that has changed.
   redraw(anchor) {
-    this.shown = new Shown(this.items, this.opened);
-    const chosen = this.selected && this.items.get(this.selected);
-    this.drawing.show(this.shown, this.shown.links(this.mode, chosen), anchor);
+    this.shown = this.trimmed(anchor && this.items.get(anchor));
+    this.drawing.show(this.shown, this.links(), anchor);
     this.outline.show(this.shown, this.selected);
-    if (this.selected) this.drawing.mark(this.selected);
+    this.marked();
+  }
+
+  // So that drawing stays fast: of too many boxes, those around what was opened first are folded again.
+  trimmed(kept) {
+    let shown = new Shown(this.items, this.opened);
+    for (const id of [...this.opened]) {
+      if (shown.boxes.length <= MOST_BOXES) break;
+      if (kept && isWithin(kept, this.items.get(id))) continue;
+      this.opened.delete(id);
+      shown = new Shown(this.items, this.opened);
+    }
+    return shown;
+  }
+
+  links() {
+    return this.shown.links(this.mode, this.selected && this.items.get(this.selected));
+  }
+
+  marked() {
+    this.drawing.mark(this.selected);
     if (this.miss) this.showMiss();
   }
 
@@ -46,17 +67,19 @@ class Page {
     const item = this.items.get(id);
     if (!item || item.kind === "root") return;
     this.selected = id;
-    this.redraw(id);
+    this.drawing.link(this.links());
+    this.outline.show(this.shown, id);
+    this.marked();
     this.details.show(this.items, this.shown, item, this.section.remarks);
   }
 
   toggle(id) {
     const item = this.items.get(id);
     if (!item || item.kind === "root" || !this.items.childrenOf(item).length) return;
-    if (this.opened.has(id)) this.opened.delete(id);
-    else this.opened.add(id);
+    if (!this.opened.delete(id)) this.opened.add(id);
     this.selected = id;
     this.redraw(id);
+    this.drawing.bringIntoView(id);
     this.details.show(this.items, this.shown, item, this.section.remarks);
   }
 
@@ -65,6 +88,7 @@ class Page {
     const item = this.items.reach(id);
     if (!item) return;
     this.reveal(item);
+    this.redraw(item.id);
     this.select(item.id);
     this.drawing.centre([item.id]);
   }

@@ -45,7 +45,6 @@ class Search {
     const visit = (name, prefix, where) => {
       const graph = this.items.graph.after[name];
       graph.rows.forEach((row, place) => {
-        if (name && this.items.text(row, "kind") === "input") return;
         note(`${prefix}/${place}`, row, where);
         const region = graph.regions[place];
         if (region !== undefined && !seen.has(region)) {
