@@ -1,10 +1,10 @@
 """FLOPs of a rollout by stage and kind, counted on the rewritten graphs at full size; no weights, no GPU.
 
-The model is traced on the meta device at two small depths. Blocks between the first and the last are alike, so FLOPs
-are a straight line in the depth, and the line gives the full depth: exactly, except for modulation on a row a frame,
-which may lie on either side of a step's branch. A third ``--depth`` checks it. Decisions are
-those that the rules take along the camera path; a step that the camera allows to be reused counts as reused, as its
-drift check is not known without values.
+The model is traced on the meta device at two small depths. Blocks between the first and the last are alike, or their
+kinds have the same share at both depths. So FLOPs are a straight line in the depth, and the line gives the full depth:
+exactly, except for modulation on a row a frame, which may lie on either side of a step's branch. A third ``--depth``
+checks it. Decisions are those that the rules take along the camera path; a step that the camera allows to be reused
+counts as reused, as its drift check is not known without values.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.fx as fx
 
 from lightint_compile import capture
 from lightint_compile.bench.counting import MODULATION, ChunkCounter, Work, total
+from lightint_compile.bench.depths import check_depths, default_depths
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.models.registry import LARGE, world_model
 from lightint_compile.models.world_model import WorldModel, turn_and_back
@@ -217,7 +218,7 @@ def run(
     variants: Sequence[str] = (),
     trajectory: str | None = None,
     latents: int | None = None,
-    depths: Sequence[int] = (2, 3),
+    depths: Sequence[int] = (),
     json_file: Path | None = None,
 ) -> None:
     """Count and print.
@@ -226,19 +227,22 @@ def run(
         variants: rows of the table; all of :data:`VARIANTS` unless given.
         trajectory: the camera path; a turn to the left and back unless given.
         latents: latent frames of it that are counted; all unless given.
-        depths: numbers of blocks that are traced; a third one checks the line through the first two.
+        depths: numbers of blocks that are traced; a third one checks the line through the first two. 2 and 3 unless
+            given, or 4 and 6 where blocks are of two kinds.
         json_file: where chunks and decisions are written.
 
     Raises:
-        OptionError: there is no such variant, or there are fewer than two depths.
+        OptionError: there is no such variant, or the depths make no line to the model's own.
         InputError: there is no such model, or the path does not fit.
     """
     chosen = world_model(model)
     for name in variants:
         if name not in VARIANTS:
             raise OptionError(f"there is no variant {name!r}", where="--variant", fix=did_you_mean(name, VARIANTS))
+    depths = depths or default_depths(chosen, (2, 3))
     if len(set(depths)) < max(2, len(depths)):
         raise OptionError("a line needs two depths", where="--depth", fix="give two or three, each another")
+    check_depths(chosen, depths, "--depth")
     traces, trajectory = Traces(chosen), trajectory or turn_and_back(chosen.spec)
     found = {
         name: rollout(traces, VARIANTS[name], trajectory, latents, depths, chosen.depth)

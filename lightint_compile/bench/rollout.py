@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as processes
 
+from lightint_compile.bench.depths import check_depths, default_depths
 from lightint_compile.bench.rollout_job import Job, Result, jobs_of
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.bench.rollout_table import print_result, print_table
@@ -53,8 +54,8 @@ def run(
     *,
     model: str = LARGE,
     variants: Sequence[str] = (),
-    depths: Sequence[int] = (2, 6),
-    inductor_depths: Sequence[int] = (1, 2),
+    depths: Sequence[int] = (),
+    inductor_depths: Sequence[int] = (),
     trajectory: str | None = None,
     chunks: int | None = None,
     repeats: int = 3,
@@ -67,8 +68,9 @@ def run(
     Args:
         variants: what is compared: ``eager``, ``inductor``, or a preset with options behind a colon; of another size of
             the family behind an ``@``. :func:`variants_of` unless given.
-        depths: numbers of blocks that are measured.
-        inductor_depths: those for Inductor, which unrolls every block.
+        depths: numbers of blocks that are measured; 2 and 6 unless given.
+        inductor_depths: those for Inductor, which unrolls every block; 1 and 2 unless given, or 2 and 4 where blocks
+            are of two kinds.
         trajectory: the camera path; a turn to the left and back unless given.
         chunks: chunks of that turn; as many as make 64 latent frames or more unless given.
         repeats: rollouts of each variant; the median counts.
@@ -78,7 +80,7 @@ def run(
 
     Raises:
         DeviceError: the model is too large for a CPU, and there is no CUDA.
-        OptionError: there is no such variant.
+        OptionError: there is no such variant, or the depths do not stand for the model.
         InputError: there is no such model, or the path cannot be read.
     """
     device, chosen = "cuda" if torch.cuda.is_available() else "cpu", world_model(model)
@@ -87,6 +89,10 @@ def run(
     frames = 64 if chunks is None else chosen.spec.frames(chunks)
     trajectory = trajectory or turn_and_back(chosen.spec, frames)
     chosen.camera_path(trajectory)
+    depths = depths or default_depths(chosen, (2, 6))
+    inductor_depths = inductor_depths or default_depths(chosen, (1, 2))
+    check_depths(chosen, depths, "--depth")
+    check_depths(chosen, inductor_depths, "--inductor-depth")
     jobs = []
     for variant in variants or variants_of(model):
         blocks = inductor_depths if variant.partition("@")[0] == "inductor" else depths

@@ -94,7 +94,7 @@ def rollout(
     ] = None,
     inductor_depth: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="the same for Inductor, which unrolls every block", show_default="1, 2"),
+        typer.Option(min=1, help="the same for Inductor, which unrolls every block", show_default="1, 2; or 2, 4"),
     ] = None,
     trajectory: Trajectory = None,
     chunks: Annotated[
@@ -116,8 +116,8 @@ def rollout(
     run(
         model=model,
         variants=variant or (),
-        depths=depth or (2, 6),
-        inductor_depths=inductor_depth or (1, 2),
+        depths=depth or (),
+        inductor_depths=inductor_depth or (),
         trajectory=trajectory,
         chunks=chunks,
         repeats=repeats,
@@ -175,7 +175,7 @@ def counting(
     ] = None,
     depth: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="blocks that are traced; a third one checks the line", show_default="2, 3"),
+        typer.Option(min=1, help="blocks that are traced; a third one checks the line", show_default="2, 3; or 4, 6"),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -188,6 +188,6 @@ def counting(
         variants=variant or (),
         trajectory=trajectory,
         latents=latents,
-        depths=depth or (2, 3),
+        depths=depth or (),
         json_file=json_file,
     )

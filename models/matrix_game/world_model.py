@@ -72,8 +72,8 @@ class MatrixGame:
         )
 
     def at_depth(self, depth: int) -> Self:
-        """With another number of blocks; those with actions stay the first ones."""
-        actions = min(self.config.action_blocks, depth)
+        """With another number of blocks, of which the first have actions: as many of a hundred, rounded up."""
+        actions = -(-depth * self.config.action_blocks // self.config.depth)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, depth=depth, action_blocks=actions))
 
     def module(

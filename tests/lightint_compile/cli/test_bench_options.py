@@ -61,6 +61,7 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         (["worldplay:tyni"], "did you mean 'worldplay:tiny'?"),
         (["worldply"], "No such command 'worldply'"),
         (["matrix-game:tiny", "--variant", "all@tiny-int4"], "did you mean 'matrix-game:tiny-int8'?"),
+        (["flops", "--model", "matrix-game:5b-720p", "--depth", "2", "--depth", "3"], "not on a line to 30 blocks"),
         (["rollout", "--depth", "0"], "Invalid value for '--depth'"),
         (["compile", "--history", "6"], "no whole number of chunks"),
         (["compile", "--model", "warpplay:tiny"], "did you mean 'worldplay'?"),
