@@ -141,7 +141,7 @@ class Layout:
             return self.context_rows + self.current_rows
         if protect_frames <= self.frames[1]:
             return self.context_rows + (self.frames[1] - protect_frames) // self.tile[0]
-        return max(self.frames[0] + self.frames[1] - protect_frames, 0) // self.tile[0]
+        return cast(int, torch.sym_max(self.frames[0] + self.frames[1] - protect_frames, 0)) // self.tile[0]
 
     def budget(self, density: float, context_density: float | None = None) -> int:
         """Blocks kept for one query tile, in integers so that symbolic sizes agree.

@@ -99,10 +99,10 @@ def export(
     """Write the rewritten program of TARGET to PATH, and check it by running it in a fresh process."""
     from lightint_compile.cli.failing import check_writable, user_call
     from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
-    from lightint_compile.exporting import check_suffix
     from lightint_compile.exporting import export as export_module
+    from lightint_compile.exporting import format_of
 
-    check_suffix(path)
+    format_of(path)
     check_writable("PATH", path, makes_folders=True)
     options, symbolic = parse_options(preset, option or []), parse_dynamic(dynamic or [])
     subject = resolve(target)

@@ -1,75 +1,124 @@
-"""The ``.pt2`` form: a rewritten program back as an ``ExportedProgram`` that ``torch.export.save`` writes."""
+"""A rewritten program back as an ``ExportedProgram``: what every format is written from."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch.export import ExportedProgram, ModuleCallEntry
-from torch.export.graph_signature import ConstantArgument, ExportGraphSignature, InputSpec, OutputSpec
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 
+from lightint_compile.exporting.open_decisions import Opened
 from lightint_compile.exporting.results import plain_spec
-from lightint_compile.passes.ir.program import Program
 
 REPORT_FILE = "lightint_report.json"
 """The report's name among the archive's extra files."""
 
+RESULT, STATE = "result", "state"
+"""Keys of the results of a program that decides: what the module returned, and what its caller needs further."""
 
-def as_exported(program: Program, captured: ExportedProgram) -> ExportedProgram:
-    """The rewritten ``program`` with the weights, calling convention and size ranges of the program it came from.
+
+def as_exported(
+    opened: Opened, captured: ExportedProgram, graph: fx.GraphModule, values: Mapping[str, torch.Tensor]
+) -> ExportedProgram:
+    """``graph`` with the weights, calling convention and size ranges of the program it came from.
 
     Passes keep placeholders and outputs in order, so only names change. Results are plain containers, see ``results``.
+    What the caller decides is given by name, and is among the results under :data:`STATE`.
+
+    Args:
+        graph: the graph of the opened program, as the format holds it.
+        values: what is decided in the example call, by name.
     """
-    graph = _portable(program.graph)
-    for spec, node in zip(captured.graph_signature.input_specs, _inputs(graph), strict=True):
+    signature = captured.graph_signature
+    for spec, node in zip(signature.input_specs, _inputs(graph.graph), strict=False):
         if isinstance(spec.arg, ConstantArgument):
             node.meta["val"] = spec.arg.value
-    signature = ExportGraphSignature(
-        [_renamed(spec, node) for spec, node in zip(captured.graph_signature.input_specs, _inputs(graph), strict=True)],
-        [_named(spec, out) for spec, out in zip(captured.graph_signature.output_specs, _outputs(graph), strict=True)],
-    )
     return ExportedProgram(
-        root=fx.GraphModule(program.graph_module, graph),
-        graph=graph,
-        graph_signature=signature,
+        root=graph,
+        graph=graph.graph,
+        graph_signature=ExportGraphSignature(
+            _input_specs(signature, graph.graph), _output_specs(signature, graph.graph)
+        ),
         state_dict=captured.state_dict,
-        range_constraints=captured.range_constraints,
-        module_call_graph=[_with_plain_results(captured.module_call_graph[0])],
-        example_inputs=captured.example_inputs,
+        range_constraints={**captured.range_constraints, **_decided_ranges(opened)},
+        module_call_graph=[_entry(captured.module_call_graph[0], opened)],
+        example_inputs=_with_decisions(captured.example_inputs, values),
         constants=captured.constants,
         verifiers=[captured.verifier],
     )
 
 
-def _with_plain_results(entry: ModuleCallEntry) -> ModuleCallEntry:
+def _input_specs(signature: ExportGraphSignature, graph: fx.Graph) -> list[InputSpec]:
+    nodes = list(_inputs(graph))
+    known = [_renamed(spec, node) for spec, node in zip(signature.input_specs, nodes, strict=False)]
+    more = nodes[len(known) :]
+    return [*known, *(InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), None) for node in more)]
+
+
+def _output_specs(signature: ExportGraphSignature, graph: fx.Graph) -> list[OutputSpec]:
+    leaves = pytree.tree_leaves(graph.output_node().args[0])
+    known = [_named(spec, out) for spec, out in zip(signature.output_specs, leaves, strict=False)]
+    more = leaves[len(known) :]
+    return [*known, *(OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in more)]
+
+
+def _entry(entry: ModuleCallEntry, opened: Opened) -> ModuleCallEntry:
+    """The calling convention: decisions are further keyword arguments, and results come beside the state."""
     assert entry.signature is not None
-    signature = dataclasses.replace(entry.signature, out_spec=plain_spec(entry.signature.out_spec))
+    given, results = entry.signature.in_spec, plain_spec(entry.signature.out_spec)
+    taken = _structure(given)
+    if opened.inputs:
+        taken = (taken[0], {**taken[1], **{each.name: 0 for each in opened.inputs}})
+    returned = _structure(results)
+    if opened.outputs:
+        returned = {RESULT: returned, STATE: dict.fromkeys(opened.outputs, 0)}
+    names = [*(entry.signature.forward_arg_names or ()), *(each.name for each in opened.inputs)]
+    signature = dataclasses.replace(
+        entry.signature,
+        in_spec=pytree.tree_structure(taken),
+        out_spec=pytree.tree_structure(returned) if opened.outputs else results,
+        forward_arg_names=names if entry.signature.forward_arg_names else None,
+    )
     return dataclasses.replace(entry, signature=signature)
 
 
-#: What the archive keeps of a node: its value, and where in the user's source it came from.
-_KEPT = ("val", "stack_trace", "nn_module_stack")
+def _structure(spec: pytree.TreeSpec) -> Any:
+    return pytree.tree_unflatten([0] * spec.num_leaves, spec)
 
 
-def _portable(graph: fx.Graph) -> fx.Graph:
-    copied, mapping = fx.Graph(), dict[fx.Node, fx.Node]()
-    outputs = copied.graph_copy(graph, mapping)
-    copied.output(outputs)
-    for old, new in mapping.items():
-        new.meta = {key: old.meta[key] for key in _KEPT if key in old.meta}
-    return copied
+def _with_decisions(example: Any, values: Mapping[str, torch.Tensor]) -> Any:
+    if example is None or not values:
+        return example
+    args, kwargs = example
+    return args, {**kwargs, **values}
+
+
+def _decided_ranges(opened: Opened) -> dict[Any, Any]:
+    """The bounds of sizes that decisions set, which no argument of the module has."""
+    found: dict[Any, Any] = {}
+    for each in opened.inputs:
+        for size in each.value.shape:
+            if isinstance(size, torch.SymInt):
+                ranges = size.node.shape_env.var_to_range
+                found |= {symbol: ranges[symbol] for symbol in size.node.expr.free_symbols if symbol in ranges}
+    return found
 
 
 def _inputs(graph: fx.Graph) -> Iterable[fx.Node]:
     return (node for node in graph.nodes if node.op == "placeholder")
-
-
-def _outputs(graph: fx.Graph) -> list[Any]:
-    leaves: list[Any] = pytree.tree_leaves(graph.output_node().args[0])
-    return leaves
 
 
 def _renamed(spec: InputSpec, node: fx.Node) -> InputSpec:

@@ -1,6 +1,7 @@
 """The check of a written file: run it in a fresh process, and compare its outputs with what they should be.
 
-Run as a program, this module is that fresh process: ``python -m lightint_compile.exporting.check FILE CALL OUTPUTS``.
+Run as a program, this module is that fresh process: ``python -m lightint_compile.exporting.check FILE CALLS OUTPUTS``.
+An ONNX model is run by ``onnx_check.py``, which imports neither PyTorch nor lightint.
 """
 
 from __future__ import annotations
@@ -8,34 +9,62 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import ExportError, told
 
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+"""Positional and keyword arguments."""
+
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Relative L2 difference by which outputs of a dtype may differ: rounding in another order, through a deep model."""
 
 
-def run_fresh(path: Path, call: tuple[Any, Any], folder: Path) -> list[Any]:
+def run_fresh(path: Path, call: Call, folder: Path) -> list[Any]:
     """The flat outputs of the file at ``path`` for ``call`` (args, kwargs), computed by a new interpreter."""
+    return run_each(path, [call], folder)[0]
+
+
+def run_each(path: Path, calls: Sequence[Call], folder: Path) -> list[list[Any]]:
+    """:func:`run_fresh` of several calls, in one new interpreter."""
     inputs, outputs = folder / "call.pt", folder / "outputs.pt"
     try:
-        torch.save(call, inputs)
+        torch.save(list(calls), inputs)
     except Exception as error:
         raise ExportError("the arguments cannot be written for the check", why=told(error)) from error
-    command = [sys.executable, "-m", "lightint_compile.exporting.check", str(path), str(inputs), str(outputs)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    _run(path, ["-m", "lightint_compile.exporting.check", str(path), str(inputs), str(outputs)])
+    found: list[list[Any]] = torch.load(outputs)
+    return found
+
+
+def run_onnx(path: Path, calls: Sequence[Mapping[str, torch.Tensor]], folder: Path) -> list[list[torch.Tensor]]:
+    """The outputs of a model for calls by name, computed by stock onnxruntime in a new interpreter."""
+    inputs, outputs = folder / "calls.npz", folder / "outputs.npz"
+    named = {f"{number}/{name}": value for number, call in enumerate(calls) for name, value in call.items()}
+    arrays: dict[str, Any] = {name: value.detach().cpu().numpy() for name, value in named.items()}
+    np.savez(inputs, **arrays)
+    _run(path, [str(Path(__file__).with_name("onnx_check.py")), str(path), str(inputs), str(outputs)])
+    with np.load(outputs) as results:
+        found = {name: torch.from_numpy(results[name]) for name in results.files}
+    every = [
+        {int(name.split("/")[1]): each for name, each in found.items() if name.startswith(f"{number}/")}
+        for number in range(len(calls))
+    ]
+    return [[each[place] for place in sorted(each)] for each in every]
+
+
+def _run(path: Path, command: Sequence[str]) -> None:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
         why = _why(done)
         raise ExportError("the written file does not run in a fresh process", where=path.name, why=why)
-    found: list[Any] = torch.load(outputs)
-    return found
 
 
 _REASON = "lightint check: "
@@ -93,12 +122,14 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def main(path: str, inputs: str, outputs: str) -> None:
-    """Load the file, run it on the saved call, and save its flat outputs."""
+    """Load the file, run it on the saved calls, and save the flat outputs of each."""
     from lightint_compile.exporting.loading import load
 
-    args, kwargs = torch.load(inputs)
-    with torch.no_grad(), seeded():
-        torch.save(pytree.tree_leaves(load(path).module(*args, **kwargs)), outputs)
+    loaded, found = load(path), []
+    for args, kwargs in torch.load(inputs):
+        with torch.no_grad(), seeded():
+            found.append(pytree.tree_leaves(loaded.module(*args, **kwargs)))
+    torch.save(found, outputs)
 
 
 @contextmanager

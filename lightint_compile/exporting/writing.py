@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.fx as fx
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
-from lightint_compile import capture
-from lightint_compile.capture.dry_run import Dynamic, named_dimensions
-from lightint_compile.errors import ExportError, LightintError, told, user_line
-from lightint_compile.exporting.archive import REPORT_FILE, as_exported
-from lightint_compile.exporting.check import run_fresh, seeded, worst_difference
-from lightint_compile.exporting.formats import check_suffix
-from lightint_compile.exporting.results import RESULTS_FILE, described
-from lightint_compile.modelwide import check_required
+from lightint_compile.capture.dry_run import Dynamic
+from lightint_compile.errors import ExportError
+from lightint_compile.exporting.calls import Call, accepted, example_call, grown_calls, sides_of
+from lightint_compile.exporting.capturing import because_random, captured
+from lightint_compile.exporting.check import run_each, run_fresh, run_onnx, worst_difference
+from lightint_compile.exporting.formats import ONNX, Format, format_of
+from lightint_compile.exporting.place import beside, put
+from lightint_compile.exporting.prepared import Prepared, prepare
+from lightint_compile.exporting.writers import WRITERS
 from lightint_compile.options import LightintOptions
-from lightint_compile.options.pipelines import pipeline_of
-from lightint_compile.passes.ir.remarks import Numerics, RemarkKind, module_path_of, source_of
-from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting import Report
 
-_NO_REGIONS = ("outline-regions", "distinct-rows", "adaptive-context", "step-cache")
-"""An archive holds one flat graph without a driver: regions exist to be compiled once, which is the loader's business,
-and which rows of an input differ is asked of the driver."""
 
+@dataclass(frozen=True)
+class Checked:
+    """One call that a written file was compared in: what it shows, and the largest relative L2 difference."""
 
-_NEED_DRIVER = ("adaptive-context", "step-cache")
-"""Passes that put decisions into the program, which the driver of ``torch.compile`` answers and an archive cannot."""
+    name: str
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -47,18 +40,36 @@ class Exported:
         report: what was rewritten; the same report is in the file.
         compared_with: what the file's outputs were compared with: the module, or, where a rewrite is approximate, the
             rewritten graph in this process.
-        difference: largest relative L2 difference of an output, measured in a fresh process.
+        checks: the calls in which it was, in a fresh process.
+        inputs: arguments that the caller decides, by name, with what each is; they follow those of the module.
+        outputs: results beside the module's, likewise.
+        unchecked: what could not be checked, and why.
     """
 
     path: Path
     report: Report
     compared_with: str
-    difference: float
+    checks: tuple[Checked, ...]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> float:
+        """Largest relative L2 difference of an output in any check."""
+        return max(each.difference for each in self.checks)
 
     def __str__(self) -> str:
-        size = self.path.stat().st_size / 2**20
-        written = f"{self.path} · {size:.1f} MiB · {self.report.rewritten} rewrites"
-        return f"{written} · {self.difference:.1e} from {self.compared_with}, checked in a fresh process"
+        files = (self.path, self.path.with_name(f"{self.path.name}.data"))
+        size = sum(each.stat().st_size for each in files if each.exists())
+        written = f"{self.path} · {size / 2**20:.1f} MiB · {self.report.rewritten} rewrites"
+        first = f"{written} · {self.difference:.1e} from {self.compared_with}, checked in a fresh process"
+        more = [f"  {each.name}: {each.difference:.1e}" for each in self.checks] if len(self.checks) > 1 else []
+        decided = [f"  decided by the caller: {', '.join(self.inputs)}"] if self.inputs else []
+        return "\n".join([first, *more, *decided, *(f"  not checked: {each}" for each in self.unchecked)])
+
+
+Progress = Callable[[str], None]
 
 
 def export(
@@ -69,159 +80,91 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     options: LightintOptions | Mapping[str, Any] | None = None,
     dynamic: Dynamic | None = None,
+    format: str | None = None,
+    checks: Sequence[tuple[Sequence[Any], Mapping[str, Any]]] = (),
+    progress: Progress | None = None,
 ) -> Exported:
-    """Write the rewritten program of ``module`` to a ``.pt2`` file.
+    """Write the rewritten program of ``module`` to a file: ``.pt2``, ``.aoti.pt2`` or ``.onnx``.
 
-    The file is loaded and run on ``args`` in a fresh process before it takes its place; an existing file is replaced
-    in one step, or not at all.
+    The file is loaded and run in a fresh process before it takes its place: on ``args``, at another length where a size
+    is symbolic, and on the other side of what is decided at run time. An existing file is replaced in one step, or not
+    at all.
 
     Args:
         module: a module, or a program that ``torch.export`` made of one.
         args: positional arguments of a call, by which the module is captured and the file is checked.
-        path: the file to write; its suffix names the format.
+        path: the file to write.
         kwargs: keyword arguments of that call.
-        options: as for ``torch.compile``; the preset ``exact`` by default, since an archive takes no decisions.
+        options: as for ``torch.compile``; the preset ``exact`` by default. What a preset decides at run time becomes
+            further arguments and results of the file: see :class:`Exported`.
         dynamic: argument name to the dimension (or dimensions) whose size is symbolic; not for a captured program.
+        format: ``pt2``, ``aoti`` or ``onnx``; by default what the path's suffix says.
+        checks: further calls as (args, kwargs) that the file is checked with, such as one for each side of a branch.
+        progress: is told what is done next, one line at a time.
 
     Raises:
-        ExportError: an unknown suffix, a module that cannot be captured, or a file whose outputs differ.
+        ExportError: an unknown suffix, a path that cannot be written, a module that cannot be captured, a program
+            without a form in this format, or a file whose outputs differ.
+        DeviceError: a package that the format needs is not installed.
         OptionError, PassError: as for ``explain``.
     """
     path, kwargs = Path(path), dict(kwargs or {})
-    check_suffix(path)
+    kind, tell = format_of(path, format), progress or (lambda _: None)
     if not isinstance(module, (torch.nn.Module, ExportedProgram)):
         fix = "wrap the function in a torch.nn.Module"
         raise ExportError("only a module or an exported program can be written", why=f"it is {module!r}", fix=fix)
     given = options if options is not None else {"preset": "exact"}
     wanted = given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)
-    _check_passes(wanted)
-    with torch.no_grad():
-        captured = _captured(module, tuple(args), kwargs, dynamic or {})
-        _check_dropout(captured, _name_of(module))
-        rewritten = _rewritten(captured, wanted, module)
-        program = as_exported(rewritten.program, captured)
-        report = Report.of(rewritten)
-        check_required(report.sections)
-        approximate = _is_approximate(rewritten)
-        original = module if isinstance(module, torch.nn.Module) else module.module()
-        with seeded():
-            reference = (program.module() if approximate else original)(*args, **kwargs)
-    compared_with = "the rewritten graph" if approximate else "the module"
-    extra = {REPORT_FILE: json.dumps(report.to_dict()), RESULTS_FILE: described(captured.call_spec.out_spec)}
-    try:
-        difference = _write(program, extra, path, (tuple(args), kwargs), reference)
-    except ExportError as error:
-        raise _because_random(error, captured) from error
-    return Exported(path, report, compared_with, difference)
-
-
-def _check_passes(options: LightintOptions) -> None:
-    found = [step.name for step in pipeline_of(options).passes if step.name in _NEED_DRIVER]
-    if found:
-        raise ExportError(
-            f"a .pt2 archive cannot take the decisions of {' and '.join(found)}",
-            where=f"options: {options}",
-            why="they are taken while a rollout runs, by the driver of torch.compile",
-            fix='export with preset="exact" or preset="sparse"',
-        )
-
-
-def _captured(
-    module: torch.nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic
-) -> ExportedProgram:
-    if isinstance(module, ExportedProgram):
-        if dynamic:
-            why = "the sizes of a captured program are fixed already"
-            raise ExportError("dynamic sizes cannot be added", where="dynamic", why=why, fix="pass the module itself")
-        return module
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        raise ExportError("there are no weights to write", where=_name_of(module), why="they are on the meta device")
-    shapes = _dynamic_shapes(module, args, kwargs, dynamic)
-    try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:
-        where = user_line(error) or _name_of(module)
-        raise ExportError("torch.export cannot capture the call", where=where, why=told(error)) from error
-
-
-def _dynamic_shapes(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic
-) -> dict[str, Any] | None:
-    if not dynamic:
-        return None
-    axes = {name: found for name, (_, found) in named_dimensions(module, args, kwargs, dynamic).items()}
-    shapes = {name: dict.fromkeys(found, Dim.DYNAMIC) for name, found in axes.items()}
-    signature = inspect.signature(module.forward)
-    bound = signature.bind(*args, **kwargs).arguments
-    nested = {name for name in bound if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD}
-    return {
-        name: {key: shapes.get(key) for key in value} if name in nested else shapes.get(name)
-        for name, value in bound.items()
-    }
-
-
-def _rewritten(
-    captured: ExportedProgram, options: LightintOptions, module: torch.nn.Module | ExportedProgram
-) -> Rewritten:
-    try:
-        program = capture.from_exported(captured, name=_name_of(module))
-    except Exception as error:
-        where = error.where if isinstance(error, LightintError) else _name_of(module)
-        fix = "call module.eval() first: it is in train mode" if getattr(module, "training", False) else ""
-        raise ExportError("the program cannot be rewritten", where=where, why=told(error), fix=fix) from error
-    return rewrite(program, options, leave_out=_NO_REGIONS)
-
-
-def _check_dropout(captured: ExportedProgram, name: str) -> None:
-    """Dropout in train mode draws other numbers in every call: nothing could be compared."""
-    for node in captured.graph.nodes:
-        if _drops(node):
-            raise ExportError(
-                "dropout in train mode cannot be exported",
-                where=source_of(node) or name,
-                why=f"{module_path_of(node) or node.name} drops other elements in every call",
-                fix="call module.eval() first",
-            )
-
-
-def _drops(node: fx.Node) -> bool:
-    if "dropout" in str(node.target):
-        return node.args[-1] is True
-    attends = node.target is torch.ops.aten.scaled_dot_product_attention.default
-    return attends and bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0))
-
-
-def _because_random(error: ExportError, captured: ExportedProgram) -> ExportError:
-    """``error``, with random numbers as its reason where the program draws any."""
-    drawn = [node for node in captured.graph.nodes if _NONDETERMINISTIC in getattr(node.target, "tags", ())]
-    if not drawn:
-        return error
-    why = f"{error.why}; it draws random numbers ({drawn[0].target})"
-    fix = "pass the random tensor in as an argument"
-    return ExportError(error.what, where=source_of(drawn[0]) or error.where, why=why, fix=fix)
-
-
-_NONDETERMINISTIC = torch.Tag.nondeterministic_seeded
-
-
-def _is_approximate(rewritten: Rewritten) -> bool:
-    applied = [remark for remark in rewritten.remarks if remark.kind is RemarkKind.APPLIED]
-    return any(remark.numerics is Numerics.APPROXIMATE for remark in applied)
-
-
-def _write(program: ExportedProgram, extra: dict[str, str], path: Path, call: tuple[Any, Any], reference: Any) -> float:
-    """Write to a name beside ``path``, check that file, and rename it; return the difference that was measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lightint-") as folder:
-        written = Path(folder) / path.name
+    WRITERS[kind].check_installed()
+    with beside(path) as folder, torch.no_grad():
+        tell("capturing")
+        program = captured(module, tuple(args), kwargs, dynamic or {})
+        tell("rewriting")
+        prepared = prepare(module, program, wanted, kind)
+        tell("running the reference")
+        calls, unchecked = _calls(prepared, (tuple(args), kwargs), checks)
+        references = [prepared.reference(call) for call in calls]
+        tell(f"writing {kind.suffix}")
+        written = WRITERS[kind].write(prepared, calls[0], folder / path.name)
+        tell("checking in a fresh process")
         try:
-            torch.export.save(program, written, extra_files=extra)
-        except Exception as error:
-            raise ExportError("the program cannot be written", where=path.name, why=told(error)) from error
-        difference = worst_difference(run_fresh(written, call, Path(folder)), reference)
-        os.replace(written, path)
-    return difference
+            found = _outputs(prepared, kind, written[0], calls, folder)
+            references = [prepared.tensors(each) if kind is ONNX else each for each in references]
+            done = [
+                Checked(call.name, worst_difference(list(outputs), expected))
+                for call, outputs, expected in zip(calls, found, references, strict=True)
+            ]
+        except ExportError as error:
+            raise because_random(error, program) from error
+        put(written, path)
+    return Exported(
+        path, prepared.report, prepared.compared_with, tuple(done), prepared.inputs, prepared.opened.outputs, unchecked
+    )
 
 
-def _name_of(module: Callable[..., Any] | ExportedProgram) -> str:
-    return "program" if isinstance(module, ExportedProgram) else type(module).__name__
+def _calls(
+    prepared: Prepared, example: tuple[tuple[Any, ...], dict[str, Any]], checks: Sequence[tuple[Any, Any]]
+) -> tuple[list[Call], tuple[str, ...]]:
+    """What the file is checked with; and what could not be made up."""
+    program, given = prepared.captured, prepared.opened
+    first = example_call(program, given, *example)
+    further = [
+        example_call(program, given, tuple(args), kwargs, f"check {number}")
+        for number, (args, kwargs) in enumerate(checks, 1)
+    ]
+    unchecked = []
+    if first.sizes and not any(call.sizes != first.sizes for call in further):
+        longer = accepted(prepared.original, grown_calls(program, first))
+        further += [longer] if longer else []
+        unchecked += [] if longer else ["another length: none was found that the module takes; pass checks=[...]"]
+    return sides_of(given, [first, *further]), tuple(unchecked)
+
+
+def _outputs(
+    prepared: Prepared, kind: Format, path: Path, calls: Sequence[Call], folder: Path
+) -> Sequence[Sequence[Any]]:
+    """The outputs of the written file, in another process, for every call."""
+    if kind is ONNX:
+        return run_onnx(path, [prepared.by_name(call) for call in calls], folder)
+    given = [call.given for call in calls]
+    return [run_fresh(path, given[0], folder)] if len(given) == 1 else run_each(path, given, folder)

@@ -10,6 +10,7 @@ from export_here import run_here
 
 import lightint_compile
 from lightint_compile.errors import ExportError, LightintError
+from lightint_compile.exporting import format_of
 from lightint_compile.exporting.check import relative_difference, worst_difference
 
 PLAIN = {"passes": "canonicalize-attention"}
@@ -86,7 +87,7 @@ def test_a_failed_check_leaves_the_old_file(
     assert path.read_text() == "precious" and [file.name for file in tmp_path.iterdir()] == ["a.pt2"]
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.so", "model"])
+@pytest.mark.parametrize("name", ["model.so", "model"])
 def test_an_unknown_suffix_says_what_is_known(name: str, tmp_path: Path) -> None:
     for act in (
         lambda: lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / name),
@@ -96,10 +97,37 @@ def test_an_unknown_suffix_says_what_is_known(name: str, tmp_path: Path) -> None
             act()
 
 
+def test_formats_go_by_the_longest_suffix_or_by_their_name(tmp_path: Path) -> None:
+    assert [format_of(name).name for name in ("m.pt2", "m.aoti.pt2", "m.onnx")] == ["pt2", "aoti", "onnx"]
+    assert format_of("m.pt2", "aoti").name == "aoti"
+    with pytest.raises(ExportError, match="no export format 'trt'"):
+        lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / "m.pt2", format="trt")
+    with pytest.raises(ExportError, match="not loaded into PyTorch") as caught:
+        lightint_compile.load(tmp_path / "m.onnx")
+    assert "onnxruntime" in caught.value.fix
+
+
 @pytest.mark.parametrize("preset", ["context", "cache", "all", "published"])
-def test_a_preset_that_decides_at_run_time_is_refused(preset: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot take the decisions of"):
-        lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / "m.pt2", options={"preset": preset})
+def test_a_preset_that_decides_at_run_time_decides_nothing_where_there_is_no_world(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightint_compile.exporting.writing.run_fresh", run_here)
+    options = {"preset": preset}
+    written = lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / "m.pt2", options=options)
+    assert written.inputs == written.outputs == {} and len(written.checks) == 1
+
+
+@pytest.mark.parametrize("place", ["file/m.pt2", "folder.pt2"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightint_compile.exporting.writing.captured", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ExportError, match="cannot be written there") as caught:
+        lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / place)
+    assert "folder that can be written" in caught.value.fix
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder.pt2"]
 
 
 class Branching(torch.nn.Module):

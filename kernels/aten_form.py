@@ -1,0 +1,265 @@
+"""Sparse attention in ATen operators that trace with symbolic sizes: for archives that run without Python and Triton.
+
+The result is that of :mod:`.reference`: the same blocks are kept, the same means stand for the others. What is kept is
+written as a mask of one dense attention, so nothing is saved; a file in this form runs everywhere. An importer that
+knows the operator takes its own kernel instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .masked import bias_of
+from .settings import Policy, Settings
+from .spans import as_output
+from .steps import ContextPools, default_scale
+from .tiles import (
+    Layout,
+    accumulate_dtype,
+    forced_blocks,
+    largest_deviation,
+    parents,
+    tile_counts,
+    valid_counts,
+    volume,
+)
+
+Grid = tuple[int, int, int]
+
+
+def aten_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """Decompositions of every operator that a pass writes.
+
+    Neither the cost model nor, for symbolic sizes, ``min_tokens`` is asked: an archive does not know its device, and a
+    site that was rewritten stays sparse.
+    """
+    lightint = getattr(torch.ops, ops.NAMESPACE)
+    return {
+        lightint.sparse_attention.default: _sparse,
+        lightint.sparse_attention_segments.default: _segments,
+        lightint.sparse_attention_prepared.default: _prepared,
+        lightint.sparse_attention_masked.default: _masked,
+        lightint.pool_tiles.default: pool_tiles,
+    }
+
+
+def _sparse(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Tensor:
+    return attend(query, key, value, Settings(*rest, **more))
+
+
+def _segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *rest: Any, **more: Any) -> Tensor:
+    return attend(query, _joined(keys), _joined(values), Settings(*rest, **more))
+
+
+def _prepared(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], context_pool: Tensor, *rest: Any, **more: Any
+) -> Tensor:
+    settings, pools = ops.cut_pools(context_pool, rest, **more)
+    return attend(query, _joined(keys), _joined(values), settings, pools)
+
+
+def _masked(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], key_mask: Tensor, *rest: Any, **more: Any
+) -> Tensor:
+    settings, pools = ops.masked_pools(rest, **more)
+    return attend(query, _joined(keys), _joined(values), settings, pools, key_mask)
+
+
+def _joined(segments: Sequence[Tensor]) -> Tensor:
+    return segments[0] if len(segments) == 1 else torch.cat(list(segments), 2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    settings: Settings,
+    pools: ContextPools | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Sparse attention of ``query`` [batch, query_heads, queries, head_dim]; ``ops`` says what the settings mean."""
+    layout, policy = settings.layout, settings.policy
+    scale = default_scale(policy.scale, query)
+    bias = None if key_mask is None else _whole_mask(bias_of(key_mask, query), layout)
+    if _is_dense(settings):
+        mask = None if bias is None else bias[:, None, None].to(query.dtype)
+        return _attention(query, key, value, mask, scale)
+    given = pools or ContextPools()
+    visual_key, visual_value = (each[:, :, layout.prefix :] for each in (key, value))
+    pooled = _pooled(visual_key, layout, given.key)
+    keep = _kept(pool_tiles(query, layout.current_grid, layout.tile), pooled, layout, policy, scale)
+    dtype = accumulate_dtype(query.dtype)
+    logits = _token_bias(keep, layout, dtype)
+    if settings.skipped_means:
+        finer = layout.finer(settings.skipped_means)
+        means = _means(visual_key, visual_value, finer, given)
+        key, value = torch.cat([key, means.key], 2), torch.cat([value, means.value], 2)
+        logits = torch.cat([logits, _mean_bias(keep, layout, finer, dtype)], -1)
+    return _attention(query, key, value, _by_query(_under(logits, bias, layout), layout).to(query.dtype), scale)
+
+
+def _is_dense(settings: Settings) -> bool:
+    """Whether all keys are read, as far as sizes that are known to be numbers say so."""
+    layout, policy = settings.layout, settings.policy
+    if not isinstance(layout.key_tokens, int):
+        return False
+    if settings.min_tokens is not None and layout.key_tokens < settings.min_tokens:
+        return True
+    kept = policy.density, policy.protect_frames, policy.neighbours, policy.context_density
+    return layout.keeps_all(*kept, policy.coverage)
+
+
+def _whole_mask(bias: Tensor, layout: Layout) -> Tensor:
+    """The mask of all keys [batch or 1, keys], where it says something of the text alone too."""
+    missing = layout.key_tokens - bias.shape[1]
+    return bias if isinstance(missing, int) and missing == 0 else F.pad(bias, (0, missing))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    grouped = key.shape[1] != query.shape[1]
+    return as_output(F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped), query)
+
+
+def pool_tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    """:func:`reference.pool_tiles` of one span; of no frames there are no tiles."""
+    tokens = tokens.to(accumulate_dtype(tokens.dtype))
+    tiles = _tiles(tokens, grid, tile)
+    count = valid_counts(_triple(grid), _triple(tile), tokens.device)[:, None]
+    mean = tiles.sum(3) / count
+    exist = _tiles(tokens.new_ones(1, 1, volume(grid), 1), grid, tile)
+    spread = ((tiles - mean[:, :, :, None]) * exist).square().sum((3, 4)) / (count[:, 0] * tokens.shape[3])
+    return torch.cat([mean, spread[..., None]], -1)
+
+
+def _tiles(tokens: Tensor, grid: Sequence[int], tile: Sequence[int]) -> Tensor:
+    """``[batch, heads, tokens, dim]`` as ``[batch, heads, tiles, slots, dim]``; no size is asked whether it is ragged.
+
+    A number that is known to be whole is not padded.
+    """
+    batch, heads, _, dim = tokens.shape
+    counts = tile_counts(grid, tile)
+    pads = [n * extent - size for n, extent, size in zip(counts, tile, grid, strict=True)]
+    frames = tokens.reshape(batch, heads, *grid, dim)
+    if not all(isinstance(pad, int) and pad == 0 for pad in pads):
+        frames = F.pad(frames, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+    split = frames.reshape(batch, heads, counts[0], tile[0], counts[1], tile[1], counts[2], tile[2], dim)
+    return split.permute(0, 1, 2, 4, 6, 3, 5, 7, 8).reshape(batch, heads, volume(counts), volume(tile), dim)
+
+
+def _pooled(visual: Tensor, layout: Layout, context_pool: Tensor | None) -> Tensor:
+    """Pools of all visual blocks: of the context, which may be given, and of the current frames."""
+    current = pool_tiles(visual[:, :, layout.context_tokens :], layout.current_grid, layout.tile)
+    if not _has_context(layout):
+        return current
+    if context_pool is None:
+        context_pool = pool_tiles(visual[:, :, : layout.context_tokens], layout.context_grid, layout.tile)
+    return torch.cat([context_pool, current], 2)
+
+
+def _has_context(layout: Layout) -> bool:
+    return not (isinstance(layout.frames[0], int) and layout.frames[0] == 0)
+
+
+def _sizes(layout: Layout, device: torch.device) -> Tensor:
+    """Tokens of every visual block, int64."""
+    current = valid_counts(layout.current_grid, layout.tile, device)
+    if not _has_context(layout):
+        return current
+    return torch.cat([valid_counts(layout.context_grid, layout.tile, device), current])
+
+
+def _kept(query_pool: Tensor, key_pool: Tensor, layout: Layout, policy: Policy, scale: float) -> Tensor:
+    """The choice of :func:`reference.select_blocks`: bool ``[batch, query_heads, query_tiles, key_blocks]``."""
+    scores = _scores(query_pool, key_pool, layout, scale)
+    forced = forced_blocks(layout, policy.protect_frames, policy.neighbours).to(scores.device)
+    ranked = scores.masked_fill(forced, float("inf")).sort(dim=-1, descending=True, stable=True).indices
+    least = forced.sum(-1)
+    budget = torch.full(
+        (), layout.budget(policy.density, policy.context_density), dtype=torch.int64, device=least.device
+    )
+    number = torch.maximum(least, budget).expand(scores.shape[:-1])
+    if policy.coverage is not None:
+        mass = scores.softmax(-1).gather(-1, ranked).cumsum(-1)
+        number = torch.minimum((mass < policy.coverage).sum(-1) + 1, number).maximum(least)
+    places = torch.arange(layout.key_blocks, device=scores.device)
+    chosen = (places < number[..., None]).to(torch.int32)
+    return torch.zeros_like(chosen).scatter(-1, ranked, chosen).to(torch.bool)
+
+
+def _scores(query_pool: Tensor, key_pool: Tensor, layout: Layout, scale: float) -> Tensor:
+    """As of :func:`reference.block_scores`."""
+    groups, dim = query_pool.shape[1] // key_pool.shape[1], query_pool.shape[-1] - 1
+    key_pool = key_pool if groups == 1 else key_pool.repeat_interleave(groups, 1)
+    key, spread = key_pool[..., :dim], key_pool[..., dim:]
+    query, query_spread = query_pool[..., :dim], query_pool[..., dim:]
+    deviation = abs(scale) * (query.square().sum(-1, keepdim=True) + dim * query_spread).sqrt() * spread.mT.sqrt()
+    edge = largest_deviation(layout.tile)
+    gain = torch.where(deviation <= edge, deviation.square() / 2, edge * (deviation - edge / 2))
+    return query @ key.mT * scale + gain + _sizes(layout, query.device).to(query).log()
+
+
+def _token_bias(keep: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """What each query tile adds to the logits of each key token, the prefix in front: 0, or minus infinity."""
+    visual = keep.index_select(-1, _key_blocks(layout, keep.device))
+    bias = torch.zeros(visual.shape, dtype=dtype, device=keep.device).masked_fill(~visual, float("-inf"))
+    return F.pad(bias, (layout.prefix, 0))
+
+
+def _key_blocks(layout: Layout, device: torch.device) -> Tensor:
+    """The block of every visual key token."""
+    current = _blocks(layout.current_grid, layout, device)
+    if not _has_context(layout):
+        return current
+    return torch.cat([_blocks(layout.context_grid, layout, device), current + layout.context_blocks])
+
+
+def _blocks(grid: Grid, layout: Layout, device: torch.device) -> Tensor:
+    """The tile of every token of a span, by the axes of its grid."""
+    row, y, x = (torch.arange(size, device=device) // extent for size, extent in zip(grid, layout.tile, strict=True))
+    numbers = (row[:, None, None] * layout.blocks_high + y[:, None]) * layout.blocks_wide + x
+    return numbers.reshape(volume(grid))
+
+
+class _MeanTokens(NamedTuple):
+    key: Tensor
+    value: Tensor
+
+
+def _means(key: Tensor, value: Tensor, finer: Layout, given: ContextPools) -> _MeanTokens:
+    pools = (_pooled(key, finer, given.key_means), _pooled(value, finer, given.value_means))
+    return _MeanTokens(*(pool[..., :-1].to(key.dtype) for pool in pools))
+
+
+def _mean_bias(keep: Tensor, layout: Layout, finer: Layout, dtype: torch.dtype) -> Tensor:
+    """The log of the tokens of each part; minus infinity for parts of blocks that are read."""
+    block = parents(layout, finer).to(keep.device) if finer != layout else None
+    read = keep if block is None else keep.index_select(-1, block)
+    return _sizes(finer, keep.device).to(dtype).log().expand(read.shape).masked_fill(read, float("-inf"))
+
+
+def _under(logits: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
+    """``logits`` under a mask of keys; an element whose mask changes visual keys attends to all keys under it."""
+    if bias is None:
+        return logits
+    more = logits.shape[-1] - layout.key_tokens
+    cut = (bias[:, layout.prefix :] != 0).any(1)[:, None, None, None]
+    visual = torch.zeros_like(bias[:, layout.prefix :])
+    text = F.pad(torch.cat([bias[:, : layout.prefix], visual], 1), (0, more))[:, None, None].to(logits.dtype)
+    alone = F.pad(bias, (0, more), value=float("-inf"))[:, None, None].to(logits.dtype)
+    return torch.where(cut, alone, logits + text)
+
+
+def _by_query(rows: Tensor, layout: Layout) -> Tensor:
+    """``[..., query_tiles, n]`` as ``[..., query_tokens, n]``."""
+    return rows.index_select(-2, _blocks(layout.current_grid, dataclasses.replace(layout, prefix=0), rows.device))
+
+
+def _triple(extent: Sequence[int]) -> Grid:
+    return (extent[0], extent[1], extent[2])

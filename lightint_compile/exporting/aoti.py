@@ -1,0 +1,43 @@
+"""The ``.aoti.pt2`` form: an AOTInductor package, which Python and C++ load and run without tracing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.fx as fx
+from torch.export import ExportedProgram
+
+from lightint_compile.exporting.graph_form import is_ours
+
+METADATA = "lightint"
+"""The key of our data in a package's metadata."""
+
+
+def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> None:
+    """Compile ``program`` and write the package.
+
+    Operators of ours become portable Triton kernels on CUDA, and ATen operators elsewhere: C++ has no Python to call.
+    """
+    if _has_ours(program.graph_module):
+        program = program.run_decompositions(_table(program))
+    settings = {"aot_inductor.metadata": dict(metadata)}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+
+
+def _table(program: ExportedProgram) -> dict[torch._ops.OperatorBase, object]:
+    values = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
+    if any(isinstance(value, torch.Tensor) and value.is_cuda for value in values):
+        from lightint_compile.kernels.decompositions import portable_table
+
+        return dict(portable_table())
+    from lightint_compile.kernels.aten_form import aten_table
+
+    return dict(aten_table())
+
+
+def _has_ours(module: torch.nn.Module) -> bool:
+    return any(
+        is_ours(node) for each in module.modules() if isinstance(each, fx.GraphModule) for node in each.graph.nodes
+    )

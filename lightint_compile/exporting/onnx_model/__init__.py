@@ -1,0 +1,170 @@
+"""The ``.onnx`` form: regions are functions, attention is one node, operators of ours carry a body for every importer.
+
+Translation is torch.onnx's; what is ours is which graph it is given, and what becomes of its functions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
+
+from lightint_compile.errors import DeviceError, ExportError, told
+from lightint_compile.exporting.onnx_model.functions import arrange
+from lightint_compile.exporting.onnx_model.operators import Kernels
+from lightint_compile.exporting.onnx_model.translations import table
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 23
+"""The first with attention as an operator."""
+
+INLINE = 2**30
+"""Bytes of weights up to which a model is one file; protobuf ends at twice that."""
+
+
+def check_installed() -> None:
+    """Raise :class:`DeviceError` unless everything that writes and checks a model is there."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        why = str(error)
+        raise DeviceError("ONNX export is not installed", why=why, fix="pip install 'lightint[onnx]'") from error
+
+
+def translated(
+    program: ExportedProgram, kernels: Kernels, inputs: Sequence[str], metadata: Mapping[str, str]
+) -> ir.Model:
+    """The model of a program whose regions and operators are functions; ``inputs`` are the names of its arguments.
+
+    Raises:
+        ExportError: a dtype or an operator has no ONNX form.
+    """
+    _check_dtypes(program)
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+                custom_translation_table=table(OPSET),
+            )
+    except Exception as error:
+        raise ExportError("the program has no ONNX form", why=_innermost(error)) from error
+    assert made is not None
+    model: ir.Model = made.model
+    arrange(model, kernels.found)
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name
+    _name_outputs(model, program)
+    _simplify(model)
+    model.producer_name, model.producer_version = "lightint", ""
+    model.metadata_props.update(metadata)
+    return model
+
+
+def write(model: ir.Model, path: Path) -> list[Path]:
+    """Write ``model``; the files, the model first. Weights beyond :data:`INLINE` bytes are in a second one.
+
+    Raises:
+        ExportError: the checker refuses it.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    weights = sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value)
+    beside = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=beside.name if weights > INLINE else None)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ExportError("the written model is not valid", where=path.name, why=told(error)) from error
+    return [path, beside] if beside.exists() else [path]
+
+
+def numbers_in(program: ExportedProgram) -> list[int]:
+    """Places among the flat results that a model does not have: what is part of the program, such as ``None``."""
+    specs = program.graph_signature.output_specs
+    return [place for place, spec in enumerate(specs) if isinstance(spec.arg, ConstantArgument)]
+
+
+_NO_FORM = {torch.complex32, torch.complex64, torch.complex128}
+
+
+def _check_dtypes(program: ExportedProgram) -> None:
+    for kind, values in (("input", _values(program)), ("weight", program.state_dict.items())):
+        for name, value in values:
+            if isinstance(value, torch.Tensor) and value.dtype in _NO_FORM:
+                why = f"the {kind} {name} is {value.dtype}"
+                fix = "pass real and imaginary parts, or write a .pt2"
+                raise ExportError("a dtype has no ONNX form", where=name, why=why, fix=fix)
+
+
+def _values(program: ExportedProgram) -> Iterator[tuple[str, Any]]:
+    return ((node.name, node.meta.get("val")) for node in program.graph.find_nodes(op="placeholder"))
+
+
+def _innermost(error: BaseException) -> str:
+    """The first reason in a chain of errors; those around it describe the exporter's stages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return told(error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes about packages that are not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
+    """Names of outputs from their places in the results: ``result``, ``sample``, ``parts.0``."""
+    spec = program.call_spec.out_spec
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))
+    names = [".".join(map(_key, path)) or "result" for path, _ in paths]
+    without = set(numbers_in(program))
+    kept = [name for place, name in enumerate(names) if place not in without]
+    taken = {each.name for each in model.graph.inputs}
+    for value, name in zip(model.graph.outputs, kept, strict=True):
+        if not value.is_graph_input():
+            value.name = f"{name}_" if name in taken else name
+
+
+def _key(entry: Any) -> str:
+    return str(entry.key if hasattr(entry, "key") else entry.idx)
+
+
+def _simplify(model: ir.Model) -> None:
+    """Constants folded and types settled in every function; no function is inlined."""
+    import onnxscript.optimizer
+
+    with _quiet():
+        onnxscript.optimizer.optimize_ir(model, onnx_shape_inference=False, inline=False)
+
+
+def described(report: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a model: the report, and what each input that is decided means."""
+    return {"lightint.report": json.dumps(report), "lightint.inputs": json.dumps(inputs)}
