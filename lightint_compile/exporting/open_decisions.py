@@ -1,7 +1,7 @@
 """Decisions of a program as inputs, and what later chunks need of it as outputs: a file has no driver.
 
-Who runs the file decides, by the small program that :mod:`~lightint_compile.exporting.decide` writes or by rules of its
-own, and hands the decision in. The drift check of a reused step stays in the program, because it reads an activation.
+Who runs the file decides, by rules of its own or ours, and hands the decision in. The drift check of a
+reused step stays in the program, because it reads an activation.
 """
 
 from __future__ import annotations

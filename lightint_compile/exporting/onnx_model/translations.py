@@ -27,4 +27,13 @@ def table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
         axis = dim % len(self.shape)
         return op.TopK(self, op.Shape(self, start=axis, end=axis + 1), axis=axis, largest=int(descending))
 
-    return {prims.hypot.default: hypot, aten.hypot.default: hypot, aten.sort.stable: sort}
+    def subtract_from(self: Any, other: Any, alpha: Any = 1) -> Any:
+        subtracted = self if alpha == 1 else op.Mul(self, op.CastLike(alpha, self))
+        return op.Sub(op.CastLike(other, self), subtracted)
+
+    return {
+        aten.rsub.Scalar: subtract_from,
+        prims.hypot.default: hypot,
+        aten.hypot.default: hypot,
+        aten.sort.stable: sort,
+    }
