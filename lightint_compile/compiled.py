@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,12 +16,14 @@ from lightint_compile.capture.calling import subject_of
 from lightint_compile.errors import StateError
 from lightint_compile.fallback import Recovering
 from lightint_compile.lowering.driver import Driver
+from lightint_compile.lowering.run_timing import RunTimer, profiled
 from lightint_compile.modelwide import check_required
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.path_from_above import as_rows, from_above
+from lightint_compile.runtime.path_from_above import from_above
 from lightint_compile.runtime.planner import Planner, of_one_rollout
+from lightint_compile.runtime.run_rows import Times, as_rows
 from lightint_compile.runtime.siblings import Siblings
 
 
@@ -30,6 +33,7 @@ class CompiledGraph:
     Attributes:
         function: takes the graph's flat inputs, returns its flat outputs.
         driver: the driver, ``None`` when Inductor got the graph as it is.
+        device: of its first tensor.
     """
 
     _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
@@ -42,6 +46,7 @@ class CompiledGraph:
         self.function, self._section, self.driver = function, section, driver
         self._subject: weakref.ref[Any] | None = None
         self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
+        self.device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), None)
         self._siblings: Siblings | None = None
         with self._lock:
             type(self)._made += 1
@@ -99,6 +104,11 @@ class CompiledGraph:
     def setting(self) -> str:
         """Which of several settings is in force; empty for a graph that has one."""
         return ""
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """What is known of the error at the setting in force, by name; empty for a graph without a budget."""
+        return {}
 
     def unlisted(self) -> Self:
         """The graph, no longer found by its module: it is a part of another one."""
@@ -164,19 +174,23 @@ def _unwrapped(candidate: Any) -> Iterator[CompiledGraph]:
         candidate = getattr(candidate, "_torchdynamo_orig_callable", None) or getattr(candidate, "__wrapped__", None)
 
 
-def report(compiled: Any) -> Report:
+def report(compiled: Any, run: Callable[[], object] | None = None, *, trace: bool = False) -> Report:
     """What lightint did to a compiled module: one section for each graph, and the rollout that ran last.
 
     Args:
         compiled: the result of ``torch.compile(..., backend="lightint")``, after a call.
+        run: calls ``compiled``, once or for a whole rollout; it is run here, and every call is timed by stage. Calls
+            that compile a further graph are not.
+        trace: record the run with PyTorch's profiler as well, for ``report.to_perfetto``; that makes it slower.
 
     Raises:
         StateError: the module was never called, or was compiled by another backend.
         PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
     """
+    times, events = _timed(compiled, run, trace) if run is not None else ([], None)
     sections = [graph.section for graph in CompiledGraph.of(compiled)]
     check_required(sections)
-    return _with_run(Report.of(*sections), compiled)
+    return dataclasses.replace(_with_run(Report.of(*sections), compiled, times), trace=events)
 
 
 def reset(compiled: Any) -> None:
@@ -240,14 +254,31 @@ def _made(asked: Sequence[tuple[Planner, str]]) -> list[Decision]:
     return [made[chunk] for chunk in sorted(made)]
 
 
-def _with_run(report: Report, compiled: Any) -> Report:
-    """A report with the rollout that ran last."""
+def _with_run(report: Report, compiled: Any, times: Sequence[Times] = ()) -> Report:
+    """A report with the rollout that ran last, and what its calls took."""
     asked = _asked(compiled)
     made = _made(asked)
-    if not made:
+    if not made and not times:
         return report
-    rules = asked[-1][0].rules
     path = max((p for planner, _ in asked if (p := planner.path) is not None), key=len, default=None)
-    lead = 0 if path is None else rules.lead(len(path)) or 0
-    drawn = {} if path is None else from_above(path)
-    return dataclasses.replace(report, chunks=as_rows(made, rules.chunk, lead), path=drawn)
+    rules = asked[-1][0].rules if asked else None
+    lead = 0 if path is None or rules is None else rules.lead(len(path)) or 0
+    errors = {graph.setting: graph.errors for graph in CompiledGraph.of(compiled)}
+    rows = as_rows(made, rules.chunk if rules else 0, lead, times, errors)
+    return dataclasses.replace(report, chunks=rows, path={} if path is None else from_above(path))
+
+
+def _timed(compiled: Any, run: Callable[[], object], traced: bool) -> tuple[list[Times], str | None]:
+    """Milliseconds of every call that ``run`` makes, and a profiler's trace of them as text."""
+    graphs = CompiledGraph.of(compiled)
+    timer = RunTimer(next((graph.device for graph in graphs if graph.device is not None), None))
+    plain = {graph: graph.function for graph in graphs if graph.driver is None}
+    for graph, function in plain.items():
+        graph.function = partial(timer.whole, function)
+    try:
+        with timer.on([graph.driver for graph in graphs if graph.driver]), profiled(traced) as trace:
+            run()
+    finally:
+        for graph, function in plain.items():
+            graph.function = function
+    return [(call.chunk, call.milliseconds()) for call in timer.calls], trace.text

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import torch.fx as fx
+from torch._dynamo.utils import get_debug_dir
+from torch._inductor import config as inductor_config
 from torch._logging._internal import trace_structured
 
 from lightint_compile.asking import approximations, due_after, is_guided, offers
@@ -26,6 +32,19 @@ from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 
 log = logging.getLogger(__name__)
+
+
+class Watcher(Protocol):
+    """Sees a graph before the first pass and after each."""
+
+    def begin(self, program: Program) -> None:
+        """No pass has run yet."""
+
+    def after(self, step: Pass, program: Program, result: PassResult) -> None:
+        """One pass has run."""
+
+
+_WATCHER: ContextVar[Watcher | None] = ContextVar("lightint watcher", default=None)
 
 
 @dataclass(frozen=True)
@@ -82,8 +101,13 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     flops = [work_of(program.graph_module)]
     left_out = offers(due_after(None, whole, unasked), program, flops[0])
     removals = Removals(original)
+    watchers = _watchers()
+    for watcher in watchers:
+        watcher.begin(program)
 
     def count(step: Pass, now: Program, result: PassResult) -> None:
+        for watcher in watchers:
+            watcher.after(step, now, result)
         if result.modified:
             removals.after(step.name, now)
         flops.append(work_of(now.graph_module) if result.modified else flops[-1])
@@ -97,6 +121,26 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops), removals.by)
     _tell(rewritten)
     return rewritten
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Show ``watcher`` every graph that this thread rewrites while the context lasts."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def _watchers() -> list[Watcher]:
+    """Whoever watches this thread, and the files that ``TORCH_COMPILE_DEBUG=1`` asks for."""
+    found: list[Watcher] = [watcher] if (watcher := _WATCHER.get()) is not None else []
+    if inductor_config.trace.enabled:
+        from lightint_compile.reporting.pass_texts import PassFiles
+
+        found.append(PassFiles(Path(get_debug_dir()) / "lightint"))
+    return found
 
 
 def state(program: Program, options: LightintOptions) -> None:

@@ -68,24 +68,24 @@ def explain(
     dynamic: DynamicPairs = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the report as JSON")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="also write it as a page, graphs included")] = None,
+    explorer_file: Annotated[
+        Path | None, typer.Option("--model-explorer", help="also write the graphs for Google's Model Explorer")
+    ] = None,
+    dot_file: Annotated[Path | None, typer.Option("--dot", help="also draw the root, as .dot or .svg")] = None,
+    diff: Annotated[str | None, typer.Option("--diff", help="print what one pass changed instead")] = None,
 ) -> None:
     """Say what would be rewritten in TARGET, what not, and why; nothing is compiled."""
-    from lightint_compile.cli.failing import check_writable, user_call
-    from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
-    from lightint_compile.explaining import explain as explain_module
+    from lightint_compile.cli.explaining import Wanted, diff_of, report_of
 
-    check_writable("--json", json_file)
-    check_writable("--html", html_file)
-    options, symbolic = parse_options(preset, option or []), parse_dynamic(dynamic or [])
-    subject = resolve(target)
-    with user_call(target):
-        report = explain_module(subject.module, *subject.args, dynamic=symbolic, options=options, **subject.kwargs)
-    report = dataclasses.replace(report, reproduce=" ".join(["lightint", *map(shlex.quote, sys.argv[1:])]))
+    wanted = Wanted({"--json": json_file, "--html": html_file, "--model-explorer": explorer_file, "--dot": dot_file})
+    wanted.check()
+    asked = target, preset, option or [], dynamic or []
+    if diff is not None:
+        typer.echo(diff_of(*asked, diff))
+        return
+    report = dataclasses.replace(report_of(*asked), reproduce=" ".join(["lightint", *map(shlex.quote, sys.argv[1:])]))
     typer.echo(str(report))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
-    if html_file is not None:
-        report.to_html(html_file)
+    wanted.write(report)
 
 
 @app.command()

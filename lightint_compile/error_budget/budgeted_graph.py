@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import cached_property
@@ -15,7 +16,7 @@ import torch
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.table import Table, load
 from lightint_compile.fallback import Recovering
-from lightint_compile.options.error_limits import Budget
+from lightint_compile.options.error_limits import Budget, Deviation
 from lightint_compile.options.ladder import Setting
 from lightint_compile.passes.ir.decision_points import PointSpec, StepPoint
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
@@ -103,6 +104,16 @@ class BudgetedGraph(CompiledGraph):
     def setting(self) -> str:
         """The setting in force, by the passes that rewrite something in the module where that is known."""
         return self._text or str(self.ladder[self.rung])
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The errors that the budget allows, and the worst that calibration measured at the setting in force."""
+        allowed = {"allowed": self.budget.max_relative_error, "allowed dB": self.budget.min_psnr}
+        rows = stored(self.path, self.ladder).rows
+        measured = rows[self.rung - 1].deviation if self.rung else Deviation()
+        own = {"calibrated": measured.relative, "calibrated dB": measured.psnr}
+        found = {**allowed, **{name: value for name, value in own.items() if self.rung}}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def at(self, rung: int) -> CompiledGraph:
         """The graph at one setting, made at first use. Settings that give the same graph are one."""

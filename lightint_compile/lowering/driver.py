@@ -6,9 +6,12 @@ functions beside ``forward``; which one runs is decided on the host, so the othe
 
 from __future__ import annotations
 
+import itertools
+import linecache
 import math
 import operator
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -146,6 +149,16 @@ class Driver:
             yield
 
     @contextmanager
+    def watched_calls(self, watcher: Callable[..., Any]) -> Iterator[None]:
+        """Run every call of the program as ``watcher(function, *arguments)`` while the context lasts, likewise."""
+        forward = self._forward
+        self._forward = partial(watcher, forward)
+        try:
+            yield
+        finally:
+            self._forward = forward
+
+    @contextmanager
     def _watched(self, names: Iterable[str], watcher: Callable[..., Any]) -> Iterator[None]:
         called = {name: getattr(self._self, name) for name in names}
         vars(self._self).update({name: partial(watcher, name, each) for name, each in called.items()})
@@ -185,8 +198,15 @@ class Driver:
         )
 
 
+_number = itertools.count()
+
+
 def _compiled(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that ``source`` defines; its lines are there for tracebacks and for whoever times them."""
     namespace = dict(names)
-    exec(compile(source, "<lightint driver>", "exec"), namespace)
+    place = f"<lightint driver {next(_number)}>"
+    exec(compile(source, place, "exec"), namespace)
+    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)
     forward: Callable[..., Any] = namespace["forward"]
+    weakref.finalize(forward, linecache.cache.pop, place, None)
     return forward

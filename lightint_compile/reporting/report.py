@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ class Report:
             budget is set.
         path: the cameras of these chunks from above, as lists over latent frames (``x``, ``z``, ``heading`` in
             radians); empty where no cameras are at hand.
+        trace: what PyTorch's profiler recorded of a run, not part of the data.
     """
 
     sections: tuple[Section, ...]
@@ -40,6 +43,7 @@ class Report:
     versions: tuple[tuple[str, str], ...] = ()
     chunks: tuple[Mapping[str, Any], ...] = ()
     path: Mapping[str, Any] = field(default_factory=dict)
+    trace: str | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -100,8 +104,50 @@ class Report:
         """Write the report as one HTML file that needs no network, with its graphs where it has them."""
         from lightint_compile.reporting.page import render
 
-        Path(path).write_text(render(self), encoding="utf-8")
-        return Path(path)
+        return _written(path, render(self))
+
+    def to_model_explorer(self, path: str | Path) -> Path:
+        """Write the graphs for Google's Model Explorer: both sides, regions and branches, coloured by outcome.
+
+        Raises:
+            StateError: the report has no graph.
+        """
+        from lightint_compile.reporting.model_explorer import collection
+
+        return _written(path, collection(self))
+
+    def to_dot(self, path: str | Path) -> Path:
+        """Write the root of :attr:`graph` as ``.dot``, or as ``.svg`` by Graphviz' ``dot``.
+
+        Raises:
+            InputError: another suffix.
+            StateError: the report has no graph, or ``dot`` is not there.
+        """
+        from lightint_compile.reporting.dot import drawn
+
+        return _written(path, drawn(self.graph, Path(path)))
+
+    def print_readable(self, print_output: bool = True) -> str:
+        """:attr:`graph` as text, after ``GraphModule.print_readable``, which has no remarks of ours.
+
+        Every operation has its module and source line above it, and behind it its size and the pass that made it.
+        """
+        from lightint_compile.reporting.readable import readable
+
+        text = readable(self.graph)
+        if print_output:
+            print(text)
+        return text
+
+    def to_perfetto(self, path: str | Path) -> Path:
+        """Write the timeline of a traced run for ui.perfetto.dev: marks named ``lightint: ...`` beside the kernels.
+
+        Raises:
+            StateError: no run was traced.
+        """
+        from lightint_compile.reporting.perfetto import events
+
+        return _written(path, events(self))
 
     def __str__(self) -> str:
         from lightint_compile.reporting.text import render
@@ -112,6 +158,23 @@ class Report:
         if not self.sections:
             raise StateError("the report has no graph", why="nothing was captured", fix="call the module once")
         return max(self.sections, key=lambda section: section.nodes_before)
+
+
+def _written(path: str | Path, text: str) -> Path:
+    """Write a file; where that fails no half of it is left."""
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        why = error.strerror or str(error)
+        raise InputError(
+            f"{path} cannot be written", where="path", why=why, fix="name a file in a folder of yours"
+        ) from error
+    return path
 
 
 def _present(graph: fx.GraphModule | None) -> fx.GraphModule:

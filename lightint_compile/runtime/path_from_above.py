@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -36,8 +33,3 @@ def own_frames(decision: Decision, chunk_frames: int, lead: int) -> tuple[int, i
     """The latent frames [first, end) of a decision's chunk in its rollout, ``lead`` frames in front of the first."""
     first = lead + decision.chunk * chunk_frames if decision.chunk else 0
     return first, lead + (decision.chunk + 1) * chunk_frames
-
-
-def as_rows(decisions: Sequence[Decision], chunk_frames: int, lead: int) -> tuple[dict[str, Any], ...]:
-    """Decisions as data, each with the latent frames of its chunk."""
-    return tuple(each.to_dict() | {"frames": list(own_frames(each, chunk_frames, lead))} for each in decisions)

@@ -14,7 +14,7 @@ from lightint_compile.reporting.page.graph_rows import Rows, target_of
 SETTLED = frozenset({"too-short", "nothing-to-skip"})
 """Rules of near misses that the cost model wants: changing the model would not help."""
 
-KEPT, REWRITTEN, ONCE, REMOVED = "kept", "rewritten", "computed once", "removed"
+KEPT, REWRITTEN, COMPUTED_ONCE, REMOVED = "kept", "rewritten", "computed once", "removed"
 """Outcomes: as it was; replaced by something else; an equal one serves; nothing reads it."""
 
 
@@ -55,9 +55,9 @@ class Fates:
         twins, served = self._twins(before, set(gone)), _served(before, set(gone))
         for place in sorted(waiting):
             twin = twins.get(_likeness(before.nodes[place]), -1)
-            outcome = REMOVED if place not in served else ONCE if twin >= 0 else REWRITTEN
+            outcome = REMOVED if place not in served else COMPUTED_ONCE if twin >= 0 else REWRITTEN
             by = removed.get(before.nodes[place].name, "")
-            self._settle(place, outcome, by, twin if outcome == ONCE else -1)
+            self._settle(place, outcome, by, twin if outcome == COMPUTED_ONCE else -1)
 
     @staticmethod
     def _twins(before: Rows, gone: set[int]) -> dict[tuple[str, ...], int]:

@@ -17,9 +17,10 @@ import lightint_compile
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting import Report, Section
 from lightint_compile.reporting.graphs import Graphs
-from lightint_compile.runtime.path_from_above import as_rows, from_above
+from lightint_compile.runtime.path_from_above import from_above
 from lightint_compile.runtime.planner import plan
 from lightint_compile.runtime.rules import AdaptiveRules
+from lightint_compile.runtime.run_rows import as_rows
 
 LINKS = "lightint.drawing.cy.edges('[kind = \"link\"]')"
 HOVERED = """lightint.drawing.cy.nodes().map((node) => lightint.items.get(node.id())).filter((item) => item.row)
