@@ -30,6 +30,7 @@ from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.pipeline_run import Rewritten, rewrite
+from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.section import Section
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Compilation:
         self._options = options
         self._config = config
         self._store = Store()
-        self._regions: dict[str, fx.GraphModule] = {}
+        self._again: Graphs | None = None
         self._sources = [
             (node, getattr(node.meta.get("grapharg"), "source", None))
             for node in graph_module.graph.nodes
@@ -259,10 +260,13 @@ class Compilation:
 
     def _region(self, name: str) -> fx.GraphModule:
         """A region of this graph made again: the store keeps kernels, not graphs."""
-        if not self._regions:
-            root = self._rewritten().program.graph_module
-            self._regions = {n: m for n, m in root.named_children() if isinstance(m, fx.GraphModule)}
-        return self._regions[name]
+        return cast(fx.GraphModule, self._graphs().after.get_submodule(name))
+
+    def _graphs(self) -> Graphs:
+        """The graphs before and after, of a warm start once somebody asks for them."""
+        if self._again is None:
+            self._again = Graphs.of(self._rewritten())
+        return self._again
 
     def _symbols(self) -> list[torch.SymInt]:
         values = [n.meta.get("example_value") for n in self._graph_module.graph.nodes if n.op == "placeholder"]
@@ -271,6 +275,8 @@ class Compilation:
     def _finished(self, driver: Driver, section: Section, start: float, *, warm: bool) -> CompiledGraph:
         seconds = {"warm start": float(warm), "backend seconds": time.perf_counter() - start}
         section = section.with_measurements(seconds)
+        if warm:
+            section = dataclasses.replace(section, source=self._graphs)
         function = driver if self._options.strict else self._recovering(driver)
         return CompiledGraph(function, section, self._inputs, driver=driver)
 

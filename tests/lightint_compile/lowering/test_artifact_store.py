@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -20,6 +21,9 @@ from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering import artifact_folder as cachefolder
 from lightint_compile.lowering import artifact_store as store
 from lightint_compile.lowering.artifact_folder import LIMIT, CacheFolder
+from lightint_compile.reporting import Report
+from lightint_compile.reporting.page.graph_data import graph_data
+from lightint_compile.reporting.readable import readable
 
 
 class Model(nn.Module):
@@ -60,6 +64,28 @@ def _run(model: Model) -> bool:
         torch.testing.assert_close(compiled(x), model(x))
     (section,) = lightint_compile.report(compiled).sections
     return bool(section.measurements["warm start"])
+
+
+def _report(model: Model) -> Report:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="lightint", options={"preset": "exact"})
+    with torch.no_grad():
+        compiled(torch.randn(2, 8))
+    return lightint_compile.report(compiled)
+
+
+def test_a_warm_start_has_the_report_of_the_cold_one_its_graphs_included(cache: Path, model: Model) -> None:
+    for record in (cache / "lightint").glob("*/record.json"):
+        record.unlink()
+    cold, warm = _report(model), _report(model)
+    assert [r.sections[0].measurements["warm start"] for r in (cold, warm)] == [0, 1]
+    assert [dataclasses.replace(s, measurements={}) for s in cold.sections] == [
+        dataclasses.replace(s, measurements={}) for s in warm.sections
+    ]
+    first, second = ([s.graphs for s in r.sections] for r in (cold, warm))
+    for (one, other), section in zip(zip(first, second, strict=True), warm.sections, strict=True):
+        assert one is not None and other is not None and readable(one.after) == readable(other.after)
+        assert graph_data(one, section.remarks) == graph_data(other, section.remarks)
 
 
 def _record(cache: Path) -> Path:
