@@ -59,6 +59,7 @@ def decide(
     if wanted > extrinsics.shape[0]:
         why = f"{trajectory!r} has {extrinsics.shape[0]} latent frames, {wanted} were asked for"
         raise InputError("The path is too short.", where="--trajectory", why=why, fix="lengthen it, or ask for fewer")
+    _check_chunks(wanted, spec)
     rules: Rules = rules_for(LightintOptions(preset=preset), spec)
     if isinstance(rules, AdaptiveRules):
         rules = rules.seeing(view_of(path.intrinsics))
@@ -73,6 +74,17 @@ def _check_length(trajectory: str) -> None:
         shown = trajectory if len(trajectory) <= 40 else f"{trajectory[:40]}..."
         why = f"{shown!r} has more than {LONGEST} latent frames, and every chunk looks at all before it"
         raise InputError("The path is too long.", where="--trajectory", why=why, fix=f"ask for at most w-{LONGEST - 1}")
+
+
+def _check_chunks(frames: int, spec: WorldSpec) -> None:
+    """Refuse what is no whole number of chunks, where the first is longer than others, with the lengths that are."""
+    whole = spec.chunks(frames)
+    if spec.first_chunk is None or frames == spec.frames(whole):
+        return
+    why = f"it has {frames} latent frames; the first chunk has {spec.first_chunk}, every other adds {spec.chunk}"
+    lengths = [spec.frames(chunks) for chunks in (whole, whole + 1) if chunks]
+    fix = f"take {' or '.join(map(str, lengths))}; a pose string has one frame more than its counts sum to"
+    raise InputError("The path is no whole number of chunks.", where="--trajectory", why=why, fix=fix)
 
 
 def rules_for(options: LightintOptions, spec: WorldSpec) -> Rules:

@@ -69,6 +69,5 @@ def _clips(
         mark_frames_dynamic(history, *until_now)
         with torch.no_grad():
             latents = clip(drawn, history, *until_now, scene.image, scene.text)
-        latents = latents.clone(memory_format=torch.contiguous_format)
-        history = latents if history is None else torch.cat([history, latents], dim=2)
+        history = latents.contiguous() if history is None else torch.cat([history, latents], dim=2)
         yield ChunkResult(index, latents, history)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightint_compile.errors import OptionError
+from lightint_compile.errors import InputError, OptionError
 from lightint_compile.models.matrix_game.memory import camera_poses, remembered
 from lightint_compile.models.registry import world_model
 from lightint_compile.path_decisions import decide
@@ -51,6 +51,12 @@ def test_without_decisions_it_is_what_the_model_gathers() -> None:
         chosen = remembered(MODEL.config, camera_poses(walk.video_extrinsics[None, : 57 + 40 * number]))
         newest = range(10 * number + 1, 10 * number + 5)
         assert decision.context_frames == tuple(sorted({*chosen.tolist(), *newest}))
+
+
+@pytest.mark.parametrize(("path", "said"), [("w-31", "take 25 or 35"), ("w-3", "take 15;")])
+def test_a_path_of_half_a_chunk_is_told_the_lengths_beside_it(path: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        decide(path, None, "all", model=MODEL)
 
 
 def test_a_gate_that_cannot_be_is_refused() -> None:
