@@ -130,6 +130,7 @@ PRIVATE = {
     "torch._dynamo.variables.builder.VariableBuilder": "a number of an input, handled and guarded as any other",
     "torch._dynamo.variables.lists.BaseListVariable": "sizes in a list, as Dynamo writes it",
     "torch._dynamo.variables.tensor.SymNodeVariable": "a symbolic size, as Dynamo writes it",
+    "torch._dynamo.variables.functions.UserFunctionVariable": "where Dynamo meets functions of Python",
     "torch._dynamo.variables.torch.TorchInGraphFunctionVariable": "where Dynamo meets functions of torch",
     "torch._dynamo.variables.tensor.TensorVariable": "where Dynamo meets item(), tolist() and sizes that are tensors",
     "torch._dynamo.source.ConstantSource": "the source of a symbol that stands for a size of our own",

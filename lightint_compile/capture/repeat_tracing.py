@@ -31,7 +31,7 @@ from lightint_compile.passes.ir.fake_values import another, size_of
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 #: Modules whose functions mean the same in every call; a user's function may not.
-_KNOWN = ("torch", "_operator", "operator", "math", "builtins")
+_KNOWN = ("torch", "_operator", "operator", "math", "builtins", "einops")
 
 
 class WritesToAView(Exception):  # noqa: N818 - control flow, not an error

@@ -1,10 +1,11 @@
 """Help for Dynamo while it traces accelerated modules: what it would end a graph at, or compile again for.
 
-Two methods of Dynamo's variables are asked here first: calls of a tensor's methods, whose numbers may be known
-(``host_values``), and calls of torch's functions, of which ``linspace`` takes its number of points as a constant. So is
-the function that says which whole numbers are constants: those in a dictionary of a Python module are, to Dynamo, as if
-they were settings; models keep there what changes with every chunk. All of them are Dynamo's own again once nobody
-asks, and unchanged for whatever is traced elsewhere meanwhile.
+Three methods of Dynamo's variables are asked here first: calls of a tensor's methods, whose numbers may be known
+(``host_values``), calls of torch's functions, of which ``linspace`` takes its number of points as a constant, and calls
+of Python functions: those of einops are one node each, where Dynamo would trace how einops reads its pattern, a
+thousand instructions a call. So is the function that says which whole numbers are constants: those in a dictionary of
+a Python module are, to Dynamo, as if they were settings; models keep there what changes with every chunk. All of them
+are Dynamo's own again once nobody asks, and unchanged for whatever is traced elsewhere meanwhile.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch._dynamo.source import DictGetItemSource, GlobalSource
 from torch._dynamo.variables import builder
 from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.functions import UserFunctionVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -34,8 +36,11 @@ _lock = threading.Lock()
 _builder: Any = builder
 """The module of Dynamo that makes variables of what a function is given."""
 
-_own: list[tuple[Any, Any, Any]] = []
+_own: list[tuple[Any, ...]] = []
 """Dynamo's own methods and function, once for each who asked for help."""
+
+_EINOPS = {"rearrange", "reduce", "repeat", "einsum"}
+"""Functions of ``einops.einops`` that take tensors, a pattern and sizes, and give one tensor."""
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def allow_help() -> Callable[[], None]:
         own = _own[0] if _own else _as_it_is()
         _own.append(own)
         if len(_own) == 1:
-            _put(_of_tensors(own[0]), _of_functions(own[1]), _of_numbers(own[2]))
+            _put(_of_tensors(own[0]), _of_functions(own[1]), _of_python(own[2]), _of_numbers(own[3]))
 
     def undo() -> None:
         with _lock:
@@ -65,14 +70,15 @@ def allow_help() -> Callable[[], None]:
     return undo
 
 
-def _as_it_is() -> tuple[Any, Any, Any]:
-    methods = TensorVariable.call_method, TorchInGraphFunctionVariable.call_function
+def _as_it_is() -> tuple[Any, ...]:
+    methods = TensorVariable.call_method, TorchInGraphFunctionVariable.call_function, UserFunctionVariable.call_function
     return (*methods, _builder.is_int_specialization_case)
 
 
-def _put(call_method: Any, call_function: Any, is_constant: Any) -> None:
+def _put(call_method: Any, call_function: Any, call_python: Any, is_constant: Any) -> None:
     TensorVariable.call_method = call_method  # type: ignore[method-assign]
     TorchInGraphFunctionVariable.call_function = call_function  # type: ignore[method-assign]
+    UserFunctionVariable.call_function = call_python  # type: ignore[method-assign]
     _builder.is_int_specialization_case = is_constant
 
 
@@ -90,6 +96,16 @@ def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: TorchInGraphFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
         if self.value is torch.linspace and _helping.get() and _counts_up(args, kwargs):
             return VariableTracker.build(tx, _counted_up).call_function(tx, list(args), kwargs)
+        return own(self, tx, args, kwargs)
+
+    return call_function
+
+
+def _of_python(own: Callable[..., Any]) -> Callable[..., Any]:
+    def call_function(self: UserFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
+        function = self.fn
+        if function.__module__ == "einops.einops" and function.__name__ in _EINOPS and _helping.get():
+            return TorchInGraphFunctionVariable(function).call_function(tx, args, kwargs)
         return own(self, tx, args, kwargs)
 
     return call_function
