@@ -17,7 +17,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.torch_compat import cache_dir
 
 _PROGRAM = 128
@@ -135,6 +138,30 @@ class Origin(StrEnum):
     GUESSED = "guessed"
 
 
+_assumed: ContextVar[str | None] = ContextVar("lightint assumed device", default=None)
+
+
+@contextmanager
+def assuming(name: str) -> Iterator[str]:
+    """Decide for a device that need not be here, by the rates shipped for it, while the context lasts.
+
+    Args:
+        name: ``h100`` or another device of :data:`KNOWN`, in any case. Gives the name as it is known.
+
+    Raises:
+        OptionError: no rates are shipped for it.
+    """
+    known = list(dict.fromkeys(part for part, _ in KNOWN))
+    if name.upper() not in known:
+        fix = did_you_mean(name, [part.lower() for part in known])
+        raise OptionError(f"no rates are shipped for the device {name!r}", where="device", fix=fix)
+    token = _assumed.set(name.upper())
+    try:
+        yield name.upper()
+    finally:
+        _assumed.reset(token)
+
+
 def rates_of(device: torch.device, implementation: str | None = None) -> Rates:
     """Measured rates of a device where there are some, else known ones, else a guess."""
     return _rates(device, implementation)[0]
@@ -158,6 +185,9 @@ def fingerprint() -> str:
 
 
 def _rates(device: torch.device, implementation: str | None) -> tuple[Rates, Origin]:
+    assumed = _assumed.get()
+    if assumed is not None:
+        return KNOWN[assumed, "portable" if implementation == "portable" else "hopper"], Origin.KNOWN
     return _kept_rates(device, implementation, torch.get_num_threads())
 
 

@@ -72,10 +72,14 @@ def explain(
         Path | None, typer.Option("--model-explorer", help="also write the graphs for Google's Model Explorer")
     ] = None,
     dot_file: Annotated[Path | None, typer.Option("--dot", help="also draw the root, as .dot or .svg")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="decide and predict as on a device, such as h100, without having it"),
+    ] = None,
     diff: Annotated[str | None, typer.Option("--diff", help="print what one pass changed instead")] = None,
 ) -> None:
     """Say what would be rewritten in TARGET, what not, and why; nothing is compiled."""
-    from lightint_compile.cli.explaining import Wanted, diff_of, report_of
+    from lightint_compile.cli.explaining import Wanted, diff_of, report_of, report_on
 
     wanted = Wanted({"--json": json_file, "--html": html_file, "--model-explorer": explorer_file, "--dot": dot_file})
     wanted.check()
@@ -83,7 +87,8 @@ def explain(
     if diff is not None:
         typer.echo(diff_of(*asked, diff))
         return
-    report = dataclasses.replace(report_of(*asked), reproduce=" ".join(["lightint", *map(shlex.quote, sys.argv[1:])]))
+    report = report_of(*asked) if device is None else report_on(device, *asked)
+    report = dataclasses.replace(report, reproduce=" ".join(["lightint", *map(shlex.quote, sys.argv[1:])]))
     typer.echo(str(report))
     wanted.write(report)
 

@@ -11,9 +11,11 @@ from lightint_compile.cli.failing import check_writable, user_call
 from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.explaining import explain
+from lightint_compile.kernels import cost, dispatch
 from lightint_compile.pipeline_run import watching
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.pass_texts import PassDiff
+from lightint_compile.reporting.prediction import predicted
 
 WRITERS: Mapping[str, Callable[[Report, Path], object]] = {
     "--json": lambda report, path: path.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8"),
@@ -57,6 +59,17 @@ def report_of(target: str, preset: str, pairs: Sequence[str], dynamic: Sequence[
     subject = resolve(target)
     with user_call(target):
         return explain(subject.module, *subject.args, dynamic=symbolic, options=options, **subject.kwargs)
+
+
+def report_on(device: str, target: str, preset: str, pairs: Sequence[str], dynamic: Sequence[str]) -> Report:
+    """The report of a target as it would be on a device that need not be here, with what it would take there.
+
+    Raises:
+        OptionError: no rates are shipped for the device.
+    """
+    with cost.assuming(device), dispatch.using("hopper"):
+        report = report_of(target, preset, pairs, dynamic)
+    return predicted(report, device)
 
 
 def diff_of(target: str, preset: str, pairs: Sequence[str], dynamic: Sequence[str], name: str) -> str:

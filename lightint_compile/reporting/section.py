@@ -48,6 +48,7 @@ class Section:
         remarks: repeated places folded into one with a count.
         measurements: seconds and counts known after compilation, by name (``"trace seconds"``, ``"cache hits"``).
         untouched: why the graph was handed on as it is; empty when the passes ran.
+        predicted: milliseconds of a call on a named device, by device, kind of work, and before or after.
         runs: what the root graph runs, as pairs of a phase and its calls.
         source: makes or hands out the FX graphs, which are not part of the data; ``None`` where there are none.
     """
@@ -62,6 +63,7 @@ class Section:
     measurements: Mapping[str, float] = field(default_factory=dict)
     untouched: str = ""
     runs: tuple[tuple[str, str], ...] = ()
+    predicted: Mapping[str, float] = field(default_factory=dict)
     source: Callable[[], Graphs] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -140,6 +142,7 @@ class Section:
             "measurements": dict(self.measurements),
             "untouched": self.untouched,
             "runs": [list(line) for line in self.runs],
+            **({"predicted": dict(self.predicted)} if self.predicted else {}),
         }
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -55,6 +56,34 @@ def kind_of(node: fx.Node) -> WorkKind | None:
     if entry is not None:
         return entry[0]
     return WorkKind.ATTENTION if _sparse_arguments(node) is not None else None
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """An attention in numbers: batch times heads, head_dim, tokens, and the share of the keys that is attended to."""
+
+    rows: int
+    head_dim: int
+    query_tokens: int
+    key_tokens: int
+    density: float
+
+
+def attention_sizes(node: fx.Node) -> AttentionSizes | None:
+    """The sizes of a dense or sparse attention, symbolic ones at their hints; ``None`` for any other node."""
+    if node.op != "call_function" or kind_of(node) is not WorkKind.ATTENTION:
+        return None
+    sparse = _sparse_arguments(node)
+    query, keys, values = (sparse["query"], sparse["key"], sparse["value"]) if sparse else node.args[:3]
+    batch, heads, queries, head_dim = _hinted(_first(query))
+    tokens = sum(_hinted(segment)[-2] for segment in _segments(keys))
+    dense = 2 * batch * heads * queries * tokens * (head_dim + _hinted(_first(values))[-1])
+    return AttentionSizes(batch * heads, head_dim, queries, tokens, min(flops_of(node) / max(dense, 1), 1.0))
+
+
+def _hinted(argument: Any) -> tuple[int, ...]:
+    tensor = tensor_of(argument)
+    return () if tensor is None else tuple(int(hint_of(size)) for size in tensor.shape)
 
 
 def program_flops(program: Program, nodes: Iterable[fx.Node] | None = None) -> dict[str, int]:

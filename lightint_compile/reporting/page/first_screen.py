@@ -68,6 +68,7 @@ def _saved(report: Report) -> Iterator[str]:
         )
     yield _entry("operations", ", ".join(f"{s.nodes_before} became {s.nodes_after}" for s in report.sections) or "none")
     yield _entry("measured time", escape(_measured(report.chunks)))
+    yield from _predicted(report.sections)
     yield "</dl>"
     if any(section.runs for section in report.sections):
         yield '<p class="quiet">Both sides of every branch and the largest context are counted: what a run reuses or '
@@ -79,6 +80,16 @@ def _measured(chunks: Sequence[Mapping[str, Any]]) -> str:
     if not times:
         return "not measured: lightint_compile.report(compiled, run=...) times a run"
     return f"{sum(times) / len(times):.1f} ms a call, mean of {len(times)}"
+
+
+def _predicted(sections: Sequence[Section]) -> Iterator[str]:
+    """Milliseconds on a named device, all sections together."""
+    names = dict.fromkeys(name for section in sections for name in section.predicted)
+    for name in names:
+        what, _, when = name.rpartition(" ")
+        if when == "before":
+            first, last = (sum(s.predicted.get(f"{what} {end}", 0.0) for s in sections) for end in ("before", "after"))
+            yield _entry(f"predicted, {escape(what)}", f"{first:.4g} became {last:.4g} ({changed(first, last)})")
 
 
 def _left(sections: Sequence[Section]) -> Iterator[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch.fx as fx
 
 from lightint_compile.passes.ir.flops import bytes_of, flops_of
-from lightint_compile.passes.ir.node_queries import graph_of
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import GRAPH_BREAK
+from lightint_compile.reporting.called_graphs import called_graphs
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.page.graph_rows import Rows, Texts
 from lightint_compile.reporting.page.links import SETTLED, places_at
@@ -51,25 +51,14 @@ def bytes_moved(graphs: Graphs) -> tuple[int, int]:
 
 def _bytes(module: fx.GraphModule) -> int:
     total = 0
-    known: dict[str, int] = {}
+    inner: dict[int, int] = {}
     for node in module.graph.nodes:
         total += bytes_of(node)
-        for name, called in _called(module, node):
-            if name not in known:
-                known[name] = _bytes(called)
-            total += known[name]
+        for called in called_graphs(module, node):
+            if id(called) not in inner:
+                inner[id(called)] = _bytes(called)
+            total += inner[id(called)]
     return total
-
-
-def _called(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, fx.GraphModule]]:
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        if isinstance(called, fx.GraphModule):
-            yield str(node.target), called
-    for source in node.all_input_nodes:
-        graph = graph_of(source)
-        if graph is not None:
-            yield str(source.target), graph
 
 
 def best_change(sections: Iterable[Section]) -> Change | None:
