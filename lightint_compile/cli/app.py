@@ -94,6 +94,28 @@ def explain(
 
 
 @app.command()
+def bisect(
+    target: Target,
+    preset: PresetName = DEFAULT_PRESET,
+    option: OptionPairs = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="largest relative error of a good result, against eager")
+    ] = 1e-3,
+    verdict: Annotated[
+        str | None,
+        typer.Option(help="a command that judges instead, by 0 (good) or 1; LIGHTINT_OUTPUTS names the results"),
+    ] = None,
+    repro: Annotated[
+        Path | None, typer.Option(help="write the region that is to blame to this script, with its inputs")
+    ] = None,
+) -> None:
+    """Find which pass, then which site of it, makes the result of TARGET differ; or which region once compiled."""
+    from lightint_compile.cli.bisection import run_bisection
+
+    run_bisection(target, preset, option or [], tolerance, verdict, repro)
+
+
+@app.command()
 def export(
     target: Target,
     path: Annotated[Path, typer.Argument(help="where to write; the suffix names the format: .pt2")],

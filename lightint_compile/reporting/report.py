@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.errors import InputError, StateError
+from lightint_compile.errors import InputError, StateError, did_you_mean
+from lightint_compile.reporting.files import written
+from lightint_compile.reporting.region import Region
 from lightint_compile.reporting.section import Section
 
 if TYPE_CHECKING:
@@ -66,6 +66,26 @@ class Report:
         """The FX graph as it was captured, of the same section as :attr:`graph`."""
         return _present(self._largest().original)
 
+    def region(self, name: str) -> Region:
+        """The region that a root calls ``name`` (``block_1``), with its graph; the first of several.
+
+        Raises:
+            InputError: no graph has such a region.
+        """
+        found = [
+            Region(key, module, section.name)
+            for section in self.sections
+            if section.graph is not None
+            for key, module in section.graph.named_children()
+            if isinstance(module, fx.GraphModule) and module.meta.get("lightint", {}).get("kind") != "branch"
+        ]
+        chosen = next((region for region in found if region.name == name), None)
+        if chosen is None:
+            names = list(dict.fromkeys(region.name for region in found))
+            fix = did_you_mean(name, names) if names else "no region was outlined"
+            raise InputError(f"there is no region {name!r}", where="name", fix=fix)
+        return chosen
+
     @property
     def rewritten(self) -> int:
         """Places that were rewritten, in all graphs."""
@@ -104,7 +124,7 @@ class Report:
         """Write the report as one HTML file that needs no network, with its graphs where it has them."""
         from lightint_compile.reporting.page import render
 
-        return _written(path, render(self))
+        return written(path, render(self))
 
     def to_model_explorer(self, path: str | Path) -> Path:
         """Write the graphs for Google's Model Explorer: both sides, regions and branches, coloured by outcome.
@@ -114,7 +134,7 @@ class Report:
         """
         from lightint_compile.reporting.model_explorer import collection
 
-        return _written(path, collection(self))
+        return written(path, collection(self))
 
     def to_dot(self, path: str | Path) -> Path:
         """Write the root of :attr:`graph` as ``.dot``, or as ``.svg`` by Graphviz' ``dot``.
@@ -125,7 +145,7 @@ class Report:
         """
         from lightint_compile.reporting.dot import drawn
 
-        return _written(path, drawn(self.graph, Path(path)))
+        return written(path, drawn(self.graph, Path(path)))
 
     def print_readable(self, print_output: bool = True) -> str:
         """:attr:`graph` as text, after ``GraphModule.print_readable``, which has no remarks of ours.
@@ -147,7 +167,7 @@ class Report:
         """
         from lightint_compile.reporting.perfetto import events
 
-        return _written(path, events(self))
+        return written(path, events(self))
 
     def __str__(self) -> str:
         from lightint_compile.reporting.text import render
@@ -158,23 +178,6 @@ class Report:
         if not self.sections:
             raise StateError("the report has no graph", why="nothing was captured", fix="call the module once")
         return max(self.sections, key=lambda section: section.nodes_before)
-
-
-def _written(path: str | Path, text: str) -> Path:
-    """Write a file; where that fails no half of it is left."""
-    path = Path(path)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        why = error.strerror or str(error)
-        raise InputError(
-            f"{path} cannot be written", where="path", why=why, fix="name a file in a folder of yours"
-        ) from error
-    return path
 
 
 def _present(graph: fx.GraphModule | None) -> fx.GraphModule:

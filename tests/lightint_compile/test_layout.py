@@ -25,7 +25,7 @@ LADDER = (
     ("lowering", "asking", "path_decisions"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
-    ("compilation", "error_budget", "bench", "demo", "integrations"),
+    ("compilation", "error_budget", "bench", "demo", "integrations", "bisecting"),
     ("backend", "explaining", "acceleration"),
     ("cli",),
     ("__main__",),

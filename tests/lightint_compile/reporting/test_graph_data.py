@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_world import ToyWorld, there_and_back
+import toy_report
 
 import lightint_compile
 from lightint_compile.passes.ir.remarks import RemarkKind
@@ -20,11 +20,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def section() -> Section:
-    inputs = (torch.randn(1, 4, 4, 4, 6), torch.randn(1, 4, 20, 4, 6), there_and_back(24))
-    dynamic = {"history": 2, "extrinsics": 1}
-    with torch.no_grad():
-        report = lightint_compile.explain(ToyWorld().eval(), *inputs, dynamic=dynamic, options={"preset": "all"})
-    return report.sections[0]
+    return toy_report.explained()[0].sections[0]
 
 
 @pytest.fixture(scope="module")

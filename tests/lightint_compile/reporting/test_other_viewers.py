@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch._inductor import config as inductor_config
-from toy_world import ToyWorld, there_and_back
+import toy_report
 
-import lightint_compile
 from lightint_compile.errors import InputError, StateError
 from lightint_compile.passes.ir.remarks import RemarkKind
-from lightint_compile.pipeline_run import watching
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.pass_texts import PassDiff
 
@@ -39,20 +35,8 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, PassDiff, Path]:
-    folder = tmp_path_factory.mktemp("debug")
-    inputs = (torch.randn(1, 4, 4, 4, 6), torch.randn(1, 4, 20, 4, 6), there_and_back(24))
-    diff = PassDiff("dead-tail")
-    debugging = inductor_config.trace.enabled
-    inductor_config.trace.enabled = True
-    root, torch._dynamo.config.debug_dir_root = torch._dynamo.config.debug_dir_root, str(folder)
-    try:
-        with torch.no_grad(), watching(diff):
-            dynamic = {"history": 2, "extrinsics": 1}
-            report = lightint_compile.explain(ToyWorld().eval(), *inputs, dynamic=dynamic, options={"preset": "all"})
-    finally:
-        inductor_config.trace.enabled, torch._dynamo.config.debug_dir_root = debugging, root
-    return report, diff, folder
+def explained() -> tuple[Report, PassDiff, Path]:
+    return toy_report.explained()
 
 
 def fits(data: dict[str, Any], kind: str) -> bool:

@@ -11,9 +11,9 @@ import browser
 import pytest
 import torch
 import torch.fx as fx
-from toy_world import ToyWorld, there_and_back
+import toy_report
+from toy_world import there_and_back
 
-import lightint_compile
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting import Report, Section
 from lightint_compile.reporting.graphs import Graphs
@@ -35,11 +35,7 @@ def running() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def path(running: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cameras = there_and_back(24)
-    with torch.no_grad():
-        inputs = (torch.randn(1, 4, 4, 4, 6), torch.randn(1, 4, 20, 4, 6), cameras)
-        dynamic = {"history": 2, "extrinsics": 1}
-        report = lightint_compile.explain(ToyWorld().eval(), *inputs, dynamic=dynamic, options={"preset": "all"})
+    cameras, (report, *_) = there_and_back(toy_report.FRAMES), toy_report.explained()
     rows = as_rows(plan(cameras[0], AdaptiveRules(steps=(1, 2))), 4, 0)
     assert any(row["reused_steps"] for row in rows)
     report = dataclasses.replace(report, chunks=rows, path=from_above(cameras[0]))
