@@ -13,7 +13,14 @@ from typing import Self
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.regions.candidates import Candidate, by_module, by_structure, movable, rephased
+from lightint_compile.passes.analysis.regions.candidates import (
+    Candidate,
+    by_module,
+    by_structure,
+    is_list,
+    movable,
+    rephased,
+)
 from lightint_compile.passes.analysis.regions.convexity import convex, follow_one_another
 from lightint_compile.passes.analysis.regions.growth import Slot, absorb, grow, recruit, whole_tuples
 from lightint_compile.passes.analysis.regions.joining import common_path, joined
@@ -161,7 +168,8 @@ class _Search:
         kept = [group.instances for group in self._found]
         legal = convex([_instances(slots) for slots in grown], kept, self._dependencies)
         groups = [_group(instances) for instances in legal if len(instances[0]) >= MIN_NODES]
-        enough = [group for group in groups if group.saved >= self._least(group)]
+        blocks = [group for group in groups if not is_list(group.paths[0], group.instances[0])]
+        enough = [group for group in blocks if group.saved >= self._least(group)]
         return enough if _worth(enough) > least else []
 
     def _least(self, group: RegionGroup) -> float:

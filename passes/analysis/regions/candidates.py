@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.regions.growth import Allowed, Slot
+from lightint_compile.passes.ir.flops import WorkKind, kind_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import is_movable
@@ -16,6 +17,9 @@ from lightint_compile.passes.ir.remarks import generic_path
 
 #: Rounds of comparing producers before two nodes count as alike: enough to tell attention from MLP residuals.
 ROUNDS = 3
+
+#: The part of a module that numbered children with attention must be: it is then a list of blocks, and no block.
+BLOCKS = 0.8
 
 #: Without module paths: how many numbers of copies are tried, and anchors for each; the best has the right phase.
 COUNTS_TRIED = 8
@@ -48,12 +52,33 @@ class Candidate:
 
 
 def by_module(nodes: Sequence[fx.Node], tokens: Tokens) -> list[Candidate]:
-    """Candidates from module paths, one for each family and kind of last value."""
+    """Candidates from module paths, one for each family and kind of last value.
+
+    A module that is called again and again, and is little else than a list of blocks, is none: its blocks are.
+    """
     families: dict[tuple[str, str], dict[str, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
     for node in nodes:
         for family, instance in _memberships(node):
             families[family][instance].append(node)
-    return [found for family in families.values() for found in _of_family(list(family.values()), tokens)]
+    instances = (family for family in families.values() if not any(is_list(*each) for each in family.items()))
+    return [found for family in instances for found in _of_family(list(family.values()), tokens)]
+
+
+def is_list(module: str, nodes: Sequence[fx.Node]) -> bool:
+    """Whether most of ``nodes``, of a module, are in several numbered children of it that attend: its blocks."""
+    child_of = {node: child for node in nodes if (child := _numbered_child(node, module.split("@")[0]))}
+    attending = {child for node, child in child_of.items() if kind_of(node) is WorkKind.ATTENTION}
+    if len(attending) < 2:
+        return False
+    sizes = Counter(child_of.values())
+    return sum(sizes[child] for child in attending) >= BLOCKS * len(nodes)
+
+
+def _numbered_child(node: fx.Node, module: str) -> str:
+    """The outermost module with a number for a name that ``node`` is in below ``module``; empty where it is in none."""
+    paths = [str(path).split("@")[0] for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    below = paths[paths.index(module) + 1 :] if module in paths else ()
+    return next((path for path in below if path.rpartition(".")[2].isdigit()), "")
 
 
 def _memberships(node: fx.Node) -> Iterator[tuple[tuple[str, str], str]]:

@@ -12,6 +12,7 @@ from itertools import takewhile
 
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.regions.candidates import is_list
 from lightint_compile.passes.analysis.regions.convexity import Copies, convex
 from lightint_compile.passes.ir.node_queries import Dependencies
 
@@ -46,9 +47,10 @@ def _pair(groups: Sequence[Copies], dependencies: Dependencies) -> tuple[Copies,
 
 
 def _in_one_place(whole: Copies, *parts: Copies) -> bool:
-    """Whether a copy is in the module of one of its parts: blocks that take turns are no pairs of blocks."""
+    """Whether a copy is in the module of one of its parts, and is no list of blocks: those that take turns stay so."""
     known = {common_path(nodes) for part in parts for nodes in part}
-    return all(common_path(nodes) in known for nodes in whole)
+    paths = {nodes: common_path(nodes) for nodes in whole}
+    return all(path in known and not is_list(path, nodes) for nodes, path in paths.items())
 
 
 def _whole(feeding: Copies, fed: Copies, places: dict[fx.Node, tuple[int, int]]) -> Copies | None:

@@ -238,3 +238,74 @@ def test_a_norm_with_a_path_is_not_taken_out_of_blocks_without_one() -> None:
     (group,) = regions_of(WithoutBlocks(6).eval().requires_grad_(False), torch.randn(1, 5, 8))
     assert len(group.instances) == 6
     assert group.size > 25
+
+
+class Network(nn.Module):
+    """The blocks of a step in a module of their own, which every step calls."""
+
+    def __init__(self, blocks: nn.Module, dim: int = 16) -> None:
+        super().__init__()
+        self.inp, self.out, self.blocks = nn.Linear(4, dim), nn.Linear(dim, 4), blocks
+
+    def forward(self, noise: Tensor, conditioning: Tensor) -> Tensor:
+        tokens = self.inp(noise)
+        for block in self.blocks:
+            tokens, _ = block(tokens, conditioning)
+        return self.out(tokens)
+
+
+class Steps(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.time = network, nn.Linear(1, 16)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        for step in range(3):
+            noise = noise + self.network(noise, self.time(torch.full((1, 1), 1.0 - 0.2 * step)))
+        return noise
+
+
+@pytest.mark.parametrize("last", [40, 36])
+def test_a_step_of_blocks_of_several_kinds_is_no_block(last: int) -> None:
+    """Two kinds of two each (and a last one of its own): a step would save more than any kind does."""
+    kinds = [32, 32, 40, last]
+    regions = regions_of(Steps(Network(nn.ModuleList(Block(16, inner=inner) for inner in kinds))), toy_inputs()[0])
+    found = sorted(sorted({path.split("@")[0] for path in group.paths}) for group in regions if group.size > 20)
+    blocks = [f"network.blocks.{number}" for number in range(4)]
+    if last == 40:
+        assert found == [blocks[:2], blocks[2:]]
+    else:
+        assert found == [["network"], blocks[:2], blocks[2:3]]  # the last one with what is made of it
+    assert all(len(group.instances) in (3, 6) for group in regions)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [each(x).unflatten(-1, (2, -1)).transpose(1, 2) for each in (self.q, self.k, self.v)]
+        return nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+class Twice(nn.Module):
+    """One block with two attentions in a list, and an MLP that is as much as both."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(Attention(dim) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.up, self.gate, self.down = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+
+    def forward(self, x: Tensor, conditioning: Tensor) -> tuple[Tensor, None]:
+        for norm, attention in zip(self.norms, self.attentions, strict=False):
+            x = x + attention(norm(x) * (1 + conditioning[:, None].sin())) * conditioning[:, None].cos()
+        inner = self.norms[2](x)
+        return x + self.down(self.up(inner) * nn.functional.silu(self.gate(inner))), None
+
+
+def test_a_block_with_a_list_of_attentions_stays_whole() -> None:
+    regions = regions_of(Steps(Network(nn.ModuleList(Twice(16) for _ in range(3)))), toy_inputs()[0])
+    assert len(largest(regions).instances) == 9
+    assert {path.split("@")[0] for path in largest(regions).paths} == {f"network.blocks.{n}" for n in range(3)}
