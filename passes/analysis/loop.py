@@ -11,7 +11,7 @@ weights, while every denoising step reads the same.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -116,9 +116,7 @@ class DenoisingLoop:
         reason = "no value is updated elementwise, again and again, by a network that reads it"
         given = [node for node in program.placeholders() if program.input_of(node).kind is InputKind.TENSOR]
         latents = {_shape(node) for node in (*given, *program.graph.output_node().all_input_nodes)}
-        for chain in _candidates(program):
-            if _shape(chain.end) not in latents:
-                continue  # a recurrence inside the network: its state is neither given nor returned
+        for chain in _candidates(program, latents):
             chain.settle()
             if len(chain.points) < 2:
                 continue
@@ -135,15 +133,19 @@ def _carries(node: fx.Node, program: Program) -> bool:
     return any(isinstance(c, fx.Node) and described(tensor_of(c), anonymous) in outputs for c in carried)
 
 
-def _candidates(program: Program) -> list[_Chain]:
-    """Chains that may be a loop: those that end at an output, then those with most values that could be carried."""
+def _candidates(program: Program, latents: Set[Any]) -> list[_Chain]:
+    """Chains that may be a loop: those that end at an output, then those with most values that could be carried.
+
+    What has none of the shapes of ``latents`` is a recurrence inside the network: its state is neither given nor
+    returned. There is one for every block.
+    """
     order = list(program.graph.nodes)
     position = {node: index for index, node in enumerate(order)}
     seen: set[fx.Node] = set()
     chains = []
     outputs = program.graph.output_node().all_input_nodes
     for node in [*outputs, *reversed(order)]:
-        if node not in seen and node.target in _ELEMENTWISE and _may_be_latent(node):
+        if node not in seen and node.target in _ELEMENTWISE and _may_be_latent(node) and _shape(node) in latents:
             chain = _Chain(program, node, position)
             seen |= chain.members
             chains.append(chain)

@@ -107,6 +107,30 @@ def test_a_loop_in_front_of_a_decoder() -> None:
     assert loop.steps[-1].carried_out is not program.graph.output_node().args[0][0]
 
 
+class Deep(nn.Module):
+    """Longer recurrences in every block than the loop is, and a result that is a part of the latent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(8, 8) for _ in range(6)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in range(3):
+            tokens = self.inp(x)
+            for layers in self.layers:
+                tokens = layers[0](tokens)
+                for layer in layers[1:]:
+                    tokens = tokens + layer(tokens.sin())
+            x = x - 0.1 * (step + 1) * self.out(tokens)
+        return x[:, 2:]
+
+
+def test_recurrences_inside_of_many_blocks_do_not_hide_the_loop() -> None:
+    loop = traced(Deep(), torch.randn(1, 6, 4)).fact(DenoisingLoop)
+    assert [step.scalars for step in loop.steps] == [(pytest.approx(0.1 * number),) for number in (1, 2, 3)]
+
+
 def test_the_order_of_nodes_does_not_matter() -> None:
     program = traced(ToyChunk(depth=2, steps=3), *toy_inputs())
     loops = [form.fact(DenoisingLoop) for form in (program, shuffled(program, 1), shuffled(program, 2))]
