@@ -17,10 +17,10 @@ from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
 from lightint_compile.passes.step_cache import StepCache
 from lightint_compile.runtime.cameras import view_of
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.frame_memory import FrameMemoryRules, frame_rules_of
+from lightint_compile.runtime.frame_memory import FrameMemoryRules, rules_in_world
 from lightint_compile.runtime.kept_frames import kept_along
 from lightint_compile.runtime.planner import plan
-from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules, rules_of
+from lightint_compile.runtime.rules import AdaptiveRules, ModelRules, Rules
 
 LONGEST = 2048
 """Latent frames of a path that are decided for while one waits: every chunk looks at all before it."""
@@ -99,7 +99,7 @@ def rules_for(options: LightintOptions, spec: WorldSpec) -> Rules:
     steps = () if cache is None else spec.interior_steps
     more = {"rules": step.rules, "overlap": step.overlap, "adapt_context": context is not None, "steps": steps}
     policy = Policy.of(world, **more)
-    return rules_of(policy) if world.asked_every is None else frame_rules_of(policy)
+    return rules_in_world(policy)
 
 
 def summary(made: list[Decision]) -> str:

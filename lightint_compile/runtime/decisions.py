@@ -34,11 +34,11 @@ from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.distinct_rows import distinct_rows
 from lightint_compile.runtime.drift import relative_change
 from lightint_compile.runtime.followed_loop import FollowedLoop, FollowedPlanner
+from lightint_compile.runtime.frame_memory import rules_in_world
 from lightint_compile.runtime.kv_store import Keeping
 from lightint_compile.runtime.per_model import PerModel
 from lightint_compile.runtime.plan_inputs import Seen, Watched, read
 from lightint_compile.runtime.planner import Planner
-from lightint_compile.runtime.rules import rules_of
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.runtime.visits import Visit
 
@@ -189,7 +189,7 @@ class Decisions:
 def _planner_of(policy: Policy) -> Planner:
     if policy.outside:
         return FollowedPlanner(policy)
-    return Planner(rules_of(policy), given=policy.given, each=policy.each, most=policy.memory)
+    return Planner(rules_in_world(policy), given=policy.given, each=policy.each, most=policy.memory)
 
 
 def _decided(planner: Planner, seen: Seen) -> ChunkRecord:

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from lightint_compile.errors import OptionError
 from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.ir.world_spec import PINNED_FRAME
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.rules import Rules, Situation
+from lightint_compile.runtime.rules import Rules, Situation, rules_of
 from lightint_compile.runtime.view_overlap import PinholeView, View
-
-PINNED = 1
-"""The frame that is always remembered."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,20 @@ class FrameMemoryRules(Rules):
         cameras, every = situation.extrinsics, self.asked_every or 1
         count = self.memory - self.recent
         coming = cameras[[len(cameras) - 1 - every * number for number in range(count)]]
-        earlier = cameras[PINNED : situation.frames - self.recent]
+        earlier = cameras[PINNED_FRAME : situation.frames - self.recent]
         overlap = self.camera_view.overlap(coming, earlier)
         now = self.camera_view.overlap(cameras[situation.frames - 1 : situation.frames], earlier)[0]
         best = overlap.argmax(dim=1)
         most = overlap.gather(1, best[:, None])[:, 0]
         approached: Tensor = most > now[best] + 1e-6
-        return Asked(tuple((best + PINNED).tolist()), tuple(most.tolist()), tuple(approached.tolist()))
+        return Asked(tuple((best + PINNED_FRAME).tolist()), tuple(most.tolist()), tuple(approached.tolist()))
 
     def _decision(self, situation: Situation, asked: Asked, kept: list[bool], *, reuses: bool) -> Decision:
         """The newest frames, the pinned one, and of those asked for, but for the last, the ones that are kept."""
         newest = range(situation.frames - self.recent, situation.frames)
         chosen = [frame for frame, stays in zip(asked.frames[:-1], kept, strict=False) if stays]
-        context = tuple(sorted({PINNED, *chosen, *newest}))
-        model = {PINNED, *asked.frames[:-1], *newest}
+        context = tuple(sorted({PINNED_FRAME, *chosen, *newest}))
+        model = {PINNED_FRAME, *asked.frames[:-1], *newest}
         return Decision(
             chunk=situation.chunk,
             context_frames=context,
@@ -128,8 +126,10 @@ class AdaptiveFrameRules(PublishedFrameRules):
         return super()._seen_before(asked) and all(asked.approached)
 
 
-def frame_rules_of(policy: Policy) -> Rules:
-    """The rules that a policy spells, in a world whose memory is single frames."""
+def rules_in_world(policy: Policy) -> Rules:
+    """The rules that a policy spells, for a memory of clips or of single frames."""
+    if policy.asked_every is None:
+        return rules_of(policy)
     rules = PublishedFrameRules if policy.rules == "published" else AdaptiveFrameRules
     gate = {} if policy.overlap is None else {"gate": policy.overlap}
     return rules.of(policy, adapt_context=policy.adapt_context, reuse=bool(policy.steps), **gate)

@@ -123,7 +123,9 @@ def read(
     for (store, _), drift in zip(drifts, told["drifts"], strict=True):
         keeping.heard(store, float(drift))
     (cameras,) = told["cameras"]
-    begins = int(cameras.shape[-3]) - policy.chunk if first is None else _begin(policy.chunk, first, *told["first"])
+    begins = int(cameras.shape[-3]) - 1 - spec.cameras * (policy.chunk - 1)
+    begins = begins if first is None else _begin(policy.chunk, first, *told["first"])
+    cameras, begins = cameras[..., begins % spec.cameras :: spec.cameras, :, :], begins // spec.cameras
     return Seen(
         cameras[..., : max(begins + policy.chunk, 0), :, :],
         extrinsics.dtype,

@@ -2,7 +2,11 @@
 
 The cameras of an input are followed through the graph as the elements of a batch are (``batch_elements``): what is
 computed frame by frame keeps its frames, a slice or a list of numbers narrows them. Where a value is combined with the
-latents that are denoised, the steps read its frames; where it is combined with other latents, it is context.
+latents that are denoised, the steps read its frames; where it is combined with other latents, it is context. Whole
+numbers that frames together decided, such as which of them saw most, are a choice and no cameras.
+
+A path may have a camera for every frame of the video, several a latent frame. The steps then read one in so many, up to
+the end of the path.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from lightint_compile.passes.analysis.axes.plans import Plan
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.batch_elements.rules import rowwise
 from lightint_compile.passes.analysis.loop import DenoisingLoop
+from lightint_compile.passes.analysis.pinned_frames import known_frames
 from lightint_compile.passes.analysis.roles import Role, Roles, frame_axis
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hint_of
@@ -55,7 +60,10 @@ def coming_frames(program: Program, cameras: fx.Node, index: fx.Node | None = No
     if not starts:
         return None
     read = windows_read(program, cameras, starts, index)
-    return _chosen(cameras, read, _chunk_size(program, starts[0])) if read else None
+    found = _chosen(cameras, read, _chunk_size(program, starts[0])) if read else None
+    if not isinstance(found, Coming) or found.first == 0:
+        return found
+    return found.past(frames_put_back(program))
 
 
 def windows_read(
@@ -63,6 +71,22 @@ def windows_read(
 ) -> frozenset[Window]:
     """All frames that enter what is computed from ``starts``, the latents that are denoised."""
     return _Reading(program, cameras, starts, index).read()
+
+
+def frames_put_back(program: Program) -> int:
+    """Known frames that are put back in front of the latents after each step: those that a chunk goes on from."""
+    steps = program.fact(DenoisingLoop).steps
+    if len(steps) < 2:
+        return 0
+    latents = steps[1].carried_in
+    return known_frames(latents, frame_axis(program.fact(AttentionSites), latents))
+
+
+def windows_choosing(program: Program, cameras: fx.Node, index: fx.Node) -> frozenset[Window]:
+    """The frames whose cameras decide the whole numbers that ``index`` holds."""
+    reading = _Reading(program, cameras, denoised(program), None)
+    reading.read()
+    return reading.choosing(index)
 
 
 def denoised(program: Program) -> list[fx.Node]:
@@ -92,25 +116,18 @@ def _chosen(cameras: fx.Node, read: frozenset[Window], chunk: int | None) -> Com
     if len(fitting) > 1:
         return Miss(cameras, f"several parts of the cameras may be the coming chunk's: {told}", hint)
     (found,) = fitting
-    wide = [w for w in read if w.index is None and w.count != 1 and not _within(w, found)]
+    wide = [w for w in read if w.index is None and w.count != 1 and not w.is_within(found)]
     if any(w != found for w in wide):
         return Miss(cameras, f"the steps read {told}, more than the cameras of one chunk", hint)
     assert isinstance(found.count, int)
-    return Coming(found.count, found.first, found.index)
-
-
-def _within(window: Window, found: Window) -> bool:
-    """Whether one window is a part of another, by numbers that are known."""
-    if found.first is None or window.first is None:
-        return False
-    offset, count = sympy.sympify(window.first) - found.first, window.count
-    return bool(offset.is_Integer and offset >= 0 and isinstance(count, int) and offset + count <= found.count)
+    return Coming(found.count, found.first, found.index, found.step)
 
 
 def _merged(read: Iterable[Window]) -> list[Window]:
     """Merges consecutive windows, as where every frame is read separately."""
     runs: list[Window] = []
-    parts = [window for window in read if window.index is None and isinstance(window.count, int)]
+    parts = [window for window in read if window.first is not None and isinstance(window.count, int)]
+    parts = [window for window in parts if window.step == 1]
     for window in sorted(parts, key=lambda w: (str(_symbols(w.first)), int(_constant(w.first)))):
         last = runs[-1] if runs else None
         if last is not None and same(plain_size(last.first + sympy.Integer(last.count)), window.first):
@@ -138,6 +155,11 @@ class _Reading:
         others = [node for node in program.placeholders() if _is_video(program, node) and node not in self._steps]
         self._elsewhere = {*others, *reached(others, _readers)} - self._steps
         self._seen: dict[fx.Node, _Seen | tuple[_Seen, ...]] = {}
+        self._choosing: dict[fx.Node, frozenset[Window]] = {}
+
+    def choosing(self, node: fx.Node) -> frozenset[Window]:
+        """The windows that decided a node's numbers."""
+        return self._choosing.get(node, frozenset())
 
     def read(self) -> frozenset[Window]:
         """The windows that enter the steps."""
@@ -148,10 +170,19 @@ class _Reading:
             elif node in self._steps:
                 found |= self._windows(source for source in node.all_input_nodes if source not in self._elsewhere)
             elif node is not self._index and node not in self._elsewhere and node.op == "call_function":
-                sources = [source for source in node.all_input_nodes if source in self._seen]
-                if sources:
-                    self._seen[node] = self._followed(node, sources)
+                self._visit(node)
         return frozenset(found)
+
+    def _visit(self, node: fx.Node) -> None:
+        sources = [source for source in node.all_input_nodes if source in self._seen]
+        chosen = frozenset[Window]().union(*map(self.choosing, node.all_input_nodes))
+        seen = self._followed(node, sources) if sources else None
+        if isinstance(seen, _Seen) and seen.layout is None and _is_whole_number(node):
+            chosen, seen = chosen | seen.windows, None
+        if seen is not None:
+            self._seen[node] = seen
+        elif chosen:
+            self._choosing[node] = chosen
 
     def _whole(self, node: fx.Node) -> _Seen:
         sizes = sizes_of(node)
@@ -225,20 +256,22 @@ class _Reading:
     def _ranged(self, way: Range | Picked, count: Size, window: Window, layout: Layout) -> _Seen | None:
         axis = way.ref.axis
         if isinstance(way, Range):
-            follows = way.step == 1 and self._is_in_front(way.start, window.count)
-            return self._part(window, way.start, count, layout, axis) if follows else None
+            follows = self._is_in_front(way.start, window.count) and _is_regular(way, count, window.count)
+            return self._part(window, way.start, count, layout, axis, way.step) if follows else None
         if way.first is not None:
             return self._part(window, way.first, count, layout, axis)
         return self._of(Window(None, count, way.numbers.node), layout, axis) if window.first == 0 else None
 
-    def _part(self, window: Window, first: Size, count: Size | None, layout: Layout, axis: int) -> _Seen | None:
+    def _part(
+        self, window: Window, first: Size, count: Size | None, layout: Layout, axis: int, step: Size = 1
+    ) -> _Seen | None:
         """``count`` frames of a window, its frame axis kept, or one (``None``) without it."""
-        if window.first is None:
+        if window.first is None or not isinstance(step, int):
             return None
-        begins = plain_size(sympy.sympify(window.first) + first)
+        begins = window.behind(first)
         if count is None:
             return _Seen(frozenset({Window(begins, 1)}), (*layout[:axis], *layout[axis + 1 :]))
-        return self._of(Window(begins, count), layout, axis)
+        return self._of(Window(begins, count, None, window.step * step if count != 1 else 1), layout, axis)
 
     def _of(self, window: Window, layout: Layout, axis: int) -> _Seen:
         return _Seen(frozenset({window}), replaced(layout, axis, batch(window.count)))
@@ -248,6 +281,19 @@ class _Reading:
         if isinstance(place, int):
             return place >= 0
         return bool((place - extent).is_Integer) or _is_not_negative(place, self._env)
+
+
+def _is_regular(way: Range, count: Size, extent: Size) -> bool:
+    """Whether a range takes frames that follow one another, or one in so many up to the end of them."""
+    if way.step == 1:
+        return True
+    left = sympy.sympify(extent) - 1 - (sympy.sympify(way.start) + (sympy.sympify(count) - 1) * way.step)
+    return bool(left.is_Integer and 0 <= left < way.step)
+
+
+def _is_whole_number(node: fx.Node) -> bool:
+    tensor = tensor_of(node)
+    return tensor is not None and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _beside(part: _Seen | tuple[_Seen, ...], others: frozenset[Window]) -> _Seen | tuple[_Seen, ...]:

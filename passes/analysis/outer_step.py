@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import sympy
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
@@ -18,14 +17,13 @@ from lightint_compile.passes.analysis.coming_frames import coming_frames
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.roles import Role, Roles
 from lightint_compile.passes.analysis.world import FRAMES
-from lightint_compile.passes.ir.fake_values import Size, hinted_shape, plain, size_of
+from lightint_compile.passes.ir.fake_values import Size, hinted_shape, size_of
 from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
-from lightint_compile.passes.ir.sizes import same
 
 aten = torch.ops.aten
 
@@ -95,9 +93,7 @@ def marked_outer_step(program: Program) -> OuterStep | Miss | None:
 
 def _are_last(coming: Coming | Miss | None, cameras: Size) -> bool:
     """Whether a step reads the last ``cameras`` as those of its own frames."""
-    if not isinstance(coming, Coming) or coming.first is None:
-        return False
-    return same(plain(sympy.sympify(coming.first) + coming.count), cameras)
+    return isinstance(coming, Coming) and coming.step == 1 and coming.is_last(cameras)
 
 
 def _results(program: Program, latent: fx.Node) -> list[fx.Node]:

@@ -55,6 +55,20 @@ def behind_pinned(node: fx.Node, is_latent: Callable[[fx.Node], bool]) -> set[fx
     return set()
 
 
+def known_frames(latents: fx.Node, axis: int) -> int:
+    """How many given frames ``latents`` begin with along their frame axis: those that a chunk goes on from."""
+    joined = latents.args[0] if latents.target is aten.cat.default else ()
+    known = 0
+    for part in joined if isinstance(joined, (list, tuple)) else ():
+        tensor = tensor_of(part)
+        along = latents.args[1] if len(latents.args) > 1 else 0
+        size = tensor.shape[axis] if tensor is not None and along in (axis, axis - tensor.dim()) else None
+        if not isinstance(part, fx.Node) or not _is_given(part) or not isinstance(size, int):
+            return known
+        known += size
+    return 0  # all of it is given
+
+
 def _part_of_a_latent(part: fx.Node, is_latent: Callable[[fx.Node], bool]) -> set[fx.Node] | None:
     """The slices and casts from a latent to ``part``; ``None`` where it is no part of one."""
     inside = set[fx.Node]()

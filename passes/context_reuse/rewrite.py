@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,7 +73,10 @@ class Reuse:
         """The plan says which frames are fresh; it looks at all that tells whether a frame is the one that was kept."""
         root, plan = self._program.graph_module, self._scope.plan
         frames = sources(self._scope)
-        root.add_submodule(str(plan.target), DecisionPoint(PlanPoint(self._policy, tuple(axis for _, axis in frames))))
+        spec = point_of(root, plan)
+        assert isinstance(spec, PlanPoint)
+        spec = dataclasses.replace(spec, policy=self._policy, frame_axes=tuple(axis for _, axis in frames))
+        root.add_submodule(str(plan.target), DecisionPoint(spec))
         plan.args = (*plan.args[:2], tuple(node for node, _ in frames), tuple(self._inputs))
         newest = self._policy.clip  # what a typical chunk computes; costs are weighed by it
         size = fresh_size(self._program, "fresh_frames", self._policy.memory, newest)

@@ -19,7 +19,6 @@ from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import Program, fake_mode_of
 from lightint_compile.passes.ir.provenance import MADE_BY, origin_of
 from lightint_compile.passes.ir.rewriter import KEPT_META
-from lightint_compile.passes.ir.sizes import same
 
 
 def first_place(graph: fx.Graph, operands: tuple[fx.Node, ...]) -> fx.Node:
@@ -52,7 +51,7 @@ def insert_plan(
         coming: which of the cameras are the coming chunk's; the last of them by default.
         intrinsics: the focal lengths of the cameras, for rules that read them; a field of view of their own else.
     """
-    program.graph_module.add_submodule(PLAN, DecisionPoint(PlanPoint(policy)))
+    program.graph_module.add_submodule(PLAN, DecisionPoint(_point(policy, coming)))
     further = _further(program, policy, operands[0], coming, intrinsics)
     with program.graph.inserting_before(first_place(program.graph, (*operands, *_nodes(further)))):
         plan = program.graph.call_module(PLAN, operands, further)
@@ -70,6 +69,10 @@ def _as_made_for(like: fx.Node) -> dict[str, Any]:
     return kept | {MADE_BY: {"pass": "adaptive-context", "rule": "plan", "origin": origin_of(like)}}
 
 
+def _point(policy: Policy, coming: Coming | None) -> PlanPoint:
+    return PlanPoint(policy, cameras=1 if coming is None else coming.step)
+
+
 def _further(
     program: Program, policy: Policy, cameras: fx.Node, coming: Coming | None, intrinsics: fx.Node | None
 ) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def _further(
     frames = sizes_of(cameras)[-3]
     if coming is not None and coming.index is not None:
         found["first"] = coming.index
-    elif coming is not None and coming.first is not None and not same(coming.first + coming.count, frames):
+    elif coming is not None and coming.first is not None and not coming.is_last(frames):
         found["first"] = _computed(program, coming.first)
     reads = intrinsics is not None and policy.rules == "adaptive"
     return {**found, "intrinsics": intrinsics} if reads else found
@@ -130,7 +133,7 @@ def ensure_plan(
         taken = {name: getattr(policy, name) for name in ("steps", "each", "denoising_steps")}
         spec = dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, **taken))
     else:
-        spec = PlanPoint(policy)
+        spec = _point(policy, coming)
     root.add_submodule(PLAN, DecisionPoint(spec))
     plan = plans[0] if plans else _new_plan(program, policy, cameras, coming, intrinsics)
     with root.graph.inserting_after(plan):

@@ -39,14 +39,18 @@ class PlanPoint:
     Attributes:
         policy: by which rules.
         frame_axes: the frame axis of each of ``frames``.
+        cameras: how many there are a latent frame, where every frame of the video has one. Only those of the coming
+            frames, and the ones that are as far apart before them, are looked at.
     """
 
     policy: Policy
     frame_axes: tuple[int, ...] = ()
+    cameras: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`point_from` takes it back."""
-        return {"kind": "plan", "policy": self.policy.to_dict(), "frame_axes": list(self.frame_axes)}
+        more = {"frame_axes": list(self.frame_axes), "cameras": self.cameras}
+        return {"kind": "plan", "policy": self.policy.to_dict(), **more}
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ def point_from(data: Mapping[str, Any]) -> PointSpec:
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     kind = str(fields.pop("kind"))
     if kind == "plan":
-        return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"])
+        return PlanPoint(Policy.from_dict(data["policy"]), fields["frame_axes"], fields["cameras"])
     if kind == "visit":
         return VisitPoint(**{**fields, "policy": Policy.from_dict(data["policy"])})
     kinds: dict[str, Any] = {

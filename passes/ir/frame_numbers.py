@@ -15,6 +15,7 @@ from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.fake_values import plain as plain_size
 from lightint_compile.passes.ir.op_arguments import argument, size_argument
 from lightint_compile.passes.ir.program import Program, tensor_of
+from lightint_compile.passes.ir.sizes import same
 
 aten = torch.ops.aten
 
@@ -23,16 +24,31 @@ _PASSED_ON = (aten._to_copy.default, aten.clone.default, aten.to.dtype, aten.to.
 
 @dataclass(frozen=True)
 class Window:
-    """Frames of the camera input: ``count`` from ``first`` on, or those that ``index`` [count] names."""
+    """Frames of the camera input: ``count`` from ``first`` on, every ``step``-th, or those ``index`` [count] names."""
 
     first: Size | None
     count: Size
     index: fx.Node | None = None
+    step: int = 1
 
     def __str__(self) -> str:
         if self.index is not None:
             return f"the {self.count} frames of {self.index.name}"
-        return f"frame {self.first}" if self.count == 1 else f"{self.count} frames from {self.first} on"
+        every = f", one in {self.step}" if self.step > 1 else ""
+        return f"frame {self.first}" if self.count == 1 else f"{self.count} frames from {self.first} on{every}"
+
+    def behind(self, frames: Size) -> Size:
+        """The place of the frame that so many of them are in front of."""
+        return plain_size(sympy.sympify(self.first) + sympy.sympify(frames) * self.step)
+
+    def is_within(self, other: Window) -> bool:
+        """Whether its frames are among those of another window, by numbers that are known."""
+        if self.first is None or other.first is None or not isinstance(self.count, int):
+            return False
+        offset = sympy.sympify(self.first) - other.first
+        fits = offset.is_Integer and offset % other.step == 0 and (self.count == 1 or self.step % other.step == 0)
+        last = offset + (self.count - 1) * self.step
+        return bool(fits and offset >= 0 and isinstance(other.count, int) and last <= (other.count - 1) * other.step)
 
 
 @dataclass(frozen=True)
@@ -43,14 +59,29 @@ class Coming:
         count: how many they are.
         first: the first of them, over the sizes and numbers of the capture; ``None`` where ``index`` says it.
         index: their numbers, a node [count].
+        step: cameras of a latent frame, where the path has one for every frame of the video.
     """
 
     count: int
     first: Size | None = None
     index: fx.Node | None = None
+    step: int = 1
 
     def __str__(self) -> str:
-        return str(Window(self.first, self.count, self.index))
+        return str(Window(self.first, self.count, self.index, self.step))
+
+    def is_last(self, cameras: Size) -> bool:
+        """Whether a path of so many ``cameras`` ends with it."""
+        if self.first is None:
+            return False
+        return same(Window(self.first, self.count, None, self.step).behind(self.count - 1), cameras - 1)
+
+    def past(self, frames: int) -> Coming:
+        """What is left behind so many of its frames."""
+        if self.first is None or not frames:
+            return self
+        first = Window(self.first, self.count, None, self.step).behind(frames)
+        return Coming(self.count - frames, first, None, self.step)
 
 
 def run_of(index: fx.Node) -> Size | None:

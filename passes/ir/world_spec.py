@@ -24,6 +24,8 @@ class WorldSpec:
         denoising_steps: steps from noise to latents in each chunk.
         memory: most context frames that the unaccelerated model gathers.
         recent: the newest frames among them that it always gathers.
+        goes_on: whether a chunk is denoised together with the newest frames of the history, which are known. A first
+            chunk has none, and may be longer by any number of frames.
         asked_every: latent frames between coming frames of which each asks for one remembered frame, counted back from
             the last; ``None`` where clips are remembered for the whole chunk.
         fov: the field of view by which the model retrieves its memory: full horizontal and vertical angle in degrees.
@@ -37,6 +39,7 @@ class WorldSpec:
     denoising_steps: int = 4
     memory: int = 20
     recent: int = 12
+    goes_on: bool = False
     asked_every: int | None = None
     fov: tuple[float, float] = (60.0, 35.0)
     view_depth: float = 8.0
@@ -99,18 +102,24 @@ class WorldSpec:
     def lead(self, frames: int) -> int | None:
         """Frames in front of the first whole chunk: none, or one, of an image that the video begins with.
 
-        Where the first chunk is longer, as many as it has more. ``None`` where ``frames`` are not one chunk or more
-        behind that.
+        Where the first chunk is longer, as many as it has more, if that is known. ``None`` where ``frames`` are not
+        one chunk or more behind that.
         """
         rest = frames % self.chunk
         if self.first_chunk is not None:
             whole = (frames - self.first_chunk) % self.chunk == 0
             return self.first_chunk - self.chunk if whole and frames >= self.first_chunk else None
-        return rest if rest <= 1 and frames >= self.chunk else None
+        return rest if (rest <= 1 or self.goes_on) and frames >= self.chunk else None
 
 
 PUBLISHED = WorldSpec()
 """The world of the published rules."""
+
+PINNED_FRAME = 1
+"""The frame that a memory of single frames always holds: the first one behind the image."""
+
+FRAME_MEMORY_VIEW = (90.0, 90.0, 30.0)
+"""The field of view and its depth by which such a memory is chosen in the model of the published rules."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.fx as fx
+
 from lightint_compile.passes.analysis.cameras import camera_input
-from lightint_compile.passes.analysis.coming_frames import mark_coming
+from lightint_compile.passes.analysis.coming_frames import mark_coming, marked_coming
+from lightint_compile.passes.analysis.frame_memory import mark_world
 from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.loop_marks import borders_of, mark_loop
 from lightint_compile.passes.analysis.outer_step import mark_outer_step
@@ -15,6 +18,7 @@ from lightint_compile.passes.analysis.regions import Regions
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import has_plan
 from lightint_compile.passes.ir.decision_points import is_outlined
+from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.ir.program import Program
@@ -57,7 +61,7 @@ def _outline(program: Program) -> list[Outlined]:
     loop = program.fact(DenoisingLoop)
     mark_loop(loop)
     mark_outer_step(program)
-    numbers = mark_coming(program, camera_input(program)) if loop.steps and not has_plan(program) else ()
+    numbers = _mark_cameras(program) if loop.steps and not has_plan(program) else ()
     borders = frozenset({*borders_of(loop), *numbers})
     pieces = cut(program.fact(Regions), borders, dependencies, tokens)
     pieces.sort(key=lambda piece: min(map(dependencies.position.__getitem__, piece.nodes)))
@@ -71,6 +75,16 @@ def _outline(program: Program) -> list[Outlined]:
         graph.eliminate_dead_code()
         program.graph_module.recompile()
     return entries
+
+
+def _mark_cameras(program: Program) -> tuple[fx.Node, ...]:
+    """What a pass that decides on steps has to know of the cameras; gives nodes that must stay."""
+    cameras = camera_input(program)
+    numbers = mark_coming(program, cameras)
+    coming = None if cameras is None else marked_coming(program.graph, cameras)
+    if cameras is not None and isinstance(coming, Coming):
+        mark_world(program, cameras, coming)
+    return numbers
 
 
 def _remarks(program: Program, entries: Sequence[Outlined], before: int) -> list[Remark]:

@@ -12,6 +12,7 @@ from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.analysis.batch_elements.rows import Refused
 from lightint_compile.passes.analysis.cameras import camera_input
 from lightint_compile.passes.analysis.coming_frames import marked_coming
+from lightint_compile.passes.analysis.frame_memory import marked_world
 from lightint_compile.passes.analysis.loop_marks import MarkedStep, marked_steps
 from lightint_compile.passes.analysis.world import chunk_frames, contradicted, intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
@@ -97,7 +98,7 @@ class StepCache(StatedWorld, Pass):
         """Guard the steps that were found, each element of a batch for itself where ``apart`` is given."""
         chunk = {} if found.coming is None else {"chunk": found.coming.count}
         policy = Policy.of(
-            self.world(denoising_steps=len(found.steps), **chunk),
+            self.world(denoising_steps=len(found.steps), **{**marked_world(found.cameras), **chunk}),
             rules=self.rules,
             steps=tuple(sorted(found.guarded)),
             each=apart is not None,

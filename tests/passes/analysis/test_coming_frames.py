@@ -119,8 +119,48 @@ def test_any_chain_of_slices_and_frame_wise_work_is_followed(seed: int) -> None:
     assert found == Coming(4, left)
 
 
+SPARSE: dict[str, tuple[Pick, int, int]] = {
+    "the last": (lambda c: c[:, -13::4], 3, 4),
+    "one in two": (lambda c: torch.linalg.inv(c)[:, -7::2], 9, 2),
+    "relative to the one before": (
+        lambda c: c[:, -13::4] @ torch.cat([c[:, -13:-12], c[:, -13::4][:, :-1]], 1).mT,
+        3,
+        4,
+    ),
+    "a slice of a slice": (lambda c: c[:, 1:][:, 2::4], 3, 4),
+    "of the last ones": (lambda c: c[:, 9:][:, ::2], 9, 2),
+    "the first of every four": (lambda c: c[:, ::4], 0, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "dynamic"), [*((way, False) for way in SPARSE), *((way, True) for way in list(SPARSE)[:3])]
+)
+def test_one_camera_in_so_many_up_to_the_end(way: str, dynamic: bool) -> None:
+    pick, first, step = SPARSE[way]
+    found, cameras = found_by(pick, dynamic=dynamic)
+    assert isinstance(found, Coming), found
+    assert (found.count, found.step, hint_at(cameras, found.first)) == (4, step, first)
+
+
+def test_numbers_that_cameras_chose_are_no_cameras() -> None:
+    def pick(cameras: Tensor) -> Tensor:
+        seen = (cameras[:, -4:, 2, :3] @ cameras[:, :12, 2, :3].mT).sum(0).argmax(1)
+        return cameras[:, -4:] + seen[None, :, None, None]
+
+    found, _ = found_by(pick)
+    assert found == Coming(4, 12)
+
+
+def test_numbers_of_every_frame_are_cameras_still() -> None:
+    found, _ = found_by(lambda c: c[:, -4:] + (c[:, :4] > 0).long())
+    assert isinstance(found, Miss) and "several parts" in found.reason
+
+
 REFUSED: dict[str, tuple[Pick, str]] = {
     "every second frame": (lambda c: c[:, 0:8:2], "16 frames from 0 on"),
+    "one in three, not to the end": (lambda c: c[:, 2:12:3], "16 frames from 0 on"),
+    "all four of every latent frame": (lambda c: c.unflatten(1, (4, 4)).mean(2), "16 frames from 0 on"),
     "backwards": (lambda c: c.flip(1)[:, :4], "16 frames from 0 on"),
     "rolled": (lambda c: c.roll(4, 1)[:, :4], "16 frames from 0 on"),
     "a sum over all before": (lambda c: c.cumsum(1)[:, START : START + 4], "16 frames from 0 on"),
