@@ -27,7 +27,7 @@ from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.fresh_sizes import forget_guards
 from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import Program
-from lightint_compile.passes.ir.provenance import Removals
+from lightint_compile.passes.ir.provenance import Removals, mark_captured
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 
@@ -97,6 +97,7 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     guided = options.approximate or is_guided(program)
     unasked = () if guided else unasked_passes(options)
     pipeline = Pipeline(tuple(step for step in whole if step.name not in unasked))
+    mark_captured(program)
     original = program.snapshot()
     flops = [work_of(program.graph_module)]
     left_out = offers(due_after(None, whole, unasked), program, flops[0])

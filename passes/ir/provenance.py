@@ -1,6 +1,6 @@
 """Where a node comes from: the name of the captured node that it stands for, whatever passes have made of it since.
 
-Names of captured nodes are never given to other nodes while a graph is edited, so a name is enough.
+Names alone do not tell: a graph that is built anew (a region, a branch) may give a name that an erased node had.
 """
 
 from __future__ import annotations
@@ -17,9 +17,19 @@ MADE_BY = "lightint"
 """The mark of a node that a pass made: ``pass``, ``rule``, ``from`` (the node it was made for) and ``origin``."""
 
 
+CAPTURED = "captured"
+"""The mark of a captured node: its name. Copies carry it on."""
+
+
+def mark_captured(program: Program) -> None:
+    """Say of every node of a program, before the first pass, that it was captured."""
+    for node in program.graph.nodes:
+        node.meta[CAPTURED] = node.name
+
+
 def origin_of(node: fx.Node) -> str:
-    """The name of the captured node that ``node`` is, or was made for."""
-    return str(made_by(node).get("origin", node.name))
+    """The name of the captured node that ``node`` is, or was made for; empty for one that stands for none."""
+    return str(made_by(node).get("origin", node.meta.get(CAPTURED, "")))
 
 
 def made_by(node: fx.Node) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.page.savings import best_change, bytes_moved, work
 from lightint_compile.reporting.section import PassRow, Section
-from lightint_compile.reporting.text import change
 from lightint_compile.reporting.units import changed, counted
 
 if TYPE_CHECKING:
@@ -40,18 +41,32 @@ def _rewritten(sections: Sequence[Section]) -> Iterator[str]:
     for section in sections:
         if section.untouched:
             yield f"<p>left as it is: {escape(section.untouched)}</p>"
+    rows = _joined(row for section in sections for row in section.passes)
     lines = [
         f'<li><b>{escape(row.name)}</b> {row.rewritten} <span class="quiet">{escape(_effect(row))}</span></li>'
-        for section in sections
-        for row in section.passes
+        for row in rows
         if row.rewritten
     ]
     yield f"<ul>{''.join(lines)}</ul>" if lines else "<p>No pass found a place to rewrite.</p>"
 
 
+def _joined(rows: Iterable[PassRow]) -> list[PassRow]:
+    """Passes of several graphs, each once, their counts added up."""
+    found: dict[str, PassRow] = {}
+    for row in rows:
+        known = found.get(row.name)
+        sums = {} if known is None else {name: getattr(known, name) + getattr(row, name) for name in _COUNTS}
+        found[row.name] = row if known is None else dataclasses.replace(known, **sums)
+    return list(found.values())
+
+
+_COUNTS = ("rewritten", "missed", "seconds", "flops_before", "flops_after")
+
+
 def _effect(row: PassRow) -> str:
     """By how much the work fell, and what happens to the numbers."""
-    fell = f"{change(row)} FLOPs" if row.flops_after < row.flops_before else ""
+    share = (row.flops_after - row.flops_before) / row.flops_before if row.flops_before else 0.0
+    fell = f"{100 * share:.1f} % FLOPs" if share <= -0.0005 else ""
     return " · ".join(filter(None, (fell, row.numerics)))
 
 
@@ -110,10 +125,12 @@ def _left(sections: Sequence[Section]) -> Iterator[str]:
 
 
 def _short(misses: Iterable[Remark]) -> Iterator[str]:
+    counts = Counter[tuple[str, str]]()
+    for remark in misses:
+        counts[remark.pass_name, remark.rule] += remark.count
     lines = [
-        f"<li>{f'{remark.count} × ' if remark.count > 1 else ''}<b>{escape(remark.pass_name)}</b> "
-        f'<span class="quiet">{escape(remark.rule)}</span> {escape(remark.module_path)}</li>'
-        for remark in misses
+        f'<li>{count} × <b>{escape(name)}</b> <span class="quiet">{escape(rule)}</span></li>'
+        for (name, rule), count in counts.items()
     ]
     more = f"<li>and {len(lines) - MOST} more kinds</li>" if len(lines) > MOST else ""
     if lines:
@@ -135,7 +152,8 @@ def _decided(chunks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield _entry("steps reused", str(reused))
     yield _entry("refused for drift", str(refused))
     yield _entry("context frames", f"{gathered}, {fewer} fewer than the model gathers")
-    yield _entry("keys and values kept", f"of {sum(c['kept_frames'] for c in chunks)} frames")
+    kept = sum(c["kept_frames"] for c in chunks)
+    yield _entry("keys and values kept", f"of {kept} frames") if kept else ""
     seen = sum(not c["novel"] for c in chunks)
     yield _entry("views seen before", f"in {seen} of {len(chunks)} chunks")
     yield "</dl>"

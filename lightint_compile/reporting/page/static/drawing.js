@@ -192,7 +192,7 @@ function drawingStyle() {
         "control-point-weights": [0.5],
         "line-color": colour("rewritten"),
         "target-arrow-color": colour("rewritten"),
-        opacity: 0.55,
+        opacity: 0.4,
       },
     },
     {

@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const CELL = 7;
+const STAGES = 7; // colours
 
 function showTimeline(section, chunks, path) {
   if (!chunks.length) return;
@@ -11,8 +12,9 @@ function showTimeline(section, chunks, path) {
   const steps = stepsOf(chunks, path);
   const timed = chunks.some((chunk) => Object.keys(chunk.milliseconds || {}).length);
   const bounded = chunks.some((chunk) => chunk.error);
-  const heads = ["chunk", "overlap", "dynamics", "context frames", "steps", "kept"];
-  if (timed) heads.push("milliseconds by stage");
+  const heads = ["chunk", "overlap", "dynamics", "context frames", "steps"];
+  const stages = stagesOf(chunks);
+  if (timed) heads.push("milliseconds");
   if (bounded) heads.push("error");
   const head = make("tr");
   for (const name of heads) head.append(Object.assign(make("th", name), { scope: "col" }));
@@ -27,11 +29,10 @@ function showTimeline(section, chunks, path) {
       Object.assign(make("th", chunk.chunk), { scope: "row" }),
       cell(overlapBar(chunk), overlapText(chunk)),
       cell(null, chunk.dynamics === null ? "" : chunk.dynamics.toFixed(3)),
-      cell(frameMap(chunk, frames), `${chunk.context_frames.length} (${chunk.saved_frames} fewer)`),
+      cell(frameMap(chunk, frames), contextText(chunk)),
       cell(stepDots(chunk, steps), stepText(chunk)),
-      cell(null, chunk.kept_frames ? `${chunk.kept_frames} frames` : ""),
     );
-    if (timed) row.append(cell(stageBar(chunk.milliseconds || {}, longest), stageText(chunk.milliseconds || {})));
+    if (timed) row.append(cell(stageBar(chunk.milliseconds || {}, stages, longest), stageText(chunk.milliseconds || {})));
     if (bounded) row.append(cell(null, chunk.error ? errorText(chunk) : ""));
     const choose = () => map.show(chunk);
     row.addEventListener("mouseenter", choose);
@@ -40,6 +41,25 @@ function showTimeline(section, chunks, path) {
     body.append(row);
   });
   map.show(chunks[chunks.length - 1]);
+  if (timed) section.querySelector(".legend").after(stageLegend(stages));
+}
+
+// Stages in the order in which a chunk runs them; what is in none comes last.
+function stagesOf(chunks) {
+  const names = new Set(chunks.flatMap((chunk) => Object.keys(chunk.milliseconds || {})));
+  const place = (name) => (name === "rest" ? Infinity : rank(name));
+  return [...names].sort((a, b) => place(a) - place(b));
+}
+
+function stageLegend(stages) {
+  const legend = make("p", "milliseconds:", "legend");
+  stages.forEach((stage, number) => legend.append(make("span", "", `dot stage-${number % STAGES}`), make("span", `${stage} `)));
+  return legend;
+}
+
+function contextText(chunk) {
+  const kept = chunk.kept_frames ? `, ${chunk.kept_frames} kept` : "";
+  return `${chunk.context_frames.length} (${chunk.saved_frames} fewer${kept})`;
 }
 
 function moveRow(event, body, place) {
@@ -132,16 +152,17 @@ function stepText(chunk) {
   const parts = [];
   if (reused.length) parts.push(`${reused.join(", ")} reused`);
   if (chunk.refused_steps.length) parts.push(`${chunk.refused_steps.join(", ")} refused`);
-  if (drift) parts.push(`drift ${drift}`);
+  if (drift) parts.push(`drift of ${drift}`);
   return parts.join("; ") || "all computed";
 }
 
-function stageBar(times, longest) {
-  const svg = picture(124, 14);
+function stageBar(times, stages, longest) {
+  const svg = picture(144, 14);
   let x = 0;
-  Object.entries(times).forEach(([stage, time], number) => {
-    const width = (120 * time) / longest;
-    const part = draw("rect", { x, y: 2, width, height: 10, class: `stage stage-${number % 6}` }, svg);
+  stages.forEach((stage, number) => {
+    const time = times[stage] || 0;
+    const width = (140 * time) / longest;
+    const part = draw("rect", { x, y: 2, width, height: 10, class: `stage stage-${number % STAGES}` }, svg);
     draw("title", {}, part).textContent = `${stage}: ${time.toFixed(2)} ms`;
     x += width;
   });
@@ -149,9 +170,9 @@ function stageBar(times, longest) {
 }
 
 function stageText(times) {
-  return Object.entries(times)
-    .map(([stage, time]) => `${stage} ${time.toFixed(1)}`)
-    .join(", ");
+  const largest = Object.entries(times).sort(([, a], [, b]) => b - a)[0];
+  const total = sum(Object.values(times)).toFixed(1);
+  return largest ? `${total}; ${largest[0]} ${largest[1].toFixed(1)}` : "";
 }
 
 function errorText({ error }) {
