@@ -25,7 +25,6 @@ from .tiles import (
     accumulate_dtype,
     forced_blocks,
     largest_deviation,
-    parents,
     tile_counts,
     valid_counts,
     volume,
@@ -95,13 +94,11 @@ def attend(
     visual_key, visual_value = (each[:, :, layout.prefix :] for each in (key, value))
     pooled = _pooled(visual_key, layout, given.key)
     keep = _kept(pool_tiles(query, layout.current_grid, layout.tile), pooled, layout, policy, scale)
-    dtype = accumulate_dtype(query.dtype)
-    logits = _token_bias(keep, layout, dtype)
-    if settings.skipped_means:
-        finer = layout.finer(settings.skipped_means)
+    finer = layout.finer(settings.skipped_means) if settings.skipped_means else None
+    if finer is not None:
         means = _means(visual_key, visual_value, finer, given)
         key, value = torch.cat([key, means.key], 2), torch.cat([value, means.value], 2)
-        logits = torch.cat([logits, _mean_bias(keep, layout, finer, dtype)], -1)
+    logits = _bias_of_keys(keep, layout, finer, accumulate_dtype(query.dtype))
     return _attention(query, key, value, _by_query(_under(logits, bias, layout), layout).to(query.dtype), scale)
 
 
@@ -205,26 +202,48 @@ def _scores(query_pool: Tensor, key_pool: Tensor, layout: Layout, scale: float) 
     return query @ key.mT * scale + gain + _sizes(layout, query.device).to(query).log()
 
 
-def _token_bias(keep: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """What each query tile adds to the logits of each key token, the prefix in front: 0, or minus infinity."""
-    visual = keep.index_select(-1, _key_blocks(layout, keep.device))
-    bias = torch.zeros(visual.shape, dtype=dtype, device=keep.device).masked_fill(~visual, float("-inf"))
-    return F.pad(bias, (layout.prefix, 0))
+def _bias_of_keys(keep: Tensor, layout: Layout, finer: Layout | None, dtype: torch.dtype) -> Tensor:
+    """What each query tile adds to the logits of each key, those of means at the end.
+
+    That is 0 or minus infinity for a token, and for a mean the log of its tokens or minus infinity. It is one look-up
+    by numbers that are in range everywhere: compilers may evaluate what stands behind a condition or a joined piece.
+    """
+    tokens, means = layout.key_tokens, 0 if finer is None else finer.key_blocks
+    column = torch.arange(tokens + means, device=keep.device)
+    block = _block_of_token((column - layout.prefix).clamp(min=0), layout)
+    if finer is not None:
+        block = torch.where(column < tokens, block, _block_of_part((column - tokens).clamp(min=0), layout, finer))
+    read = keep.index_select(-1, _at_most(block, layout.key_blocks - 1)) | (column < layout.prefix)
+    nothing, none = torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype)
+    bias = torch.where(read, nothing.to(keep.device), none.to(keep.device))
+    if finer is None:
+        return bias
+    part = _at_most((column - tokens).clamp(min=0), means - 1)
+    size = _sizes(finer, keep.device).index_select(0, part).to(dtype).log()
+    return torch.where(column < tokens, bias, size.masked_fill(read, float("-inf")))
 
 
-def _key_blocks(layout: Layout, device: torch.device) -> Tensor:
-    """The block of every visual key token."""
-    current = _blocks(layout.current_grid, layout, device)
-    if not _has_context(layout):
-        return current
-    return torch.cat([_blocks(layout.context_grid, layout, device), current + layout.context_blocks])
+def _at_most(numbers: Tensor, most: int) -> Tensor:
+    return torch.minimum(numbers, torch.full((), most, dtype=numbers.dtype, device=numbers.device))
 
 
-def _blocks(grid: Grid, layout: Layout, device: torch.device) -> Tensor:
-    """The tile of every token of a span, by the axes of its grid."""
-    row, y, x = (torch.arange(size, device=device) // extent for size, extent in zip(grid, layout.tile, strict=True))
-    numbers = (row[:, None, None] * layout.blocks_high + y[:, None]) * layout.blocks_wide + x
-    return numbers.reshape(volume(grid))
+def _block_of_token(token: Tensor, layout: Layout) -> Tensor:
+    """The block of visual tokens, numbered from the first of the context on."""
+    frame, rest = token // (layout.height * layout.width), token % (layout.height * layout.width)
+    current = (frame - layout.frames[0]) // layout.tile[0] + layout.context_rows
+    row = torch.where(frame < layout.frames[0], frame // layout.tile[0], current)
+    y, x = rest // layout.width // layout.tile[1], rest % layout.width // layout.tile[2]
+    return (row * layout.blocks_high + y) * layout.blocks_wide + x
+
+
+def _block_of_part(part: Tensor, layout: Layout, finer: Layout) -> Tensor:
+    """The block that each tile of a finer layout is part of, as :func:`tiles.parents` has it."""
+    row, rest = part // finer.row_blocks, part % finer.row_blocks
+    ratio = [whole // each for whole, each in zip(layout.tile, finer.tile, strict=True)]
+    current = (row - finer.context_rows) // ratio[0] + layout.context_rows
+    row = torch.where(row < finer.context_rows, row // ratio[0], current)
+    y, x = rest // finer.blocks_wide // ratio[1], rest % finer.blocks_wide // ratio[2]
+    return (row * layout.blocks_high + y) * layout.blocks_wide + x
 
 
 class _MeanTokens(NamedTuple):
@@ -235,13 +254,6 @@ class _MeanTokens(NamedTuple):
 def _means(key: Tensor, value: Tensor, finer: Layout, given: ContextPools) -> _MeanTokens:
     pools = (_pooled(key, finer, given.key_means), _pooled(value, finer, given.value_means))
     return _MeanTokens(*(pool[..., :-1].to(key.dtype) for pool in pools))
-
-
-def _mean_bias(keep: Tensor, layout: Layout, finer: Layout, dtype: torch.dtype) -> Tensor:
-    """The log of the tokens of each part; minus infinity for parts of blocks that are read."""
-    block = parents(layout, finer).to(keep.device) if finer != layout else None
-    read = keep if block is None else keep.index_select(-1, block)
-    return _sizes(finer, keep.device).to(dtype).log().expand(read.shape).masked_fill(read, float("-inf"))
 
 
 def _under(logits: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
@@ -258,7 +270,8 @@ def _under(logits: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
 
 def _by_query(rows: Tensor, layout: Layout) -> Tensor:
     """``[..., query_tiles, n]`` as ``[..., query_tokens, n]``."""
-    return rows.index_select(-2, _blocks(layout.current_grid, dataclasses.replace(layout, prefix=0), rows.device))
+    alone = dataclasses.replace(layout, frames=(0, layout.frames[1]), prefix=0)
+    return rows.index_select(-2, _block_of_token(torch.arange(alone.current_tokens, device=rows.device), alone))
 
 
 def _triple(extent: Sequence[int]) -> Grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -20,9 +21,11 @@ def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> 
 
     Operators of ours become portable Triton kernels on CUDA, and ATen operators elsewhere: C++ has no Python to call.
     """
+    settings: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     if _has_ours(program.graph_module):
         program = program.run_decompositions(_table(program))
-    settings = {"aot_inductor.metadata": dict(metadata)}
+        # Inductor of torch 2.13 fails on look-ups by computed numbers in a range that is a symbol.
+        settings["constant_and_index_propagation"] = False
     torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 

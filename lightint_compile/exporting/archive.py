@@ -53,7 +53,7 @@ def as_exported(
             _input_specs(signature, graph.graph), _output_specs(signature, graph.graph)
         ),
         state_dict=captured.state_dict,
-        range_constraints={**captured.range_constraints, **_decided_ranges(opened)},
+        range_constraints={**_ranges(graph.graph), **captured.range_constraints},
         module_call_graph=[_entry(captured.module_call_graph[0], opened)],
         example_inputs=_with_decisions(captured.example_inputs, values),
         constants=captured.constants,
@@ -106,14 +106,15 @@ def _with_decisions(example: Any, values: Mapping[str, torch.Tensor]) -> Any:
     return args, {**kwargs, **values}
 
 
-def _decided_ranges(opened: Opened) -> dict[Any, Any]:
-    """The bounds of sizes that decisions set, which no argument of the module has."""
+def _ranges(graph: fx.Graph) -> dict[Any, Any]:
+    """The bounds of every size in a graph: also of those that no argument of the captured program has."""
     found: dict[Any, Any] = {}
-    for each in opened.inputs:
-        for size in each.value.shape:
-            if isinstance(size, torch.SymInt):
-                ranges = size.node.shape_env.var_to_range
-                found |= {symbol: ranges[symbol] for symbol in size.node.expr.free_symbols if symbol in ranges}
+    for node in graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            sizes: Any = value.shape if isinstance(value, torch.Tensor) else (value,)
+            for size in (each for each in sizes if isinstance(each, torch.SymInt)):
+                known = size.node.shape_env.var_to_range
+                found |= {symbol: known[symbol] for symbol in size.node.expr.free_symbols if symbol in known}
     return found
 
 

@@ -138,9 +138,8 @@ def _undecided(opened: Opened, sizes: Sizes, fewer: int = 0) -> dict[str, Tensor
     """The decision to read the newest context, ``fewer`` frames less than may be, and to reuse nothing."""
     if opened.policy is None:
         return {}
-    frames = opened.policy.memory if opened.frames is None else min(size_in(opened.frames, sizes), opened.policy.memory)
-    context = torch.arange(frames if opened.frames is None else size_in(opened.frames, sizes))
-    context = context[-max(frames - fewer, 2) :]
+    frames = opened.policy.memory if opened.history is None else size_in(opened.history.shape[2], sizes)
+    context = torch.arange(frames)[-max(min(frames, opened.policy.memory) - fewer, 2) :]
     known = {"context_frames": context, "fresh_frames": context, "kept_slots": context[:0]}
     for each in opened.inputs:
         if each.name in known:

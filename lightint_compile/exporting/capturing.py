@@ -86,12 +86,17 @@ def _drops(node: fx.Node) -> bool:
 
 def because_random(error: ExportError, found: ExportedProgram) -> ExportError:
     """``error``, with random numbers as its reason where the program draws any."""
-    drawn = [node for node in found.graph.nodes if _NONDETERMINISTIC in getattr(node.target, "tags", ())]
+    drawn = [node for node in found.graph.nodes if _draws(node)]
     if not drawn:
         return error
     why = f"{error.why}; it draws random numbers ({drawn[0].target})"
     fix = "pass the random tensor in as an argument"
     return ExportError(error.what, where=source_of(drawn[0]) or error.where, why=why, fix=fix)
+
+
+def _draws(node: fx.Node) -> bool:
+    attends = node.target is torch.ops.aten.scaled_dot_product_attention.default
+    return not attends and _NONDETERMINISTIC in getattr(node.target, "tags", ())
 
 
 _NONDETERMINISTIC = torch.Tag.nondeterministic_seeded

@@ -14,9 +14,10 @@ import torch.fx as fx
 
 from lightint_compile.kernels.ops import NAMESPACE
 from lightint_compile.passes.ir.decision_points import is_region_call
+from lightint_compile.passes.ir.memory_sharing import memory_of
 
-KEPT = ("val", "stack_trace", "nn_module_stack")
-"""What a file keeps of a node: its value, and where in the user's source it came from."""
+KEPT = ("val", "stack_trace", "nn_module_stack", "unbacked_bindings")
+"""What a file keeps of a node: its value, where in the user's source it came from, sizes that only running tells."""
 
 CALL: Any = torch.ops.higher_order.invoke_subgraph
 """The call of a region: ``(graph, identifier, *operands)``; calls with one identifier call one graph."""
@@ -47,6 +48,22 @@ def stay_sparse(module: torch.nn.Module) -> None:
 def is_ours(node: fx.Node) -> bool:
     """Whether a node calls an operator of lightint."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == NAMESPACE
+
+
+def unshare_operands(module: fx.GraphModule) -> fx.GraphModule:
+    """Copies for operands of branches that are views of one memory: formats that trace the graph again refuse them."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
+        operands, owners = list(node.args[3]), set[fx.Node]()
+        for place, operand in enumerate(operands):
+            owner = memory_of(operand) if isinstance(operand, fx.Node) else None
+            if owner in owners:
+                with module.graph.inserting_before(node):
+                    operands[place] = module.graph.call_function(torch.ops.aten.clone.default, (operand,))
+                operands[place].meta = dict(operand.meta)
+            owners |= {owner} if owner is not None else set()
+        node.args = (*node.args[:3], tuple(operands))
+    module.recompile()
+    return module
 
 
 class _Copy:

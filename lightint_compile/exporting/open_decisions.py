@@ -60,14 +60,14 @@ class Opened:
         inputs: what the caller decides, in the order of the arguments.
         outputs: names of further results, and what each is.
         policy: the rules that the program was written for; ``None`` where it decides nothing.
-        frames: how many frames the history has from which context is chosen; ``None`` where none is.
+        history: the latents [B, C, F, h, w] whose frames are chosen from; ``None`` where none are.
     """
 
     program: Program
     inputs: list[StateInput] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
     policy: Policy | None = None
-    frames: int | torch.SymInt | None = None
+    history: torch.Tensor | None = None
 
     @property
     def decides(self) -> bool:
@@ -129,7 +129,7 @@ class _Opening:
 
     def _plan(self, node: fx.Node) -> None:
         if len(node.args) > 1 and isinstance(node.args[1], fx.Node):
-            self._found.frames = node.args[1].meta["val"].shape[2]
+            self._found.history = node.args[1].meta["val"]
         inputs = {
             0: ("context_frames", "frames of the history that are read as context, ascending"),
             2: ("fresh_frames", "the end of context_frames: frames whose keys and values are computed"),
@@ -225,5 +225,5 @@ class _Opening:
 
 
 def _may_reuse(asked: torch.Tensor, now: torch.Tensor, before: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    drift = relative_change(now, before).amax()
+    drift = relative_change(now, before).amax(0)
     return asked & (drift.to(limit.device) <= limit)

@@ -12,9 +12,10 @@ from torch.export import ExportedProgram
 
 from lightint_compile.capture.dry_run import Dynamic
 from lightint_compile.errors import ExportError
-from lightint_compile.exporting.calls import Call, accepted, example_call, grown_calls, sides_of
+from lightint_compile.exporting.calls import Call, accepted, example_call, grown_calls, sides_of, size_in
 from lightint_compile.exporting.capturing import because_random, captured
 from lightint_compile.exporting.check import run_each, run_fresh, run_onnx, worst_difference
+from lightint_compile.exporting.decide import Decide, paths
 from lightint_compile.exporting.formats import ONNX, Format, format_of
 from lightint_compile.exporting.place import beside, put
 from lightint_compile.exporting.prepared import Prepared, prepare
@@ -44,6 +45,8 @@ class Exported:
         inputs: arguments that the caller decides, by name, with what each is; they follow those of the module.
         outputs: results beside the module's, likewise.
         unchecked: what could not be checked, and why.
+        decide: a second file in the same format, which takes the decision: see
+            :class:`~lightint_compile.exporting.decide.Decide`. ``None`` where nothing is, or the caller has to.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class Exported:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     unchecked: tuple[str, ...] = ()
+    decide: Path | None = None
 
     @property
     def difference(self) -> float:
@@ -66,6 +70,7 @@ class Exported:
         first = f"{written} · {self.difference:.1e} from {self.compared_with}, checked in a fresh process"
         more = [f"  {each.name}: {each.difference:.1e}" for each in self.checks] if len(self.checks) > 1 else []
         decided = [f"  decided by the caller: {', '.join(self.inputs)}"] if self.inputs else []
+        decided += [f"  {self.decide} takes the decision"] if self.decide else []
         return "\n".join([first, *more, *decided, *(f"  not checked: {each}" for each in self.unchecked)])
 
 
@@ -136,10 +141,47 @@ def export(
             ]
         except ExportError as error:
             raise because_random(error, program) from error
-        put(written, path)
+        decides, why = _decision(prepared, calls[0], kind, path, folder, tell)
+        put([*written, *([] if decides is None else [folder / decides.name])], path)
     return Exported(
-        path, prepared.report, prepared.compared_with, tuple(done), prepared.inputs, prepared.opened.outputs, unchecked
+        path,
+        prepared.report,
+        prepared.compared_with,
+        tuple(done),
+        prepared.inputs,
+        prepared.opened.outputs,
+        (*unchecked, *why),
+        decides,
     )
+
+
+def _decision(
+    prepared: Prepared, call: Call, kind: Format, path: Path, folder: Path, tell: Progress
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Where the decision's own program belongs, once it is written into ``folder``; or why there is none."""
+    policy, history = prepared.opened.policy, prepared.opened.history
+    if policy is None:
+        return None, ()
+    place = path.with_name(f"{path.name.removesuffix(kind.suffix)}.decide{kind.suffix}")
+    try:
+        if history is None:
+            raise ExportError("the decision has no form as a program", why="no context is chosen")
+        module = Decide(policy)
+    except ExportError as error:
+        return None, (f"decide in the caller: {error.what} ({error.why})",)
+    tell("writing the decision")
+    latents = torch.randn([size_in(size, call.sizes) for size in history.shape], dtype=history.dtype)
+    calls = [(each, latents, torch.tensor(True)) for each in paths(policy, latents.shape[2])]
+    export(
+        module,
+        calls[0],
+        folder / place.name,
+        options={"preset": "off"},
+        dynamic={"extrinsics": 0, "history": 2},
+        format=kind.name,
+        checks=[(each, {}) for each in calls[1:]],
+    )
+    return place, ()
 
 
 def _calls(

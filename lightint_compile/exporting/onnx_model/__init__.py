@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
 from lightint_compile.errors import DeviceError, ExportError, told
-from lightint_compile.exporting.onnx_model.functions import arrange
+from lightint_compile.exporting.onnx_model.functions import LIBRARY, arrange
 from lightint_compile.exporting.onnx_model.operators import Kernels
 from lightint_compile.exporting.onnx_model.translations import table
 
@@ -54,7 +54,7 @@ def translated(
     """
     _check_dtypes(program)
     try:
-        with _quiet():
+        with _quiet(), _unconverted():
             made = torch.onnx.export(
                 program,
                 (),
@@ -68,7 +68,7 @@ def translated(
         raise ExportError("the program has no ONNX form", why=_innermost(error)) from error
     assert made is not None
     model: ir.Model = made.model
-    arrange(model, kernels.found)
+    arrange(model, kernels.found, OPSET)
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name
     _name_outputs(model, program)
@@ -127,6 +127,19 @@ def _innermost(error: BaseException) -> str:
 
 
 @contextmanager
+def _unconverted() -> Iterator[None]:
+    """Without a conversion between opsets, which would inline every function: nodes are made for :data:`OPSET`."""
+    import onnxscript.version_converter as converter
+
+    convert = converter.convert_version
+    converter.convert_version = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        converter.convert_version = convert
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's notes about packages that are not there."""
     logger = logging.getLogger("torch.onnx")
@@ -158,11 +171,14 @@ def _key(entry: Any) -> str:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Constants folded and types settled in every function; no function is inlined."""
+    """Helpers of the translator put in their place, constants folded; regions and operators stay functions."""
+    import onnx_ir.passes.common as passes
     import onnxscript.optimizer
 
     with _quiet():
-        onnxscript.optimizer.optimize_ir(model, onnx_shape_inference=False, inline=False)
+        passes.InlinePass(criteria=lambda function: function.domain.startswith(LIBRARY))(model)
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=False)
+        passes.RemoveUnusedNodesPass()(model)
 
 
 def described(report: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:

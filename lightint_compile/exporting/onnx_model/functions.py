@@ -13,14 +13,23 @@ if TYPE_CHECKING:
 REGIONS = "lightint.regions"
 """The domain of regions."""
 
+LIBRARY = "pkg.onnxscript"
+"""What domains of the translator's own helpers begin with."""
+
 _IDENTIFIER = "pkg.torch.ops.higher_order.invoke_subgraph.identifier"
 
 
-def arrange(model: ir.Model, kernels: Mapping[str, Kernel]) -> None:
-    """Give functions their names, and calls of one region one function; branches stay functions of their own."""
-    made: dict[str, ir.Function] = {}
+def arrange(model: ir.Model, kernels: Mapping[str, Kernel], opset: int) -> None:
+    """Give functions their names, and calls of one region one function; branches stay functions of their own.
+
+    All of the model is of one ``opset``.
+    """
+    made: dict[str, ir.Function] = {}  # in the order of the model: what is called stands in front of its callers
     moved: dict[tuple[str, str, str], tuple[ir.Function, Kernel | None]] = {}
     for key, function in list(model.functions.items()):
+        if function.domain.startswith(LIBRARY):
+            made[f"library {key}"] = function
+            continue
         identifier = function.metadata_props.get(_IDENTIFIER)
         kernel = kernels.get(identifier) if identifier else None
         del model.functions[key]
@@ -34,10 +43,9 @@ def arrange(model: ir.Model, kernels: Mapping[str, Kernel]) -> None:
         found = moved.get((node.domain, node.op_type, node.overload))
         if found is not None:
             _call(node, *found)
-    for domain in {function.domain for function in made.values()}:
-        model.opset_imports[domain] = 1
-        for function in made.values():
-            function.opset_imports[domain] = 1
+    for holder in (model, *made.values()):
+        holder.opset_imports.clear()
+        holder.opset_imports.update({"": opset, **dict.fromkeys((function.domain for function in made.values()), 1)})
 
 
 def every_node(model: ir.Model) -> Iterator[ir.Node]:
@@ -51,7 +59,7 @@ def _rename(function: ir.Function, identifier: str | None, kernel: Kernel | None
     import onnx_ir as ir
 
     if kernel is not None:
-        function.domain, function.name, function.overload = DOMAIN, kernel.name, kernel.overload
+        function.domain, function.name = DOMAIN, kernel.name
         for name, value in kernel.attributes.items():
             function.attributes[name] = ir.Attr(name, _kind(value), None)
         return
@@ -63,7 +71,7 @@ def _rename(function: ir.Function, identifier: str | None, kernel: Kernel | None
 def _call(node: ir.Node, function: ir.Function, kernel: Kernel | None) -> None:
     from onnx_ir import convenience
 
-    node.domain, node.op_type, node.overload = function.domain, function.name, function.overload
+    node.domain, node.op_type = function.domain, function.name
     if kernel is not None:
         for attribute in convenience.convert_attributes(kernel.attributes):
             node.attributes[attribute.name] = attribute

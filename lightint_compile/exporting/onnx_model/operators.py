@@ -2,7 +2,8 @@
 
 An importer that has a kernel for ``ai.lightint::SparseAttention`` reads the attributes and runs it; every other one
 runs the body, which is :mod:`lightint_compile.kernels.aten_form`. Attributes do not enter a body: nodes with other
-settings, or other forms of operands, call another overload of the function.
+settings, or other forms of operands, call another function: ``SparseAttention``, ``SparseAttention_1`` and so on.
+onnxruntime does not find overloads of one name inside of functions.
 """
 
 from __future__ import annotations
@@ -41,13 +42,11 @@ class Kernel:
     """One function.
 
     Attributes:
-        name: of the operator in :data:`DOMAIN`.
-        overload: which of its bodies.
+        name: of the function in :data:`DOMAIN`: the operator's, with a number behind it from the second body on.
         attributes: the settings of the nodes that call it.
     """
 
     name: str
-    overload: str
     attributes: dict[str, Any]
 
 
@@ -93,7 +92,9 @@ class Kernels:
         if key not in self._bodies:
             identifier = f"{MARK}{len(self._bodies)}"
             self._bodies[key] = identifier, _traced(node, table[node.target])  # type: ignore[index]
-            self.found[identifier] = _kernel(node, sum(each.name == _name(node) for each in self.found.values()))
+            self.found[identifier] = _kernel(
+                node, sum(each.name.partition("_")[0] == _name(node) for each in self.found.values())
+            )
         return self._bodies[key]
 
 
@@ -139,7 +140,7 @@ def _kernel(node: fx.Node, number: int) -> Kernel:
     every = {each.name: given.get(each.name, each.default_value) for each in arguments}
     attributes = {name: value for name, value in every.items() if _is_setting(value)}
     attributes["operands"] = [each for name, value in every.items() for each in _operands(name, value)]
-    return Kernel(_name(node), str(number), attributes)
+    return Kernel(f"{_name(node)}_{number}" if number else _name(node), attributes)
 
 
 def _operands(name: str, value: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,12 @@ def table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
         subtracted = self if alpha == 1 else op.Mul(self, op.CastLike(alpha, self))
         return op.Sub(op.CastLike(other, self), subtracted)
 
+    def largest(self: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+        axes = (op.Constant(value_ints=list(dim)),) if dim else ()
+        return op.ReduceMax(self, *axes, keepdims=int(keepdim))
+
     return {
+        aten.amax.default: largest,
         aten.rsub.Scalar: subtract_from,
         prims.hypot.default: hypot,
         aten.hypot.default: hypot,
