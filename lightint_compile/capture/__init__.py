@@ -23,13 +23,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 
+from lightint_compile.capture.copied_memory import WritesToAView
 from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once
 from lightint_compile.capture.equal_sizes import equate_keys_and_values
 from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses_autocast
 from lightint_compile.capture.functional import functional
 from lightint_compile.capture.input_writes import put_in_place, refusal
 from lightint_compile.capture.normal_form import tidy
-from lightint_compile.capture.repeat_tracing import RepeatingInterpreter, WritesToAView, writes
+from lightint_compile.capture.repeat_tracing import RepeatingInterpreter
 from lightint_compile.capture.repeated_blocks import trace_by_blocks
 from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
 from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
@@ -151,7 +152,7 @@ def _program(
             return make_fx(functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
 
     try:
-        traced = traced_by(copies_views=not writes(graph_module))
+        traced = traced_by(copies_views=True)
     except WritesToAView:
         traced = traced_by(copies_views=False)
     written = _writes_in_place(traced, mutated, entries, serves_writes) if mutated else []

@@ -7,8 +7,9 @@ and copied: the nodes it left, on other operands.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes_tracing, get_proxy_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.capture.bounded_sizes import settled
 from lightint_compile.capture.control_flow import wrapped_call
+from lightint_compile.capture.copied_memory import Copy, Memories
 from lightint_compile.capture.explicit_autocast import MODE_SWITCHES, ModeInterpreter
 from lightint_compile.capture.functional import inner
 from lightint_compile.capture.normal_form import LEFTOVERS
@@ -32,10 +34,6 @@ _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device,
 
 #: Modules whose functions mean the same in every call; a user's function may not.
 _KNOWN = ("torch", "_operator", "operator", "math", "builtins", "einops")
-
-
-class WritesToAView(Exception):  # noqa: N818 - control flow, not an error
-    """An operation wrote to a tensor after views had been copied: their memory is no longer what the graph says."""
 
 
 @dataclass(frozen=True)
@@ -60,41 +58,23 @@ class _Kept:
         calls: target, arguments and keyword arguments of each node, operands as places; nodes that compute sizes stay.
         values: the fake value of each node.
         results: the leaves of the result, as places or plain values.
+        written: operands that were written to, and what they are then.
+        views: whether a result may share memory with an operand.
     """
 
     calls: tuple[tuple[Any, Any, Any], ...]
     values: tuple[Any, ...]
     results: tuple[Any, ...]
     spec: pytree.TreeSpec
-
-
-class _Copy:
-    """A result that was copied. A functional tensor is made of it only where something is traced that reads it."""
-
-    __slots__ = ("_functional", "node", "value")
-
-    def __init__(self, node: fx.Node) -> None:
-        self.node, self.value = node, node.meta["val"]
-        self._functional: FunctionalTensor | None = None
-
-    def now(self) -> _Copy | FunctionalTensor:
-        """The functional tensor where there is one: it may have been written to since."""
-        return self if self._functional is None else self._functional
-
-    def functional(self, tracer: Any) -> FunctionalTensor:
-        """What a trace reads."""
-        if self._functional is None:
-            tracer.tensor_tracker[self.value] = _ProxyTensor(fx.Proxy(self.node, tracer), None)
-            with torch._C.DisableTorchFunction(), disable_proxy_modes_tracing():  # sizes would be traced
-                self._functional = FunctionalTensor.to_functional(self.value)
-        return self._functional
+    written: tuple[tuple[int, _Local], ...]
+    views: bool
 
 
 def _for_trace(values: Any) -> Any:
     """``values`` as a trace reads them."""
     mode = get_proxy_mode()
     assert mode is not None
-    return pytree.tree_map_only(_Copy, lambda copy: copy.functional(mode.tracer), values)
+    return pytree.tree_map_only(Copy, lambda copy: copy.functional(mode.tracer), values)
 
 
 class RepeatingInterpreter(ModeInterpreter):
@@ -102,7 +82,7 @@ class RepeatingInterpreter(ModeInterpreter):
 
     Args:
         copies_views: whether operations whose result may share memory with an operand are copied too. A copied view has
-            memory of its own, so nothing may be written to in the graph.
+            memory of its own, so nothing may be written to what it shows.
 
     Raises:
         WritesToAView: something was, under ``copies_views``.
@@ -112,6 +92,7 @@ class RepeatingInterpreter(ModeInterpreter):
         super().__init__(graph_module)
         self._copies_views = copies_views
         self._known: dict[Any, _Kept | None] = {}
+        self._memories = Memories()
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Copy what an equal call became, or trace it; a graph that is only wrapped is run in its place."""
@@ -121,7 +102,7 @@ class RepeatingInterpreter(ModeInterpreter):
         if target is torch.sym_max:
             return settled(super().call_function(target, args, kwargs))
         if not _is_known(target):
-            return super().call_function(target, *_for_trace((args, kwargs)))
+            return self._traced(target, args, kwargs, super().call_function)
         return self._repeated(target, args, kwargs, super().call_function)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -130,7 +111,7 @@ class RepeatingInterpreter(ModeInterpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Trace it."""
-        return super().call_module(target, *_for_trace((args, kwargs)))
+        return self._traced(target, args, kwargs, super().call_module)
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The results as tensors."""
@@ -144,47 +125,96 @@ class RepeatingInterpreter(ModeInterpreter):
 
     def _inlined(self, graph_module: fx.GraphModule, operands: Sequence[Any]) -> Any:
         inside = RepeatingInterpreter(graph_module, copies_views=self._copies_views)
-        inside._known = self._known
+        inside._known, inside._memories = self._known, self._memories
         return inside.run(*operands)
+
+    def _traced(self, target: Any, args: Any, kwargs: Any, trace: Callable[..., Any]) -> Any:
+        args, kwargs = _for_trace((args, kwargs))
+        return self._memories.written(pytree.tree_leaves((args, kwargs)), lambda: trace(target, args, kwargs))[0]
 
     def _repeated(self, target: Any, args: Any, kwargs: Any, trace: Callable[..., Any]) -> Any:
         mode = get_proxy_mode()
         assert mode is not None
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        leaves = [leaf.now() if isinstance(leaf, _Copy) else leaf for leaf in leaves]
+        leaves = [leaf.now() if isinstance(leaf, Copy) else leaf for leaf in leaves]
         with torch._C.DisableTorchFunction():
             key = _key((target, spec, _modes()), leaves, mode.tracer)
             kept = None if key is None else self._known.get(key)
-            if kept is not None:
-                return _copied(kept, leaves, mode.tracer)
-        leaves = [leaf.functional(mode.tracer) if isinstance(leaf, _Copy) else leaf for leaf in leaves]
+            if kept is not None and all(self._can_be_written(leaves[index]) for index, _ in kept.written):
+                return self._copied(kept, leaves, mode.tracer)
+        leaves = [leaf.functional(mode.tracer) if isinstance(leaf, Copy) else leaf for leaf in leaves]
+        operands = {_node_of(leaf, mode.tracer): _Operand(index) for index, leaf in _tensors(leaves)}
         last = mode.tracer.graph._root.prev
-        result = trace(target, *pytree.tree_unflatten(leaves, spec))
-        if self._copies_views and any(map(_is_written, leaves)):
-            raise WritesToAView
+        compute = functools.partial(trace, target, *pytree.tree_unflatten(leaves, spec))
+        result, written = self._memories.written(leaves, compute)
         if key is not None and key not in self._known:
             with torch._C.DisableTorchFunction():
-                self._known[key] = self._kept(result, leaves, last, mode.tracer)
+                finals = {index: _node_of(leaves[index], mode.tracer) for index in written}
+                self._known[key] = self._kept(result, leaves, last, mode.tracer, operands, finals)
         return result
 
-    def _kept(self, result: Any, leaves: Sequence[Any], last: fx.Node, tracer: Any) -> _Kept | None:
+    def _can_be_written(self, leaf: Any) -> bool:
+        """Whether nothing else has the memory of an operand, so that a copied write leaves nothing else to do."""
+        return isinstance(leaf, Copy) and not self._memories.is_viewed(leaf)
+
+    def _kept(
+        self,
+        result: Any,
+        leaves: Sequence[Any],
+        last: fx.Node,
+        tracer: Any,
+        operands: Mapping[Any, Any],
+        finals: Mapping[int, Any],
+    ) -> _Kept | None:
         """What was traced after ``last``, if it can be copied."""
-        nodes = [node for node in _after(last) if not _is_size(node) and node.target not in LEFTOVERS]
-        places: dict[Any, Any] = {_node_of(leaf, tracer): _Operand(i) for i, leaf in _tensors(leaves)}
-        places |= {node: _Local(index) for index, node in enumerate(nodes)}
         outputs, spec = pytree.tree_flatten(result)
+        left = {_node_of(output, tracer) for output in outputs if isinstance(output, FunctionalTensor)}
+        nodes = _read(last, left | {*finals.values()})
+        places = {**operands, **{node: _Local(index) for index, node in enumerate(nodes)}}
         results = [_place(output, leaves, places, tracer) for output in outputs]
-        if None in results or not all(map(_can_be_copied, nodes)):
+        if None in results or not all(_can_be_copied(node, node in left) for node in nodes):
             return None
-        if not self._copies_views and any(_may_be_a_view(node) for node in nodes):
+        made = any(isinstance(place, _Local) for place in results)
+        views = made and any(map(_may_be_a_view, nodes))
+        if views and not self._copies_views:
             return None
+        after = [(index, places.get(node)) for index, node in finals.items()]
+        written = tuple((index, place) for index, place in after if isinstance(place, _Local))
+        if finals and (made or len(written) < len(finals) or len({id(leaves[index]) for index in finals}) > 1):
+            return None  # a result, or another operand, may have the memory that was written to
         reads = (source for node in nodes for source in node.all_input_nodes)
-        if not all(source in places or _is_size(source) for source in reads):
+        if not all(source in places or _is_size(source) or source.op == "get_attr" for source in reads):
             return None
         if _unbacked(node.meta["val"] for node in nodes) - _unbacked(map(inner, leaves)):
             return None
         calls = tuple((node.target, *_with_places(node, places)) for node in nodes)
-        return _Kept(calls, tuple(node.meta["val"] for node in nodes), tuple(results), spec)
+        return _Kept(calls, tuple(node.meta["val"] for node in nodes), tuple(results), spec, written, views)
+
+    def _copied(self, kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
+        """Copy the nodes of ``kept``, reading ``leaves``; the result is in the form that the interpreter expects."""
+        made: list[fx.Node] = []
+
+        def placed(place: Any) -> Any:
+            if isinstance(place, _Local):
+                return made[place.index]
+            return _node_of(leaves[place.index], tracer) if isinstance(place, _Operand) else place
+
+        for (target, args, kwargs), value in zip(kept.calls, kept.values, strict=True):
+            node = tracer.create_node("call_function", target, *(_mapped((args, kwargs), placed)))
+            node.meta["val"] = another(value)
+            made.append(node)
+        for index, place in kept.written:
+            leaves[index].write(made[place.index])
+        viewed = self._memories.view(leaves) if kept.views else None
+        results = [self._result(place, made, leaves, viewed) for place in kept.results]
+        return pytree.tree_unflatten(results, kept.spec)
+
+    def _result(self, place: Any, made: Sequence[fx.Node], leaves: Sequence[Any], viewed: object | None) -> Any:
+        if isinstance(place, _Operand):
+            return leaves[place.index]
+        if not isinstance(place, _Local):
+            return place[0]
+        return Copy(made[place.index], self._memories, object() if viewed is None else viewed)
 
 
 def _is_known(target: Any) -> bool:
@@ -200,7 +230,7 @@ def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
     first: dict[Any, int] = {}
     entries: list[Any] = [call]
     for index, leaf in enumerate(leaves):
-        if isinstance(leaf, _Copy):
+        if isinstance(leaf, Copy):
             entries.append((first.setdefault(leaf.node, index), *_layout(leaf.value)))
         elif isinstance(leaf, FunctionalTensor):
             value = inner(leaf)
@@ -231,19 +261,12 @@ def _layout(value: FakeTensor) -> tuple[Any, ...]:
     return value.dtype, value.device, sizes, strides, size_of(value.storage_offset()), value.requires_grad
 
 
-def _is_written(leaf: Any) -> bool:
-    if not isinstance(leaf, FunctionalTensor):
-        return False
-    data, metadata = torch._functionalize_has_data_mutation, torch._functionalize_has_metadata_mutation  # type: ignore[attr-defined]
-    return bool(data(leaf.elem) or metadata(leaf.elem))
-
-
 def _tensors(leaves: Sequence[Any]) -> Iterator[tuple[int, FunctionalTensor]]:
     return ((index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, FunctionalTensor))
 
 
-def _node_of(leaf: FunctionalTensor | _Copy, tracer: Any) -> fx.Node | None:
-    if isinstance(leaf, _Copy):
+def _node_of(leaf: FunctionalTensor | Copy, tracer: Any) -> fx.Node | None:
+    if isinstance(leaf, Copy):
         return leaf.node
     tracked = tracer.tensor_tracker.get(inner(leaf))
     return None if tracked is None else tracked.proxy.node
@@ -262,15 +285,29 @@ def _after(last: fx.Node) -> Iterator[fx.Node]:
         node = node.next
 
 
+def _read(last: fx.Node, wanted: set[Any]) -> list[fx.Node]:
+    """What was traced after ``last``, but for sizes and constants, which copies read, and views that nothing reads."""
+    read: list[fx.Node] = []
+    for node in reversed([*_after(last)]):
+        if _is_size(node) or node.op == "get_attr" or node.target in LEFTOVERS:
+            continue
+        if node in wanted or not _may_be_a_view(node):
+            read.append(node)
+            wanted.update(node.all_input_nodes)
+    return read[::-1]
+
+
 def _is_size(node: fx.Node) -> bool:
     """Whether a node's value is a size: the same wherever it is computed, so copies read the first."""
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat))
 
 
-def _can_be_copied(node: fx.Node) -> bool:
+def _can_be_copied(node: fx.Node, is_result: bool) -> bool:
+    """Whether equal calls make equal nodes. A result must be no constant: the host may read what is in one."""
     values = pytree.tree_leaves(node.meta.get("val"))
-    is_call = node.op == "call_function" and not isinstance(node.target, HigherOrderOperator)
-    return is_call and bool(values) and all(isinstance(v, FakeTensor) and v.constant is None for v in values)
+    if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or not values:
+        return False
+    return all(isinstance(v, FakeTensor) and (v.constant is None or not is_result) for v in values)
 
 
 def _may_be_a_view(node: fx.Node) -> bool:
@@ -293,23 +330,6 @@ def _with_places(node: fx.Node, places: dict[Any, Any]) -> Any:
     return fx.map_arg((node.args, node.kwargs), lambda source: places.get(source, source))
 
 
-def _copied(kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
-    """Copy the nodes of ``kept``, reading ``leaves``; the result is in the form that the interpreter expects."""
-    made: list[fx.Node] = []
-
-    def placed(place: Any) -> Any:
-        if isinstance(place, _Local):
-            return made[place.index]
-        return _node_of(leaves[place.index], tracer) if isinstance(place, _Operand) else place
-
-    for (target, args, kwargs), value in zip(kept.calls, kept.values, strict=True):
-        node = tracer.create_node("call_function", target, *(_mapped((args, kwargs), placed)))
-        node.meta["val"] = another(value)
-        made.append(node)
-    results = [_result(place, made, leaves) for place in kept.results]
-    return pytree.tree_unflatten(results, kept.spec)
-
-
 def _mapped(arguments: Any, place: Callable[[Any], Any]) -> Any:
     """``arguments`` with the places in them filled in."""
     if isinstance(arguments, (tuple, list)):
@@ -320,18 +340,6 @@ def _mapped(arguments: Any, place: Callable[[Any], Any]) -> Any:
     if isinstance(arguments, slice):
         return slice(*(_mapped(entry, place) for entry in (arguments.start, arguments.stop, arguments.step)))
     return place(arguments)
-
-
-def _result(place: Any, made: Sequence[fx.Node], leaves: Sequence[Any]) -> Any:
-    if isinstance(place, _Operand):
-        return leaves[place.index]
-    return _Copy(made[place.index]) if isinstance(place, _Local) else place[0]
-
-
-def writes(graph_module: fx.GraphModule) -> bool:
-    """Whether something in the graph looks as if it wrote to a tensor, so that views must be traced one by one."""
-    graphs = (module.graph for module in graph_module.modules() if isinstance(module, fx.GraphModule))
-    return any(looks_like_a_write(node) for graph in graphs for node in graph.nodes)
 
 
 _AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")

@@ -103,7 +103,7 @@ def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
 
 def _of_python(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: UserFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
-        function = self.fn
+        function: Any = self.fn
         if function.__module__ == "einops.einops" and function.__name__ in _EINOPS and _helping.get():
             return TorchInGraphFunctionVariable(function).call_function(tx, args, kwargs)
         return own(self, tx, args, kwargs)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.fx as fx
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightint_compile import capture
@@ -74,9 +76,9 @@ def _traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     traced: list[Any] = []
     kept = retracing.RepeatingInterpreter._kept
 
-    def counted(self: Any, result: Any, leaves: Any, last: fx.Node, tracer: Any) -> Any:
+    def counted(self: Any, result: Any, leaves: Any, last: fx.Node, *more: Any) -> Any:
         traced.extend(node.target for node in retracing._after(last))
-        return kept(self, result, leaves, last, tracer)
+        return kept(self, result, leaves, last, *more)
 
     monkeypatch.setattr(retracing.RepeatingInterpreter, "_kept", counted)
     return traced
@@ -138,10 +140,7 @@ def _writes_through_views(x: Tensor) -> tuple[Tensor, ...]:
     return base, first, second + 1, x.view(-1)
 
 
-@pytest.mark.parametrize("noticed", [True, False])
-def test_views_of_what_is_written_to_share_its_memory(noticed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not noticed:
-        monkeypatch.setattr(capture, "writes", lambda graph_module: False)
+def test_views_of_what_is_written_to_share_its_memory() -> None:
     x = torch.randn(3, 4)
     program = capture.trace(_writes_through_views, (x,))
     for got, expected in zip(program.graph_module(x), _writes_through_views(x), strict=True):
@@ -154,3 +153,79 @@ def test_statistics_that_a_norm_updates_count_as_a_write() -> None:
     norm = nn.BatchNorm1d(4).train().requires_grad_(False)
     with pytest.raises(CaptureError, match="writes to its inputs"):
         capture.trace(norm, (torch.randn(3, 4),))
+
+
+def _inverted(poses: Tensor) -> Tensor:
+    """Matrices that are filled entry by entry, as camera code does."""
+    inverse = torch.zeros_like(poses)
+    inverse[..., :2, :2] = poses[..., :2, :2].transpose(-1, -2)
+    inverse[..., 0, 2] = 1.0 / (1 + poses[..., 0, 2].abs())
+    inverse[..., 2, 2] = 1.0
+    return inverse
+
+
+class Posed(nn.Module):
+    def forward(self, x: Tensor, poses: Tensor) -> Tensor:
+        for _ in range(4):
+            x = (_inverted(poses) @ x).reshape(-1, 3).view(x.shape)
+        return x
+
+
+@pytest.mark.parametrize("dynamic", [None, {"poses": 0, "x": 0}])
+def test_writes_to_memory_of_their_own_are_copied(dynamic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, inputs = Posed(), (torch.randn(2, 3, 3), torch.randn(2, 3, 3))
+    plain = _plainly(lambda: capture.trace(module, inputs, dynamic=dynamic), monkeypatch)
+    traced = _traced(monkeypatch)
+    program = capture.trace(module, inputs, dynamic=dynamic)
+    assert _described(program) == _described(plain)
+    assert traced.count(aten.zeros_like.default) == traced.count(aten.copy.default) / 2 == 1
+    named = {"x": inputs[0], "poses": inputs[1], "poses.size().0": 2, "x.size().0": 2}
+    assert torch.equal(program.graph_module(*(named[entry.path] for entry in program.inputs))[0], module(*inputs))
+
+
+_READS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fresh": lambda t: t * 2,
+    "zeros": torch.zeros_like,
+    "same": lambda t: t.contiguous(),
+    "flat": lambda t: t.view(-1).view(3, 4),
+    "back": lambda t: t.reshape(4, 3).reshape(3, 4),
+    "row": lambda t: t[:1].expand(3, 4) + t,
+    "part": lambda t: t[:, :2].repeat(1, 2),
+    "halves": lambda t: torch.cat(t.chunk(2, -1)[::-1], -1),
+    "turned": lambda t: t.transpose(0, 1).transpose(0, 1),
+}
+
+
+def _put(t: Tensor, other: Tensor) -> None:
+    t[1:, ::2] = other[1:, ::2]
+
+
+_PUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "number": lambda t, other: t.select(1, 0).fill_(3),
+    "part": _put,
+    "all": lambda t, other: t.copy_(other),
+    "through a view": lambda t, other: t.view(-1)[2:5].mul_(2),
+    "added": lambda t, other: t.add_(other),
+    "chained": lambda t, other: t.mul_(0.5).sub_(1),
+}
+OPERATIONS = st.lists(st.tuples(st.sampled_from([*_READS, *_PUTS]), st.integers(0, 9), st.integers(0, 9)), max_size=7)
+
+
+@given(operations=OPERATIONS, rounds=st.integers(2, 3))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_views_and_writes_in_any_order_are_eager_s(operations: list[tuple[str, int, int]], rounds: int) -> None:
+    def program(x: Tensor) -> tuple[Tensor, ...]:
+        tensors = [x + 1]
+        for _ in range(rounds):
+            for name, first, second in operations:
+                one, other = (tensors[-1 - index % len(tensors)] for index in (first, second))
+                if name in _READS:
+                    tensors.append(_READS[name](one))
+                else:
+                    _PUTS[name](one, other.clone())
+            tensors.append(tensors[-1] + 1)
+        return tuple(tensors)
+
+    x = torch.arange(12.0).view(3, 4)
+    for got, expected in zip(capture.trace(program, (x,)).graph_module(x), program(x), strict=True):
+        assert torch.equal(got, expected)
