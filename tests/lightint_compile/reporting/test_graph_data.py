@@ -12,6 +12,7 @@ import toy_report
 import lightint_compile
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting import Section
+from lightint_compile.reporting.page.first_screen import first_screen
 from lightint_compile.reporting.page.graph_data import graph_data
 from lightint_compile.reporting.page.savings import best_change, bytes_moved, work
 
@@ -107,3 +108,29 @@ def test_a_graph_break_is_the_first_thing_to_change() -> None:
     report = lightint_compile.explain(Broken(), torch.randn(1, 8, 8))
     best = best_change(report.sections)
     assert best is not None and "no pass sees across it" in best.because
+
+
+class Heated(torch.nn.Module):
+    """Attention by hand whose scores are scaled by a tensor: a near miss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(query @ key.transpose(-2, -1) * self.temperature, -1) @ value
+
+
+def test_a_near_miss_shows_what_matched_where_it_stopped_and_the_change_that_helps_most() -> None:
+    with torch.no_grad():
+        report = lightint_compile.explain(Heated(), *torch.randn(3, 1, 2, 16, 8), options={"preset": "exact"})
+    (section,) = report.sections
+    assert section.graphs is not None
+    data = graph_data(section.graphs, section.remarks)
+    (miss,) = data["misses"]
+    rows = data["before"]["rows"]
+    assert column(data, rows[miss["stopped"]], "target") == "aten.mul.Tensor"
+    assert "aten.softmax.int" in {column(data, rows[place], "target") for place in miss["matched"]}
+    best = best_change(report.sections)
+    assert best is not None and best.hint == "multiply the query by it before the product" and best.share > 0
+    assert "Change this first:" in first_screen(report) and best.hint in first_screen(report)

@@ -2,6 +2,7 @@
 // The drawing: cytoscape.js draws, dagre lays out each side by itself, and the two are put side by side.
 
 const GAP = 130;
+const NARROW = 600; // pixels below which one side stands under the other
 const LABEL = 26; // letters of a label
 
 class Drawing {
@@ -66,11 +67,12 @@ class Drawing {
   }
 
   layOut() {
-    const left = this.side("b", 0);
-    this.side("a", left.x2 + GAP);
+    const before = this.side("b", 0, 0);
+    const isNarrow = this.cy.container().clientWidth < NARROW;
+    this.side("a", isNarrow ? 0 : before.x2 + GAP, isNarrow ? before.y2 + GAP : 0);
   }
 
-  side(side, x) {
+  side(side, x, y) {
     const boxes = this.cy.nodes(`[side = "${side}"]`);
     const inner = boxes.union(this.cy.edges(`[kind = "flow"][side = "${side}"]`));
     inner
@@ -86,7 +88,7 @@ class Drawing {
       .run();
     const bounds = boxes.boundingBox({ includeLabels: false });
     const leaves = boxes.filter((node) => !node.isParent());
-    leaves.positions((node) => ({ x: node.position("x") - bounds.x1 + x, y: node.position("y") - bounds.y1 }));
+    leaves.positions((node) => ({ x: node.position("x") - bounds.x1 + x, y: node.position("y") - bounds.y1 + y }));
     return boxes.boundingBox({ includeLabels: false });
   }
 

@@ -53,7 +53,11 @@ function stagesOf(chunks) {
 
 function stageLegend(stages) {
   const legend = make("p", "milliseconds:", "legend");
-  stages.forEach((stage, number) => legend.append(make("span", "", `dot stage-${number % STAGES}`), make("span", `${stage} `)));
+  stages.forEach((stage, number) => {
+    const key = make("span", "", "key");
+    key.append(make("span", "", `dot stage-${number % STAGES}`), stage);
+    legend.append(key, " ");
+  });
   return legend;
 }
 
