@@ -143,6 +143,10 @@ def _decided(chunks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "<p>Nothing has run, or nothing is decided at run time. After a rollout, "
         yield "<code>lightint_compile.report(compiled)</code> shows its decisions.</p>"
         return
+    if not any(c["threshold"] or c["context_frames"] or c["reused_steps"] for c in chunks):
+        yield f'<p class="figure">{len(chunks)} <span>call{"s" if len(chunks) > 1 else ""}</span></p>'
+        yield "<p>Nothing is decided at run time.</p>"
+        return
     reused = sum(len(set(c["reused_steps"]) - set(c["refused_steps"])) for c in chunks)
     refused = sum(len(c["refused_steps"]) for c in chunks)
     fewer = sum(c["saved_frames"] for c in chunks)

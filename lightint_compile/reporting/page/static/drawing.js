@@ -7,6 +7,7 @@ const LABEL = 26; // letters of a label
 
 class Drawing {
   constructor(container, onSelect, onToggle, onHover) {
+    this.laidOut = {};
     this.cy = cytoscape({
       container,
       minZoom: 0.05,
@@ -72,24 +73,26 @@ class Drawing {
     this.side("a", isNarrow ? 0 : before.x2 + GAP, isNarrow ? before.y2 + GAP : 0);
   }
 
+  // A side that looks as it did is not laid out again.
   side(side, x, y) {
     const boxes = this.cy.nodes(`[side = "${side}"]`);
-    const inner = boxes.union(this.cy.edges(`[kind = "flow"][side = "${side}"]`));
-    inner
-      .layout({
-        name: "dagre",
-        rankDir: "TB",
-        nodeSep: 12,
-        rankSep: 26,
-        ranker: boxes.length > 80 ? "longest-path" : "network-simplex",
-        animate: false,
-        fit: false,
-      })
-      .run();
-    const bounds = boxes.boundingBox({ includeLabels: false });
     const leaves = boxes.filter((node) => !node.isParent());
+    const flow = this.cy.edges(`[kind = "flow"][side = "${side}"]`);
+    const ends = flow.map((edge) => `${edge.data("source")}>${edge.data("target")}`);
+    const looks = [...boxes.map((box) => `${box.id()} ${box.data("label")}`), ...ends].join("\n");
+    const known = this.laidOut[side];
+    if (known && known.looks === looks) leaves.positions((node) => known.places[node.id()]);
+    else this.layOutBoxes(boxes, flow);
+    const bounds = boxes.boundingBox({ includeLabels: false });
     leaves.positions((node) => ({ x: node.position("x") - bounds.x1 + x, y: node.position("y") - bounds.y1 + y }));
+    this.laidOut[side] = { looks, places: Object.fromEntries(leaves.map((node) => [node.id(), { ...node.position() }])) };
     return boxes.boundingBox({ includeLabels: false });
+  }
+
+  layOutBoxes(boxes, flow) {
+    const ranker = boxes.length > 80 ? "longest-path" : "network-simplex";
+    const spacing = { rankDir: "TB", nodeSep: 12, rankSep: 26, ranker };
+    boxes.union(flow).layout({ name: "dagre", animate: false, fit: false, ...spacing }).run();
   }
 
   mark(id) {

@@ -131,7 +131,8 @@ class Page {
       for (const place of missPlaces(miss)) this.reveal(this.items.get(`b/${place}`));
       this.redraw();
       this.drawing.centre(missPlaces(miss).map((place) => `b/${place}`));
-      this.details.element.replaceChildren(make("h3", "near miss"), make("p", remark.message), make("p", `→ ${remark.hint || "no cure is known"}`, "hint"));
+      const hint = make("p", `→ ${remark.hint || "no cure is known"}`, "hint");
+      this.details.element.replaceChildren(make("h3", "near miss"), make("p", remark.message), hint);
     });
     const entry = make("li");
     entry.append(button);
