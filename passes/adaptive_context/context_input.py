@@ -11,11 +11,11 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.cameras import is_camera_shaped
-from lightint_compile.passes.analysis.coming_frames import denoised, hint_at, windows_read
+from lightint_compile.passes.analysis.coming_frames import denoised, windows_read
 from lightint_compile.passes.analysis.roles import Role, Roles
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.analysis.world import FRAMES, chunk_frames
-from lightint_compile.passes.ir.fake_values import hint_of, size_of
+from lightint_compile.passes.ir.fake_values import hint_at, hint_of, size_of
 from lightint_compile.passes.ir.fresh_sizes import bounds
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.input_writes import written_buffers

@@ -12,9 +12,9 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.cameras import camera_input, is_camera_shaped, latents_so_far
-from lightint_compile.passes.analysis.coming_frames import coming_frames, denoised, hint_at
+from lightint_compile.passes.analysis.coming_frames import coming_frames, denoised
 from lightint_compile.passes.analysis.world import FRAMES, chunk_frames, contradicted
-from lightint_compile.passes.ir.fake_values import hint_of
+from lightint_compile.passes.ir.fake_values import hint_at, hint_of
 from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.fresh_sizes import bounds
 from lightint_compile.passes.ir.op_arguments import Pick, pick_of

@@ -17,6 +17,7 @@ from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.joins import Piece, pieces_of
 from lightint_compile.passes.ir.op_arguments import argument
+from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.sizes import same
 
@@ -44,9 +45,10 @@ class SpanKind(StrEnum):
 class SiteKind(StrEnum):
     """What an attention is for.
 
-    ``PREFILL``: the grid attends to itself. ``DENOISE``: it attends to context frames too. ``CROSS``: grid queries,
-    keys without a grid. ``CACHE``: the same where the keys are kept ones, or hold the queries' own tokens: their frames
-    are unknown. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of frames.
+    ``PREFILL``: the grid, or its last frames, attend to the grid. ``DENOISE``: it attends to context frames too.
+    ``CROSS``: grid queries, keys without a grid. ``CACHE``: the same where the keys are kept ones, or hold the queries'
+    own tokens: their frames are unknown. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of
+    frames.
     """
 
     PREFILL = "prefill"
@@ -210,7 +212,7 @@ def _tokens_first(query: fx.Node) -> bool:
     return isinstance(heads, int) and (not isinstance(tokens, int) or heads < tokens)
 
 
-_PRODUCTS = {aten.linear.default, aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default}
+_PRODUCTS = {aten.linear.default, aten.addmm.default, *Family.PRODUCT.value}
 
 
 def _producer(node: fx.Node) -> fx.Node | None:
@@ -244,7 +246,7 @@ def _structure(query: TokenAxis, key: TokenAxis) -> tuple[SiteKind, Grid | None,
     if grid is None or not all(key_grid.same_plane(grid) for key_grid in key.grids):
         return SiteKind.OTHER, None, None, f"several grids share the axes: queries {query}, keys {key}"
     *context, last = key.grids
-    if not (last.same_tokens(grid) or (not context and all(map(same, last.shape, grid.shape)))):
+    if not (last.ends_with(grid) or (not context and all(map(same, last.shape, grid.shape)))):
         return SiteKind.OTHER, None, None, f"the queries' frames are not the last keys: queries {query}, keys {key}"
     if key.block is None:
         return SiteKind.OTHER, None, None, f"tokens without a grid lie between frames: keys {key}"
@@ -280,5 +282,5 @@ def _key_spans(query: TokenAxis, key: TokenAxis) -> tuple[KeySpan, ...]:
 def _span_kind(query: TokenAxis, grid: Grid | None) -> SpanKind:
     if grid is None:
         return SpanKind.TEXT
-    own = any(mine.same_tokens(grid) for mine in query.grids)
+    own = any(grid.ends_with(mine) for mine in query.grids)
     return SpanKind.CURRENT if own else SpanKind.CONTEXT

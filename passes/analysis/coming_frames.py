@@ -303,13 +303,6 @@ def _beside(part: _Seen | tuple[_Seen, ...], others: frozenset[Window]) -> _Seen
     return tuple(each._replace(windows=each.windows | others) for each in part)
 
 
-def hint_at(like: fx.Node, size: Size) -> int:
-    """A size as it was at capture; ``like`` is any tensor of it."""
-    env = fake_mode_of([like]).shape_env
-    known = isinstance(size, int) or env is None
-    return hint_of(size if known else env.create_symintnode(size, hint=None))  # type: ignore[union-attr, arg-type]
-
-
 def _is_not_negative(place: sympy.Expr, env: ShapeEnv | None) -> bool:
     if env is None:
         return False

@@ -14,8 +14,8 @@ from lightint_compile.passes.analysis.axes.factors import extent, plain, same
 from lightint_compile.passes.analysis.row_repeats.analysis import Analysis, analyse
 from lightint_compile.passes.analysis.row_repeats.layout import kept_size
 from lightint_compile.passes.analysis.row_repeats.needs import lost_products
-from lightint_compile.passes.analysis.row_repeats.picks import none, size_hint
-from lightint_compile.passes.ir.fake_values import hinted_shape, numel_hint, shape_of
+from lightint_compile.passes.analysis.row_repeats.picks import none
+from lightint_compile.passes.ir.fake_values import hint_at, hinted_shape, numel_hint, shape_of
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.input_writes import written_buffers
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
@@ -100,7 +100,7 @@ def _left(node: fx.Node, repeated: Analysis) -> int:
     """FLOPs of a node on the rows that are there once the repetition that the graph shows is moved behind it."""
     share = Fraction(1)
     for entry in repeated.layout(node) if flops_of(node) else ():
-        share *= Fraction(size_hint(kept_size(entry), node), max(size_hint(extent(entry), node), 1))
+        share *= Fraction(hint_at(node, kept_size(entry)), max(hint_at(node, extent(entry)), 1))
     return int(flops_of(node) * share)
 
 

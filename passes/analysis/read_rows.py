@@ -22,8 +22,9 @@ from lightint_compile.passes.ir.fake_values import Size, shape_of
 from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.node_queries import is_element
 from lightint_compile.passes.ir.op_arguments import rank_of, sizes_of, tensors
-from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.op_families import Family, takes_rows
 from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.sizes import groups
 
 aten = torch.ops.aten
 
@@ -133,7 +134,8 @@ class _Following:
         for axis, wanted in enumerate(self._wanted):
             ways = {output[axis] for output in self._movement.outputs}
             rows.append(self._axis(ways.pop(), axis, wanted) if len(ways) == 1 else None)
-        if not self._fits:
+        span = rows[0] if rows else None
+        if not self._fits or (span is not None and not takes_rows(self._node.target, span[1] - span[0])):
             return None
         operands = {
             source: tuple(self._asked.get(Ref(source, axis)) for axis in range(rank_of(source)))
@@ -210,11 +212,11 @@ def parts(lengths: Sequence[int], wanted: tuple[int, int]) -> Iterator[tuple[int
 def _regrouped(source: fx.Node, shape: tuple[Size, ...], wanted: Rows) -> Need | None:
     """A view: rows of the leading axis of what is cut or joined, as far as they are whole rows on both sides."""
     before = sizes_of(source)
-    if not all(isinstance(size, int) for size in (*before, *shape)):
+    if not all(isinstance(size, int) and size for size in (*before, *shape)):
         return None
     rows: list[Span] = [None] * len(shape)
     read: list[Span] = [None] * len(before)
-    for theirs, ours in _groups(before, shape):  # type: ignore[arg-type]
+    for theirs, ours in groups(before, shape):
         own, other = _leading(ours, shape), _leading(theirs, before)  # type: ignore[arg-type]
         if own is None or other is None or (span := wanted[own[0]]) is None:
             continue
@@ -232,20 +234,3 @@ def _leading(axes: range, shape: Sequence[int]) -> tuple[int, int] | None:
         if shape[axis] != 1:
             return axis, math.prod(shape[axis + 1 : axes.stop])
     return None
-
-
-def _groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
-    """Axes of two shapes of the same values, in the smallest groups that hold the same values each."""
-    if 0 in before:
-        return
-    i = j = 0
-    while i < len(before) and j < len(after):
-        start, other = i, j
-        left, right = before[i], after[j]
-        i, j = i + 1, j + 1
-        while left != right:
-            if left < right:
-                left, i = left * before[i], i + 1
-            else:
-                right, j = right * after[j], j + 1
-        yield range(start, i), range(other, j)

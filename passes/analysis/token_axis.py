@@ -44,6 +44,14 @@ class Grid:
         pairs = zip((*self.shape, self.first_frame), (*other.shape, other.first_frame), strict=True)
         return self.seed == other.seed and all(same(a, b) for a, b in pairs)
 
+    def ends_with(self, other: Grid) -> bool:
+        """Whether the last frames here are those of another grid of the same seed, by sizes that are known."""
+        behind = size_of(self.first_frame + self.frames - other.first_frame)
+        within = self.seed == other.seed and self.same_plane(other) and same(behind, other.frames)
+        lengths = self.frames, other.frames
+        known = all(isinstance(frames, int) for frames in lengths)
+        return self.same_tokens(other) or (within and known and lengths[1] <= lengths[0])
+
     def same_plane(self, other: Grid) -> bool:
         """Whether frames of both have one height and width."""
         return same(self.height, other.height) and same(self.width, other.width)

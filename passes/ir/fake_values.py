@@ -159,3 +159,10 @@ def _layouts(value: Any) -> list[Any]:
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     strides = tensor.stride()
     return shape_of(tensor), tuple(map(size_of, strides)) if tensor._has_symbolic_sizes_strides else tuple(strides)
+
+
+def hint_at(like: fx.Node, size: Size) -> int:
+    """A size as it was at capture; ``like`` is any tensor of it."""
+    env = fake_mode_of([like]).shape_env
+    known = isinstance(size, int) or env is None
+    return hint_of(size if known else env.create_symintnode(size, hint=None))  # type: ignore[union-attr, arg-type]

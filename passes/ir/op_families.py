@@ -48,7 +48,7 @@ class Family(Enum):
         "var.dim std.correction std.dim all.default all.dim any.default any.dim logsumexp.default "
         "linalg_vector_norm.default norm.ScalarOpt_dim argmax.default argmin.default prod.dim_int"
     )
-    PRODUCT = _of("matmul.default mm.default bmm.default")
+    PRODUCT = _of("matmul.default mm.default bmm.default _int_mm.default")
     ADDED_PRODUCT = _of("addmm.default baddbmm.default")
     EINSUM = _of("einsum.default")
     CONVOLUTION = _of("conv1d.default conv2d.default conv3d.default conv_transpose2d.input conv_transpose3d.input")
@@ -79,3 +79,13 @@ def is_pointwise(node: fx.Node) -> bool:
     if node.target in _LIKE_POINTWISE:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+_LEAST_ROWS: dict[Any, int] = {aten._int_mm.default: 17}
+"""Rows of a product of 8-bit numbers from which on CUDA computes it."""
+
+
+def takes_rows(target: Any, rows: Any) -> bool:
+    """Whether an operator computes so many rows on every device; a symbolic number may be anything."""
+    least = _LEAST_ROWS.get(target, 0)
+    return not least or (isinstance(rows, int) and rows >= least)

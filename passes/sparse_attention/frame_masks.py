@@ -108,8 +108,10 @@ def is_square(site: AttentionSite) -> bool:
     """Whether the grid attends to itself, with all sizes known."""
     grid = site.query_grid
     sizes = (*site.query.meta["val"].shape, *site.key.meta["val"].shape)
-    known = grid is not None and all(isinstance(size, int) for size in (*grid.shape, *sizes))
-    return known and site.kind is SiteKind.PREFILL and sizes[2] * sizes[6] <= MOST_PAIRS
+    if grid is None or site.kind is not SiteKind.PREFILL or site.key_grid is None:
+        return False
+    known = all(isinstance(size, int) for size in (*grid.shape, *sizes))
+    return known and site.key_grid.frames == grid.frames and sizes[2] * sizes[6] <= MOST_PAIRS
 
 
 def frames_seen(site: AttentionSite, rows: Rows, source: RowsOfQueries) -> FrameMask | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.attention_sites import ATTENTION
 from lightint_compile.passes.analysis.known_numbers import known_numbers
 from lightint_compile.passes.analysis.samples import Folded, folded_form, result_of
 from lightint_compile.passes.ir.fake_values import Size
@@ -26,12 +27,11 @@ from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.sizes import product, same
 from lightint_compile.passes.sparse_attention.grid_sizes import (
+    END,
     SizeArgument,
     length_of,
     product_of,
 )
-
-SDPA = aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def _tried(node: fx.Node, form: Folded, rewriter: Rewriter) -> Samples | None:
     with rewriter.at(node, rule="samples"):
         heads = [rewriter.call(aten.permute.default, each, [0, 2, 1, 3]) for each in operands]
         grouped = not same(sizes_of(heads[0])[1], sizes_of(heads[1])[1])
-        site = rewriter.call(SDPA, *heads, scale=given[form.scale], enable_gqa=grouped)
+        site = rewriter.call(ATTENTION, *heads, scale=given[form.scale], enable_gqa=grouped)
     return Samples(node, result, form, given, batch, site, heads[0], heads[1])
 
 
@@ -187,7 +187,7 @@ class SampleMasks:
         rows = product_of([length_of(samples.queries, 0, self._rewriter), length], self._rewriter)
         device, dtype = starts.meta["val"].device, starts.meta["val"].dtype
         places = call(aten.arange.default, rows, dtype=dtype, device=device)
-        ends = call(aten.slice.Tensor, starts, 0, 1, 2**63 - 1)
+        ends = call(aten.slice.Tensor, starts, 0, 1, END)
         number = call(aten.searchsorted.Tensor, ends, places, out_int32=True, right=True)
         return call(aten.reshape.default, number, [-1, length])
 
@@ -208,4 +208,4 @@ class SampleMasks:
 
     def _ends(self, starts: fx.Node) -> Iterator[fx.Node]:
         yield self._rewriter.call(aten.slice.Tensor, starts, 0, 0, -1)
-        yield self._rewriter.call(aten.slice.Tensor, starts, 0, 1, 2**63 - 1)
+        yield self._rewriter.call(aten.slice.Tensor, starts, 0, 1, END)

@@ -30,7 +30,7 @@ from lightint_compile.passes.analysis.axes.plans import (
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.op_arguments import argument, arguments, sizes_of, takes
-from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.op_families import Family, takes_rows
 from lightint_compile.passes.ir.sizes import product
 
 
@@ -50,7 +50,12 @@ def rowwise(node: fx.Node, of: Layouts) -> Plan | Blocked | None:
     args = _row_arguments(node, movement, results, of)
     if isinstance(args, Blocked):
         return args
+    if not takes_rows(node.target, without(results[0][0], Kind.BATCH) if results[0] else 0):
+        return _FEW
     return MEETS if operands is None else Plan(tuple(results), operands, args=args)
+
+
+_FEW = Blocked("a product of 8-bit numbers has too few rows for one element")
 
 
 # --- calls whose arguments are sizes ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from lightint_compile.passes.analysis.row_repeats.layout import (
 from lightint_compile.passes.analysis.row_repeats.picks import Allowed, masked, none, picked
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.op_arguments import argument, dimension, sizes_of, tensors
-from lightint_compile.passes.ir.op_families import Family
+from lightint_compile.passes.ir.op_families import Family, takes_rows
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import replaced
 
@@ -140,6 +140,8 @@ def _plan(node: fx.Node, movement: Movement, of: Layouts) -> Plan | Blocked:
         return Blocked("its results have different axes", mixes=True)
     if not any(map(repeats, results)):
         return _lost(node, movement, of)
+    if not takes_rows(node.target, kept_size(results[0][0]) if results[0] else 0):
+        return Blocked("a product of 8-bit numbers would have too few rows")
     operands = operands_of(movement, results, of, Kind.SAME)
     if operands is None:
         return Blocked("it reads a value in two ways")

@@ -28,7 +28,7 @@ from lightint_compile.passes.analysis.axes.factors import (
 from lightint_compile.passes.analysis.axes.movement import Along, Joined, Movement, Padded, Picked, Ref, Way, Written
 from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, operands_of, results_of
 from lightint_compile.passes.analysis.row_repeats.layout import is_full, kept_size
-from lightint_compile.passes.ir.fake_values import Size, hint_of, shape_of, size_of
+from lightint_compile.passes.ir.fake_values import Size, hint_at, shape_of, size_of
 from lightint_compile.passes.ir.memory_sharing import alias_source, is_write, memory_of
 from lightint_compile.passes.ir.op_arguments import argument, rank_of
 from lightint_compile.passes.ir.program import tensor_of
@@ -158,7 +158,7 @@ def _planned(
     """The layouts of the result, which is picked along the axis ``place``, and those of the operands, which are read as
     ``own`` there."""
     length = shape_of(node.meta["val"])[place]
-    if FEWER * size_hint(picks.rows, node) > size_hint(length, node) or not allows(picks):
+    if FEWER * hint_at(node, picks.rows) > hint_at(node, length) or not allows(picks):
         return None
     (ways,) = movement.outputs
     rest = replace(movement, outputs=(replaced(ways, place, Along()),), reads=())
@@ -169,13 +169,6 @@ def _planned(
     return None if operands is None else Plan((result,), operands, computes=False)
 
 
-def size_hint(size: Size, node: fx.Node) -> int:
-    """A size as it was at capture; ``node`` is one whose value has sizes of the same capture."""
-    if isinstance(size, int):
-        return size
-    return hint_of(node.meta["val"].fake_mode.shape_env.create_symintnode(size, hint=None))
-
-
 def masked(node: fx.Node, allows: Allowed) -> Plan | None:
     """A mask along one axis as one that is picked from false and true."""
     value = tensor_of(node)
@@ -183,7 +176,7 @@ def masked(node: fx.Node, allows: Allowed) -> Plan | None:
         return None
     sizes = shape_of(value)
     long = [place for place, size in enumerate(sizes) if not equal(size, 1)]
-    if len(long) != 1 or size_hint(sizes[long[0]], node) < _FEWEST:
+    if len(long) != 1 or hint_at(node, sizes[long[0]]) < _FEWEST:
         return None
     made = Picks(2, node)
     if not allows(made):

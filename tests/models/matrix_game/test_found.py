@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -71,6 +72,30 @@ def test_a_later_clip_of_the_released_size_takes_15_percent_less() -> None:
     program = trace(model.module("meta", torch.bfloat16), model.example_inputs(25, "meta", torch.bfloat16))
     before, after = (program_flops(each)["total"] for each in (program, rewritten(program, EXACT)[0]))
     assert after <= 0.85 * before
+
+
+@pytest.mark.slow
+def test_projections_of_8_bit_are_seen_through(programs: tuple[Program, Program]) -> None:
+    config = dataclasses.replace(MODEL.config, int8=True)
+    before = trace(dataclasses.replace(MODEL, config=config).module(), MODEL.example_inputs(25))
+    after, _ = rewritten(before, EXACT)
+    rows = Counter(node.meta["val"].shape[0] for node in after.calls(torch.ops.aten._int_mm.default))
+    # Of two blocks q, k, v, o of self-attention and q, o of cross-attention in each step; k, v of the text once.
+    assert rows == {19 * 6: 8 * 3, 10 * 6: 4 * 3, 8: 4}
+    assert program_flops(after) == program_flops(programs[1])
+
+
+@pytest.mark.slow
+def test_projections_in_float32_stay_so_and_weights_are_widened_once() -> None:
+    module, inputs = MODEL.module(dtype=torch.bfloat16), MODEL.example_inputs(25, dtype=torch.bfloat16)
+    before = trace(module, inputs)
+    after, _ = rewritten(before, EXACT)
+    for projection in ("self_attn.q", "self_attn.o", "time_projection", "head.head"):
+        found = [node for node in after.calls(LINEAR) if projection in weight_of(after, node)]
+        assert found and {node.meta["val"].dtype for node in found} == {torch.float32}
+        assert len({node.args[1] for node in found}) == len({weight_of(after, node) for node in found})
+    feeds = feeds_of(module, inputs)
+    assert largest_difference(run(after, feeds), run(before, feeds)) == 0
 
 
 def test_the_numbers_are_the_same(programs: tuple[Program, Program]) -> None:

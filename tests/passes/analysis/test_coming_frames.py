@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightint_compile import capture
 from lightint_compile.passes.analysis.cameras import camera_input
-from lightint_compile.passes.analysis.coming_frames import Coming, coming_frames, hint_at
+from lightint_compile.passes.analysis.coming_frames import Coming, coming_frames
+from lightint_compile.passes.ir.fake_values import hint_at
 from lightint_compile.passes.ir.remarks import Miss
 
 FRAMES, START = 16, 8

@@ -144,6 +144,19 @@ def test_what_depends_on_all_rows_stays(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("read", "computed"), [(20, 20), (17, 17), (16, 40)])
+def test_products_of_8_bit_keep_as_many_rows_as_they_need_on_every_device(read: int, computed: int) -> None:
+    def call(x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        weight = torch.linspace(-90, 90, 24 * 16).reshape(16, 24).to(torch.int8)
+        return (torch._int_mm((x / scale).round().to(torch.int8), weight).double() * scale)[:read]
+
+    program = trace(call, {"x": draw(40, 16)})
+    copy, _ = rewritten(program, PASS)
+    assert [node.meta["val"].shape[0] for node in copy.calls(aten._int_mm.default)] == [computed]
+    assert largest_difference(run(copy, {"x": draw(40, 16)}), run(program, {"x": draw(40, 16)})) == 0
+
+
 def test_what_is_written_in_place_stays() -> None:
     def call(x: Tensor) -> Tensor:
         made = linear(x, 4)

@@ -328,3 +328,16 @@ def test_a_timestep_given_per_token_is_reported_not_guessed() -> None:
         for r in rewritten(zoo.program("wan22_ti2v"), f"{PASS}{{report-inputs=false}}")[1].remarks
         if "token" in r.rule
     ]
+
+
+@pytest.mark.parametrize(("frames", "rows"), [(20, 20), (4, 80)])
+def test_products_of_8_bit_keep_as_many_rows_as_they_need_on_every_device(frames: int, rows: int) -> None:
+    def call(x: Tensor) -> Tensor:
+        weight = torch.linspace(-90, 90, 24 * 16).reshape(16, 24).to(torch.int8)
+        return torch._int_mm(x.repeat_interleave(80 // frames, 0).round().to(torch.int8), weight)
+
+    inputs = {"x": torch.randn(frames, 16) * 30}
+    program = trace(call, inputs)
+    copy, _ = rewritten(program, "sink-row-repeats")
+    assert [node.meta["val"].shape[0] for node in copy.calls(torch.ops.aten._int_mm.default)] == [rows]
+    assert all(map(torch.equal, run(copy, inputs), run(program, inputs)))

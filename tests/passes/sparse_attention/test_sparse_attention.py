@@ -79,6 +79,48 @@ def test_a_denoising_step_reads_its_segments_without_the_concatenation():
     assert dense_difference(program, feeds) < 1e-6
 
 
+def part_of(rows: slice) -> Any:
+    """Queries that are some rows of the grid of 12 frames of 4x4: what is left where others are not read."""
+
+    def call(video: Tensor, text: Tensor) -> Tensor:
+        tokens = patches(video)
+        key, value = torch.cat([text, tokens], 2), torch.cat([text, tokens.cos()], 2)
+        return F.scaled_dot_product_attention(tokens[:, :, rows], key, value)
+
+    return call
+
+
+def split_in_two(video: Tensor, text: Tensor) -> Tensor:
+    past, current = patches(video[:, :, :8]), patches(video[:, :, 8:])
+    key, value = torch.cat([text, past, current], 2), torch.cat([text, past.cos(), current.cos()], 2)
+    return F.scaled_dot_product_attention(current, key, value)
+
+
+PART = {"video": (1, 16, 12, 4, 4), "text": (1, 2, 5, 8)}
+
+
+def test_queries_that_are_the_last_frames_read_the_best_tiles_of_all():
+    feeds = inputs(**PART)
+    program = trace_function(part_of(slice(8 * 16, None)), feeds)
+    copy, _ = rewritten(program, SMALL)
+    node = only(copy, SEGMENTS)
+    assert node.args[3:7] == ([4, 4, 4], [12, 4, 4], 5, [2, 2, 2])
+    assert dense_difference(program, feeds) < 1e-6
+    # As if the frames in front of them were another grid, under one density for all.
+    other, _ = rewritten(trace_function(split_in_two, feeds), SMALL.replace("}", ",context-density=none}"))
+    with kernels.using("gather"):
+        assert largest_difference(run(copy, feeds), run(other, feeds)) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [slice(0, 64), slice(64, 128), slice(8 * 16 + 4, None)], ids=str)
+def test_queries_that_are_other_rows_stay_dense(rows: slice):
+    program = trace_function(part_of(rows), inputs(**PART))
+    copy, result = rewritten(program, SMALL)
+    assert not result.modified and only(copy, DENSE)
+    (reason,) = missed(result.remarks).values()
+    assert "not the last keys" in reason or "frame" in reason
+
+
 def two_steps(current: Tensor, context: Tensor, text: Tensor, other: Tensor) -> Tensor:
     """Two denoising steps over one context, and one over another."""
     results = []
