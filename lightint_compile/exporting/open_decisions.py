@@ -179,7 +179,8 @@ class _Opening:
         """``asked``, unless the activation changed by more than the limit."""
         with fake_mode_of(self._graph.nodes):
             number = torch.empty((), dtype=torch.float32)
-        limit = self._input(DRIFT, number, "relative change of an activation up to which a step is reused", drift)
+        meaning = f"relative change of an activation up to which a step is reused; the options say {drift}"
+        limit = self._input(DRIFT, number, meaning, drift)
         values = [each.meta["val"] for each in (asked, now, before, limit)]
         with fake_mode_of(self._graph.nodes):
             traced = make_fx(torch.func.functionalize(_may_reuse), _allow_non_fake_inputs=True)(*values)

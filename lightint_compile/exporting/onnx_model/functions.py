@@ -43,7 +43,8 @@ def arrange(model: ir.Model, kernels: Mapping[str, Kernel], opset: int) -> None:
         found = moved.get((node.domain, node.op_type, node.overload))
         if found is not None:
             _call(node, *found)
-    for holder in (model, *made.values()):
+    holders: list[Any] = [model, *made.values()]
+    for holder in holders:
         holder.opset_imports.clear()
         holder.opset_imports.update({"": opset, **dict.fromkeys((function.domain for function in made.values()), 1)})
 
