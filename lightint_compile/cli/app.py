@@ -118,24 +118,32 @@ def bisect(
 @app.command()
 def export(
     target: Target,
-    path: Annotated[Path, typer.Argument(help="where to write; the suffix names the format: .pt2")],
+    path: Annotated[Path, typer.Argument(help="where to write; the suffix names the format: .pt2, .aoti.pt2, .onnx")],
     preset: PresetName = "exact",
     option: OptionPairs = None,
     dynamic: DynamicPairs = None,
+    kind: Annotated[str | None, typer.Option("--format", help="pt2, aoti or onnx, whatever the suffix")] = None,
 ) -> None:
     """Write the rewritten program of TARGET to PATH, and check it by running it in a fresh process."""
-    from lightint_compile.cli.failing import check_writable, user_call
+    from lightint_compile.cli.failing import check_writable, stages, user_call
     from lightint_compile.cli.targets import parse_dynamic, parse_options, resolve
     from lightint_compile.exporting import export as export_module
     from lightint_compile.exporting import format_of
 
-    format_of(path)
+    format_of(path, kind)
     check_writable("PATH", path, makes_folders=True)
     options, symbolic = parse_options(preset, option or []), parse_dynamic(dynamic or [])
     subject = resolve(target)
     with user_call(target):
         written = export_module(
-            subject.module, subject.args, path, kwargs=subject.kwargs, options=options, dynamic=symbolic
+            subject.module,
+            subject.args,
+            path,
+            kwargs=subject.kwargs,
+            options=options,
+            dynamic=symbolic,
+            format=kind,
+            progress=stages(),
         )
     typer.echo(str(written))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "lightint")
     return f"{' '.join(str(spoken()).split())} · fix: see {command} --help"
+
+
+def stages() -> Callable[[str], None]:
+    """Tells on a terminal what is done next, and after how many seconds; stderr of a script is for the error alone."""
+    began = time.perf_counter()
+
+    def tell(what: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"{time.perf_counter() - began:7.1f} s  {what}", err=True)
+
+    return tell
 
 
 def check_writable(option: str, path: Path | None, *, makes_folders: bool = False) -> None:

@@ -141,7 +141,7 @@ def test_doctor_mends_what_it_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (["explain", "lightint_test_project:call", "-o", "density"], "'density' is not KEY=VALUE"),
         (["explain", "lightint_test_project:call", "-o", "densty=0.3"], "did you mean 'density'?"),
         (["explain", "lightint_test_project:call", "-d", "input"], "is not ARGUMENT=DIMENSION"),
-        (["export", "lightint_test_project:call", "m.onnx"], "known: .pt2"),
+        (["export", "lightint_test_project:call", "m.trt"], "known: .pt2"),
         (["bench", "kernels", "--device", "gpu"], "'gpu' is no device"),
         (["demo", "--chunks", "2"], "2 chunks are too few"),
         (["demo", "--preset", "sprase"], "did you mean 'sparse'?"),

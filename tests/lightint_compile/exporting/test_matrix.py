@@ -1,0 +1,98 @@
+"""Every format of several models under presets that compute, skip and decide; all cells but a few are slow.
+
+A cell is written and then compared in a fresh process: at the example, at a second length of the context, and with
+every step reused where steps are decided.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+import lightint_compile
+from lightint_compile.models import registry
+
+FORMATS = {"pt2": "m.pt2", "aoti": "m.aoti.pt2", "onnx": "m.onnx"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {"preset": "exact"},
+    "sparse": {"preset": "sparse", "min_tokens": 0},
+    "all": {"preset": "all", "min_tokens": 0},
+}
+QUICK = {("vit", "pt2", "exact")}
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32)
+        self.mlp = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        x = x + self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(x)
+
+
+class Vit(nn.Module):
+    """A plain vision transformer that classifies, over patches and any number of further tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: Tensor, prompt: Tensor) -> Tensor:
+        tokens = torch.cat([prompt, self.patch(image).flatten(2).transpose(1, 2)], 1)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens.mean(1))
+
+
+def vit() -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+    inputs = {"image": torch.randn(1, 3, 16, 16), "prompt": torch.randn(1, 5, 32)}
+    return Vit().eval().requires_grad_(False), inputs, {"prompt": 1}
+
+
+def wan() -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+    module, inputs = zoo.build("wan")
+    return module, inputs, {"encoder_hidden_states": 1}
+
+
+def world(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+    model = registry.world_model(name)
+    return model.module(), model.example_inputs(model.example_history), dict(model.frame_axes)
+
+
+MODELS = {
+    "vit": vit,
+    "wan": wan,
+    "worldplay": lambda: world("worldplay:tiny"),
+    "matrix-game": lambda: world("matrix-game:tiny"),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "preset"),
+    [
+        pytest.param(*cell, marks=() if cell in QUICK else pytest.mark.slow, id="-".join(cell))
+        for cell in ((model, kind, preset) for model in MODELS for kind in FORMATS for preset in PRESETS)
+    ],
+)
+def test_a_cell(model: str, kind: str, preset: str, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    module, inputs, dynamic = MODELS[model]()
+    path = tmp_path / FORMATS[kind]
+    written = lightint_compile.export(module, (), path, kwargs=inputs, options=PRESETS[preset], dynamic=dynamic)
+    names = [check.name for check in written.checks]
+    assert written.difference < 1e-4 and any("more of every size" in name for name in names)
+    assert ("every step reused" in names) == any(name.startswith("reuse_") for name in written.inputs)
+    print(written)
