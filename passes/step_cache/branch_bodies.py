@@ -68,3 +68,13 @@ class Side:
         side = fx.GraphModule({name: self._root.get_submodule(name) for name in called}, self.graph)
         side.meta["lightint"] = {"kind": "branch"}
         return side
+
+
+def attributes_of(root: fx.GraphModule, names: Sequence[str], sides: Sequence[fx.GraphModule]) -> list[fx.Node]:
+    """Nodes that name the bodies of a branch, which become submodules of ``root``."""
+    attributes = []
+    for name, side in zip(names, sides, strict=True):
+        root.add_submodule(name, side)
+        attributes.append(root.graph.get_attr(name))
+        attributes[-1].meta["val"] = None
+    return attributes

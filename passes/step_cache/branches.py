@@ -16,7 +16,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.ir.decision_points import DecisionPoint, StepPoint
-from lightint_compile.passes.step_cache.branch_bodies import Side
+from lightint_compile.passes.step_cache.branch_bodies import Side, attributes_of
 from lightint_compile.passes.step_cache.per_element import EACH, Apart
 from lightint_compile.passes.step_cache.reuse import Hold, Past
 from lightint_compile.passes.step_cache.steps import StepBody
@@ -92,13 +92,12 @@ class GuardedSteps:
         target: Any
         args: tuple[Any, ...]
         if self._apart is None:
-            attributes = self._attributes(names, sides)
+            attributes = attributes_of(self._root, names, sides)
             target, args = torch.ops.higher_order.cond, (reused, *attributes, tuple(operands))
         else:
             one, known = self._apart.sides(*sides, operands)
-            attributes = self._attributes(
-                [*names, *(f"{name}_row" for name in names)], (*sides, one.reuse, one.compute)
-            )
+            names += [f"{name}_row" for name in names]
+            attributes = attributes_of(self._root, names, (*sides, one.reuse, one.compute))
             target, args = EACH, (reused, *attributes, one.splits, one.joins, tuple(operands))
         call = graph.create_node("call_function", target, args, name=f"step_{step}")
         call.meta["val"] = tuple(node.meta["val"] for node in sides[1].graph.output_node().args[0])  # type: ignore[union-attr]
@@ -108,14 +107,6 @@ class GuardedSteps:
         if self._apart is not None:
             self._apart.learn(dict(zip(results, known, strict=True)))
         return results
-
-    def _attributes(self, names: Sequence[str], sides: Sequence[fx.GraphModule]) -> list[fx.Node]:
-        attributes = []
-        for name, side in zip(names, sides, strict=True):
-            self._root.add_submodule(name, side)
-            attributes.append(self._root.graph.get_attr(name))
-            attributes[-1].meta["val"] = None
-        return attributes
 
 
 def computed(body: StepBody, inside: Sequence[fx.Node], side: Side) -> list[fx.Node]:

@@ -34,7 +34,7 @@ from lightint_compile.passes.ir.memo_cost import objection
 from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.program import InputKind, Program
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
-from lightint_compile.passes.step_cache.branch_bodies import Side
+from lightint_compile.passes.step_cache.branch_bodies import Side, attributes_of
 from lightint_compile.passes.step_cache.branches import computed, operands_of
 from lightint_compile.passes.step_cache.extrapolation import EXTRAPOLATE, extrapolation
 from lightint_compile.passes.step_cache.steps import StepBody, body_of
@@ -172,11 +172,7 @@ def _branch(
     operands: Sequence[fx.Node],
     prediction: fx.Node,
 ) -> fx.Node:
-    attributes: list[Any] = []
-    for name, side in zip(("step_reuse", "step_compute"), sides, strict=True):
-        root.add_submodule(name, side)
-        attributes.append(root.graph.get_attr(name))
-        attributes[-1].meta["val"] = None
+    attributes = attributes_of(root, ("step_reuse", "step_compute"), sides)
     target: Any = torch.ops.higher_order.cond
     call = root.graph.create_node("call_function", target, (reused, *attributes, tuple(operands)), name="step")
     call.meta["val"] = (prediction.meta["val"],)
