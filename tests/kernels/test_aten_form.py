@@ -89,7 +89,8 @@ class Masked(nn.Module):
         )
 
 
-@pytest.mark.parametrize("of_text", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("of_text", [True, False])
 def test_masks_of_keys_too(of_text: bool) -> None:
     site = replace(SITES["ragged"], batch=2)
     tensors = site.tensors(torch.float64)
@@ -116,6 +117,7 @@ class Prepared(nn.Module):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_context_that_was_pooled_before_is_taken_as_it_is() -> None:
     tensors = SITES["ragged"].tensors(torch.float64)
     program = decomposed(Prepared(), tensors)
