@@ -61,8 +61,8 @@ def vit() -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
     return Vit().eval().requires_grad_(False), inputs, {"prompt": 1}
 
 
-def wan() -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
-    module, inputs = zoo.build("wan")
+def wan(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+    module, inputs = zoo.build(name)
     return module, inputs, {"encoder_hidden_states": 1}
 
 
@@ -73,7 +73,8 @@ def world(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
 
 MODELS = {
     "vit": vit,
-    "wan": wan,
+    "wan": lambda: wan("wan"),
+    "wan22-ti2v": lambda: wan("wan22_ti2v"),
     "worldplay": lambda: world("worldplay:tiny"),
     "matrix-game": lambda: world("matrix-game:tiny"),
 }

@@ -62,7 +62,7 @@ def test_onnxruntime_rolls_out_as_the_driver_does(driven: dict[str, Any], tmp_pa
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     made = written(driven, tmp_path / "chunk.onnx")
     assert made.decide is not None
-    (code,) = re.findall(r"```python title=\"rollout.py\"\n(.*?)```", (DOCS / "export.md").read_text(), re.S)
+    (code,) = re.findall(r"```python title=\"rollout\"\n(.*?)```", (DOCS / "export.md").read_text(), re.S)
     names: dict[str, Any] = {}
     exec(compile(code, "rollout.py", "exec"), names)
     given = {name: driven[name].numpy() for name in ("noise", "cameras", "first")}
