@@ -25,6 +25,7 @@ PASSES: dict[str, str] = {
     "canonicalize-attention": "canonicalize_attention:CanonicalizeAttention",
     "distinct-rows": "distinct_rows:DistinctRows",
     "sink-row-repeats": "sink_row_repeats:SinkRowRepeats",
+    "narrow-linears": "narrow_linears:NarrowLinears",
     "hoist-invariants": "hoist_invariants:HoistInvariants",
     "dead-tail": "dead_tail:DeadTail",
     "adaptive-context": "adaptive_context:AdaptiveContext",
