@@ -1,31 +1,27 @@
-"""A WorldPlay rollout with everything on: one compile, few reads from the device, and exact where guards refuse."""
+"""A rollout of each world model with everything on: one compile, few reads, and exact where guards refuse."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from world_sessions import Session as WorldSession
 
 import lightint_compile
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import StateError
-from lightint_compile.models.worldplay import (
-    Trajectory,
-    WorldPlayChunk,
-    WorldPlayConfig,
-    example_scene,
-    fill_random,
-    rollout,
-)
+from lightint_compile.models.world_model import turn_and_back
+from lightint_compile.path_decisions import decide
 from lightint_compile.runtime import decisions as answers
 from lightint_compile.runtime import device_to_host as transfer
 from lightint_compile.runtime.device_to_host import to_host
 
-CONFIG = WorldPlayConfig.tiny()
 EXACT = "canonicalize-attention,sink-row-repeats,hoist-invariants,dead-tail"
 SPARSE = "sparse-attention{density=0.5,context-density=none,min-tokens=0,tile=4x2x2}"
 PASSES = {
@@ -33,39 +29,61 @@ PASSES = {
     "kept": f"{EXACT},adaptive-context,context-reuse{{age=4}},{SPARSE},outline-regions,step-cache",
     "sparse": f"{EXACT},{SPARSE},outline-regions",
 }
-PATH = Trajectory.from_pose_string("left-15,right-16")
 
 
-class Session:
-    """A compiled chunk on a device, and rollouts along paths."""
+@dataclass(frozen=True)
+class Expected:
+    """What is particular to a world.
 
-    def __init__(self, variant: str, device: str = "cpu", delegate: str = "eager") -> None:
-        self.device = torch.device(device)
-        chunk = fill_random(WorldPlayChunk(CONFIG)).to(self.device).eval().requires_grad_(False)
-        options = {"passes": PASSES[variant], "delegate": delegate, "strict": True}
-        self.compiled = torch.compile(chunk, backend="lightint", fullgraph=True, options=options)
-        self.scene = example_scene(CONFIG, self.device, torch.float32)
-        for number, _ in enumerate(self.rollout()):
-            if number == 2:
-                break
+    Attributes:
+        chunks: of a rollout in which the camera comes back.
+        contexts: numbers of context frames that are chosen in it; none where the model gathers its own.
+        read: numbers that are read from the device for the decisions of a chunk.
+        decided: what the report says is decided, and from what.
+        phases: of a later chunk, in the report.
+        guarded: steps that may be reused.
+    """
 
-    def rollout(self, path=PATH, call=None):
-        return rollout(call or self.compiled, CONFIG, self.scene, path)
-
-    def latents(self, **more):
-        lightint_compile.reset(self.compiled)
-        return [result.latents for result in self.rollout(**more)]
-
-    @property
-    def planner(self):
-        drivers = [graph.driver for graph in CompiledGraph.of(self.compiled)]
-        return next(d.decisions._planners.latest for d in drivers if d.decisions.made)
+    chunks: int
+    contexts: set[int]
+    read: Callable[[int], int]
+    decided: tuple[str, ...]
+    phases: list[str]
+    guarded: list[str]
 
 
-@pytest.fixture(scope="module")
-def session() -> Session:
-    torch._dynamo.reset()
-    return Session("all")
+WORLDS = {
+    "worldplay:tiny": Expected(
+        8,
+        {4, 8, 12},
+        lambda chunk: 16 * 4 * (chunk + 1) + 1 + 9,
+        ("context frames and reuse of steps 1, 2", "extrinsics and history"),
+        ["decide", "context", "prefill", "step 0", "step 1", "step 2", "step 3"],
+        ["step 1", "step 2"],
+    ),
+    "matrix-game:tiny": Expected(
+        6,
+        set(),
+        lambda chunk: 16 * (57 + 40 * chunk),
+        ("reuse of steps 1", "from extrinsics"),
+        ["decide", "step 0", "step 0", "step 1", "step 2"],
+        ["step 1"],
+    ),
+}
+"""Cameras are read, and of WorldPlay one number about the latents and intrinsics. The first chunk decides nothing."""
+
+
+class Session(WorldSession):
+    """With one of the pipelines above."""
+
+    def __init__(self, world: str, variant: str, device: str = "cpu", delegate: str = "eager") -> None:
+        self.name, self.expected = world, WORLDS[world]
+        super().__init__(world, device, chunks=self.expected.chunks, passes=PASSES[variant], delegate=delegate)
+
+
+@pytest.fixture(scope="module", params=["worldplay:tiny", pytest.param("matrix-game:tiny", marks=pytest.mark.slow)])
+def session(request: pytest.FixtureRequest) -> Session:
+    return Session(request.param, "all")
 
 
 def test_after_warm_up_nothing_breaks_or_compiles_again(session: Session) -> None:
@@ -76,7 +94,17 @@ def test_after_warm_up_nothing_breaks_or_compiles_again(session: Session) -> Non
     assert counters["stats"]["unique_graphs"] == 0 and counters["stats"]["calls_captured"] == 0
     assert [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)] == compiled
     made = lightint_compile.decisions(session.compiled)
-    assert {len(each.context_frames) for each in made} >= {4, 8, 12} and any(each.reused_steps for each in made)
+    assert {len(each.context_frames) for each in made} >= session.expected.contexts
+    assert any(each.reused_steps for each in made)
+
+
+def test_decisions_are_those_of_the_rules_along_the_path(session: Session) -> None:
+    session.latents()
+    made, spec = lightint_compile.decisions(session.compiled)[1:], session.model.spec
+    along = decide(turn_and_back(spec, spec.frames(session.expected.chunks)), None, "all", model=session.model)[1:]
+    assert [each.reused_steps for each in made] == [each.reused_steps for each in along]
+    if session.expected.contexts:
+        assert [each.context_frames for each in made] == [each.context_frames for each in along]
 
 
 def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,12 +118,12 @@ def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, m
             continue
         made = lightint_compile.decisions(session.compiled)[-1]
         cameras, drifts = waits[0], waits[1:]
-        assert cameras == 16 * 4 * (number + 1) + 1 + 9, "cameras, one number about the latents, and intrinsics"
+        assert cameras == session.expected.read(number)
         assert drifts == [1] * len(made.reused_steps)
 
 
 def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_compiles_again(monkeypatch) -> None:
-    session, reads = Session("kept"), []
+    session, reads = Session("worldplay:tiny", "kept"), []
     session.latents()
     counters.clear()
     compiled = [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)]
@@ -116,7 +144,7 @@ def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_comp
 
 @pytest.mark.slow
 def test_where_every_guard_refuses_nothing_but_sparse_attention_is_left(session: Session) -> None:
-    plain = Session("sparse").latents()
+    plain = Session(session.name, "sparse").latents()
     before = session.planner.rules
     session.planner.rules = dataclasses.replace(before, adapt_context=False)
     try:
@@ -149,24 +177,25 @@ def refusing(session: Session):
 def test_the_report_shows_the_chunk_as_a_short_root_graph(session: Session) -> None:
     section = lightint_compile.report(session.compiled).sections[-1]
     phases = [phase for phase, _ in section.runs if not phase.startswith(("glue", "block", "memo", "extrapolate"))]
-    order = ["decide", "context", "prefill", "step 0", "step 1", "step 2", "step 3"]
+    order = session.expected.phases
     assert [phase for phase in phases if phase in order] == order and len(phases) <= 13
     said = dict(section.runs)
-    assert "context frames and reuse of steps 1, 2" in said["decide"] and "extrinsics and history" in said["decide"]
+    assert all(each in said["decide"] for each in session.expected.decided)
     guarded = [phase for phase, text in section.runs if "[if reused and the first block drifted" in text]
-    assert guarded == ["step 1", "step 2"]
-    assert "2 x block_" in said["step 0"] and said["step 0"] == said["step 3"]
+    assert guarded == session.expected.guarded
+    assert "block_" in said["step 0"] and all("block_" in said[each] for each in order[-1:])
     regions = {phase for phase, _ in section.runs} - set(phases)
     named = " ".join(text for phase, text in section.runs if phase in phases)
     assert all(region in named for region in regions)
-    assert "  what runs\n    decide       context frames" in str(lightint_compile.report(session.compiled))
+    first = f"  what runs\n    decide       {session.expected.decided[0][:14]}"
+    assert first in str(lightint_compile.report(session.compiled))
 
 
 def test_another_scene_and_prompt_start_afresh(session: Session) -> None:
     alone = session.latents()
     lightint_compile.reset(session.compiled)
     first, scene = list(session.rollout()), session.scene
-    session.scene = example_scene(CONFIG, session.device, torch.float32, seed=7)
+    session.scene = session.model.scene(session.device, seed=7)
     try:
         other = [result.latents for result in session.rollout()]
     finally:
@@ -186,9 +215,9 @@ def test_a_driver_is_copied_without_its_decisions_and_never_pickled(session: Ses
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_driver_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch._dynamo.reset()
-    session, waits = Session("all", "cuda"), []
+@pytest.mark.parametrize("world", WORLDS)
+def test_on_a_gpu_the_driver_waits_for_nothing_else(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, waits = Session(world, "all", "cuda"), []
 
     def allowed(values: torch.Tensor) -> torch.Tensor:
         torch.cuda.set_sync_debug_mode("default")
