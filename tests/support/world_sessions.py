@@ -19,7 +19,10 @@ WORLDS = [f"{name}:{next(iter(family(name).sizes))}" for name in FAMILIES]
 
 
 class Session:
-    """A compiled chunk on a device, and rollouts along a turn to the left and back; its first chunks are done."""
+    """A compiled chunk on a device, and rollouts along a turn to the left and back; its first chunks are done.
+
+    Unless it is ``alone``, other sessions stay compiled.
+    """
 
     def __init__(
         self,
@@ -29,9 +32,11 @@ class Session:
         chunks: int = 4,
         depth: int = 0,
         warm: int = 3,
+        alone: bool = True,
         **options: Any,
     ) -> None:
-        torch._dynamo.reset()
+        if alone:
+            torch._dynamo.reset()
         counters.clear()
         model = world_model(name)
         self.model, self.device = model.at_depth(depth or model.depth), torch.device(device)

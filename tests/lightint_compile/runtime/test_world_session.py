@@ -76,9 +76,9 @@ WORLDS = {
 class Session(WorldSession):
     """With one of the pipelines above."""
 
-    def __init__(self, world: str, variant: str, device: str = "cpu", delegate: str = "eager") -> None:
+    def __init__(self, world: str, variant: str, device: str = "cpu", alone: bool = True) -> None:
         self.name, self.expected = world, WORLDS[world]
-        super().__init__(world, device, chunks=self.expected.chunks, passes=PASSES[variant], delegate=delegate)
+        super().__init__(world, device, chunks=self.expected.chunks, alone=alone, passes=PASSES[variant])
 
 
 @pytest.fixture(scope="module", params=["worldplay:tiny", pytest.param("matrix-game:tiny", marks=pytest.mark.slow)])
@@ -123,7 +123,7 @@ def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, m
 
 
 def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_compiles_again(monkeypatch) -> None:
-    session, reads = Session("worldplay:tiny", "kept"), []
+    session, reads = Session("worldplay:tiny", "kept", alone=False), []
     session.latents()
     counters.clear()
     compiled = [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)]
@@ -144,7 +144,7 @@ def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_comp
 
 @pytest.mark.slow
 def test_where_every_guard_refuses_nothing_but_sparse_attention_is_left(session: Session) -> None:
-    plain = Session(session.name, "sparse").latents()
+    plain = Session(session.name, "sparse", alone=False).latents()
     before = session.planner.rules
     session.planner.rules = dataclasses.replace(before, adapt_context=False)
     try:
