@@ -113,7 +113,8 @@ def _ranges(graph: fx.Graph) -> dict[Any, Any]:
         for value in pytree.tree_leaves(node.meta.get("val")):
             sizes: Any = value.shape if isinstance(value, torch.Tensor) else (value,)
             for size in (each for each in sizes if isinstance(each, torch.SymInt)):
-                known = size.node.shape_env.var_to_range
+                shapes: Any = size.node.shape_env
+                known = shapes.var_to_range
                 found |= {symbol: known[symbol] for symbol in size.node.expr.free_symbols if symbol in known}
     return found
 
