@@ -17,7 +17,9 @@ from world_sessions import WORLDS, Session
 
 import lightint_compile
 
-EXACT = [pytest.param((world, "exact"), id=world) for world in WORLDS]
+EXACT = [
+    pytest.param((world, "exact"), id=world, marks=() if world == WORLDS[0] else pytest.mark.slow) for world in WORLDS
+]
 OTHERS = [
     pytest.param((world, preset), id=f"{world}-{preset}", marks=pytest.mark.slow)
     for world in WORLDS

@@ -35,6 +35,7 @@ def walk(text: str) -> Trajectory:
     return Trajectory.from_pose_string(text)
 
 
+@pytest.mark.slow
 def test_a_rollout_is_two_graphs_whatever_the_trajectory(chunk: WorldPlayChunk) -> None:
     counter = CompileCounter()
     compiled = torch.compile(chunk, backend=counter, fullgraph=True)

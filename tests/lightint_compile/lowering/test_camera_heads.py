@@ -208,6 +208,7 @@ def keeping() -> Program:
     return program
 
 
+@pytest.mark.slow
 def test_kept_keys_and_values_of_worldplay_are_read_once(keeping: Program) -> None:
     root = keeping.graph_module
     regions = {

@@ -122,6 +122,7 @@ def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, m
         assert drifts == [1] * len(made.reused_steps)
 
 
+@pytest.mark.slow
 def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_compiles_again(monkeypatch) -> None:
     session, reads = Session("worldplay:tiny", "kept", alone=False), []
     session.latents()

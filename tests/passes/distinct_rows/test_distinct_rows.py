@@ -193,6 +193,7 @@ def test_a_text_kept_between_calls_is_kept_still() -> None:
     assert any(r.rule == "memo" for r in section.remarks)
 
 
+@pytest.mark.slow
 def test_a_transformer_of_diffusers() -> None:
     module, given = zoo.build("wan22_ti2v")
     function = compiled(module, preset="exact", delegate="inductor")

@@ -196,7 +196,10 @@ def test_latent_dynamics_are_zero_for_a_picture_and_near_root_two_for_noise() ->
     assert float(latent_dynamics(noise[:, :, :1])) == 0
 
 
-@pytest.mark.parametrize(("depth", "dtype", "applies"), [(2, torch.bfloat16, True), (1, torch.float32, False)])
+@pytest.mark.parametrize(
+    ("depth", "dtype", "applies"),
+    [(2, torch.bfloat16, True), pytest.param(1, torch.float32, False, marks=pytest.mark.slow)],
+)
 def test_worldplay_is_guarded_where_a_block_is_left_to_save(depth: int, dtype: torch.dtype, applies: bool) -> None:
     config = dataclasses.replace(WorldPlayConfig.tiny(), depth=depth, steps=3)
     model = WorldPlayChunk(config).to(dtype).eval()
