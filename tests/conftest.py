@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 # torch.library.opcheck imports torch.testing's internals, which forbid every later test to set a backend's flags.
 torch.backends.disable_global_flags = lambda: None
@@ -18,6 +19,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """The test counts graphs from none, without gradients."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture

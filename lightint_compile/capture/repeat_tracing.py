@@ -66,7 +66,7 @@ class _Kept:
     values: tuple[Any, ...]
     results: tuple[Any, ...]
     spec: pytree.TreeSpec
-    written: tuple[tuple[int, _Local], ...]
+    written: tuple[tuple[int, Any], ...]
     views: bool
 
 
@@ -178,9 +178,10 @@ class RepeatingInterpreter(ModeInterpreter):
         views = made and any(map(_may_be_a_view, nodes))
         if views and not self._copies_views:
             return None
-        after = [(index, places.get(node)) for index, node in finals.items()]
-        written = tuple((index, place) for index, place in after if isinstance(place, _Local))
-        if finals and (made or len(written) < len(finals) or len({id(leaves[index]) for index in finals}) > 1):
+        written = tuple((index, places.get(node)) for index, node in finals.items())
+        if not all(isinstance(place, _Local) for _, place in written):
+            return None
+        if written and (made or len({id(leaves[index]) for index in finals}) > 1):
             return None  # a result, or another operand, may have the memory that was written to
         reads = (source for node in nodes for source in node.all_input_nodes)
         if not all(source in places or _is_size(source) or source.op == "get_attr" for source in reads):

@@ -11,11 +11,12 @@ import torch.fx as fx
 
 from lightint_compile.passes.canonicalize_attention.axes import Axes, broadcast, fresh_axes
 from lightint_compile.passes.canonicalize_attention.contraction import is_contraction
-from lightint_compile.passes.canonicalize_attention.layout import is_cast, is_layout, transfer
+from lightint_compile.passes.canonicalize_attention.layout import is_layout, transfer
 from lightint_compile.passes.canonicalize_attention.readers import live_readers
 from lightint_compile.passes.canonicalize_attention.spellings import SCORE_STEP
 from lightint_compile.passes.ir.matching import MatchError, MatchResult, matches, number_of
 from lightint_compile.passes.ir.op_arguments import arguments
+from lightint_compile.passes.ir.op_families import is_cast
 from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten

@@ -20,13 +20,14 @@ from lightint_compile.passes.canonicalize_attention.build import SDPA, build
 from lightint_compile.passes.canonicalize_attention.chain import MaskPart
 from lightint_compile.passes.canonicalize_attention.constants import is_lower_triangle, masks_nothing
 from lightint_compile.passes.canonicalize_attention.contraction import Contraction
-from lightint_compile.passes.canonicalize_attention.layout import VIEWS, is_cast, is_layout
+from lightint_compile.passes.canonicalize_attention.layout import VIEWS, is_layout
 from lightint_compile.passes.canonicalize_attention.masks import simplified
 from lightint_compile.passes.canonicalize_attention.paths import Path
 from lightint_compile.passes.canonicalize_attention.plan import Plan
 from lightint_compile.passes.canonicalize_attention.site import Fused, Site, Spelled
 from lightint_compile.passes.ir.matching import MatchError, number_of
 from lightint_compile.passes.ir.op_arguments import arguments
+from lightint_compile.passes.ir.op_families import is_cast
 
 aten = torch.ops.aten
 

@@ -10,7 +10,6 @@ from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.canonicalize_attention.axes import Axes, fresh, regroup
 from lightint_compile.passes.ir.op_arguments import tensors
 from lightint_compile.passes.ir.op_families import COPIES, Family
-from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten
 
@@ -32,14 +31,6 @@ def _moved(node: fx.Node) -> Movement | None:
         return None
     whole = movement.regroups is not None or len(movement.outputs) == 1
     return movement if whole and all(isinstance(way, Along | Alike | Times) for way in movement.ways()) else None
-
-
-def is_cast(node: fx.Node) -> bool:
-    """Whether ``node`` changes the dtype and nothing else."""
-    if node.target not in (aten._to_copy.default, aten.to.dtype):
-        return False
-    before, after = tensor_of(node.args[0]), tensor_of(node)
-    return before is not None and after is not None and before.device == after.device
 
 
 def transfer(node: fx.Node, axes: Axes) -> Axes:

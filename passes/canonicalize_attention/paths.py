@@ -9,8 +9,9 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.canonicalize_attention.axes import Axes, fresh_axes
-from lightint_compile.passes.canonicalize_attention.layout import is_cast, is_layout, transfer
+from lightint_compile.passes.canonicalize_attention.layout import is_layout, transfer
 from lightint_compile.passes.ir.matching import Either, Number, Var, match, op
+from lightint_compile.passes.ir.op_families import is_cast
 from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten

@@ -21,6 +21,7 @@ from lightint_compile.passes.context_reuse.scope import Scope, rows_axis
 from lightint_compile.passes.ir.fake_values import Size, plain, size_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.memory_sharing import alias_source
+from lightint_compile.passes.ir.op_families import is_cast
 from lightint_compile.passes.ir.program import Program, tensor_of
 
 aten = torch.ops.aten
@@ -121,7 +122,7 @@ def _border(start: fx.Node, paths: Set[fx.Node], scope: Scope) -> fx.Node:
 
 def _widens(node: fx.Node) -> bool:
     """Whether a node only casts to a type of more bytes."""
-    if node.target not in (aten._to_copy.default, aten.to.dtype):
+    if not is_cast(node):
         return False
     narrow, wide = tensor_of(node.args[0]), tensor_of(node)
     assert narrow is not None and wide is not None

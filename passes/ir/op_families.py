@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.ir.program import tensor_of
+
 aten = torch.ops.aten
 
 
@@ -79,6 +81,14 @@ def is_pointwise(node: fx.Node) -> bool:
     if node.target in _LIKE_POINTWISE:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def is_cast(node: fx.Node) -> bool:
+    """Whether ``node`` changes the dtype and nothing else."""
+    if node.target not in (aten._to_copy.default, aten.to.dtype):
+        return False
+    before, after = tensor_of(node.args[0]), tensor_of(node)
+    return before is not None and after is not None and before.device == after.device
 
 
 _LEAST_ROWS: dict[Any, int] = {aten._int_mm.default: 17}

@@ -11,6 +11,7 @@ import torch.fx as fx
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.op_arguments import argument
+from lightint_compile.passes.ir.op_families import is_cast
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.ir.rewriter import Rewriter
@@ -40,7 +41,7 @@ class NarrowLinears(Pass):
         """See :meth:`~passes.base.Pass.run`."""
         rewriter, remarks = Rewriter(program, self.name), []
         for node in list(program.calls(aten.linear.default)):
-            weight = narrowed(argument(node, "weight"))
+            weight = _widened(argument(node, "weight"))
             if weight is None:
                 continue
             miss = self._miss(node, weight)
@@ -74,15 +75,14 @@ class NarrowLinears(Pass):
         )
 
 
-def narrowed(value: Any) -> fx.Node | None:
+def _widened(value: Any) -> fx.Node | None:
     """What of 16 bits a value in float32 was cast from; ``None`` where it was not."""
-    if not isinstance(value, fx.Node) or value.target is not aten._to_copy.default:
-        return None
-    if set(value.kwargs) != {"dtype"} or value.kwargs["dtype"] is not WIDE:
+    if not isinstance(value, fx.Node) or not is_cast(value) or value.meta["val"].dtype is not WIDE:
         return None
     source = value.args[0]
-    before = tensor_of(source)
-    return source if isinstance(source, fx.Node) and before is not None and before.dtype.itemsize == 2 else None
+    assert isinstance(source, fx.Node)
+    before = source.meta["val"].dtype
+    return source if before.is_floating_point and before.itemsize == 2 else None
 
 
 def _rewrite(rewriter: Rewriter, node: fx.Node, weight: fx.Node) -> None:
@@ -102,7 +102,7 @@ def _rewrite(rewriter: Rewriter, node: fx.Node, weight: fx.Node) -> None:
 
 def _narrow(value: Any) -> fx.Node | None:
     """What a value was widened from, in bfloat16."""
-    source = narrowed(value)
+    source = _widened(value)
     tensor = tensor_of(source)
     return source if tensor is not None and tensor.dtype is NARROW else None
 

@@ -27,11 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    with torch.no_grad():
-        yield
+def fresh(fresh_dynamo: None) -> Iterator[None]:
+    yield
     assert not _states, "a test left functions open"
 
 

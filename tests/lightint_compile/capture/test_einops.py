@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import einops
 import pytest
 import torch
@@ -13,15 +11,7 @@ from torch._dynamo.utils import counters
 import lightint_compile
 from lightint_compile.capture.tracing_help import allow_help, helped
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_dynamo")
 
 
 class Attention(nn.Module):
@@ -77,6 +67,18 @@ def test_results_are_eager_s_at_every_size() -> None:
     for x, expected in zip(inputs, wanted, strict=True):
         torch.testing.assert_close(blocks(x), expected)
     assert counters["stats"]["unique_graphs"] == 2  # of one size, then of any
+    handle.undo()
+
+
+def test_tensors_in_a_list() -> None:
+    class Stacked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return einops.rearrange([x, x + 1], "k n c -> n (k c)")
+
+    x = torch.randn(6, 16)
+    assert "rearrange" in functions_of(Stacked(), x)
+    handle = lightint_compile.accelerate(module := Stacked(), preset="exact", delegate="eager")
+    assert torch.equal(module(x), Stacked()(x))
     handle.undo()
 
 
