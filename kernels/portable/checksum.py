@@ -122,7 +122,7 @@ def _launch(launches: Sequence[_Tables], sums: Tensor) -> None:
         kernel(*given, sums, **sizes, WORDWISE=wordwise, num_warps=_WARPS, **OPTIONS)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _tables(
     starts: tuple[int, ...], lengths: tuple[int, ...], device: torch.device, stream: int
 ) -> tuple[_Tables, ...]:

@@ -79,11 +79,12 @@ class Checksums:
         self._values: list[list[int]] = [[] for _ in memories]
         self._waiting: list[tuple[int, Tensor]] = []
         self._held = memories  # until they were read
-        for place, memory in enumerate(memories):
-            if _is_read_at_once(memory.device):
-                self._values[place] = host_sums(memory)
+        at_once = [_is_read_at_once(memory.device) for memory in memories]
+        for place in sorted(range(len(memories)), key=at_once.__getitem__):  # devices go on while the host reads
+            if at_once[place]:
+                self._values[place] = host_sums(memories[place])
             else:
-                self._waiting.append((place, device_sums(memory)))
+                self._waiting.append((place, device_sums(memories[place])))
 
     def waiting(self) -> list[Tensor]:
         """What must come to the host before :meth:`values`; each exact in float64."""

@@ -105,13 +105,14 @@ def read(
     What it tells of kept values and of arguments goes to ``keeping`` and ``watched``; the rest is the result.
     """
     policy = spec.policy
+    contents = watched.waiting()  # first, as it takes the device longest and the host has more to do meanwhile
     looks = history is not None and policy.adapt_context and policy.rules == "adaptive"
     sums, drifts = frame_sums(frames, spec.frame_axes), keeping.drifts()
     groups: dict[str, Sequence[Tensor]] = {
         "cameras": [extrinsics],
         "dynamics": [latent_dynamics(history.detach())] if looks and history is not None else [],
         "sums": sums.waiting(),
-        "contents": watched.waiting(),
+        "contents": contents,
         "first": [first] if isinstance(first, Tensor) else [],
         "intrinsics": [of_elements(intrinsics.detach())] if intrinsics is not None else [],
         "drifts": [drift for _, drift in drifts],
