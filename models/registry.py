@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "worldplay": "worldplay.world_model:FAMILY",
     "matrix-game": "matrix_game.world_model:FAMILY",
+    "maze": "maze.world_model:FAMILY",
 }
 
 GROUP = "lightint.models"
