@@ -57,7 +57,7 @@ def accelerate(
         for target in targets_of(model_or_pipeline):
             opened = Opened(disabled_in(target.module))
             calls[target.name] = CompiledCall(target.module, _options_of(target, chosen), dynamic, opened)
-        loop = installed(model_or_pipeline, calls, rules) if rules else None
+        loop = installed(model_or_pipeline, calls, rules)
     except BaseException:
         for call in calls.values():
             call.undo()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+from lightint_compile.integrations.camera_calls import one_program, symbolic_counts
 from lightint_compile.integrations.loop import Calls
 from lightint_compile.integrations.loop_rules import LoopRules
 from lightint_compile.integrations.replacing import Replaced, ReplacedGlobal
@@ -92,15 +93,20 @@ class CameraRollout:
         self._pipeline, self._loop, self._rules = pipeline, loop, rules
         self._signature = inspect.signature(loop)
         self.decisions: list[Decision] = []
-        self.what = f"{type(pipeline).__name__}.{_ROLLOUT} is followed: {rules} are decided from its cameras"
-        self._replaced = (
-            ReplacedGlobal(loop.__func__.__globals__, _SELECT, _choosing),
-            Replaced(pipeline, _ROLLOUT, self._rolled_out),
-        )
+        self.what = "one program serves every length of context"
+        self._replaced: tuple[Replaced | ReplacedGlobal, ...] = ()
+        if rules:
+            self.what = f"{type(pipeline).__name__}.{_ROLLOUT} is followed: {rules} are decided from its cameras"
+            self._replaced = (
+                ReplacedGlobal(loop.__func__.__globals__, _SELECT, _choosing),
+                Replaced(pipeline, _ROLLOUT, self._rolled_out),
+            )
+        self._undo_counts = symbolic_counts()
         transformer.intercept(_stepped)
 
     def undo(self) -> None:
         """Leave the pipeline as it was."""
+        self._undo_counts()
         for each in self._replaced:
             each.undo()
 
@@ -128,9 +134,13 @@ class CameraRollout:
 
 
 def _stepped(call: Callable[[], Any], given: dict[str, Any]) -> Any:
-    """A call of the transformer: a denoising step inside of a rollout may be left out."""
+    """A call of the transformer, by one program; a denoising step inside of a rollout may be left out."""
     run = _under_way.get()
-    if run is None or not given.get("ar_vision_inference") or given.get("cache_vision"):
+    if not given.get("ar_vision_inference"):
+        return call()
+    fills_caches = bool(given.get("cache_vision"))
+    one_program(given, fills_caches)
+    if run is None or fills_caches:
         return call()
     run.begin(max(run.chunk, 0))
     return run.stepped(call)

@@ -38,4 +38,5 @@ class Loop(Protocol):
 
 Adapter: TypeAlias = Callable[[Any, Mapping[str, Calls], LoopRules], Loop | None]
 """Takes a pipeline, the calls of its compiled modules by name, and how to decide. It installs itself and gives a
-:class:`Loop`, or gives ``None`` for a pipeline that it is not made for."""
+:class:`Loop`, or gives ``None`` for a pipeline that it is not made for. Rules that are false decide nothing: the
+pipeline's loop is left alone then, and only its calls may be prepared."""

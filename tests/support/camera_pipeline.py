@@ -30,19 +30,24 @@ class Transformer(nn.Module):
         hidden_states: Tensor,
         timestep: Tensor,
         viewmats: Tensor,
-        kv_cache: tuple[Tensor, Tensor] | None,
+        kv_cache: list[dict[str, Tensor]] | None,
         ar_vision_inference: bool = True,
         cache_vision: bool = False,
+        rope_temporal_size: int = 0,
+        start_rope_start_idx: int = 0,
     ) -> Any:
         batch, _, frames, height, width = hidden_states.shape
         x = self.patch(hidden_states).flatten(2).transpose(1, 2)
-        seen = self.camera(viewmats.flatten(2)) + 0.001 * timestep[None, :, None]
+        places = torch.linspace(0, rope_temporal_size, rope_temporal_size + 1)[:rope_temporal_size]
+        places = places[start_rope_start_idx : start_rope_start_idx + frames]
+        seen = self.camera(viewmats.flatten(2)) + 0.001 * (timestep + places)[None, :, None]
         q, k, v = self.qkv(x + seen.repeat_interleave(height * width, 1)).unflatten(-1, (3, 1, WIDTH)).unbind(2)
         if cache_vision:
-            return k, v
+            return [{"k_vision": k.transpose(1, 2), "v_vision": v.transpose(1, 2)}]
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         if kv_cache is not None:
-            k, v = torch.cat([kv_cache[0], k], 1), torch.cat([kv_cache[1], v], 1)
-        x = x + attend(*(each.transpose(1, 2) for each in (q, k, v))).transpose(1, 2).flatten(2)
+            k, v = torch.cat([kv_cache[0]["k_vision"], k], 2), torch.cat([kv_cache[0]["v_vision"], v], 2)
+        x = x + attend(q, k, v).transpose(1, 2).flatten(2)
         return self.out(x).transpose(1, 2).reshape(batch, CHANNELS, frames, height, width), None
 
 
@@ -65,24 +70,43 @@ class CameraPipeline:
         return self.ar_rollout(latents.clone(), timesteps, viewmats=viewmats, Ks=Ks)
 
     def ar_rollout(self, latents: Tensor, timesteps: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:
-        cache, self.contexts = None, []
+        cache, chosen, self.contexts = None, [], []
         for first in range(0, latents.shape[2], CHUNK):
             coming = slice(first, first + CHUNK)
             if first:
                 chosen = select_aligned_memory_frames(viewmats[0].numpy(), first, memory_frames=20)
                 self.contexts.append(chosen)
-                known = latents[:, :, chosen], torch.full((len(chosen),), 14.0), viewmats[:, chosen].clone()
-                cache = self.transformer(*known, None, ar_vision_inference=True, cache_vision=True)
+                cache = self.transformer(
+                    hidden_states=latents[:, :, chosen],
+                    timestep=torch.full((len(chosen),), 14.0),
+                    viewmats=viewmats[:, chosen],
+                    kv_cache=None,
+                    ar_vision_inference=True,
+                    cache_vision=True,
+                    rope_temporal_size=len(chosen),
+                )
             for step, time in enumerate(timesteps):
-                given = latents[:, :, coming].clone(), torch.full((CHUNK,), float(time)), viewmats[:, coming].clone()
-                velocity = self._velocity(*given, cache)
+                now = latents[:, :, coming].clone(), torch.full((CHUNK,), float(time))
+                velocity = self._velocity(*now, viewmats[:, coming], cache, len(chosen))
                 change = self.scheduler.sigmas[step + 1] - self.scheduler.sigmas[step]
                 latents[:, :, coming] = latents[:, :, coming] + change * velocity
         return latents
 
-    def _velocity(self, latents: Tensor, time: Tensor, cameras: Tensor, cache: Any) -> Tensor:
-        found: Tensor = self.transformer(latents, time, cameras, cache, ar_vision_inference=True)[0]
+    def _velocity(self, latents: Tensor, time: Tensor, cameras: Tensor, cache: Any, past: int) -> Tensor:
+        def computed(viewmats: Tensor) -> Tensor:
+            result: Tensor = self.transformer(
+                hidden_states=latents,
+                timestep=time,
+                viewmats=viewmats,
+                kv_cache=cache,
+                ar_vision_inference=True,
+                rope_temporal_size=past + CHUNK,
+                start_rope_start_idx=past,
+            )[0]
+            return result
+
+        found = computed(cameras)
         if self.do_classifier_free_guidance:
-            without = self.transformer(latents, time, 0 * cameras, cache, ar_vision_inference=True)[0]
+            without = computed(0 * cameras)
             found = without + 2 * (found - without)
         return found

@@ -11,6 +11,7 @@ import camera_pipeline as pipelines
 import other_package
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from toy_world import there_and_back
 
 import lightint_compile
@@ -94,6 +95,30 @@ def test_a_preset_decides_in_a_loop_what_it_decides_in_a_model(
         run(pipe)
     assert (pipe.contexts != own) == adapts
     assert (sum(computed) < FRAMES // 4 * pipelines.STEPS) == reuses and len(handle.decisions()) == FRAMES // 4
+
+
+@pytest.mark.parametrize("preset", ["context", "exact"])
+def test_one_program_serves_every_length_of_context_and_of_the_path(preset: str, fresh_dynamo: None) -> None:
+    """A step without context, one with it, and what fills the caches: three graphs, none of them compiled twice."""
+    pipe = pipelines.CameraPipeline()
+    own = run(pipe)
+    with lightint_compile.accelerate(pipe, preset=preset, delegate="eager"):
+        before = counters["stats"]["unique_graphs"]
+        result = run(pipe)
+        pipe(LATENTS[:, :, :20], CAMERAS[:, :20], INTRINSICS[:, :20])
+        assert counters["stats"]["unique_graphs"] - before == 3
+    if preset == "exact":
+        torch.testing.assert_close(result, own)
+
+
+def test_what_the_user_names_symbolic_stays_so() -> None:
+    config = torch.compiler.config
+    with config.patch(dynamic_sources="L['mine']"):
+        handles = [lightint_compile.accelerate(pipelines.CameraPipeline(), delegate="eager") for _ in range(2)]
+        for handle in handles:
+            assert config.dynamic_sources.startswith("L['mine'],") and "rope_temporal_size" in config.dynamic_sources
+            handle.undo()
+        assert config.dynamic_sources == "L['mine']"
 
 
 @pytest.mark.parametrize("options", [{"preset": "exact"}, {"preset": "sparse"}, {"max_relative_error": 0.05}])

@@ -1,0 +1,88 @@
+"""Calls of a camera rollout's transformer, made so that one program serves all of them.
+
+How much context there is shows in sizes, in the numbers that positions are counted from, and in strides: cameras are
+cut out of the whole path, or gathered, or one matrix expanded. Left alone, Dynamo compiles the first length as a
+constant and the second one anew, and a path of another length once more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.compiler.config
+from torch import Tensor
+
+_CAMERAS = ("viewmats", "Ks", "action")
+"""Arguments that are cut out of the whole path, latent frames along their axis 1."""
+
+_FRAMES: Mapping[str, int] = {"hidden_states": 2, "timestep": 0, "viewmats": 1, "Ks": 1, "action": 1}
+"""Arguments of a call that fills caches, and their axis of context frames."""
+
+_PAST: Mapping[str, int] = {"k_vision": -2, "v_vision": -2}
+"""Caches of a block, and their axis of context tokens."""
+
+_COUNTS = ("rope_temporal_size", "start_rope_start_idx")
+"""Numbers that positions are counted from."""
+
+_PATTERNS = [rf".*\['{name}'\]$" for name in _COUNTS]
+"""Those numbers as Dynamo names them, in keyword arguments of any function."""
+
+_lock = threading.Lock()
+_users = 0
+"""How many pipelines have their counts symbolic."""
+
+
+def one_program(given: dict[str, Any], fills_caches: bool) -> None:
+    """Prepare a call with the keyword arguments ``given``: lengths of context are symbolic from the first call on.
+
+    Cameras are replaced in ``given`` by copies that are laid out densely. A denoising step has as many frames as a
+    chunk, which are no context.
+    """
+    for name in _CAMERAS:
+        if isinstance(given.get(name), Tensor):
+            given[name] = _dense(given[name])
+    if fills_caches:
+        for name, axis in _FRAMES.items():
+            _may_change(given.get(name), axis)
+        return
+    for block in given.get("kv_cache") or ():
+        for name, axis in _PAST.items() if isinstance(block, Mapping) else ():
+            _may_change(block.get(name), axis)
+
+
+def symbolic_counts() -> Callable[[], None]:
+    """Let Dynamo take the numbers that positions are counted from for symbols, and give what undoes that.
+
+    What the user names symbolic stays so. The setting is the process's, so the first one makes it and the last one
+    takes it back.
+    """
+    global _users
+    config = torch.compiler.config
+    with _lock:
+        _users += 1
+        if _users == 1:
+            config.dynamic_sources = ",".join([*filter(None, [config.dynamic_sources]), *_PATTERNS])
+
+    def undo() -> None:
+        global _users
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                named = config.dynamic_sources.split(",")
+                config.dynamic_sources = ",".join(name for name in named if name not in _PATTERNS)
+
+    return undo
+
+
+def _may_change(tensor: Any, axis: int) -> None:
+    if isinstance(tensor, Tensor):
+        torch._dynamo.maybe_mark_dynamic(tensor, axis % tensor.dim())
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A copy with the strides of a new tensor, also along axes of size 1, which ``contiguous`` leaves as they are."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
