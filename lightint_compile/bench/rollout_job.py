@@ -30,7 +30,7 @@ class Job:
     def options(self) -> dict[str, Any] | None:
         """What a preset's variant says; ``None`` for eager and Inductor."""
         preset, _, _ = self.variant.partition("@")
-        return None if preset in UNREWRITTEN else _options(preset)
+        return None if preset in UNREWRITTEN else variant_options(preset)
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ def jobs_of(variant: str, depths: tuple[int, ...], model: str, trajectory: str, 
     """
     name, at, size = variant.partition("@")
     if name not in UNREWRITTEN:
-        LightintOptions.from_mapping(_options(name))
+        LightintOptions.from_mapping(variant_options(name))
     if at:
         model = f"{model.partition(':')[0]}:{size}"
         world_model(model)
     return [Job(variant, depth, model, trajectory, repeats, device) for depth in depths]
 
 
-def _options(variant: str) -> dict[str, Any]:
+def variant_options(variant: str) -> dict[str, Any]:
     """``preset:option=value,...`` as options.
 
     Raises:

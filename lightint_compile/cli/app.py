@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from lightint_compile.cli.bench import bench
+from lightint_compile.cli.evaluating import evaluate
 from lightint_compile.models.registry import DEMO, LARGE, TINY
 from lightint_compile.options import DEFAULT_PRESET
 from lightint_compile.options.presets import PRESETS
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.command()(evaluate)
 
 Target = Annotated[
     str, typer.Argument(help=f"FAMILY:SIZE, such as {TINY}, {DEMO} and {LARGE}, or package.module:factory")

@@ -44,7 +44,7 @@ class WorldPlayConfig(VideoSizes):
     fov_points: int = 50_000
 
     def __post_init__(self) -> None:
-        self.check_positive({"vision_tokens", "refiner_depth", "context_timestep"})
+        self.check_positive({"vision_tokens", "refiner_depth", "context_timestep", "sink"})
         self._check_heads()
         self.check_patch()
         self._check_memory()

@@ -26,7 +26,7 @@ LADDER = (
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
     ("compilation", "error_budget", "bench", "demo", "integrations", "bisecting"),
-    ("backend", "explaining", "acceleration"),
+    ("backend", "explaining", "acceleration", "evaluating"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,81 @@
+"""`lightint evaluate` and its options; what evaluates is `lightint_compile.evaluating`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lightint_compile.cli.failing import check_writable
+from lightint_compile.errors import OptionError, did_you_mean
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="FAMILY:SIZE whose poses can be rendered")] = "maze:base",
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="what is judged, with commas between; options behind a colon, as in teacache:threshold=0.1; peers and "
+            "sweep stand for every peer's rule and for each at several settings"
+        ),
+    ] = "eager,no-memory,other-seed,other-dtype,published,all",
+    families: Annotated[str, typer.Option(help="families of camera paths")] = "protocol,novel,recorded",
+    mazes: Annotated[int, typer.Option(min=1, help="scenes of each family")] = 16,
+    latents: Annotated[int, typer.Option(min=1, help="latent frames of a rollout, the given ones included")] = 64,
+    given: Annotated[int, typer.Option(min=1, help="chunks of encoded truth that a rollout starts from")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=255, help="which scenes, and the seed of the noise")] = 0,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu", show_default="cuda where there is one")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help=", ".join(_DTYPES), show_default="bfloat16 on cuda, float32 on cpu")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the rows to this file; an interrupted evaluation goes on")
+    ] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="draw quality against time into this .png")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="write table and picture as one page")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="write the table as Markdown")] = None,
+) -> None:
+    """Judge a world model's rollouts by rendered truth: quality, drift and time of every variant."""
+    for option, path in {
+        "--json": json_file,
+        "--plot": plot_file,
+        "--html": html_file,
+        "--markdown": markdown_file,
+    }.items():
+        check_writable(option, path)
+    if dtype is not None and dtype not in _DTYPES:
+        raise OptionError(f"there is no dtype {dtype!r}", where="--dtype", fix=did_you_mean(dtype, _DTYPES))
+    import torch
+
+    from lightint_compile.evaluating import Plan, evaluate, print_table, write_outputs
+    from lightint_compile.models.devices import checked_device
+
+    chosen = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    plan = Plan(
+        model=model,
+        variants=_listed(variants),
+        families=_listed(families),
+        mazes=mazes,
+        latents=latents,
+        given=given,
+        seed=seed,
+        device=chosen,
+        dtype=dtype or ("float32" if chosen.type == "cpu" else "bfloat16"),
+    )
+    found = evaluate(plan, json_file)
+    print_table(found)
+    write_outputs(found, plot=plot_file, html=html_file, markdown=markdown_file)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """`a,b:x=1,y=2,c` as `a`, `b:x=1,y=2`, `c`: what holds an equals sign belongs to the name before it."""
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if "=" in part and ":" not in part and names:
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return tuple(names)

@@ -1,0 +1,41 @@
+"""The world and the families of paths that a caller names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lightint_compile.errors import InputError, did_you_mean
+from lightint_compile.models.maze import MazeWorld
+from lightint_compile.models.registry import model_names, world_model
+
+from .maze_truth import MazeTruth
+from .true_world import FAMILIES, TrueWorld
+
+
+def true_world(name: str, device: torch.device, seed: int) -> TrueWorld:
+    """The world called `family:size`.
+
+    Raises:
+        InputError: there is no such model, or none whose poses can be rendered.
+    """
+    model = world_model(name)
+    if not isinstance(model, MazeWorld):
+        known = ", ".join(each for each in model_names() if each.startswith("maze:"))
+        why = "nothing renders the truth of its poses"
+        raise InputError(f"{name} cannot be judged", where="--model", why=why, fix=f"name one of {known}")
+    return MazeTruth(model, device, seed)
+
+
+def checked_families(names: Sequence[str]) -> tuple[str, ...]:
+    """The families, when all are known.
+
+    Raises:
+        InputError: one is not; with a hint.
+    """
+    for name in names:
+        if name not in FAMILIES:
+            fix = did_you_mean(name, FAMILIES)
+            raise InputError(f"there is no family of paths {name!r}", where="--families", fix=fix)
+    return tuple(dict.fromkeys(names))

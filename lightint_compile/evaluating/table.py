@@ -1,0 +1,92 @@
+"""The rows as a table, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .variants import EAGER
+
+Row = Mapping[str, Any]
+
+
+def _number(value: float | None, places: int = 2) -> str:
+    return "–" if value is None else f"{value:.{places}f}"
+
+
+def _ranged(name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        around = row[f"{name}_interval"]
+        said = _number(row[name])
+        return said if around is None else f"{said} [{around[0]:.2f}, {around[1]:.2f}]"
+
+    return cell
+
+
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "PSNR truth": _ranged("psnr_truth"),
+    "revisits": lambda row: _number(row["psnr_truth_revisit"]),
+    "SSIM truth": lambda row: _number(row["ssim_truth"], 3),
+    "loss": lambda row: _number(row["psnr_truth_loss"]),
+    "PSNR eager": lambda row: _number(row["psnr_eager"]),
+    "worst decile": lambda row: _number(row["psnr_truth_worst_decile"]),
+    "ms/chunk": lambda row: _number(row["milliseconds_per_chunk"], 1),
+    "p95": lambda row: _number(row["milliseconds_p95"], 1),
+    "speed": lambda row: "–" if row["speed"] is None else f"{row['speed']:.2f}x",
+    "GB": lambda row: _number(row["peak_gigabytes"]),
+}
+"""What is shown of a row; the JSON file has more."""
+
+LEGEND = """PSNR in dB, with its 95 % bootstrap interval over mazes; loss: PSNR to truth below that of eager.
+revisits: frames that show what was seen before the last chunk. worst decile: the worst tenth of chunks, to truth."""
+
+
+def with_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `speed`, against eager in the same family."""
+    eager = {row["family"]: row["milliseconds_per_chunk"] for row in rows if row["variant"] == EAGER}
+
+    def speed(row: Row) -> float | None:
+        before, now = eager.get(row["family"]), row["milliseconds_per_chunk"]
+        return before / now if before and now else None
+
+    return [{**row, "speed": speed(row)} for row in rows]
+
+
+def print_table(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """A row a variant and family, family by family."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("family")
+    made.add_column("variant", overflow="fold")
+    for name in COLUMNS:
+        made.add_column(name, justify="right", overflow="fold")
+    families = _by_family(found["rows"])
+    for family, rows in families.items():
+        for row in rows:
+            cells = [cell(row) for cell in COLUMNS.values()]
+            made.add_row(family, row["variant"], *cells, end_section=row is rows[-1])
+    console = console or Console(width=150)
+    console.print(made)
+    console.print(LEGEND, highlight=False, markup=False)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The same as Markdown, with what was run above it."""
+    settings = ", ".join(f"{name} {value}" for name, value in {**found["settings"], **found["about"]}.items())
+    head = ["family", "variant", *COLUMNS]
+    lines = [f"{settings}.", "", f"| {' | '.join(head)} |", f"|{'|'.join(['---'] * 2 + ['---:'] * len(COLUMNS))}|"]
+    for family, rows in _by_family(found["rows"]).items():
+        for row in rows:
+            cells = [family, f"`{row['variant']}`", *(cell(row) for cell in COLUMNS.values())]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", LEGEND.replace("\n", " "), ""])
+
+
+def _by_family(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(row)
+    return families
