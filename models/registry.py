@@ -31,6 +31,10 @@ GROUP = "lightint.models"
 TINY, DEMO, LARGE = "worldplay:tiny", "worldplay:demo", "worldplay:8b-480p"
 """Models that commands use where none is named."""
 
+TRUE, SCENES = "maze:base", "mazes"
+"""The model that is judged where none is named, as every pose of its scenes can be rendered; and what they are called.
+"""
+
 
 def is_family(name: str) -> bool:
     """Whether there is a family of this name.

@@ -9,12 +9,13 @@ import typer
 
 from lightint_compile.cli.failing import check_writable
 from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.models.registry import SCENES, TRUE
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="FAMILY:SIZE whose poses can be rendered")] = "maze:base",
+    model: Annotated[str, typer.Option(help="FAMILY:SIZE whose poses can be rendered")] = TRUE,
     variants: Annotated[
         str,
         typer.Option(
@@ -23,7 +24,7 @@ def evaluate(
         ),
     ] = "eager,no-memory,other-seed,other-dtype,published,all",
     families: Annotated[str, typer.Option(help="families of camera paths")] = "protocol,novel,recorded",
-    mazes: Annotated[int, typer.Option(min=1, help="scenes of each family")] = 16,
+    scenes: Annotated[int, typer.Option(f"--{SCENES}", min=1, help="scenes of each family")] = 16,
     latents: Annotated[int, typer.Option(min=1, help="latent frames of a rollout, the given ones included")] = 64,
     given: Annotated[int, typer.Option(min=1, help="chunks of encoded truth that a rollout starts from")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=255, help="which scenes, and the seed of the noise")] = 0,
@@ -58,7 +59,7 @@ def evaluate(
         model=model,
         variants=_listed(variants),
         families=_listed(families),
-        mazes=mazes,
+        scenes=scenes,
         latents=latents,
         given=given,
         seed=seed,

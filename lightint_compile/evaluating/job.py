@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from lightint_compile.errors import InputError
+from lightint_compile.models.registry import TRUE
 
 from .asked import checked_families, true_world
 from .baselines import BASELINES
@@ -40,15 +41,15 @@ class Plan:
     """What to evaluate.
 
     Attributes:
-        mazes: scenes of each family.
+        scenes: of each family.
         latents: latent frames of a rollout, `given` chunks of truth in front included.
         delegate: what compiles the graphs of compiled variants; Inductor unless given.
     """
 
-    model: str = "maze:base"
+    model: str = TRUE
     variants: Sequence[str] = VARIANTS
     families: Sequence[str] = FAMILIES
-    mazes: int = 16
+    scenes: int = 16
     latents: int = 64
     given: int = 1
     seed: int = 0
@@ -141,7 +142,7 @@ class Judging:
     @cached_property
     def walks(self) -> list[Walk]:
         """Every walk, family by family."""
-        numbers = range(self.plan.mazes)
+        numbers = range(self.plan.scenes)
         return [self.world.walk(family, number, self.plan.latents) for family in self.families for number in numbers]
 
     @property

@@ -43,7 +43,7 @@ def quiet() -> Console:
 
 
 def plan(**changes: Any) -> Plan:
-    settings: dict[str, Any] = {"variants": ["no-memory"], "families": ["protocol", "novel"], "mazes": 2, "latents": 16}
+    settings: dict[str, Any] = {"variants": ["no-memory"], "families": ["protocol", "novel"], "scenes": 2, "latents": 16}
     return Plan(model="maze:tiny", delegate="eager", **{**settings, **changes})
 
 
@@ -133,7 +133,7 @@ def test_results_of_other_settings_are_put_away(tmp_path: Path) -> None:
     work.mkdir()
     (work / "settings.json").write_text("{}")
     (work / "results.jsonl").write_text("no result\n")
-    made = evaluate(plan(variants=["eager"], families=["novel"], mazes=1), file, quiet())
+    made = evaluate(plan(variants=["eager"], families=["novel"], scenes=1), file, quiet())
     assert row(made, "eager", "novel")["mazes"] == 1
 
 
