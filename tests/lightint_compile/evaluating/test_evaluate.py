@@ -43,7 +43,12 @@ def quiet() -> Console:
 
 
 def plan(**changes: Any) -> Plan:
-    settings: dict[str, Any] = {"variants": ["no-memory"], "families": ["protocol", "novel"], "scenes": 2, "latents": 16}
+    settings: dict[str, Any] = {
+        "variants": ["no-memory"],
+        "families": ["protocol", "novel"],
+        "scenes": 2,
+        "latents": 16,
+    }
     return Plan(model="maze:tiny", delegate="eager", **{**settings, **changes})
 
 
