@@ -13,6 +13,7 @@ import typer
 
 from lightint_compile.cli.bench import bench
 from lightint_compile.cli.evaluating import evaluate
+from lightint_compile.cli.training import train
 from lightint_compile.models.registry import DEMO, LARGE, TINY
 from lightint_compile.options import DEFAULT_PRESET
 from lightint_compile.options.presets import PRESETS
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(evaluate)
+app.add_typer(train, name="train")
 
 Target = Annotated[
     str, typer.Argument(help=f"FAMILY:SIZE, such as {TINY}, {DEMO} and {LARGE}, or package.module:factory")

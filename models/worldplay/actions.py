@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MOVE_THRESHOLD = 1e-4
 """Shortest movement, in scene units, that counts as one."""
@@ -25,31 +26,32 @@ _CONE = math.cos(math.radians(60.0))
 _CLASS = ((8, 2, 7), (4, 0, 3), (6, 1, 5))
 
 
-def _sign(value: float, threshold: float) -> int:
-    return int(value > threshold) - int(value < -threshold)
+def _sign(value: Tensor, threshold: float) -> Tensor:
+    return (value > threshold).long() - (value < -threshold).long()
 
 
-def _translation_class(offset: Tensor) -> int:
-    distance = float(offset.norm())
-    if distance <= MOVE_THRESHOLD:
-        return 0
-    right, _, forward = (offset / distance).tolist()
-    return _CLASS[_sign(forward, _CONE) + 1][_sign(right, _CONE) + 1]
+def _classes(first: Tensor, second: Tensor) -> Tensor:
+    return torch.tensor(_CLASS, device=first.device)[first + 1, second + 1]
 
 
-def _rotation_class(rotation: Tensor) -> int:
-    pitch = math.degrees(math.atan2(float(rotation[2, 1]), float(rotation[2, 2])))
-    yaw = math.degrees(math.asin(max(-1.0, min(1.0, -float(rotation[2, 0])))))
-    return _CLASS[_sign(yaw, TURN_THRESHOLD) + 1][_sign(pitch, TURN_THRESHOLD) + 1]
+def _translation_classes(offset: Tensor) -> Tensor:
+    distance = offset.norm(dim=-1)
+    right, _, forward = (offset / distance.clamp_min(MOVE_THRESHOLD)[..., None]).unbind(-1)
+    return torch.where(distance <= MOVE_THRESHOLD, 0, _classes(_sign(forward, _CONE), _sign(right, _CONE)))
+
+
+def _rotation_classes(rotation: Tensor) -> Tensor:
+    pitch = torch.rad2deg(torch.atan2(rotation[..., 2, 1], rotation[..., 2, 2]))
+    yaw = torch.rad2deg(torch.asin((-rotation[..., 2, 0]).clamp(-1.0, 1.0)))
+    return _classes(_sign(yaw, TURN_THRESHOLD), _sign(pitch, TURN_THRESHOLD))
 
 
 def action_labels(poses: Tensor) -> Tensor:
-    """Labels [frames], float32, of camera-to-world poses [frames, 4, 4]; the first frame has label 0.
+    """Labels [..., frames], float32, of camera-to-world poses [..., frames, 4, 4]; the first frame has label 0.
 
     Frame i is labelled from `inv(pose[i-1]) @ pose[i]`: a direction counts within 60 degrees of its axis, a rotation
     from its Euler angles x (up, down) and y (right, left).
     """
-    relative = torch.linalg.inv(poses[:-1].double()) @ poses[1:].double()
-    labels = [0]
-    labels += [9 * _translation_class(step[:3, 3]) + _rotation_class(step[:3, :3]) for step in relative]
-    return torch.tensor(labels, dtype=torch.float32)
+    steps = torch.linalg.inv(poses[..., :-1, :, :].double()) @ poses[..., 1:, :, :].double()
+    labels = 9 * _translation_classes(steps[..., :3, 3]) + _rotation_classes(steps[..., :3, :3])
+    return F.pad(labels, (1, 0)).float()

@@ -25,7 +25,7 @@ LADDER = (
     ("lowering", "asking", "path_decisions"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
-    ("compilation", "error_budget", "bench", "demo", "integrations", "bisecting"),
+    ("compilation", "error_budget", "bench", "demo", "integrations", "bisecting", "training"),
     ("backend", "explaining", "acceleration", "evaluating"),
     ("cli",),
     ("__main__",),

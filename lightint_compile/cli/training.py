@@ -1,0 +1,55 @@
+"""The command `lightint train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+train = typer.Typer(help="Train a small world model whose world has a truth.", no_args_is_help=True)
+
+
+@train.callback()
+def _group() -> None:
+    """Train a small world model whose world has a truth."""
+
+
+@train.command()
+def maze(
+    config: Annotated[str, typer.Option(help="tiny, base or large; see lightint explain maze:base")] = "base",
+    minutes: Annotated[float, typer.Option(min=0.05, help="of the whole training, over all sessions")] = 12.0,
+    codec_minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="of them for the codec; by default 15 %, at most 2")
+    ] = None,
+    distil_share: Annotated[
+        float, typer.Option(min=0.02, max=0.9, help="of the time after the codec, for distillation to four steps")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(min=0, help="seed of weights, mazes and noise")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for checkpoint, log, pictures and weights")] = Path("out/maze"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
+    session_minutes: Annotated[
+        float | None, typer.Option(min=0.05, help="stop after so long, to be resumed; judging comes on top")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="walks a step and process; by default the size's")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one")] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="compile the blocks; by default on cuda")
+    ] = None,
+) -> None:
+    """Train the maze's world model: codec, flow matching, distillation to four steps; then judge it and write it.
+
+    Several GPUs: torchrun --nproc-per-node 4 -m lightint_compile train maze.
+    """
+    from lightint_compile.errors import InputError, did_you_mean
+    from lightint_compile.models.maze.config import SIZES
+    from lightint_compile.training import Plan
+    from lightint_compile.training import train as run
+
+    if config not in SIZES:
+        raise InputError(f"there is no size {config!r}", where="--config", fix=did_you_mean(config, SIZES))
+    codec = min(0.15 * minutes, 2.0) if codec_minutes is None else codec_minutes
+    distil = distil_share * max(minutes - codec, 0.0)
+    size = SIZES[config]()
+    plan = Plan.of(size, (codec, max(minutes - codec, 0.0) - distil, distil), seed, batch)
+    run(size, plan, out, device=device, resume=resume, session_minutes=session_minutes, compiled=compiled)
