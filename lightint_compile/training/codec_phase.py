@@ -37,9 +37,11 @@ def frame_pool(pixels: int, seed: int, rank: int, mazes: int, frames: int, devic
     return drawn
 
 
-def codec_loss(codec: MazeCodec, frames: Tensor) -> Tensor:
+def codec_loss(codec: MazeCodec, frames: Tensor, generator: torch.Generator) -> Tensor:
     """Mean absolute error of the pixels and of their differences to the right and downwards."""
-    made = codec(frames, NOISE).float()
+    latents = codec.encode(frames)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    made = codec.decode(latents + NOISE * noise).float()
     error = made - frames
     right, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     return error.abs().mean() + 0.5 * (right.abs().mean() + down.abs().mean())

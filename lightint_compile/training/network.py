@@ -7,14 +7,14 @@ compiled function serves all blocks.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightint_compile.models.maze.compiled import Axes, Compiled
 from lightint_compile.models.maze.config import MazeSize
 from lightint_compile.models.maze.world_model import prompt
 from lightint_compile.models.worldplay.blocks import DoubleBlock, KeyValue
@@ -24,6 +24,9 @@ from lightint_compile.models.worldplay.transformer import WorldPlayTransformer
 Weights = dict[str, Tensor]
 Caches = list[KeyValue]
 BlockPass = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+_CHANGING: Axes = {1: (0, 1), 2: (0, 1), 3: (0, 1), 4: (0, 1), 5: (0,), 6: (0,), 9: (0, 2), 10: (0, 2)}
+"""Axes of the arguments of `block_pass` that are batches, frames and tokens of context."""
 
 
 class Cameras(NamedTuple):
@@ -44,11 +47,14 @@ class Cameras(NamedTuple):
 
 
 class Network:
-    """A transformer with its constant prompt; `compiled` compiles a block once for all of them."""
+    """A transformer with its prompt; `compiled` compiles a block once for all of them.
+
+    The prompt never changes, so its half of the weights stays as it was drawn: gradients would only move constants.
+    """
 
     def __init__(self, transformer: WorldPlayTransformer, size: MazeSize, compiled: bool = False) -> None:
         self.transformer, self.size = transformer, size
-        self._block: BlockPass = _Compiled(block_pass) if compiled else block_pass
+        self._block: BlockPass = Compiled(block_pass, _CHANGING) if compiled else block_pass
 
     def shared(self, transformer: WorldPlayTransformer) -> Network:
         """Another transformer of the same size, by the same compiled function."""
@@ -56,6 +62,7 @@ class Network:
         other._block = self._block
         return other
 
+    @torch.no_grad()
     def text(self) -> Caches:
         """Keys and values of the prompt in every block, of batch 1."""
         device = self.transformer.img_in.proj.weight.device
@@ -93,7 +100,8 @@ class Network:
         network, config = self.transformer, self.size.transformer
         vector = network.time_in(level.flatten()) + network.action_in(cameras.actions.flatten())
         vector = vector.unflatten(0, level.shape)
-        projection, inverse = projection_matrices(cameras.extrinsics, cameras.intrinsics)
+        with torch.autocast(latents.device.type, enabled=False):
+            projection, inverse = projection_matrices(cameras.extrinsics, cameras.intrinsics)
         rope = rope_table(config, level.shape[1], position, latents.device, torch.float32)
         rope = tuple(each.unflatten(0, (level.shape[1], -1)) for each in rope)
         tokens = network.img_in(latents).unflatten(1, (level.shape[1], -1))
@@ -191,31 +199,3 @@ def repeated(caches: Caches, copies: int) -> Caches:
 
 def _repeated(each: Tensor, copies: int) -> Tensor:
     return each.unflatten(0, (2, -1)).repeat_interleave(copies, dim=1).flatten(0, 1)
-
-
-class _Compiled:
-    """A function compiled once for all sizes; where compiling fails, the function itself, and a line in the log."""
-
-    def __init__(self, function: BlockPass) -> None:
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
-        self.function = function
-        self.compiled: BlockPass | None = torch.compile(function, dynamic=None)
-
-    def __call__(self, weights: Weights, tokens: Tensor, vector: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        if self.compiled is None:
-            return self.function(weights, tokens, vector, *rest)
-        projection, inverse, cosine, sine, _, _, past_key, past_value, _ = rest
-        for each in (tokens, vector, projection, inverse, cosine, sine):
-            torch._dynamo.maybe_mark_dynamic(each, 0)
-        for each in (tokens, vector, projection, inverse):
-            torch._dynamo.maybe_mark_dynamic(each, 1)
-        for each in (past_key, past_value):
-            if each is not None:
-                torch._dynamo.maybe_mark_dynamic(each, 0)
-                torch._dynamo.maybe_mark_dynamic(each, 2)
-        try:
-            return self.compiled(weights, tokens, vector, *rest)
-        except torch._dynamo.exc.TorchDynamoException:
-            logging.getLogger(__name__).warning("the block runs uncompiled", exc_info=True)
-            self.compiled = None
-            return self.function(weights, tokens, vector, *rest)

@@ -56,8 +56,7 @@ def distillation_loss(
     given, clean = _given(student, batch, chunk, generator, text)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     with torch.no_grad():
-        frozen = [KeyValue(key.detach(), value.detach()) for key, value in text]
-        reached = torch.stack(integrate(student, noise, levels, _detached(given), frozen)[:-1], dim=1).flatten(0, 1)
+        reached = torch.stack(integrate(student, noise, levels, _detached(given), text)[:-1], dim=1).flatten(0, 1)
         teacher_text = teacher.text()
         fine = _given(teacher, batch, chunk, None, teacher_text)[0]
         target = _finer(teacher, reached, levels, _copies(fine, config.steps), teacher_text)

@@ -37,9 +37,9 @@ class Plan:
     own_from: float = 0.4
     own_every: int = 250
     codec_rate: float = 1e-3
-    flow_rate: float = 6e-4
+    flow_rate: float = 8e-4
     distil_rate: float = 1e-4
-    warmup: int = 100
+    warmup: int = 150
     average: float = 0.998
     judged_mazes: int = 16
 

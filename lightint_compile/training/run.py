@@ -79,7 +79,7 @@ class Training:
         self.book.say(f"rendered {count} frames for the codec in {time.monotonic() - started:.1f} s")
 
         def loss(clock: PhaseClock, generator: torch.Generator) -> Tensor:
-            return codec_loss(codec, drawn(plan.codec_batch, generator))
+            return codec_loss(codec, drawn(plan.codec_batch, generator), generator)
 
         done = self._phase("codec", codec, plan.codec_rate, loss)
         self.ranks.same(codec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,7 +86,6 @@ class MazeCodec(nn.Module):
         """Frames [B, F, 3, H, W] of latents as the model gives them, [B, C, F, h, w]."""
         return self.decode(latents.transpose(1, 2))
 
-    def forward(self, frames: Tensor, noise: float = 0.0) -> Tensor:
-        """Frames through the latents and back, with noise of this deviation added to the latents."""
-        latents = self.encode(frames)
-        return self.decode(latents + noise * torch.randn_like(latents) if noise else latents)
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames through the latents and back."""
+        return self.decode(self.encode(frames))

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightint_compile.errors import InputError
 
 from ..camera_paths.poses import invert_rigid
+from .compiled import Compiled
 from .textures import TEXELS, pattern_table, unpacked
 from .world import CEILING, CELLS, FACES, FLOOR, Maze
 
@@ -80,11 +81,12 @@ def _hits(maze: Maze, extrinsics: Tensor, intrinsics: Tensor, size: tuple[int, i
     numbers = torch.arange(len(maze), device=origins.device).repeat_interleave(origins.shape[0] // len(maze))
     rays = _image_rays(size, samples, origins.device)
     step = _FRAMES_AT_ONCE.get(origins.device.type, 8)
+    march = _compiled_march() if origins.device.type == "cuda" else _march
     found = []
     for first in range(0, origins.shape[0], step):
         part = slice(first, first + step)
         directions = _directions(rays, focal[part], rotations[part])
-        found.append(_march(maze.walls, numbers[part, None], origins[part], directions))
+        found.append(march(maze.walls, numbers[part, None].int(), origins[part], directions))
     return found
 
 
@@ -121,8 +123,8 @@ def _march(walls: Tensor, numbers: Tensor, origins: Tensor, directions: Tensor) 
     """Follow rays [frames, 3, rays] from grid line to grid line until a wall, the floor or the ceiling."""
     ox, oy, oz = (each[:, None] for each in origins.unbind(-1))
     dx, dy, dz = directions.unbind(1)
-    column, row = ox.floor().long(), oz.floor().long()
-    step_x, step_z = torch.where(dx > 0, 1, -1), torch.where(dz > 0, CELLS, -CELLS)
+    column, row = ox.floor().int(), oz.floor().int()
+    step_x, step_z = torch.where(dx > 0, 1, -1).int(), torch.where(dz > 0, CELLS, -CELLS).int()
     delta_x, delta_z = 1.0 / dx.abs().clamp_min(1e-9), 1.0 / dz.abs().clamp_min(1e-9)
     next_x = torch.where(dx > 0, column + 1.0 - ox, ox - column) * delta_x
     next_z = torch.where(dz > 0, row + 1.0 - oz, oz - row) * delta_z
@@ -155,14 +157,19 @@ def _surface(
     on_wall = wall <= level
     depth = torch.where(on_wall, wall, level)
     x, y, z = ox + dx * depth, oy + dy * depth, oz + dz * depth
-    column, row = x.floor().long().clamp(0, CELLS - 1), z.floor().long().clamp(0, CELLS - 1)
+    column, row = x.floor().int().clamp(0, CELLS - 1), z.floor().int().clamp(0, CELLS - 1)
     ground = (numbers * CELLS + row) * CELLS + column
-    side = torch.where(along_x, (dx < 0).long(), 2 + (dz < 0).long())
+    side = torch.where(along_x, (dx < 0).int(), 2 + (dz < 0).int())
     face = torch.where(on_wall, cell * FACES + side, ground * FACES + torch.where(dy > 0, FLOOR, CEILING))
     across = torch.where(on_wall & along_x, z - z.floor(), x - x.floor())
     down = torch.where(on_wall, y + 0.5, z - z.floor())
-    texel = (down * TEXELS).long().clamp(0, TEXELS - 1) * TEXELS + (across * TEXELS).long().clamp(0, TEXELS - 1)
+    texel = (down * TEXELS).int().clamp(0, TEXELS - 1) * TEXELS + (across * TEXELS).int().clamp(0, TEXELS - 1)
     return Hits(depth, face, texel)
+
+
+@functools.cache
+def _compiled_march() -> Compiled[Hits]:
+    return Compiled(_march, {0: (0,), 1: (0,), 2: (0,), 3: (0, 2)})
 
 
 @functools.cache
@@ -173,8 +180,8 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
 def _shaded(hits: Hits, maze: Maze, height: int, width: int) -> Tensor:
     """Colours [frames, 3, height, width]: texture, brightness of the face, and haze over the distance."""
     patterns, shades = _tables(hits.face.device)
-    pattern = maze.patterns.reshape(-1)[hits.face].long()
-    number = patterns[pattern * TEXELS * TEXELS + hits.texel].long()
+    pattern = maze.patterns.reshape(-1)[hits.face].int()
+    number = patterns[pattern * TEXELS * TEXELS + hits.texel].int()
     packed = maze.colours.reshape(-1)[hits.face * 3 + number]
     clear = 1.0 / (1.0 + (hits.depth / _HAZE_DISTANCE).square())
     light = (clear * shades[hits.face % FACES])[..., None]
