@@ -26,7 +26,7 @@ from lightint_compile.passes.hoist_invariants.text_memo import mark_text
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.fake_values import frozen
 from lightint_compile.passes.ir.flops import flops_of
-from lightint_compile.passes.ir.memory_sharing import memory_of
+from lightint_compile.passes.ir.memory_sharing import maker_of
 from lightint_compile.passes.ir.node_queries import is_lookup, is_scalar
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at, generic_path
@@ -78,7 +78,7 @@ class _Numbering:
 
     def merge(self) -> None:
         """Merge every pure copy into the first of its kind."""
-        outputs = {memory_of(leaf) for leaf in pytree.tree_leaves(self.graph.output_node().args) if _is_node(leaf)}
+        outputs = {maker_of(leaf) for leaf in pytree.tree_leaves(self.graph.output_node().args) if _is_node(leaf)}
         first: dict[Any, fx.Node] = {}
         for node in list(self.graph.nodes):
             if not _is_pure(node):
@@ -86,7 +86,7 @@ class _Numbering:
             survivor = first.setdefault(_value_number(node), node)
             if survivor is node:
                 continue
-            mine, other = memory_of(node), memory_of(survivor)
+            mine, other = maker_of(node), maker_of(survivor)
             if mine is not other and mine in outputs and other in outputs:
                 self.apart.append(node)
                 continue

@@ -58,6 +58,13 @@ def memory_of(node: fx.Node) -> fx.Node:
     return node
 
 
+def maker_of(node: fx.Node) -> fx.Node:
+    """The node that computes what is in the memory of ``node``: for one of several results, the operator of all."""
+    memory = memory_of(node)
+    made_by = memory.args[0] if memory.op == "call_function" and memory.target is operator.getitem else None
+    return made_by if isinstance(made_by, fx.Node) else memory
+
+
 def memory_order(value: Any) -> list[int] | None:
     """The axes of a tensor from the slowest to the fastest in memory; ``None`` where they do not fill it without gaps.
 
@@ -79,10 +86,12 @@ def memory_order(value: Any) -> list[int] | None:
 
 
 def output_memory(graph: fx.Graph) -> set[fx.Node]:
-    """Outputs, and the nodes whose memory they may share: what the caller may write to."""
+    """Outputs, the nodes whose memory they may share, and what computes it: what the caller may write to."""
     found: set[fx.Node] = set()
     for leaf in pytree.tree_leaves(graph.output_node().args):
         node = leaf if isinstance(leaf, fx.Node) else None
+        if node is not None:
+            found.add(maker_of(node))
         while node is not None and node not in found:
             found.add(node)
             node = alias_source(node)

@@ -143,3 +143,50 @@ def test_a_constant_is_not_the_callers() -> None:
         constant = function(x)[1]
         torch.testing.assert_close(constant, torch.tensor([1.0, 2.0]))
         constant.zero_()
+
+
+#: Operators with several results, of tensors whose last axis holds at least two elements.
+SEVERAL = {
+    "topk": lambda e: e.topk(2, -1),
+    "sort": lambda e: e.sort(-1),
+    "max": lambda e: e.max(-1),
+    "var_mean": lambda e: torch.var_mean(e, -1),
+    "batch_norm": lambda e: (F.batch_norm(e.transpose(1, 2), e.new_zeros(e.shape[-1]), e.new_ones(e.shape[-1])),),
+    "svd": lambda e: torch.linalg.svd(e[0], full_matrices=False),
+    "unbind": lambda e: e.unbind(1),
+}
+
+
+class Several(nn.Module):
+    """Results of one operator on what depends on the prompt alone: as they are, through views, and a second time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.video, self.wide, self.text = nn.Linear(8, 16), nn.Linear(12, 64), nn.Linear(64, 16)
+        self.several = SEVERAL[name]
+
+    def forward(self, video, text):
+        value = self.text(F.gelu(self.wide(text)))
+        results = self.several(value)
+        return (*results, *(each[:1] for each in self.several(value)), *self.several(value + 1), self.video(video))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@torch.no_grad()
+def test_each_result_of_an_operator_with_several_is_the_callers(name) -> None:
+    torch.manual_seed(0)
+    module = Several(name).eval()
+    function = compiled(module)
+    for place in range(3):
+        x, text = torch.ones(2, 3, 8), torch.linspace(-1, 1, 120).reshape(2, 5, 12)
+        expected, found = module(x, text), function(x, text)
+        for results in (expected, found):
+            results[place % len(results)].fill_(7)
+        torch.testing.assert_close(found, expected)
+        assert [memory_places(found), memory_places(module(x, text))] == [memory_places(expected)] * 2
+
+
+def memory_places(tensors) -> list[int]:
+    """For each tensor the first with the same memory."""
+    places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
+    return [places.index(place) for place in places]
