@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..triton_compat import tile_copies
+from .extents import Extents
 from .producer import CONSUMERS, again, ends, one, one_layout, produce
 from .softmax import LIMIT, faded, folded_sum, weigh, weigh_below
 
@@ -159,6 +160,9 @@ def block_sparse_attention(
 ):  # fmt: skip
     """One query tile of one head; grid ``(query tiles, batch * heads)``, so that one head's K and V stay in L2.
 
+    Numbers arrive one by one and are grouped here: Triton specialises on the members of a tuple, whatever
+    ``do_not_specialize`` says, and would compile again for every size that is one or a multiple of 16.
+
     The first ten arguments are tensor descriptors (see :mod:`.launch`); ``places`` says how the heads of the first
     eight tensors are stored (see ``ends``). ``scale`` includes log2(e), ``factor`` brings offsets of logits to unscaled
     scores.
@@ -202,7 +206,7 @@ def block_sparse_attention(
     corner = (tile // (high * wide) * BT, tile // wide % high * BH, tile % wide * BW)
     tiles = (query_tile, key_tile, value_tile, plain, offset_tile, verdict)
     barriers = (query_full, key_full, key_empty, value_full, value_empty, judged)
-    extents = (
+    extents = Extents(
         prefix_tokens, prefix_blocks, context_blocks, context_rows, context_frames, current_frames, height, width,
         high, wide,
     )  # fmt: skip

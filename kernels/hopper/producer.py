@@ -61,12 +61,14 @@ def one(cell):
 def _present(slot, at, extents, BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr):
     # How many tokens, frames, lines and columns of a block exist, as many as it has or more where all do.
     block, row, y, x = at
-    prefix, text_blocks, context_blocks, context_rows, context_frames, current_frames, height, width, _, _ = extents
     BN: gl.constexpr = BT * BH * BW
-    frames = gl.where(block < context_blocks, context_frames - row * BT, current_frames - (row - context_rows) * BT)
-    text = slot < text_blocks
-    tokens = gl.where(text, prefix - slot * BN, BN)
-    return tokens, gl.where(text, BT, frames), gl.where(text, BH, height - y * BH), gl.where(text, BW, width - x * BW)
+    in_context = extents.context_frames - row * BT
+    in_current = extents.current_frames - (row - extents.context_rows) * BT
+    frames = gl.where(block < extents.context_blocks, in_context, in_current)
+    text = slot < extents.prefix_blocks
+    tokens = gl.where(text, extents.prefix - slot * BN, BN)
+    lines = gl.where(text, BH, extents.height - y * BH)
+    return tokens, gl.where(text, BT, frames), lines, gl.where(text, BW, extents.width - x * BW)
 
 
 @gluon.jit
@@ -94,12 +96,11 @@ def _fetch(
     # One block of K (first = 2) or V (first = 3) from the prefix, the context, the current frames or the means.
     prefix, context, current, means = sources
     block, row, y, x = at
-    _, prefix_blocks, context_blocks, context_rows, _, _, _, _, _, _ = extents
     BT: gl.constexpr = current.block_type.shape[1]
     BH: gl.constexpr = current.block_type.shape[2]
     BW: gl.constexpr = current.block_type.shape[3]
     mbarrier.expect(full, current.block_type.nbytes)
-    if slot < prefix_blocks:
+    if slot < extents.prefix_blocks:
         outer, inner = ends(whose, first, HEAD_DIM)
         rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
         _load(prefix, [outer, slot * (BT * BH * BW), inner], full, rows)
@@ -107,12 +108,12 @@ def _fetch(
         _, batch, head, heads = whose
         rows = target.reshape((1, BT * BH * BW, current.block_type.shape[4]))
         _load(means, [batch * heads + head, (slot - listed) * (BT * BH * BW), 0], full, rows)
-    elif block < context_blocks:
+    elif block < extents.context_blocks:
         outer, inner = ends(whose, first + 2, HEAD_DIM)
         _load(context, [outer, row * BT, y * BH, x * BW, inner], full, target)
     else:
         outer, inner = ends(whose, first + 4, HEAD_DIM)
-        frame = (row - context_rows) * BT
+        frame = (row - extents.context_rows) * BT
         _load(current, [outer, frame, y * BH, x * BW, inner], full, target)
 
 
@@ -125,7 +126,7 @@ def _stream(
     _, key_tile, value_tile, plain, offset_tile, _ = tiles
     _, key_full, key_empty, value_full, value_empty, _ = barriers
     list_ptr, offsets, listed, blocks = lists
-    _, prefix_blocks, _, _, _, _, _, _, high, wide = extents
+    prefix_blocks, high, wide = extents.prefix_blocks, extents.blocks_high, extents.blocks_wide
     STAGES: gl.constexpr = key_tile.shape[0]
     BT: gl.constexpr = key_tile.shape[2]
     BH: gl.constexpr = key_tile.shape[3]

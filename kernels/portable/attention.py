@@ -19,7 +19,7 @@ from ..skipped import Means
 from ..spans import Spans, empty_output
 from ..tiles import Layout, volume
 from ..triton_compat import stated
-from .geometry import matrix_offsets, tile_tokens
+from .geometry import either, load_rows, places_of, rows_of, tile_tokens
 
 
 @triton.jit
@@ -66,31 +66,27 @@ def attention_kernel(
 
     tokens, exist = tile_tokens(tile, slots, current_frames, height, width, blocks_high, blocks_wide, T, H, W)
     inside = exist[:, None] & real_dims[None, :]
-    rows = tl.load(
-        query + batch * query_batch + head.to(tl.int64) * query_head + matrix_offsets(tokens, dims, query_token),
-        mask=inside,
-        other=0.0,
-    )
+    queries = rows_of(query, query_batch, query_head, query_token, batch, head)
+    rows = load_rows(queries, tokens, dims, inside)
     total = tl.zeros([QUERIES, DIM], tl.float32)
     mass = tl.zeros([QUERIES], tl.float32)
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     pieces = tl.arange(0, KEYS)
     zeros = tl.zeros([KEYS], tl.float32)
 
-    key_base = prefix_key + batch * pk_batch + source.to(tl.int64) * pk_head
-    value_base = prefix_value + batch * pv_batch + source.to(tl.int64) * pv_head
+    keys = rows_of(prefix_key, pk_batch, pk_head, pk_token, batch, source)
+    values = rows_of(prefix_value, pv_batch, pv_head, pv_token, batch, source)
     for start in range(0, prefix, KEYS):
         place = start + pieces
         here = place < prefix
         mask = here[:, None] & real_dims[None, :]
-        key = tl.load(key_base + matrix_offsets(place, dims, pk_token), mask=mask, other=0.0)
-        value = tl.load(value_base + matrix_offsets(place, dims, pv_token), mask=mask, other=0.0)
+        key, value = load_rows(keys, place, dims, mask), load_rows(values, place, dims, mask)
         total, mass, peak = online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
 
-    context_key += batch * ck_batch + source.to(tl.int64) * ck_head
-    context_value += batch * cv_batch + source.to(tl.int64) * cv_head
-    current_key += batch * uk_batch + source.to(tl.int64) * uk_head
-    current_value += batch * uv_batch + source.to(tl.int64) * uv_head
+    context_keys = rows_of(context_key, ck_batch, ck_head, ck_token, batch, source)
+    context_values = rows_of(context_value, cv_batch, cv_head, cv_token, batch, source)
+    current_keys = rows_of(current_key, uk_batch, uk_head, uk_token, batch, source)
+    current_values = rows_of(current_value, uv_batch, uv_head, uv_token, batch, source)
     line = tl.program_id(1).to(tl.int64) * query_tiles + tile
     listed = tl.load(count + line)
     for step in range(0, listed * PIECES):
@@ -102,12 +98,8 @@ def attention_kernel(
             local, step % PIECES * KEYS + pieces, frames, height, width, blocks_high, blocks_wide, T, H, W
         )
         mask = here[:, None] & real_dims[None, :]
-        key_base = tl.where(from_context, context_key, current_key)
-        key_token = tl.where(from_context, ck_token, uk_token)
-        value_base = tl.where(from_context, context_value, current_value)
-        value_token = tl.where(from_context, cv_token, uv_token)
-        key = tl.load(key_base + matrix_offsets(place, dims, key_token), mask=mask, other=0.0)
-        value = tl.load(value_base + matrix_offsets(place, dims, value_token), mask=mask, other=0.0)
+        key = load_rows(either(from_context, context_keys, current_keys), place, dims, mask)
+        value = load_rows(either(from_context, context_values, current_values), place, dims, mask)
         total, mass, peak = online(rows, tl.trans(key), value, here, total, mass, peak, factor, zeros)
 
     if MEANS:
@@ -117,16 +109,15 @@ def attention_kernel(
             real = place < means
             offset = tl.load(offsets + line * means + place, mask=real, other=float("-inf"))
             mask = real[:, None] & real_dims[None, :]
-            inner = matrix_offsets(first + place, dims, HEAD_DIM)
-            key = tl.load(mean_key + inner, mask=mask, other=0.0)
-            value = tl.load(mean_value + inner, mask=mask, other=0.0)
+            key = load_rows((mean_key, HEAD_DIM), first + place, dims, mask)
+            value = load_rows((mean_value, HEAD_DIM), first + place, dims, mask)
             here = offset > float("-inf")
             offset = tl.where(here, offset * 1.4426950408889634, 0.0)
             total, mass, peak = online(rows, tl.trans(key), value, here, total, mass, peak, factor, offset)
 
     result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
-    target = out + batch * out_batch + head.to(tl.int64) * out_head + matrix_offsets(tokens, dims, out_token)
-    tl.store(target, result.to(out.dtype.element_ty), mask=inside)
+    target = rows_of(out, out_batch, out_head, out_token, batch, head)
+    tl.store(places_of(target, tokens, dims), result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton_op("lightint::portable_attend", mutates_args={})

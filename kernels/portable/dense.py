@@ -18,12 +18,12 @@ from torch.library import triton_op, wrap_triton
 from ..spans import Spans
 from ..triton_compat import OPTIONS, stated
 from .attention import adjacent, online
-from .geometry import matrix_offsets
+from .geometry import load_rows, places_of, rows_of
 
 
 @triton.jit
 def _span(
-    rows, key, value, bias, tokens, key_token, value_token, total, mass, peak, factor,
+    rows, key, value, bias, tokens, total, mass, peak, factor,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over all tokens of one span."""
@@ -35,8 +35,7 @@ def _span(
         added = tl.load(bias + place, mask=real, other=float("-inf"))
         here = added > float("-inf")
         inside = here[:, None] & (dims < HEAD_DIM)[None, :]
-        keys = tl.load(key + matrix_offsets(place, dims, key_token), mask=inside, other=0.0)
-        values = tl.load(value + matrix_offsets(place, dims, value_token), mask=inside, other=0.0)
+        keys, values = load_rows(key, place, dims, inside), load_rows(value, place, dims, inside)
         offset = tl.where(here, added * 1.4426950408889634, 0.0)
         total, mass, peak = online(rows, tl.trans(keys), values, here, total, mass, peak, factor, offset)
     return total, mass, peak
@@ -60,29 +59,28 @@ def dense_kernel(
         dims = tl.arange(0, DIM)
         tokens = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
         inside = (tokens < queries)[:, None] & (dims < HEAD_DIM)[None, :]
-        own = query + batch * query_batch + head.to(tl.int64) * query_head
-        rows = tl.load(own + matrix_offsets(tokens, dims, query_token), mask=inside, other=0.0)
+        own = rows_of(query, query_batch, query_head, query_token, batch, head)
+        rows = load_rows(own, tokens, dims, inside)
         total = tl.zeros([QUERIES, DIM], tl.float32)
         mass = tl.zeros([QUERIES], tl.float32)
         peak = tl.full([QUERIES], float("-inf"), tl.float32)
         own_bias = bias + batch * bias_batch
+        keys = rows_of(prefix_key, pk_batch, pk_head, pk_token, batch, source)
+        values = rows_of(prefix_value, pv_batch, pv_head, pv_token, batch, source)
+        total, mass, peak = _span(rows, keys, values, own_bias, prefix, total, mass, peak, unit, HEAD_DIM, DIM, KEYS)
+        keys = rows_of(context_key, ck_batch, ck_head, ck_token, batch, source)
+        values = rows_of(context_value, cv_batch, cv_head, cv_token, batch, source)
         total, mass, peak = _span(
-            rows, prefix_key + batch * pk_batch + source * pk_head, prefix_value + batch * pv_batch + source * pv_head,
-            own_bias, prefix, pk_token, pv_token, total, mass, peak, unit, HEAD_DIM, DIM, KEYS,
-        )  # fmt: skip
+            rows, keys, values, own_bias + prefix, context, total, mass, peak, unit, HEAD_DIM, DIM, KEYS
+        )
+        keys = rows_of(current_key, uk_batch, uk_head, uk_token, batch, source)
+        values = rows_of(current_value, uv_batch, uv_head, uv_token, batch, source)
         total, mass, peak = _span(
-            rows, context_key + batch * ck_batch + source * ck_head,
-            context_value + batch * cv_batch + source * cv_head, own_bias + prefix, context, ck_token, cv_token,
-            total, mass, peak, unit, HEAD_DIM, DIM, KEYS,
-        )  # fmt: skip
-        total, mass, peak = _span(
-            rows, current_key + batch * uk_batch + source * uk_head,
-            current_value + batch * uv_batch + source * uv_head, own_bias + (prefix + context), current, uk_token,
-            uv_token, total, mass, peak, unit, HEAD_DIM, DIM, KEYS,
-        )  # fmt: skip
+            rows, keys, values, own_bias + (prefix + context), current, total, mass, peak, unit, HEAD_DIM, DIM, KEYS
+        )
         result = total / tl.where(mass == 0.0, 1.0, mass)[:, None]
-        target = out + batch * out_batch + head.to(tl.int64) * out_head + matrix_offsets(tokens, dims, out_token)
-        tl.store(target, result.to(out.dtype.element_ty), mask=inside)
+        target = rows_of(out, out_batch, out_head, out_token, batch, head)
+        tl.store(places_of(target, tokens, dims), result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton_op("lightint::portable_attend_all", mutates_args={})

@@ -1,12 +1,41 @@
 """Tile arithmetic inside the kernels: which tokens a tile holds, and where they are in memory.
 
 Offsets are 64-bit: tokens times the stride of a ``[batch, tokens, heads, dim]`` tensor pass 2**31 at real sizes.
+
+The tokens of one head in memory are ``rows``: a pointer to the first, and the elements from one to the next. They are a
+plain tuple, made inside of a kernel: Inductor, which copies a kernel's source, knows no class of ours, and gives a
+kernel no tuples as arguments.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def rows_of(pointer, by_batch, by_head, by_token, batch, head):
+    """The rows of a head of a ``[batch, heads, tokens, dim]`` tensor; ``batch`` is 64-bit."""
+    return pointer + batch * by_batch + head.to(tl.int64) * by_head, by_token
+
+
+@triton.jit
+def either(condition, rows, others):
+    """``rows`` where ``condition`` holds, else ``others``."""
+    return tl.where(condition, rows[0], others[0]), tl.where(condition, rows[1], others[1])
+
+
+@triton.jit
+def places_of(rows, tokens, dims):
+    """Pointers to a ``[tokens, dims]`` piece."""
+    start, stride = rows
+    return start + matrix_offsets(tokens, dims, stride)
+
+
+@triton.jit
+def load_rows(rows, tokens, dims, mask):
+    """A ``[tokens, dims]`` piece, zero where ``mask`` is false."""
+    return tl.load(places_of(rows, tokens, dims), mask=mask, other=0.0)
 
 
 @triton.jit
