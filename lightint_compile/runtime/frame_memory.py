@@ -1,9 +1,9 @@
 """Rules for a memory of single frames, each of which one coming frame asks for: what saw most of the same.
 
 Such a model keeps what a chunk goes on from, the newest frames of its history, and for some coming frames, counted
-back from the last, one earlier frame each. The last that is asked for gives way to the first frame behind the image,
-which is always remembered. So it is in Matrix-Game-3; in the release of Light Interaction a frame is dropped where it
-saw less than 0.45 of what the frame that asks for it will see, and a step is reused where none would be.
+back from the last, one earlier frame each. The last that is asked for gives way to one that is always remembered. So
+it is in Matrix-Game-3; in the release of Light Interaction a frame is dropped where it saw less than 0.45 of what the
+frame that asks for it will see, and a step is reused where none would be.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from lightint_compile.errors import OptionError
 from lightint_compile.passes.ir.decision_policy import Policy
-from lightint_compile.passes.ir.world_spec import PINNED_FRAME
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.rules import Rules, Situation, rules_of
 from lightint_compile.runtime.view_overlap import PinholeView, View
+
+_IMAGE = 1
+"""Latent frames of the image that a video begins with; none of them is asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class FrameMemoryRules(Rules):
 
     @cached_property
     def camera_view(self) -> View:
-        """A pinhole of 90 degrees, which is what such a memory is chosen by."""
-        return PinholeView(far=self.view_depth)
+        """A pinhole, which is what such a memory is chosen by."""
+        return PinholeView(*self.fov, far=self.view_depth)
 
     def seeing(self, view: View) -> Rules:
         """The same: the model goes on retrieving as it does."""
@@ -61,20 +63,20 @@ class FrameMemoryRules(Rules):
         cameras, every = situation.extrinsics, self.asked_every or 1
         count = self.memory - self.recent
         coming = cameras[[len(cameras) - 1 - every * number for number in range(count)]]
-        earlier = cameras[PINNED_FRAME : situation.frames - self.recent]
+        earlier = cameras[_IMAGE : situation.frames - self.recent]
         overlap = self.camera_view.overlap(coming, earlier)
         now = self.camera_view.overlap(cameras[situation.frames - 1 : situation.frames], earlier)[0]
         best = overlap.argmax(dim=1)
         most = overlap.gather(1, best[:, None])[:, 0]
         approached: Tensor = most > now[best] + 1e-6
-        return Asked(tuple((best + PINNED_FRAME).tolist()), tuple(most.tolist()), tuple(approached.tolist()))
+        return Asked(tuple((best + _IMAGE).tolist()), tuple(most.tolist()), tuple(approached.tolist()))
 
     def _decision(self, situation: Situation, asked: Asked, kept: list[bool], *, reuses: bool) -> Decision:
         """The newest frames, the pinned one, and of those asked for, but for the last, the ones that are kept."""
         newest = range(situation.frames - self.recent, situation.frames)
         chosen = [frame for frame, stays in zip(asked.frames[:-1], kept, strict=False) if stays]
-        context = tuple(sorted({PINNED_FRAME, *chosen, *newest}))
-        model = {PINNED_FRAME, *asked.frames[:-1], *newest}
+        context = tuple(sorted({self.pinned, *chosen, *newest}))
+        model = {self.pinned, *asked.frames[:-1], *newest}
         return Decision(
             chunk=situation.chunk,
             context_frames=context,

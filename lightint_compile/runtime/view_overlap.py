@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightint_compile.errors import OptionError
-from lightint_compile.passes.ir.world_spec import PUBLISHED
+from lightint_compile.passes.ir.world_spec import PUBLISHED, PUBLISHED_FRAMES
 
 _PLASTIC = 1.2207440846057596
 """The root of x^4 = x + 1: its powers step a three-dimensional sequence of even spread (Roberts, 2018)."""
@@ -214,30 +214,39 @@ def angular_view(horizontal: float, vertical: float, radius: float) -> AngularVi
 
 @dataclass(frozen=True)
 class PinholeView(View):
-    """A pinhole frustum sampled on a grid: what Matrix-Game-3 retrieves its memory by (90 degrees, depth 0.1 to 30).
+    """A pinhole frustum sampled on a grid: what Matrix-Game-3 retrieves its memory by, with these defaults.
 
     Points on an edge of the image count as seen, those at the nearest and the farthest depth do not; cameras that look
     the same way have such points, and rounding moves none across.
 
     Attributes:
+        horizontal, vertical: full angles in degrees.
         side: grid points along each axis of the frustum.
         near, far: depth range in scene units.
     """
 
+    horizontal: float = PUBLISHED_FRAMES.fov[0]
+    vertical: float = PUBLISHED_FRAMES.fov[1]
     side: int = 10
     near: float = 0.1
-    far: float = 30.0
+    far: float = PUBLISHED_FRAMES.view_depth
+
+    @cached_property
+    def _slopes(self) -> tuple[float, float]:
+        """How far an edge of the image is from its middle, at depth 1."""
+        return math.tan(math.radians(self.horizontal / 2)), math.tan(math.radians(self.vertical / 2))
 
     @cached_property
     def _points(self) -> Tensor:
         across = torch.linspace(-1, 1, self.side, dtype=torch.float64)
         depth = torch.linspace(self.near, self.far, self.side, dtype=torch.float64)
         x, y, z = torch.meshgrid(across, across, depth, indexing="ij")
-        return torch.stack([x * z, y * z, z], -1).reshape(-1, 3)
+        aside, upright = self._slopes
+        return torch.stack([x * z * aside, y * z * upright, z], -1).reshape(-1, 3)
 
     @property
     def points(self) -> Tensor:
-        """The grid, in tangent units: 90 degrees both ways."""
+        """The grid."""
         return self._points
 
     def covers(self, sight: Sight) -> Tensor:
@@ -245,9 +254,9 @@ class PinholeView(View):
         pose = relative_pose(sight.remembered, sight.current).transpose(0, 1)  # the current frame, seen from the other
         seen = (pose[..., None, :3, :3] @ self.points[..., None]).squeeze(-1) + pose[..., None, :3, 3]
         x, y, z = seen.unbind(-1)
-        bound = z * (1 + _EDGE)
+        aside, upright = (slope * z * (1 + _EDGE) for slope in self._slopes)
         within = (z > self.near * (1 + _EDGE)) & (z < self.far * (1 - _EDGE))
-        return within & (x.abs() <= bound) & (y.abs() <= bound)
+        return within & (x.abs() <= aside) & (y.abs() <= upright)
 
 
 def _share(covers: Tensor) -> Tensor:

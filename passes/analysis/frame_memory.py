@@ -19,7 +19,7 @@ from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.op_arguments import argument, pick_of
 from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import Program, tensor_of
-from lightint_compile.passes.ir.world_spec import FRAME_MEMORY_VIEW, PINNED_FRAME
+from lightint_compile.passes.ir.world_spec import PUBLISHED_FRAMES
 
 aten = torch.ops.aten
 
@@ -33,6 +33,7 @@ class FrameMemory:
         history: the latents that are gathered by them.
         frames: M.
         asked_every: latent frames between the coming ones that ask, counted back from the last.
+        pinned: the frame that is always remembered, in place of what the last one asks for.
         continued: latest frames of the history that a chunk goes on from; none of them is asked for.
     """
 
@@ -40,19 +41,20 @@ class FrameMemory:
     history: fx.Node
     frames: int
     asked_every: int
+    pinned: int
     continued: int
 
     @property
     def world(self) -> dict[str, Any]:
-        """What it says of the world."""
-        horizontal, vertical, depth = FRAME_MEMORY_VIEW
+        """What it says of the world. By which view frames are chosen is not read from the program: it can be stated."""
         return {
             "memory": self.frames + self.continued,
             "recent": self.continued,
             "asked_every": self.asked_every,
+            "pinned": self.pinned,
             "clip": 1,
-            "fov": (horizontal, vertical),
-            "view_depth": depth,
+            "fov": PUBLISHED_FRAMES.fov,
+            "view_depth": PUBLISHED_FRAMES.view_depth,
         }
 
 
@@ -62,10 +64,13 @@ def find_frame_memory(program: Program, cameras: fx.Node, coming: Coming) -> Fra
         pick = pick_of(node)
         if pick is None or pick.axis != FRAMES or node.meta["val"].dim() != 5:
             continue
-        frames = _asked_for(pick.index)
-        every = frames and _asked_every(program, cameras, coming, pick.index, frames)
-        if frames and every:
-            return FrameMemory(pick.index, pick.source, frames, every, frames_put_back(program))
+        pinned = _pinned(pick.index)
+        if pinned is None:
+            continue
+        frames = int(pick.index.meta["val"].shape[0])
+        every = _asked_every(program, cameras, coming, pick.index, frames)
+        if every:
+            return FrameMemory(pick.index, pick.source, frames, every, pinned, frames_put_back(program))
     return None
 
 
@@ -84,14 +89,14 @@ def marked_world(cameras: fx.Node) -> dict[str, Any]:
     return dict(cameras.meta.get(_MARK, {}))
 
 
-def _asked_for(index: fx.Node) -> int | None:
-    """How many frames numbers name, of which the last is always the same one; ``None`` for any other numbers."""
+def _pinned(index: fx.Node) -> int | None:
+    """The frame that is always the last of a known count of frame numbers; ``None`` for any other numbers."""
     numbers, parts = tensor_of(index), index.args[0] if index.target in Family.CAT.value else ()
     if numbers is None or numbers.dim() != 1 or not isinstance(numbers.shape[0], int):
         return None
     last = parts[-1] if isinstance(parts, (list, tuple)) and len(parts) == 2 else None
     value = _constant(last) if isinstance(last, fx.Node) else None
-    return int(numbers.shape[0]) if value == [PINNED_FRAME] else None
+    return value[0] if value is not None and len(value) == 1 and value[0] >= 0 else None
 
 
 def _constant(node: fx.Node) -> list[int] | None:

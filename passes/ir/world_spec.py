@@ -28,6 +28,8 @@ class WorldSpec:
             chunk has none, and may be longer by any number of frames.
         asked_every: latent frames between coming frames of which each asks for one remembered frame, counted back from
             the last; ``None`` where clips are remembered for the whole chunk.
+        pinned: the frame that a memory of single frames always holds: the first one behind the image, unless the
+            program says another.
         fov: the field of view by which the model retrieves its memory: full horizontal and vertical angle in degrees.
             Cameras have the same where no intrinsics say otherwise.
         view_depth: how far a camera sees, in the unit of the cameras' translations.
@@ -41,6 +43,7 @@ class WorldSpec:
     recent: int = 12
     goes_on: bool = False
     asked_every: int | None = None
+    pinned: int = 1
     fov: tuple[float, float] = (60.0, 35.0)
     view_depth: float = 8.0
 
@@ -51,6 +54,7 @@ class WorldSpec:
             ("first_chunk", self.first_chunk, (self.first_chunk or self.chunk) >= self.chunk, f"{self.chunk} or more"),
             ("clip", self.clip, isinstance(self.clip, int) and self.clip > 0, "1 latent frame or more"),
             ("denoising_steps", self.denoising_steps, self.denoising_steps > 0, "1 step or more"),
+            ("pinned", self.pinned, self.pinned >= 0, "the number of a latent frame"),
             ("fov", self.fov, angles, "two angles between 0 and 180 degrees"),
             ("view_depth", self.view_depth, self.view_depth > 0, "a distance above 0"),
         ):
@@ -115,11 +119,8 @@ class WorldSpec:
 PUBLISHED = WorldSpec()
 """The world of the published rules."""
 
-PINNED_FRAME = 1
-"""The frame that a memory of single frames always holds: the first one behind the image."""
-
-FRAME_MEMORY_VIEW = (90.0, 90.0, 30.0)
-"""The field of view and its depth by which such a memory is chosen in the model of the published rules."""
+PUBLISHED_FRAMES = WorldSpec(clip=1, asked_every=1, fov=(90.0, 90.0), view_depth=30.0)
+"""The world of the published rules for a memory of single frames: its view stands where nothing else is stated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from lightint_compile.errors import InputError, OptionError
@@ -9,6 +11,7 @@ from lightint_compile.models.matrix_game.memory import camera_poses, remembered
 from lightint_compile.models.registry import world_model
 from lightint_compile.path_decisions import decide
 from lightint_compile.runtime.frame_memory import PublishedFrameRules
+from lightint_compile.runtime.planner import plan
 
 MODEL = world_model("matrix-game:tiny")
 
@@ -57,6 +60,15 @@ def test_without_decisions_it_is_what_the_model_gathers() -> None:
 def test_a_path_of_half_a_chunk_is_told_the_lengths_beside_it(path: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         decide(path, None, "all", model=MODEL)
+
+
+def test_the_view_and_the_frame_that_is_always_remembered_are_the_worlds() -> None:
+    """A camera that turns on sees less of what it saw in a narrow view."""
+    extrinsics = MODEL.camera_path("left-84").extrinsics
+    world = dataclasses.replace(MODEL.spec, pinned=2)
+    wide, narrow = (plan(extrinsics, PublishedFrameRules.of(world, fov=(fov, 90.0)))[1:] for fov in (90.0, 10.0))
+    assert all(2 in each.context_frames for each in (*wide, *narrow))
+    assert sum(each.overlap for each in narrow) < sum(each.overlap for each in wide)
 
 
 def test_a_gate_that_cannot_be_is_refused() -> None:

@@ -52,6 +52,13 @@ def counted(monkeypatch):
     return view
 
 
+@pytest.mark.parametrize(("fov", "sees"), [((90.0, 90.0), True), ((50.0, 90.0), False), ((90.0, 50.0), True)])
+def test_a_pinhole_has_its_own_angles(fov: tuple[float, float], sees: bool) -> None:
+    """A turn of 60 degrees to the side leaves nothing in common where the image is narrower than that."""
+    overlap = PinholeView(*fov).overlap(camera(0.0)[None], camera(60.0)[None])
+    assert (overlap.item() > 0) is sees
+
+
 def _covers(view, current: Tensor, remembered: Tensor) -> Tensor:
     return Sight.of(view, current, remembered).covers
 

@@ -48,13 +48,21 @@ def test_the_memory_is_found_with_what_asks_for_it(program: Program) -> None:
     assert memory.history.name == "history"
 
 
-@pytest.mark.parametrize("change", [{"pinned": None}, {"pinned": 2}, {"asks": 3}])
+@pytest.mark.parametrize("change", [{"pinned": None}, {"asks": 3}])
 def test_no_such_memory(change: dict[str, Any]) -> None:
-    """Nothing is always remembered; another frame is; the frames that ask are no latent frames."""
+    """Nothing is always remembered; the frames that ask are no latent frames."""
     program = traced(FrameMemoryWorld(**change))
     cameras = camera_input(program)
     coming = coming_frames(program, cameras)
     assert not isinstance(coming, Coming) or find_frame_memory(program, cameras, coming) is None
+
+
+def test_another_frame_is_remembered_and_another_view_is_stated() -> None:
+    """The plan takes the frame from the program and the view from the options."""
+    program = traced(FrameMemoryWorld(pinned=2))
+    copy, _ = rewritten(program, "outline-regions,step-cache{fov=60x40,view_depth=12}")
+    policy = copy.graph_module.get_submodule(PLAN).spec.policy
+    assert (policy.pinned, policy.fov, policy.view_depth) == (2, (60.0, 40.0), 12.0)
 
 
 def test_the_plan_is_told_the_world(program: Program) -> None:
