@@ -60,9 +60,10 @@ def memory_of(node: fx.Node) -> fx.Node:
 
 def maker_of(node: fx.Node) -> fx.Node:
     """The node that computes what is in the memory of ``node``: for one of several results, the operator of all."""
-    memory = memory_of(node)
-    made_by = memory.args[0] if memory.op == "call_function" and memory.target is operator.getitem else None
-    return made_by if isinstance(made_by, fx.Node) else memory
+    made = memory_of(node)
+    while made.op == "call_function" and made.target is operator.getitem and isinstance(made.args[0], fx.Node):
+        made = made.args[0]
+    return made
 
 
 def memory_order(value: Any) -> list[int] | None:
