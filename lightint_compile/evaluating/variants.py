@@ -15,7 +15,7 @@ from lightint_compile.bench.rollout_job import variant_options
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.models.world_model import WorldModel
 from lightint_compile.options import LightintOptions
-from lightint_compile.options.presets import preset_names
+from lightint_compile.options.presets import PRESETS, preset_names
 
 from .peers import PEERS
 from .peers.rule import Rule
@@ -92,6 +92,24 @@ def _inductor(setup: Setup, stack: ExitStack) -> Opened:
     return Opened(setup.world.model, call, module, setup.dtype, compiles=True)
 
 
+def _kept() -> str:
+    return str(dataclasses.replace(PRESETS["context"], settings={"context-reuse": f"age={KEPT_AGE},drift=none"}))
+
+
+KEPT_AGE = 8
+"""Chunks for which `kv-reuse` keeps keys and values."""
+
+
+def _preset(options: dict[str, Any]) -> Open:
+    def opened(setup: Setup, stack: ExitStack) -> Opened:
+        module = setup.module(setup.world.model)
+        given = options if setup.delegate is None else {**options, "delegate": setup.delegate}
+        call = torch.compile(module, backend="lightint", fullgraph=True, options=given)
+        return Opened(setup.world.model, call, module, setup.dtype, compiles=True)
+
+    return opened
+
+
 PLAIN: Mapping[str, tuple[Open, str]] = {
     EAGER: (_plain(lambda world: world.model), "the model as it is"),
     "no-memory": (_plain(lambda world: world.without_memory()), "it looks back at the newest chunk alone"),
@@ -99,6 +117,7 @@ PLAIN: Mapping[str, tuple[Open, str]] = {
     "other-seed": (_other_seed, "noise floor: another seed of the noise"),
     "other-dtype": (_other_dtype, "noise floor: bfloat16 for float32, or float32"),
     "inductor": (_inductor, "torch.compile's own backend"),
+    "kv-reuse": (_preset({"passes": _kept()}), "context, keys and values kept for 8 chunks, unguarded"),
     "steps-1": (_plain(lambda world: world.with_steps(1)), "a shorter schedule"),
     "steps-2": (_plain(lambda world: world.with_steps(2)), "a shorter schedule"),
     "steps-3": (_plain(lambda world: world.with_steps(3)), "a shorter schedule"),
@@ -159,7 +178,7 @@ def variants_of(texts: Sequence[str]) -> list[Variant]:
 
 
 def _peers() -> list[str]:
-    return ["inductor", "published", "steps-1", "steps-2", "steps-3", *PEERS]
+    return ["inductor", "published", "kv-reuse", "steps-1", "steps-2", "steps-3", *PEERS]
 
 
 def _sweep() -> list[str]:
@@ -168,16 +187,6 @@ def _sweep() -> list[str]:
 
 GROUPS: Mapping[str, Callable[[], list[str]]] = {"peers": _peers, "sweep": _sweep}
 """Names that stand for many variants: every peer by its published defaults, and every peer at each of its settings."""
-
-
-def _preset(options: dict[str, Any]) -> Open:
-    def opened(setup: Setup, stack: ExitStack) -> Opened:
-        module = setup.module(setup.world.model)
-        given = options if setup.delegate is None else {**options, "delegate": setup.delegate}
-        call = torch.compile(module, backend="lightint", fullgraph=True, options=given)
-        return Opened(setup.world.model, call, module, setup.dtype, compiles=True)
-
-    return opened
 
 
 def _ruled(rule: Rule) -> Open:

@@ -32,8 +32,8 @@ class Rule(Protocol):
         ...
 
     @property
-    def computed(self) -> int:
-        """Denoising steps that were computed since `begin`."""
+    def computed(self) -> int | None:
+        """Denoising steps that were computed since `begin`; `None` for a rule that leaves them alone."""
         ...
 
 
@@ -124,15 +124,20 @@ def replaced(owner: nn.Module, method: str, function: Callable[..., Any]) -> Ite
 
 
 def denoise_stage(model: WorldModel, module: nn.Module) -> tuple[nn.Module, str]:
-    """The owner and the name of the method that makes one denoising step.
+    """The owner and the name of the method that makes one denoising step; raises as `stage_of`."""
+    return stage_of(model, module, "denoise")
+
+
+def stage_of(model: WorldModel, module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The owner and the name of the method that is a stage.
 
     Raises:
-        StateError: the model names none.
+        StateError: the model does not name it.
     """
     stages = model.stages(module)
-    if "denoise" not in stages:
-        raise StateError("the rule has no step to act on", where=str(model), why="it names no denoise stage")
-    return stages["denoise"]
+    if name not in stages:
+        raise StateError("the rule has no stage to act on", where=str(model), why=f"it names no stage {name!r}")
+    return stages[name]
 
 
 def number(value: Tensor) -> float:
