@@ -31,7 +31,7 @@ class BlockRule(StepRule):
     _results: dict[int, int] = dataclasses.field(default_factory=dict, init=False)
 
     def skips_all(self, number: int, tokens: Tensor, block: nn.Module, rest: tuple[Any, ...]) -> bool:
-        """Whether step `number` skips every block; `tokens` [B, N, C] and `rest` are what the first one is called on."""
+        """Whether step `number` skips every block; the first one is called on `tokens` [B, N, C] and `rest`."""
         return False
 
     def skips_rest(self, number: int, before: Tensor, after: Tensor) -> bool:

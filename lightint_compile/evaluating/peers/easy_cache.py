@@ -1,9 +1,10 @@
 """EasyCache: steps are skipped while the output is predicted to change little, by how much it followed its input.
 
-Zhou et al., "Less is Enough: Training-Free Video Diffusion Acceleration via Runtime-Adaptive Caching" (arXiv 2507.02860,
-H-EmbodVis/EasyCache). With k the ratio of the change of outputs to the change of inputs at computed steps,
-`k * |x - x before| / |output|` is summed up; while the sum is below the threshold, the output is the input plus what the
-model added last. The authors compute the first 10 of 50 steps and the last: here the first fifth, rounded up.
+Zhou et al., "Less is Enough: Training-Free Video Diffusion Acceleration via Runtime-Adaptive Caching" (arXiv
+2507.02860, H-EmbodVis/EasyCache). With k the ratio of the change of outputs to the change of inputs at computed
+steps, `k * |x - x before| / |output|` is summed up; while the sum is below the threshold, the output is the input
+plus what the model added last. The authors compute the first 10 of 50 steps and the last: here the first fifth,
+rounded up.
 """
 
 from __future__ import annotations

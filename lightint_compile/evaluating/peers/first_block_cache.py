@@ -1,8 +1,8 @@
 """First-Block Cache: when the first block's residual has changed little, the others are skipped.
 
-ParaAttention (C. Zeyi, 2024), the rule that diffusers and cache-dit took over: the first block is always computed; if the
-relative L1 change of what it adds, against the last computed step, is below the threshold, the other blocks add what they
-added then.
+ParaAttention (C. Zeyi, 2024), the rule that diffusers and cache-dit took over: the first block is always computed;
+if the relative L1 change of what it adds, against the last computed step, is below the threshold, the other blocks
+add what they added then.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class FirstBlockCache(BlockRule):
 
     def decides(self, first: Tensor) -> bool:
         """Whether the other blocks are skipped, with this residual of the first."""
-        if self._first is not None and self._residual is not None:
-            if read(relative_l1(first, self._first)) < self.threshold:
-                return True
+        known = self._first if self._residual is not None else None
+        if known is not None and read(relative_l1(first, known)) < self.threshold:
+            return True
         self._first = first
         return False
 

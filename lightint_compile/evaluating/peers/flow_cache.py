@@ -1,9 +1,9 @@
 """FlowCache's rule for chunks: each chunk decides by itself, from the change of its embedded input.
 
 "Flow Caching for Autoregressive Video Generation", ICLR 2026 (mikeallen39/FlowCache). The relative L1 change of the
-embedded latents of a chunk is summed up; while the sum is below the threshold the chunk's blocks are skipped and add what
-they added last. The first step of a chunk is computed, and `warmup` ones. Its compression of keys and values has no
-counterpart here: this model's context is bounded.
+embedded latents of a chunk is summed up; while the sum is below the threshold the chunk's blocks are skipped and
+add what they added last. The first step of a chunk is computed, and `warmup` ones. Its compression of keys and
+values has no counterpart here: this model's context is bounded.
 """
 
 from __future__ import annotations

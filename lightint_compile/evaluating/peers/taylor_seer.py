@@ -1,9 +1,9 @@
 """TaylorSeer: features of skipped steps are forecast by a Taylor series over computed ones.
 
-Liu et al., "From Reusing to Forecasting: Accelerating Diffusion Models with TaylorSeers", ICCV 2025 (arXiv 2503.06923).
-Every `interval`-th step is computed; between them features go on by their finite difference over computed steps, order 1
-here. The authors forecast each attention and MLP; this is the form that looks at the whole stack of blocks, as their
-lite variant does. Before there are two computed steps the feature is held.
+Liu et al., "From Reusing to Forecasting: Accelerating Diffusion Models with TaylorSeers", ICCV 2025 (arXiv
+2503.06923). Every `interval`-th step is computed; between them features go on by their finite difference over
+computed steps, order 1 here. The authors forecast each attention and MLP; this is the form that looks at the whole
+stack of blocks, as their lite variant does. Before there are two computed steps the feature is held.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """TeaCache: steps are skipped while the modulated input of the first block has changed little.
 
-Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model", CVPR 2025 (arXiv 2411.19108). Of
-consecutive steps the relative L1 change of `norm(tokens) * (1 + scale) + shift` is summed up; while it is below the
-threshold, all blocks are skipped and what they added last is added again. The first and the last step are computed. The
-published polynomial that rescales the change is fitted a checkpoint; none is published for this one, so it is the
-identity.
+Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model", CVPR 2025 (arXiv 2411.19108).
+Of consecutive steps the relative L1 change of `norm(tokens) * (1 + scale) + shift` is summed up; while it is below
+the threshold, all blocks are skipped and what they added last is added again. The first and the last step are
+computed. The published polynomial that rescales the change is fitted a checkpoint; none is published for this one,
+so it is the identity.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """WorldKV's rule: keys and values of a chunk are computed once, stored, and retrieved instead of computed anew.
 
 WorldKV (arXiv 2605.22718, cvlab-kaist/WorldKV). A chunk that is done is encoded once, behind the stored keys and
-values of the frames that the model remembers at that time; later chunks gather the stored ones of the frames they look
-back at, their temporal positions applied again. Its pruning of stored tokens by likeness to an anchor frame is left
-out: it saves memory, and here the context is bounded.
+values of the frames that the model remembers at that time; later chunks gather the stored ones of the frames they
+look back at, their temporal positions applied again. Its pruning of stored tokens by likeness to an anchor frame is
+left out: it saves memory, and here the context is bounded.
 """
 
 from __future__ import annotations
