@@ -28,6 +28,7 @@ _HEADROOM = 0.35
 """Largest distance of a camera from the middle between floor and ceiling."""
 
 _HEADINGS = 16
+_AT_ONCE = 16
 _FINEST = 0.05
 """Scene units between the places of a path that are checked for walls."""
 
@@ -114,21 +115,27 @@ def _place(maze: Maze, walk: Tensor, seed: int) -> Tensor | None:
     """Camera-to-world poses of the walk at the first of all starts, in an order drawn from the seed, that fits."""
     if float(walk[:, 1, 3].abs().max()) > _HEADROOM:
         return None
-    centres = _dense(walk[:, :3, 3])
     row, column = (~maze.walls[0]).nonzero().unbind(-1)
     shifts = torch.tensor([0.5, 0.3, 0.7], dtype=torch.float64)
-    x = (column[:, None].double() + shifts).flatten()
-    z = (row[:, None].double() + shifts).flatten()
-    angle = torch.arange(_HEADINGS, dtype=torch.float64) * (2 * math.pi / _HEADINGS)
-    turned_x = angle.cos()[:, None] * centres[:, 0] + angle.sin()[:, None] * centres[:, 2]
-    turned_z = angle.cos()[:, None] * centres[:, 2] - angle.sin()[:, None] * centres[:, 0]
-    places = torch.stack([turned_x + x[:, None, None], turned_z + z[:, None, None]], dim=-1)
-    fits = maze.is_clear(places[None], MARGIN)[0].all(-1)
-    if not bool(fits.any()):
+    starts = torch.stack([(each[:, None].double() + shifts).flatten() for each in (column, row)], dim=-1)
+    angles = torch.arange(_HEADINGS, dtype=torch.float64) * (2 * math.pi / _HEADINGS)
+    left = torch.arange(len(starts) * _HEADINGS)
+    # A few points of the walk at a time: most starts meet a wall soon.
+    for centres in _dense(walk[:, :3, 3]).split(_AT_ONCE):
+        places = starts[left // _HEADINGS, None] + _turned(centres, angles)[left % _HEADINGS]
+        left = left[maze.is_clear(places[None], MARGIN)[0].all(-1)]
+    if not len(left):
         return None
-    order = draw(torch.tensor(seed), maze.seeds[0], torch.arange(fits.numel())).view_as(fits)
-    start, heading = divmod(int(torch.where(fits, order, -1).argmax()), _HEADINGS)
-    return _pose(float(x[start]), float(z[start]), float(angle[heading])) @ walk
+    order = draw(torch.tensor(seed), maze.seeds[0], left)
+    start, heading = divmod(int(left[order.argmax()]), _HEADINGS)
+    return _pose(*starts[start].tolist(), float(angles[heading])) @ walk
+
+
+def _turned(centres: Tensor, angles: Tensor) -> Tensor:
+    """Centres [n, 3] as (x, z) turned by angles, [angles, n, 2]."""
+    cosine, sine = angles.cos()[:, None], angles.sin()[:, None]
+    x, z = centres[:, 0], centres[:, 2]
+    return torch.stack([cosine * x + sine * z, cosine * z - sine * x], dim=-1)
 
 
 def _dense(centres: Tensor) -> Tensor:
