@@ -56,6 +56,13 @@ class Training:
         self._saved = time.monotonic()
 
     def run(self) -> bool:
+        """Run the phases that are left, and after the last judge and write the model; whether all is done."""
+        done = self.phases()
+        if done and self.ranks.is_first:
+            self._finish()
+        return done
+
+    def phases(self) -> bool:
         """Run the phases that are left; whether all are done."""
         phases = {"codec": self._codec, "flow": self._flow, "distil": self._distil}
         for name in PHASES:
@@ -63,8 +70,6 @@ class Training:
                 self._save()
                 self.book.say("the session is over; go on with --resume")
                 return False
-        if self.ranks.is_first:
-            self._finish()
         return True
 
     def _codec(self) -> bool:
