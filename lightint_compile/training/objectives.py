@@ -17,6 +17,9 @@ _ROUGHENED = 0.7
 _ROUGHEST = 0.25
 """The largest noise level of a context."""
 
+_TRUTH = 0.5
+"""Share of the truth in what the distilled steps aim at."""
+
 TEACHER_STEPS = 4
 """Steps of the teacher for one of the student's."""
 
@@ -46,9 +49,9 @@ def flow_loss(network: Network, batch: Batch, chunk: int, generator: torch.Gener
 def distillation_loss(
     student: Network, teacher: Network, batch: Batch, chunk: int, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error of each of the sampler's steps against several finer ones of the teacher from the same point.
+    """Mean squared error of each of the sampler's steps from a point that the student itself reached from noise.
 
-    The points are those that the student itself reaches from noise, so it learns to mend its own faults.
+    The aim is between where several finer steps of the teacher lead, which is sharp, and the truth, which mends faults.
     """
     config = student.size.transformer
     levels = sigmas(config.steps, config.shift)
@@ -59,8 +62,10 @@ def distillation_loss(
         reached = torch.stack(integrate(student, noise, levels, _detached(given), text)[:-1], dim=1).flatten(0, 1)
         teacher_text = teacher.text()
         fine = _given(teacher, batch, chunk, None, teacher_text)[0]
-        target = _finer(teacher, reached, levels, _copies(fine, config.steps), teacher_text)
-    sigma = torch.tensor(levels[:-1], device=clean.device).repeat(len(clean))
+        sharp = _finer(teacher, reached, levels, _copies(fine, config.steps), teacher_text)
+        sigma = torch.tensor(levels[:-1], device=clean.device).repeat(len(clean))
+        true = (reached - clean.repeat_interleave(config.steps, dim=0)) / sigma[:, None, None, None, None]
+        target = torch.lerp(sharp, true, _TRUTH)
     velocity = step_velocity(student, reached, sigma, _copies(given, config.steps), text)
     return (velocity - target).square().mean()
 

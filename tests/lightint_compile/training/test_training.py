@@ -40,7 +40,8 @@ SMALL = dataclasses.replace(
 )
 PLAN = Plan(
     (0.0, 0.0, 0.0), seed=5, steps=(12, 8, 4), frames=24, batch=2, codec_batch=4, codec_mazes=4, codec_frames=4,
-    blocks=3, block=2, renewed_every=3, own_every=3, own_from=0.4, warmup=2, judged_mazes=1, codec_rate=3e-3, flow_rate=3e-3,
+    blocks=3, block=2, renewed_every=3, own_every=3, own_from=0.4, warmup=2, judged_mazes=1, codec_rate=3e-3,
+    flow_rate=3e-3,
 )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def test_what_is_written_is_rolled_out(whole: tuple[State, Path]) -> None:
     assert any(torch.equal(shipped[name], each[name].half().float()) for each in trained)
 
 
-@pytest.mark.parametrize("after", [14, 23])
+@pytest.mark.parametrize("after", [pytest.param(14, marks=pytest.mark.slow), 23])
 def test_a_training_that_was_broken_off_ends_the_same(whole: tuple[State, Path], tmp_path: Path, after: int) -> None:
     broken = _train(tmp_path, after)
     assert broken.progress.done == (["codec"] if after == 14 else ["codec", "flow"])
