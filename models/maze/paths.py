@@ -128,7 +128,8 @@ def _place(maze: Maze, walk: Tensor, seed: int) -> Tensor | None:
         return None
     order = draw(torch.tensor(seed), maze.seeds[0], left)
     start, heading = divmod(int(left[order.argmax()]), _HEADINGS)
-    return _pose(*starts[start].tolist(), float(angles[heading])) @ walk
+    x, z = starts[start].tolist()
+    return _pose(x, z, float(angles[heading])) @ walk
 
 
 def _turned(centres: Tensor, angles: Tensor) -> Tensor:
