@@ -79,12 +79,13 @@ def evaluate(plan: Plan, json_file: Path | None = None, console: Console | None 
     variants, families = variants_of(plan.variants), checked_families(plan.families)
     world = true_world(plan.model, plan.device, plan.seed)
     plan.checked(world)
-    judging = Judging(plan, world, families, WorkFile(json_file, _settings(plan, world)), console or Console())
+    settings = _settings(plan, world)
+    judging = Judging(plan, world, families, WorkFile(json_file, settings), console or Console())
     judging.run(variants)
     order = [each.name for each in variants] + list(BASELINES)
     results = sorted(judging.work.results, key=lambda each: order.index(each.variant) if each.variant in order else -1)
     found = {
-        "settings": _settings(plan, world),
+        "settings": settings,
         "about": _about(plan.device),
         "rows": with_speed([row for row in rows_of(results) if row["variant"] in order]),
     }
@@ -202,9 +203,13 @@ class Judging:
         rolled = roll(opened, self.world, walk, given, self.plan.seed + walk.number, self.plan.device)
         if name == EAGER:
             self.work.keep_eager(walk, rolled.latents)
+        start = time.perf_counter()
+        self.world.decode(rolled.latents[:, :, self._given : self._given + self.world.model.spec.chunk])
+        decoding = 1e3 * (time.perf_counter() - start)
         result = Result(
             **self._judged(name, scene, self.world.decode(rolled.latents[:, :, self._given :])),
             milliseconds=rolled.milliseconds,
+            decoding_milliseconds=decoding,
             cold_seconds=cold,
             recompiles=rolled.recompiles,
             host_reads=rolled.host_reads,

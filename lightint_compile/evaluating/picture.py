@@ -24,10 +24,11 @@ def write_outputs(
     found: Mapping[str, Any], *, plot: Path | None = None, html: Path | None = None, markdown: Path | None = None
 ) -> None:
     """Write what is asked for."""
+    picture = drawn(found) if plot is not None or html is not None else b""
     if plot is not None:
-        plot.write_bytes(drawn(found))
+        plot.write_bytes(picture)
     if html is not None:
-        html.write_text(page(found), encoding="utf-8")
+        html.write_text(page(found, picture), encoding="utf-8")
     if markdown is not None:
         markdown.write_text(_markdown(found), encoding="utf-8")
 
@@ -99,7 +100,7 @@ def _drift(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.legend(fontsize=7, ncols=2)
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(found: Mapping[str, Any], png: bytes) -> str:
     """One file that needs no other: what was run, the table, the picture."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("family", "variant", *COLUMNS))
     body = "".join(
@@ -109,7 +110,7 @@ def page(found: Mapping[str, Any]) -> str:
     about = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in settings.items()
     )
-    picture = base64.b64encode(drawn(found)).decode()
+    picture = base64.b64encode(png).decode()
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>lightint evaluate</title>'
         f"<style>{_STYLE}</style><main><h1>{html.escape(found['settings']['model'])} against rendered truth</h1>"
