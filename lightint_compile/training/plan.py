@@ -26,7 +26,7 @@ class Plan:
     seed: int = 0
     steps: tuple[int, int, int] | None = None
     frames: int = 64
-    batch: int = 24
+    batch: int = 16
     codec_batch: int = 64
     codec_mazes: int = 768
     codec_frames: int = 24
@@ -37,7 +37,7 @@ class Plan:
     own_from: float = 0.4
     own_every: int = 250
     codec_rate: float = 1e-3
-    flow_rate: float = 8e-4
+    flow_rate: float = 1e-3
     distil_rate: float = 1e-4
     warmup: int = 150
     average: float = 0.998
