@@ -104,7 +104,8 @@ class Network:
             projection, inverse = projection_matrices(cameras.extrinsics, cameras.intrinsics)
         rope = rope_table(config, level.shape[1], position, latents.device, torch.float32)
         rope = tuple(each.unflatten(0, (level.shape[1], -1)) for each in rope)
-        tokens = network.img_in(latents).unflatten(1, (level.shape[1], -1))
+        # Contiguous, so that the first block is called with tokens like those of all others: one compiled function.
+        tokens = network.img_in(latents).unflatten(1, (level.shape[1], -1)).contiguous()
         for index, block in enumerate(network.double_blocks):
             weights = image_weights(cast(DoubleBlock, block))
             past = (None, None) if context is None else context[index]
