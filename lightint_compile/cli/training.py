@@ -1,4 +1,4 @@
-"""The command `lightint train`."""
+"""The command `lightint train`: the model whose world has a truth, as the registry names it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lightint_compile.models.registry import SCENES, TRUE
+
+FAMILY = TRUE.partition(":")[0]
 
 train = typer.Typer(help="Train a small world model whose world has a truth.", no_args_is_help=True)
 
@@ -15,9 +19,13 @@ def _group() -> None:
     """Train a small world model whose world has a truth."""
 
 
-@train.command()
-def maze(
-    config: Annotated[str, typer.Option(help="tiny, base or large; see lightint explain maze:base")] = "base",
+@train.command(
+    FAMILY,
+    help=f"Train the world model of {SCENES}: codec, flow matching, distillation to four steps; then judge it and "
+    f"write it.\n\nSeveral GPUs: torchrun --nproc-per-node 4 -m lightint_compile train {FAMILY}.",
+)
+def trained(
+    config: Annotated[str, typer.Option(help=f"tiny, base or large; see lightint explain {TRUE}")] = "base",
     minutes: Annotated[float, typer.Option(min=0.05, help="of the whole training, over all sessions")] = 12.0,
     codec_minutes: Annotated[
         float | None, typer.Option(min=0.01, help="of them for the codec; by default 15 %, at most 2")
@@ -25,8 +33,8 @@ def maze(
     distil_share: Annotated[
         float, typer.Option(min=0.02, max=0.9, help="of the time after the codec, for distillation to four steps")
     ] = 0.25,
-    seed: Annotated[int, typer.Option(min=0, help="seed of weights, mazes and noise")] = 0,
-    out: Annotated[Path, typer.Option(help="folder for checkpoint, log, pictures and weights")] = Path("out/maze"),
+    seed: Annotated[int, typer.Option(min=0, help=f"seed of weights, {SCENES} and noise")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for checkpoint, log, pictures and weights")] = Path("out") / FAMILY,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
     session_minutes: Annotated[
         float | None, typer.Option(min=0.05, help="stop after so long, to be resumed; judging comes on top")
@@ -37,13 +45,9 @@ def maze(
         bool | None, typer.Option("--compile/--no-compile", help="compile the blocks; by default on cuda")
     ] = None,
 ) -> None:
-    """Train the maze's world model: codec, flow matching, distillation to four steps; then judge it and write it.
-
-    Several GPUs: torchrun --nproc-per-node 4 -m lightint_compile train maze.
-    """
+    """One training or session, of the time that the options share out."""
     from lightint_compile.errors import InputError, did_you_mean
-    from lightint_compile.models.maze.config import SIZES
-    from lightint_compile.training import Plan
+    from lightint_compile.training import SIZES, Plan
     from lightint_compile.training import train as run
 
     if config not in SIZES:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from lightint_compile.models.devices import checked_device
+from lightint_compile.models.maze.config import SIZES as SIZES
 from lightint_compile.models.maze.config import MazeSize
 from lightint_compile.training.clock import Session
 from lightint_compile.training.logbook import Logbook
