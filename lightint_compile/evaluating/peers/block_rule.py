@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -38,13 +39,13 @@ class BlockRule(StepRule):
         """Whether it skips every block but the first, which made `after` of `before`."""
         return False
 
+    @abstractmethod
     def residual(self, number: int) -> Tensor:
         """What the skipped blocks are taken to add in step `number`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def computed_residual(self, number: int, residual: Tensor) -> None:
         """What the blocks that may be skipped have added in step `number`."""
-        raise NotImplementedError
 
     def step(self, number: int, compute: Callable[[], Tensor], latents: Tensor) -> Tensor:
         """See `StepRule.step`; a step whose blocks were skipped does not count as computed."""
@@ -92,6 +93,26 @@ class BlockRule(StepRule):
     @property
     def _looks_behind(self) -> bool:
         return type(self).skips_rest is not BlockRule.skips_rest
+
+
+@dataclasses.dataclass
+class LastResidual(BlockRule):
+    """Skipped blocks add what they added in the last computed step of the chunk."""
+
+    _residual: Tensor | None = dataclasses.field(default=None, init=False)
+
+    def begin_chunk(self) -> None:
+        """Nothing is known of the chunk."""
+        self._residual = None
+
+    def residual(self, number: int) -> Tensor:
+        """That of the last computed step."""
+        assert self._residual is not None
+        return self._residual
+
+    def computed_residual(self, number: int, residual: Tensor) -> None:
+        """Kept for steps that are skipped."""
+        self._residual = residual
 
 
 def stack_of(owner: nn.Module) -> nn.ModuleList:

@@ -12,23 +12,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .block_rule import BlockRule
+from .block_rule import LastResidual
 from .rule import number as read
 from .rule import relative_l1
 
 
 @dataclasses.dataclass
-class FirstBlockCache(BlockRule):
+class FirstBlockCache(LastResidual):
     """`threshold` 0.12 is the published one of FLUX."""
 
     sweep: ClassVar[tuple[str, ...]] = ("threshold=0.06", "", "threshold=0.3")
     threshold: float = 0.12
     _first: Tensor | None = dataclasses.field(default=None, init=False)
-    _residual: Tensor | None = dataclasses.field(default=None, init=False)
 
     def begin_chunk(self) -> None:
         """Nothing is known of the chunk."""
-        self._first, self._residual = None, None
+        super().begin_chunk()
+        self._first = None
 
     def skips_rest(self, number: int, before: Tensor, after: Tensor) -> bool:
         """By the change of the first residual."""
@@ -41,12 +41,3 @@ class FirstBlockCache(BlockRule):
             return True
         self._first = first
         return False
-
-    def residual(self, number: int) -> Tensor:
-        """That of the last computed step."""
-        assert self._residual is not None
-        return self._residual
-
-    def computed_residual(self, number: int, residual: Tensor) -> None:
-        """Kept for steps that are skipped."""
-        self._residual = residual

@@ -6,6 +6,7 @@ A rule acts as its authors' code does: it decides on the host, from tensors that
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Protocol, Self
@@ -59,7 +60,7 @@ class Configured:
 
 
 @dataclasses.dataclass
-class StepRule(Configured):
+class StepRule(Configured, ABC):
     """A rule that looks at one denoising step after another; subclasses say what they do with the call of a step."""
 
     sweep: ClassVar[tuple[str, ...]] = ("",)
@@ -75,9 +76,9 @@ class StepRule(Configured):
     def begin_chunk(self) -> None:
         """The first step of a chunk comes."""
 
+    @abstractmethod
     def step(self, number: int, compute: Callable[[], Tensor], latents: Tensor) -> Tensor:
         """The velocity of step `number` of a chunk; `compute` calls the model."""
-        raise NotImplementedError
 
     def hooked(self, model: WorldModel, module: nn.Module) -> AbstractContextManager[None]:
         """Further hooks of a rule, on blocks for example."""

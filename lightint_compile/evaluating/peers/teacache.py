@@ -16,49 +16,23 @@ from torch import Tensor, nn
 
 from lightint_compile.errors import StateError
 
-from .block_rule import BlockRule
-from .rule import number as read
-from .rule import relative_l1
+from .summed_change import SummedChange
 
 
 @dataclasses.dataclass
-class TeaCache(BlockRule):
+class TeaCache(SummedChange):
     """`threshold` 0.1 is the published one of HunyuanVideo's 1.6x setting."""
 
     sweep: ClassVar[tuple[str, ...]] = ("threshold=0.05", "", "threshold=0.3")
     threshold: float = 0.1
-    _before: Tensor | None = dataclasses.field(default=None, init=False)
-    _sum: float = dataclasses.field(default=0.0, init=False)
-    _residual: Tensor | None = dataclasses.field(default=None, init=False)
-
-    def begin_chunk(self) -> None:
-        """Nothing is known of the chunk."""
-        self._before, self._residual, self._sum = None, None, 0.0
 
     def skips_all(self, number: int, tokens: Tensor, block: nn.Module, rest: tuple[Any, ...]) -> bool:
         """By the sum of changes."""
         return self.decides(number, modulated_input(block, tokens, *rest))
 
-    def decides(self, number: int, modulated: Tensor) -> bool:
-        """Whether step `number` is skipped, with this input of the first block."""
-        before, self._before = self._before, modulated
-        if number in (0, self._steps - 1) or before is None or self._residual is None:
-            self._sum = 0.0
-            return False
-        self._sum += read(relative_l1(modulated, before))
-        if self._sum < self.threshold:
-            return True
-        self._sum = 0.0
-        return False
-
-    def residual(self, number: int) -> Tensor:
-        """That of the last computed step."""
-        assert self._residual is not None
-        return self._residual
-
-    def computed_residual(self, number: int, residual: Tensor) -> None:
-        """Kept for steps that are skipped."""
-        self._residual = residual
+    def always_computed(self, number: int) -> bool:
+        """The first step and the last one."""
+        return number in (0, self._steps - 1)
 
 
 def modulated_input(block: nn.Module, tokens: Tensor, conditions: Any, *rest: Any) -> Tensor:
