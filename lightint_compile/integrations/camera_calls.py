@@ -8,7 +8,9 @@ constant and the second one anew, and a path of another length once more.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
@@ -36,22 +38,25 @@ _users = 0
 """How many pipelines have their counts symbolic."""
 
 
-def one_program(given: dict[str, Any], fills_caches: bool) -> None:
-    """Prepare a call with the keyword arguments ``given``: lengths of context are symbolic from the first call on.
-
-    Cameras are replaced in ``given`` by copies that are laid out densely. A denoising step has as many frames as a
-    chunk, which are no context.
-    """
+def dense_cameras(given: dict[str, Any]) -> None:
+    """Lay cameras out in the keyword arguments of a call as new tensors are, by copies where they are not."""
     for name in _CAMERAS:
         if isinstance(given.get(name), Tensor):
             given[name] = _dense(given[name])
-    if fills_caches:
-        for name, axis in _FRAMES.items():
-            _may_change(given.get(name), axis)
-        return
-    for block in given.get("kv_cache") or ():
+
+
+def filled(given: dict[str, Any], call: Callable[[], Any]) -> Any:
+    """What the call that fills caches gives; frames of context are symbolic in it, and in later calls its tokens.
+
+    A denoising step has as many frames as a chunk, which are no context.
+    """
+    for name, axis in _FRAMES.items():
+        _may_change(given.get(name), axis)
+    caches = call()
+    for block in caches if isinstance(caches, Sequence) else ():
         for name, axis in _PAST.items() if isinstance(block, Mapping) else ():
             _may_change(block.get(name), axis)
+    return caches
 
 
 def symbolic_counts() -> Callable[[], None]:
@@ -84,5 +89,8 @@ def _may_change(tensor: Any, axis: int) -> None:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """A copy with the strides of a new tensor, also along axes of size 1, which ``contiguous`` leaves as they are."""
+    """With the strides of a new tensor, also along axes of size 1, which ``contiguous`` leaves as they are."""
+    steps = accumulate(reversed(tensor.shape[1:]), mul, initial=1)
+    if tensor.stride() == tuple(steps)[::-1]:
+        return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

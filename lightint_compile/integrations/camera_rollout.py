@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
-from lightint_compile.integrations.camera_calls import one_program, symbolic_counts
+from lightint_compile.integrations.camera_calls import dense_cameras, filled, symbolic_counts
 from lightint_compile.integrations.loop import Calls
 from lightint_compile.integrations.loop_rules import LoopRules
 from lightint_compile.integrations.replacing import Replaced, ReplacedGlobal
@@ -138,9 +138,10 @@ def _stepped(call: Callable[[], Any], given: dict[str, Any]) -> Any:
     run = _under_way.get()
     if not given.get("ar_vision_inference"):
         return call()
-    fills_caches = bool(given.get("cache_vision"))
-    one_program(given, fills_caches)
-    if run is None or fills_caches:
+    dense_cameras(given)
+    if given.get("cache_vision"):
+        return filled(given, call)
+    if run is None:
         return call()
     run.begin(max(run.chunk, 0))
     return run.stepped(call)

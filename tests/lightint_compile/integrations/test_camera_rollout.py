@@ -19,6 +19,7 @@ from lightint_compile.acceleration.compiled_call import CompiledCall
 from lightint_compile.cli import extending
 from lightint_compile.errors import ExtensionError
 from lightint_compile.integrations import GROUP
+from lightint_compile.integrations.camera_calls import dense_cameras
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +110,15 @@ def test_one_program_serves_every_length_of_context_and_of_the_path(preset: str,
         assert counters["stats"]["unique_graphs"] - before == 3
     if preset == "exact":
         torch.testing.assert_close(result, own)
+
+
+def test_only_cameras_that_do_not_lie_densely_are_copied() -> None:
+    dense, cut, one = CAMERAS.clone(), CAMERAS[:, 4:8], torch.eye(3).expand(1, 4, 3, 3)
+    given = {"viewmats": cut, "Ks": one, "action": dense, "hidden_states": cut}
+    dense_cameras(given)
+    assert given["action"] is dense and given["hidden_states"] is cut
+    assert given["viewmats"].stride() == (64, 16, 4, 1) and given["Ks"].stride() == (36, 9, 3, 1)
+    assert torch.equal(given["viewmats"], cut) and torch.equal(given["Ks"], one)
 
 
 def test_what_the_user_names_symbolic_stays_so() -> None:
