@@ -139,6 +139,7 @@ class Judging:
     work: WorkFile
     console: Console
     _scenes: dict[str, Scene] = field(default_factory=dict)
+    _eager: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def walks(self) -> list[Walk]:
@@ -226,7 +227,6 @@ class Judging:
     def _judged(self, name: str, scene: Scene, frames: Tensor) -> dict[str, Any]:
         """What a result says of frames [F, 3, H, W] behind the given ones."""
         walk = scene.walk
-        eager = self.world.decode(self.work.eager(walk)[:, :, self._given :])
         return {
             "variant": name,
             "family": walk.family,
@@ -234,5 +234,11 @@ class Judging:
             "seed": walk.seed,
             "chunk": self.world.model.spec.chunk,
             "revisited": tuple(scene.seen_again[self._given :].tolist()),
-            **quality(frames, scene.frames[self._given :].float(), eager),
+            **quality(frames, scene.frames[self._given :].float(), self._eager_frames(walk)),
         }
+
+    def _eager_frames(self, walk: Walk) -> Tensor:
+        """What the unaccelerated model showed behind the given frames, decoded once."""
+        if walk.name not in self._eager:
+            self._eager[walk.name] = self.world.decode(self.work.eager(walk)[:, :, self._given :])
+        return self._eager[walk.name]

@@ -21,7 +21,7 @@ LEG = 32
 """Latent frames of a leg of the published protocols; longer paths repeat them."""
 
 HELD_OUT = 2**16
-"""Mazes that judge a model have seeds below this one; training draws from it on."""
+"""Mazes that judge a model have seeds below this one; training draws far above."""
 
 _RETRIES = 16
 
@@ -41,15 +41,16 @@ class MazeTruth:
     def walk(self, family: str, number: int, frames: int) -> Walk:
         """Where a path fits nowhere into a maze, the next maze of the same number is taken."""
         stride = HELD_OUT // _RETRIES
-        for attempt in range(_RETRIES):
+        attempt = 0
+        while True:
             seed = (self.seed * 256 + number) % stride + attempt * stride
             maze = Maze.from_seed(seed)
             try:
                 return Walk(family, number, seed, self._path(maze, family, number, frames), maze)
             except InputError:
-                if attempt + 1 == _RETRIES:
+                attempt += 1
+                if attempt == _RETRIES:
                     raise
-        raise AssertionError("unreachable")
 
     def _path(self, maze: Maze, family: str, number: int, frames: int) -> MazePath:
         if family == "novel":

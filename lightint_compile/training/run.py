@@ -35,6 +35,9 @@ SAVED_EVERY = 150.0
 _OWN_FIRST_STEP = 2
 """Step of the sampler from which the model's own past is made: early ones would show something else."""
 
+_DRAWS = (*PHASES, "own")
+"""What draws random numbers of its own: the phases, and the making of the model's own past."""
+
 Loss = Callable[[PhaseClock, torch.Generator], Tensor]
 
 
@@ -185,7 +188,7 @@ class Training:
 
     def _generator(self, name: str, step: int) -> torch.Generator:
         """Random numbers that are a function of the seed, the process, the phase and the step."""
-        key = int(draw(torch.tensor(self.state.plan.seed), self.ranks.rank, len(name), step))
+        key = int(draw(torch.tensor(self.state.plan.seed), self.ranks.rank, _DRAWS.index(name), step))
         return torch.Generator(self.ranks.device).manual_seed(key)
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:

@@ -13,12 +13,14 @@ Result = TypeVar("Result")
 Axes = dict[int, tuple[int, ...]]
 """Position of a tensor argument to its axes whose sizes change from call to call."""
 
+_VARIANTS = 64
+"""Variants of one function that may be compiled: with and without context, gradients, and a side of every size."""
+
 
 class Compiled(Generic[Result]):
     """A function by `torch.compile`, for all sizes of some axes at once; a failure is one warning in the log."""
 
     def __init__(self, function: Callable[..., Result], axes: Axes) -> None:
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
         self._function, self._axes = function, axes
         self._compiled: Callable[..., Result] | None = torch.compile(function)
 
@@ -31,7 +33,8 @@ class Compiled(Generic[Result]):
                 for axis in axes:
                     torch._dynamo.maybe_mark_dynamic(arguments[place], axis)
         try:
-            return self._compiled(*arguments)
+            with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+                return self._compiled(*arguments)
         except torch._dynamo.exc.TorchDynamoException:
             name = getattr(self._function, "__name__", "the function")
             logging.getLogger(__name__).warning("%s runs uncompiled", name, exc_info=True)
