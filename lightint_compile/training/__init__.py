@@ -46,6 +46,8 @@ def train(
         state = State(size, plan, ranks.device)
         if resume:
             state.load(out)
+            if not ranks.is_first:
+                state.own = None  # the file has the first process's, of other walks; this one makes its own anew
         else:
             for module in state.modules().values():
                 ranks.same(module)

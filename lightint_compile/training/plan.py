@@ -32,10 +32,10 @@ class Plan:
     codec_frames: int = 24
     blocks: int = 24
     block: int = 64
-    renewed_every: int = 24
+    renewed_every: int = 72
     own_share: float = 0.3
     own_from: float = 0.4
-    own_every: int = 250
+    own_every: int = 500
     codec_rate: float = 1e-3
     flow_rate: float = 1e-3
     distil_rate: float = 1e-4
