@@ -13,6 +13,7 @@ import torch.fx as fx
 
 from lightint_compile.lowering.deferred_wait import one_wait_for_all_kernels
 from lightint_compile.lowering.driver import Driver, driver_source, is_self_contained
+from lightint_compile.lowering.host_region import host_compiler, is_on_host
 from lightint_compile.lowering.kept_sites import with_sites
 from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
 from lightint_compile.options import LightintOptions
@@ -56,7 +57,8 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     compiler = compiler_of(options, config)
     regions = _regions(root)
     leaves = {
-        name: Leaf(name, partial(_region, region), compiler, strict=options.strict) for name, region in regions.items()
+        name: Leaf(name, partial(_region, region), _compiler_for(region, compiler), strict=options.strict)
+        for name, region in regions.items()
     }
     start = time.perf_counter()
     with one_wait_for_all_kernels():
@@ -88,6 +90,10 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
 def compiler_of(options: LightintOptions, config: Mapping[str, Any]) -> Compiler:
     """Who compiles the regions under ``options``."""
     return eager_compiler if options.delegate == "eager" else inductor_compiler(dict(config))
+
+
+def _compiler_for(region: fx.GraphModule, compiler: Compiler) -> Compiler:
+    return host_compiler if compiler is not eager_compiler and is_on_host(region) else compiler
 
 
 def _region(region: fx.GraphModule) -> fx.GraphModule:

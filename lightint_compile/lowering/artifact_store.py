@@ -27,6 +27,7 @@ from lightint_compile.lowering.artifact_folder import CacheFolder
 from lightint_compile.lowering.artifact_keys import key_of as key_of
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.fresh_results import FreshResults
+from lightint_compile.lowering.host_region import host_compiler, host_variant
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Variant
 from lightint_compile.lowering.region_sizes import BoundSymbol
@@ -138,12 +139,13 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
         if variant.save is None:
             return None
         try:
-            variant.save(str(folder / f"{name}.bin"))
+            variant.save(str(folder / _file(name, variant.is_text)))
         except (RuntimeError, AssertionError) as error:
             log.info("the program is not kept on disk: region %s has no artifact (%s)", name, error)
             return None
         bindings = [asdict(bound) for bound in variant.bindings]
         leaves[name] = {
+            "is_text": variant.is_text,
             "guard": variant.guard,
             "bindings": bindings,
             "extra": list(variant.extra),
@@ -164,11 +166,18 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
 
 
 def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, regions: RegionSource) -> Leaf:
-    artifact = CompiledArtifact.load(path=str(folder / f"{name}.bin"), format="binary")
+    file, again = folder / _file(name, data["is_text"]), functools.partial(regions, name)
+    if data["is_text"]:
+        return Leaf(name, again, host_compiler, [host_variant(file.read_text(encoding="utf-8"))])
+    artifact = CompiledArtifact.load(path=str(file), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
     results = FreshResults(data["memory"], data["orders"])
     variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]), results=results)
-    return Leaf(name, functools.partial(regions, name), compiler, [variant])
+    return Leaf(name, again, compiler, [variant])
+
+
+def _file(name: str, is_text: bool) -> str:
+    return f"{name}.py" if is_text else f"{name}.bin"
 
 
 def guard_of(symbols: Sequence[torch.SymInt]) -> str | None:

@@ -119,8 +119,8 @@ class Driver:
         self._self = SimpleNamespace(**{**self.constants, **self.leaves, **self.memos, **self.decisions.bound})
         names = {**NAMES, **self._extra}
         for name, text in self.branches.items():
-            setattr(self._self, name, partial(_compiled(text, names), self._self))
-        self._forward = _compiled(source, names)
+            setattr(self._self, name, partial(compiled_source(text, names), self._self))
+        self._forward = compiled_source(source, names)
 
     @property
     def compilations(self) -> int:
@@ -201,7 +201,7 @@ class Driver:
 _number = itertools.count()
 
 
-def _compiled(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+def compiled_source(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:
     """The function that ``source`` defines; its lines are there for tracebacks and for whoever times them."""
     namespace = dict(names)
     place = f"<lightint driver {next(_number)}>"

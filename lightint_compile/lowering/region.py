@@ -41,6 +41,7 @@ class Variant:
         extra: positions in ``bindings`` of the sizes that ``function`` takes as integers before the region's arguments.
         floats: positions of the region's arguments that are Python floats and reach ``function`` as tensors.
         save: writes the compiled form to a file; ``None`` where it cannot be written.
+        is_text: whether that file is the region's text, which runs on the host operator by operator.
         results: keeps results from sharing memory that they do not share in the region's graph.
     """
 
@@ -50,6 +51,7 @@ class Variant:
     extra: tuple[int, ...] = ()
     floats: tuple[int, ...] = ()
     save: Callable[[str], None] | None = None
+    is_text: bool = False
     results: FreshResults = field(default_factory=FreshResults)
 
     @cached_property
@@ -188,13 +190,13 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
     def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
         examples = [inputs.symbols[index] for index in inputs.extra] + list(inputs.values)
         spelled = spelled_for_cuda(graph_module)
-        with torch.no_grad(), inductor_config.patch({**spelled.config, **config_patches}), _autocast_off():
+        with torch.no_grad(), inductor_config.patch({**spelled.config, **config_patches}), autocast_off():
             artifact = torch._inductor.standalone_compile(
                 standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
             )
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
         results = FreshResults(stated_memory(graph_module.graph), stated_orders(graph_module.graph))
-        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results)
+        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results=results)
 
     return compile_region
 
@@ -203,8 +205,8 @@ def _saver(artifact: Any) -> Callable[[str], None]:
     return lambda path: artifact.save(path=path, format="binary")
 
 
-class _autocast_off:  # noqa: N801 - reads as the state it sets
-    """Casts are in the graph already (see autocasting.py): none may be added while a region is traced."""
+class autocast_off:  # noqa: N801 - reads as the state it sets
+    """Casts are in the graph already (see explicit_autocast.py): none may be added when a region is traced or run."""
 
     def __enter__(self) -> None:
         self._saved = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]

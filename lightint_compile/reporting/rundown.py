@@ -175,7 +175,8 @@ def _regions(root: fx.GraphModule) -> Iterator[Line]:
         about = region.meta.get("lightint", {})
         paths = sorted({generic_path(path.split("@")[0]) for path in about.get("paths", ())})
         operations = sum(node.op == "call_function" for node in region.graph.nodes)
-        yield name, ", ".join([_plural(counts[name], "call"), _plural(operations, "operation"), *paths[:2]])
+        host = ["runs on the host, operator by operator"] if about.get("on_host") else []
+        yield name, ", ".join([_plural(counts[name], "call"), _plural(operations, "operation"), *host, *paths[:2]])
 
 
 def _plural(count: int, one: str) -> str:

@@ -11,6 +11,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.fx as fx
@@ -29,6 +30,7 @@ from lightint_compile.passes.ir.node_queries import (
     is_tuple,
 )
 from lightint_compile.passes.outline_regions.forms import form_of
+from lightint_compile.passes.outline_regions.host_work import ON_HOST, mark_host_work
 
 
 @dataclass
@@ -58,6 +60,7 @@ def cut(
     Args:
         boundaries: values after which a new level begins: what a denoising loop carries from step to step.
     """
+    mark_host_work(dependencies.order)
     regions = [
         Piece(_kind("block", nodes[0]), nodes, nodes[0].meta.get(MEMO), path, is_region=True)
         for group in groups
@@ -77,6 +80,14 @@ def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dep
         if any(source in inside or source in behind for source in node.all_input_nodes):
             behind.add(node)
     return [node for node in nodes if node not in behind]
+
+
+_Mark: TypeAlias = tuple[str | None, bool]
+
+
+def _mark(node: fx.Node) -> _Mark:
+    """Nodes of different marks share no glue."""
+    return node.meta.get(MEMO), node.meta.get(ON_HOST, False)
 
 
 def _kind(kind: str, node: fx.Node) -> str:
@@ -134,7 +145,7 @@ def _glue_levels(
 
 def _rises(source: fx.Node, node: fx.Node, from_glue: bool, to_glue: bool, boundaries: Set[fx.Node]) -> int:
     """Whether the way from ``source`` to ``node`` enters a new level."""
-    changes_piece = from_glue and (not to_glue or source.meta.get(MEMO) != node.meta.get(MEMO))
+    changes_piece = from_glue and (not to_glue or _mark(source) != _mark(node))
     return int(source in boundaries or changes_piece)
 
 
@@ -151,7 +162,7 @@ def _postpone_views(levels: dict[fx.Node, int], boundaries: Set[fx.Node], depend
             continue
         readers = [user for member in read for user in member.users]
         wanted = {levels.get(reader, -1) for reader in readers}
-        if len(wanted) == 1 and all(reader.meta.get(MEMO) == node.meta.get(MEMO) for reader in readers):
+        if len(wanted) == 1 and all(_mark(reader) == _mark(node) for reader in readers):
             level = wanted.pop()
             if level > levels[node]:
                 levels.update(dict.fromkeys([node, *read], level))
@@ -170,15 +181,14 @@ def _glue(levels: dict[fx.Node, int], dependencies: Dependencies, tokens: Tokens
     for nodes, key in zip(components, keys, strict=True):
         found_on[key].add(levels[nodes[0]])
     pieces: list[Piece] = []
-    rest: dict[tuple[int, str | None], list[fx.Node]] = defaultdict(list)
+    rest: dict[tuple[int, _Mark], list[fx.Node]] = defaultdict(list)
     for nodes, key in zip(components, keys, strict=True):
-        memo = nodes[0].meta.get(MEMO)
         if all(alias_source(node) is not None for node in nodes):
             continue
         if len(found_on[key]) > 1:
-            pieces.append(Piece(_kind("glue", nodes[0]), nodes, memo))
+            pieces.append(Piece(_kind("glue", nodes[0]), nodes, nodes[0].meta.get(MEMO)))
         else:
-            rest[levels[nodes[0]], memo] += nodes
+            rest[levels[nodes[0]], _mark(nodes[0])] += nodes
     return pieces + [Piece(_kind("glue", nodes[0]), nodes, nodes[0].meta.get(MEMO)) for nodes in rest.values()]
 
 
@@ -189,14 +199,14 @@ def _components(levels: dict[fx.Node, int], dependencies: Dependencies) -> list[
     for start in dependencies.order:
         if start not in levels or start in seen:
             continue
-        key = (levels[start], start.meta.get(MEMO))
+        key = (levels[start], _mark(start))
         component, pending = [], [start]
         seen.add(start)
         while pending:
             node = pending.pop()
             component.append(node)
             for other in [*dependencies.before(node), *dependencies.after(node)]:
-                if other not in seen and other in levels and (levels[other], other.meta.get(MEMO)) == key:
+                if other not in seen and other in levels and (levels[other], _mark(other)) == key:
                     seen.add(other)
                     pending.append(other)
         components.append(sorted(component, key=dependencies.position.__getitem__))

@@ -15,6 +15,7 @@ import torch.fx as fx
 from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.node_queries import graph_of, is_ordered
 from lightint_compile.passes.outline_regions.forms import Form
+from lightint_compile.passes.outline_regions.host_work import runs_on_host
 from lightint_compile.passes.outline_regions.pieces import Piece
 
 aten = torch.ops.aten
@@ -93,6 +94,7 @@ class Outlined:
             "calls": len(self.pieces),
             "paths": [piece.path for piece in self.pieces if piece.path],
             "nodes": len(form.nodes),
+            **({"on_host": True} if all(runs_on_host(each.nodes) for each in self.forms) else {}),
         }
         if any(map(is_ordered, form.nodes)):
             module._is_impure = True  # type: ignore[assignment]
