@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -18,13 +20,17 @@ from lightint_compile.fallback import Recovering
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.run_timing import RunTimer, profiled
 from lightint_compile.modelwide import check_required
+from lightint_compile.options.error_limits import Deviation
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.path_from_above import from_above
 from lightint_compile.runtime.planner import Planner, of_one_rollout
-from lightint_compile.runtime.run_rows import Times, as_rows
+from lightint_compile.runtime.run_rows import Times, as_rows, by_chunk
 from lightint_compile.runtime.siblings import Siblings
+
+Compared = tuple[int | None, Deviation]
+"""The chunk that a call belongs to, ``None`` where nothing is decided, and how far it is from the exact results."""
 
 
 class CompiledGraph:
@@ -110,6 +116,19 @@ class CompiledGraph:
         """What is known of the error at the setting in force, by name; empty for a graph without a budget."""
         return {}
 
+    @property
+    def chunk(self) -> int | None:
+        """The chunk that was decided last; ``None`` where nothing is decided."""
+        made = self.driver.decisions.made if self.driver is not None else ()
+        return made[-1].chunk if made else None
+
+    def comparing(self, graphs: Sequence[CompiledGraph]) -> AbstractContextManager[Sequence[Compared]] | None:
+        """While the context lasts, calls of those of ``graphs`` that have a budget are made exactly as well.
+
+        ``None`` for a graph without a budget.
+        """
+        return None
+
     def unlisted(self) -> Self:
         """The graph, no longer found by its module: it is a part of another one."""
         with self._lock:
@@ -174,7 +193,9 @@ def _unwrapped(candidate: Any) -> Iterator[CompiledGraph]:
         candidate = getattr(candidate, "_torchdynamo_orig_callable", None) or getattr(candidate, "__wrapped__", None)
 
 
-def report(compiled: Any, run: Callable[[], object] | None = None, *, trace: bool = False) -> Report:
+def report(
+    compiled: Any, run: Callable[[], object] | None = None, *, trace: bool = False, errors: bool = False
+) -> Report:
     """What lightint did to a compiled module: one section for each graph, and the rollout that ran last.
 
     Args:
@@ -182,15 +203,19 @@ def report(compiled: Any, run: Callable[[], object] | None = None, *, trace: boo
         run: calls ``compiled``, once or for a whole rollout; it is run here, and every call is timed by stage. Calls
             that compile a further graph are not.
         trace: record the run with PyTorch's profiler as well, for ``report.to_perfetto``; that makes it slower.
+        errors: run it once more, with every call made exactly as well, so that the report has the error of each chunk.
+            Where results are fed back as inputs it is that of the rollout up to there, else that of the chunk alone.
 
     Raises:
-        StateError: the module was never called, or was compiled by another backend.
+        StateError: the module was never called, or was compiled by another backend; errors are wanted without a run,
+            or of a module without an error budget, or of one that writes to its inputs.
         PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
     """
     times, events = _timed(compiled, run, trace) if run is not None else ([], None)
+    compared = _compared(compiled, run) if errors else []
     sections = [graph.section for graph in CompiledGraph.of(compiled)]
     check_required(sections)
-    return dataclasses.replace(_with_run(Report.of(*sections), compiled, times), trace=events)
+    return dataclasses.replace(_with_run(Report.of(*sections), compiled, times, compared), trace=events)
 
 
 def reset(compiled: Any) -> None:
@@ -254,7 +279,7 @@ def _made(asked: Sequence[tuple[Planner, str]]) -> list[Decision]:
     return [made[chunk] for chunk in sorted(made)]
 
 
-def _with_run(report: Report, compiled: Any, times: Sequence[Times] = ()) -> Report:
+def _with_run(report: Report, compiled: Any, times: Sequence[Times] = (), compared: Sequence[Compared] = ()) -> Report:
     """A report with the rollout that ran last, and what its calls took."""
     asked = _asked(compiled)
     made = _made(asked)
@@ -264,8 +289,28 @@ def _with_run(report: Report, compiled: Any, times: Sequence[Times] = ()) -> Rep
     rules = asked[-1][0].rules if asked else None
     lead = 0 if path is None or rules is None else rules.lead(len(path)) or 0
     errors = {graph.setting: graph.errors for graph in CompiledGraph.of(compiled)}
-    rows = as_rows(made, rules.chunk if rules else 0, lead, times, errors)
+    worst = by_chunk(compared, Deviation.worst, decides=bool(made))
+    measured = {chunk: _told(deviation) for chunk, deviation in worst.items()}
+    rows = as_rows(made, rules.chunk if rules else 0, lead, times, errors, measured)
     return dataclasses.replace(report, chunks=rows, path={} if path is None else from_above(path))
+
+
+def _told(deviation: Deviation) -> Mapping[str, float | str]:
+    relative = deviation.relative if math.isfinite(deviation.relative) else "no number"
+    return {"measured": relative} | ({"measured dB": deviation.psnr} if math.isfinite(deviation.psnr) else {})
+
+
+def _compared(compiled: Any, run: Callable[[], object] | None) -> Sequence[Compared]:
+    """How far every call that ``run`` makes is from the exact results."""
+    graphs = CompiledGraph.of(compiled)
+    found = next(filter(None, (graph.comparing(graphs) for graph in graphs)), None)
+    if run is None or found is None:
+        why = "nothing is run" if run is None else "the module was compiled without an error budget"
+        fix = 'compile with options={"max_relative_error": 0.05}, and pass run=lambda: rollout(compiled)'
+        raise StateError("errors cannot be measured", why=why, fix=fix)
+    with found as calls:
+        run()
+    return calls
 
 
 def _timed(compiled: Any, run: Callable[[], object], traced: bool) -> tuple[list[Times], str | None]:

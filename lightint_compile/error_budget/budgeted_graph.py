@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from lightint_compile.compiled import CompiledGraph
+from lightint_compile.compiled import Compared, CompiledGraph
+from lightint_compile.error_budget.comparing import Comparing
 from lightint_compile.error_budget.table import Table, load
 from lightint_compile.fallback import Recovering
 from lightint_compile.options.error_limits import Budget, Deviation
@@ -27,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """What a calibration is to the graphs that run during it."""
+    """What a calibration or a comparison is to the graphs that run during it."""
 
     def run(self, graph: BudgetedGraph, args: Sequence[Any]) -> Any:
         """Run one call of ``graph``, and measure."""
 
 
-OBSERVER: ContextVar[Observer | None] = ContextVar("lightint calibration", default=None)
-"""The calibration of this thread, while one runs."""
+OBSERVER: ContextVar[Observer | None] = ContextVar("lightint observer", default=None)
+"""The calibration or comparison of this thread, while one runs."""
 
 
 class Builds(Protocol):
@@ -84,12 +86,9 @@ class BudgetedGraph(CompiledGraph):
         self._borrowed: set[CompiledGraph] = set()
 
     def __call__(self, *args: Any) -> Any:
-        """Run the setting in force, or under a calibration what it asks for."""
+        """Run the setting in force, or what an observer asks for."""
         observer = OBSERVER.get()
-        if observer is None:
-            return self.plain(*args)
-        self.tell_siblings(args, exactly=True)
-        return observer.run(self, args)
+        return self.plain(*args) if observer is None else observer.run(self, args)
 
     def plain(self, *args: Any) -> Any:
         """Run the setting in force; with weights that it was not calibrated for, exactly."""
@@ -114,6 +113,16 @@ class BudgetedGraph(CompiledGraph):
         own = {"calibrated": measured.relative, "calibrated dB": measured.psnr}
         found = {**allowed, **{name: value for name, value in own.items() if self.rung}}
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+    @contextmanager
+    def comparing(self, graphs: Sequence[CompiledGraph]) -> Iterator[Sequence[Compared]]:
+        """See :meth:`CompiledGraph.comparing`."""
+        observer = Comparing(graphs)
+        token = OBSERVER.set(observer)
+        try:
+            yield observer.calls
+        finally:
+            OBSERVER.reset(token)
 
     def at(self, rung: int) -> CompiledGraph:
         """The graph at one setting, made at first use. Settings that give the same graph are one."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, owner_of
 from lightint_compile.error_budget.deviation import deviation_of, results_of
 from lightint_compile.error_budget.history_feedback import Fed, fed_back, replaced
+from lightint_compile.error_budget.repeated_calls import owned, same_randomness, unwritten
 from lightint_compile.error_budget.table import Table
 from lightint_compile.errors import StateError
 from lightint_compile.options.error_limits import MARGIN, Budget
@@ -95,14 +94,15 @@ class Measuring:
 
     def run(self, graph: BudgetedGraph, args: Sequence[Any]) -> Any:
         """Run one call exactly, and the settings beside it."""
+        graph.tell_siblings(args, exactly=True)
         if not self.covers(graph, args):
             return graph.plain(*args)
         if not self.results:
             self.start = fingerprint(args)
         feedback = fed_back(args, self.results)
         self.followed &= bool(feedback) or not self.results
-        with _same_randomness(args) as again, _unwritten(args):
-            outputs = _owned(graph.at(0)(*args))
+        with same_randomness(args) as again, unwritten(args, "calibrated"):
+            outputs = owned(graph.at(0)(*args))
             self.results.append([result.clone() for result in results_of(outputs)])
             for rung in list(self._own):
                 if rung not in self._own:  # the one before it was just given up
@@ -161,10 +161,11 @@ class Confirming:
 
     def run(self, graph: BudgetedGraph, args: Sequence[Any]) -> Any:
         """Run one call at the setting in force, or at the first below it whose result is within the budget."""
+        graph.tell_siblings(args, exactly=True)
         if not self._measured.covers(graph, args):
             return graph.plain(*args)
         exact = self._expected(args)
-        with _same_randomness(args) as again, _unwritten(args):
+        with same_randomness(args) as again, unwritten(args, "calibrated"):
             while True:
                 outputs = graph.at(self.rung)(*args)
                 if not self.rung or self._fits(exact, results_of(outputs)):
@@ -197,11 +198,6 @@ class Confirming:
             raise _another("it makes fewer calls", "run the same rollout both times")
 
 
-def _owned(outputs: Any) -> Any:
-    """Outputs in memory of their own: a CUDA graph writes its next results where the last ones were."""
-    return pytree.tree_map_only(Tensor, torch.clone, outputs)
-
-
 def _another(why: str, fix: str) -> StateError:
     return StateError("the second rollout of the calibration is not the first again", why=why, fix=fix)
 
@@ -216,31 +212,3 @@ def _alike(left: list[float], right: list[float]) -> bool:
     return len(left) == len(right) and all(
         math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-12) for one, two in zip(left, right, strict=True)
     )
-
-
-@contextmanager
-def _same_randomness(args: Sequence[Any]) -> Iterator[Callable[[], None]]:
-    """Lets a call run again with the same random numbers; afterwards they are as after the last run."""
-    devices = sorted({each.device.index or 0 for each in args if isinstance(each, Tensor) and each.is_cuda})
-    host, others = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
-
-    def again() -> None:
-        torch.set_rng_state(host)
-        for device, state in zip(devices, others, strict=True):
-            torch.cuda.set_rng_state(state, device)
-
-    yield again
-
-
-@contextmanager
-def _unwritten(args: Sequence[Any]) -> Iterator[None]:
-    """Refuses a call that writes to its inputs: it cannot be run twice."""
-    tensors = [each for each in args if isinstance(each, Tensor) and not each.is_inference()]
-    before = [each._version for each in tensors]
-    yield
-    if before != [each._version for each in tensors]:
-        raise StateError(
-            "a module that writes to its inputs cannot be calibrated",
-            why="calibration runs each call several times on the same inputs",
-            fix="return the new values instead of writing them",
-        )

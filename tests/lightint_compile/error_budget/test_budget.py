@@ -130,6 +130,20 @@ def test_decisions_and_report_show_the_setting_in_force(calibrated) -> None:
     assert len(CompiledGraph.of(toy.compiled)) == 2, "settings that are not in force are no graphs of the module"
 
 
+def test_a_report_of_a_run_has_the_error_of_every_chunk_beside_what_was_predicted(calibrated) -> None:
+    toy, calibration = calibrated
+    exact = toy_rollout(toy.module, PATH)
+    lightint_compile.reset(toy.compiled)
+    got = toy.rollout()
+    rows = lightint_compile.report(toy.compiled, run=toy.rollout, errors=True).chunks
+    assert [row["chunk"] for row in rows] == list(range(len(got))) and all(row["milliseconds"] for row in rows)
+    own = [deviation_of([one], [other]) for one, other in zip(exact, got, strict=True)]
+    assert [row["error"]["measured"] for row in rows] == pytest.approx([each.relative for each in own], rel=1e-3)
+    assert rows[0]["error"]["measured"] == 0 and "measured dB" not in rows[0]["error"], "it has no context"
+    predicted = calibration.table.rows[-1].deviation.relative
+    assert {(row["error"]["calibrated"], row["error"]["allowed"]) for row in rows} == {(predicted, 0.9)}
+
+
 @pytest.mark.parametrize("share", [0.5, 1.3])
 def test_another_process_finds_the_calibration_and_keeps_another_budget_with_it(calibrated, share) -> None:
     """A process is as good as new after `torch._dynamo.reset()`: compiled graphs are gone, the file is not."""
@@ -171,6 +185,16 @@ def test_a_budget_that_cannot_be_met_says_what_is_reachable_and_leaves_the_modul
     assert toy.error() == Deviation()
     tables = [json.loads(path.read_text())["rows"] for path in Path(folder).rglob("calibration/*.json")]
     assert any(not rows[-1]["complete"] for rows in tables), "what was given up is not for larger budgets either"
+
+
+def test_errors_are_measured_of_a_run_with_a_budget() -> None:
+    compiled = torch.compile(torch.nn.Linear(4, 4), backend="lightint", options={"delegate": "eager"})
+    with torch.no_grad():
+        compiled(torch.randn(2, 4))
+    with pytest.raises(StateError, match="nothing is run"):
+        lightint_compile.report(compiled, errors=True)
+    with pytest.raises(StateError, match="without an error budget"):
+        lightint_compile.report(compiled, run=lambda: compiled(torch.randn(2, 4)), errors=True)
 
 
 def test_a_module_without_a_budget_has_nothing_to_calibrate() -> None:

@@ -216,6 +216,34 @@ def test_a_module_that_writes_to_its_inputs_is_refused() -> None:
         calibrate(world, lambda: feedback_rollout(world))
 
 
+def test_a_run_that_is_compared_gives_its_own_results_and_each_call_its_distance_from_exact_ones() -> None:
+    world = World(errors=(0.0, 0.01, 0.5))
+    calibrate(world, lambda: feedback_rollout(world))
+    (graph,) = CompiledGraph.of(world)
+    with graph.comparing([graph]) as calls:
+        got = feedback_rollout(world)
+    exact = feedback_rollout(World())
+    assert all(torch.equal(one, two) for one, two in zip(got, feedback_rollout(world), strict=True))
+    own = [deviation_of([one], [two]).relative for one, two in zip(exact, got, strict=True)]
+    assert [deviation.relative for _, deviation in calls] == pytest.approx(own, rel=1e-4) and own[-1] > 1.5 * own[0]
+    with graph.comparing([]) as calls:
+        feedback_rollout(world, 1)
+    assert calls == [], "graphs of other modules are not compared"
+
+
+def test_a_compared_run_draws_the_random_numbers_of_the_run_alone() -> None:
+    world = World(noisy=True)
+    calibrate(world, lambda: feedback_rollout(world))
+    (graph,) = CompiledGraph.of(world)
+    torch.manual_seed(3)
+    alone = feedback_rollout(world)
+    torch.manual_seed(3)
+    with graph.comparing([graph]) as calls:
+        got = feedback_rollout(world)
+    assert all(torch.equal(one, two) for one, two in zip(alone, got, strict=True))
+    assert max(deviation.relative for _, deviation in calls) < 0.1
+
+
 def test_measurements_survive_the_disk_and_are_joined_with_those_that_are_there(tmp_path) -> None:
     path = tmp_path / "calibration" / "key.json"
     rows = (

@@ -6,6 +6,8 @@ every step reused where steps are decided.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +58,33 @@ class Vit(nn.Module):
         return self.head(tokens.mean(1))
 
 
-def vit() -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+@dataclass(frozen=True)
+class Case:
+    """A model, a call of it, and the same call with a longer context where export finds none by itself."""
+
+    module: nn.Module
+    inputs: dict[str, Any]
+    dynamic: dict[str, int]
+    longer: dict[str, Any] | None = None
+
+
+def vit() -> Case:
     inputs = {"image": torch.randn(1, 3, 16, 16), "prompt": torch.randn(1, 5, 32)}
-    return Vit().eval().requires_grad_(False), inputs, {"prompt": 1}
+    return Case(Vit().eval().requires_grad_(False), inputs, {"prompt": 1})
 
 
-def wan(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
-    module, inputs = zoo.build(name)
-    return module, inputs, {"encoder_hidden_states": 1}
+def wan(name: str) -> Case:
+    return Case(*zoo.build(name), {"encoder_hidden_states": 1})
 
 
-def world(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+def world(name: str) -> Case:
     model = registry.world_model(name)
-    return model.module(), model.example_inputs(model.example_history), dict(model.frame_axes)
+    first, more = model.example_history, model.spec.chunk
+    inputs = [model.example_inputs(history) for history in (first, first + more)]
+    return Case(model.module(), inputs[0], dict(model.frame_axes), inputs[1])
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], Case]] = {
     "vit": vit,
     "wan": lambda: wan("wan"),
     "wan22-ti2v": lambda: wan("wan22_ti2v"),
@@ -90,10 +103,12 @@ MODELS = {
 def test_a_cell(model: str, kind: str, preset: str, tmp_path: Path) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    module, inputs, dynamic = MODELS[model]()
-    path = tmp_path / FORMATS[kind]
-    written = lightint_compile.export(module, (), path, kwargs=inputs, options=PRESETS[preset], dynamic=dynamic)
-    names = [check.name for check in written.checks]
-    assert written.difference < 1e-4 and any("more of every size" in name for name in names)
-    assert ("every step reused" in names) == any(name.startswith("reuse_") for name in written.inputs)
+    case, path = MODELS[model](), tmp_path / FORMATS[kind]
+    checks = [] if case.longer is None else [((), case.longer)]
+    written = lightint_compile.export(
+        case.module, (), path, kwargs=case.inputs, options=PRESETS[preset], dynamic=case.dynamic, checks=checks
+    )
     print(written)
+    names = [check.name for check in written.checks]
+    assert written.difference < 1e-4 and any(name == "check 1" or "more of every size" in name for name in names)
+    assert ("every step reused" in names) == any(name.startswith("reuse_") for name in written.inputs)

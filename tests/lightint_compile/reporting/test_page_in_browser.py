@@ -38,6 +38,8 @@ def path(running: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cameras, (report, *_) = there_and_back(toy_report.FRAMES), toy_report.explained()
     rows = as_rows(plan(cameras[0], AdaptiveRules(steps=(1, 2))), 4, 0)
     assert any(row["reused_steps"] for row in rows)
+    for row, measured in zip(rows, (0.0, 0.01, 0.08, "no number", 0.02, 0.03), strict=True):
+        row["error"] = {"allowed": 0.05, "calibrated": 0.03, "measured": measured}
     report = dataclasses.replace(report, chunks=rows, path=from_above(cameras[0]))
     assert any(remark.kind is RemarkKind.MISSED for section in report.sections for remark in section.remarks)
     return report.to_html(tmp_path_factory.mktemp("page") / "report.html")
@@ -108,6 +110,13 @@ def test_a_chunk_shows_its_cameras_and_rows_are_walked_by_keyboard(running: Any,
         page.keyboard.press("ArrowDown")
         assert "chunk 1 from above: frames 4 to 7" in page.locator(".camera").inner_text()
         assert page.locator("#timeline circle.reused").count() > 0 and seen.problems == []
+
+
+def test_errors_of_chunks_stand_beside_what_is_predicted_and_allowed(running: Any, path: Path) -> None:
+    with browser.opened(running, path) as (page, seen):
+        told = page.locator("#timeline tbody tr td:last-child").all_inner_texts()
+        assert told[1].strip() == "measured 0.0100, predicted 0.0300, allowed 0.0500" and "no number" in told[3]
+        assert page.locator("#timeline tr:has(rect.over) th").all_inner_texts() == ["2", "3"] and seen.problems == []
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])

@@ -33,7 +33,7 @@ function showTimeline(section, chunks, path) {
       cell(stepDots(chunk, steps), stepText(chunk)),
     );
     if (timed) row.append(cell(stageBar(chunk.milliseconds || {}, stages, longest), stageText(chunk.milliseconds || {})));
-    if (bounded) row.append(cell(null, chunk.error ? errorText(chunk) : ""));
+    if (bounded) row.append(chunk.error ? cell(errorBar(chunk), errorText(chunk)) : cell());
     const choose = () => map.show(chunk);
     row.addEventListener("mouseenter", choose);
     row.addEventListener("focus", choose);
@@ -179,9 +179,27 @@ function stageText(times) {
   return largest ? `${total}; ${largest[0]} ${largest[1].toFixed(1)}` : "";
 }
 
+// What was measured as a bar, what calibration predicts and what the budget allows as lines.
+function errorBar({ error }) {
+  const { allowed, calibrated, measured } = error;
+  const shown = [allowed, calibrated, measured].filter(Number.isFinite);
+  if (!shown.length) return null;
+  const scale = 80 / Math.max(...shown, 1e-12);
+  const svg = picture(84, 14);
+  draw("rect", { x: 0, y: 3, width: 80, height: 8, class: "track" }, svg);
+  const over = measured === "no number" || measured > allowed;
+  const width = measured === "no number" ? 80 : scale * (measured || 0);
+  draw("rect", { x: 0, y: 3, width, height: 8, class: over ? "bar over" : "bar" }, svg);
+  for (const [value, kind] of [[calibrated, "tick predicted"], [allowed, "tick"]]) {
+    if (Number.isFinite(value)) draw("line", { x1: scale * value, x2: scale * value, y1: 0, y2: 14, class: kind }, svg);
+  }
+  return svg;
+}
+
 function errorText({ error }) {
-  const parts = Object.entries(error).map(([name, value]) => `${name} ${Number(value).toPrecision(3)}`);
-  return parts.join(", ");
+  const known = ["measured", "calibrated", "allowed"].flatMap((name) => [name, `${name} dB`]).filter((name) => name in error);
+  const number = (value) => (typeof value === "number" ? Number(value).toPrecision(3) : value);
+  return known.map((name) => `${name.replace("calibrated", "predicted")} ${number(error[name])}`).join(", ");
 }
 
 function sum(values) {

@@ -1,0 +1,50 @@
+"""Running one call several times: with the same random numbers, on inputs that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from lightint_compile.errors import StateError
+
+
+def owned(outputs: Any) -> Any:
+    """Outputs in memory of their own: a CUDA graph writes its next results where the last ones were."""
+    return pytree.tree_map_only(Tensor, torch.clone, outputs)
+
+
+@contextmanager
+def same_randomness(args: Sequence[Any]) -> Iterator[Callable[[], None]]:
+    """Lets a call run again with the same random numbers; afterwards they are as after the last run."""
+    devices = sorted({each.device.index or 0 for each in args if isinstance(each, Tensor) and each.is_cuda})
+    host, others = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    def again() -> None:
+        torch.set_rng_state(host)
+        for device, state in zip(devices, others, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    yield again
+
+
+@contextmanager
+def unwritten(args: Sequence[Any], done: str) -> Iterator[None]:
+    """Refuses a call that writes to its inputs: it cannot be run twice, and so not be ``done``.
+
+    Raises:
+        StateError: it did.
+    """
+    tensors = [each for each in args if isinstance(each, Tensor) and not each.is_inference()]
+    before = [each._version for each in tensors]
+    yield
+    if before != [each._version for each in tensors]:
+        raise StateError(
+            f"a module that writes to its inputs cannot be {done}",
+            why="each call is run several times on the same inputs",
+            fix="return the new values instead of writing them",
+        )
