@@ -30,7 +30,7 @@ from lightint_compile.passes.step_cache.branches import GuardedSteps
 from lightint_compile.passes.step_cache.outside import guard_from_outside
 from lightint_compile.passes.step_cache.per_element import Apart
 from lightint_compile.passes.step_cache.reuse import REUSES
-from lightint_compile.passes.step_cache.steps import StepBody, body_of
+from lightint_compile.passes.step_cache.steps import StepBody, bodies_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
     astray = contradicted(options, coming, cameras)
     if astray is not None:
         return astray.remark(StepCache.name, "camera")
-    bodies = tuple(body_of(root, step) for step in steps)
+    bodies = bodies_of(root, steps)
     obstacle = _obstacle(first, bodies, options)
     return obstacle or _Found(steps, bodies, tuple(range(1, len(steps) - 1)), cameras, coming)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lightint_compile.passes.analysis.loop_marks import MarkedStep
 from lightint_compile.passes.ir.decision_points import is_region_call, point_of
@@ -50,13 +51,27 @@ class StepBody:
         return None
 
 
-def body_of(root: fx.GraphModule, step: MarkedStep) -> StepBody:
-    """The body of a step: what depends on its latent and leads to its predictions, and what only that reads."""
+def bodies_of(root: fx.GraphModule, steps: Sequence[MarkedStep]) -> tuple[StepBody, ...]:
+    """The bodies of a loop's steps.
+
+    A region may make the first latent's input and the context's keys together, so the first latent seems to lead to the
+    context's blocks too. The first step's first block is therefore the one that gives what those of the others give.
+    """
+    others = [body_of(root, step) for step in steps[1:]]
+    like = next((body.first for body in others if body.first is not None), None)
+    return (body_of(root, steps[0], like), *others)
+
+
+def body_of(root: fx.GraphModule, step: MarkedStep, like: fx.Node | None = None) -> StepBody:
+    """The body of a step: what depends on its latent and leads to its predictions, and what only that reads.
+
+    ``like`` is the output of another step's first block; this one's then has the same shape and dtype.
+    """
     order = list(root.graph.nodes)
     dynamic = _below({step.carried_in}, order) & with_sources(step.predictions)
     inside = _with_private_sources(root, dynamic)
     calls = [node for node in order if node in dynamic]
-    first, last = _block_output(root, calls), _block_output(root, calls[::-1])
+    first, last = _block_output(root, calls, like), _block_output(root, calls[::-1])
     head = _with_elements(with_sources([first]) & inside) if first is not None else set()
     tail = tuple(node for node in order if node in inside and node not in head)
     closing = _closing(root, first, last, step.predictions, tail)
@@ -94,7 +109,9 @@ def _closing(
 def _alike(left: fx.Node, right: fx.Node) -> bool:
     one, other = tensor_of(left), tensor_of(right)
     assert one is not None and other is not None
-    return one.shape == other.shape and one.dtype == other.dtype
+    if one.dtype != other.dtype or one.ndim != other.ndim:
+        return False
+    return all(statically_known_true(mine == its) for mine, its in zip(one.shape, other.shape, strict=True))
 
 
 def _with_elements(nodes: Set[fx.Node]) -> set[fx.Node]:
@@ -126,13 +143,17 @@ def _reads_a_tuple(node: fx.Node) -> bool:
     return node.target is operator.getitem and isinstance(node.args[0], fx.Node)
 
 
-def _block_output(root: fx.GraphModule, calls: Iterable[fx.Node]) -> fx.Node | None:
-    """The tensor that the first of ``calls`` with attention hands to another call; ``None`` where there is none."""
-    block = next((node for node in calls if _is_block(root, node)), None)
-    if block is None:
-        return None
-    handed = [user for user in block.users if _feeds_a_call(root, user) and tensor_of(user) is not None]
-    return max(handed, key=_rank, default=None)
+def _block_output(root: fx.GraphModule, calls: Iterable[fx.Node], like: fx.Node | None = None) -> fx.Node | None:
+    """The tensor that the first of ``calls`` with attention hands to another call; ``None`` where there is none.
+
+    With ``like`` it is the first such call that hands on a tensor of the same shape and dtype.
+    """
+    for block in (node for node in calls if _is_block(root, node)):
+        handed = [user for user in block.users if _feeds_a_call(root, user) and tensor_of(user) is not None]
+        fitting = handed if like is None else [user for user in handed if _alike(user, like)]
+        if fitting or like is None:
+            return max(fitting, key=_rank, default=None)
+    return None
 
 
 def _is_block(root: fx.GraphModule, node: fx.Node) -> bool:

@@ -10,7 +10,9 @@ from toy_world import ToyWorld, walk
 
 from lightint_compile import capture
 from lightint_compile.errors import OptionError
+from lightint_compile.models.registry import world_model
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs
+from lightint_compile.options.presets import PRESETS
 from lightint_compile.passes.ir.decision_points import StepPoint, point_of
 from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.remarks import RemarkKind
@@ -252,3 +254,19 @@ def test_writes_to_a_buffer_are_made_in_every_step_and_none_is_branched_around(k
             expected = twin(toy.noise, toy.history, toy.cameras)
         got, _ = toy.run(program, reused=())
         torch.testing.assert_close((got, toy.model.kept), (expected, twin.kept), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*no trained weights")
+def test_where_a_region_joins_the_first_latent_and_the_context_each_step_watches_its_own_first_block() -> None:
+    """Sparse attention over a context splits the context's blocks, and a region of them takes the noise as well."""
+    model = world_model("maze:base").at_depth(2)
+    inputs = model.example_inputs(16)
+    program = capture.trace(model.module(), tuple(inputs.values()), dynamic=dict(model.frame_axes))
+    Pipeline.parse(str(PRESETS["all"])).run(program, strict=True)
+    root = program.graph_module
+    asked = [node for node in root.graph.nodes if isinstance(point_of(root, node), StepPoint)]
+    assert len(asked) == 2
+    for node in asked:
+        now, before = (source.meta["val"] for source in node.args[1:])
+        assert now.shape == before.shape == (1, 4 * 256, 256)
