@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -122,6 +122,44 @@ class WorldModel(Protocol):
 
         Each is an owner and the name of its method.
         """
+        ...
+
+
+class Visit(Protocol):
+    """A place in a model's world, for a camera that keys steer."""
+
+    @property
+    def walls(self) -> Tensor | None:
+        """Bool [rows, columns]: which cells of one scene unit are solid, by z and x; `None` where none are known."""
+        ...
+
+    def path(self, held: Sequence[Collection[str]]) -> CameraPath:
+        """Where keys take the camera: those held in each latent frame behind the first. Walls stop it."""
+        ...
+
+    def cameras(self, path: CameraPath) -> Tensor:
+        """World-to-camera matrices [frames, 4, 4] of a path in the coordinates of `walls`."""
+        ...
+
+    def scene(self) -> Any:
+        """What the model's rollout starts from."""
+        ...
+
+    def given(self, path: CameraPath) -> Tensor | None:
+        """Latents [1, C, F, h, w] of a first chunk that stands still; `None` where it has to be made."""
+        ...
+
+    def frames(self, latents: Tensor) -> Tensor:
+        """Pictures [F, 3, H, W] in [0, 1], float32, on the CPU, of latents [1, C, F, h, w]."""
+        ...
+
+
+@runtime_checkable
+class Visitable(Protocol):
+    """A world model with places that a camera can be steered through."""
+
+    def visit(self, seed: int, device: torch.device, dtype: torch.dtype) -> Visit:
+        """The place of a seed."""
         ...
 
 

@@ -13,8 +13,9 @@ import typer
 
 from lightint_compile.cli.bench import bench
 from lightint_compile.cli.evaluating import evaluate
+from lightint_compile.cli.playing import play
 from lightint_compile.cli.training import train
-from lightint_compile.models.registry import DEMO, LARGE, TINY
+from lightint_compile.models.registry import DEMO, LARGE, TINY, TRUE
 from lightint_compile.options import DEFAULT_PRESET
 from lightint_compile.options.presets import PRESETS
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(evaluate)
+app.command()(play)
 app.add_typer(train, name="train")
 
 Target = Annotated[
@@ -51,14 +53,21 @@ def main() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for the picture, the table and the report")] = Path("out/demo"),
-    chunks: Annotated[int, typer.Option(min=2, help="chunks of each rollout")] = 8,
-    preset: PresetName = "exact",
+    out: Annotated[Path, typer.Option(help="folder for film or picture, table and report")] = Path("out/demo"),
+    chunks: Annotated[
+        int | None, typer.Option(min=2, help="chunks of each rollout", show_default="12 beside the truth, else 8")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", "-p", help=f"one of {', '.join(PRESETS)}", show_default="all beside the truth, else exact"
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of PyTorch; 0 keeps its default")] = 0,
-    seed: Annotated[int, typer.Option(help="seed of weights, noise and the hand-held path")] = 0,
-    model: Annotated[str, typer.Option(help="FAMILY:SIZE that a CPU can run; at most three of its blocks")] = DEMO,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the scene, or of weights and path, and of the noise")] = 0,
+    model: Annotated[str, typer.Option(help="FAMILY:SIZE that a CPU can run")] = TRUE,
 ) -> None:
-    """Roll a small world model out on the CPU: eager, Inductor and lightint side by side."""
+    """Roll a small world model out on the CPU, eager beside lightint: a film with the truth where there is one."""
     from lightint_compile.demo import run_demo
 
     run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed, model=model)

@@ -1,5 +1,5 @@
-"""The main job ``lightint demo``: one small world model, three ways to run it, one table."""
+"""The main job ``lightint demo``: a film where the truth is known, else three ways to run the model side by side."""
 
-from lightint_compile.demo.job import run_demo
+from lightint_compile.demo.asked import run_demo
 
 __all__ = ["run_demo"]

@@ -1,4 +1,4 @@
-"""The demo itself: random weights, two camera paths, three variants; a table, a picture and the report."""
+"""The demo without truth: random weights, two camera paths, three variants; a table, a picture and the report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from lightint_compile.demo.handheld import handheld_path
 from lightint_compile.demo.measure import Run, measure
 from lightint_compile.demo.picture import context_map, draw
 from lightint_compile.demo.table import LEGEND, summary, table
-from lightint_compile.errors import DeviceError, OptionError
-from lightint_compile.models.registry import DEMO, world_model
+from lightint_compile.errors import OptionError
 from lightint_compile.models.world_model import CameraPath, WorldModel, turn_and_back
 from lightint_compile.options import LightintOptions
 from lightint_compile.reporting import Report
@@ -58,33 +57,18 @@ class Setup:
         return cls(model, model.module(seed=seed), model.scene(seed=seed), paths, seed)
 
 
-def run_demo(
-    out: Path,
-    *,
-    chunks: int = 8,
-    preset: str = "exact",
-    threads: int = 0,
-    seed: int = 0,
-    model: str = DEMO,
-) -> list[Run]:
+def compare_backends(out: Path, model: WorldModel, *, chunks: int, preset: str, seed: int = 0) -> list[Run]:
     """Roll every variant out along every path; print the table and write everything into ``out``.
 
     Args:
-        model: its name, ``family:size``; of the size at most :data:`DEPTH` blocks are run.
+        model: of which at most :data:`DEPTH` blocks are run.
 
     Raises:
         OptionError: an unknown preset, or too few chunks.
-        InputError: there is no such model.
-        DeviceError: the model is too large for a CPU.
     """
     options = LightintOptions.from_mapping({"preset": preset})
-    chosen = world_model(model)
-    if chosen.needs_gpu:
-        raise DeviceError(f"{model} is too large for a CPU", where="--model", fix=f"name a smaller size, as {DEMO}")
-    setup = Setup.make(chosen.at_depth(min(chosen.depth, DEPTH)), chunks, seed)
+    setup = Setup.make(model.at_depth(min(model.depth, DEPTH)), chunks, seed)
     out.mkdir(parents=True, exist_ok=True)
-    if threads:
-        torch.set_num_threads(threads)
     console = Console()
     console.print(_introduction(setup, chunks, options))
     runs, report = _all_variants(setup, options, chunks, console)

@@ -9,6 +9,7 @@ import torch
 from lightint_compile.errors import InputError, did_you_mean
 from lightint_compile.models.maze import MazeWorld
 from lightint_compile.models.registry import model_names, world_model
+from lightint_compile.models.world_model import WorldModel
 
 from .maze_truth import MazeTruth
 from .true_world import FAMILIES, TrueWorld
@@ -20,12 +21,17 @@ def true_world(name: str, device: torch.device, seed: int) -> TrueWorld:
     Raises:
         InputError: there is no such model, or none whose poses can be rendered.
     """
-    model = world_model(name)
-    if not isinstance(model, MazeWorld):
+    world = truth_of(world_model(name), device, seed)
+    if world is None:
         known = ", ".join(each for each in model_names() if each.startswith("maze:"))
         why = "nothing renders the truth of its poses"
         raise InputError(f"{name} cannot be judged", where="--model", why=why, fix=f"name one of {known}")
-    return MazeTruth(model, device, seed)
+    return world
+
+
+def truth_of(model: WorldModel, device: torch.device, seed: int) -> TrueWorld | None:
+    """The world of a model, where its poses can be rendered."""
+    return MazeTruth(model, device, seed) if isinstance(model, MazeWorld) else None
 
 
 def checked_families(names: Sequence[str]) -> tuple[str, ...]:

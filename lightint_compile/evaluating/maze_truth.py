@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,17 +12,20 @@ import torch
 from torch import Tensor
 
 from lightint_compile.errors import InputError
-from lightint_compile.models.maze import Maze, MazeCodec, MazePath, MazeWorld, novel, protocol, recorded
+from lightint_compile.models.maze import Maze, MazeCodec, MazePath, MazeWorld, novel, protocol, recorded, there_and_back
 from lightint_compile.models.maze.render import render_frames
 
 from .recordings import recording
-from .true_world import Walk
+from .true_world import FromAbove, Walk
 
 LEG = 32
 """Latent frames of a leg of the published protocols; longer paths repeat them."""
 
 HELD_OUT = 2**16
 """Mazes that judge a model have seeds below this one; training draws far above."""
+
+TOUR_AHEAD = 6
+"""Latent frames of a tour before it turns."""
 
 _RETRIES = 16
 
@@ -38,19 +42,37 @@ class MazeTruth:
     def _codec(self) -> MazeCodec:
         return self.model.codec(self.device)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether there are weights of this size."""
+        return self.model.is_trained
+
     def walk(self, family: str, number: int, frames: int) -> Walk:
         """Where a path fits nowhere into a maze, the next maze of the same number is taken."""
+        return self._fitting(family, number, lambda maze: self._path(maze, family, number, frames))
+
+    def tour(self, frames: int) -> Walk:
+        """Ahead, then ahead in a curve to the left, and back: half of the training's walks come back like that."""
+        curve = max(frames // 2 - TOUR_AHEAD, 1)
+        text = f"w-{TOUR_AHEAD},w+left-{curve}"
+        return self._fitting("tour", 0, lambda maze: there_and_back(maze, text, frames, self.seed))
+
+    def _fitting(self, family: str, number: int, path_in: Callable[[Maze], MazePath]) -> Walk:
         stride = HELD_OUT // _RETRIES
         attempt = 0
         while True:
             seed = (self.seed * 256 + number) % stride + attempt * stride
             maze = Maze.from_seed(seed)
             try:
-                return Walk(family, number, seed, self._path(maze, family, number, frames), maze)
+                return Walk(family, number, seed, path_in(maze), maze)
             except InputError:
                 attempt += 1
                 if attempt == _RETRIES:
                     raise
+
+    def from_above(self, walk: Walk) -> FromAbove:
+        """The maze's walls."""
+        return FromAbove(walk.place.walls[0], _placed(walk).placed)
 
     def _path(self, maze: Maze, family: str, number: int, frames: int) -> MazePath:
         if family == "novel":

@@ -30,12 +30,34 @@ class Walk:
         return f"{self.family}-{self.number}"
 
 
+@dataclass(frozen=True)
+class FromAbove:
+    """A walk on the ground: `walls` bool [rows, columns], cells of one scene unit by z and x, and world-to-camera
+    matrices `cameras` [frames, 4, 4] in the same coordinates."""
+
+    walls: Tensor
+    cameras: Tensor
+
+
 class TrueWorld(Protocol):
     """Scenes by seed, paths by family, and the truth of every frame; one latent frame is one frame."""
 
     @property
     def model(self) -> WorldModel:
         """The model that is judged."""
+        ...
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model's weights were trained; they are random otherwise."""
+        ...
+
+    def tour(self, frames: int) -> Walk:
+        """A walk that looks around and comes back the same way, of `frames` latent frames."""
+        ...
+
+    def from_above(self, walk: Walk) -> FromAbove:
+        """The scene and its cameras from above."""
         ...
 
     def walk(self, family: str, number: int, frames: int) -> Walk:

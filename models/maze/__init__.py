@@ -9,6 +9,7 @@ from .paths import MazePath as MazePath
 from .paths import novel as novel
 from .paths import protocol as protocol
 from .paths import recorded as recorded
+from .paths import there_and_back as there_and_back
 from .render import render as render
 from .world import Maze as Maze
 from .world_model import MazeWorld as MazeWorld

@@ -74,6 +74,18 @@ def protocol(maze: Maze, text: str, seed: int = 0) -> MazePath:
     return _placed(_single(maze), parse_pose_string(text), seed, f"the path {text!r}")
 
 
+def there_and_back(maze: Maze, text: str, frames: int, seed: int = 0) -> MazePath:
+    """The way of a pose string and back the same way, to and fro for `frames` latent frames.
+
+    Raises:
+        InputError: as of `protocol`.
+    """
+    out = protocol(maze, text, seed)
+    turn = max(len(out) - 1, 1)
+    places = turn - (torch.arange(frames) % (2 * turn) - turn).abs()
+    return MazePath.from_placed(invert_rigid(out.placed)[places])
+
+
 def recorded(maze: Maze, poses: Tensor, times: Tensor, frames: int, seed: int = 0) -> MazePath:
     """A recorded walk as `frames` latent frames at the model's speed, placed into free space.
 

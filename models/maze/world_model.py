@@ -23,12 +23,11 @@ from .codec import MazeCodec
 from .config import SIZES, MazeSize
 from .paths import MazePath, protocol, square_intrinsics
 from .render import render_depth, render_frames
+from .visit import STILL, MazeVisit
 from .world import Maze
 
 WEIGHTS = Path(__file__).parent / "weights"
 """A folder a size, with `transformer/` and `codec/` of safetensors files and `card.json`."""
-
-_STILL = "left-1"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class MazeWorld(WorldPlay):
         if torch.device(device).type == "meta":
             return super().scene(device, dtype, seed)
         maze = Maze.from_seed(seed)
-        return self.scene_at(maze, protocol(maze, _STILL, seed), device, dtype)
+        return self.scene_at(maze, protocol(maze, STILL, seed), device, dtype)
 
     def scene_at(
         self, maze: Maze, path: MazePath, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -106,6 +105,10 @@ class MazeWorld(WorldPlay):
         frame = render_frames(maze.to(device), path.placed[:1], path.intrinsics[0], self.pixels)
         image = self.codec(device, torch.float32).encode(frame).to(dtype)
         return Scene(image, **prompt(self.size, 1, device, dtype))
+
+    def visit(self, seed: int, device: torch.device, dtype: torch.dtype) -> MazeVisit:
+        """The maze of a seed, to be walked through; see `Visitable`."""
+        return MazeVisit(self, seed, device, dtype)
 
     def truth(self, maze: Maze, path: MazePath) -> tuple[Tensor, Tensor]:
         """Rendered frames [F, 3, H, W] and depth [F, H, W] of a path, on the maze's device."""

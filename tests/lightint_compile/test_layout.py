@@ -25,8 +25,9 @@ LADDER = (
     ("lowering", "asking", "path_decisions"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
-    ("compilation", "error_budget", "bench", "demo", "integrations", "bisecting", "training"),
+    ("compilation", "error_budget", "bench", "integrations", "bisecting", "training"),
     ("backend", "explaining", "acceleration", "evaluating"),
+    ("demo", "play"),
     ("cli",),
     ("__main__",),
 )

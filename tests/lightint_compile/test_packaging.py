@@ -26,8 +26,14 @@ BROUGHT = {
 }
 """What the package imports where it is there, and why it is not declared."""
 
-EXPECTED_BY_OTHERS = {"expecttest": "torch.testing's database of operators imports it"}
+EXPECTED_BY_OTHERS = {
+    "expecttest": "torch.testing's database of operators imports it",
+    "httpx": "starlette's test client sends with it",
+}
 """What the tests need without importing it."""
+
+MODULES = {"pillow": "PIL"}
+"""What is imported by another name than it is installed by."""
 
 PROGRAMS = ("tests/peers/world_models", "tests/benchmarks/upstream")
 LOADED = {"conftest", *(path.stem for folder in PROGRAMS for path in (ROOT / folder).glob("*.py"))}
@@ -58,11 +64,12 @@ def _imported(*folders: str) -> set[str]:
 
 def _declared(requirements: Iterable[str]) -> set[str]:
     names = {re.split(r"[\[<>=; ]", requirement)[0] for requirement in requirements}
-    return {name.replace("-", "_") for name in names if name != PROJECT["name"]}
+    return {MODULES.get(name, name).replace("-", "_") for name in names if name != PROJECT["name"]}
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    further = _declared(itertools.chain(*(PROJECT["optional-dependencies"][extra] for extra in ("onnx", "evaluate"))))
+    extras = PROJECT["optional-dependencies"]
+    further = _declared(itertools.chain(*(extras[name] for name in ("onnx", "evaluate", "demo", "play"))))
     assert further <= _imported(*FOLDERS)
     assert _imported(*FOLDERS) - set(BROUGHT) - further == _declared(PROJECT["dependencies"])
 

@@ -57,13 +57,13 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(running: Any, path: Path, **context: Any) -> Iterator[tuple[Any, Seen]]:
-    """A page of a file, and what it said."""
+def opened(running: Any, path: Path | str, **context: Any) -> Iterator[tuple[Any, Seen]]:
+    """A page of a file or an address, and what it said."""
     seen = Seen()
     context = running.new_context(**{"viewport": {"width": 1400, "height": 1000}, **context})
     page = context.new_page()
     seen.watch(page)
-    page.goto(path.as_uri())
+    page.goto(path if isinstance(path, str) else path.as_uri())
     yield page, seen
     context.close()
 
