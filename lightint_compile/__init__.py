@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lightint_compile.exporting import load as load
     from lightint_compile.options import LightintOptions as LightintOptions
     from lightint_compile.runtime.rollout import rollout as rollout
+    from lightint_compile.world_state import WorldState as WorldState
+    from lightint_compile.world_state import fork_state as fork_state
+    from lightint_compile.world_state import load_state as load_state
+    from lightint_compile.world_state import save_state as save_state
 
 __version__ = "0.1.0"
 
@@ -36,6 +40,10 @@ _HOME = {
     "export": "lightint_compile.exporting",
     "load": "lightint_compile.exporting",
     "rollout": "lightint_compile.runtime.rollout",
+    "WorldState": "lightint_compile.world_state",
+    "fork_state": "lightint_compile.world_state",
+    "load_state": "lightint_compile.world_state",
+    "save_state": "lightint_compile.world_state",
 }
 __all__ = [*_HOME, "__version__"]
 

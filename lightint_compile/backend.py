@@ -61,11 +61,22 @@ def lightint(
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, _config(mode))
+    graph.sizes = _sizes(graph_module)
     frame = compiled_frame()
     if frame is not None:
         graph.join(Siblings.of((frame, repr(chosen.to_dict()))))
     arrived(graph, captured, chosen)
     return graph
+
+
+def _sizes(graph_module: fx.GraphModule) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """See :class:`CompiledGraph`."""
+    values = {node.name: node.meta.get("example_value") for node in graph_module.graph.find_nodes(op="placeholder")}
+    return {
+        name: (str(value.dtype).removeprefix("torch."), tuple(s if isinstance(s, int) else None for s in value.shape))
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+    }
 
 
 def _compiled(

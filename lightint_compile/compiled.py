@@ -40,6 +40,7 @@ class CompiledGraph:
         function: takes the graph's flat inputs, returns its flat outputs.
         driver: the driver, ``None`` when Inductor got the graph as it is.
         device: of its first tensor.
+        sizes: of the inputs that are no weights, by name: dtype and sizes, ``None`` for those that may change.
     """
 
     _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
@@ -54,6 +55,7 @@ class CompiledGraph:
         self._parameters = {id(value) for value in inputs if isinstance(value, torch.nn.Parameter)}
         self.device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), None)
         self._siblings: Siblings | None = None
+        self.sizes: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         with self._lock:
             type(self)._made += 1
             self.order = type(self)._made
@@ -229,13 +231,13 @@ def reset(compiled: Any) -> None:
     Raises:
         StateError: as of :func:`report`.
     """
-    parameters = _parameters(compiled)
+    parameters = parameters_of(compiled)
     for graph in CompiledGraph.of(compiled):
         if graph.driver is not None:
             graph.driver.reset(parameters or None)
 
 
-def _parameters(compiled: Any) -> list[torch.nn.Parameter]:
+def parameters_of(compiled: Any) -> list[torch.nn.Parameter]:
     """The parameters that distinguish models with shared compiled code; empty for a function."""
     module = compiled._orig_mod if isinstance(compiled, OptimizedModule) else compiled
     return list(module.parameters()) if isinstance(module, torch.nn.Module) else []
@@ -258,7 +260,7 @@ def decisions(compiled: Any) -> list[Decision]:
 
 def _asked(compiled: Any) -> list[tuple[Planner, str]]:
     """The planners of a compiled module that decided in the rollout that ran last, each with the setting in force."""
-    parameters = _parameters(compiled)
+    parameters = parameters_of(compiled)
     asked = [
         (planner, graph.setting)
         for graph in CompiledGraph.of(compiled)

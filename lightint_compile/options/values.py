@@ -182,6 +182,13 @@ class LightintOptions:
         help="how many frames are kept at most, which costs memory; by default as many as the model gathers",
         to_passes=True,
     )
+    kept_bytes: int | None = option(
+        None,
+        whole("a number of bytes, 1 or more", "4000000000", least=1),
+        values="bytes",
+        help="how much memory the kept frames of one prompt may take; what does not fit is computed in every chunk",
+        to_passes=True,
+    )
     chunk_frames: int | None = option(
         None,
         _FRAMES,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from lightint_compile.runtime.decision import Decision
 
@@ -33,6 +33,15 @@ class ChunkRecord:
     decision: Decision
     own: tuple[Decision, ...] = ()
     use: Use | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What is left of the chunk once it ran, as plain data; :meth:`from_state` takes it back."""
+        return {"decision": self.decision.to_dict(), "own": [each.to_dict() for each in self.own]}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`state`."""
+        return cls(Decision.from_dict(state["decision"]), tuple(map(Decision.from_dict, state["own"])))
 
     def keeps(self, use: Use) -> None:
         """The chunk recalls and keeps values from now on."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,16 @@ class Decision:
         """The decision as JSON-ready data, its margin included; ``elements`` is there where they differ."""
         data = dataclasses.asdict(self) | {"margin": self.margin, "elements": [e.to_dict() for e in self.elements]}
         return data if self.elements else {key: value for key, value in data.items() if key != "elements"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`, also after a way through JSON."""
+        given = {name: _as_tuple(value) for name, value in data.items() if name not in ("margin", "elements")}
+        return cls(**given, elements=tuple(map(cls.from_dict, data.get("elements", ()))))
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
 _SHARED = ("context_frames", "saved_frames", "kept_frames", "setting")

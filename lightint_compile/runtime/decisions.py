@@ -76,6 +76,16 @@ class Decisions:
         self.bound: dict[str, Callable[..., Any]] = {name: self._answer(spec) for name, spec in self.points.items()}
 
     @property
+    def policy(self) -> Policy | None:
+        """How chunks are decided; ``None`` where nothing is decided at run time."""
+        return self._policy
+
+    @property
+    def keeping(self) -> Keeping | None:
+        """What is kept of context frames; ``None`` where nothing is decided at run time."""
+        return self._keeping
+
+    @property
     def decides(self) -> bool:
         """Whether anything is decided at run time."""
         return self._policy is not None

@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -100,6 +101,18 @@ class _Chunk:
     fits: bool
     kept: list[Visit] = field(default_factory=list)
 
+    def state(self) -> dict[str, Any]:
+        """Plain data and tensors, without what later steps may follow; :meth:`from_state` takes it back."""
+        told = {field.name: getattr(self.told, field.name) for field in dataclasses.fields(self.told)}
+        return {"record": self.record.state(), "told": told, "times": list(self.times), "fits": self.fits}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], last: ChunkRecord | None) -> Self:
+        """The inverse of :meth:`state`; ``last`` is the planner's last record, which may be this chunk's."""
+        listed = last is not None and last.state() == state["record"]
+        record = last if last is not None and listed else ChunkRecord.from_state(state["record"])
+        return cls(record, Told(**state["told"]), [*state["times"]], state["fits"])
+
     def holds(self, told: Told) -> bool:
         """Whether a call may be one of this chunk's steps."""
         same = told.cameras.shape == self.told.cameras.shape and torch.equal(told.cameras, self.told.cameras)
@@ -127,6 +140,30 @@ class FollowedLoop:
             self._unread: list[Visit] = []
             self._owner: tuple[Any, ...] = ()
             self._hint: tuple[Any, ...] = ()
+
+    def state(self) -> dict[str, Any]:
+        """What is remembered between chunks, as plain data and tensors; :meth:`restore` takes it back.
+
+        Calls that were not looked at are. What a step of the chunk under way could follow is left out.
+        """
+        with self._lock:
+            if self._unread:
+                read(self._unread, [])
+                self._follow_unread()
+            schedule = {"times": self._schedule.times, "lanes": self._schedule.lanes}
+            chunk = None if self._chunk is None else self._chunk.state()
+            return {"schedule": schedule, "path": self._path, "chunk": chunk}
+
+    def restore(self, state: Mapping[str, Any], last: ChunkRecord | None) -> None:
+        """Remember what :meth:`state` said, and nothing else; whoever calls next goes on.
+
+        Args:
+            last: the planner's last record.
+        """
+        with self._lock:
+            self.forget()
+            self._schedule, self._path = Schedule(**state["schedule"]), state["path"]
+            self._chunk = None if state["chunk"] is None else _Chunk.from_state(state["chunk"], last)
 
     def visit(
         self,
@@ -165,9 +202,9 @@ class FollowedLoop:
         """Another thread, stream or mode than that of the call before begins a rollout of its own."""
         stream = torch.cuda.current_stream(like.device) if like.is_cuda else None
         owner = threading.get_ident(), stream, torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-        if owner != self._owner:
+        if self._owner and owner != self._owner:
             self.forget()
-            self._owner = owner
+        self._owner = owner
 
     def _due(self) -> int:
         """The step that the coming call is by its number in the chunk; the number of steps for the next chunk's."""
@@ -202,9 +239,7 @@ class FollowedLoop:
         waiting = [*(self._chunk.kept if self._chunk is not None else ()), *self._unread]
         numbers = iter(read(waiting, [each for each in drifts if each is not None]))
         measured = {each: None if drift is None else next(numbers) for each, drift in zip(known, drifts, strict=True)}
-        for each in self._unread:
-            self._follow(each)
-        self._unread = []
+        self._follow_unread()
         chunk = self._chunk
         assert chunk is not None
         step = (len(chunk.times) - 1) // self._schedule.lanes
@@ -223,6 +258,11 @@ class FollowedLoop:
         assert self._chunk is not None
         made = [each for each in (*self._chunk.kept, *self._unread) if each.prediction is not None]
         return [each for each in made if visit.is_like(each)]
+
+    def _follow_unread(self) -> None:
+        for each in self._unread:
+            self._follow(each)
+        self._unread = []
 
     def _follow(self, visit: Visit) -> None:
         """Find the place of a call that was read, in its order."""
@@ -299,6 +339,16 @@ class FollowedPlanner(Planner):
         """See :meth:`Planner.reset`."""
         super().reset()
         self.loop.forget()
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Planner.state`."""
+        loop = self.loop.state()
+        return {**super().state(), "loop": loop}
+
+    def restore(self, state: Mapping[str, Any], later: int = 0) -> None:
+        """See :meth:`Planner.restore`."""
+        super().restore(state, later)
+        self.loop.restore(state["loop"], self.latest)
 
 
 def _drift(spec: VisitPoint, visit: Visit, other: Visit) -> Tensor | None:

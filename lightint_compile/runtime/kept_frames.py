@@ -31,20 +31,21 @@ class Share:
     Attributes:
         chunk: its number.
         kept: slots of the frames in front, whose values are kept.
-        fresh: slots for the frames behind them, which are computed.
+        fresh: slots for the frames behind them, which are computed; ``None`` for those that have no room.
         older: for fresh frames that were kept until now, their place among the fresh ones.
         frames: the fresh frames with their fingerprints.
     """
 
     chunk: int
     kept: tuple[int, ...]
-    fresh: tuple[int, ...]
+    fresh: tuple[int | None, ...]
     older: tuple[int, ...]
     frames: tuple[tuple[int, Fingerprint], ...]
 
 
 class KeptFrames:
     """The frames of one rollout whose values are kept, at most ``capacity``; the one unused for longest makes room.
+    Where a context is larger, its first frames are kept.
 
     Kept is a beginning of the context: what comes behind the first frame that is not kept is computed again, and the
     newest clip always. Earlier frames depend less on changed frames than later ones, so only a prefix is reused.
@@ -76,7 +77,8 @@ class KeptFrames:
     def commit(self, share: Share) -> None:
         """The fresh frames of ``share`` are kept from now on."""
         for slot, (frame, fingerprint) in zip(share.fresh, share.frames, strict=True):
-            self._frames[frame] = _Kept(slot, fingerprint, share.chunk, share.chunk)
+            if slot is not None:
+                self._frames[frame] = _Kept(slot, fingerprint, share.chunk, share.chunk)
 
     def drifted(self, drift: float, most: float) -> None:
         """Kept values turned out ``drift`` away from new ones: keep for half as long above ``most``, longer below."""
@@ -84,6 +86,16 @@ class KeptFrames:
             self.limit //= 2
         elif drift <= most / 2:
             self.limit = min(max(2 * self.limit, 1), self.age)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data; :meth:`restore` takes it back."""
+        frames = [(frame, kept.slot, kept.fingerprint, kept.made, kept.used) for frame, kept in self._frames.items()]
+        return {"limit": self.limit, "frames": frames}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`, for frames of the same capacity."""
+        self.limit = state["limit"]
+        self._frames = {frame: _Kept(*rest) for frame, *rest in state["frames"]}
 
     def _usable(self, chunk: int, context: Sequence[int], fingerprints: Mapping[int, Fingerprint]) -> int:
         usable = max(len(context) - self._newest, 0)
@@ -99,16 +111,16 @@ class KeptFrames:
         kept = self._frames.get(frame)
         return kept is not None and kept.made < chunk and kept.fingerprint == now
 
-    def _reserve(self, fresh: Sequence[int], context: set[int]) -> tuple[int, ...]:
-        """A slot for every fresh frame: its own, a free one, or that of a frame that is not in use."""
+    def _reserve(self, fresh: Sequence[int], context: set[int]) -> tuple[int | None, ...]:
+        """A slot for every fresh frame: its own, a free one, or that of a frame that is not in use, while there are."""
         own = {frame: kept.slot for frame in fresh if (kept := self._frames.pop(frame, None)) is not None}
         taken = {kept.slot for kept in self._frames.values()} | set(own.values())
         free = [slot for slot in range(self.capacity) if slot not in taken]
         idle = sorted((kept.used, frame) for frame, kept in self._frames.items() if frame not in context)
         for frame in fresh:
-            if frame not in own:
+            if frame not in own and (free or idle):
                 own[frame] = free.pop(0) if free else self._frames.pop(idle.pop(0)[1]).slot
-        return tuple(own[frame] for frame in fresh)
+        return tuple(map(own.get, fresh))
 
 
 def kept_along(decisions: Sequence[Decision], age: int, capacity: int, newest: int = PUBLISHED.clip) -> list[Decision]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -62,6 +63,23 @@ class Store:
         self.user: weakref.ref[Use] | None = None
         self.order = Order()
 
+    def state(self) -> dict[str, Any]:
+        """Plain data and copies of the tensors; :meth:`from_state` takes it back."""
+        self.order.enter(self.pools.values())
+        pools = {site: pool.clone() for site, pool in self.pools.items()}
+        content = {"sums": self.content.sums, "layouts": self.content.layouts, "places": self.content.places}
+        return {"content": content, "frames": self.frames.state(), "drift": self.drift, "pools": pools}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], policy: Policy) -> Self:
+        """The inverse of :meth:`state`."""
+        store = cls(Content(**state["content"]), policy)
+        store.frames.restore(state["frames"])
+        store.drift = state["drift"]
+        store.pools = {site: pool.clone() for site, pool in state["pools"].items()}
+        store.order.enter(store.pools.values())
+        return store
+
     @property
     def is_busy(self) -> bool:
         """Whether a chunk of another thread is between its plan and its last value."""
@@ -81,7 +99,7 @@ class Use:
         self.share, self.thread = share, threading.get_ident()
         self.is_done = False
         self._store, self._sites = store, 0
-        self._places = _runs(share.fresh)
+        self._places = _runs([(place, slot) for place, slot in enumerate(share.fresh) if slot is not None])
         self._unread: dict[object, Tensor] = {}
 
     @property
@@ -111,11 +129,10 @@ class Use:
         tokens = store.pools[spec.site].view([*values.shape[: spec.axis], -1, *values.shape[spec.axis + 1 :]])
         if spec.site == spec.sites - 1 and self.share.older:
             store.drift = self._drift(spec, tokens, values)
-        first, each = 0, spec.frame_tokens
-        for slot, count in self._places:
-            part = values.narrow(spec.axis, first, count * each) if len(self._places) > 1 else values
+        each = spec.frame_tokens
+        for place, slot, count in self._places:
+            part = values.narrow(spec.axis, place * each, count * each)
             tokens.narrow(spec.axis, slot * each, count * each).copy_(part.detach())
-            first += count * each
         self._sites += 1
         if self._sites == spec.sites:
             store.frames.commit(self.share)
@@ -123,9 +140,9 @@ class Use:
 
     def _drift(self, spec: KeepPoint, tokens: Tensor, values: Tensor) -> Tensor:
         """How far the fresh values are from those of the same frames that are still in their slots."""
-        slots = [self.share.fresh[place] for place in self.share.older]
+        slots = [slot for place in self.share.older if (slot := self.share.fresh[place]) is not None]
         then, now = (
-            torch.cat([frames.narrow(spec.axis, place, count) for place, count in _runs(places)], spec.axis)
+            torch.cat([frames.narrow(spec.axis, *run[1:]) for run in _runs([*enumerate(places)])], spec.axis)
             for frames, places in (
                 (tokens.unflatten(spec.axis, (-1, spec.frame_tokens)), slots),
                 (values.detach().unflatten(spec.axis, (-1, spec.frame_tokens)), self.share.older),
@@ -177,6 +194,16 @@ class Keeping:
             store.order.enter(store.pools.values())
             return use
 
+    def state(self) -> list[dict[str, Any]]:
+        """Plain data and copies of the tensors; :meth:`restore` takes it back."""
+        with self._lock, torch.inference_mode(False):
+            return [store.state() for store in self._stores]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what :meth:`state` said, and nothing else."""
+        with self._lock, torch.inference_mode(False):
+            self._stores = [Store.from_state(each, self._policy) for each in state]
+
     def reset(self) -> None:
         """Forget everything."""
         with self._lock:
@@ -198,12 +225,13 @@ def _slots(spec: RecallPoint, shape: Sequence[int]) -> Tensor:
         return torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device)
 
 
-def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Places as (first, count) of those in a row: copies of a run go at the speed of memory, lists of places do not."""
-    runs: list[tuple[int, int]] = []
-    for place in places:
-        if runs and sum(runs[-1]) == place:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+def _runs(places: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Pairs of places as (first, first, count) of those in a row on both sides: copies of a run go at the speed of
+    memory, lists of places do not."""
+    runs: list[tuple[int, int, int]] = []
+    for one, other in places:
+        if runs and (one - runs[-1][2], other - runs[-1][2]) == runs[-1][:2]:
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
         else:
-            runs.append((place, 1))
+            runs.append((one, other, 1))
     return runs

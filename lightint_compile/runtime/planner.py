@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ class _Rollout:
     began: int = 0
     asked: int = 0
 
+    def state(self) -> dict[str, Any]:
+        """Plain data and tensors; :meth:`from_state` takes it back."""
+        records = [record.state() for record in self.records]
+        return {"cameras": self.cameras.clone(), "records": records, "began": self.began, "asked": self.asked}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], later: int) -> Self:
+        """The inverse of :meth:`state`, ``later`` on the clock."""
+        records = [ChunkRecord.from_state(record) for record in state["records"]]
+        return cls(state["cameras"].clone(), records, state["began"] + later, state["asked"] + later)
+
     def leads_to(self, cameras: Tensor) -> bool:
         """Whether ``cameras`` are these, or these and more."""
         frames = self.cameras.shape[1]
@@ -55,6 +67,11 @@ class _Rollout:
 
 
 _clock = itertools.count(1)
+
+
+def now() -> int:
+    """The time on the clock of all planners."""
+    return next(_clock)
 
 
 class Planner:
@@ -87,6 +104,12 @@ class Planner:
         with self._lock:
             records = self._rollouts[-1].records if self._rollouts and not self._left else []
             return [record.decision for record in records]
+
+    @property
+    def latest(self) -> ChunkRecord | None:
+        """The record of the chunk that was decided last."""
+        with self._lock:
+            return self._rollouts[-1].records[-1] if self._rollouts and self._rollouts[-1].records else None
 
     @property
     def path(self) -> Tensor | None:
@@ -144,7 +167,7 @@ class Planner:
             chunk = self._chunk(rollout, cameras)
             rollout.records = [record for record in rollout.records if record.decision.chunk < chunk]
             record = self._decided(rollout, chunk, cameras, self._rules_of(cameras.shape[0], views), dynamics)
-            rollout.asked = next(_clock)
+            rollout.asked = now()
             rollout.began = rollout.began if rollout.records else rollout.asked
             rollout.records.append(record)
             rollout.cameras = cameras
@@ -199,6 +222,17 @@ class Planner:
         """Forget every rollout."""
         with self._lock:
             self._rollouts.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that is remembered between chunks, as plain data and tensors; :meth:`restore` takes it back."""
+        with self._lock:
+            return {"rollouts": [rollout.state() for rollout in self._rollouts], "left": self._left}
+
+    def restore(self, state: Mapping[str, Any], later: int = 0) -> None:
+        """Remember what :meth:`state` said, and nothing else, all times ``later`` on the clock."""
+        rollouts = [_Rollout.from_state(rollout, later) for rollout in state["rollouts"]]
+        with self._lock:
+            self._rollouts, self._left = rollouts, state["left"]
 
     def _is_broken(self, frames: int) -> bool:
         return frames < self._coming if self._given else self.rules.lead(frames) is None

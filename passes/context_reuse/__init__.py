@@ -38,6 +38,8 @@ class ContextReuse(Pass):
             kept for half as long; ``none`` does not look.
         kept_frames: most frames whose values are held, which costs memory; by default as many as the model gathers.
             With more, clips that are gathered again after a while need not be computed again.
+        kept_bytes: most bytes that the held values take, of one prompt; the first frames of the context that fit are
+            kept, and the others are computed in every chunk. By default there is no bound.
     """
 
     name: ClassVar[str] = "context-reuse"
@@ -45,9 +47,11 @@ class ContextReuse(Pass):
     age: int = 4
     drift: float | None = 0.25
     kept_frames: int | None = None
+    kept_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("age", self.age), ("drift", self.drift), ("kept_frames", self.kept_frames)):
+        for option in ("age", "drift", "kept_frames", "kept_bytes"):
+            value = getattr(self, option)
             if value is not None and not value >= 0:
                 where = f"{self.name}{{{option}}}"
                 raise OptionError(f"there is no {option} of {value}", where=where, fix="0 or more")
@@ -62,17 +66,32 @@ class ContextReuse(Pass):
         cuts = find_cuts(program, scope)
         rows = rows_of(program, scope, cuts) if cuts else _nothing(scope)
         if not isinstance(rows, Miss):
-            rows = _late_source(program, scope) or _weights_on_host(program, cuts, scope) or rows
+            where = _late_source(program, scope) or _weights_on_host(program, cuts, scope)
+            rows = where or self._too_large(cuts) or rows
         if isinstance(rows, Miss):
             return PassResult(False, (rows.remark(self.name, "keep"),))
         inputs = inputs_of(program, cuts, scope)
         remark_at = at(cuts[0].node)
         before = len(rows)
         policy = dataclasses.replace(
-            policy_of(program, scope.plan), age=self.age, drift=self.drift, kept_frames=self.kept_frames
+            policy_of(program, scope.plan),
+            age=self.age,
+            drift=self.drift,
+            kept_frames=self.kept_frames,
+            fitting=self._fitting(cuts),
         )
         Reuse(program, scope, cuts, rows, inputs, policy, self.name).rewrite()
         return PassResult(True, (self._applied(cuts, before, len(inputs), remark_at),))
+
+    def _fitting(self, cuts: list[Cut]) -> int | None:
+        return None if self.kept_bytes is None else self.kept_bytes // sum(cut.frame_bytes for cut in cuts)
+
+    def _too_large(self, cuts: list[Cut]) -> Miss | None:
+        if self._fitting(cuts) != 0:
+            return None
+        size = sum(cut.frame_bytes for cut in cuts)
+        reason = f"the values of a frame take {size} bytes, and {self.kept_bytes} may be kept"
+        return Miss(cuts[0].node, reason, f"give kept_bytes of {size} for each frame")
 
     def _applied(self, cuts: list[Cut], rows: int, inputs: int, remark_at: dict[str, Any]) -> Remark:
         return Remark(

@@ -8,6 +8,7 @@ to an attention leads, while nothing beside the path depends on which frames wer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSites
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.context_reuse.scope import Scope, rows_axis
-from lightint_compile.passes.ir.fake_values import Size, plain, size_of
+from lightint_compile.passes.ir.fake_values import Size, hint_of, plain, size_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.op_families import is_cast
@@ -53,6 +54,13 @@ class Cut:
         for extent in self.plane:
             count *= extent
         return count
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of the values of one frame, symbolic sizes at their hints."""
+        value = self.node.meta["val"]
+        others = [hint_of(size) for axis, size in enumerate(value.shape) if axis != self.axis]
+        return math.prod(others) * self.frame_tokens * int(value.element_size())
 
 
 def find_cuts(program: Program, scope: Scope) -> list[Cut]:

@@ -32,6 +32,7 @@ class Policy(WorldSpec):
         overlap: overlap from which a view counts as seen before; ``None`` leaves it to the rules.
         age: most chunks for which keys and values of a context frame are kept; 0 keeps none.
         kept_frames: most frames of which they are kept; ``None``, or fewer than ``memory``, for as many as that.
+        fitting: most frames of which they fit into the memory that is given them; ``None`` for no bound.
         drift: relative change of kept values, seen when they are computed again, from which they are kept for less
             long.
     """
@@ -45,12 +46,14 @@ class Policy(WorldSpec):
     overlap: float | None = None
     age: int = 0
     kept_frames: int | None = None
+    fitting: int | None = None
     drift: float | None = None
 
     @property
     def slots(self) -> int:
         """Frames whose keys and values are held at once."""
-        return max(self.kept_frames or 0, self.memory)
+        wanted = max(self.kept_frames or 0, self.memory)
+        return wanted if self.fitting is None else min(wanted, self.fitting)
 
     def agrees_with(self, other: Policy) -> bool:
         """Whether both decide by the same rules, and by the same facts as far as no program says them."""

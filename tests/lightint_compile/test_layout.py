@@ -25,7 +25,7 @@ LADDER = (
     ("lowering", "asking", "path_decisions"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
-    ("compilation", "error_budget", "bench", "integrations", "bisecting", "training"),
+    ("compilation", "error_budget", "bench", "integrations", "bisecting", "training", "world_state"),
     ("backend", "explaining", "acceleration", "evaluating"),
     ("demo", "play"),
     ("cli",),

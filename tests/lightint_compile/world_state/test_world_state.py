@@ -1,0 +1,266 @@
+"""Worlds that are saved, loaded and forked between chunks go on bit for bit; states that do not fit change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kept_world import KeptWorld
+from safetensors.torch import save_file
+from step_world import FRAMES, SEEN, Rollout, StepWorld
+from torch import Tensor, nn
+from toy_world import CHUNK
+from world_sessions import WORLDS, Session
+
+import lightint_compile
+from lightint_compile import WorldState
+from lightint_compile.errors import InputError, StateError
+from lightint_compile.world_state.file import read_state, write_state
+
+WAYS: dict[str, dict[str, Any]] = {
+    "off": {"preset": "off"},
+    "exact": {"preset": "exact"},
+    "all": {"preset": "all", "min_tokens": 0},
+    "all, age 4": {"preset": "all", "min_tokens": 0, "age": 4},
+}
+CHUNKS, AT = {"worldplay:tiny": 8, "matrix-game:tiny": 6}, 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("world", [name for name in WORLDS if name in CHUNKS])
+def test_a_world_goes_on_bit_for_bit_from_a_copy_in_memory_and_from_a_file(
+    world: str, way: str, tmp_path: Path
+) -> None:
+    session = Session(world, chunks=CHUNKS[world], depth=2, **WAYS[way])
+    compiled, alone = session.compiled, session.latents()
+    made = lightint_compile.decisions(compiled)
+    assert way in ("off", "exact") or any(each.reused_steps for each in made)
+    lightint_compile.reset(compiled)
+    history = [each.history for _, each in zip(range(AT), session.rollout(), strict=False)][-1]
+    fork = lightint_compile.fork_state(compiled)
+    path = lightint_compile.save_state(compiled, tmp_path / "world.safetensors", {"history": history})
+    for state in (fork, path, fork):
+        another_world(session)
+        given = lightint_compile.load_state(compiled, state)
+        assert state is fork or torch.equal(given["history"], history)
+        assert all(map(torch.equal, behind(session, alone), alone[AT:]))
+        assert lightint_compile.decisions(compiled) == made
+
+
+def another_world(session: Session) -> None:
+    """A rollout in another scene, which leaves a state of its own."""
+    scene, session.scene = session.scene, session.model.scene(session.device, seed=7)
+    try:
+        list(zip(range(AT + 1), session.rollout(seed=1), strict=False))
+    finally:
+        session.scene = scene
+
+
+def behind(session: Session, known: list[Tensor]) -> list[Tensor]:
+    """The chunks behind the first ones, which are ``known``: for those the module is not called."""
+    first = iter(known[:AT])
+
+    def call(*args: Any) -> Tensor:
+        made = next(first, None)
+        return session.compiled(*args) if made is None else made.clone()
+
+    return [each.latents for each in session.rollout(call)][AT:]
+
+
+class Kept:
+    """Chunks of a made-up video through a world whose context keeps keys and values."""
+
+    def __init__(self, seed: int = 0, height: int = 2, age: int = 3, world: type[nn.Module] = KeptWorld) -> None:
+        torch.manual_seed(seed)
+        self.module = world().eval().requires_grad_(False)
+        passes = f"dead-tail,adaptive-context,context-reuse{{age={age}}},outline-regions"
+        options = {"passes": passes, "delegate": "eager", "strict": True}
+        self.compiled = torch.compile(self.module, backend="lightint", dynamic=False, options=options)
+        self.video = torch.randn(1, 4, 32, height, 6 // height, generator=torch.Generator().manual_seed(1))
+
+    def chunk(self, number: int, turn: float = 0.1) -> Tensor:
+        history, angles = self.video[:, :, : 4 * number].clone(), turn * torch.arange(4 * number + 4)
+        cameras = torch.eye(4).repeat(1, len(angles), 1, 1)
+        cameras[0, :, 0, 0] = cameras[0, :, 2, 2] = angles.cos()
+        cameras[0, :, 0, 2], cameras[0, :, 2, 0] = -angles.sin(), angles.sin()
+        torch._dynamo.mark_dynamic(history, 2)
+        torch._dynamo.mark_dynamic(cameras, 1)
+        with torch.no_grad():
+            result: Tensor = self.compiled(self.video[:, :, 4 * number : 4 * number + 4], history, cameras)
+        return result
+
+    def run(self, first: int, last: int = 7, turn: float = 0.1) -> list[Tensor]:
+        return [self.chunk(number, turn) for number in range(first, last)]
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Kept]:
+    torch._dynamo.reset()
+    made = Kept()
+    made.run(1, 3)
+    yield made
+    torch._dynamo.reset()
+
+
+def test_kept_keys_and_values_are_part_of_a_world(kept: Kept, tmp_path: Path) -> None:
+    lightint_compile.reset(kept.compiled)
+    kept.run(1, 4)
+    path, fork = lightint_compile.save_state(kept.compiled, tmp_path / "w"), lightint_compile.fork_state(kept.compiled)
+    alone, made = kept.run(4), lightint_compile.decisions(kept.compiled)
+    assert made[4].kept_frames
+    for state in (path, fork, fork):
+        kept.run(1, 6, turn=-0.2)
+        assert lightint_compile.load_state(kept.compiled, state) == {}
+        assert all(map(torch.equal, kept.run(4), alone))
+        assert lightint_compile.decisions(kept.compiled) == made
+    lightint_compile.reset(kept.compiled)
+    assert not torch.equal(kept.chunk(4), alone[0]), "without them the world goes on in another way"
+
+
+def test_two_branches_of_one_world_do_not_meet(kept: Kept) -> None:
+    lightint_compile.reset(kept.compiled)
+    kept.run(1, 4)
+    fork = lightint_compile.fork_state(kept.compiled)
+    left, forks = kept.run(4), [fork, fork]
+    lightint_compile.load_state(kept.compiled, fork)
+    right = kept.run(4, turn=0.11)
+    lightint_compile.load_state(kept.compiled, fork)
+    steps: list[list[Tensor]] = [[], []]
+    for number in range(4, 7):
+        for branch, turn in enumerate((0.1, 0.11)):
+            lightint_compile.load_state(kept.compiled, forks[branch])
+            steps[branch].append(kept.chunk(number, turn))
+            forks[branch] = lightint_compile.fork_state(kept.compiled)
+    assert all(map(torch.equal, steps[0], left)) and all(map(torch.equal, steps[1], right))
+
+
+@pytest.mark.parametrize("scheme", [pytest.param("memory", marks=pytest.mark.slow), "file"])
+def test_a_loop_outside_of_the_module_goes_on(scheme: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"preset": "cache", "delegate": "eager", "strict": True}
+    compiled = torch.compile(StepWorld().eval(), backend="lightint", options=options)
+
+    def walk(rollout: Rollout, first: int, last: int) -> list[Tensor]:
+        rollout.exact = None
+        results = []
+        for number in range(first, last):
+            rollout.chunk(number)
+            results += rollout.results
+        return results
+
+    chunks, at = FRAMES // CHUNK - 2, SEEN - 1
+    walk(Rollout(compiled, None), 0, 2)
+    lightint_compile.reset(compiled)
+    rollout = Rollout(compiled, None)
+    walk(rollout, 0, at)
+    noise = {"noise": rollout.draw.get_state()}
+    state: Any = lightint_compile.fork_state(compiled, noise)
+    state = state if scheme == "memory" else state.save(tmp_path / "w")
+    alone, made = walk(rollout, at, chunks), lightint_compile.decisions(compiled)
+    assert any(each.reused_steps for each in made)
+    walk(Rollout(compiled, None), 0, 2)
+    rollout.draw.set_state(lightint_compile.load_state(compiled, state)["noise"])
+    assert all(map(torch.equal, walk(rollout, at, chunks), alone))
+    assert lightint_compile.decisions(compiled) == made
+
+
+class Wider(KeptWorld):
+    """Another model: one weight more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Parameter(torch.zeros(3))
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        return super().tokens(latents) + self.more.sum()
+
+
+OTHERS: dict[str, tuple[Callable[[], Kept], str]] = {
+    "another model": (lambda: Kept(world=Wider), "of another model"),
+    "other weights": (lambda: Kept(seed=1), "values of the weights differ"),
+    "other options": (lambda: Kept(age=2), "passes is .*age=2.* here and .*age=3"),
+    "other sizes": (lambda: Kept(height=3), r"noise_ is float32\[1, 4, 4, 3, 2\] here and float32\[1, 4, 4, 2, 3\]"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_state_of_something_else_is_refused_and_changes_nothing(name: str, kept: Kept) -> None:
+    kept.run(1, 3)
+    state, (make, said) = lightint_compile.fork_state(kept.compiled), OTHERS[name]
+    other = make()
+    other.run(1, 3)
+    made = lightint_compile.decisions(other.compiled)
+    with pytest.raises(InputError, match=said):
+        lightint_compile.load_state(other.compiled, state)
+    assert made and lightint_compile.decisions(other.compiled) == made
+
+
+def test_a_module_that_was_not_called_has_no_state(kept: Kept) -> None:
+    fresh = torch.compile(nn.Linear(2, 2), backend="lightint", options={"delegate": "eager"})
+    for ask in (lightint_compile.fork_state, lambda it: lightint_compile.load_state(it, "nowhere")):
+        with pytest.raises((StateError, InputError), match=r"no compiled graph|cannot be read"):
+            ask(fresh)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-64])
+
+
+def _header_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _of_a_model(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def _of_another_format(path: Path) -> None:
+    save_file({}, path, metadata={"lightint_state": "0"})
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut off": (_cut, "cannot be read"),
+    "cut off in the header": (_header_cut, "cannot be read"),
+    "missing": (Path.unlink, "cannot be read"),
+    "weights of a model": (_of_a_model, "holds tensors and no state"),
+    "another format": (_of_another_format, "its format is 0"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_file_that_holds_no_state_is_named(name: str, kept: Kept, tmp_path: Path) -> None:
+    damage, said = DAMAGES[name]
+    path = lightint_compile.save_state(kept.compiled, tmp_path / "world.safetensors", {"video": kept.video})
+    damage(path)
+    with pytest.raises(InputError, match=said) as error:
+        lightint_compile.load_state(kept.compiled, path)
+    assert str(path) in str(error.value) and error.value.fix
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(kept: Kept, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        lightint_compile.save_state(kept.compiled, tmp_path / "missing" / "world")
+    with pytest.raises(InputError, match="made of tensors"):
+        lightint_compile.save_state(kept.compiled, tmp_path / "world", {"seed": 3})  # type: ignore[dict-item]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {"a": (1, 2.5, None, True, "text"), 3: [torch.float16, torch.device("cpu"), {"nested": torch.arange(3)}]}
+    found = read_state(write_state(tmp_path / "state", state))
+    assert found["a"] == state["a"] and found[3][:2] == state[3][:2]
+    assert torch.equal(found[3][2]["nested"], torch.arange(3))
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
+
+
+def test_a_copy_does_not_follow_what_it_was_made_of(kept: Kept) -> None:
+    video = torch.zeros(3)
+    state = lightint_compile.fork_state(kept.compiled, {"video": video})
+    video += 1
+    given = lightint_compile.load_state(kept.compiled, state)
+    given["video"] += 1
+    assert isinstance(state, WorldState) and not state.world["video"].any()
