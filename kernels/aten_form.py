@@ -210,17 +210,22 @@ def _bias_of_keys(keep: Tensor, layout: Layout, finer: Layout | None, dtype: tor
     """
     tokens, means = layout.key_tokens, 0 if finer is None else finer.key_blocks
     column = torch.arange(tokens + means, device=keep.device)
-    block = _block_of_token((column - layout.prefix).clamp(min=0), layout)
+    block = _block_of_token(_at_least_0(column - layout.prefix), layout)
     if finer is not None:
-        block = torch.where(column < tokens, block, _block_of_part((column - tokens).clamp(min=0), layout, finer))
+        block = torch.where(column < tokens, block, _block_of_part(_at_least_0(column - tokens), layout, finer))
     read = keep.index_select(-1, _at_most(block, layout.key_blocks - 1)) | (column < layout.prefix)
     nothing, none = torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype)
     bias = torch.where(read, nothing.to(keep.device), none.to(keep.device))
     if finer is None:
         return bias
-    part = _at_most((column - tokens).clamp(min=0), means - 1)
+    part = _at_most(_at_least_0(column - tokens), means - 1)
     size = _sizes(finer, keep.device).index_select(0, part).to(dtype).log()
     return torch.where(column < tokens, bias, size.masked_fill(read, float("-inf")))
+
+
+def _at_least_0(numbers: Tensor) -> Tensor:
+    """A choice, and no maximum: of a maximum over a range that is a symbol Inductor of torch 2.13 makes no index."""
+    return torch.where(numbers < 0, 0, numbers)
 
 
 def _at_most(numbers: Tensor, most: int) -> Tensor:

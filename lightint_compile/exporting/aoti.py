@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.fx as fx
 from torch.export import ExportedProgram
 
 from lightint_compile.exporting.graph_form import is_ours
+from lightint_compile.exporting.torch_file import torch_file
 
 METADATA = "lightint"
 """The key of our data in a package's metadata."""
@@ -21,12 +21,11 @@ def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> 
 
     Operators of ours become portable Triton kernels on CUDA, and ATen operators elsewhere: C++ has no Python to call.
     """
-    settings: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
+    settings = {"aot_inductor.metadata": dict(metadata)}
     if _has_ours(program.graph_module):
         program = program.run_decompositions(_table(program))
-        # Inductor of torch 2.13 fails on look-ups by computed numbers in a range that is a symbol.
-        settings["constant_and_index_propagation"] = False
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    with torch_file(path) as file:
+        torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)
 
 
 def _table(program: ExportedProgram) -> dict[torch._ops.OperatorBase, object]:

@@ -19,6 +19,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import ExportError, told
+from lightint_compile.exporting.torch_file import torch_file
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 """Positional and keyword arguments."""
@@ -36,7 +37,8 @@ def run_each(path: Path, calls: Sequence[Call], folder: Path) -> list[list[Any]]
     """:func:`run_fresh` of several calls, in one new interpreter."""
     inputs, outputs = folder / "call.pt", folder / "outputs.pt"
     try:
-        torch.save(list(calls), inputs)
+        with torch_file(inputs) as file:
+            torch.save(list(calls), file)
     except Exception as error:
         raise ExportError("the arguments cannot be written for the check", why=told(error)) from error
     _run(path, ["-m", "lightint_compile.exporting.check", str(path), str(inputs), str(outputs)])
@@ -49,7 +51,10 @@ def run_onnx(path: Path, calls: Sequence[Mapping[str, torch.Tensor]], folder: Pa
     inputs, outputs = folder / "calls.npz", folder / "outputs.npz"
     named = {f"{number}/{name}": value for number, call in enumerate(calls) for name, value in call.items()}
     arrays: dict[str, Any] = {name: value.detach().cpu().numpy() for name, value in named.items()}
-    np.savez(inputs, **arrays)
+    try:
+        np.savez(inputs, **arrays)
+    except OSError as error:
+        raise ExportError("the arguments cannot be written for the check", why=told(error)) from error
     _run(path, [str(Path(__file__).with_name("onnx_check.py")), str(path), str(inputs), str(outputs)])
     with np.load(outputs) as results:
         found = {name: torch.from_numpy(results[name]) for name in results.files}
@@ -129,7 +134,8 @@ def main(path: str, inputs: str, outputs: str) -> None:
     for args, kwargs in torch.load(inputs):
         with torch.no_grad(), seeded():
             found.append(pytree.tree_leaves(loaded.module(*args, **kwargs)))
-    torch.save(found, outputs)
+    with torch_file(Path(outputs)) as file:
+        torch.save(found, file)
 
 
 @contextmanager

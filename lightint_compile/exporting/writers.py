@@ -18,6 +18,7 @@ from lightint_compile.exporting.graph_form import unshare_operands, with_functio
 from lightint_compile.exporting.onnx_model.operators import Kernels
 from lightint_compile.exporting.prepared import Prepared
 from lightint_compile.exporting.results import RESULTS_FILE, described
+from lightint_compile.exporting.torch_file import torch_file
 
 
 def _nothing() -> None:
@@ -41,7 +42,8 @@ def _pt2(prepared: Prepared, example: Call, path: Path) -> list[Path]:
     extra = {REPORT_FILE: json.dumps(prepared.report.to_dict()), RESULTS_FILE: _results(prepared)}
     program = prepared.program(prepared.flat_graph(), example)
     try:
-        torch.export.save(program, path, extra_files=extra)
+        with torch_file(path) as file:
+            torch.export.save(program, file, extra_files=extra)
     except Exception as error:
         raise _unwritten(path, error) from error
     return [path]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +20,9 @@ from lightint_compile.exporting import format_of
 from lightint_compile.exporting.check import relative_difference, worst_difference
 
 PLAIN = {"passes": "canonicalize-attention"}
+NEEDS_ONNX = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None, reason="the extra onnx is not installed"
+)
 
 
 class Attention(torch.nn.Module):
@@ -156,6 +165,63 @@ def test_what_cannot_be_written_is_an_error(
     with pytest.raises(LightintError, match=said):
         lightint_compile.export(module, (torch.randn(2, 2),), tmp_path / "m.pt2", options={"passes": ""}, **extra)
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Writing more than ``size`` bytes into a file fails, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="the system sets no limits on files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["m.pt2", pytest.param("m.onnx", marks=NEEDS_ONNX)])
+def test_on_a_full_disk_there_is_one_error_and_the_old_file(name: str, tmp_path: Path) -> None:
+    module, x = torch.nn.Linear(512, 512).eval(), torch.randn(2, 512)
+    (tmp_path / name).write_text("precious")
+    with room_for(2**19), pytest.raises(ExportError, match=r"(?s)cannot be written.*File too large"):
+        lightint_compile.export(module, (x,), tmp_path / name)
+    gc.collect()  # a writer of PyTorch's that could not end its archive would end the process now
+    assert (tmp_path / name).read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_package_on_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("torch._inductor.package").package_aoti
+
+    def without_room(*args: object) -> object:
+        with room_for(2**12):
+            return package(*args)
+
+    monkeypatch.setattr("torch._inductor.package.package_aoti", without_room)
+    with pytest.raises(ExportError, match=r"(?s)cannot be written.*File too large"):
+        lightint_compile.export(torch.nn.Linear(8, 8).eval(), (torch.randn(2, 8),), tmp_path / "m.aoti.pt2")
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_the_disk_has_no_room_for_are_one_error(tmp_path: Path) -> None:
+    small, large = torch.randn(2, 8), torch.randn(2**17, 8)
+    with room_for(2**19), pytest.raises(ExportError, match="arguments cannot be written for the check"):
+        lightint_compile.export(
+            torch.nn.Linear(8, 8).eval(), (small,), tmp_path / "m.pt2", dynamic={"input": 0}, checks=[((large,), {})]
+        )
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_told_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightint_compile.exporting.writing.captured", None)
+    tmp_path.chmod(0o500)
+    with pytest.raises(ExportError, match=r"(?s)cannot be written there.*PermissionError"):
+        lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / "m.pt2")
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
