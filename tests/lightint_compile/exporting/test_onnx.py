@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,12 @@ from toy_world import ToyWorld, there_and_back
 import lightint_compile
 from lightint_compile.errors import DeviceError, ExportError
 from lightint_compile.exporting import onnx_model
+from lightint_compile.exporting.writing import Exported
 
+try:
+    import netron
+except ImportError:
+    netron = None
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
@@ -57,12 +63,18 @@ def operators(path: Path) -> Counter[str]:
     return found
 
 
-def test_blocks_are_one_function_and_their_attention_one_node(tmp_path: Path) -> None:
-    module, path = Blocks().eval().requires_grad_(False), tmp_path / "m.onnx"
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blocks, Exported]:
+    module, path = Blocks().eval().requires_grad_(False), tmp_path_factory.mktemp("blocks") / "m.onnx"
     x, shift = torch.randn(1, 6, 16), torch.tensor(1.0)
-    written = lightint_compile.export(
+    return module, lightint_compile.export(
         module, (x,), path, kwargs={"shift": shift}, dynamic={"x": 1}, checks=[((x,), {"shift": -shift})]
     )
+
+
+def test_blocks_are_one_function_and_their_attention_one_node(blocks: tuple[Blocks, Exported]) -> None:
+    module, written = blocks
+    path = written.path
     assert written.difference < 1e-4 and [check.name for check in written.checks] == [
         "example",
         "check 1",
@@ -82,6 +94,38 @@ def test_blocks_are_one_function_and_their_attention_one_node(tmp_path: Path) ->
         out, tokens = session.run(None, {"x": longer.numpy(), "shift": np.array(sign, np.float32)})
         torch.testing.assert_close(torch.from_numpy(out), module(longer, shift=torch.tensor(sign))["out"])
         assert tokens == 11
+
+
+def test_the_checker_and_shape_inference_take_the_model(blocks: tuple[Blocks, Exported]) -> None:
+    model = onnx.load(blocks[1].path)
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    (out, tokens) = (each.type.tensor_type for each in inferred.graph.output)
+    assert [each.dim_value or each.dim_param for each in out.shape.dim][::2] == [1, 16] and not tokens.shape.dim
+
+
+UNSHUT = "{const own = window.eval; Object.defineProperty(window, 'eval', {get: () => own, set() {}})}"
+"""Netron takes ``eval`` away, by which a page is looked at."""
+
+
+def test_netron_reads_the_model_and_draws_its_regions(blocks: tuple[Blocks, Exported]) -> None:
+    if netron is None:
+        pytest.skip("netron is not installed")
+    with browser.browser() as running:
+        host, port = netron.start(str(blocks[1].path), browse=False)
+        try:
+            address = f"http://{host}:{port}"
+            context = running.new_context()
+            context.add_cookies([{"name": "consent", "value": "1", "url": address}])
+            context.add_init_script(UNSHUT)
+            context.route(lambda url: not url.startswith(address), lambda route: route.abort())
+            page = context.new_page()
+            page.goto(address)
+            page.locator("#canvas .node").first.wait_for(timeout=30_000)
+            labels = page.locator("#canvas .node text").all_text_contents()
+        finally:
+            netron.stop((host, port))
+    assert labels.count("block_0") == 3 and {"x", "shift", "out"} <= set(labels)
 
 
 class Complex(nn.Module):
