@@ -18,11 +18,13 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from torch._dynamo.utils import graph_break_reasons
 
 from lightint_compile.acceleration.opened import Opened
+from lightint_compile.acceleration.settling import Settling
 from lightint_compile.acceleration.variants import allow_variants
 from lightint_compile.capture.tracing_help import allow_help, helped
 from lightint_compile.errors import told, user_lines
 from lightint_compile.integrations.loop import Around
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.reporting.section import Section
 from lightint_compile.torch_marks import compile_in_place, own_call
 
@@ -47,6 +49,7 @@ class CompiledCall:
         self._whole: Callable[..., Any] | None = compiled(fullgraph=True) if opened else None
         self._parts: Callable[..., Any] = compiled()
         self._eager: Callable[..., Any] = torch.compiler.disable(self._own)
+        self._settling = Settling(module)
         self._strict = options.strict
         self.failure: Section | None = None
         self._around: Around | None = None
@@ -70,7 +73,9 @@ class CompiledCall:
         return self._around(lambda: self._run(*args, **kwargs), kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        with helped():
+        if self._settling.is_due(args, kwargs):
+            return self._eager(*args, **kwargs)
+        with helped(), collection_paused():
             return self._compiled(args, kwargs)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
