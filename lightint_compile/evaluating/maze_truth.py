@@ -86,10 +86,14 @@ class MazeTruth:
         return self.model.scene_at(walk.place, _placed(walk), device, dtype)
 
     def truth(self, walk: Walk) -> Tensor:
-        """The frames of every camera."""
+        """The frames of every camera; equal cameras are rendered once."""
         path = _placed(walk)
-        frames = render_frames(walk.place.to(self.device), path.placed, path.intrinsics, self.model.pixels)
-        return frames.cpu()
+        cameras = torch.cat([path.placed.flatten(1), path.intrinsics.double().flatten(1)], dim=1)
+        distinct, number = torch.unique(cameras, dim=0, return_inverse=True)
+        placed, intrinsics = distinct.split([16, 9], dim=1)
+        maze = walk.place.to(self.device)
+        frames = render_frames(maze, placed.unflatten(1, (4, 4)), intrinsics.unflatten(1, (3, 3)), self.model.pixels)
+        return frames.cpu()[number]
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

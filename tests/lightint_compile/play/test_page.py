@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,9 +130,17 @@ def test_it_compiles_then_serves(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     from lightint_compile.play.serving import play
 
-    served: list[dict[str, Any]] = []
+    def stopped(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        served.extend(each.getsockname() for each in sockets)
+        raise KeyboardInterrupt
+
+    served: list[tuple[str, int]] = []
     monkeypatch.setattr(Played, "warm_up", lambda self: iter([1, 0]))
-    monkeypatch.setattr(uvicorn, "run", lambda app, **how: served.append(how))
-    play(SMALL, host="127.0.0.1", port=8123, preset="exact", device="cpu")
-    assert served == [{"host": "127.0.0.1", "port": 8123, "log_level": "warning"}]
-    assert "http://127.0.0.1:8123" in capsys.readouterr().out
+    monkeypatch.setattr(uvicorn.Server, "run", stopped)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port}"):
+            play(SMALL, port=port, preset="exact", device="cpu")
+    play(SMALL, port=port, preset="exact", device="cpu")
+    assert served == [("127.0.0.1", port)]
+    assert f"http://127.0.0.1:{port}" in capsys.readouterr().out
