@@ -38,13 +38,15 @@ def judge(scenario: Scenario) -> Finding[Scenario] | None:
 def play(scenario: Scenario, backend: str) -> tuple[int, str, str] | None:
     """Step, check and detail of the first difference between eager and ``backend``."""
     torch._dynamo.reset()
-    with _quiet():
+    world, setup = scenario.world, scenario.setup
+    with _quiet(), _same_random_numbers(scenario):
         try:
-            plain = Side(scenario.world, eager, concurrent=False)
+            plain = Side(world, eager, concurrent=False, caller=setup.caller)
             other = Side(
-                scenario.world,
-                Compiler(scenario.setup, backend, scenario.world.blocks == 1),
+                world,
+                Compiler(setup, backend, world.blocks == 1),
                 is_ours=backend == "lightint",
+                caller=setup.caller,
             )
             for step, action in enumerate(_actions(scenario)):
                 found = _difference(plain, other, action, _tolerance(scenario))
@@ -68,6 +70,18 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def _same_random_numbers(scenario: Scenario) -> Iterator[None]:
+    """Eager's random numbers on the other side too, and the process's own left alone, where numbers are drawn."""
+    if not scenario.world.is_random:
+        yield
+        return
+    import torch._inductor.config
+
+    with torch.random.fork_rng(devices=[]), torch._inductor.config.patch(fallback_random=True):
+        yield
+
+
 def _actions(scenario: Scenario) -> Iterator[Callable[[Side], None]]:
     yield Side.run
     for event in scenario.events:
@@ -78,9 +92,19 @@ def _actions(scenario: Scenario) -> Iterator[Callable[[Side], None]]:
 
 def _tolerance(scenario: Scenario) -> float:
     """What a scenario adds to the rounding of a tensor's own dtype: values that come from a coarser one."""
-    if scenario.world.flow == "autocast" or any(event.how == "autocast" for event in scenario.events):
+    if _is_coarse(scenario):
         return _TOLERANCE[torch.bfloat16]
     return _TOLERANCE[torch.float32] if any(event.verb == "dtype" for event in scenario.events) else 0.0
+
+
+def _is_coarse(scenario: Scenario) -> bool:
+    """Whether results come out of bfloat16."""
+    world = scenario.world
+    return (
+        "autocast" in (world.flow, *(event.how for event in scenario.events))
+        or world.dtype == "bfloat16"
+        or any((event.verb, event.how) == ("dtype", "bfloat16") for event in scenario.events)
+    )
 
 
 def _difference(plain: Side, other: Side, action: Callable[[Side], None], tolerance: float) -> tuple[str, str] | None:
@@ -114,7 +138,7 @@ def _looks(plain: Side, other: Side, tolerance: float) -> Iterator[tuple[str, st
         got = theirs[name]
         if kind := _kind(expected, got):
             yield "kind", f"{name}: {kind}"
-        elif detail := _farther(expected, got, tolerance):
+        elif detail := _farther(expected, got, tolerance, name.startswith("result")):
             yield "numbers", f"{name}: {detail}"
     shared = _shared(theirs) - _shared(mine)
     if shared:
@@ -126,17 +150,22 @@ def _kind(expected: Tensor, got: Tensor) -> str:
     for what in ("shape", "dtype", "requires_grad"):
         if getattr(expected, what) != getattr(got, what):
             return f"{what} {getattr(got, what)}, eager's is {getattr(expected, what)}"
-    if expected.is_inference() != got.is_inference():
-        return f"inference tensor: {got.is_inference()}, eager's: {expected.is_inference()}"
+    for what in ("is_inference", "is_conj", "is_neg"):
+        if getattr(expected, what)() != getattr(got, what)():
+            return f"{what} {getattr(got, what)()}, eager's is {getattr(expected, what)()}"
     strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in (expected, got)]
     return f"strides {got.stride()}, eager's are {expected.stride()}" if strides[0] != strides[1] else ""
 
 
-def _farther(expected: Tensor, got: Tensor, tolerance: float) -> str:
+def _farther(expected: Tensor, got: Tensor, tolerance: float, is_result: bool) -> str:
     """How far values are apart in words; empty within rounding."""
     with torch.no_grad():
+        if expected.is_complex():
+            expected, got = (torch.view_as_real(each.resolve_conj()) for each in (expected, got))
         if not expected.is_floating_point():
-            return "" if torch.equal(expected, got) else "other integers"
+            # Places of what is sorted or compared hang on the last bits of coarse values.
+            coarse = is_result and tolerance >= _TOLERANCE[torch.bfloat16]
+            return "" if coarse or torch.equal(expected, got) else "other integers"
         tolerance = max(tolerance, _TOLERANCE[expected.dtype])
         a, b = expected.detach().double(), got.detach().double()
         if not torch.equal(a.isfinite(), b.isfinite()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,9 @@ class Compiler:
     def __call__(self, module: nn.Module) -> Callable[..., Any]:
         """The function that is called in the module's place."""
         compiled = self._compiled(module)
-        return _marking(compiled) if self.setup.dynamic == "marked" else compiled
+        return (
+            _marking(compiled, inspect.signature(type(module).forward)) if self.setup.dynamic == "marked" else compiled
+        )
 
     def _compiled(self, module: nn.Module) -> Callable[..., Any]:
         how: dict[str, Any] = {
@@ -56,10 +59,14 @@ class Compiler:
         if self.setup.target == "in-place":
             module.compile(**how)
             return module
+        if self.setup.target == "blocks":
+            for block in module.get_submodule("blocks").children():
+                block.compile(**how)
+            return module
         targets: Mapping[str, Callable[..., Any]] = {
             "module": module,
             "forward": module.forward,
-            "function": lambda **arguments: module(**arguments),
+            "function": lambda *places, **arguments: module(*places, **arguments),
         }
         return torch.compile(targets[self.setup.target], **how)
 
@@ -70,12 +77,13 @@ class Compiler:
         return options | (REFUSING | {"age": 4 * self.keeps} if self.setup.preset == "all" else {})
 
 
-def _marking(function: Callable[..., Any]) -> Callable[..., Any]:
-    def marked(**arguments: Any) -> Any:
+def _marking(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
+    def marked(*places: Any, **arguments: Any) -> Any:
+        given = signature.bind(None, *places, **arguments).arguments
         for name, axis in _MARKS.items():
-            if isinstance(arguments.get(name), Tensor):
-                torch._dynamo.maybe_mark_dynamic(arguments[name], axis)
-        return function(**arguments)
+            if isinstance(given.get(name), Tensor):
+                torch._dynamo.maybe_mark_dynamic(given[name], axis)
+        return function(*places, **arguments)
 
     marked.compiled = function  # type: ignore[attr-defined]
     return marked

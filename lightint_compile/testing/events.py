@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import numpy
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightint_compile.testing.asking import ask
+from lightint_compile.testing.changes import CHANGES
 from lightint_compile.testing.drawn import Drawn
 from lightint_compile.testing.side import MODES, Side
 from lightint_compile.testing.world_features import WorldFeatures
@@ -23,9 +26,10 @@ _SEEDS = 1_000_000
 """Where seeds of events begin: none of them is a world's, which would write what is there already."""
 
 _NUMBERS: dict[str, tuple[Any, ...]] = {
-    "sigma": (0.5, 0.25, 1.0, 0.0, -1.5, 2, float("inf")),
-    "step": (3, 0, 1, 2, 7, -1, 1000),
+    "sigma": (0.5, 0.25, 1.0, 0.0, -1.5, 2, float("inf"), float("nan"), numpy.float64(0.75), [0.5], [0.1, 0.2, 0.3]),
+    "step": (3, 0, 1, 2, 7, -1, 1000, True, 2**40),
     "wide": (False, True),
+    "name": ("linear", "cosine", "none"),
 }
 
 #: Every event: verb, to ways of it, to how often it is drawn.
@@ -38,16 +42,20 @@ VERBS: dict[str, tuple[tuple[str, ...], float]] = {
     "number": (tuple(_NUMBERS), 0.5),
     "mode": (tuple(MODES), 0.4),
     "train": (("",), 0.4),
-    "dtype": (("",), 0.3),
-    "scribble": (("last", "first"), 3.0),
+    "dtype": (("", "bfloat16"), 0.3),
+    "scribble": (("last", "first", "data", "numpy", "memory"), 3.0),
     "feed": (("",), 0.7),
-    "bad": (("",), 0.3),
+    "bad": (("", "middle"), 0.5),
     "together": (("",), 0.4),
     "thread": (("",), 0.4),
     "again": (("compile", "copy", "reset", "dynamo"), 0.4),
     "look": (("report", "decisions", "explain"), 0.4),
     "backward": (("",), 0.4),
     "twin": (("",), 0.5),
+    "drop": (("",), 0.3),
+    "bare": (("",), 0.3),
+    "want": (("argument", "module"), 0.3),
+    "change": (tuple(CHANGES), 0.5),
 }
 
 
@@ -112,6 +120,8 @@ def _targets(f: WorldFeatures) -> list[str]:
         arguments.append("pooled")
     if f.cache != "none":
         arguments.append("cache")
+    if f.numbers == "zero-dim":
+        arguments.append("sigma")
     return [*arguments, "parameter", "parameter", "parameter", "buffer"]
 
 
@@ -119,8 +129,9 @@ def _target(event: Event, side: Side) -> Tensor | None:
     if event.what in ("parameter", "buffer"):
         found = list(side.module.parameters() if event.what == "parameter" else side.module.buffers())
         return found[event.place % len(found)] if found else None
-    argument = side.arguments.get(event.what)
-    return argument if isinstance(argument, Tensor) and argument.numel() else None
+    leaves = pytree.tree_leaves(side.arguments.get(event.what))
+    found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.numel()]
+    return found[event.place % len(found)] if found else None
 
 
 def _write(event: Event, side: Side) -> None:
@@ -177,22 +188,30 @@ def _train(event: Event, side: Side) -> None:
 
 def _dtype(event: Event, side: Side) -> None:
     """Module and arguments move to another dtype and stay there."""
-    dtype = torch.float32 if side.features.dtype == "float64" else torch.float64
+    other = torch.float32 if side.features.dtype == "float64" else torch.float64
+    dtype = torch.bfloat16 if event.how == "bfloat16" else other
     side.features = dataclasses.replace(side.features, dtype=str(dtype).removeprefix("torch."))
     side.module.to(dtype)
     side.other = None
-    side.arguments = {
-        name: each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each
-        for name, each in side.arguments.items()
-    }
+    side.arguments = pytree.tree_map_only(
+        Tensor, lambda each: each.to(dtype) if each.is_floating_point() else each, side.arguments
+    )
 
 
 def _scribble(event: Event, side: Side) -> None:
-    """The caller works in place on what it got."""
-    held = [leaf for leaf in side.held[-1 if event.how == "last" else 0] if isinstance(leaf, Tensor)]
-    if held:
+    """The caller works in place on what it got; some ways are seen by no version counter."""
+    held = [leaf for leaf in side.held[0 if event.how == "first" else -1] if isinstance(leaf, Tensor)]
+    if not held:
+        return
+    leaf = held[event.place % len(held)]
+    if event.how in _UNSEEN:
+        write(leaf, _UNSEEN[event.how], "fresh", _SEEDS + event.place)
+    else:
         with torch.no_grad():
-            held[event.place % len(held)].mul_(0).add_(7)
+            leaf.mul_(0).add_(7)
+
+
+_UNSEEN = {"data": "data-copy", "numpy": "numpy", "memory": "memory"}
 
 
 def _feed(event: Event, side: Side) -> None:
@@ -206,12 +225,27 @@ def _feed(event: Event, side: Side) -> None:
 
 def _bad(event: Event, side: Side) -> None:
     """A call that the model cannot take; the caller catches the error and goes on."""
+    if event.how == "middle":
+        return _fail(side)
     name = "noise" if side.features.kind == "rollout" else "latents"
     good, side.arguments[name] = side.arguments[name], side.arguments[name][..., :1, :1].flatten()
     try:
         side.run()
     finally:
         side.arguments[name] = good
+
+
+def _fail(side: Side) -> None:
+    """A call that fails when a part of its work is done."""
+    if side.features.fails == "none":
+        return
+    name, bad = ("place", torch.full((1,), 99)) if side.features.fails == "index" else ("fails", True)
+    good = getattr(side.module, name)
+    setattr(side.module, name, bad)
+    try:
+        side.run()
+    finally:
+        setattr(side.module, name, good)
 
 
 def _together(event: Event, side: Side) -> None:
@@ -247,6 +281,27 @@ def _backward(event: Event, side: Side) -> None:
         leaf.sum().backward()
 
 
+def _bare(event: Event, side: Side) -> None:
+    """The next calls are without a prompt, or have it again."""
+    side.arguments["text"], side.stash["text"] = side.stash.get("text"), side.arguments.get("text")
+
+
+def _want(event: Event, side: Side) -> None:
+    """Gradients of an argument, or of the weights, are wanted from here on; or no longer."""
+    if event.how == "module":
+        wanted = not next(side.module.parameters()).requires_grad
+        side.module.requires_grad_(wanted)
+        return
+    name = "noise" if side.features.kind == "rollout" else "latents"
+    if side.arguments[name].is_leaf:
+        side.arguments[name].requires_grad_(not side.arguments[name].requires_grad)
+
+
+def _change(event: Event, side: Side) -> None:
+    CHANGES[event.how](side.module)
+    side.other = None
+
+
 _HAPPENINGS: dict[str, Callable[[Event, Side], None]] = {
     "write": _write,
     "module": _module,
@@ -266,4 +321,8 @@ _HAPPENINGS: dict[str, Callable[[Event, Side], None]] = {
     "look": _look,
     "backward": _backward,
     "twin": lambda event, side: side.twin(),
+    "drop": lambda event, side: side.held.__setitem__(slice(None), [[] for _ in side.held]),
+    "bare": _bare,
+    "want": _want,
+    "change": _change,
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightint_compile.testing.features import Features
 from lightint_compile.testing.spelled import attend
@@ -80,7 +81,7 @@ class Block(nn.Module):
 
 
 class State(nn.Module):
-    """Buffers that change in the forward pass, and what differs in training mode."""
+    """Buffers and attributes that change in the forward pass, and what differs in training mode."""
 
     count: Tensor
     mean: Tensor
@@ -91,66 +92,81 @@ class State(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(WIDTH))
         self.batch_norm = nn.BatchNorm1d(WIDTH) if f.train == "norm" else None
+        self.calls = 0
+        self.table: Tensor | None = None
+        self.past: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """The tokens after what the state adds to them."""
-        if self.f.state == "count":
-            self.count.add_(1)
-            x = x + 0.1 * self.count
-        if self.f.state == "mean":
-            self.mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 1)))
-            x = x + self.mean
-        if self.f.state == "assign":
-            x, self.mean = x + self.mean, x.detach().mean((0, 1))
+        if self.f.state != "none":
+            x = _STATES[self.f.state](self, x)
         if self.batch_norm is not None:
             x = self.batch_norm(x.transpose(1, 2)).transpose(1, 2)
         if self.f.train == "branch" and self.training:
             x = x * 2.0
-        return x
+        return F.dropout(x, 0.5, self.training) if self.f.train == "dropout" else x
 
 
-def write_cache(cache: Tensor, x: Tensor, how: str) -> Tensor:
-    """Tokens ``x`` written into ``cache [batch, slots, WIDTH]`` in place, and what reading it adds to them.
-
-    ``roll`` keeps the first slot and lets the others make room for the tokens.
-    """
-    count, new = x.shape[1], x.detach()
-    if how == "slice":
-        cache[:, :count] = new
-    elif how == "index":
-        cache.index_copy_(1, torch.arange(count), new)
-    else:
-        cache[:, 1:-count] = cache[:, 1 + count :].clone()
-        cache[:, -count:] = new
-    return x + cache.mean(1, keepdim=True)
+def _counted(state: State, x: Tensor) -> Tensor:
+    state.count.add_(1)
+    return x + 0.1 * state.count
 
 
-def flow(how: str, block: nn.Module, x: Tensor, rows: Tensor | None) -> Tensor:
-    """A block with control flow around it."""
-    if how == "checkpoint":
-        return checkpoint(block, x, rows, use_reentrant=False)[0]
-    if how == "autocast":
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return block(x, rows)[0].to(x.dtype)
-    if how == "grad-off":
-        with torch.no_grad():
-            return block(x, rows)[0]
-    x = block(x, rows)[0]
-    if how == "cond":
-        return torch.cond(x.sum() > 0, lambda y: y * 2.0, lambda y: y - 1.0, (x,))
-    if how == "while":
-        return _doubled_until(x)
-    if how == "break":
-        torch._dynamo.graph_break()
-    if how == "vmap":
-        return torch.func.vmap(lambda row: row * 2.0 + row.sum(0))(x)
-    if how == "item" and x.sum().item() > 0:
-        return x * 2.0
-    if how == "reduce":
-        return x + x.sum().amax() + x.mean().sum(0)
+def _averaged(state: State, x: Tensor) -> Tensor:
+    state.mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 1)))
+    return x + state.mean
+
+
+def _assigned(state: State, x: Tensor) -> Tensor:
+    x, state.mean = x + state.mean, x.detach().mean((0, 1))
     return x
 
 
-def _doubled_until(x: Tensor) -> Tensor:
-    count = torch.zeros((), dtype=torch.int64)
-    return torch._higher_order_ops.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, y * 1.5), (count, x))[1]
+def _numbered(state: State, x: Tensor) -> Tensor:
+    """A Python number that is an attribute."""
+    state.calls += 1
+    return x + 0.1 * state.calls
+
+
+def _made_once(state: State, x: Tensor) -> Tensor:
+    """A table that the first call makes, as those of rotary embeddings are."""
+    if state.table is None or state.table.shape[0] < x.shape[1]:
+        state.table = torch.arange(x.shape[1]).to(x.dtype).cos()
+    return x * state.table[: x.shape[1], None]
+
+
+def _remembered(state: State, x: Tensor) -> Tensor:
+    """Tokens of former calls in a list that is an attribute."""
+    state.past = [*state.past[-2:], x.detach().mean((0, 1))]
+    return x + sum(state.past)
+
+
+_STATES: dict[str, Callable[[State, Tensor], Tensor]] = {
+    "count": _counted,
+    "mean": _averaged,
+    "assign": _assigned,
+    "number": _numbered,
+    "table": _made_once,
+    "list": _remembered,
+}
+
+
+#: What a world writes in place of what it was given, and how it goes on with it.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "whole": lambda given: given.mul_(0.5),
+    "view": lambda given: (given[:, :1].add_(1.0), given)[1],
+    "slice": lambda given: (given[:, -1].fill_(0.25), given)[1],
+    "out": lambda given: torch.mul(given.detach(), 0.5, out=given),
+    "data": lambda given: (given.data.mul_(0.5), given)[1],
+    "and-back": lambda given: given.add_(1.0).sub_(1.0),
+}
+
+
+#: Random numbers: of the video, or in the branch that depends on the prompt alone.
+RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
+    "noise": lambda x: x + torch.randn_like(x),
+    "dropout": lambda x: F.dropout(x, 0.5, True),
+    "twice": lambda x: x + torch.rand_like(x) - 2.0 * torch.rand_like(x),
+    "rows": lambda x: x * (1.0 + torch.rand_like(x)),
+    "unused": lambda x: (torch.randn(3), x + torch.randn(x.shape[-1]))[1],
+}

@@ -16,7 +16,8 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "preset": ("exact", "all"),
     "delegate": ("eager", "inductor"),
     "dynamic": ("auto", "all", "marked", "none"),
-    "target": ("module", "forward", "function", "in-place"),
+    "target": ("module", "forward", "function", "in-place", "blocks"),
+    "caller": ("keywords", "positions", "vmap", "checkpoint"),
 }
 
 
@@ -27,7 +28,9 @@ class Setup(Drawn):
     Attributes:
         preset: ``all`` runs at density 1 with guards that refuse, so that its numbers must be eager's too.
         dynamic: what ``torch.compile`` is told of sizes; ``marked`` marks the axes that change.
-        target: what is compiled: the module, its ``forward``, a function around it, or the module by ``compile()``.
+        target: what is compiled: the module, its ``forward``, a function around it, or the module by ``compile()``,
+            or each of its blocks in the same way.
+        caller: how the arguments are handed over: as keywords, in their places, by ``vmap`` or by ``checkpoint``.
     """
 
     CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = _SETUP
@@ -37,6 +40,7 @@ class Setup(Drawn):
     delegate: str = "eager"
     dynamic: str = "auto"
     target: str = "module"
+    caller: str = "keywords"
 
     @classmethod
     def drawn(cls, draw: random.Random, world: WorldFeatures) -> Self:
@@ -45,7 +49,8 @@ class Setup(Drawn):
             preset=draw.choice(("exact", "all")),
             delegate=draw.choices(("eager", "inductor"), (99, 1))[0],
             dynamic=draw.choices(_SETUP["dynamic"], (2, 1, 6, 1) if world.kind == "rollout" else (6, 2, 2, 1))[0],
-            target=draw.choices(_SETUP["target"], (6, 1, 1, 1))[0],
+            target=draw.choices(_SETUP["target"], (12, 2, 2, 2, 1))[0],
+            caller=draw.choices(_SETUP["caller"], (20, 3, 1, 1))[0],
         )
 
 
@@ -64,7 +69,7 @@ class Scenario:
         draw = random.Random(seed)
         world = WorldFeatures.drawn(draw, seed)
         setup = Setup.drawn(draw, world)
-        return cls(seed, world, setup, tuple(Event.drawn(draw, world) for _ in range(draw.choice((2, 3, 4, 5, 6)))))
+        return cls(seed, world, setup, tuple(Event.drawn(draw, world) for _ in range(draw.choice((2, 3, 4, 5)))))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

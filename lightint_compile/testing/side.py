@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightint_compile.testing.world_features import WorldFeatures
 from lightint_compile.testing.world_inputs import Sizes, arguments_of
@@ -36,6 +38,30 @@ MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "autocast": _autocast,
 }
 
+
+def _in_places(call: Callable[..., Any], arguments: dict[str, Any], signature: inspect.Signature) -> Any:
+    bound = signature.bind(None, **arguments)
+    bound.apply_defaults()
+    return call(*bound.args[1:])
+
+
+def _mapped(call: Callable[..., Any], arguments: dict[str, Any], signature: inspect.Signature) -> Any:
+    name = next(iter(arguments))
+    return torch.func.vmap(lambda one: call(**{**arguments, name: one}))(arguments[name][None])
+
+
+def _checkpointed(call: Callable[..., Any], arguments: dict[str, Any], signature: inspect.Signature) -> Any:
+    return checkpoint(call, use_reentrant=False, **arguments)
+
+
+#: How the caller hands over the arguments.
+CALLERS: dict[str, Callable[[Callable[..., Any], dict[str, Any], inspect.Signature], Any]] = {
+    "keywords": lambda call, arguments, signature: call(**arguments),
+    "positions": _in_places,
+    "vmap": _mapped,
+    "checkpoint": _checkpointed,
+}
+
 Compile = Callable[[nn.Module], Callable[..., Any]]
 
 
@@ -47,10 +73,11 @@ class Side:
         compile: makes the function that is called of the module; the identity for eager.
         concurrent: whether calls that are to happen together do; eager's make the numbers one after the other.
         is_ours: whether lightint compiled it, and can be asked about it.
+        caller: one of :data:`CALLERS`.
         arguments: of the next call.
         stash: arguments that were put aside.
         held: flat results of the latest calls, the newest last.
-        structure: of the newest result.
+        structure: of the newest result, with all in it that is no tensor.
         other: a second module, and how it is called, once there was one.
     """
 
@@ -58,6 +85,7 @@ class Side:
     compile: Compile
     concurrent: bool = True
     is_ours: bool = False
+    caller: str = "keywords"
     sizes: Sizes = field(default_factory=Sizes)
     mode: str = "no_grad"
     threaded: bool = False
@@ -65,11 +93,14 @@ class Side:
     held: list[list[Any]] = field(default_factory=list)
     structure: Any = None
     other: tuple[nn.Module, Callable[..., Any]] | None = None
+    calls: int = 0
 
     def __post_init__(self) -> None:
         self.module: nn.Module = build(self.features)
         self.arguments = arguments_of(self.features, self.sizes, self.features.seed)
         self.call = self.compile(self.module)
+        if not self.features.is_stateless and self.caller == "vmap":  # what is kept may not see its tensors
+            self.caller = "keywords"
 
     def run(self) -> None:
         """Call the module; an error surfaces."""
@@ -87,8 +118,12 @@ class Side:
         found.update(self.module.named_parameters())
         found.update(self.module.named_buffers())
         found.update({f"{name}.grad": p.grad for name, p in self.module.named_parameters() if p.grad is not None})
-        found.update({f"argument {name}": each for name, each in self.arguments.items() if isinstance(each, Tensor)})
-        found.update({f"stashed {name}": each for name, each in self.stash.items() if isinstance(each, Tensor)})
+        for what, given in (("argument", self.arguments), ("stashed", self.stash)):
+            for name, each in given.items():
+                leaves = [leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)]
+                found.update({f"{what} {name} {place}": leaf for place, leaf in enumerate(leaves)})
+                grads = ((place, leaf.grad) for place, leaf in enumerate(leaves) if leaf.is_leaf)
+                found.update({f"{what} {name} {place}.grad": grad for place, grad in grads if grad is not None})
         for age, leaves in enumerate(reversed(self.held)):
             for place, leaf in enumerate(leaves):
                 if isinstance(leaf, Tensor):
@@ -116,12 +151,17 @@ class Side:
         self.call = called if isinstance(called, nn.Module) else self.compile(self.module)
 
     def _keep(self, result: Any) -> None:
-        leaves, self.structure = pytree.tree_flatten(result)
+        leaves, spec = pytree.tree_flatten(_opened(result))
+        plain = [f"{type(leaf).__name__} {leaf!r}" for leaf in leaves if not isinstance(leaf, Tensor)]
+        self.structure = spec, plain
         self.held = [*self.held[1 - _HELD :], leaves]
 
     def _called(self, arguments: dict[str, Any]) -> Any:
+        self.calls += 1
+        if self.features.is_random:
+            torch.manual_seed(self.calls)
         with MODES[self.mode]():
-            return self.call(**arguments)
+            return CALLERS[self.caller](self.call, arguments, inspect.signature(type(self.module).forward))
 
     def _elsewhere(self, function: Callable[..., Any]) -> Any:
         return _in_threads([lambda: function(self.arguments)])[0]
@@ -134,6 +174,15 @@ class Side:
             return self._called(arguments)
 
         return _in_threads([partial(work, each) for each in calls])
+
+
+def _opened(result: Any) -> Any:
+    """A dataclass among results as what is in it."""
+    if isinstance(result, tuple) and not hasattr(result, "_fields"):
+        return tuple(map(_opened, result))
+    if dataclasses.is_dataclass(result):
+        return type(result).__name__, {name: getattr(result, name) for name in result.__dataclass_fields__}
+    return result
 
 
 def _in_threads(functions: list[Callable[[], Any]]) -> list[Any]:

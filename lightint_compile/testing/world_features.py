@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from lightint_compile.testing.drawn import Drawn
+from lightint_compile.testing.several import OPERATORS, USES
+
+#: How a cache is written in place; a list, a dict, and a dict whose tensors are replaced arrive as arguments as well.
+CACHES = ("slice", "index", "roll", "put", "scatter", "masked", "whole", "attend", "list", "dict", "grown")
+
+FLOWS = (
+    *("none", "cond", "checkpoint", "break", "autocast", "vmap", "item", "grad-off", "reduce", "while"),
+    *("disabled", "custom", "custom-write", "function", "complex", "numpy", "selected", "func-grad", "jvp"),
+    *("tried", "loop"),
+)
 
 #: Ways of handing out what is kept between calls without a copy in eager: composite operators that may return a view.
 VIEWS = ("text", "contiguous", "type_as", "dropout", "einsum", "broadcast", "sum_to_size", "expand", "reshape", "to")
@@ -16,26 +26,37 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "blocks": (1, 2, 3),
     "text": ("none", "linear", "norm", "buffer", "ids", "pooled", "deep"),
     "use": ("sum", "keys", "joined"),
-    "layout": ("plain", "slice", "transposed", "expanded", "shared"),
+    "layout": ("plain", "slice", "transposed", "expanded", "shared", "overlapping", "negated"),
     "result": (
         *("one", "twice", "view", "views", "input", "input-view", "weight", "buffer", "dict", "nested", "empty"),
+        *("dataclass", "named", "ordered", "sizes", "scalars", "complex", "mask", "changed", "hidden", "cache"),
+        "weight-view",
         *VIEWS,
         *(f"{view}-twice" for view in VIEWS),
     ),
     "attention": ("fused", "matmul", "einsum", "bmm", "baddbmm", "tokens-first"),
-    "cache": ("none", "slice", "index", "roll"),
-    "state": ("none", "count", "mean", "assign"),
-    "flow": ("none", "cond", "checkpoint", "break", "autocast", "vmap", "item", "grad-off", "reduce", "while"),
+    "cache": ("none", *CACHES),
+    "state": ("none", "count", "mean", "assign", "number", "table", "list"),
+    "flow": FLOWS,
     "rows": (False, True),
-    "numbers": ("none", "float", "int", "bool", "all"),
-    "train": ("none", "norm", "branch"),
+    "numbers": ("none", "float", "int", "bool", "all", "zero-dim", "list", "name", "numpy"),
+    "train": ("none", "norm", "branch", "dropout"),
     "steps": (1, 2, 4),
     "trainable": (False, True),
-    "dtype": ("float32", "float64"),
+    "dtype": ("float32", "float64", "bfloat16"),
+    "operator": ("none", *OPERATORS),
+    "operand": ("video", "rows", "given", "weight", "cache"),
+    "parts": tuple(USES),
+    "in_place": ("none", "whole", "view", "slice", "out", "data", "and-back"),
+    "chance": ("none", "noise", "dropout", "twice", "rows", "unused"),
+    "fails": ("none", "raise", "index"),
 }
 
 #: How often a slot is left out, so that a world has a few ideas at once and not all of them.
-_LEFT_OUT = {"text": 0.15, "use": 0.4, "result": 0.2, "kind": 0.96, "blocks": 0.6, "steps": 0.4, "numbers": 0.7}
+_LEFT_OUT = {
+    **{"text": 0.15, "use": 0.4, "result": 0.2, "kind": 0.96, "blocks": 0.6, "steps": 0.4, "numbers": 0.7},
+    **{"operator": 0.75, "operand": 0.3, "parts": 0.2, "in_place": 0.92, "chance": 0.92, "fails": 0.92, "flow": 0.75},
+}
 _USUALLY_LEFT_OUT = 0.75
 
 
@@ -56,6 +77,10 @@ class WorldFeatures(Drawn):
         train: what differs in training mode.
         steps: denoising steps of a rollout.
         trainable: weights want gradients.
+        operator: one with several results, applied to ``operand``; ``parts`` says what becomes of its results.
+        in_place: how the world writes into its first argument.
+        chance: where it draws random numbers.
+        fails: how a call can fail when state and cache are written already.
     """
 
     CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = CHOICES
@@ -78,6 +103,12 @@ class WorldFeatures(Drawn):
     steps: int = 1
     trainable: bool = False
     dtype: str = "float32"
+    operator: str = "none"
+    operand: str = "video"
+    parts: str = "all"
+    in_place: str = "none"
+    chance: str = "none"
+    fails: str = "none"
 
     @classmethod
     def drawn(cls, draw: random.Random, seed: int) -> Self:
@@ -95,6 +126,12 @@ class WorldFeatures(Drawn):
         return self.text != "none"
 
     @property
+    def is_random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self.chance != "none" or self.train == "dropout"
+
+    @property
     def is_stateless(self) -> bool:
         """Whether calls at the same time cannot meet in what they write."""
-        return self.cache == "none" and self.state == "none" and self.train == "none"
+        slots = (self.cache, self.state, self.train, self.in_place, self.chance)
+        return all(slot == "none" for slot in slots)

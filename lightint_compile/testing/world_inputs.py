@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from lightint_compile.testing.caches import new_cache
 from lightint_compile.testing.parts import TEXT_WIDTH, WIDTH
 from lightint_compile.testing.world_features import WorldFeatures
 from lightint_compile.testing.worlds import CHUNK, LATENT
-
-_SLOTS = 12
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,16 @@ SIZED: dict[str, tuple[str, ...]] = {
 }
 
 
+#: What a noise level arrives as.
+SIGMAS: dict[str, Callable[[], Any]] = {
+    "float": lambda: 0.5,
+    "all": lambda: 0.5,
+    "zero-dim": lambda: torch.tensor(0.5),
+    "list": lambda: [0.5, 0.25],
+    "numpy": lambda: numpy.float32(0.5),
+}
+
+
 def arguments_of(f: WorldFeatures, sizes: Sizes, seed: int) -> dict[str, Any]:
     """Every argument of a call; what the world does not read is left out."""
     draw = torch.Generator().manual_seed(seed)
@@ -57,12 +68,14 @@ def arguments_of(f: WorldFeatures, sizes: Sizes, seed: int) -> dict[str, Any]:
     found = _rollout(f, sizes, draw, dtype) if f.kind == "rollout" else _stream(f, sizes, draw, dtype)
     if f.text == "pooled":
         found["pooled"] = torch.randn(sizes.batch, TEXT_WIDTH, generator=draw).to(dtype)
-    if f.numbers in ("float", "all"):
-        found["sigma"] = 0.5
+    if f.numbers in SIGMAS:
+        found["sigma"] = SIGMAS[f.numbers]()
     if f.numbers in ("int", "all"):
         found["step"] = 3
     if f.numbers in ("bool", "all"):
         found["wide"] = False
+    if f.numbers == "name":
+        found["name"] = "linear"
     return found
 
 
@@ -72,8 +85,10 @@ def _stream(f: WorldFeatures, sizes: Sizes, draw: torch.Generator, dtype: torch.
         found["text"] = _text(f, sizes, draw, dtype)
     if f.layout == "shared" and f.has_text and f.text != "ids":
         _share(found, "latents", "text")
+    if f.layout == "overlapping" and f.has_text and f.text != "ids":
+        _overlap(found, "latents", "text")
     if f.cache != "none":
-        found["cache"] = torch.randn(sizes.batch, _SLOTS, WIDTH, generator=draw).to(dtype)
+        found["cache"] = new_cache(f.cache, sizes.batch, draw, dtype, WIDTH)
     return found
 
 
@@ -106,6 +121,8 @@ def _text(f: WorldFeatures, sizes: Sizes, draw: torch.Generator, dtype: torch.dt
         return torch.randn(batch + 1, length, TEXT_WIDTH + 3, generator=draw).to(dtype)[1:, :, 2 : 2 + TEXT_WIDTH]
     if f.layout == "transposed":
         return torch.randn(batch, TEXT_WIDTH, length, generator=draw).to(dtype).transpose(1, 2)
+    if f.layout == "negated":  # a lazy one: its memory holds the opposite
+        return torch._neg_view(torch.randn(batch, length, TEXT_WIDTH, generator=draw).to(dtype))
     if f.layout == "expanded":
         return torch.randn(1, length, TEXT_WIDTH, generator=draw).to(dtype).expand(batch, -1, -1)
     return torch.randn(batch, length, TEXT_WIDTH, generator=draw).to(dtype)
@@ -119,3 +136,10 @@ def _share(arguments: dict[str, Any], *names: str) -> None:
         tensor = arguments[name]
         arguments[name] = buffer[start : start + tensor.numel()].view(tensor.shape)
         start += tensor.numel()
+
+
+def _overlap(arguments: dict[str, Any], *names: str) -> None:
+    """Make all of the named tensors begin at the start of one buffer."""
+    buffer = max((arguments[name] for name in names), key=Tensor.numel).flatten()
+    for name in names:
+        arguments[name] = buffer[: arguments[name].numel()].view(arguments[name].shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import lightint_compile
 from lightint_compile.errors import OptionError
 from lightint_compile.lowering import result_memo as memo
+from lightint_compile.passes import hoist_invariants
+from lightint_compile.passes.ir.memory_sharing import memory_of
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.testing import adversary, fuzz
 from lightint_compile.testing.adversary import judge, play
@@ -19,6 +22,7 @@ from lightint_compile.testing.compiling import Compiler
 from lightint_compile.testing.events import VERBS, Event
 from lightint_compile.testing.finding import Finding, shrunk
 from lightint_compile.testing.scenario import Scenario, Setup
+from lightint_compile.testing.several import OPERATORS, USES
 from lightint_compile.testing.side import Side
 from lightint_compile.testing.world_features import CHOICES, WorldFeatures
 from lightint_compile.testing.writes import MODULE_WAYS, VALUES, WAYS
@@ -62,6 +66,17 @@ def test_every_write_is_seen(world: WorldFeatures, setup: Setup, targets: tuple[
     tensors = [Event("write", *write, place) for place, write in enumerate(writes)]
     modules = [Event("module", way, place=place) for place, way in enumerate(MODULE_WAYS)]
     assert play(Scenario(0, world, setup, (*tensors, *modules)), "lightint") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_what_an_operator_with_several_results_makes_is_the_callers(operator: str) -> None:
+    scribbles = [Event("scribble", "last", place=place) for place in range(3)]
+    for place, (use, operand) in enumerate(zip(USES, itertools.cycle(CHOICES["operand"]), strict=False)):
+        world = WorldFeatures(text="linear", cache="slice", operator=operator, operand=operand, parts=use)
+        setup = Setup(preset=Setup.CHOICES["preset"][place % 2])
+        found = judge(Scenario(0, world, setup, (*scribbles, Event("write", "data-copy", "text"))))
+        assert found is None, str(found)
 
 
 @pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
@@ -166,6 +181,20 @@ def test_fuzzing_saves_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert fuzz.main(["calls", "--seeds", "2", "--save", str(tmp_path)]) == 1
     (written,) = tmp_path.iterdir()
     assert Scenario.from_dict(json.loads(written.read_text())["case"]).events == (WRITE,)
+
+
+def test_results_of_one_operator_that_are_merged_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hoist_invariants, "maker_of", memory_of)
+    found = differs(Scenario(0, WorldFeatures(operator="topk", parts="twice")))
+    assert found is not None and found.check == "memory"
+
+
+def test_what_is_no_tensor_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        adversary, "Compiler", lambda *setup: lambda module: lambda **given: (module(**given)[0], 7, 43, True)
+    )
+    found = play(Scenario(0, WorldFeatures(result="sizes")), "inductor")
+    assert found is not None and found[1] == "structure"
 
 
 def test_what_the_stock_backend_does_too_is_not_held_against_us(monkeypatch: pytest.MonkeyPatch) -> None:
