@@ -18,7 +18,8 @@ import torch.fx as fx
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo import convert_frame, pgo
 from torch._dynamo.utils import get_metrics_context
-from torch._guards import CompileContext, compile_context
+from torch._guards import CompileContext, TracingContext, compile_context
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lightint_compile.errors import InputError, did_you_mean
 
@@ -49,16 +50,39 @@ def trace_once(
     failures: list[Exception] = []
 
     def backend(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
+        modes.update(_modes_of(graph_module))
         try:
             read(graph_module, inputs)
         except Exception as error:
             failures.append(error)
         return graph_module
 
-    with undisturbed():
-        _trace(_plain(module), tuple(args), dict(kwargs), backend, whole)
+    modes: set[FakeTensorMode] = set()
+    try:
+        with undisturbed():
+            _trace(_plain(module), tuple(args), dict(kwargs), backend, whole)
+    finally:
+        for mode in modes:
+            _let_go(mode)
     if failures:
         raise failures[0]
+
+
+def _modes_of(graph_module: fx.GraphModule) -> set[FakeTensorMode]:
+    """The modes of a trace: the one that the backend is given, and the one that Dynamo traced with."""
+    values = [node.meta.get("example_value") for node in graph_module.graph.nodes]
+    given = TracingContext.get().fake_mode
+    return {value.fake_mode for value in values if isinstance(value, FakeTensor)} | ({given} if given else set())
+
+
+def _let_go(mode: FakeTensorMode) -> None:
+    """Forget which tensors a trace has seen: ``torch.utils.swap_tensors`` takes none that is referred to weakly.
+
+    Reports and programs keep the mode of their trace. ``torch.compile`` lets go in the same way.
+    """
+    seen = mode.fake_tensor_converter.meta_converter.describer
+    seen.lookup_tensor.clear()
+    seen.lookup_storage.clear()
 
 
 def _plain(module: Callable[..., Any]) -> Callable[..., Any]:

@@ -226,3 +226,13 @@ def test_copies_share_what_was_shared_and_hold_what_autograd_made() -> None:
     assert kwargs["made"] is kwargs["again"] is not made and torch.equal(kwargs["made"], made)
     with pytest.raises(StateError, match="cannot be copied"):
         copied(module, (x, (each for each in ())), {})
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_tensors_can_be_swapped_after_an_explanation(blocks: int) -> None:
+    module, latents = nn.Sequential(*(Inner(4, 4) for _ in range(blocks))), torch.randn(2, 4)
+    report = lightint_compile.explain(module, latents)
+    for parameter in module.parameters():
+        torch.utils.swap_tensors(parameter, nn.Parameter(torch.zeros_like(parameter)))
+    torch.utils.swap_tensors(latents, torch.zeros(2, 4))
+    assert len(report.sections) == 1 and torch.equal(module(latents), torch.ones(2, 4))

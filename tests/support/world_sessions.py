@@ -49,7 +49,8 @@ class Session:
         for number, _ in enumerate(self.rollout(self._noted), start=1):
             if number == warm:
                 break
-        self.captured, self.breaks = counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+        # Of this module alone: a world may compile what draws its frames.
+        self.captured, self.breaks = len(CompiledGraph.of(self.compiled)), dict(counters["graph_break"])
 
     def _noted(self, *args: Any) -> Tensor:
         self._args = args

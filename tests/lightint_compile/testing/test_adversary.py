@@ -218,3 +218,19 @@ def test_results_that_share_memory_are_seen(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(adversary, "Compiler", lambda *setup: sharing)
     found = play(Scenario(0, WorldFeatures(), events=(Event("train"),)), "inductor")
     assert found is not None and found[1] == "memory"
+
+
+@pytest.mark.parametrize(("check", "nudged"), [("numbers", None), ("kind", Finding)])
+def test_numbers_that_the_last_bits_of_the_weights_move_as_far_are_rounding(
+    check: str, nudged: type | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def played(scenario: Scenario, backend: str):
+        return (3, check, backend) if backend in ("lightint", "nudged") else None
+
+    monkeypatch.setattr(adversary, "play", played)
+    found = judge(Scenario.from_seed(1))
+    assert found is None if nudged is None else isinstance(found, nudged)
+
+
+def test_a_nudge_is_within_rounding_where_a_program_is_well_conditioned() -> None:
+    assert play(Scenario(0, TEXT, Setup(), (WRITE,)), "nudged") is None
