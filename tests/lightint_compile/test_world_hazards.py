@@ -127,7 +127,7 @@ def test_prompts_may_take_turns_and_compile_nothing(session: Session, call) -> N
     for name in session.role("text"):
         two[name] = two[name].flip(-1).contiguous()
     first, second = call(one), call(two)
-    assert not torch.allclose(first, second)
+    assert not torch.equal(first, second), "a stale result is equal to the last bit; one token of text moves little"
     close(call(one), first)
     close(second, expected(session, two))
     assert counters["stats"]["unique_graphs"] == 0
