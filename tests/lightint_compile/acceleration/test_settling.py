@@ -59,6 +59,20 @@ class Never(Noting):
         return self.blocks[1](tokens)
 
 
+class Routed(Noting):
+    """Hands its keywords on: those of text fit another method alone."""
+
+    def forward(self, tokens: Tensor, text: bool = False, **more: Any) -> Tensor:
+        return self.told(tokens, **more) if text else self.seen(tokens=tokens, **more)
+
+    def told(self, tokens: Tensor, *, length: int) -> Tensor:
+        return self.blocks[0](tokens) * length
+
+    @torch.no_grad()
+    def seen(self, *, tokens: Tensor | None = None, scale: float) -> Tensor:
+        return super().vision(tokens) * scale
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     torch._dynamo.reset()
@@ -98,6 +112,12 @@ def test_a_kind_that_comes_again_is_traced_whatever_is_missing() -> None:
 @pytest.mark.parametrize("kind", [Plain, Aside])
 def test_without_such_a_key_the_first_call_is_traced(kind: type[Noting]) -> None:
     assert graphs(kind(), VISION, VISION) == [1, 1]
+
+
+def test_a_call_that_cannot_get_to_the_key_is_traced_at_once() -> None:
+    settling = Settling(Routed())
+    assert not settling.is_due((), {"text": True, "length": 3})
+    assert settling.is_due((), {"scale": 0.5}) and not settling.is_due((), {"scale": 0.5})
 
 
 def test_what_tells_kinds_of_calls_apart() -> None:
