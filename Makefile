@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(STAMP)
 
-demo: $(STAMP)  ## roll the trained model through a maze on the CPU: truth, eager and lightint beside each other, as a film
+demo: $(STAMP)  ## roll a world model through a maze on the CPU: truth, eager and lightint beside each other, as a film
 	$(BIN)/lightint demo --out out/demo
 
 # One thread a worker: two workers with two threads each wait for one another on two cores.
