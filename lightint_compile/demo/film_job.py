@@ -172,7 +172,8 @@ def _finish(out: Path, name: str, job: Job, sides: tuple[Side, Side], report: Re
     rows = [row_of(side, each[first:], again, alike) for side, each in zip(sides, quality, strict=True)]
     ground = Ground.of(job.world.from_above(job.walk), job.walk.path.intrinsics)
     weights = "" if job.world.is_trained else ", weights random (untrained)"
-    title = f"{name}{weights} · {torch.get_num_threads()} CPU threads · each model reads its own frames"
+    threads = torch.get_num_threads()
+    title = f"{name}{weights} · {threads} CPU thread{'s' * (threads > 1)} · each reads its own frames"
     film = Film(title, job.frames, sides, ground, spec, GIVEN, quality)
     with _told(job.console, "drawing the film"):
         pictures = list(film.pictures())

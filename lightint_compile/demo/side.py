@@ -81,7 +81,8 @@ def _why(decision: Decision, at: At) -> str:
     if not decision.threshold:
         return ""
     seen = "not seen before" if decision.novel else "seen before"
-    refused = f", step {', '.join(map(str, decision.refused_steps))} drifted" if decision.refused_steps else ""
+    steps = "step" if len(decision.refused_steps) == 1 else "steps"
+    refused = f", {steps} {', '.join(map(str, decision.refused_steps))} drifted" if decision.refused_steps else ""
     return f"{seen}: overlap {decision.overlap:.2f}{refused}"
 
 
