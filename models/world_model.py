@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from lightint_compile.errors import InputError
 from lightint_compile.passes.ir.world_spec import WorldSpec
 
 
@@ -161,6 +163,33 @@ class Visitable(Protocol):
     def visit(self, seed: int, device: torch.device, dtype: torch.dtype) -> Visit:
         """The place of a seed."""
         ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A world model that reads trained weights from a folder."""
+
+    def with_weights(self, folder: Path) -> WorldModel:
+        """The same model with the weights of a folder.
+
+        Raises:
+            InputError: it holds none.
+        """
+        ...
+
+
+def with_weights(model: WorldModel, folder: Path | None) -> WorldModel:
+    """The model with the weights of a folder, or as it is without one.
+
+    Raises:
+        InputError: the model reads no folder, or it holds no weights.
+    """
+    if folder is None:
+        return model
+    if not isinstance(model, Trainable):
+        why = "its weights are random"
+        raise InputError(f"{model} reads no weights", where="--weights", why=why, fix="leave --weights out")
+    return model.with_weights(folder)
 
 
 def turn_and_back(spec: WorldSpec, frames: int = 64) -> str:

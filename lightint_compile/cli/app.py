@@ -66,11 +66,12 @@ def demo(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of PyTorch; 0 keeps its default")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="seed of the scene, or of weights and path, and of the noise")] = 0,
     model: Annotated[str, typer.Option(help="FAMILY:SIZE that a CPU can run")] = TRUE,
+    weights: Annotated[Path | None, typer.Option(help="folder of trained weights, as training writes it")] = None,
 ) -> None:
     """Roll a small world model out on the CPU, eager beside lightint: a film with the truth where there is one."""
     from lightint_compile.demo import run_demo
 
-    run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed, model=model)
+    run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed, model=model, weights=weights)
 
 
 @app.command()

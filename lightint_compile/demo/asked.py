@@ -11,6 +11,7 @@ from lightint_compile.demo.job import LEAST_CHUNKS, compare_backends
 from lightint_compile.errors import DeviceError, OptionError
 from lightint_compile.evaluating.asked import truth_of
 from lightint_compile.models.registry import DEMO, TRUE, world_model
+from lightint_compile.models.world_model import with_weights
 from lightint_compile.options import DEFAULT_PRESET, LightintOptions
 
 COMPARED_CHUNKS, COMPARED_PRESET = 8, "exact"
@@ -25,6 +26,7 @@ def run_demo(
     threads: int = 0,
     seed: int = 0,
     model: str = TRUE,
+    weights: Path | None = None,
 ) -> None:
     """Roll the model out along a camera path, the ways to run it beside each other; write everything into ``out``.
 
@@ -34,13 +36,14 @@ def run_demo(
         threads: of PyTorch; 0 keeps its default.
         seed: of the noise, and of the scene or weights.
         model: its name, ``family:size``.
+        weights: a folder of trained ones; those of the package unless given.
 
     Raises:
         OptionError: an unknown preset, or too few chunks.
-        InputError: there is no such model, or a package of the extra ``demo`` is missing.
+        InputError: there is no such model, no weights in the folder, or a package of the extra ``demo`` is missing.
         DeviceError: the model is too large for a CPU.
     """
-    chosen = world_model(model)
+    chosen = with_weights(world_model(model), weights)
     if chunks is not None and chunks < LEAST_CHUNKS:
         raise OptionError(f"{chunks} chunks are too few", where="--chunks", fix=f"give {LEAST_CHUNKS} or more")
     if preset is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lightint_compile.errors import DeviceError
 from lightint_compile.models.devices import checked_device
 from lightint_compile.models.registry import world_model
-from lightint_compile.models.world_model import WorldModel
+from lightint_compile.models.world_model import WorldModel, with_weights
 from lightint_compile.options import LightintOptions
 from lightint_compile.play.walking import Walking, place_of
 
@@ -44,17 +45,20 @@ class Played:
         preset: str,
         device: str | None = None,
         seed: int = 0,
+        weights: Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Played:
-        """The model of a name, in float32 on a CPU and in bfloat16 on a GPU; `options` are further ones of the backend.
+        """The model of a name, in float32 on a CPU and in bfloat16 on a GPU.
+
+        `options` are further ones of the backend, `weights` is a folder of trained ones.
 
         Raises:
-            InputError, OptionError: there is no such model, or no such preset.
+            InputError, OptionError: there is no such model or preset, or no weights in the folder.
             DeviceError: the model is too large for a CPU, or there is no such device.
         """
         given = {"preset": preset, **(options or {})}
         LightintOptions.from_mapping(given)
-        model = world_model(name)
+        model = with_weights(world_model(name), weights)
         place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if model.needs_gpu and place.type == "cpu":
             raise DeviceError(f"{name} is too large for a CPU", where="--device", fix="name a smaller size, or a GPU")

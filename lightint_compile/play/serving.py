@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,7 +18,14 @@ from lightint_compile.play.opening import Played
 
 
 def play(
-    name: str, *, host: str = "127.0.0.1", port: int = 8000, preset: str, device: str | None = None, seed: int = 0
+    name: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    preset: str,
+    device: str | None = None,
+    seed: int = 0,
+    weights: Path | None = None,
 ) -> None:
     """Serve the page of a model; it returns when it is interrupted.
 
@@ -31,7 +39,8 @@ def play(
 
     from lightint_compile.play.app import make_app
 
-    played, socket = Played.open(name, preset=preset, device=device, seed=seed), _bound(host, port)
+    played = Played.open(name, preset=preset, device=device, seed=seed, weights=weights)
+    socket = _bound(host, port)
     warnings.filterwarnings("ignore", message=".*no trained weights")  # said when it was opened
     console = Console()
     console.print(f"{name}: {played.model}\non {played.device}, accelerated by preset={preset}", highlight=False)

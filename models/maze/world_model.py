@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from lightint_compile.errors import InputError
+
 from ..checkpoint import load_checkpoint
 from ..devices import checked_device
 from ..random_weights import fill_random
@@ -56,6 +58,14 @@ class MazeWorld(WorldPlay):
     def is_trained(self) -> bool:
         """Whether the folder of weights has those of this size."""
         return (self.weights / "transformer").is_dir() and (self.weights / "codec").is_dir()
+
+    def with_weights(self, folder: Path) -> Self:
+        """The weights that a training wrote: a folder with `transformer/` and `codec/`; see `Trainable`."""
+        made = dataclasses.replace(self, weights=folder)
+        if not made.is_trained:
+            why, fix = "it has no transformer/ and codec/", "name the folder weights/ of a training's --out"
+            raise InputError("there are no trained weights", where=str(folder), why=why, fix=fix)
+        return made
 
     def module(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
