@@ -76,6 +76,7 @@ class Connection:
             elif self._keys:
                 await self._go(walk)
             else:
+                await self._tell({"kind": "still", "says": "hold W, A, S or D, or an arrow"})
                 await self._wait()
 
     async def _wait(self) -> None:

@@ -40,11 +40,11 @@ function greeted(message) {
   element("model").textContent = `${message.model} · ${message.device} · preset ${message.preset}`;
   document.title = `lightint play · ${message.name}`;
   map.begin(message.walls);
-  say("hold W, A, S or D, or an arrow", "ready");
 }
 
 function showChunk(message) {
   play.chunk = message;
+  say("walking", "walking");
   document.body.classList.toggle("plain", !message.accelerated);
   map.add(message.made[0], message.places, message.half_view);
   element("chunk").textContent = `${message.chunk}, latent frames ${message.made[0]} to ${message.made[1] - 1}`;

@@ -39,9 +39,16 @@ def client() -> Iterator[TestClient]:
     yield from client_of(SMALL)
 
 
+def told(socket: Any) -> dict[str, Any]:
+    """The next message but those that say that the camera stands still."""
+    while (message := socket.receive_json())["kind"] == "still":
+        continue
+    return message
+
+
 def shown(socket: Any) -> dict[str, Any]:
     """The next chunk, all of its pictures read."""
-    message = socket.receive_json()
+    message = told(socket)
     assert message["kind"] == "chunk", message
     pictures = [socket.receive_bytes() for _ in range(message["pictures"])]
     assert all(each.startswith(PNG) for each in pictures)
@@ -76,11 +83,11 @@ def test_another_walk_begins_at_once_and_a_new_page_ends_the_old_one(client: Tes
     with client.websocket_connect("/walk") as old:
         assert old.receive_json()["kind"] == "hello" and shown(old)["chunk"] == 0
         old.send_json({"kind": "again", "seed": 5})
-        hello = old.receive_json()
+        hello = told(old)
         assert hello["kind"] == "hello" and shown(old)["chunk"] == 0
         with client.websocket_connect("/walk") as new:
             assert new.receive_json()["walls"] != hello["walls"]
-            assert old.receive_json()["kind"] == "replaced"
+            assert told(old)["kind"] == "replaced"
             with pytest.raises(WebSocketDisconnect):
                 old.receive_json()
 
@@ -101,7 +108,7 @@ def test_what_is_no_message_is_let_be_and_an_error_is_told(client: TestClient, m
         monkeypatch.setattr("lightint_compile.play.walking.Walking.go", broken)
         for message in ([], {"kind": "other"}, {"kind": "keys", "keys": ["w"]}):
             socket.send_json(message)
-        assert socket.receive_json() == {"kind": "error", "says": "it does not fit · at here"}
+        assert told(socket) == {"kind": "error", "says": "it does not fit · at here"}
 
 
 def test_a_model_without_a_place_of_its_own_is_played_without_walls() -> None:

@@ -60,11 +60,8 @@ def hold(page: Any, key: str, until: str) -> None:
 
 def settled(page: Any) -> list[list[float]]:
     """The places of the walk once no further chunk comes."""
-    before: list[list[float]] = []
-    while (now := page.evaluate(PLACES)) != before:
-        before = now
-        page.wait_for_timeout(300)
-    return now
+    page.wait_for_function("document.getElementById('status').dataset.kind === 'still'", timeout=120_000)
+    return page.evaluate(PLACES)
 
 
 def test_keys_move_the_camera_and_switching_changes_what_is_decided(running: Any, address: str) -> None:
