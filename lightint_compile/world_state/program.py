@@ -57,12 +57,13 @@ class _Program:
 
     def difference(self, sizes: Mapping[str, Any]) -> str:
         """Where inputs of these sizes are none of this program's; empty where they may be."""
-        for name in self.sizes.keys() & sizes.keys():
+        shared = [name for name in self.sizes if name in sizes]
+        for name in shared:
             (mine, here), (theirs, there) = self.sizes[name], sizes[name]
             same = mine == theirs and len(here) == len(there)
             if not same or any(None not in pair and pair[0] != pair[1] for pair in zip(here, there, strict=True)):
                 return f"{name} is {mine}{_shape(here)} here and {theirs}{_shape(there)} in the state"
-        return "" if self.sizes.keys() & sizes.keys() else "no input has the same name"
+        return "" if shared else "no input has the same name"
 
 
 def _shape(sizes: Sequence[int | None]) -> str:

@@ -74,7 +74,8 @@ def alive() -> int:
     return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in found}.values())
 
 
-@pytest.mark.parametrize(("warm", "chunks"), [(8, 20), pytest.param(30, CHUNKS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("warm", "chunks"), [(8, 20), (30, CHUNKS)])
 def test_what_is_held_does_not_grow_with_the_rollout(warm: int, chunks: int) -> None:
     minute = Minute(kept_bytes=8 * FRAME)
     minute.walk(1, warm)
