@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 from torch.export import ExportedProgram
 
+from lightint_compile.errors import ExportError
 from lightint_compile.exporting.graph_form import is_ours
 from lightint_compile.exporting.torch_file import torch_file
 
@@ -26,6 +29,29 @@ def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> 
         program = program.run_decompositions(_table(program))
     with torch_file(path) as file:
         torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)
+
+
+def check_sizes(program: ExportedProgram) -> None:
+    """Of a size such as ``35*n + 5`` AOTInductor solves for ``n`` in floating point and cuts off: 250 gives 6.
+
+    Raises:
+        ExportError: a size of an input is a multiple of a number that no other size is.
+    """
+    sizes: list[tuple[str, int, sympy.Expr]] = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        shape: Any = value.shape if isinstance(value, torch.Tensor) else ()
+        sizes += [(node.name, axis, size.node.expr) for axis, size in enumerate(shape) if hasattr(size, "node")]
+    told = {expression for _, _, expression in sizes if expression.is_Symbol}
+    for name, axis, expression in sizes:
+        for symbol in expression.free_symbols - told:
+            if abs(expression.coeff(symbol)) != 1:
+                raise ExportError(
+                    "a size cannot be found out in a package",
+                    where=f"dimension {axis} of {name}",
+                    why=f"it is {expression}, from which AOTInductor computes {symbol} with rounding errors",
+                    fix=f"give the module an input that has {symbol} itself as a size",
+                )
 
 
 def _table(program: ExportedProgram) -> dict[torch._ops.OperatorBase, object]:

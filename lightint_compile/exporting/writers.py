@@ -56,6 +56,7 @@ def _aoti(prepared: Prepared, example: Call, path: Path) -> list[Path]:
         "constants": prepared.constants(),
     }
     program = prepared.program(unshare_operands(prepared.flat_graph()), example)
+    aoti.check_sizes(program)
     try:
         aoti.write(program, {aoti.METADATA: json.dumps(data)}, path)
     except Exception as error:

@@ -224,6 +224,31 @@ def test_a_folder_without_permission_is_told_before_anything_is_computed(
         lightint_compile.export(Attention(), (torch.randn(1, 6, 16),), tmp_path / "m.pt2")
 
 
+class Rows(torch.nn.Module):
+    """Five tokens of text and frames of 35 tokens; ``forward`` finds out how many frames there are."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[5:].reshape((tokens.shape[0] - 5) // 35, 35).sum(1)
+
+
+def of_rows() -> torch.export.ExportedProgram:
+    size = 35 * torch.export.Dim("frames", min=2, max=64) + 5
+    return torch.export.export(Rows(), (torch.randn(250),), dynamic_shapes=({0: size},))
+
+
+def test_a_size_that_a_package_would_get_wrong_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"(?s)dimension 0 of tokens.*35\*.*rounding errors"):
+        lightint_compile.export(of_rows(), (torch.randn(250),), tmp_path / "m.aoti.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_pytorch_alone_gets_such_a_size_wrong(tmp_path: Path) -> None:
+    """The fault that the error above is for. Where this fails, PyTorch was mended, and newer versions need no error."""
+    path = torch._inductor.aoti_compile_and_package(of_rows(), package_path=str(tmp_path / "m.pt2"))
+    assert torch._inductor.aoti_load_package(path)(torch.randn(250)).shape == (6,)
+
+
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="there is no such file"):
         lightint_compile.load(tmp_path / "absent.pt2")
