@@ -24,6 +24,9 @@ from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.pipeline_run import rewrite, state
 
+Rollout = Callable[[Callable[..., Any]], Any]
+"""Calls what it is given, chunk after chunk, and gives the results of all."""
+
 Form = Callable[["CapturedGraph"], Callable[..., Any]]
 """Makes what a graph is run as."""
 
@@ -67,13 +70,16 @@ class CapturedGraph:
 class CapturedCall:
     """A call that is run as often as wanted, each time on fresh copies with the same random numbers.
 
+    Args:
+        rollout: of many calls, in the place of one; its inputs stay as they are.
+
     Attributes:
         graphs: those that can be rewritten, in the order in which they were captured; ``None`` for others.
         left: why these are left as they are.
     """
 
-    def __init__(self, call: Invocation, options: LightintOptions) -> None:
-        self._call, self._options = call, options
+    def __init__(self, call: Invocation, options: LightintOptions, rollout: Rollout | None = None) -> None:
+        self._call, self._options, self._rollout = call, options, rollout
         self.graphs: list[CapturedGraph | None] = []
         self.left: list[str] = []
         self._begun = 0
@@ -81,18 +87,21 @@ class CapturedCall:
 
     def exact(self) -> Any:
         """The results of the call without any compiler."""
-        module, args, kwargs = copied(*self._call)
         with torch.no_grad(), randomness_kept():
-            torch.manual_seed(SEED)
-            return pytree.tree_map(_kept, module(*args, **kwargs))
+            return self._results(lambda module: module)
 
     def run(self, form: Form) -> Any:
         """The results of the call, its graphs in this form."""
         self._form, self._begun = form, 0
-        module, args, kwargs = copied(*self._call)
         with torch.no_grad(), randomness_kept(), undisturbed():
-            torch.manual_seed(SEED)
-            return pytree.tree_map(_kept, torch.compile(module, backend=self._backend)(*args, **kwargs))
+            return self._results(partial(torch.compile, backend=self._backend))
+
+    def _results(self, made: Callable[[Any], Any]) -> Any:
+        """What comes of a copy, compiled or not."""
+        module, args, kwargs = copied(*self._call)
+        torch.manual_seed(SEED)
+        results = made(module)(*args, **kwargs) if self._rollout is None else self._rollout(made(module))
+        return pytree.tree_map(_kept, results)
 
     def _backend(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         number = self._begun

@@ -39,8 +39,16 @@ class Tolerance:
 
     def says(self, exact: Any, got: Any) -> tuple[bool, str]:
         """See :class:`Judge`."""
-        found = distance(pytree.tree_leaves(exact), pytree.tree_leaves(got))
-        return found <= self.relative, f"relative error {found:.3g}"
+        pairs = pytree.tree_leaves(exact), pytree.tree_leaves(got)
+        found = distance(*pairs)
+        return found <= self.relative, f"relative error {found:.3g}{self._since(*pairs)}"
+
+    def _since(self, exact: Sequence[Any], got: Sequence[Any]) -> str:
+        """Of several outputs, such as chunks, the first that is not good."""
+        if len(exact) != len(got):
+            return ""
+        bad = [number for number, pair in enumerate(zip(exact, got, strict=True)) if _of_one(*pair) > self.relative]
+        return f", from output {bad[0]} on" if bad and len(exact) > 1 else ""
 
 
 @dataclass(frozen=True)

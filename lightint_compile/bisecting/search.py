@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from lightint_compile.bisecting.captured_call import CapturedCall, CapturedGraph, Form, as_captured
+from lightint_compile.bisecting.captured_call import CapturedCall, CapturedGraph, Form, Rollout, as_captured
 from lightint_compile.bisecting.judging import Judge, Tolerance
 from lightint_compile.bisecting.sites import Site, can_be_compared, sites_of
 from lightint_compile.capture.copies import Invocation
@@ -48,7 +48,11 @@ class Finding:
 
 
 def bisect(
-    call: Invocation, options: LightintOptions, judge: Judge | None = None, tell: Tell = lambda _: None
+    call: Invocation,
+    options: LightintOptions,
+    judge: Judge | None = None,
+    tell: Tell = lambda _: None,
+    rollout: Rollout | None = None,
 ) -> Finding:
     """Find what makes the results of a call differ from the eager ones.
 
@@ -59,12 +63,14 @@ def bisect(
         call: a module or function with its arguments.
         judge: what good results are; within a relative error of 1e-3 by default.
         tell: is given a line a run.
+        rollout: calls the module that it is given, chunk after chunk, and gives the results of all; in the place of the
+            one call. It has to do the same every time. What it is given is compiled, or in a form of the search's.
 
     Raises:
         InputError: the call's own results are not good by the judge.
         CaptureError, StateError: the call cannot be traced, or not be copied.
     """
-    return _Search(CapturedCall(call, options), judge or Tolerance(), tell).found()
+    return _Search(CapturedCall(call, options, rollout), judge or Tolerance(), tell).found()
 
 
 class _Search:

@@ -122,11 +122,14 @@ def bisect(
     repro: Annotated[
         Path | None, typer.Option(help="write the region that is to blame to this script, with its inputs")
     ] = None,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="of a FAMILY:SIZE, a rollout of so many chunks; one call by default")
+    ] = None,
 ) -> None:
     """Find which pass, then which site of it, makes the result of TARGET differ; or which region once compiled."""
     from lightint_compile.cli.bisection import run_bisection
 
-    run_bisection(target, preset, option or [], tolerance, verdict, repro)
+    run_bisection(target, preset, option or [], tolerance, verdict, repro, chunks)
 
 
 @app.command()

@@ -9,11 +9,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lightint_compile.cli.failing import user_call
-from lightint_compile.errors import InputError, OptionError, did_you_mean, told
+from lightint_compile.errors import DeviceError, InputError, OptionError, did_you_mean, told
 from lightint_compile.models import registry
 
 if TYPE_CHECKING:
@@ -24,11 +24,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """A module (or function) and one call of it."""
+    """A module (or function) and one call of it.
+
+    Attributes:
+        rollout: makes the calls of a rollout of what it is given, and gives their results; ``None`` unless asked for.
+    """
 
     module: Any
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    rollout: Callable[[Callable[..., Any]], Any] | None = None
+
+
+def resolve_rollout(target: str, chunks: int) -> Subject:
+    """The subject of ``FAMILY:SIZE`` with a rollout of so many chunks: a turn to the left and back.
+
+    Raises:
+        InputError: the target is a factory, of whose rollouts nothing is known.
+        DeviceError: the model is too large for a CPU.
+    """
+    if not registry.is_family(target.partition(":")[0]):
+        fix = "name a FAMILY:SIZE, or call lightint_compile.bisecting.bisect(..., rollout=...)"
+        raise InputError("how to roll a factory's module out is not known", where=target, fix=fix)
+    model = registry.world_model(target)
+    if model.needs_gpu:
+        raise DeviceError(f"{target} needs a CUDA device", where="--chunks", fix=f"{registry.TINY} runs anywhere")
+    from lightint_compile.models.world_model import turn_and_back
+
+    path = model.camera_path(turn_and_back(model.spec, model.spec.frames(chunks)))
+    scene = model.scene()
+    return replace(_of_model(model), rollout=lambda call: [each.latents for each in model.rollout(call, scene, path)])
 
 
 def resolve(target: str) -> Subject:

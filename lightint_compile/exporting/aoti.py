@@ -18,15 +18,20 @@ from lightint_compile.exporting.torch_file import torch_file
 METADATA = "lightint"
 """The key of our data in a package's metadata."""
 
+_COMPUTED_LOOK_UPS = {"constant_and_index_propagation": False, "mtia.disable_welford_reduction": True}
+"""Inductor of torch 2.13 fails, or computes something else in branches, where numbers to look up by are made indices
+of a range that is a symbol. Without that, it fails at a variance in one pass, so variances are taken in two."""
+
 
 def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> None:
     """Compile ``program`` and write the package.
 
     Operators of ours become portable Triton kernels on CUDA, and ATen operators elsewhere: C++ has no Python to call.
     """
-    settings = {"aot_inductor.metadata": dict(metadata)}
+    settings: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     if _has_ours(program.graph_module):
         program = program.run_decompositions(_table(program))
+        settings |= _COMPUTED_LOOK_UPS
     with torch_file(path) as file:
         torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)
 

@@ -68,6 +68,20 @@ def test_the_pass_is_named_and_each_of_its_sites_with_module_and_line() -> None:
     assert "sparse-attention makes the difference" in str(finding) and "blocks.1 at " in str(finding)
 
 
+def test_a_rollout_is_searched_as_a_whole_and_the_first_chunk_that_differs_is_named() -> None:
+    torch.manual_seed(0)
+    module, latents = Video().eval(), torch.randn(1, 4, 8, 32, 32)
+
+    def rollout(call: Callable[..., Any]) -> list[Tensor]:
+        """A chunk whose tokens are all alike, so that it is no matter which are read, and two others."""
+        return [call(0 * latents), call(latents), call(latents + 1)]
+
+    lines: list[str] = []
+    finding = bisect((module, (), {}), LightintOptions.from_mapping(SPARSE), None, lines.append, rollout)
+    assert (finding.cause, finding.name) == ("pass", "sparse-attention")
+    assert lines[0].startswith("good  as captured") and "from output 1 on" in lines[1]
+
+
 def spoiling(name: str, ran: list[str]) -> Callable[..., Callable[[fx.GraphModule, Any], Variant]]:
     """In the place of Inductor: regions operator by operator, one of them off by a percent."""
 

@@ -142,6 +142,7 @@ def test_doctor_mends_what_it_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (["explain", "lightint_test_project:call", "-o", "densty=0.3"], "did you mean 'density'?"),
         (["explain", "lightint_test_project:call", "-d", "input"], "is not ARGUMENT=DIMENSION"),
         (["export", "lightint_test_project:call", "m.trt"], "known: .pt2"),
+        (["bisect", "lightint_test_project:call", "--chunks", "2"], "how to roll a factory's module out is not known"),
         (["bench", "kernels", "--device", "gpu"], "'gpu' is no device"),
         (["demo", "--chunks", "2"], "2 chunks are too few"),
         (["demo", "--preset", "sprase"], "did you mean 'sparse'?"),
@@ -162,6 +163,16 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.err.startswith("lightint: ") and captured.err.count("\n") == 1
     assert said in captured.err and "Traceback" not in captured.err + captured.out
+
+
+@pytest.mark.slow
+def test_bisection_rolls_a_model_out_chunk_by_chunk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "bisect", "worldplay:tiny", "--preset", "context", "--chunks", "4") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("good  as captured") and "from output 3 on" in lines[1]
+    assert lines[-1].startswith("adaptive-context makes the difference (graph 2 of 2)")
 
 
 def test_the_8b_program_is_a_target_without_weights() -> None:

@@ -21,6 +21,7 @@ import lightint_compile
 from lightint_compile.models import registry
 from lightint_compile.passes.ir.remarks import RemarkKind
 
+PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/export.md"
 FORMATS = {"pt2": "m.pt2", "aoti": "m.aoti.pt2", "onnx": "m.onnx"}
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"preset": "exact"},
@@ -121,3 +122,12 @@ def test_a_cell(model: str, kind: str, preset: str, tmp_path: Path) -> None:
     assert ("sparse-attention" in applied) == (model in SPARSE and preset != "exact")
     decides = model in DECIDES and preset == "all"
     assert ("every step reused" in names) == any(name.startswith("reuse_") for name in written.inputs) == decides
+
+
+def test_the_page_on_export_has_every_cell() -> None:
+    """Each is the difference that was measured, or says that the cell is refused or was not run."""
+    table = PAGE.read_text().partition("| model, at tiny size |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
+    assert [row[1] for row in rows] == [*PRESETS] * len(MODELS)
+    assert all(len(row) == 2 + len(FORMATS) for row in rows)
+    assert all(cell in ("refused", "not run") or float(cell) < 1e-4 for row in rows for cell in row[2:])
