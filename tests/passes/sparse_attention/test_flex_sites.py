@@ -122,6 +122,28 @@ def test_frames_that_see_the_same_are_one_call(kind, options):
     assert "no text tokens, under a mask of frames" in applied.message
 
 
+class Making(Flex):
+    """Makes its mask, and the table that it reads, in every call."""
+
+    def forward(self, latent: Tensor) -> Tensor:
+        places = torch.arange(PADDED)
+        ends = torch.where(places < TOKENS, (places // PLANE + 1) * PLANE, 0)
+        made = create_block_mask(lambda b, h, q, k: (k < ends[q]) | (q == k), None, None, PADDED, PADDED, device="cpu")
+        return super().forward(latent, made)
+
+
+@pytest.mark.slow
+def test_a_table_that_the_graph_makes_of_constants_is_known():
+    torch.manual_seed(0)
+    module, given = Making().eval().requires_grad_(False), {"latent": arguments(None)["latent"]}
+    program = trace(module, given)
+    copy, _ = rewritten(program, SMALL)
+    assert len(list(copy.calls(LIGHTINT.sparse_attention_segments.default))) == FRAMES
+    feeds = feeds_of(module, given)
+    with kernels.using("dense"):
+        assert largest_difference(run(copy, feeds), run(program, feeds)) < 1e-5
+
+
 def test_without_a_mask_it_is_a_grid_that_attends_to_itself():
     module, given = model(pads=False), arguments(None)
     program = trace(module, given)
