@@ -101,7 +101,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "fresh inputs": (leaf, "fresh_inputs"),
     "compiling a region": (leaf, "standalone"),
     "the driver's source": (lowering, "driver_source"),
-    "the driver": (driver, "_compiled"),
+    "the driver": (driver, "compiled_source"),
     "the guard against Inductor": (compilation, "_guards_against_inductor"),
     "a call": (driver.Driver, "__call__"),
     "a memo": (driver.Memo, "__call__"),
