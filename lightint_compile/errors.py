@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LightintError(Exception):
@@ -149,3 +150,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that ``word`` is likely to stand for; empty when nothing is near."""
     return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), "")
+
+
+@contextmanager
+def extra_needed(extra: str, what: str, where: str) -> Iterator[None]:
+    """An import inside that fails is an InputError: ``what`` cannot be done, and which extra makes it possible."""
+    try:
+        yield
+    except ImportError as error:
+        fix = f"pip install 'lightint[{extra}]'"
+        raise InputError(what, where=where, why=str(error), fix=fix) from error

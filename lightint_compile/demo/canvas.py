@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightint_compile.errors import InputError
+from lightint_compile.errors import extra_needed
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -28,11 +28,8 @@ def pillow() -> Any:
     Raises:
         InputError: Pillow is not installed.
     """
-    try:
+    with extra_needed("demo", "nothing can be drawn", "lightint demo"):
         from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        fix = "pip install 'lightint[demo]'"
-        raise InputError("nothing can be drawn", where="lightint demo", why=str(error), fix=fix) from error
     return Image, ImageDraw, ImageFont
 
 

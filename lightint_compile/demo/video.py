@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightint_compile.demo.canvas import pillow
-from lightint_compile.errors import InputError
+from lightint_compile.errors import extra_needed
 
 RATE = 6
 """Latent frames a second."""
@@ -25,11 +25,8 @@ def check_video() -> None:
 
 
 def _av() -> Any:
-    try:
+    with extra_needed("demo", "no video can be written", "lightint demo"):
         import av
-    except ImportError as error:
-        fix = "pip install 'lightint[demo]'"
-        raise InputError("no video can be written", where="lightint demo", why=str(error), fix=fix) from error
     return av
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightint_compile.errors import InputError
+from lightint_compile.errors import extra_needed
 
 HIGHEST = 100.0
 """PSNR, in dB, of frames that are equal: more is not told apart."""
@@ -24,11 +24,8 @@ def check_torchmetrics() -> None:
 
 
 def _functions() -> Any:
-    try:
+    with extra_needed("evaluate", "frames cannot be compared", "lightint evaluate"):
         from torchmetrics.functional import image
-    except ImportError as error:
-        fix = "pip install 'lightint[evaluate]'"
-        raise InputError("frames cannot be compared", where="lightint evaluate", why=str(error), fix=fix) from error
     return image
 
 

@@ -36,15 +36,15 @@ class Connection:
     async def run(self) -> None:
         """Until the page is closed or replaced."""
         reading = asyncio.create_task(self._read())
+        gone = (WebSocketDisconnect, RuntimeError)  # starlette raises RuntimeError for a page that has gone
         try:
-            await self._walk()
-            await self._tell({"kind": "replaced", "says": "another page has opened, and this one has ended"})
-            await self._socket.close()
-        except (WebSocketDisconnect, RuntimeError):  # starlette raises RuntimeError for a page that has gone
-            pass
+            with contextlib.suppress(*gone):
+                await self._walk()
+                await self._tell({"kind": "replaced", "says": "another page has opened, and this one has ended"})
+                await self._socket.close()
         finally:
             reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+            with contextlib.suppress(asyncio.CancelledError, *gone):
                 await reading
 
     async def _read(self) -> None:
