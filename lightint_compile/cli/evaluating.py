@@ -32,6 +32,7 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help=", ".join(_DTYPES), show_default="bfloat16 on cuda, float32 on cpu")
     ] = None,
+    weights: Annotated[Path | None, typer.Option(help="folder of trained weights, as training writes it")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write the rows to this file; an interrupted evaluation goes on")
     ] = None,
@@ -65,6 +66,7 @@ def evaluate(
         seed=seed,
         device=chosen,
         dtype=dtype or ("float32" if chosen.type == "cpu" else "bfloat16"),
+        weights=weights,
     )
     found = evaluate(plan, json_file)
     print_table(found)

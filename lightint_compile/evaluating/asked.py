@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from lightint_compile.errors import InputError, did_you_mean
 from lightint_compile.models.maze import MazeWorld
 from lightint_compile.models.registry import model_names, world_model
-from lightint_compile.models.world_model import WorldModel
+from lightint_compile.models.world_model import WorldModel, with_weights
 
 from .maze_truth import MazeTruth
 from .true_world import FAMILIES, TrueWorld
 
 
-def true_world(name: str, device: torch.device, seed: int) -> TrueWorld:
-    """The world called `family:size`.
+def true_world(name: str, device: torch.device, seed: int, weights: Path | None = None) -> TrueWorld:
+    """The world called `family:size`, with the weights of a folder where one is named.
 
     Raises:
-        InputError: there is no such model, or none whose poses can be rendered.
+        InputError: there is no such model, none whose poses can be rendered, or the folder has no weights.
     """
-    world = truth_of(world_model(name), device, seed)
+    world = truth_of(with_weights(world_model(name), weights), device, seed)
     if world is None:
         known = ", ".join(each for each in model_names() if each.startswith("maze:"))
         why = "nothing renders the truth of its poses"

@@ -44,6 +44,7 @@ class Plan:
         scenes: of each family.
         latents: latent frames of a rollout, `given` chunks of truth in front included.
         delegate: what compiles the graphs of compiled variants; Inductor unless given.
+        weights: a folder of trained weights, as training writes it; the package's unless given.
     """
 
     model: str = TRUE
@@ -56,6 +57,7 @@ class Plan:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: str = "float32"
     delegate: str | None = None
+    weights: Path | None = None
 
     def checked(self, world: TrueWorld) -> None:
         """Raise InputError unless the frames are whole chunks and leave some to judge."""
@@ -77,7 +79,7 @@ def evaluate(plan: Plan, json_file: Path | None = None, console: Console | None 
     """
     check_torchmetrics()
     variants, families = variants_of(plan.variants), checked_families(plan.families)
-    world = true_world(plan.model, plan.device, plan.seed)
+    world = true_world(plan.model, plan.device, plan.seed, plan.weights)
     plan.checked(world)
     settings = _settings(plan, world)
     judging = Judging(plan, world, families, WorkFile(json_file, settings), console or Console())

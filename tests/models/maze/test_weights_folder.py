@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from lightint_compile.demo import run_demo
 from lightint_compile.errors import InputError
+from lightint_compile.evaluating.asked import true_world
 from lightint_compile.models.registry import TINY, world_model
 from lightint_compile.models.world_model import with_weights
 from lightint_compile.play.opening import Played
@@ -46,3 +47,12 @@ def test_a_folder_without_weights_and_a_model_that_reads_none_are_errors(tmp_pat
         with_weights(world_model(TINY), tmp_path)
     with pytest.raises(InputError, match="weights/ of a training"):
         run_demo(tmp_path / "out", model=SMALL, weights=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*no trained weights")
+def test_an_evaluation_judges_the_weights_of_a_folder(folder: Path) -> None:
+    world = true_world(SMALL, torch.device("cpu"), 0, folder)
+    kept, known = world.model.module().state_dict(), world_model(SMALL).module(seed=7).state_dict()
+    assert world.is_trained and all(torch.equal(kept[name], known[name]) for name in known)
+    with pytest.raises(InputError, match="leave --weights out"):
+        true_world(TINY, torch.device("cpu"), 0, folder)
