@@ -217,6 +217,7 @@ class Judging:
             recompiles=rolled.recompiles,
             host_reads=rolled.host_reads,
             computed_steps=rolled.computed_steps,
+            refused_steps=rolled.refused_steps,
             peak_gigabytes=rolled.peak_gigabytes,
         )
         self.work.add(result)

@@ -41,6 +41,7 @@ class Result:
     recompiles: int = 0
     host_reads: int = 0
     computed_steps: int | None = None
+    refused_steps: int | None = None
     peak_gigabytes: float | None = None
 
     @property
@@ -110,7 +111,6 @@ def _row(variant: str, family: str, group: Sequence[Result], eager: dict[tuple[s
 def _costs(group: Sequence[Result]) -> dict[str, Any]:
     times = [value for each in group for value in each.milliseconds]
     chunks = max(1, len(times))
-    known = [each.computed_steps for each in group if each.computed_steps is not None]
     peaks = [each.peak_gigabytes for each in group if each.peak_gigabytes is not None]
     quantiles = np.percentile(times, [50, 95, 99]).tolist() if times else [None] * 3
     return {
@@ -121,8 +121,14 @@ def _costs(group: Sequence[Result]) -> dict[str, Any]:
         "peak_gigabytes": max(peaks, default=None),
         "recompiles": sum(each.recompiles for each in group),
         "host_reads_per_chunk": sum(each.host_reads for each in group) / chunks,
-        "steps_per_chunk": sum(known) / chunks if known else None,
+        "steps_per_chunk": _per_chunk([each.computed_steps for each in group], chunks),
+        "refused_steps_per_chunk": _per_chunk([each.refused_steps for each in group], chunks),
     }
+
+
+def _per_chunk(counts: Sequence[int | None], chunks: int) -> float | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) / chunks if known else None
 
 
 def _first_frame(each: Result) -> float | None:

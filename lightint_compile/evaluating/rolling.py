@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightint_compile.compiled import CompiledGraph
+from lightint_compile.compiled import CompiledGraph, decisions
 from lightint_compile.errors import StateError
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.runtime import device_to_host
@@ -28,7 +28,8 @@ class Rolled:
         milliseconds: of every chunk that was not given.
         recompiles: graphs captured and regions compiled meanwhile.
         host_reads: times that the host waited for numbers from the device.
-        computed_steps: denoising steps computed, where a peer's rule or decisions tell; else `None`.
+        computed_steps: denoising steps computed, of chunks that were not given.
+        refused_steps: steps that could have been reused and that the drift check computed.
         peak_gigabytes: device memory allocated at most, 10^9 bytes; `None` without a GPU.
     """
 
@@ -36,7 +37,8 @@ class Rolled:
     milliseconds: tuple[float, ...]
     recompiles: int
     host_reads: int
-    computed_steps: int | None
+    computed_steps: int
+    refused_steps: int
     peak_gigabytes: float | None
 
 
@@ -87,14 +89,26 @@ def roll(
         if chunks is not None and len(times) == chunks:
             break
         start = _now(device)
+    waited = device_to_host.reads() - reads - 1
+    computed, refused = _steps(opened, len(times))
     return Rolled(
         result.history.float().cpu(),
         tuple(times),
         compilations(opened) - compiled,
-        device_to_host.reads() - reads - 1,
-        None if opened.rule is None else opened.rule.computed,
+        waited,
+        computed,
+        refused,
         torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
     )
+
+
+def _steps(opened: Opened, chunks: int) -> tuple[int, int]:
+    """Steps that were computed and refused in a rollout of so many chunks, by the peer's rule or the decisions."""
+    if opened.rule is not None and opened.rule.computed is not None:
+        return opened.rule.computed, 0
+    made = decisions(opened.call) if _drivers(opened) else []
+    refused = sum(len(each.refused_steps) for each in made)
+    return opened.model.spec.denoising_steps * chunks - sum(len(each.reused_steps) for each in made) + refused, refused
 
 
 def compilations(opened: Opened) -> int:

@@ -34,6 +34,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "loss": lambda row: _number(row["psnr_truth_loss"]),
     "PSNR eager": lambda row: _number(row["psnr_eager"]),
     "worst decile": lambda row: _number(row["psnr_truth_worst_decile"]),
+    "steps": lambda row: _number(row["steps_per_chunk"], 2),
     "ms/chunk": lambda row: _number(row["milliseconds_per_chunk"], 1),
     "p95": lambda row: _number(row["milliseconds_p95"], 1),
     "speed": lambda row: "–" if row["speed"] is None else f"{row['speed']:.2f}x",

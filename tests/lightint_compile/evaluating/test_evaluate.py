@@ -86,6 +86,8 @@ def test_rows_tell_time_and_reads_and_drift(found: dict[str, Any]) -> None:
     assert 0 < eager["milliseconds_p50"] <= eager["milliseconds_p95"] <= eager["milliseconds_p99"]
     assert eager["speed"] == 1.0 and eager["host_reads_per_chunk"] == 0 and eager["recompiles"] == 0
     assert eager["first_frame_milliseconds"] > 0
+    assert eager["steps_per_chunk"] == 4 and eager["refused_steps_per_chunk"] == 0
+    assert row(found, "copy-last-frame", "protocol")["steps_per_chunk"] is None
     assert len(eager["psnr_truth_by_chunk"]) == 2  # 3 chunks, one of them given
     assert eager["revisited_frames"] > 0 and eager["psnr_truth_revisit"] is not None
     assert row(found, "eager", "novel")["psnr_truth_revisit"] is None
@@ -148,7 +150,10 @@ def test_presets_are_compiled_once_and_exact_ones_equal_eager() -> None:
     made = evaluate(plan(variants=["exact", "all"], latents=32), None, quiet())
     assert row(made, "exact", "protocol")["psnr_eager"] > 60.0
     assert all(row["recompiles"] == 0 for row in made["rows"])
-    assert row(made, "all", "protocol")["host_reads_per_chunk"] >= 1
+    ours = row(made, "all", "protocol")
+    assert ours["host_reads_per_chunk"] >= 1
+    assert 2 <= ours["steps_per_chunk"] <= 4 and 0 <= ours["refused_steps_per_chunk"] <= 2
+    assert row(made, "exact", "protocol")["steps_per_chunk"] == 4
 
 
 def test_given_chunks_come_first() -> None:
