@@ -98,10 +98,24 @@ class Walking:
         Raises:
             StateError: no key is held, or the walk is over.
         """
-        spec, index, held = self.model.spec, len(self._chunks), pressed(keys)
-        if self.is_over or not held:
-            why = f"a walk has at most {LONGEST} latent frames" if self.is_over else "no key moves the camera"
-            raise StateError("the camera goes nowhere", why=why, fix="begin another walk, or hold a key")
+        held = pressed(keys)
+        if not held:
+            raise StateError("the camera goes nowhere", why="no key moves the camera", fix="hold a key, or stay")
+        return self._next(held, accelerated)
+
+    def stay(self, accelerated: bool) -> Steered:
+        """The next chunk, while the camera stands still.
+
+        Raises:
+            StateError: the walk is over.
+        """
+        return self._next(frozenset(), accelerated)
+
+    def _next(self, held: frozenset[str], accelerated: bool) -> Steered:
+        if self.is_over:
+            why = f"a walk has at most {LONGEST} latent frames"
+            raise StateError("the camera goes nowhere", why=why, fix="begin another walk")
+        spec, index = self.model.spec, len(self._chunks)
         path = self.place.path([*self._held, *[held] * (spec.frames(index + 1) - 1 - len(self._held))])
         start = time.perf_counter()
         latents = self._made(path, self._fast if accelerated else self._plain)

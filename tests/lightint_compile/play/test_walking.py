@@ -93,6 +93,9 @@ def test_going_nowhere_and_too_far_are_errors(monkeypatch: pytest.MonkeyPatch) -
     walk.begin()
     with pytest.raises(StateError, match="hold a key"):
         walk.go(["w", "s"], accelerated=False)
+    before = walk.path.extrinsics[-1]
+    stood = walk.stay(accelerated=False)
+    assert stood.index == 1 and torch.equal(walk.path.extrinsics[-1], before)
     monkeypatch.setattr("lightint_compile.play.walking.LONGEST", 4)
     assert walk.is_over
     with pytest.raises(StateError, match="at most 4 latent frames"):
