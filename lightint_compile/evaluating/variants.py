@@ -100,12 +100,13 @@ KEPT_AGE = 8
 """Chunks for which `kv-reuse` keeps keys and values."""
 
 
-def _preset(options: dict[str, Any]) -> Open:
+def _preset(options: dict[str, Any], steps: int | None = None) -> Open:
     def opened(setup: Setup, stack: ExitStack) -> Opened:
-        module = setup.module(setup.world.model)
+        model = setup.world.model if steps is None else setup.world.with_steps(steps)
+        module = setup.module(model)
         given = options if setup.delegate is None else {**options, "delegate": setup.delegate}
         call = torch.compile(module, backend="lightint", fullgraph=True, options=given)
-        return Opened(setup.world.model, call, module, setup.dtype, compiles=True)
+        return Opened(model, call, module, setup.dtype, compiles=True)
 
     return opened
 
@@ -153,13 +154,21 @@ def variant_of(text: str) -> Variant:
     if name in PEERS:
         return Variant(text, _ruled(PEERS[name].configured(options)))
     if name in preset_names():
+        steps = _steps(options.pop("steps", None))
         LightintOptions.from_mapping({"preset": name, **options})
-        return Variant(text, _preset({"preset": name, **options}))
+        return Variant(text, _preset({"preset": name, **options}, steps))
     if name in PLAIN:
         raise OptionError(
             f"{name} takes no options", where="--variants", why=f"{text!r} gives some", fix=f"write {name}"
         )
     raise OptionError(f"there is no variant {name!r}", where="--variants", fix=did_you_mean(name, variant_names()))
+
+
+def _steps(given: Any) -> int | None:
+    """The denoising steps of a preset's variant; those of the model where none are given."""
+    if given is None or (type(given) is int and given > 0):
+        return given
+    raise OptionError(f"there is no schedule of {given} steps", where="--variants", fix="give 1 or more, as steps=2")
 
 
 def variant_names() -> list[str]:

@@ -24,7 +24,7 @@ from lightint_compile.evaluating.recordings import recording, recordings
 from lightint_compile.evaluating.rolling import GivenChunks
 from lightint_compile.evaluating.table import markdown
 from lightint_compile.evaluating.true_world import FAMILIES
-from lightint_compile.evaluating.variants import variant_of, variants_of
+from lightint_compile.evaluating.variants import Setup, variant_of, variants_of
 from lightint_compile.models.registry import world_model
 
 pytest.importorskip("torchmetrics")
@@ -197,6 +197,18 @@ def test_names_of_variants() -> None:
         variant_of("eager:x=1")
     with pytest.raises(OptionError):
         variant_of("all:dirft=1")
+    for wrong in ("0", "1.5", "true"):
+        with pytest.raises(OptionError, match="no schedule of"):
+            variant_of(f"exact:steps={wrong}")
+
+
+def test_a_preset_takes_a_shorter_schedule() -> None:
+    world = true_world("maze:tiny", torch.device("cpu"), 0)
+    setup = Setup(world, torch.device("cpu"), torch.float32, "eager")
+    for text, steps in {"exact": 4, "exact:steps=2": 2, "all:drift=0.2,steps=1": 1}.items():
+        with variant_of(text).opened(setup) as opened:
+            assert opened.compiles and opened.model.spec.denoising_steps == steps
+            assert opened.module.config.steps == steps  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
