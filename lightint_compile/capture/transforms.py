@@ -34,14 +34,14 @@ def _is_switch(node: fx.Node) -> bool:
 
 
 def without_transforms(graph_module: fx.GraphModule, values: Sequence[Any], mode: FakeTensorMode) -> fx.GraphModule:
-    """The same function of the same inputs, its transforms carried out.
+    """The same function of the same inputs, its transforms carried out in the caller's grad mode, on which they hang.
 
     Raises:
         CaptureError: the graph switches autocast as well: casts are below transforms, and would be made twice.
     """
     if uses_autocast(graph_module):
         raise CaptureError("torch.func transforms under autocast are not rewritten", where="the graph")
-    with preserve_node_meta(), mode, torch.no_grad():
+    with preserve_node_meta(), mode:
         return make_fx(fx.Interpreter(graph_module).run, _allow_non_fake_inputs=True)(*values)
 
 

@@ -40,6 +40,16 @@ def test_transforms_inside(name, dynamic) -> None:
     torch.testing.assert_close(made(x), function(x))
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_transforms_inside_where_the_caller_records_gradients(name) -> None:
+    torch._dynamo.reset()
+    x, function = torch.randn(4, 5), FUNCTIONS[name]
+    made = torch.compile(function, backend="lightint", options=OPTIONS)
+    torch.testing.assert_close(made(x), function(x))
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), function(x))
+
+
 @torch.no_grad()
 def test_a_compiled_vmap() -> None:
     torch._dynamo.reset()
