@@ -190,3 +190,26 @@ def memory_places(tensors) -> list[int]:
     """For each tensor the first with the same memory."""
     places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
     return [places.index(place) for place in places]
+
+
+class Weights(Texts):
+    """Views of weights that want gradients beside work that is rewritten, some of them detached."""
+
+    def forward(self, video, text):
+        weight = self.text.weight
+        parts = weight.mT, weight.detach().flatten()[:3], weight[:1].detach(), weight.detach(), weight[:1], text.detach()
+        return super().forward(video, text)[0], *(each.view_as(each) for each in parts), parts[3]
+
+
+@pytest.mark.parametrize("delegate", ["eager", "inductor"])
+@torch.no_grad()
+def test_a_detached_view_of_a_weight_wants_no_gradients(delegate) -> None:
+    torch._dynamo.reset()
+    module, (video, text) = Weights(torch.sin), made(Texts, torch.sin)[1]
+    text.requires_grad_()
+    options = {"preset": "exact", "delegate": delegate, "strict": True}
+    results = torch.compile(module, backend="lightint", options=options)(video, text)
+    expected = module(video, text)
+    assert [each.requires_grad for each in results] == [each.requires_grad for each in expected]
+    for result, each in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, each)
