@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import torch.fx as fx
+from torch._dynamo.convert_frame import compile_lock
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 
@@ -102,7 +103,8 @@ class Compilation:
     def run_later(self) -> CompiledGraph | None:
         """The compiled graph, made after Dynamo's trace is over; ``None`` for one that cannot be rewritten."""
         try:
-            return self._made(at_all_costs=True)
+            with compile_lock:  # a call compiles it, beside no other compilation
+                return self._made(at_all_costs=True)
         except NothingLeftError as left:
             log.info("the setting is not compiled: %s", left.reason)
             return None

@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as ExportKind
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.traceback import preserve_node_meta
 
+from lightint_compile.capture.alone import traced_alone
 from lightint_compile.capture.copied_memory import WritesToAView
 from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once
 from lightint_compile.capture.equal_sizes import equate_keys_and_values
@@ -149,7 +149,7 @@ def _program(
             return (*leaves, *interpreter.unread())  # so that a pass can see and report them
 
         with preserve_node_meta(), mode, torch.no_grad(), _use_lazy_graph_module(True):
-            return make_fx(functional(flat, mutated), pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+            return traced_alone(functional(flat, mutated), values, pre_dispatch=True)
 
     try:
         traced = traced_by(copies_views=True)

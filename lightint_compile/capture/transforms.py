@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.fx as fx
 from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from lightint_compile.capture.alone import traced_alone
 from lightint_compile.capture.explicit_autocast import uses_autocast
 from lightint_compile.errors import CaptureError
 from lightint_compile.torch_compat import leave_transforms
@@ -42,7 +41,7 @@ def without_transforms(graph_module: fx.GraphModule, values: Sequence[Any], mode
     if uses_autocast(graph_module):
         raise CaptureError("torch.func transforms under autocast are not rewritten", where="the graph")
     with preserve_node_meta(), mode:
-        return make_fx(fx.Interpreter(graph_module).run, _allow_non_fake_inputs=True)(*values)
+        return traced_alone(fx.Interpreter(graph_module).run, values)
 
 
 @contextmanager

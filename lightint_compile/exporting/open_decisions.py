@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from lightint_compile.capture.alone import traced_alone
 from lightint_compile.errors import ExportError
 from lightint_compile.passes.ir.decision_points import (
     KeepPoint,
@@ -183,7 +183,7 @@ class _Opening:
         limit = self._input(DRIFT, number, meaning, drift)
         values = [each.meta["val"] for each in (asked, now, before, limit)]
         with fake_mode_of(self._graph.nodes):
-            traced = make_fx(torch.func.functionalize(_may_reuse), _allow_non_fake_inputs=True)(*values)
+            traced = traced_alone(torch.func.functionalize(_may_reuse), values)
         made = dict(zip(traced.graph.find_nodes(op="placeholder"), (asked, now, before, limit), strict=True))
         with self._graph.inserting_before(node):
             return self._inlined(traced.graph, made)

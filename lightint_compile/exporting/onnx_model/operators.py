@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from lightint_compile.capture.alone import traced_alone
 from lightint_compile.errors import ExportError
 from lightint_compile.exporting.graph_form import CALL, is_ours
 from lightint_compile.kernels import ops
@@ -109,7 +109,7 @@ def _traced(node: fx.Node, form: Any) -> fx.GraphModule:
 
     operands = [each.meta["val"] for each in node.all_input_nodes]
     with fake_mode_of([node]), torch.no_grad():
-        traced = make_fx(compute, pre_dispatch=True, _allow_non_fake_inputs=True)(*operands)
+        traced = traced_alone(compute, operands, pre_dispatch=True)
     traced.graph.eliminate_dead_code()
     return traced
 

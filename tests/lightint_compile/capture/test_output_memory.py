@@ -197,7 +197,14 @@ class Weights(Texts):
 
     def forward(self, video, text):
         weight = self.text.weight
-        parts = weight.mT, weight.detach().flatten()[:3], weight[:1].detach(), weight.detach(), weight[:1], text.detach()
+        parts = (
+            weight.mT,
+            weight.detach().flatten()[:3],
+            weight[:1].detach(),
+            weight.detach(),
+            weight[:1],
+            text.detach(),
+        )
         return super().forward(video, text)[0], *(each.view_as(each) for each in parts), parts[3]
 
 
