@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def play(scenario: Scenario, backend: str) -> tuple[int, str, str] | None:
     """Step, check and detail of the first difference between eager and ``backend``."""
     torch._dynamo.reset()
     world, setup = scenario.world, scenario.setup
-    with _quiet(), _same_random_numbers(scenario):
+    with _quiet(), _same_random_numbers(scenario), _sizes_as_configured():
         try:
             plain = Side(world, eager, concurrent=False, caller=setup.caller)
             nudged = backend == _NUDGED
@@ -77,6 +78,19 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _sizes_as_configured() -> contextlib.AbstractContextManager[None]:
+    """Puts back what calls in two threads under ``dynamic=True`` leave behind in torch 2.11.
+
+    Each sets the option for all threads and puts back what it found: every later graph has symbolic sizes, and numbers
+    among its inputs.
+    """
+    config: Any = torch._dynamo.config
+    kept: contextlib.AbstractContextManager[None] = config.patch(
+        assume_static_by_default=config.assume_static_by_default
+    )
+    return kept
 
 
 @contextlib.contextmanager

@@ -85,6 +85,20 @@ def test_what_once_differed(path: Path) -> None:
     assert found is None, str(found)
 
 
+def test_a_play_leaves_the_configuration_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(side: Side) -> None:
+        """What calls in two threads do under torch 2.11 when they meet."""
+        torch._dynamo.config.assume_static_by_default = False
+
+    monkeypatch.setattr(Side, "run", spoil)
+    before = torch._dynamo.config.assume_static_by_default
+    try:
+        assert play(Scenario(), "lightint") is None
+        assert torch._dynamo.config.assume_static_by_default is before
+    finally:
+        torch._dynamo.config.assume_static_by_default = before
+
+
 def test_a_seed_is_one_scenario_and_scenarios_survive_json() -> None:
     scenario = Scenario.from_seed(7)
     assert scenario == Scenario.from_seed(7) != Scenario.from_seed(8)
