@@ -99,6 +99,24 @@ def test_a_play_leaves_the_configuration_as_it_was(monkeypatch: pytest.MonkeyPat
         torch._dynamo.config.assume_static_by_default = before
 
 
+#: What lightint and the stock backends show, and whether it is lightint's fault.
+JUDGED = {
+    "lightint alone": (None, True),
+    "the same": ((4, "numbers", "off by 2"), False),
+    "another step": ((5, "numbers", "off by 1"), True),
+    "torch breaks": ((4, "raises", "RuntimeError: !dynamicLayerStack.empty() INTERNAL ASSERT FAILED"), False),
+    "torch breaks later": ((5, "raises", "RuntimeError: INTERNAL ASSERT FAILED"), True),
+    "torch refuses": ((4, "raises", "RuntimeError: not supported"), True),
+}
+
+
+@pytest.mark.parametrize(("stock", "counts"), JUDGED.values(), ids=JUDGED)
+def test_what_torch_itself_shows_is_not_counted(monkeypatch: pytest.MonkeyPatch, stock, counts: bool) -> None:
+    shown = {"lightint": (4, "numbers", "off by 1"), "eager": stock}
+    monkeypatch.setattr(adversary, "play", lambda scenario, backend: shown.get(backend))
+    assert (judge(Scenario()) is not None) is counts
+
+
 #: Strides of a result of three by six by eight in eager and elsewhere, and whether a result of its own may lie so.
 LAYOUTS = {
     "gaps closed": ((88, 8, 1), (48, 8, 1), True),
