@@ -197,8 +197,9 @@ def _kind(expected: Tensor, got: Tensor, is_alone: bool = False) -> str:
 
 def _closes_gaps(expected: Tensor, got: Tensor) -> bool:
     """Whether the dimensions lie in the same order in memory, and those of ``got`` without gaps."""
-    order = sorted(range(expected.dim()), key=lambda dim: -expected.stride(dim))
-    return 0 not in expected.stride() and got.permute(order).is_contiguous()
+    strides = expected.stride()
+    order = sorted(range(expected.dim()), key=lambda dim: -strides[dim])
+    return 0 not in strides and got.permute(order).is_contiguous()
 
 
 def _farther(expected: Tensor, got: Tensor, tolerance: float, is_result: bool) -> str:
