@@ -1,4 +1,6 @@
-"""The mazes as a world of LiveFrame's harness (PyPI `liveframe`): ``liveframe world run MODULE:CLASS --suite quick``.
+"""A model whose world can be walked in, for LiveFrame's harness (PyPI `liveframe`).
+
+``liveframe world run lightint_compile.play.liveframe_world:Accelerated --suite quick`` runs it.
 
 `Eager` is the model as it is, `Accelerated` the same under the preset `all`. Another size, weights or preset is a
 subclass with other attributes.
@@ -8,33 +10,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lightint_compile.errors import InputError, StateError, extra_needed
-from lightint_compile.models.maze import MazeWorld
 from lightint_compile.models.registry import TRUE, world_model
 from lightint_compile.play.opening import Played
 from lightint_compile.play.walking import Walking
 
 KEYS = {"W": "w", "S": "s", "A": "a", "D": "d", "L": "left", "R": "right"}
-"""LiveFrame's tokens of motion by the keys that they hold; looking up and down moves no camera of a maze."""
+"""LiveFrame's tokens of motion by the keys that they hold; looking up and down moves no camera of such a world."""
 
 STAY = "0"
 
 FRAMES_PER_SECOND = 6.0
-"""One latent frame is one frame; HY-WorldPlay makes six of them a second."""
+"""One latent frame is one frame; six of them are a second of the recorded paths."""
+
+
+@runtime_checkable
+class Framed(Protocol):
+    """A world model that decodes its own frames."""
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of a frame."""
+        ...
 
 
 class Eager:
-    """A maze, walked by the model as it is; implements LiveFrame's `WorldBackend`.
+    """A place walked by the model as it is; implements LiveFrame's `WorldBackend`.
 
-    The harness's start image is not used: a walk begins with the rendered view of the maze of its seed, which stands
+    The harness's start image is not used: a walk begins with the rendered view of the place of its seed, which stands
     still for the chunk that is given and not counted.
 
     Attributes:
-        model: `maze:SIZE`.
+        model: `FAMILY:SIZE`, one that decodes its own frames.
         preset: what the model is compiled with; as it is where there is none.
         options: further ones of the backend.
         weights: a folder of trained weights; the package's where there is none.
@@ -57,16 +68,17 @@ class Eager:
         """LiveFrame's `WorldCapabilities`.
 
         Raises:
-            InputError: LiveFrame is not installed, or the model is no maze.
+            InputError: LiveFrame is not installed, or the model decodes no frames.
         """
-        with extra_needed("liveframe", "LiveFrame cannot run the mazes", "liveframe world run"):
+        with extra_needed("liveframe", "LiveFrame cannot run the world", "liveframe world run"):
             from liveframe.world.backend import WorldCapabilities
         world = world_model(self.model)
-        if not isinstance(world, MazeWorld):
-            why, fix = "its latents are decoded by no codec here", f"name a size of {TRUE.partition(':')[0]}"
+        if not isinstance(world, Framed):
+            why, fix = "its latents are decoded by no codec here", f"name {TRUE} or another size of it"
             raise InputError(f"{self.model} cannot be run by LiveFrame", where="model", why=why, fix=fix)
+        how = f"{self.preset or 'eager'}; starts in a place of its own, not in the suite's scene"
         return WorldCapabilities(
-            name=f"lightint {self.model} ({self.preset or 'eager'}; starts in its own maze, not in the suite's scene)",
+            name=f"lightint {self.model} ({how})",
             interaction_mode="interactive",
             native_fps=FRAMES_PER_SECOND,
             chunk_frames=world.spec.chunk,
@@ -84,7 +96,7 @@ class Eager:
                 pass
 
     def reset(self, image: Any, prompt: str | None, seed: int) -> None:
-        """Begin a walk in the maze of the seed; `image` and `prompt` are not used."""
+        """Begin a walk in the place of the seed; `image` and `prompt` are not used."""
         if self._played is None:
             raise StateError("there is no model yet", where="LiveFrame", fix="call load first")
         self._walk, self._emitted = self._played.walking(seed), 0
@@ -105,7 +117,7 @@ class Eager:
 
     def run_script(self, script: Any) -> NoReturn:
         """Never: the harness steps worlds that are interactive."""
-        raise StateError("a maze is walked step by step", where="LiveFrame", fix="call step")
+        raise StateError("a world is walked step by step", where="LiveFrame", fix="call step")
 
     def close(self) -> None:
         """Let the model go."""

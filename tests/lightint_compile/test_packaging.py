@@ -69,7 +69,7 @@ def _declared(requirements: Iterable[str]) -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     extras = PROJECT["optional-dependencies"]
-    further = _declared(itertools.chain(*(extras[name] for name in ("onnx", "evaluate", "demo", "play"))))
+    further = _declared(itertools.chain(*(extras[name] for name in ("onnx", "evaluate", "demo", "play", "liveframe"))))
     assert further <= _imported(*FOLDERS)
     assert _imported(*FOLDERS) - set(BROUGHT) - further == _declared(PROJECT["dependencies"])
 
