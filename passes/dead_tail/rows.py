@@ -14,9 +14,11 @@ from lightint_compile.passes.analysis.axes.movement import Movement, Range
 from lightint_compile.passes.analysis.axes.moving import operand
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.read_rows import Need, Rows, Span, needs_of
+from lightint_compile.passes.dead_tail.layout import Layout
 from lightint_compile.passes.ir.fake_values import refresh
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.memory_sharing import output_memory
 from lightint_compile.passes.ir.node_queries import MEMO, is_element, is_tuple
 from lightint_compile.passes.ir.op_arguments import argument, dimension, rank_of, sizes_of
 from lightint_compile.passes.ir.op_families import Family
@@ -31,15 +33,27 @@ WORTH = 2e-3
 
 
 def cut_rows(program: Program, pass_name: str, block_of: Callable[[str], str]) -> list[Remark]:
-    """Compute of every chain with products the rows that are read; a remark for each block."""
+    """Compute of every chain with products the rows that are read; a remark for each block.
+
+    Nothing is cut where a result that is handed out could not be laid out as it was.
+    """
     needs = _with_products(needs_of(program.graph))
     saved = sum(flops_of(node) - _flops_left(node, need) for node, need in needs.items())
-    if not needs or saved < WORTH * program_flops(program)["total"]:
+    layouts = _layouts_handed_out(program.graph, needs)
+    if not needs or None in layouts.values() or saved < WORTH * program_flops(program)["total"]:
         return []
     order = [node for node in program.graph.nodes if node in needs or is_element(node)]
     remarks = list(_remarks(needs, pass_name, block_of))
-    _Cutting(program, needs, pass_name).run(order)
+    gaps = {node: layout for node, layout in layouts.items() if layout is not None and layout.gaps}
+    _Cutting(program, needs, gaps, pass_name).run(order)
     return remarks
+
+
+def _layouts_handed_out(graph: fx.Graph, needs: Mapping[fx.Node, Need]) -> dict[fx.Node, Layout | None]:
+    """Layouts of what is computed whole and whose memory the caller gets."""
+    handed_out = output_memory(graph)
+    whole = [node for node, need in needs.items() if node in handed_out and not need.is_narrow and not is_tuple(node)]
+    return {node: Layout.of(node) for node in whole}
 
 
 def _flops_left(node: fx.Node, need: Need) -> int:
@@ -93,9 +107,11 @@ def _counts(node: fx.Node, need: Need) -> tuple[int, int]:
 class _Cutting:
     """Emits calls on fewer rows in graph order, each before the call that it stands for."""
 
-    def __init__(self, program: Program, needs: Mapping[fx.Node, Need], pass_name: str) -> None:
+    def __init__(
+        self, program: Program, needs: Mapping[fx.Node, Need], gaps: Mapping[fx.Node, Layout], pass_name: str
+    ) -> None:
         self._program, self._rewriter = program, Rewriter(program, pass_name)
-        self._needs = needs
+        self._needs, self._gaps = needs, gaps
         self._made: dict[fx.Node, tuple[fx.Node, Rows]] = {}
         self._slices: dict[tuple[fx.Node, Rows, str | None], fx.Node] = {}
         self._mark: str | None = None
@@ -116,12 +132,22 @@ class _Cutting:
                     self._made[node] = self._cut(node, self._needs[node]), self._needs[node].rows
             done.append(node)
         whole = [node for node in done if not any(self._made[node][1]) and not is_tuple(node)]
-        for node in whole:
-            self._rewriter.replace(node, self._made[node][0])
-        refresh(self._program, [self._made[node][0] for node in whole])
+        placed = [self._placed(node) for node in whole]
+        for node, made in zip(whole, placed, strict=True):
+            self._rewriter.replace(node, made)
+        refresh(self._program, placed)
         for node in reversed(done):
             if not node._erased:
                 self._rewriter.erase_unused(node)
+
+    def _placed(self, node: fx.Node) -> fx.Node:
+        """What stands for a node that is whole again, laid out as the node was where the caller gets its memory."""
+        made = self._made[node][0]
+        if node not in self._gaps:
+            return made
+        self._mark = node.meta.get(MEMO)
+        with self._rewriter.at(node, rule="unread-rows"):
+            return self._gaps[node].lay_out(made, self._call)
 
     def _cut(self, node: fx.Node, need: Need) -> fx.Node:
         if node.target in Family.VIEW.value:

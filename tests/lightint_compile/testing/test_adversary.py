@@ -99,41 +99,6 @@ def test_a_play_leaves_the_configuration_as_it_was(monkeypatch: pytest.MonkeyPat
         torch._dynamo.config.assume_static_by_default = before
 
 
-#: What lightint and the stock backends show, and whether it is lightint's fault.
-JUDGED = {
-    "lightint alone": (None, True),
-    "the same": ((4, "numbers", "off by 2"), False),
-    "another step": ((5, "numbers", "off by 1"), True),
-    "torch breaks": ((4, "raises", "RuntimeError: !dynamicLayerStack.empty() INTERNAL ASSERT FAILED"), False),
-    "torch breaks later": ((5, "raises", "RuntimeError: INTERNAL ASSERT FAILED"), True),
-    "torch refuses": ((4, "raises", "RuntimeError: not supported"), True),
-}
-
-
-@pytest.mark.parametrize(("stock", "counts"), JUDGED.values(), ids=JUDGED)
-def test_what_torch_itself_shows_is_not_counted(monkeypatch: pytest.MonkeyPatch, stock, counts: bool) -> None:
-    shown = {"lightint": (4, "numbers", "off by 1"), "eager": stock}
-    monkeypatch.setattr(adversary, "play", lambda scenario, backend: shown.get(backend))
-    assert (judge(Scenario()) is not None) is counts
-
-
-#: Strides of a result of three by six by eight in eager and elsewhere, and whether a result of its own may lie so.
-LAYOUTS = {
-    "gaps closed": ((88, 8, 1), (48, 8, 1), True),
-    "gaps opened": ((48, 8, 1), (88, 8, 1), False),
-    "gaps left": ((88, 8, 1), (56, 8, 1), False),
-    "turned": ((88, 8, 1), (8, 24, 1), False),
-    "expanded": ((0, 8, 1), (48, 8, 1), False),
-}
-
-
-@pytest.mark.parametrize(("expected", "got", "fits"), LAYOUTS.values(), ids=LAYOUTS)
-def test_a_result_may_lie_without_gaps(expected: tuple[int, ...], got: tuple[int, ...], fits: bool) -> None:
-    tensors = [torch.zeros(300).as_strided((3, 6, 8), strides) for strides in (expected, got)]
-    assert (adversary._kind(*tensors, is_alone=True) == "") is fits
-    assert "strides" in adversary._kind(*tensors)
-
-
 def test_a_seed_is_one_scenario_and_scenarios_survive_json() -> None:
     scenario = Scenario.from_seed(7)
     assert scenario == Scenario.from_seed(7) != Scenario.from_seed(8)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.fx as fx
 from differential import feeds_of, largest_difference, rewritten, run, trace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightint_compile.passes.dead_tail.layout import Layout
 from lightint_compile.passes.ir.flops import program_flops
 from lightint_compile.passes.ir.remarks import RemarkKind
 
@@ -60,7 +62,9 @@ def test_padding_is_not_computed_nor_what_is_dropped_at_the_end(batch: int, new:
     module, latents = Padded(3, new).double(), {"latents": draw(batch, 15, 8)}
     program = trace(module, latents)
     copy, result = rewritten(program, PASS)
-    assert largest_difference(run(copy, feeds_of(module, latents)), run(program, feeds_of(module, latents))) < 1e-14
+    after, before = run(copy, feeds_of(module, latents)), run(program, feeds_of(module, latents))
+    assert largest_difference(after, before) < 1e-14
+    assert [laid_out(out) for out in after] == [laid_out(out) for out in before]
     rows = [node.meta["val"].shape[1] for node in copy.calls(aten.linear.default)]
     # Of the last block the rows that are read, but for keys and values; 15 of 20 rows elsewhere.
     assert rows == [15] * 4 * 2 + [15] + [3 * new] * 3
@@ -76,6 +80,11 @@ def linear(x: Tensor, features: int = 6) -> Tensor:
     """A product with a weight that is made in the graph."""
     weight = torch.linspace(0.0, 40.0, features * x.shape[-1], dtype=torch.float64).sin()
     return F.linear(x, weight.reshape(features, x.shape[-1]))
+
+
+def laid_out(x: Tensor) -> list[int]:
+    """Strides, but of axes with one value, where they mean nothing."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
 
 
 NARROWED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], int]] = {
@@ -102,6 +111,10 @@ NARROWED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], int]] = {
     "attention": (lambda x: F.scaled_dot_product_attention(linear(x, 4), x, x)[:, 2:4], (1, 8, 4), 2),
     "softmax of rows": (lambda x: linear(x).softmax(-1)[:2], (8, 4), 2),
     "mean of features": (lambda x: linear(x).mean(-1)[5:], (8, 4), 3),
+    "gaps in two axes": (lambda x: linear(x)[:, 1:3, 2:5], (2, 8, 4), 2),
+    "gaps in all axes": (lambda x: linear(x)[:, 1:7:2, 0:5:2], (2, 8, 4), 5),
+    "turned, with gaps": (lambda x: linear(x)[:, 1:3].permute(2, 0, 1), (2, 8, 4), 2),
+    "gaps around frames": (lambda x: linear(x).unflatten(1, (4, 2))[:, 1:3], (2, 8, 4), 4),
     "one axis of two": (lambda x: linear(x)[:, 1:3], (2, 8, 4), 2),
 }
 """Function, shape of its input, and rows that the first product is left with (along its last axis but one)."""
@@ -117,6 +130,14 @@ def test_every_movement_is_followed(name: str) -> None:
     first = next(iter(copy.calls(aten.linear.default)))
     assert first.meta["val"].shape[-2 if name != "tokens of frames" else 0] == rows
     assert [out.shape for out in after] == [out.shape for out in before]
+    assert [laid_out(out) for out in after] == [laid_out(out) for out in before]
+
+
+@pytest.mark.parametrize("strides", [(2, 1), (1, 1)])
+def test_what_overlaps_in_memory_is_laid_out_by_no_padding(strides: tuple[int, int]) -> None:
+    node = fx.Graph().placeholder("x")
+    node.meta["val"] = torch.empty(16).as_strided((3, 4), strides)
+    assert Layout.of(node) is None
 
 
 WHOLE: dict[str, Callable[..., Tensor]] = {
