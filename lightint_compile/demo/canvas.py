@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightint_compile.errors import extra_needed
+from lightint_compile.models.pixels import as_bytes
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -54,7 +54,7 @@ class Canvas:
     def picture(self, x: int, y: int, frame: Tensor, side: int) -> None:
         """A frame [3, H, W] in [0, 1], `side` pixels wide and high."""
         images, _, _ = pillow()
-        pixels = (frame.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        pixels = as_bytes(frame).numpy()
         self.image.paste(images.fromarray(pixels).resize((side, side), images.Resampling.BICUBIC), (x, y))
 
     def box(self, box: Box, fill: Colour | None = None, outline: Colour | None = None) -> None:

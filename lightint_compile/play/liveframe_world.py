@@ -8,13 +8,14 @@ subclass with other attributes.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
-from torch import Tensor
-
 from lightint_compile.errors import InputError, StateError, extra_needed
+from lightint_compile.evaluating.recordings import LATENT_RATE
+from lightint_compile.models.pixels import as_bytes
 from lightint_compile.models.registry import TRUE, world_model
 from lightint_compile.play.opening import Played
 from lightint_compile.play.walking import Walking
@@ -23,9 +24,6 @@ KEYS = {"W": "w", "S": "s", "A": "a", "D": "d", "L": "left", "R": "right"}
 """LiveFrame's tokens of motion by the keys that they hold; looking up and down moves no camera of such a world."""
 
 STAY = "0"
-
-FRAMES_PER_SECOND = 6.0
-"""One latent frame is one frame; six of them are a second of the recorded paths."""
 
 
 @runtime_checkable
@@ -80,7 +78,7 @@ class Eager:
         return WorldCapabilities(
             name=f"lightint {self.model} ({how})",
             interaction_mode="interactive",
-            native_fps=FRAMES_PER_SECOND,
+            native_fps=LATENT_RATE,
             chunk_frames=world.spec.chunk,
             resolution=(world.pixels, world.pixels),
             actions=frozenset([*KEYS, STAY]),
@@ -92,8 +90,7 @@ class Eager:
             self.model, preset=self.preset or "off", device=self.device, weights=self.weights, options=self.options
         )
         if self.preset is not None:
-            for _ in self._played.warm_up():
-                pass
+            collections.deque(self._played.warm_up(), maxlen=0)
 
     def reset(self, image: Any, prompt: str | None, seed: int) -> None:
         """Begin a walk in the place of the seed; `image` and `prompt` are not used."""
@@ -111,7 +108,7 @@ class Eager:
         keys = [KEYS[action] for action in actions if action != STAY]
         accelerated = self.preset is not None
         made = self._walk.go(keys, accelerated) if keys else self._walk.stay(accelerated)
-        frames = _pixels(made.frames)
+        frames = as_bytes(made.frames)
         yield NativeFrame(self._emitted, frames.numpy(), len(frames))
         self._emitted += 1
 
@@ -128,7 +125,3 @@ class Accelerated(Eager):
     """The same by lightint."""
 
     preset = "all"
-
-
-def _pixels(frames: Tensor) -> Tensor:
-    return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()

@@ -6,9 +6,9 @@ import io
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lightint_compile.models.pixels import as_bytes
 from lightint_compile.play.opening import Played
 from lightint_compile.play.walking import Steered, Walking
 from lightint_compile.runtime.decision import Decision
@@ -63,7 +63,7 @@ def png(frame: Tensor) -> bytes:
     """A frame [3, H, W] in [0, 1], without loss."""
     from PIL import Image
 
-    pixels = (frame.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    pixels = as_bytes(frame).numpy()
     held = io.BytesIO()
     Image.fromarray(pixels).save(held, "PNG", compress_level=1)
     return held.getvalue()
