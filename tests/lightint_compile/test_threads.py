@@ -27,7 +27,7 @@ from lightint_compile.reporting.section import Section
 # torch 2.11 built for CUDA, where no device is, frees a device guard with the thread that first traces, and later
 # traces crash (pytorch#178950): that thread is the one that lives as long as the process.
 with FakeTensorMode():
-    pass
+    torch.empty(1)
 
 FLAG_OF_ALL_THREADS = hasattr(_symbolic_trace, "_is_fx_tracing_flag")
 """Whether torch refuses a call of what any backend compiled while another thread traces, as 2.11 does."""
