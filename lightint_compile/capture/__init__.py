@@ -159,7 +159,7 @@ def _program(
     traced.meta["output_spec"] = outputs[-1]
     inputs = _rename_inputs(traced, entries)
     _adopt_constants(traced, mode)
-    tidy(traced, _trainable(traced, values))
+    tidy(traced)
     if autocast:
         make_casts_explicit(traced)
     _clean_module_paths(traced.graph)
@@ -186,12 +186,6 @@ def _drop_outputs(traced: fx.GraphModule, count: int) -> None:
     output = traced.graph.output_node()
     output.args = (tuple(output.args[0][:count]),)  # type: ignore[index,arg-type]
     traced.recompile()
-
-
-def _trainable(traced: fx.GraphModule, values: Sequence[Any]) -> set[fx.Node]:
-    """Placeholders of inputs that want gradients; the trace's own values do not say."""
-    pairs = zip(traced.graph.find_nodes(op="placeholder"), values, strict=True)
-    return {node for node, value in pairs if isinstance(value, torch.Tensor) and value.requires_grad}
 
 
 def _adopt_constants(traced: fx.GraphModule, mode: FakeTensorMode) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lightint_compile.capture.explicit_autocast import MODE_SWITCHES
-from lightint_compile.passes.ir.memory_sharing import memory_of, output_memory
+from lightint_compile.passes.ir.memory_sharing import output_memory
 
 aten = torch.ops.aten
 
@@ -30,6 +29,9 @@ _COPIES = {
     aten.to.dtype_layout,
 }
 
+#: Of these the caller can tell whether they happened, where it gets their memory.
+_TELLING = {*_COPIES, aten.detach.default}
+
 #: Spellings of views that leave their operand to be forgotten, which a functional graph does not promise.
 _AS_VIEWS = {
     aten._unsafe_view.default: aten.reshape.default,
@@ -38,14 +40,11 @@ _AS_VIEWS = {
 }
 
 
-def tidy(graph_module: fx.GraphModule, trainable: Collection[fx.Node] = ()) -> None:
+def tidy(graph_module: fx.GraphModule) -> None:
     """Remove operations without effect and unify forms, in place; dead code is removed too.
 
-    A copy whose memory the caller gets stays: the caller may write to it. So does what detaches a result from an input
-    that wants gradients: without it the result would want them too, as views do that are made under ``no_grad``.
-
-    Args:
-        trainable: inputs that want gradients.
+    A copy whose memory the caller gets stays: the caller may write to it. So does what detaches a result: a view of an
+    input, or of another result, wants gradients as soon as that does, also where the caller asks for them afterwards.
     """
     for node in graph_module.graph.nodes:  # first: as views they tell who has the memory of an output
         node.target = _AS_VIEWS.get(node.target, node.target)
@@ -55,7 +54,7 @@ def tidy(graph_module: fx.GraphModule, trainable: Collection[fx.Node] = ()) -> N
             continue
         if node.target in LEFTOVERS:
             graph_module.graph.erase_node(node)
-        elif _does_nothing(node) and not (node in returned and (node.target in _COPIES or _detaches(node, trainable))):
+        elif _does_nothing(node) and not (node in returned and node.target in _TELLING):
             node.replace_all_uses_with(node.args[0], propagate_meta=False)
             graph_module.graph.erase_node(node)
         elif node.target is aten.type_as.default:
@@ -76,10 +75,6 @@ def _does_nothing(node: fx.Node) -> bool:
     if node.target in (aten.view.default, aten.reshape.default, aten.expand.default):
         return _same_tensor(node, node.args[0])
     return False
-
-
-def _detaches(node: fx.Node, trainable: Collection[fx.Node]) -> bool:
-    return node.target is aten.detach.default and memory_of(node) in trainable
 
 
 def _same_tensor(node: fx.Node, source: Any) -> bool:

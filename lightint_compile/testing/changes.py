@@ -19,6 +19,11 @@ class Adapted(nn.Module):
         self.down = nn.Parameter(torch.full((2, weight.shape[1]), 0.1, dtype=weight.dtype), weight.requires_grad)
         self.up = nn.Parameter(torch.full((weight.shape[0], 2), 0.2, dtype=weight.dtype), weight.requires_grad)
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """The base's, which a model may read as before."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """What the base gives, and the addition."""
         return self.base(x) + x @ self.down.T @ self.up.T

@@ -97,6 +97,8 @@ def dimensions(node: fx.Node, rank: int) -> list[int]:
 def permutation(node: fx.Node) -> tuple[int, ...]:
     """The order in which a permuting operation puts its operand's dimensions."""
     rank = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    if not rank:
+        return ()
     if node.target is aten.permute.default:
         return tuple(dim % rank for dim in node.args[1])  # type: ignore[union-attr, operator]
     if node.target is aten.transpose.int:
@@ -156,9 +158,14 @@ class Pick:
 
 
 def pick_of(node: fx.Node) -> Pick | None:
-    """What ``index_select`` or ``x[:, :, index]`` picks; ``None`` for any other node, masks and several indices too."""
+    """What ``index_select`` or ``x[:, :, index]`` picks; ``None`` for any other node, masks and several indices too.
+
+    ``index_select`` takes a source or an index without axes as well, where there is no axis to pick along.
+    """
     if node.target is aten.index_select.default:
         source, index = argument(node, "self"), argument(node, "index")
+        if not sizes_of(source) or not sizes_of(index):
+            return None
         return Pick(source, dimension(node, len(sizes_of(source))), index)
     if node.target is not aten.index.Tensor:
         return None

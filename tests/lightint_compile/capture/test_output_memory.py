@@ -220,3 +220,18 @@ def test_a_detached_view_of_a_weight_wants_no_gradients(delegate) -> None:
     assert [each.requires_grad for each in results] == [each.requires_grad for each in expected]
     for result, each in zip(results, expected, strict=True):
         torch.testing.assert_close(result, each)
+
+
+@pytest.mark.parametrize("delegate", ["eager", "inductor"])
+@torch.no_grad()
+def test_a_result_that_the_caller_holds_wants_gradients_when_eager_s_would(delegate) -> None:
+    """Asked for after the call: a view of a weight follows it, what was detached does not."""
+    torch._dynamo.reset()
+    module, (video, text) = Weights(torch.sin).requires_grad_(False), made(Texts, torch.sin)[1]
+    options = {"preset": "exact", "delegate": delegate, "strict": True}
+    held = [call(video, text) for call in (module, torch.compile(module, backend="lightint", options=options))]
+    for wanted in (True, False):
+        module.requires_grad_(wanted)
+        text.requires_grad_(wanted)
+        expected, found = ([each.requires_grad for each in results] for results in held)
+        assert found == expected
