@@ -67,6 +67,8 @@ class SparseAttention(Pass):
             can be cut into; 0 leaves them out, as the release does.
         min_tokens: keys below which a site stays dense, and from which it is sparse; ``none`` asks the device's cost
             model. Either is asked once, here, unless a size of the site is only known at each call.
+        min_frame_tiles: tiles of a frame (rows x columns) below which a site stays dense too where ``min_tokens`` is
+            ``none``: the mean of so large a part of a picture does not tell which part matters.
         skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
     """
 
@@ -82,6 +84,7 @@ class SparseAttention(Pass):
     neighbours: int = 1
     skipped_means: int = 2
     min_tokens: int | None = None
+    min_frame_tiles: int = 16
     skip_first: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class SparseAttention(Pass):
         if self.skipped_means not in _PARTS:
             why = f"got {self.skipped_means}"
             raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=2")
-        for name in ("protect_frames", "neighbours", "skip_first"):
+        for name in ("protect_frames", "neighbours", "min_frame_tiles", "skip_first"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} is not negative", where=self.name, why=f"got {getattr(self, name)}")
 
@@ -179,6 +182,11 @@ class SparseAttention(Pass):
             if keys < self.min_tokens:
                 return Obstacle("too-short", f"{keys} keys, fewer than min-tokens {self.min_tokens}")
             return None
+        tiles = choice.layout.row_blocks
+        if tiles < self.min_frame_tiles:
+            frame = f"{choice.layout.height} x {choice.layout.width} tokens"
+            why = f"a frame of {frame} is {tiles} tiles, too few to choose from"
+            return Obstacle("coarse-tiles", why, "use a smaller tile; min-tokens=0 rewrites regardless")
         query = site.query.meta["val"]
         shape = (batch, heads, head_dim, queries, keys)
         density, kernel = min(choice.read_keys / keys, 1.0), str(choice.kernel)

@@ -11,8 +11,8 @@ from lightint_compile.passes.ir.provenance import made_by
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind, generic_path, module_path_of, source_of
 from lightint_compile.reporting.page.graph_rows import Rows, target_of
 
-SETTLED = frozenset({"too-short", "nothing-to-skip"})
-"""Rules of near misses that the cost model wants: changing the model would not help."""
+SETTLED = frozenset({"too-short", "coarse-tiles", "nothing-to-skip"})
+"""Rules of near misses that are choices of ours, for speed or quality: changing the model would not help."""
 
 KEPT, REWRITTEN, COMPUTED_ONCE, REMOVED = "kept", "rewritten", "computed once", "removed"
 """Outcomes: as it was; replaced by something else; an equal one serves; nothing reads it."""

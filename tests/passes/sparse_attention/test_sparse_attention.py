@@ -300,6 +300,9 @@ def test_short_sites_the_first_blocks_and_tiles_that_keep_all_stay_dense():
     assert "too-short" in missed(rewritten(program, "sparse-attention{tile=2x2x2}")[1].remarks)
     assert "too-short" in missed(rewritten(program, "sparse-attention{tile=2x2x2,min-tokens=257}")[1].remarks)
     assert "nothing-to-skip" in missed(rewritten(program, "sparse-attention{tile=4x8x8,min-tokens=0}")[1].remarks)
+    assert "coarse-tiles" in missed(rewritten(program, "sparse-attention{tile=2x2x4}")[1].remarks)
+    assert "too-short" in missed(rewritten(program, "sparse-attention{tile=2x2x4,min-frame-tiles=8}")[1].remarks)
+    assert "coarse-tiles" not in missed(rewritten(program, "sparse-attention{tile=2x2x4,min-tokens=0}")[1].remarks)
     first = rewritten(program, f"{SMALL[:-1]},skip-first=1}}")[1].remarks
     applied = [remark.module_path for remark in first if remark.kind is RemarkKind.APPLIED]
     assert "skip-first" in missed(first)
