@@ -35,7 +35,7 @@ EXPECTED_BY_OTHERS = {
 MODULES = {"pillow": "PIL"}
 """What is imported by another name than it is installed by."""
 
-PROGRAMS = ("tests/peers/world_models", "tests/benchmarks/upstream")
+PROGRAMS = ("tests/peers/world_models", "tests/benchmarks/upstream", "tests/benchmarks/packages")
 LOADED = {"conftest", *(path.stem for folder in PROGRAMS for path in (ROOT / folder).glob("*.py"))}
 """What tests load besides: pytest's own files, and the parts of a program that a test runs."""
 
