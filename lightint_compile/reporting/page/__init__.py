@@ -13,7 +13,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from lightint_compile.reporting.page.first_screen import first_screen
+from lightint_compile.reporting.page.first_screen import first_screen, steps
 from lightint_compile.reporting.page.graph_data import graph_data
 from lightint_compile.reporting.page.listing import listing
 from lightint_compile.reporting.section import Section
@@ -49,13 +49,8 @@ def _data(report: Report) -> dict[str, Any]:
     return {
         "sections": [_section(section) for section in report.sections],
         "chunks": list(report.chunks),
-        "path": {**report.path, "steps": max(map(_steps, report.sections), default=0)},
+        "path": {**report.path, "steps": steps(report.sections)},
     }
-
-
-def _steps(section: Section) -> int:
-    """Denoising steps that a section's root runs."""
-    return sum(bool(re.fullmatch(r"step \d+", phase)) for phase, _ in section.runs)
 
 
 def _section(section: Section) -> dict[str, Any]:

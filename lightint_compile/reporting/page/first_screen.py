@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.reporting.page.decided import decided, frames, reused
+from lightint_compile.reporting.page.links import SETTLED
 from lightint_compile.reporting.page.savings import best_change, bytes_moved, work
+from lightint_compile.reporting.page.words import PASSES, classes, numerics
 from lightint_compile.reporting.section import PassRow, Section
 from lightint_compile.reporting.units import changed, counted
 
@@ -26,7 +30,7 @@ def first_screen(report: Report) -> str:
         ("rewritten", "What was rewritten", _rewritten(report.sections)),
         ("saved", "What it saves", _saved(report)),
         ("not-rewritten", "What was not, and what would help", _left(report.sections)),
-        ("decided", "What the run decided", _decided(report.chunks)),
+        ("decided", "What the run decided", decided(report.sections, report.chunks, steps(report.sections))),
     )
     return "\n".join(
         f'<article class="card" id="card-{name}"><h2>{title}</h2>{"".join(body)}</article>'
@@ -42,12 +46,13 @@ def _rewritten(sections: Sequence[Section]) -> Iterator[str]:
         if section.untouched:
             yield f"<p>left as it is: {escape(section.untouched)}</p>"
     rows = _joined(row for section in sections for row in section.passes)
+    done = [row for row in rows if row.rewritten]
     lines = [
         f'<li><b>{escape(row.name)}</b> {row.rewritten} <span class="quiet">{escape(_effect(row))}</span></li>'
-        for row in rows
-        if row.rewritten
+        for row in done
     ]
     yield f"<ul>{''.join(lines)}</ul>" if lines else "<p>No pass found a place to rewrite.</p>"
+    yield f'<p class="quiet">{escape(classes(row.numerics for row in done))}.</p>' if lines else ""
 
 
 def _joined(rows: Iterable[PassRow]) -> list[PassRow]:
@@ -64,10 +69,10 @@ _COUNTS = ("rewritten", "missed", "seconds", "flops_before", "flops_after")
 
 
 def _effect(row: PassRow) -> str:
-    """By how much the work fell, and what happens to the numbers."""
+    """What it means, by how much the work fell, and what happens to the numbers."""
     share = (row.flops_after - row.flops_before) / row.flops_before if row.flops_before else 0.0
     fell = f"{100 * share:.1f} % FLOPs" if share <= -0.0005 else ""
-    return " · ".join(filter(None, (fell, row.numerics)))
+    return " · ".join(filter(None, (PASSES.get(row.name, ""), fell, numerics(row.numerics))))
 
 
 def _saved(report: Report) -> Iterator[str]:
@@ -81,20 +86,40 @@ def _saved(report: Report) -> Iterator[str]:
         yield _entry(
             "memory traffic, unfused", f"{counted(first, 'B')} became {counted(last, 'B')} ({changed(first, last)})"
         )
-    yield _entry("operations", ", ".join(f"{s.nodes_before} became {s.nodes_after}" for s in report.sections) or "none")
+    operations = ", ".join(f"{s.nodes_before} became {s.nodes_after}" for s in report.sections)
+    yield _entry("operations, a call of a region being one", operations or "none")
+    if saved := _in_the_run(report):
+        yield _entry("in the run, on top", escape(saved))
     yield _entry("measured time", escape(_measured(report.chunks)))
     yield from _predicted(report.sections)
     yield "</dl>"
     if any(section.runs for section in report.sections):
-        yield '<p class="quiet">Both sides of every branch and the largest context are counted: what a run reuses or '
-        yield "leaves out comes on top.</p>"
+        yield '<p class="quiet">FLOPs count both sides of every branch and the largest context: what a run reuses '
+        yield "or leaves out comes on top.</p>"
 
 
 def _measured(chunks: Sequence[Mapping[str, Any]]) -> str:
     times = [sum(chunk["milliseconds"].values()) for chunk in chunks if chunk.get("milliseconds")]
     if not times:
         return "not measured: lightint_compile.report(compiled, run=...) times a run"
-    return f"{sum(times) / len(times):.1f} ms a call, mean of {len(times)}"
+    return f"{sum(times) / len(times):.1f} ms a call, mean of {len(times)}; the model as it was is not timed here"
+
+
+def _in_the_run(report: Report) -> str:
+    """What was reused or left out by decisions, of what the model does; empty where nothing was."""
+    whole = steps(report.sections) * len(report.chunks)
+    (read, fewer), taken = frames(report.chunks), reused(report.chunks)
+    said = [f"{taken} of {whole} denoising steps reused"] if taken and whole else []
+    said += [f"{fewer} of {read + fewer} context frames left out"] if fewer else []
+    return ", ".join(said)
+
+
+def steps(sections: Sequence[Section]) -> int:
+    """Denoising steps of a chunk: the most that a root runs."""
+    return max((sum(bool(_STEP.fullmatch(phase)) for phase, _ in section.runs) for section in sections), default=0)
+
+
+_STEP = re.compile(r"step \d+")
 
 
 def _predicted(sections: Sequence[Section]) -> Iterator[str]:
@@ -122,45 +147,24 @@ def _left(sections: Sequence[Section]) -> Iterator[str]:
     else:
         yield "<p>Nothing to change: what was left as it is would not pay, or has no cure.</p>"
     yield from _short(misses)
+    if misses:
+        yield '<p class="quiet">A near miss is a place that a pass began to match. Each is below, with its line.</p>'
 
 
 def _short(misses: Iterable[Remark]) -> Iterator[str]:
-    counts = Counter[tuple[str, str]]()
+    counts, said = Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     for remark in misses:
-        counts[remark.pass_name, remark.rule] += remark.count
+        kind = remark.pass_name, remark.rule
+        counts[kind] += remark.count
+        settled = " (the cost model wants it so)" if remark.rule in SETTLED else ""
+        said.setdefault(kind, remark.message + settled)
     lines = [
-        f'<li>{count} × <b>{escape(name)}</b> <span class="quiet">{escape(rule)}</span></li>'
-        for (name, rule), count in counts.items()
+        f'<li>{count} × <b>{escape(kind[0])}</b> <span class="quiet">{escape(said[kind])}</span></li>'
+        for kind, count in counts.items()
     ]
     more = f"<li>and {len(lines) - MOST} more kinds</li>" if len(lines) > MOST else ""
     if lines:
         yield f"<ul>{''.join(lines[:MOST])}{more}</ul>"
-
-
-def _decided(chunks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if not chunks:
-        yield '<p class="figure">– <span>chunks</span></p>'
-        yield "<p>Nothing has run, or nothing is decided at run time. After a rollout, "
-        yield "<code>lightint_compile.report(compiled)</code> shows its decisions.</p>"
-        return
-    if not any(c["threshold"] or c["context_frames"] or c["reused_steps"] for c in chunks):
-        yield f'<p class="figure">{len(chunks)} <span>call{"s" if len(chunks) > 1 else ""}</span></p>'
-        yield "<p>Nothing is decided at run time.</p>"
-        return
-    reused = sum(len(set(c["reused_steps"]) - set(c["refused_steps"])) for c in chunks)
-    refused = sum(len(c["refused_steps"]) for c in chunks)
-    fewer = sum(c["saved_frames"] for c in chunks)
-    gathered = sum(len(c["context_frames"]) for c in chunks)
-    plural = "chunk" if len(chunks) == 1 else "chunks"
-    yield f'<p class="figure">{len(chunks)} <span>{plural}</span></p><dl>'
-    yield _entry("steps reused", str(reused))
-    yield _entry("refused for drift", str(refused))
-    yield _entry("context frames", f"{gathered}, {fewer} fewer than the model gathers")
-    kept = sum(c["kept_frames"] for c in chunks)
-    yield _entry("keys and values kept", f"of {kept} frames") if kept else ""
-    seen = sum(not c["novel"] for c in chunks)
-    yield _entry("views seen before", f"in {seen} of {len(chunks)} chunks")
-    yield "</dl>"
 
 
 def _entry(term: str, text: str) -> str:

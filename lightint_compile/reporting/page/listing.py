@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+import torch
+
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import GRAPH_BREAK
+from lightint_compile.reporting.page.graph_rows import is_weight
+from lightint_compile.reporting.page.words import REGIONS, RISE, VARIES, classes, numerics
 from lightint_compile.reporting.section import Section
 from lightint_compile.reporting.text import TITLES, change, sentence, sizes
 from lightint_compile.reporting.units import counted
@@ -30,6 +34,7 @@ def _body(section: Section, number: int) -> Iterator[str]:
         yield f"<p>left as it is: {escape(section.untouched)}</p>"
     else:
         yield f"<p>{escape(sizes(section))}</p>"
+        yield from _takes(section)
         yield from _table(section)
         yield from _runs(section)
     yield _group("graph breaks", breaks, number, is_open=True)
@@ -46,17 +51,35 @@ def _table(section: Section) -> Iterator[str]:
     yield '<div class="wide" role="region" aria-label="passes" tabindex="0"><table><thead><tr>'
     yield "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
     for row in section.passes:
-        cells = (row.found, row.rewritten, row.missed, f"{1000 * row.seconds:.0f}", change(row), row.numerics)
+        cells = (row.found, row.rewritten, row.missed, f"{1000 * row.seconds:.0f}", change(row), numerics(row.numerics))
         data = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
         yield f'<tr><th scope="row">{escape(row.name)}</th>{data}</tr>'
     yield "</tbody></table></div>"
+    told = [RISE] if any(row.flops_after > row.flops_before > 0 for row in section.passes) else []
+    told += [f"{classes(row.numerics for row in section.passes)}."]
+    yield from (f'<p class="quiet">{escape(line)}</p>' for line in told)
+
+
+def _takes(section: Section) -> Iterator[str]:
+    """The tensors that the graph takes: what tells one graph of a model from another."""
+    graph = section.original
+    nodes = [] if graph is None else [n for n in graph.graph.find_nodes(op="placeholder") if not is_weight(n)]
+    values = {str(node.target): node.meta.get("val") for node in nodes}
+    shapes = {name: value.shape for name, value in values.items() if isinstance(value, torch.Tensor)}
+    if not shapes:
+        return
+    said = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
+    varies = any(not isinstance(size, int) for shape in shapes.values() for size in shape)
+    yield f'<p class="quiet">It takes {escape(said)}.{f" {VARIES}" if varies else ""}</p>'
 
 
 def _runs(section: Section) -> Iterator[str]:
     if not section.runs:
         return
     lines = "".join(f"<dt>{escape(phase)}</dt><dd>{escape(said)}</dd>" for phase, said in section.runs)
-    yield _folded("what runs, from top to bottom", f'<dl class="runs">{lines}</dl>', False)
+    yield _folded(
+        "what runs, from top to bottom", f'<p class="quiet">{REGIONS}</p><dl class="runs">{lines}</dl>', False
+    )
 
 
 def _group(title: str, remarks: list[tuple[int, Remark]], section: int, *, is_open: bool) -> str:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_world import there_and_back
 
 from lightint_compile import LightintOptions, capture
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.passes.registry import PASSES
 from lightint_compile.pipeline_run import rewrite
 from lightint_compile.reporting import Report
+from lightint_compile.reporting.page import decided, words
+from lightint_compile.runtime.planner import plan
+from lightint_compile.runtime.rules import AdaptiveRules
+from lightint_compile.runtime.run_rows import as_rows
 
 VOID = {"meta", "br", "input"}
 
@@ -79,3 +85,23 @@ def test_reports_without_rewrites_have_a_page_too(tmp_path: Path) -> None:
 
     for report, said in ((Report.of(), "no graph"), (Report.of(Section("M", untouched="it needs <grad>")), "<grad>")):
         assert said in Page(report.to_html(tmp_path / "r.html").read_text(encoding="utf-8")).text
+
+
+def test_every_pass_is_explained_in_plain_words() -> None:
+    assert set(words.PASSES) == set(PASSES)
+
+
+def test_a_run_says_what_it_saved_and_why(report: Report, tmp_path: Path) -> None:
+    rows = as_rows(plan(there_and_back(40, turn=3.0)[0], AdaptiveRules(steps=(1, 2))), 4, 0)
+    seen = [row for row in rows if row["reused_steps"]]
+    seen[-1]["refused_steps"] = [1, 2]
+    phases = (("decide", "context frames, by the adaptive rules"), *((f"step {n}", "block_0") for n in range(4)))
+    (section,) = report.sections
+    told = dataclasses.replace(report, sections=(dataclasses.replace(section, runs=phases),), chunks=rows)
+    text = Page(told.to_html(tmp_path / "report.html").read_text(encoding="utf-8")).text
+    reused, left = sum(len(row["reused_steps"]) for row in seen) - 2, sum(row["saved_frames"] for row in rows)
+    assert f"{reused} of {4 * len(rows)} denoising steps reused" in text and f"{left} of " in text
+    for said in (decided.ADAPTIVE, "so steps may be reused", "so every step is computed", "had drifted too far"):
+        assert said in text
+    assert f"chunk {seen[-1]['chunk']}: a reuse was refused" in text
+    assert "It takes " in text and "exact: the mathematics stays" in text

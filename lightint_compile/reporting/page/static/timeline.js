@@ -114,8 +114,9 @@ function overlapBar(chunk) {
 }
 
 function overlapText(chunk) {
-  const seen = chunk.novel ? "not seen before" : "seen before";
-  return `${chunk.overlap.toFixed(2)} of ${chunk.threshold.toFixed(2)}, ${seen}`;
+  if (!chunk.threshold) return "nothing compared";
+  const seen = chunk.novel ? "below" : "reaches";
+  return `${chunk.overlap.toFixed(2)} ${seen} ${chunk.threshold.toFixed(2)}: ${chunk.novel ? "new" : "seen before"}`;
 }
 
 function frameMap(chunk, frames) {
