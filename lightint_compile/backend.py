@@ -162,7 +162,7 @@ def _config(mode: str | None) -> dict[str, Any]:
 def _reason_to_leave_alone(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: LightintOptions
 ) -> str:
-    if options.preset == "off" and options.passes is None:
+    if options.preset == "off" and options.passes is None and not options.is_shared:
         return 'preset="off"'
     tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

@@ -19,6 +19,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
+from lightint_compile.agreement import agreed
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import CaptureError, OptionError, PassError, one_line
 from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
@@ -27,8 +28,9 @@ from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_o
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
 from lightint_compile.options import LightintOptions
-from lightint_compile.options.pipelines import pipeline_of
+from lightint_compile.options.pipelines import SHARD, pipeline_of
 from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.graphs import Graphs
@@ -89,8 +91,13 @@ class Compilation:
         Raises:
             OptionError: options that cannot be taken.
             PassError: a pass named by ``require`` did nothing or cannot be compiled.
+            RankError: several ranks share the call, and one of them failed or compiled something else.
             Exception: under ``strict`` what failed; else what Inductor raises on the graph as it is.
         """
+        ranks = Ranks.of(self._options.gpus, self._options.mesh)
+        return self._run() if ranks is None else agreed(ranks, self._run, _word)
+
+    def _run(self) -> CompiledGraph:
         try:
             return self._made()
         except NothingLeftError as found:
@@ -279,7 +286,8 @@ class Compilation:
         section = section.with_measurements(seconds)
         if warm:
             section = dataclasses.replace(section, source=self._graphs)
-        function = driver if self._options.strict else self._recovering(driver)
+        alone = self._options.strict or self._options.is_shared  # the others would wait for a rank that starts again
+        function = driver if alone else self._recovering(driver)
         return CompiledGraph(function, section, self._inputs, driver=driver)
 
     def _recovering(self, driver: Driver) -> Recovering:
@@ -309,6 +317,12 @@ def inductor_as_it_is(
         with inductor_config.patch(config):
             function = results.behind(cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs))))
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+def _word(graph: CompiledGraph) -> str:
+    """What ranks must have in common to run a graph together: the calls that each makes on its part."""
+    applied = (r for r in graph.section.remarks if r.kind is RemarkKind.APPLIED and r.pass_name == SHARD)
+    return next((str(remark.args["agreed"]) for remark in applied), "every rank computes all of it")
 
 
 def _section_without_passes(options: LightintOptions) -> Section:

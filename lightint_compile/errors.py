@@ -70,6 +70,10 @@ class PassError(LightintError, RuntimeError):
     """A pass that broke its contract, or a required rewrite that did not apply."""
 
 
+class RankError(LightintError, RuntimeError):
+    """Ranks that are to share a call and do not compile the same, or one that failed; all of them raise it."""
+
+
 class ExtensionError(LightintError, RuntimeError):
     """Something that another package registers and that cannot be used."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lightint_compile.errors import OptionError
+from lightint_compile.errors import OptionError, RankError
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 
@@ -30,7 +30,7 @@ ENOUGH = 3
 
 def is_answered(error: Exception) -> bool:
     """Whether an exception is answered by a fallback; what says that memory is full or an option is bad is not."""
-    return not isinstance(error, (torch.OutOfMemoryError, MemoryError, OptionError))
+    return not isinstance(error, (torch.OutOfMemoryError, MemoryError, OptionError, RankError))
 
 
 def told(stage: str, instead: str, error: Exception) -> Remark:

@@ -31,6 +31,7 @@ PASSES: dict[str, str] = {
     "adaptive-context": "adaptive_context:AdaptiveContext",
     "context-reuse": "context_reuse:ContextReuse",
     "sparse-attention": "sparse_attention:SparseAttention",
+    "shard-sequence": "shard_sequence:ShardSequence",
     "outline-regions": "outline_regions:OutlineRegions",
     "step-cache": "step_cache:StepCache",
 }

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from lightint_compile.kernels import cost
 from lightint_compile.lowering.extension_sources import UnknownSourceError, extension_lines
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.remarks import source_of
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ def key_of(
         weights: inputs whose parameters the record depends on: a sample of each is part of the key.
     """
     digest = hashlib.sha256()
-    known = (str(options), repr(sorted(config.items())), *surroundings(), *_samples(weights))
+    ranks = repr(Ranks.of(options.gpus, options.mesh))  # each has code of its own
+    known = (str(options), ranks, repr(sorted(config.items())), *surroundings(), *_samples(weights))
     try:
         for line in (*_graph_lines(graph_module), *known, *extension_lines(options)):
             digest.update(line.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -134,6 +135,22 @@ def input_grids(option: str, value: Any) -> tuple[tuple[str, tuple[int | None, i
 
 def _is_count(frames: Any) -> bool:
     return frames is None or is_whole(frames, 1)
+
+
+def device_mesh(option: str, value: Any) -> str | None:
+    """A one-dimensional ``DeviceMesh`` as ``ranks@group``, which is taken as it is; or ``None``."""
+    if value is None or (isinstance(value, str) and _MESH.fullmatch(value)):
+        return value
+    from lightint_compile.passes.ir.ranks import mesh_text
+
+    text = mesh_text(value)
+    if text is None:
+        example = 'torch.distributed.init_device_mesh("cuda", (4,))'
+        raise wrong(option, value, "a DeviceMesh of one dimension", example)
+    return text
+
+
+_MESH = re.compile(r"[1-9]\d*@[^{},@]+")
 
 
 def is_number(value: Any) -> bool:

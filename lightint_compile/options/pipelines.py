@@ -25,13 +25,31 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
     """
     from lightint_compile.passes.pipeline import Pipeline
 
-    passes = Pipeline.parse(str(preset_of(options.preset)) if options.passes is None else options.passes).passes
+    text = str(preset_of(options.preset)) if options.passes is None else options.passes
+    passes = _shared(options, Pipeline.parse(text).passes)
     passes = tuple(step for step in passes if step.name not in options.without)
     if options.budget is not None and options.budget.is_exact:
         passes = _exact(passes)
     _check_required(options, passes)
     passes = _forward(options, passes)
     return Pipeline(passes if options.budget is None else _exact(passes))
+
+
+SHARD = "shard-sequence"
+"""The pass that shares the work of a call among processes; no preset names it, and asking for processes runs it."""
+
+_BEHIND = ("outline-regions", "step-cache")
+"""Passes that run on what a rank computes."""
+
+
+def _shared(options: LightintOptions, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    names = [step.name for step in passes]
+    if (options.gpus is None and options.mesh is None) or SHARD in names:
+        return passes
+    from lightint_compile.passes.registry import pass_class
+
+    place = next((names.index(name) for name in _BEHIND if name in names), len(names))
+    return (*passes[:place], pass_class(SHARD)(), *passes[place:])
 
 
 def _exact(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:

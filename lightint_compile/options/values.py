@@ -10,6 +10,7 @@ from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.options.checks import (
     ROLES,
     choice,
+    device_mesh,
     input_grids,
     input_roles,
     is_number,
@@ -222,6 +223,23 @@ class LightintOptions:
         to_passes=True,
         asks=False,
     )
+    gpus: int | None = option(
+        None,
+        whole("a number of ranks, 1 or more", "4", least=1),
+        values="ranks",
+        help="deal the tokens out to the ranks of the default process group, of which there are so many; every rank "
+        "makes the same call",
+        to_passes=True,
+        asks=False,
+    )
+    mesh: str | None = option(
+        None,
+        device_mesh,
+        values="a `DeviceMesh` of one dimension",
+        help="the same for the ranks of a part of the process group",
+        to_passes=True,
+        asks=False,
+    )
     without: tuple[str, ...] = option(
         (), pass_names, values="list of passes", help="passes that are left out of the pipeline", plain=list
     )
@@ -242,6 +260,12 @@ class LightintOptions:
         for row in table_of(type(self)):
             object.__setattr__(self, row.name, row.check(row.name, getattr(self, row.name)))
         _check_who_sets_thresholds(self)
+        _check_one_group(self)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes share the work of one call."""
+        return self.gpus not in (None, 1) or self.mesh is not None
 
     @property
     def budget(self) -> Budget | None:
@@ -284,6 +308,23 @@ def _check_who_sets_thresholds(options: LightintOptions) -> None:
         why="thresholds are what a budget is for: calibration sets them",
         fix=f"leave out {' and '.join(given)}, or {' and '.join(stated)}",
     )
+
+
+def _check_one_group(options: LightintOptions) -> None:
+    if options.gpus is not None and options.mesh is not None:
+        raise OptionError(
+            "gpus and mesh cannot be set together",
+            where="options['mesh']",
+            why="each says which ranks share the tokens",
+            fix="leave out gpus",
+        )
+    if options.is_shared and options.budget is not None and not options.budget.is_exact:
+        raise OptionError(
+            "an error budget cannot be set for several ranks",
+            where="options['gpus']",
+            why="each rank would calibrate for itself, and ranks must run the same graph",
+            fix="calibrate on one rank, and give the options that it chose",
+        )
 
 
 def forwarded(kind: type[LightintOptions] = LightintOptions) -> tuple[str, ...]:

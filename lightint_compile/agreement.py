@@ -1,0 +1,77 @@
+"""Ranks that share a call agree on what they compiled before the first of them waits for another.
+
+A rank that failed, or that compiled something else, would leave the others waiting in a collective. So each says in the
+store of the process group what came of it, and reads what came of the others: one error on all, or none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+from torch.distributed import PrefixStore, Store
+
+from lightint_compile.errors import RankError, told
+from lightint_compile.passes.ir.ranks import Ranks
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for what came of another."""
+
+_ROUNDS: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+
+def agreed(ranks: Ranks, make: Callable[[], Result], word: Callable[[Result], str]) -> Result:
+    """What ``make`` gives, once every rank has made it with the same ``word``.
+
+    Raises:
+        OptionError: there is no process group.
+        RankError: a rank failed, or has another word; raised on all ranks alike.
+    """
+    ranks.check_joined()
+    store = _store(ranks)
+    try:
+        made = make()
+    except Exception as error:
+        store.set(str(ranks.rank), json.dumps({"failed": told(error)}))
+        raise RankError(
+            f"rank {ranks.rank} of {ranks.count} failed, and all ranks stop", why=told(error), fix=_FIX
+        ) from error
+    store.set(str(ranks.rank), json.dumps({"word": word(made)}))
+    _compare([_heard(store, rank) for rank in range(ranks.count)])
+    return made
+
+
+_FIX = "give every rank the same model, options and shapes; the error of the first rank that failed says more"
+
+
+def _store(ranks: Ranks) -> Store:
+    """A place of its own for each compilation: all ranks make them in the same order."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return PrefixStore(f"lightint/{ranks.group}/{next(_ROUNDS[ranks.group])}", _get_default_store())
+
+
+def _heard(store: Store, rank: int) -> dict[str, str]:
+    try:
+        store.wait([str(rank)], PATIENCE)
+    except Exception as error:
+        why = f"it said nothing in {PATIENCE}: {told(error)}"
+        raise RankError(f"rank {rank} is not there", why=why, fix=_FIX) from error
+    found: dict[str, str] = json.loads(store.get(str(rank)))
+    return found
+
+
+def _compare(heard: list[dict[str, str]]) -> None:
+    for rank, each in enumerate(heard):
+        if "failed" in each:
+            raise RankError(f"rank {rank} of {len(heard)} failed, and all ranks stop", why=each["failed"], fix=_FIX)
+    words = [each["word"] for each in heard]
+    if len(set(words)) > 1:
+        shown = ", ".join(f"rank {rank}: {word}" for rank, word in enumerate(words))
+        raise RankError("the ranks did not compile the same graph", why=shown, fix=_FIX)

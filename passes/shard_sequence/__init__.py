@@ -1,0 +1,126 @@
+"""shard-sequence: tokens of the grid are dealt out to the ranks of a process group, and attention to its heads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.fx as fx
+
+from lightint_compile.passes.analysis.attention_sites import AttentionSites
+from lightint_compile.passes.analysis.token_axis import Grid
+from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
+from lightint_compile.passes.shard_sequence.emit import Emission
+from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
+from lightint_compile.passes.shard_sequence.following import Sharding, key_of
+from lightint_compile.passes.shard_sequence.places import By, cut_of
+from lightint_compile.passes.ir.ranks import MARK, Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSequence(Pass):
+    """Every rank computes its share of the tokens, and in attention its share of the heads.
+
+    Each rank runs this program on the same inputs and returns the same results. See ``docs/passes/shard-sequence.md``.
+
+    Attributes:
+        gpus: how many ranks the default process group has.
+        mesh: a one-dimensional ``DeviceMesh`` instead, as ``ranks@group``.
+    """
+
+    name: ClassVar[str] = "shard-sequence"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    gpus: int | None = None
+    mesh: str | None = None
+
+    def run(self, program: Program) -> PassResult:
+        """See :meth:`~passes.base.Pass.run`."""
+        ranks = Ranks.of(self.gpus, self.mesh)
+        if ranks is None or MARK in program.graph_module.meta:
+            return PassResult(False)
+        try:
+            by, flow = _followed(program, ranks)
+        except Obstacle as obstacle:
+            miss = Miss(obstacle.node, f"every rank computes all of it: {obstacle.reason}", obstacle.hint)
+            return PassResult(False, (miss.remark(self.name, "tokens"),))
+        agreed = _fingerprint(flow)
+        emission = Emission(program, flow, ranks, self.name)
+        emission.rewrite()
+        program.graph_module.meta[MARK] = ranks
+        return PassResult(True, (_applied(by, flow, emission, ranks, agreed),))
+
+
+def _followed(program: Program, ranks: Ranks) -> tuple[By, Flow]:
+    """The first way to deal tokens out that works.
+
+    Raises:
+        Obstacle: none does; what stood in the way of the first one whose sizes divide.
+    """
+    sites = [site for site in program.fact(AttentionSites) if site.query_axis.grids]
+    grids = list(dict.fromkeys(grid for site in sites for grid in site.query_axis.grids))
+    if not grids:
+        raise Obstacle(program.graph.output_node(), "no attention has queries of a token grid")
+    first: Obstacle | None = None
+    for by in By:
+        cuts = [cut_of(grid, by, ranks.count) for grid in grids]
+        planned = {key_of(grid): entry for grid, entry in zip(grids, cuts, strict=True) if entry is not None}
+        if None in cuts:
+            continue
+        try:
+            flow = Sharding(program, planned, ranks.count).run()
+        except Obstacle as obstacle:
+            first = first or obstacle
+            continue
+        if flow.sites:
+            return by, flow
+        first = first or Obstacle(sites[0].node, "no attention reads tokens that can be dealt out")
+    raise first or _undivided(sites[0].node, grids, ranks)
+
+
+def _undivided(node: fx.Node, grids: list[Grid], ranks: Ranks) -> Obstacle:
+    sizes = " and ".join(dict.fromkeys(map(str, grids)))
+    why = f"along no axis of the grid do {ranks.count} ranks divide the tokens {sizes}"
+    return Obstacle(node, why, "use a number of ranks that divides frames, rows or columns")
+
+
+def _applied(by: By, flow: Flow, emission: Emission, ranks: Ranks, agreed: str) -> Remark:
+    sites = len(flow.sites)
+    message = (
+        f"{sites} attention site{'s' * (sites != 1)} and all between them run on {ranks.count} ranks: tokens by {by}, "
+        f"{emission.exchanged} exchanges with heads, {emission.gathered} gathers"
+    )
+    args = {
+        "ranks": ranks.count,
+        "by": str(by),
+        "sites": sites,
+        "exchanges": emission.exchanged,
+        "gathers": emission.gathered,
+        "bytes_sent": emission.sent,
+        "agreed": agreed,
+    }
+    return Remark(
+        kind=RemarkKind.APPLIED,
+        pass_name=ShardSequence.name,
+        rule=str(by),
+        message=message,
+        args=args,
+        numerics=Numerics.EXACT,
+    )
+
+
+def _fingerprint(flow: Flow) -> str:
+    """What all ranks must have found alike, as a hash: which calls are made on which parts."""
+    digest = hashlib.sha256()
+    for line in _lines(flow):
+        digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+def _lines(flow: Flow) -> Iterator[str]:
+    for node, reads in flow.reads.items():
+        operands = [(source.name, str(layout)) for source, layout in reads.items()]
+        yield f"{node.name} {node.target} {operands} {flow.known.get(node)}\n"

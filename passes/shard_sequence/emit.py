@@ -1,0 +1,128 @@
+"""Writing what was found into the graph: every call becomes the same call on a rank's part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+
+from lightint_compile.errors import PassError
+from lightint_compile.passes.analysis.axes.factors import Kind, Layout, place_of, without
+from lightint_compile.passes.ir.fake_values import evaluated, hint_of, shape_of
+from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
+from lightint_compile.passes.ir.op_arguments import results_in
+from lightint_compile.passes.ir.program import Program, fake_mode_of, tensor_of
+from lightint_compile.passes.ir.rewriter import Rewriter, stored_in
+from lightint_compile.passes.shard_sequence.collectives import Collectives
+from lightint_compile.passes.shard_sequence.flow import Flow
+from lightint_compile.passes.ir.ranks import Ranks
+
+
+class Emission:
+    """Rewrites the calls of a program in place.
+
+    Attributes:
+        exchanged, gathered: how many collectives of each kind were written.
+        sent: bytes that one rank sends to others, symbolic sizes at their hints.
+    """
+
+    def __init__(self, program: Program, flow: Flow, ranks: Ranks, pass_name: str) -> None:
+        self._program, self._flow, self._ranks = program, flow, ranks
+        self._rewriter = Rewriter(program, pass_name)
+        self._collectives = Collectives(ranks, self._rewriter.call)
+        self._mode = fake_mode_of(program.graph.nodes)
+        self._converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
+        self._orders = {node: memory_order(node.meta["val"]) for node in output_memory(program.graph)}
+        self._known: dict[Any, Any] = {}
+        self.exchanged = self.gathered = self.sent = 0
+
+    def rewrite(self) -> None:
+        """Rewrite every call that reads or makes parts."""
+        inputs = [node for node in self._program.graph.nodes if node.op == "placeholder"]
+        self._first = inputs[-1].next if inputs else next(iter(self._program.graph.nodes))
+        for node in list(self._program.graph.nodes):
+            if node in self._flow.reads:
+                self._rewrite(node)
+            elif node in self._flow.known and node not in self._flow.entries:
+                self._evaluate(node)
+
+    def _rewrite(self, node: fx.Node) -> None:
+        read = {source: self._bring(source, layout) for source, layout in self._flow.reads[node].items()}
+        plan = self._flow.plans.get(node)
+        args = node.args if plan is None or plan.args is None else plan.args
+
+        def brought(value: Any) -> Any:
+            return read.get(value, value) if isinstance(value, fx.Node) else value
+
+        if node.op == "output":
+            node.args = pytree.tree_map(self._returned(brought), args)
+            return
+        node.args, node.kwargs = pytree.tree_map(brought, (args, dict(node.kwargs)))
+        if node.op == "call_function":
+            self._evaluate(node)
+
+    def _evaluate(self, node: fx.Node) -> None:
+        node.target, value = evaluated(node.target, node.args, node.kwargs, self._mode)
+        node.meta["val"] = value
+        layouts = self._flow.known.get(node, ()) if node not in self._flow.entries else ()
+        for result, layout in zip(results_in(node), layouts, strict=False):
+            parts = tuple(without(entry, Kind.BATCH) for entry in layout)
+            if isinstance(result, torch.Tensor) and shape_of(result) != parts:
+                raise PassError(
+                    f"{node.name} is no part of what it was", why=f"{shape_of(result)} in place of {parts}"
+                )
+
+    def _returned(self, brought: Any) -> Any:
+        """An output in the memory order that the caller knows."""
+
+        def returned(value: Any) -> Any:
+            found = brought(value)
+            order = self._orders.get(value) if isinstance(value, fx.Node) else None
+            if found is value or order is None or order == memory_order(found.meta["val"]):
+                return found
+            with self._rewriter.at(found.next, rule="memory-order"):
+                return stored_in(order, found, self._rewriter.call)
+
+        return returned
+
+    def _bring(self, source: fx.Node, want: Layout) -> fx.Node:
+        """A value in another layout than it is made in; made once for all who read it so."""
+        have = self._flow.made(source)
+        if have == want:
+            return source
+        key = (source, want)
+        if key not in self._converted:
+            place = self._first if source.op == "placeholder" else source.next
+            with self._rewriter.at(place, rule="shard"):
+                self._inherit(source)
+                self._converted[key] = self._convert(source, have, want)
+        return self._converted[key]
+
+    def _inherit(self, source: fx.Node) -> None:
+        if source.op != "placeholder":
+            self._rewriter._like = source
+
+    def _convert(self, source: fx.Node, have: Layout, want: Layout) -> fx.Node:
+        before, after = place_of(have), place_of(want)
+        if before is None:
+            assert after is not None
+            return self._collectives.take(source, after)
+        count, payload = self._ranks.count, _bytes(source)
+        if after is None:
+            self.gathered += 1
+            self.sent += payload * (count - 1)
+            return self._collectives.gather(source, before)
+        self.exchanged += 1
+        self.sent += payload * (count - 1) // count
+        return self._collectives.exchange(source, before, after)
+
+
+def _bytes(node: fx.Node) -> int:
+    tensor = tensor_of(node)
+    assert tensor is not None
+    size = tensor.element_size()
+    for length in tensor.shape:
+        size *= hint_of(length)
+    return size
