@@ -222,7 +222,7 @@ def _reused(spec: StepPoint, record: ChunkRecord, now: Tensor | None = None, bef
         return False
     if spec.drift is None or now is None or before is None:
         return True
-    return record.checked(spec.step, float(transfer.to_host(relative_change(now, before).amax())), spec.drift)
+    return record.checked(spec.step, float(transfer.to_host(relative_change(now, before, spec.group).amax())), spec.drift)
 
 
 def _reused_each(
@@ -233,7 +233,7 @@ def _reused_each(
     allowed = tuple(spec.step in own.reused_steps for own in record.each(count))
     if not any(allowed) or spec.drift is None or now is None or before is None:
         return allowed
-    drifts = transfer.to_host(relative_change(now, before))
+    drifts = transfer.to_host(relative_change(now, before, spec.group))
     return record.checked_each(spec.step, drifts.tolist(), spec.drift)
 
 

@@ -354,7 +354,7 @@ class FollowedPlanner(Planner):
 def _drift(spec: VisitPoint, visit: Visit, other: Visit) -> Tensor | None:
     if spec.drift is None or visit.first is None or other.first is None:
         return None
-    return relative_change(visit.first, other.first).amax()
+    return relative_change(visit.first, other.first, spec.group).amax()
 
 
 def _hint_of(tensor: Tensor) -> tuple[Any, ...]:

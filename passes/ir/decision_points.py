@@ -62,11 +62,13 @@ class StepPoint:
         drift: largest relative change, tile by tile, from ``before`` to ``now`` (one activation [B, tokens, channels]
             of this step and of the latest computed one) at which the step is still reused; ``None`` checks nothing.
         each: whether the answer is a tuple with one entry for each element of the batch; else all must agree.
+        group: the process group of whose ranks each is asked with its part of the tokens; empty where there is one.
     """
 
     step: int
     drift: float | None = None
     each: bool = False
+    group: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`point_from` takes it back."""
@@ -157,11 +159,13 @@ class VisitPoint:
         policy: by which rules; its steps are known once a chunk has been seen.
         drift: as of :class:`StepPoint`.
         extrapolates: whether the line goes through two predictions; else it holds the latest.
+        group: as of :class:`StepPoint`.
     """
 
     policy: Policy
     drift: float | None = None
     extrapolates: bool = True
+    group: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; :func:`point_from` takes it back."""

@@ -57,10 +57,8 @@ class Ranks:
             return None
         if not is_joined():
             return cls(int(count), 0, name)
-        from torch.distributed.distributed_c10d import _resolve_process_group
-
         try:
-            group = _resolve_process_group(name)  # type: ignore[arg-type]
+            group = process_group(name)
         except RuntimeError as error:
             fix = "make the DeviceMesh in this process"
             raise OptionError("the mesh is not here", where="options['mesh']", why=str(error), fix=fix) from error
@@ -83,9 +81,22 @@ def ranks_of(graph_module: fx.GraphModule) -> Ranks | None:
     return found
 
 
+def group_of(graph_module: fx.GraphModule) -> str:
+    """The process group of the ranks that share the tokens of a graph; empty where each has all of them."""
+    ranks = ranks_of(graph_module)
+    return "" if ranks is None else ranks.group
+
+
 def is_joined() -> bool:
     """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
+
+
+def process_group(name: str) -> dist.ProcessGroup:
+    """The process group of a name."""
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def mesh_text(mesh: object) -> str | None:

@@ -75,9 +75,10 @@ def _followed(program: Program, ranks: Ranks) -> tuple[By, Flow]:
         except Obstacle as obstacle:
             first = first or obstacle
             continue
-        if flow.sites:
+        left = next((site.node for site in sites if site.node not in flow.sites), None)
+        if left is None:
             return by, flow
-        first = first or Obstacle(sites[0].node, "no attention reads tokens that can be dealt out")
+        first = first or Obstacle(left, f"the queries of {left.name} are not tokens of one grid that are dealt out")
     raise first or _undivided(sites[0].node, grids, ranks)
 
 

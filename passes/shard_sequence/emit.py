@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.analysis.axes.factors import Kind, Layout, place_of, without
-from lightint_compile.passes.ir.fake_values import evaluated, hint_of, shape_of
+from lightint_compile.passes.ir.fake_values import another, described, evaluated, hint_of, shape_of
 from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
 from lightint_compile.passes.ir.op_arguments import results_in
 from lightint_compile.passes.ir.program import Program, fake_mode_of, tensor_of
@@ -64,8 +64,11 @@ class Emission:
             self._evaluate(node)
 
     def _evaluate(self, node: fx.Node) -> None:
-        node.target, value = evaluated(node.target, node.args, node.kwargs, self._mode)
-        node.meta["val"] = value
+        key = (node.target, described(node.args), described(node.kwargs))
+        if key not in self._known:  # equal blocks ask the same of every one of their calls
+            self._known[key] = evaluated(node.target, node.args, node.kwargs, self._mode)
+        node.target, value = self._known[key]
+        node.meta["val"] = another(value)
         layouts = self._flow.known.get(node, ()) if node not in self._flow.entries else ()
         for result, layout in zip(results_in(node), layouts, strict=False):
             parts = tuple(without(entry, Kind.BATCH) for entry in layout)

@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.ir.decision_points import DecisionPoint, StepPoint
+from lightint_compile.passes.ir.ranks import group_of
 from lightint_compile.passes.step_cache.branch_bodies import Side, attributes_of
 from lightint_compile.passes.step_cache.per_element import EACH, Apart
 from lightint_compile.passes.step_cache.reuse import Hold, Past
@@ -79,11 +80,14 @@ class GuardedSteps:
         name = f"reuse_step_{step}"
         if self._apart is not None and self._drift is not None:
             self._apart.check_watched(watched)
-        self._root.add_submodule(name, DecisionPoint(StepPoint(step, self._drift, self._apart is not None)))
+        self._root.add_submodule(name, DecisionPoint(self._point(step)))
         operands = (self._record, *watched) if self._drift is not None else (self._record,)
         asked = self._root.graph.create_node("call_module", name, operands, name=f"step_{step}_reused")
         asked.meta["val"] = False
         return asked
+
+    def _point(self, step: int) -> StepPoint:
+        return StepPoint(step, self._drift, self._apart is not None, group_of(self._root))
 
     def _call(
         self, step: int, reused: fx.Node, sides: tuple[fx.GraphModule, fx.GraphModule], operands: Sequence[fx.Node]

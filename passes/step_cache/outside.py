@@ -33,6 +33,7 @@ from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.memo_cost import objection
 from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.program import InputKind, Program
+from lightint_compile.passes.ir.ranks import group_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
 from lightint_compile.passes.step_cache.branch_bodies import Side, attributes_of
 from lightint_compile.passes.step_cache.branches import computed, operands_of
@@ -99,7 +100,7 @@ def _guarded(program: Program, step: OuterStep, body: StepBody, options: StepCac
     policy = Policy.of(
         options.world(chunk=step.frames), rules=options.rules, steps=(), outside=True, overlap=options.overlap
     )
-    point = VisitPoint(policy, options.drift, extrapolates)
+    point = VisitPoint(policy, options.drift, extrapolates, group_of(program.graph_module))
     reads = intrinsics_of(program, options) if options.rules == "adaptive" else None
     guard_outer_step(program.graph_module, step, body, point, reads)
     how = "the two latest computed predictions are extrapolated" if extrapolates else "the latest prediction is held"

@@ -1,0 +1,109 @@
+"""shard-sequence in processes: two and four ranks give what one gives, and what fails on one fails on all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import rank_cases
+import torch
+from rank_pool import Failed, Pool, pools
+
+Pools = Callable[[int], Pool]
+
+EXACT = 1e-12
+"""Of float64, in which sums may run in another order."""
+
+LOOP = {"steps": 2}, {"past": 3}
+JOINT = {"joint": True, "keeps": True}, {"text": 6}
+BATCH = {}, {"frames": 3, "batch": 2}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pools]:
+    yield from pools()
+
+
+def agreeing(answers: list[Any]) -> rank_cases.Seen:
+    """What all ranks saw alike."""
+    failed = next((answer for answer in answers if isinstance(answer, Failed)), None)
+    assert failed is None, failed
+    assert all(answer[1:] == answers[0][1:] for answer in answers)
+    return max(answers)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("model", "given"), [LOOP, JOINT, BATCH], ids=["loop-and-past", "joint-text", "batch-by-rows"])
+def test_several_ranks_give_what_one_gives(pool: Pools, ranks: int, model: Any, given: Any) -> None:
+    found = agreeing(pool(ranks).run(rank_cases.graph, model=model, given=given))
+    assert found.difference < EXACT and len(found.applied) == 1
+    assert f"run on {ranks} ranks" in found.applied[0]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
+def test_in_narrower_numbers(pool: Pools, dtype: torch.dtype, bound: float) -> None:
+    model, given = LOOP
+    found = agreeing(pool(2).run(rank_cases.graph, model=model, given=given, dtype=dtype))
+    assert found.difference < bound and len(found.applied) == 1
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sparse_attention_selects_for_the_heads_of_a_rank(pool: Pools, ranks: int) -> None:
+    given = {"past": 4, "frames": 4}
+    found = agreeing(pool(ranks).run(rank_cases.graph, model={}, given=given, front=rank_cases.SPARSE))
+    assert found.difference < EXACT and len(found.applied) == 1
+
+
+def test_what_is_sent_follows_the_chunk_and_not_the_past(pool: Pools) -> None:
+    short, long = (
+        agreeing(pool(2).run(rank_cases.graph, model={}, given={"past": past})).sent for past in (2, 16)
+    )
+    assert short == long > 0
+
+
+def test_compiled_by_inductor_and_called_again(pool: Pools) -> None:
+    model, given = LOOP
+    case = rank_cases.compiled_world
+    found = agreeing(pool(2).run(case, model=model, given=given, dtype=torch.float32, preset="exact"))
+    assert found.difference < 1e-5 and len(found.applied) == 1
+
+
+def test_a_mesh_without_other_passes(pool: Pools) -> None:
+    case = rank_cases.compiled_world
+    found = agreeing(pool(2).run(case, model={}, given={}, preset="off", mesh=True, delegate="eager"))
+    assert found.difference < EXACT and len(found.applied) == 1
+
+
+def test_sizes_that_change(pool: Pools) -> None:
+    given = [{"text": 5, "past": 2}, {"text": 7, "past": 3}, {"text": 9, "past": 5}]
+    found = agreeing(pool(2).run(rank_cases.sizes, given=given, preset="exact", delegate="eager"))
+    assert found.difference < EXACT and found.applied and not found.missed
+
+
+def test_caches_that_are_written_in_place(pool: Pools) -> None:
+    found = agreeing(pool(2).run(rank_cases.cached, preset="exact", delegate="eager"))
+    assert found.difference < EXACT and found.applied
+
+
+@pytest.mark.parametrize("preset", ["all"])
+def test_a_world_that_decides(pool: Pools, preset: str) -> None:
+    arguments = {"family": "worldplay", "heads": 2, "calls": (8,), "preset": preset, "delegate": "eager"}
+    found = agreeing(pool(2).run(rank_cases.library, **arguments))
+    assert found.difference < EXACT and found.applied and found.reused
+
+
+def test_actions_and_padded_tokens(pool: Pools) -> None:
+    arguments = {"family": "matrix_game", "heads": 4, "calls": (0,), "preset": "exact", "delegate": "eager"}
+    found = agreeing(pool(2).run(rank_cases.library, **arguments))
+    assert found.difference < EXACT and found.applied
+
+
+def test_ranks_that_compile_different_graphs_stop(pool: Pools) -> None:
+    answers = pool(2).run(rank_cases.of_another_size, preset="exact", delegate="eager")
+    assert all(isinstance(answer, Failed) and "did not compile the same graph" in answer for answer in answers)
+
+
+def test_a_rank_that_fails_stops_all(pool: Pools) -> None:
+    answers = pool(2).run(rank_cases.with_a_failure, preset="exact", delegate="eager")
+    assert all(isinstance(answer, Failed) and "rank 1 of 2 failed, and all ranks stop" in answer for answer in answers)

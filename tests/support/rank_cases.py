@@ -1,0 +1,164 @@
+"""Cases that every rank of a pool runs: a world on one rank and on several, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import rank_worlds
+import torch
+import torch.distributed as dist
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+import lightint_compile
+from lightint_compile.passes.pipeline import Pipeline
+from lightint_compile.testing.capturing import captured
+
+
+class Seen(NamedTuple):
+    """What a rank saw: the largest relative difference from one rank, remarks of the pass, bytes sent, decisions."""
+
+    difference: float
+    applied: list[str]
+    missed: list[str]
+    sent: int = 0
+    reused: list[Any] = []
+
+
+def remarks_of(compiled: Any) -> list[Any]:
+    report = lightint_compile.report(compiled)
+    return [r for section in report.sections for r in section.remarks if r.pass_name == "shard-sequence"]
+
+
+def told(remarks: list[Any], difference: float, reused: list[Any] | None = None) -> Seen:
+    return Seen(
+        difference,
+        [r.message for r in remarks if r.kind == "applied"],
+        [r.message for r in remarks if r.kind == "missed"],
+        sum(r.args.get("bytes_sent", 0) for r in remarks),
+        reused or [],
+    )
+
+
+def difference(one: Any, several: Any) -> float:
+    """The largest difference of any result, relative to the largest value of it."""
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(several), strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
+
+
+def compiled(module: nn.Module, **options: Any) -> Any:
+    return torch.compile(module, backend="lightint", fullgraph=True, options={"strict": True, **options})
+
+
+FRONT = "canonicalize-attention,hoist-invariants,dead-tail"
+SPARSE = f"{FRONT},sparse-attention{{density=0.5,context-density=0.5,min-tokens=0,tile=2x2x4}}"
+
+
+def graph(
+    model: dict[str, Any], given: dict[str, Any], dtype: torch.dtype = torch.float64, front: str = FRONT
+) -> Seen:
+    """The graph of a world after passes on one rank, against the same on several; collectives run as they stand."""
+    module = rank_worlds.World(**model).to(dtype).eval().requires_grad_(False)
+    program, flat = captured(module, rank_worlds.inputs(module, dtype=dtype, **given))
+    count = dist.get_world_size()
+    alone, several = program.snapshot(), program.snapshot()
+    Pipeline.parse(front).run(alone, strict=True)
+    found = Pipeline.parse(f"{front},shard-sequence{{gpus={count}}}").run(several, strict=True).remarks
+    results = []
+    for each in (alone, several):
+        each.graph_module.recompile()
+        results.append(each.graph_module(*flat))
+    own = [r for r in found if r.pass_name == "shard-sequence"]
+    return told(own, difference(*results))
+
+
+def compiled_world(model: dict[str, Any], given: dict[str, Any], dtype: torch.dtype = torch.float64, **options: Any) -> Seen:
+    """A world in eager against several ranks, twice with other inputs."""
+    module = rank_worlds.World(**model).to(dtype).eval().requires_grad_(False)
+    shared, found = compiled(module, **shared_by(options)), 0.0
+    for seed in (0, 1):
+        args = rank_worlds.inputs(module, dtype=dtype, seed=seed, **given)
+        found = max(found, difference(module(*args), shared(*args)))
+    return told(remarks_of(shared), found)
+
+
+def shared_by(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the ranks of this pool, as a number, or as a mesh where ``mesh`` is true."""
+    if not options.pop("mesh", False):
+        return {"gpus": dist.get_world_size(), **options}
+    return {"mesh": init_device_mesh("cpu", (dist.get_world_size(),)), **options}
+
+
+def sizes(given: list[dict[str, Any]], **options: Any) -> Seen:
+    """One compiled world over inputs of several sizes; each is compared with eager."""
+    module = rank_worlds.World().double().eval().requires_grad_(False)
+    shared, found = compiled(module, gpus=dist.get_world_size(), **options), 0.0
+    for each in given:
+        args = rank_worlds.inputs(module, **each)
+        found = max(found, difference(module(*args), shared(*args)))
+    return told(remarks_of(shared), found)
+
+
+def cached(chunks: int = 3, **options: Any) -> Seen:
+    """Keys and values written in place, call after call: results and buffers as in eager."""
+    module = rank_worlds.Cached(depth=2).double().eval().requires_grad_(False)
+    shared, found = compiled(module, gpus=dist.get_world_size(), **options), 0.0
+    count = 4 * 4 * 8
+    ours, theirs = (
+        [(torch.zeros(1, 4, chunks * count, 8).double(), torch.zeros(1, 4, chunks * count, 8).double()) for _ in "ab"]
+        for _ in "ab"
+    )
+    for chunk in range(chunks):
+        latents, text = rank_worlds.inputs(module, seed=chunk)
+        results = module(latents, text, ours, chunk * count), shared(latents, text, theirs, chunk * count)
+        found = max(found, difference(results[0], results[1]), difference(ours, theirs))
+    return told(remarks_of(shared), found)
+
+
+def library(family: str, heads: int, calls: tuple[int, ...], **options: Any) -> Seen:
+    """A model of the project at its tiny size: one rank with the same options against several, call by call."""
+    module, given = _model(family, heads, calls)
+    alone = compiled(module, **options)
+    ones = [alone(*args, **named) for args, named in given]
+    reused = [each.reused_steps for each in lightint_compile.decisions(alone)]
+    torch._dynamo.reset()
+    shared = compiled(module, gpus=dist.get_world_size(), **options)
+    several = [shared(*args, **named) for args, named in given]
+    decided = [each.reused_steps for each in lightint_compile.decisions(shared)]
+    assert decided == reused, (decided, reused)
+    return told(remarks_of(shared), difference(ones, several), decided)
+
+
+def _model(family: str, heads: int, calls: tuple[int, ...]) -> tuple[nn.Module, list[tuple[Any, Any]]]:
+    if family == "worldplay":
+        from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
+
+        dims = {2: (8, 12, 12), 4: (4, 6, 6)}[heads]
+        config = dataclasses.replace(WorldPlayConfig.tiny(), heads=heads, rope_dims=dims, depth=1, steps=3)
+        module = fill_random(WorldPlayChunk(config))
+        given = [example_inputs(config, frames, dtype=torch.float64, seed=frames) for frames in calls]
+    else:
+        from lightint_compile.models import matrix_game
+
+        small = matrix_game.MatrixGameConfig.tiny()
+        module = matrix_game.fill_random(matrix_game.MatrixGameClip(dataclasses.replace(small, heads=heads, steps=2)))
+        given = [((), matrix_game.example_inputs(module.config, frames, dtype=torch.float64)) for frames in calls]
+    return module.double().eval().requires_grad_(False), given
+
+
+def of_another_size(**options: Any) -> None:
+    """The last rank gives other sizes than the others."""
+    module = rank_worlds.World().double().eval().requires_grad_(False)
+    odd = dist.get_rank() == dist.get_world_size() - 1
+    compiled(module, gpus=dist.get_world_size(), **options)(*rank_worlds.inputs(module, frames=8 if odd else 4))
+
+
+def with_a_failure(**options: Any) -> None:
+    """The last rank cannot compile what the others do."""
+    module: nn.Module = rank_worlds.World().double().eval().requires_grad_(False)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        options = {**options, "require": ["sparse-attention"], "passes": "sparse-attention"}
+    args: tuple[Tensor, ...] = rank_worlds.inputs(module)  # type: ignore[arg-type]
+    compiled(module, gpus=dist.get_world_size(), **options)(*args)

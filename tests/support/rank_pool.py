@@ -1,0 +1,96 @@
+"""Processes that share one call, forked once a session: each answers the cases that it is sent, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+Case = Callable[..., Any]
+
+PATIENCE = 300.0
+"""Seconds in which a case must answer."""
+
+
+class Pool:
+    """``count`` processes of one gloo group."""
+
+    def __init__(self, count: int) -> None:
+        context, port = get_context("fork"), _free_port()
+        self._ends: list[Connection] = []
+        self._workers = []
+        for rank in range(count):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(rank, count, port, theirs), daemon=True)
+            worker.start()
+            theirs.close()
+            self._ends.append(ours)
+            self._workers.append(worker)
+
+    def run(self, case: Case, **arguments: Any) -> list[Any]:
+        """What ``case(**arguments)`` gives on each rank; an exception is the text of its traceback, as a ``Failed``."""
+        for end in self._ends:
+            end.send((case, arguments))
+        answers = []
+        for rank, end in enumerate(self._ends):
+            assert end.poll(PATIENCE), f"rank {rank} does not answer"
+            answers.append(end.recv())
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for end, worker in zip(self._ends, self._workers, strict=True):
+            with contextlib.suppress(OSError):
+                end.send(None)
+            worker.join(10)
+            worker.kill()
+
+
+class Failed(str):
+    """The traceback of a case that raised."""
+
+
+def pools() -> Iterator[Callable[[int], Pool]]:
+    """Pools by their number of ranks, made when they are first asked for: the body of a session's fixture."""
+    made: dict[int, Pool] = {}
+
+    def pool(count: int) -> Pool:
+        if count not in made:
+            made[count] = Pool(count)
+        return made[count]
+
+    yield pool
+    for each in made.values():
+        each.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _serve(rank: int, count: int, port: int, end: Connection) -> None:
+    os.environ.update(TORCHINDUCTOR_COMPILE_THREADS="1", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE))
+    while (sent := end.recv()) is not None:
+        case, arguments = sent
+        try:
+            torch._dynamo.reset()
+            with torch.no_grad():
+                answer = case(**arguments)
+        except Exception:
+            answer = Failed(traceback.format_exc())
+        end.send(answer)
+    dist.destroy_process_group()
