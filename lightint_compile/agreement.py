@@ -11,9 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
-
-from torch.distributed import PrefixStore, Store
+from typing import Any, TypeVar
 
 from lightint_compile.errors import RankError, told
 from lightint_compile.passes.ir.ranks import Ranks
@@ -50,14 +48,15 @@ def agreed(ranks: Ranks, make: Callable[[], Result], word: Callable[[Result], st
 _FIX = "give every rank the same model, options and shapes; the error of the first rank that failed says more"
 
 
-def _store(ranks: Ranks) -> Store:
+def _store(ranks: Ranks) -> Any:
     """A place of its own for each compilation: all ranks make them in the same order."""
-    from torch.distributed.distributed_c10d import _get_default_store
+    from torch.distributed import distributed_c10d
 
-    return PrefixStore(f"lightint/{ranks.group}/{next(_ROUNDS[ranks.group])}", _get_default_store())
+    prefix = f"lightint/{ranks.group}/{next(_ROUNDS[ranks.group])}"
+    return distributed_c10d.PrefixStore(prefix, distributed_c10d._get_default_store())  # type: ignore[attr-defined]
 
 
-def _heard(store: Store, rank: int) -> dict[str, str]:
+def _heard(store: Any, rank: int) -> dict[str, str]:
     try:
         store.wait([str(rank)], PATIENCE)
     except Exception as error:

@@ -222,7 +222,9 @@ def _reused(spec: StepPoint, record: ChunkRecord, now: Tensor | None = None, bef
         return False
     if spec.drift is None or now is None or before is None:
         return True
-    return record.checked(spec.step, float(transfer.to_host(relative_change(now, before, spec.group).amax())), spec.drift)
+    return record.checked(
+        spec.step, float(transfer.to_host(relative_change(now, before, spec.group).amax())), spec.drift
+    )
 
 
 def _reused_each(

@@ -94,9 +94,10 @@ def is_joined() -> bool:
 
 def process_group(name: str) -> dist.ProcessGroup:
     """The process group of a name."""
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
-    return _resolve_process_group(name)  # type: ignore[arg-type]
+    found: dist.ProcessGroup = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+    return found
 
 
 def mesh_text(mesh: object) -> str | None:

@@ -13,12 +13,12 @@ from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.ranks import MARK, Ranks
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
 from lightint_compile.passes.shard_sequence.emit import Emission
 from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
 from lightint_compile.passes.shard_sequence.following import Sharding, key_of
 from lightint_compile.passes.shard_sequence.places import By, cut_of
-from lightint_compile.passes.ir.ranks import MARK, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class Collectives:
     """Makes the nodes, for one rank of a group."""
 
     def __init__(self, ranks: Ranks, call: Call) -> None:
-        import torch.distributed._functional_collectives  # noqa: F401 - registers what fakes compute
+        import torch.distributed._functional_collectives
 
         self._ranks, self._call = ranks, call
         self._ops = torch.ops._c10d_functional

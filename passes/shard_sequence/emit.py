@@ -14,10 +14,10 @@ from lightint_compile.passes.ir.fake_values import another, described, evaluated
 from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
 from lightint_compile.passes.ir.op_arguments import results_in
 from lightint_compile.passes.ir.program import Program, fake_mode_of, tensor_of
+from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.rewriter import Rewriter, stored_in
 from lightint_compile.passes.shard_sequence.collectives import Collectives
 from lightint_compile.passes.shard_sequence.flow import Flow
-from lightint_compile.passes.ir.ranks import Ranks
 
 
 class Emission:
@@ -73,9 +73,7 @@ class Emission:
         for result, layout in zip(results_in(node), layouts, strict=False):
             parts = tuple(without(entry, Kind.BATCH) for entry in layout)
             if isinstance(result, torch.Tensor) and shape_of(result) != parts:
-                raise PassError(
-                    f"{node.name} is no part of what it was", why=f"{shape_of(result)} in place of {parts}"
-                )
+                raise PassError(f"{node.name} is no part of what it was", why=f"{shape_of(result)} in place of {parts}")
 
     def _returned(self, brought: Any) -> Any:
         """An output in the memory order that the caller knows."""

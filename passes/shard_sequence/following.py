@@ -34,7 +34,6 @@ from lightint_compile.passes.shard_sequence.head_axes import head_axes, head_axi
 from lightint_compile.passes.shard_sequence.places import cut, heads_of, is_cut, whole
 from lightint_compile.passes.shard_sequence.supposing import supposed
 
-
 Planned: TypeAlias = Mapping[tuple[object, ...], Axis]
 """How the tokens of a grid are dealt out, by :func:`key_of`."""
 
@@ -203,9 +202,7 @@ class Sharding:
         if node not in self._heads:
             return {}
         sources = [(source, self._heads[source]) for source in node.all_input_nodes if source in self._heads]
-        return {
-            source: self._headed(node, source, axis) for source, axis in sources if sizes_of(source)[axis] != 1
-        }
+        return {source: self._headed(node, source, axis) for source, axis in sources if sizes_of(source)[axis] != 1}
 
     def _headed(self, node: fx.Node, source: fx.Node, axis: int) -> Layout:
         size = sizes_of(source)[axis]
@@ -213,8 +210,11 @@ class Sharding:
             return whole(source)
         entry = heads_of(size, self._ranks)
         if entry is None:
-            why = f"the {size} heads of {source.name} do not divide by {self._ranks} ranks"
-            hint = "use a number of ranks that divides the heads; more ranks would need ring attention, which there is not"
+            name = node.name if is_attention(node) else source.name
+            why = f"the {size} heads of {name} do not divide by {self._ranks} ranks"
+            hint = (
+                "use a number of ranks that divides the heads; more ranks would need ring attention, which there is not"
+            )
             raise Obstacle(node, why, hint)
         return cut(source, axis, entry)
 

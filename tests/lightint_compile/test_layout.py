@@ -22,7 +22,7 @@ LADDER = (
     (*tuple(f"passes.{name.replace('-', '_')}" for name in PASSES), "passes.registry"),
     ("passes.pipeline", "runtime", "reporting"),
     ("options", "testing"),
-    ("lowering", "asking", "path_decisions"),
+    ("lowering", "asking", "path_decisions", "agreement"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
     ("compilation", "error_budget", "bench", "integrations", "bisecting", "training", "world_state"),

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toy_world import Block as ToyBlock
+from toy_world import ToyWorld
 
 TWINS = ("conv", "mean", "mask", "random", "size")
 """What a twin has that keeps its tokens together."""
@@ -73,7 +75,14 @@ class World(nn.Module):
     """
 
     def __init__(
-        self, *, width: int = 32, heads: int = 4, depth: int = 1, twin: str = "", joint: bool = False, steps: int = 1,
+        self,
+        *,
+        width: int = 32,
+        heads: int = 4,
+        depth: int = 1,
+        twin: str = "",
+        joint: bool = False,
+        steps: int = 1,
         keeps: bool = False,
     ) -> None:
         super().__init__()
@@ -135,9 +144,39 @@ class Cached(World):
         return tokens + block.out(seen)
 
 
+class HeadedBlock(ToyBlock):
+    """The toy world's block with four heads."""
+
+    def forward(self, tokens: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None) -> Any:
+        parts = self.qkv(self.norm(tokens) + time).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in parts)
+        kept = (key, value)
+        if context is not None:
+            key, value = torch.cat([context[0], key], 2), torch.cat([context[1], value], 2)
+        tokens = tokens + self.out(attend(query, key, value, None))
+        return tokens + self.mlp(self.norm(tokens)), kept
+
+
+class Headed(ToyWorld):
+    """The toy world with heads: it selects context, prefills it and denoises it, as cameras say."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.blocks = nn.ModuleList([HeadedBlock(self.width) for _ in range(2)])
+
+
 def inputs(
-    world: World, *, frames: int = 4, height: int = 4, width: int = 8, past: int = 0, text: int = 5, batch: int = 1,
-    dtype: torch.dtype = torch.float64, seed: int = 0,
+    world: World,
+    *,
+    frames: int = 4,
+    height: int = 4,
+    width: int = 8,
+    past: int = 0,
+    text: int = 5,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
 ) -> tuple[Any, ...]:
     """Arguments of a call: latents, text, and the keys and values of ``past`` frames where there are any."""
     draw = torch.Generator().manual_seed(seed)
