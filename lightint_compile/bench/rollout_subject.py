@@ -45,18 +45,18 @@ class Subject:
 
     def warm_up(self) -> None:
         """Compile: three chunks reach the graph with and the graph without a history."""
-        for number, _ in enumerate(self._rollout()):
+        for number, _ in enumerate(self.rollout()):
             if number == 2:
                 break
-        self._now()
+        self.now()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def measure(self) -> dict[str, Any]:
         """Time whole rollouts chunk by chunk, then look into the stages and kernels of late chunks."""
         compiled = self._compilations()
-        list(self._rollout())
-        times = [self._timed() for _ in range(self.job.repeats)]
+        list(self.rollout())
+        times = [self.timed() for _ in range(self.job.repeats)]
         chunks = tuple(statistics.median(column) for column in zip(*times, strict=True))
         late = self._compilations() - compiled
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
@@ -68,37 +68,41 @@ class Subject:
             **self._decisions(),
         }
 
-    def _graphs(self) -> list[Any]:
+    def graphs(self) -> list[Any]:
+        """What is compiled; nothing of eager and Inductor."""
         from lightint_compile.compiled import CompiledGraph
 
         return [] if self.job.options is None else CompiledGraph.of(self.callable)
 
     def _compilations(self) -> int:
         """Graphs that Dynamo captured in this process, and regions compiled."""
-        regions = sum(graph.driver.compilations for graph in self._graphs() if graph.driver is not None)
+        regions = sum(graph.driver.compilations for graph in self.graphs() if graph.driver is not None)
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) + regions
 
-    def _rollout(self) -> Any:
+    def rollout(self) -> Any:
+        """The latents of a rollout, chunk by chunk."""
         return self.model.rollout(self.callable, self.scene, self.path)
 
-    def _timed(self) -> list[float]:
-        times, start = [], self._now()
-        for _ in self._rollout():
-            end = self._now()
+    def timed(self) -> list[float]:
+        """Milliseconds of each chunk of a rollout."""
+        times, start = [], self.now()
+        for _ in self.rollout():
+            end = self.now()
             times.append(1e3 * (end - start))
             start = end
         return times
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, once the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def _looked_into(self) -> dict[str, Any]:
         """The host on the way, then stages of the last chunk but one and kernels of the last, with most context."""
-        chunks, count = self._rollout(), self.model.spec.chunks(len(self.path))
+        chunks, count = self.rollout(), self.model.spec.chunks(len(self.path))
         next(chunks)
-        self._now()
+        self.now()
         driver = self._driver(chunks, count - 3) if count > 3 else {}
         stages = self._stages(chunks) if count > 2 else {}
         kernels = self._kernels(chunks) if self.device.type == "cuda" and count > 1 else {}
@@ -106,7 +110,7 @@ class Subject:
 
     def _driver(self, chunks: Iterator[Any], count: int) -> dict[str, float]:
         """Host time of the next ``count`` chunks by kind of call; the device is waited for behind each."""
-        clock, drivers = HostClock(), [graph.driver for graph in self._graphs() if graph.driver is not None]
+        clock, drivers = HostClock(), [graph.driver for graph in self.graphs() if graph.driver is not None]
         seconds = 0.0
         with ExitStack() as stack:
             for driver in drivers:
@@ -115,7 +119,7 @@ class Subject:
                 start = time.perf_counter()
                 next(chunks)
                 seconds += time.perf_counter() - start
-                self._now()
+                self.now()
         return clock.read(seconds, count) if drivers else {}
 
     def _kernels(self, chunks: Iterator[Any]) -> dict[str, Any]:
@@ -138,14 +142,14 @@ class Subject:
         with ExitStack() as stack:
             if self._is_eager:
                 stack.enter_context(watch.on_module(self.model.stages(self.chunk)))
-            for graph in self._graphs():
+            for graph in self.graphs():
                 if graph.driver is not None:
                     stack.enter_context(graph.driver.watched(partial(watch.region, stages_of(graph.driver))))
             next(chunks)
         return watch.read()
 
     def _decisions(self) -> dict[str, Any]:
-        if not self._graphs():
+        if not self.graphs():
             return {}
         from lightint_compile.compiled import decisions
 

@@ -127,6 +127,34 @@ def rollout(
     )
 
 
+@bench.command()
+def ranks(
+    model: Model = TINY,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="eager, or PRESET[:OPTION=VALUE,...]; repeat", show_default="eager, exact, all, all:drift=1e9"),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="blocks", show_default="all")] = None,
+    trajectory: Trajectory = None,
+    chunks: Annotated[int, typer.Option(min=4, help="chunks of the turn, without --trajectory")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="rollouts of each variant; the median counts")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Roll a model out on one rank and on all that torchrun started: milliseconds, and the share of collectives."""
+    from lightint_compile.bench.ranks import run
+
+    check_writable("--json", json_file)
+    run(
+        model=model,
+        variants=variant or (),
+        depth=depth,
+        trajectory=trajectory,
+        chunks=chunks,
+        repeats=repeats,
+        json_file=json_file,
+    )
+
+
 @bench.command("compile")
 def compiling(
     model: Model = TINY,

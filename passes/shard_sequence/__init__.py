@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from lightint_compile.passes.ir.ranks import MARK, Ranks
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
 from lightint_compile.passes.shard_sequence.emit import Emission
 from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
-from lightint_compile.passes.shard_sequence.following import Sharding, key_of
+from lightint_compile.passes.shard_sequence.following import Planned, Sharding, key_of
 from lightint_compile.passes.shard_sequence.places import By, cut_of
 
 
@@ -54,41 +54,58 @@ class ShardSequence(Pass):
         return PassResult(True, (_applied(by, flow, emission, ranks, agreed),))
 
 
-def _followed(program: Program, ranks: Ranks) -> tuple[By, Flow]:
-    """The first way to deal tokens out that works.
+def _followed(program: Program, ranks: Ranks) -> tuple[str, Flow]:
+    """The first way to deal tokens out that works, and along which axes it does.
 
     Raises:
-        Obstacle: none does; what stood in the way of the first one whose sizes divide.
+        Obstacle: none does; what stood in the way of the first one.
     """
     sites = [site for site in program.fact(AttentionSites) if site.query_axis.grids]
     grids = list(dict.fromkeys(grid for site in sites for grid in site.query_axis.grids))
     if not grids:
         raise Obstacle(program.graph.output_node(), "no attention has queries of a token grid")
     first: Obstacle | None = None
-    for by in By:
-        cuts = [cut_of(grid, by, ranks.count) for grid in grids]
-        planned = {key_of(grid): entry for grid, entry in zip(grids, cuts, strict=True) if entry is not None}
-        if None in cuts:
-            continue
+    for chosen in _choices(grids, ranks.count):
+        planned = {key_of(grid): entry for grid, by in chosen.items() if (entry := cut_of(grid, by, ranks.count))}
         try:
-            flow = Sharding(program, planned, ranks.count).run()
+            flow = _flow_of(program, planned, ranks)
         except Obstacle as obstacle:
             first = first or obstacle
             continue
         left = next((site.node for site in sites if site.node not in flow.sites), None)
         if left is None:
-            return by, flow
+            return " and ".join(dict.fromkeys(chosen.values())), flow
         first = first or Obstacle(left, f"the queries of {left.name} are not tokens of one grid that are dealt out")
     raise first or _undivided(sites[0].node, grids, ranks)
 
 
-def _undivided(node: fx.Node, grids: list[Grid], ranks: Ranks) -> Obstacle:
+def _flow_of(program: Program, planned: Planned, ranks: Ranks) -> Flow:
+    """The flow of a program in which exchanges stand where least is sent."""
+    sharding = Sharding(program, planned, ranks.count)
+    flow, narrower = sharding.run(), sharding.narrower()
+    return Sharding(program, planned, ranks.count, narrower).run() if narrower else flow
+
+
+def _choices(grids: Sequence[Grid], ranks: int) -> Iterator[dict[Grid, By]]:
+    """Axes to deal grids out along: of each the first that divides, else the same for all."""
+    possible = {grid: [by for by in By if cut_of(grid, by, ranks) is not None] for grid in grids}
+    if not all(possible.values()):
+        return
+    each = {grid: own[0] for grid, own in possible.items()}
+    yield each
+    for by in By:
+        alike = dict.fromkeys(grids, by)
+        if alike != each and all(by in own for own in possible.values()):
+            yield alike
+
+
+def _undivided(node: fx.Node, grids: Sequence[Grid], ranks: Ranks) -> Obstacle:
     sizes = " and ".join(dict.fromkeys(map(str, grids)))
     why = f"along no axis of the grid do {ranks.count} ranks divide the tokens {sizes}"
     return Obstacle(node, why, "use a number of ranks that divides frames, rows or columns")
 
 
-def _applied(by: By, flow: Flow, emission: Emission, ranks: Ranks, agreed: str) -> Remark:
+def _applied(by: str, flow: Flow, emission: Emission, ranks: Ranks, agreed: str) -> Remark:
     sites = len(flow.sites)
     message = (
         f"{sites} attention site{'s' * (sites != 1)} and all between them run on {ranks.count} ranks: tokens by {by}, "
@@ -96,7 +113,7 @@ def _applied(by: By, flow: Flow, emission: Emission, ranks: Ranks, agreed: str) 
     )
     args = {
         "ranks": ranks.count,
-        "by": str(by),
+        "by": by,
         "sites": sites,
         "exchanges": emission.exchanged,
         "gathers": emission.gathered,
@@ -106,7 +123,7 @@ def _applied(by: By, flow: Flow, emission: Emission, ranks: Ranks, agreed: str) 
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=ShardSequence.name,
-        rule=str(by),
+        rule=by,
         message=message,
         args=args,
         numerics=Numerics.EXACT,

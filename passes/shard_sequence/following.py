@@ -7,7 +7,7 @@ where tokens become a video again. Nothing is changed here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
@@ -31,6 +31,7 @@ from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.sizes import replaced
 from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
 from lightint_compile.passes.shard_sequence.head_axes import head_axes, head_axis, headed, is_attention
+from lightint_compile.passes.shard_sequence.narrowest import early
 from lightint_compile.passes.shard_sequence.places import cut, heads_of, is_cut, whole
 from lightint_compile.passes.shard_sequence.supposing import supposed
 
@@ -71,9 +72,13 @@ class Sharding:
     Args:
         planned: how the tokens of each grid are dealt out.
         ranks: to how many.
+        heads_at: calls that read heads where they could read tokens.
     """
 
-    def __init__(self, program: Program, planned: Planned, ranks: int) -> None:
+    def __init__(
+        self, program: Program, planned: Planned, ranks: int, heads_at: Container[fx.Node] = frozenset()
+    ) -> None:
+        self._early = heads_at
         self._program, self._by_grid, self._ranks = program, planned, ranks
         self._grids = program.fact(TokenGrid)
         self._updates = {node for step in program.fact(DenoisingLoop).steps for node in step.update}
@@ -104,6 +109,10 @@ class Sharding:
             self._flow.known[node] = (cut(node, *found),)
             self._cuts[node], self._origins[node] = Cut.TOKENS, frozenset({node})
             self._lost.pop(node, None)
+
+    def narrower(self) -> frozenset[fx.Node]:
+        """Calls in front of attention that are to read heads already, so that less is sent; known after a run."""
+        return early(self._program.graph, self._flow, self._heads, lambda node: self._cuts.get(node) is Cut.TOKENS)
 
     def _visit(self, node: fx.Node) -> None:
         lost = [self._lost[source] for source in node.all_input_nodes if source in self._lost]
@@ -147,11 +156,13 @@ class Sharding:
     def _ways(self, node: fx.Node, sources: Sequence[fx.Node]) -> Iterator[_Way]:
         """As operands are, by heads, by tokens."""
         kinds = {self._cuts[source] for source in sources}
+        if node in self._early:
+            yield _Way(self._by_heads(node), Cut.HEADS)
         own = {source: self._flow.layout(source) for source in sources}
         if len(kinds) == 1 and not (is_attention(node) and Cut.HEADS in kinds):
             yield _Way(own, *kinds)
         heads = self._by_heads(node)
-        if heads:
+        if heads and node not in self._early:
             yield _Way(heads, Cut.HEADS)
         if Cut.HEADS in kinds and not is_attention(node):
             yield _Way({source: self._by_tokens(source) for source in sources}, Cut.TOKENS)

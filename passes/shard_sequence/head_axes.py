@@ -11,8 +11,9 @@ from lightint_compile.passes.analysis.attention_sites import ATTENTION
 from lightint_compile.passes.analysis.axes.movement import Along
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.ir.node_queries import is_element
-from lightint_compile.passes.ir.op_arguments import argument, rank_of, tensors
+from lightint_compile.passes.ir.op_arguments import argument, rank_of, sizes_of, tensors
 from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.sizes import product, same
 
 _OWN = ("sparse_attention", "pool_tiles")
 
@@ -58,10 +59,22 @@ def _behind(node: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
         yield node.args[0], axis  # type: ignore[misc]
         return
     movement = movement_of(node)
-    if movement is None or movement.regroups is not None:
+    if movement is None:
+        return
+    if movement.regroups is not None:
+        yield from _viewed(node, movement.regroups, axis)
         return
     ways = movement.outputs[0] if movement.outputs else ()
     way = ways[axis] if axis < len(ways) else None
     for ref in way.refs if isinstance(way, Along) else ():
         if tensor_of(ref.node) is not None:
             yield ref.node, ref.axis
+
+
+def _viewed(node: fx.Node, source: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
+    """The axis of what is viewed that a view leaves as it is: as long, and behind as many values."""
+    before, behind = sizes_of(source), sizes_of(node)
+    for number, size in enumerate(before):
+        if same(size, behind[axis]) and same(product(before[:number]), product(behind[:axis])) and size != 1:
+            yield source, number
+            return

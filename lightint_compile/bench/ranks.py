@@ -1,0 +1,219 @@
+"""Milliseconds of a chunk on one rank and on several: every process of a ``torchrun`` runs the same rollout.
+
+Each variant rolls out alone on every rank, and then with tokens dealt out among all of them. Weights are random and
+the same everywhere. What a collective takes is read from a profile of one chunk: on a GPU the kernels of NCCL, which
+wait for the slowest rank too, on a CPU the operators that exchange.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightint_compile.bench.rollout_job import UNREWRITTEN, Job, jobs_of
+from lightint_compile.bench.rollout_subject import Subject
+from lightint_compile.errors import DeviceError, LightintError, told
+from lightint_compile.models.registry import TINY, world_model
+from lightint_compile.models.world_model import turn_and_back
+
+VARIANTS = ("eager", "exact", "all", "all:drift=1e9")
+"""What is compared unless told otherwise: see :data:`lightint_compile.bench.rollout.VARIANTS`."""
+
+_PATIENCE = timedelta(minutes=40)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one variant took on so many ranks.
+
+    Attributes:
+        chunks: median milliseconds of each chunk, on the rank that took longest.
+        collectives: share of the last chunk but one that collectives took.
+        difference: of the last chunk from that of the same variant on one rank, relative to its largest value.
+        sent: bytes that a rank sends in one call of each graph, by the pass.
+        peak_gigabytes: device memory allocated at most, 10^9 bytes.
+        refused: why tokens were not dealt out.
+        error: why there are no figures.
+    """
+
+    variant: str
+    depth: int
+    ranks: int
+    chunks: tuple[float, ...] = ()
+    collectives: float = 0.0
+    difference: float = 0.0
+    sent: tuple[int, ...] = ()
+    peak_gigabytes: float = 0.0
+    refused: str = ""
+    error: str = ""
+
+    @property
+    def late(self) -> float:
+        """Milliseconds of a late chunk, which has all its context: the median of the last half."""
+        return statistics.median(self.chunks[len(self.chunks) // 2 :]) if self.chunks else float("nan")
+
+
+def run(
+    *,
+    model: str = TINY,
+    variants: Sequence[str] = (),
+    depth: int | None = None,
+    trajectory: str | None = None,
+    chunks: int = 8,
+    repeats: int = 3,
+    json_file: Path | None = None,
+) -> None:
+    """Measure and print; the first rank prints.
+
+    Args:
+        variants: as of ``bench rollout``; :data:`VARIANTS` unless given.
+        depth: blocks; all of the model unless given.
+        trajectory: the camera path; a turn to the left and back over ``chunks`` chunks unless given.
+
+    Raises:
+        DeviceError: the processes are not started by ``torchrun``, or there are fewer GPUs than processes.
+        OptionError: there is no such variant.
+        InputError: there is no such model, or the path cannot be read.
+    """
+    device, chosen = _joined(), world_model(model)
+    try:
+        path = trajectory or turn_and_back(chosen.spec, chosen.spec.frames(chunks))
+        blocks, count = (depth or chosen.depth,), dist.get_world_size()
+        rows: list[Row] = []
+        for variant in variants or VARIANTS:
+            (job,) = jobs_of(variant, blocks, model, path, repeats, device)
+            rows += _side_by_side(job, count)
+            if dist.get_rank() == 0:
+                _print(rows[-2:] if job.options is not None else rows[-1:])
+                if json_file is not None:
+                    json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        if dist.get_rank() == 0:
+            print_table(rows, model)
+    finally:
+        dist.destroy_process_group()
+
+
+def _joined() -> str:
+    """The device of this process, which belongs to a group from now on."""
+    if "RANK" not in os.environ:
+        fix = "torchrun --nproc-per-node 4 -m lightint_compile bench ranks"
+        raise DeviceError("this process is alone", where="bench ranks", why="torchrun did not start it", fix=fix)
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        return "cpu"
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        why = f"{torch.cuda.device_count()} are visible"
+        raise DeviceError(f"there is no GPU for process {local}", where="bench ranks", why=why)
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl", timeout=_PATIENCE, device_id=torch.device("cuda", local))
+    return "cuda"
+
+
+def _side_by_side(job: Job, count: int) -> Iterator[Row]:
+    """A variant on one rank, and where it is lightint's on all."""
+    alone, last = _row(job, 1, None)
+    yield alone
+    if job.variant.partition("@")[0] not in UNREWRITTEN:
+        name, colon, rest = job.variant.partition(":")
+        shared = f"{name}:gpus={count}{',' if colon else ''}{rest}"
+        (more,) = jobs_of(shared, (job.depth,), job.model, job.trajectory, job.repeats, job.device)
+        yield _row(more, count, last, job.variant)[0]
+
+
+def _row(job: Job, count: int, reference: Tensor | None, name: str = "") -> tuple[Row, Tensor | None]:
+    row, last = Row(name or job.variant, job.depth, count), None
+    try:
+        torch._dynamo.reset()
+        subject = Subject(job)
+        subject.warm_up()
+        found, last = _measured(subject, reference)
+        row = Row(row.variant, row.depth, count, **found)
+    except (LightintError, RuntimeError, torch.OutOfMemoryError) as error:
+        row = Row(row.variant, row.depth, count, error=told(error))
+    subject = None  # type: ignore[assignment]
+    gc.collect()
+    if job.device == "cuda":
+        torch.cuda.empty_cache()
+    dist.barrier()
+    return row, last
+
+
+def _measured(subject: Subject, reference: Tensor | None) -> tuple[dict[str, Any], Tensor]:
+    if subject.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = [subject.timed() for _ in range(subject.job.repeats)]
+    own = [statistics.median(column) for column in zip(*times, strict=True)]
+    slowest = torch.tensor(own, dtype=torch.float64, device=subject.device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    share, last = _collectives(subject)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if subject.device.type == "cuda" else 0.0
+    reference = last if reference is None else reference
+    difference = float((last - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+    found = {"chunks": tuple(slowest.tolist()), "collectives": share, "difference": difference}
+    return {**found, "peak_gigabytes": peak, **_remarks(subject)}, last
+
+
+def _collectives(subject: Subject) -> tuple[float, Tensor]:
+    """The share of a late chunk that collectives take, and the latents of the last chunk."""
+    rollout = iter(subject.rollout())
+    count = subject.model.spec.chunks(len(subject.path))
+    for _ in range(count - 2):
+        next(rollout)
+    kinds = torch.profiler.ProfilerActivity
+    on_gpu = subject.device.type == "cuda"
+    with torch.profiler.profile(activities=[kinds.CUDA if on_gpu else kinds.CPU]) as profile:
+        start = subject.now()
+        next(rollout)
+        wall = subject.now() - start
+    names = ("nccl",) if on_gpu else ("gloo:", "c10d::", "_c10d_functional::")
+    seconds = 0.0
+    for event in profile.key_averages():
+        if any(name in event.key for name in names):
+            seconds += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+    return seconds / wall, next(rollout).latents.detach().double()
+
+
+def _remarks(subject: Subject) -> dict[str, Any]:
+    remarks = [r for graph in subject.graphs() for r in graph.section.remarks if r.pass_name == "shard-sequence"]
+    sent = tuple(int(r.args["bytes_sent"]) for r in remarks if "bytes_sent" in r.args)
+    return {"sent": sent, "refused": "; ".join(dict.fromkeys(r.message for r in remarks if "bytes_sent" not in r.args))}
+
+
+def _print(rows: Sequence[Row]) -> None:
+    """One line a row as soon as it is measured, so that nothing is lost when a later one is stopped."""
+    for row in rows:
+        chunks = " ".join(f"{chunk:.1f}" for chunk in row.chunks)
+        said = row.error or f"{row.late:.1f} ms a late chunk, collectives {row.collectives:.0%}; chunks ms {chunks}"
+        print(f"{row.variant} depth {row.depth} on {row.ranks}: {said} {row.refused}", flush=True)
+
+
+def print_table(rows: Sequence[Row], model: str) -> None:
+    """One row a variant and number of ranks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Milliseconds of a late chunk of {model}, {rows[0].depth} blocks")
+    for column in ("variant", "ranks", "ms", "vs one rank", "collectives", "sent MB", "difference", "peak GB"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    alone = {row.variant: row.late for row in rows if row.ranks == 1}
+    for row in rows:
+        if row.error:
+            table.add_row(row.variant, str(row.ranks), row.error)
+            continue
+        sent = f"{max(row.sent) / 1e6:.1f}" if row.sent else "-"
+        faster = f"{alone[row.variant] / row.late:.2f}x"
+        cells = (f"{row.late:.1f}", faster, f"{row.collectives:.0%}", sent, f"{row.difference:.1e}")
+        table.add_row(row.variant, str(row.ranks), *cells, f"{row.peak_gigabytes:.1f}")
+    Console(width=120).print(table)
