@@ -132,7 +132,9 @@ def ranks(
     model: Model = TINY,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="eager, or PRESET[:OPTION=VALUE,...]; repeat", show_default="eager, exact, all, all:drift=1e9"),
+        typer.Option(
+            help="eager, or PRESET[:OPTION=VALUE,...]; repeat", show_default="eager, exact, all, all:drift=1e9"
+        ),
     ] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="blocks", show_default="all")] = None,
     trajectory: Trajectory = None,

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
 from lightint_compile import capture
-from lightint_compile.errors import ExportError, LightintError, told
+from lightint_compile.errors import ExportError, LightintError, OptionError, told
 from lightint_compile.exporting.archive import as_exported
 from lightint_compile.exporting.calls import Call
 from lightint_compile.exporting.capturing import Source, name_of
@@ -125,7 +125,11 @@ def prepare(source: Source, captured: ExportedProgram, options: LightintOptions,
 
     Raises:
         ExportError: it cannot be rewritten, or decides in a way that no file can.
+        OptionError: several ranks are asked for.
     """
+    if options.is_shared:
+        why = "a file runs in one process, and each rank has a graph of its own"
+        raise OptionError("a file is for one rank", where="options['gpus']", why=why, fix="leave out gpus and mesh")
     rewritten = _rewritten(source, captured, options, kind)
     report = Report.of(rewritten)
     check_required(report.sections)

@@ -34,7 +34,9 @@ def early(
         starts = [node for node in headed(site) if node in between]
         inside = reached(starts, lambda node: [source for source in node.all_input_nodes if source in between])
         moved = {node for node in inside if by_tokens(node)}
-        front = {source for node in moved for source in node.all_input_nodes if source in heads and by_tokens(source)} - moved
+        front = {
+            source for node in moved for source in node.all_input_nodes if source in heads and by_tokens(source)
+        } - moved
         if front and _bytes(front) < _bytes(_exchanged((*inside, site), flow, by_tokens)):
             found |= moved
     return frozenset(found)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from toy_world import Block as ToyBlock
 from toy_world import ToyWorld
 
-TWINS = ("conv", "mean", "mask", "random", "size")
-"""What a twin has that keeps its tokens together."""
+TWINS = ("conv", "mean", "mask", "random")
+"""What a twin has that keeps its tokens together; ``copies`` attends twice, to one as to the other."""
 
 
 class Block(nn.Module):
@@ -41,8 +41,6 @@ class Block(nn.Module):
             inner = inner - inner.mean(1, keepdim=True)
         if self.twin == "random":
             inner = inner + 1e-3 * torch.randn_like(inner)
-        if self.twin == "size":
-            inner = inner * (inner.shape[1] ** -0.5)
         query, key, value = map(self.split, self.qkv(inner).chunk(3, -1))
         query, key = turned(query, table), turned(key, table)
         own = (key, value)
@@ -52,7 +50,10 @@ class Block(nn.Module):
             more = map(self.split, self.cross_kv(text).chunk(2, -1))
             key, value = (torch.cat([a, b], 2) for a, b in zip(more, (key, value), strict=True))
         mask = (inner.mean(-1) > -9)[:, None, None, :] if self.twin == "mask" else None
-        tokens = tokens + gate * self.out(attend(query, key, value, mask))
+        if self.twin == "copies":
+            query, key, value = (torch.cat([each, 0.5 * each]) for each in (query, key, value))
+        seen = attend(query, key, value, mask)
+        tokens = tokens + gate * self.out(sum(seen.chunk(2)) if self.twin == "copies" else seen)
         if not self.joint:
             key, value = map(self.split, self.cross_kv(text).chunk(2, -1))
             tokens = tokens + attend(self.split(self.cross_q(tokens)), key, value, None)

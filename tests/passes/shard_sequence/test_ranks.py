@@ -18,6 +18,7 @@ EXACT = 1e-12
 LOOP = {"steps": 2}, {"past": 3}
 JOINT = {"joint": True, "keeps": True}, {"text": 6}
 BATCH = {}, {"frames": 3, "batch": 2}
+COPIES = {"twin": "copies", "depth": 2}, {}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,9 @@ def agreeing(answers: list[Any]) -> rank_cases.Seen:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize(("model", "given"), [LOOP, JOINT, BATCH], ids=["loop-and-past", "joint-text", "batch-by-rows"])
+@pytest.mark.parametrize(
+    ("model", "given"), [LOOP, JOINT, BATCH, COPIES], ids=["loop-and-past", "joint-text", "batch-by-rows", "copies"]
+)
 def test_several_ranks_give_what_one_gives(pool: Pools, ranks: int, model: Any, given: Any) -> None:
     found = agreeing(pool(ranks).run(rank_cases.graph, model=model, given=given))
     assert found.difference < EXACT and len(found.applied) == 1

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import rank_worlds
 import torch
-import worldplay_tiny
-from differential import rewritten
+from differential import rewritten, trace
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toy_world import there_and_back
 
 import lightint_compile
 from lightint_compile.errors import OptionError, RankError
@@ -108,13 +109,24 @@ def test_the_past_is_not_sent() -> None:
 
 
 def test_repeated_blocks_are_one_region_still() -> None:
-    front = "canonicalize-attention,distinct-rows,sink-row-repeats,hoist-invariants,dead-tail"
-    copy, result = rewritten(worldplay_tiny.program(), f"{front},shard-sequence{{gpus=2}},outline-regions,step-cache")
-    blocks = [r for r in result.remarks if r.pass_name == "outline-regions" and r.rule == "block"]
-    assert max(r.args["calls"] for r in blocks) == 8  # two blocks in four steps
+    world, path = rank_worlds.Headed().double().eval().requires_grad_(False), there_and_back(12).double()
+    latents = torch.randn(1, 4, 12, 4, 6).double()
+    given = {"noise": latents[:, :, 8:], "history": latents[:, :, :8], "extrinsics": path}
+    program = trace(world, {name: value.contiguous() for name, value in given.items()})
+    copy, result = rewritten(program, f"{FRONT},shard-sequence{{gpus=2}},outline-regions,step-cache")
+    assert ranks_of(copy.graph_module) == Ranks(2)
+    calls = [r.args["calls"] for r in result.remarks if r.pass_name == "outline-regions" and r.rule == "block"]
+    assert max(calls) == 8  # two blocks in four steps
     assert any(r.pass_name == "step-cache" and r.kind is RemarkKind.APPLIED for r in result.remarks)
     points = [m.spec for m in copy.graph_module.modules() if hasattr(m, "spec") and hasattr(m.spec, "step")]
     assert points and all(point.group == "0" for point in points)
+
+
+def test_exchanges_stand_where_least_is_sent() -> None:
+    """What is copied behind the view that makes heads is exchanged in front of the copies."""
+    copy, _ = shared(program_of({"twin": "copies"}))
+    sizes = [node.meta["val"].numel() for node in copy.calls(OPS.all_to_all_single.default)]
+    assert set(sizes) == {4 * 4 * 8 * 32 // 2} and len(sizes) == 3 + 2
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -155,6 +167,13 @@ def test_a_report_needs_no_process_group() -> None:
 def test_options_that_cannot_be_taken(options: dict[str, Any], what: str) -> None:
     with pytest.raises(OptionError, match=what):
         LightintOptions.from_mapping(options)
+
+
+def test_a_file_is_for_one_rank(tmp_path: Path) -> None:
+    module = rank_worlds.World().eval().requires_grad_(False)
+    args = rank_worlds.inputs(module, dtype=torch.float32)
+    with pytest.raises(OptionError, match="a file is for one rank"):
+        lightint_compile.export(module, args, tmp_path / "world.pt2", options={"gpus": 2})
 
 
 def test_options_come_back_from_plain_data() -> None:
