@@ -46,9 +46,9 @@ class Rewriter:
         self._rule = ""
 
     @contextmanager
-    def at(self, node: fx.Node, *, rule: str = "", after: bool = False) -> Iterator[None]:
-        """Insert before (or after) ``node``, and inherit its source line and module path."""
-        self._like, self._rule = node, rule
+    def at(self, node: fx.Node, *, rule: str = "", after: bool = False, like: fx.Node | None = None) -> Iterator[None]:
+        """Insert before (or after) ``node``, and inherit source line and module path: its own, or those of ``like``."""
+        self._like, self._rule = like or node, rule
         with self._graph.inserting_after(node) if after else self._graph.inserting_before(node):
             yield
         self._like, self._rule = None, ""

@@ -36,12 +36,11 @@ class Emission:
         self._converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self._orders = {node: memory_order(node.meta["val"]) for node in output_memory(program.graph)}
         self._known: dict[Any, Any] = {}
+        self._first = next(node for node in program.graph.nodes if node.op != "placeholder")
         self.exchanged = self.gathered = self.sent = 0
 
     def rewrite(self) -> None:
         """Rewrite every call that reads or makes parts."""
-        inputs = [node for node in self._program.graph.nodes if node.op == "placeholder"]
-        self._first = inputs[-1].next if inputs else next(iter(self._program.graph.nodes))
         for node in list(self._program.graph.nodes):
             if node in self._flow.reads:
                 self._rewrite(node)
@@ -95,15 +94,11 @@ class Emission:
             return source
         key = (source, want)
         if key not in self._converted:
-            place = self._first if source.op == "placeholder" else source.next
-            with self._rewriter.at(place, rule="shard"):
-                self._inherit(source)
+            is_input = source.op == "placeholder"
+            place = self._first if is_input else source.next
+            with self._rewriter.at(place, rule="shard", like=place if is_input else source):
                 self._converted[key] = self._convert(source, have, want)
         return self._converted[key]
-
-    def _inherit(self, source: fx.Node) -> None:
-        if source.op != "placeholder":
-            self._rewriter._like = source
 
     def _convert(self, source: fx.Node, have: Layout, want: Layout) -> fx.Node:
         before, after = place_of(have), place_of(want)
