@@ -95,6 +95,14 @@ def triton_launches_are_traced() -> bool:
     return bool(is_wrap_triton_enabled())
 
 
+def plans_memory_of_branches() -> bool:
+    """Whether AOTInductor can reuse buffers where a program has branches.
+
+    That of torch 2.11 looks a branch's operations up in a table of those outside of it, which is an IndexError.
+    """
+    return TORCH >= (2, 13)
+
+
 PRIVATE = {
     "torch._dynamo.convert_frame.compile_lock": "a later size of a region is compiled beside no other compilation",
     "torch._C.DisableTorchFunction": "tensors of the trace are handled without their own dispatch",
@@ -162,6 +170,7 @@ PRIVATE = {
     "torch._inductor.compile_fx.compile_fx": "the stock backend: what a graph that is left alone goes to",
     "torch._inductor.config": "settings are part of the key of kept programs, and set for regions",
     "torch._inductor.cpp_builder.get_cpp_compiler": "doctor says which compiler Inductor would take",
+    "torch._inductor.inductor_prims": "operands of branches keep their strides in a package",
     "torch._inductor.list_mode_options": "documented, but reached through the private package",
     "torch._inductor.runtime.cache_dir_utils.cache_dir": "kept programs and rates lie beside Inductor's",
     "torch._inductor.standalone_compile": "one region compiled by itself, and its artifact",
@@ -173,6 +182,7 @@ PRIVATE = {
     "torch._ops.OperatorBase": "what a node may call, for types and checks",
     "torch._ops._higher_order_ops": "operators that hold graphs treat our mode as the one that it stands for",
     "torch._ops._len_torch_dispatch_stack_pre_dispatch": "whether a mode watches operators",
+    "torch._prims_common.is_non_overlapping_and_dense_or_false": "which operands of branches have strides to keep",
     "torch._refs.tensor": "what Dynamo makes of a tensor of symbolic sizes",
     "torch._subclasses.fake_tensor": "fake tensors and their mode, which a trace runs under",
     "torch._subclasses.functional_tensor": "functional tensors and their mode, which a trace meets",

@@ -12,15 +12,16 @@ import torch.fx as fx
 from torch.export import ExportedProgram
 
 from lightint_compile.errors import ExportError
+from lightint_compile.exporting.branch_operands import keep_strides
 from lightint_compile.exporting.graph_form import is_ours
 from lightint_compile.exporting.torch_file import torch_file
+from lightint_compile.torch_compat import plans_memory_of_branches
 
 METADATA = "lightint"
 """The key of our data in a package's metadata."""
 
-_COMPUTED_LOOK_UPS = {"constant_and_index_propagation": False, "mtia.disable_welford_reduction": True}
-"""Inductor of torch 2.13 fails, or computes something else in branches, where numbers to look up by are made indices
-of a range that is a symbol. Without that, it fails at a variance in one pass, so variances are taken in two."""
+_BRANCHES = {} if plans_memory_of_branches() else {"allow_buffer_reuse": False}
+"""Settings of programs with branches."""
 
 
 def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> None:
@@ -31,7 +32,8 @@ def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> 
     settings: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     if _has_ours(program.graph_module):
         program = program.run_decompositions(_table(program))
-        settings |= _COMPUTED_LOOK_UPS
+    if keep_strides(program.graph_module):
+        settings |= _BRANCHES
     with torch_file(path) as file:
         torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)
 
