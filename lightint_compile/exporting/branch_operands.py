@@ -20,10 +20,11 @@ _KEEP: Any = torch.ops.prims.inductor_force_stride_order.default
 def keep_strides(root: fx.GraphModule) -> bool:
     """Fix the strides of all operands of branches, in every graph below ``root``; whether there are branches."""
     found = False
-    for module in root.modules():
-        conds = _conds(module) if isinstance(module, fx.GraphModule) else []
+    for module in [each for each in root.modules() if isinstance(each, fx.GraphModule)]:
+        conds = _conds(module)
         for node in conds:
-            operands = [_kept(module.graph, node, operand) for operand in node.args[3]]
+            given: Any = node.args[3]
+            operands = [_kept(node.graph, node, operand) for operand in given]
             node.args = (*node.args[:3], tuple(operands))
         if conds:
             module.recompile()
@@ -52,7 +53,7 @@ def _kept(graph: fx.Graph, branch: fx.Node, operand: Any) -> Any:
 
 def _copied(graph: fx.Graph, operand: fx.Node) -> fx.Node:
     """A part of a larger memory, or a memory that is read several times, has no order of its own."""
-    form = {"memory_format": torch.contiguous_format}
+    form: dict[str, Any] = {"memory_format": torch.contiguous_format}
     made = graph.call_function(torch.ops.aten.clone.default, (operand,), form)
     made.meta = {**operand.meta, "val": operand.meta["val"].clone(**form)}
     return made
