@@ -58,14 +58,9 @@ def test_sparse_attention_selects_for_the_heads_of_a_rank(pool: Pools, ranks: in
     assert found.difference < EXACT and len(found.applied) == 1
 
 
-def test_what_is_sent_follows_the_chunk_and_not_the_past(pool: Pools) -> None:
-    short, long = (agreeing(pool(2).run(rank_cases.graph, model={}, given={"past": past})).sent for past in (2, 16))
-    assert short == long > 0
-
-
 def test_compiled_by_inductor_and_called_again(pool: Pools) -> None:
-    case, given = rank_cases.compiled_world, {"past": 2}
-    found = agreeing(pool(2).run(case, model={"depth": 2}, given=given, dtype=torch.float32, preset="exact"))
+    case = rank_cases.compiled_world
+    found = agreeing(pool(2).run(case, model={}, given={}, dtype=torch.float32, preset="exact"))
     assert found.difference < 1e-5 and len(found.applied) == 1
 
 
@@ -88,7 +83,7 @@ def test_caches_that_are_written_in_place(pool: Pools) -> None:
 
 def test_ranks_decide_alike(pool: Pools) -> None:
     """Which context is read and which steps are reused follows inputs that all have, and the drift of all tokens."""
-    found = agreeing(pool(2).run(rank_cases.rollout, frames=24, drift=0.3))
+    found = agreeing(pool(2).run(rank_cases.rollout, frames=20, drift=0.3))
     assert found.difference < EXACT and found.applied and found.reused
 
 
