@@ -1,0 +1,45 @@
+"""bench ranks: what it prints, and a run of two processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightint_compile.bench.ranks import Row, print_table
+from lightint_compile.errors import DeviceError
+
+
+def test_a_process_alone_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightint_compile.bench.ranks import run
+
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(DeviceError, match="this process is alone") as raised:
+        run()
+    assert "torchrun --nproc-per-node 4 -m lightint_compile bench ranks" in str(raised.value)
+
+
+def test_the_table_compares_with_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Row("exact", 6, 1, chunks=(5.0, 8.0, 10.0, 10.0)),
+        Row("exact", 6, 4, chunks=(5.0, 4.0, 4.0, 4.0), collectives=0.25, sent=(2_000_000,)),
+        Row("all", 6, 4, error="no memory is left"),
+    ]
+    print_table(rows, "worldplay:8b-480p")
+    shown = capsys.readouterr().out
+    assert "2.50x" in shown and "25%" in shown and "2.0" in shown and "no memory is left" in shown
+
+
+@pytest.mark.slow
+def test_two_processes_measure(tmp_path: Path) -> None:
+    table = tmp_path / "ranks.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lightint_compile", "bench", "ranks", "--depth", "1", "--chunks", "4", "--repeats", "1"]
+    subprocess.run([*command, "--variant", "exact", "--json", str(table)], check=True, timeout=590)
+    alone, shared = json.loads(table.read_text())
+    assert (alone["ranks"], shared["ranks"]) == (1, 2) and not alone["error"] and not shared["error"]
+    assert len(alone["chunks"]) == len(shared["chunks"]) == 4 and shared["difference"] < 1e-4
+    assert shared["collectives"] > 0 and shared["sent"]
