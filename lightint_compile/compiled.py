@@ -97,7 +97,13 @@ class CompiledGraph:
         self._section = section
 
     def serves(self, module: torch.nn.Module) -> bool:
-        """Whether the graph was captured from ``module`` (or a part of it): they share a parameter."""
+        """Whether the graph was captured from ``module`` (or a part of it): they share a parameter.
+
+        Parameters are told apart by their addresses, as a weak reference would keep ``torch.utils.swap_tensors`` from
+        them. Once what was compiled is gone, others may have its addresses.
+        """
+        if self._subject is not None and self._subject() is None:
+            return False
         return any(id(parameter) in self._parameters for parameter in module.parameters())
 
     def belongs_to(self, subject: Any) -> None:

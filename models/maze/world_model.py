@@ -31,6 +31,9 @@ from .world import Maze
 WEIGHTS = Path(__file__).parent / "weights"
 """A folder a size, with `transformer/` and `codec/` of safetensors files and `card.json`."""
 
+UNTRAINED = WEIGHTS / "untrained"
+"""Where there are none."""
+
 
 @dataclass(frozen=True)
 class MazeWorld(WorldPlay):
@@ -66,6 +69,11 @@ class MazeWorld(WorldPlay):
             why, fix = "it has no transformer/ and codec/", "name the folder weights/ of a training's --out"
             raise InputError("there are no trained weights", where=str(folder), why=why, fix=fix)
         return made
+
+    def at_depth(self, depth: int) -> Self:
+        """With another number of blocks, for which there are no trained weights."""
+        other = super().at_depth(depth)
+        return other if depth == self.config.depth else dataclasses.replace(other, weights=UNTRAINED)
 
     def module(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0

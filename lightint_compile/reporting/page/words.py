@@ -14,6 +14,7 @@ PASSES = {
     "adaptive-context": "which earlier frames are read is decided for every chunk",
     "context-reuse": "keys and values of earlier frames are kept between chunks",
     "sparse-attention": "attention leaves out the keys that matter least",
+    "shard-sequence": "several devices make one chunk together, each a share of its tokens",
     "outline-regions": "blocks that repeat are compiled once",
     "step-cache": "a denoising step may take over what earlier steps predicted",
 }

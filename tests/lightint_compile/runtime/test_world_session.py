@@ -162,7 +162,7 @@ def test_where_every_guard_refuses_nothing_but_sparse_attention_is_left(session:
 def refusing(session: Session):
     """Drift checks that never pass."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(answers, "relative_change", lambda now, before: torch.tensor(float("inf")))
+    patch.setattr(answers, "relative_change", lambda now, before, group: torch.tensor(float("inf")))
     patch.setattr(transfer, "to_host", to_host)
 
     class Undone:

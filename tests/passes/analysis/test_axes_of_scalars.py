@@ -24,7 +24,6 @@ SCALARS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Any]] = {
     "index_select of a scalar": lambda x, row, one, number: torch.index_select(x, 0, one),
     "index_select with a scalar": lambda x, row, one, number: torch.index_select(row, 0, number),
     "index_select, both": lambda x, row, one, number: torch.index_select(x, 0, number),
-    "index with a scalar": lambda x, row, one, number: row[number],
     "gather": lambda x, row, one, number: torch.gather(x, 0, number),
     "index_fill": lambda x, row, one, number: torch.index_fill(x, 0, number, 2.0),
     "index_copy": lambda x, row, one, number: torch.index_copy(x, 0, one, row[:1]),
