@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,24 @@ def test_numbers_that_the_last_bits_of_the_weights_move_as_far_are_rounding(
     monkeypatch.setattr(adversary, "play", played)
     found = judge(Scenario.from_seed(1))
     assert found is None if nudged is None else isinstance(found, nudged)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off_in_float64", "is_finding"),
+    [("bfloat16", False, False), ("bfloat16", True, True), ("float64", False, True)],
+)
+def test_numbers_that_move_elsewhere_are_rounding_where_float64_shows_none(
+    dtype: str, off_in_float64: bool, is_finding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = Scenario(0, replace(TEXT, dtype=dtype), Setup(), (WRITE,))
+
+    def played(given: Scenario, backend: str) -> tuple[int, str, str] | None:
+        if backend == "lightint":
+            return (3, "numbers", "off") if given == scenario or off_in_float64 else None
+        return (1, "numbers", "off") if backend == "nudged" else None
+
+    monkeypatch.setattr(adversary, "play", played)
+    assert (judge(scenario) is not None) == is_finding
 
 
 def test_a_nudge_is_within_rounding_where_a_program_is_well_conditioned() -> None:
