@@ -17,7 +17,7 @@ demo: $(STAMP)  ## roll a world model through a maze on the CPU: truth, eager an
 
 # One thread a worker: two workers with two threads each wait for one another on two cores.
 test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --durations=60 --durations-min=3
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

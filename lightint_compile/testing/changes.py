@@ -20,7 +20,7 @@ class Adapted(nn.Module):
         self.up = nn.Parameter(torch.full((weight.shape[0], 2), 0.2, dtype=weight.dtype), weight.requires_grad)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The base's, which a model may read as before."""
         return self.base.weight
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from operator_cases import Case, Kind, Outcome, outcome_of
 
-SAMPLE = 150
+SAMPLE = 60
 BATCH = 10
 
 
