@@ -1,4 +1,4 @@
-"""Processes that share one call, forked once a session: each answers the cases that it is sent, one after the other."""
+"""Processes that share one call, started once a session: each answers the cases that it is sent, one after the other."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ import torch.distributed as dist
 
 Case = Callable[..., Any]
 
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds in which a case must answer."""
+
+_FIRST = ["torch", "torch._dynamo", "lightint_compile"]
+"""What every process has when it starts."""
 
 
 class Pool:
-    """``count`` processes of one gloo group."""
+    """``count`` processes of one gloo group.
+
+    A server without threads forks them: a lock that a thread of the tests holds would be held for ever in a copy.
+    """
 
     def __init__(self, count: int) -> None:
-        context, port = get_context("fork"), _free_port()
+        context, port = get_context("forkserver"), _free_port()
+        context.set_forkserver_preload(_FIRST)
+        self.is_open = True
         self._ends: list[Connection] = []
         self._workers = []
         for rank in range(count):
@@ -42,16 +50,19 @@ class Pool:
             end.send((case, arguments))
         answers = []
         for rank, end in enumerate(self._ends):
-            assert end.poll(PATIENCE), f"rank {rank} does not answer"
+            if not end.poll(PATIENCE):
+                self.close()
+                raise AssertionError(f"rank {rank} does not answer")
             answers.append(end.recv())
         return answers
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; those of a case that did not answer as well."""
+        self.is_open = False
         for end, worker in zip(self._ends, self._workers, strict=True):
             with contextlib.suppress(OSError):
                 end.send(None)
-            worker.join(10)
+            worker.join(5)
             worker.kill()
 
 
@@ -64,7 +75,7 @@ def pools() -> Iterator[Callable[[int], Pool]]:
     made: dict[int, Pool] = {}
 
     def pool(count: int) -> Pool:
-        if count not in made:
+        if count not in made or not made[count].is_open:
             made[count] = Pool(count)
         return made[count]
 
