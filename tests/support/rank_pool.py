@@ -1,4 +1,4 @@
-"""Processes that share one call, started once a session: each answers the cases that it is sent, one after the other."""
+"""Processes that share one call, started once a session: each answers the cases it is sent, one after the other."""
 
 from __future__ import annotations
 
