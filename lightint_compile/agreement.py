@@ -37,9 +37,7 @@ def agreed(ranks: Ranks, make: Callable[[], Result], word: Callable[[Result], st
         made = make()
     except Exception as error:
         store.set(str(ranks.rank), json.dumps({"failed": told(error)}))
-        raise RankError(
-            f"rank {ranks.rank} of {ranks.count} failed, and all ranks stop", why=told(error), fix=_FIX
-        ) from error
+        raise _failed(ranks.rank, ranks.count, told(error)) from error
     store.set(str(ranks.rank), json.dumps({"word": word(made)}))
     _compare([_heard(store, rank) for rank in range(ranks.count)])
     return made
@@ -66,10 +64,14 @@ def _heard(store: Any, rank: int) -> dict[str, str]:
     return found
 
 
+def _failed(rank: int, count: int, why: str) -> RankError:
+    return RankError(f"rank {rank} of {count} failed, and all ranks stop", why=why, fix=_FIX)
+
+
 def _compare(heard: list[dict[str, str]]) -> None:
     for rank, each in enumerate(heard):
         if "failed" in each:
-            raise RankError(f"rank {rank} of {len(heard)} failed, and all ranks stop", why=each["failed"], fix=_FIX)
+            raise _failed(rank, len(heard), each["failed"])
     words = [each["word"] for each in heard]
     if len(set(words)) > 1:
         shown = ", ".join(f"rank {rank}: {word}" for rank, word in enumerate(words))

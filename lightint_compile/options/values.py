@@ -265,7 +265,7 @@ class LightintOptions:
     @property
     def is_shared(self) -> bool:
         """Whether several processes share the work of one call."""
-        return self.gpus not in (None, 1) or self.mesh is not None
+        return self.gpus not in (None, 1) or not (self.mesh or "1@").startswith("1@")
 
     @property
     def budget(self) -> Budget | None:

@@ -10,10 +10,11 @@ import torch.utils._pytree as pytree
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.analysis.axes.factors import Kind, Layout, place_of, without
-from lightint_compile.passes.ir.fake_values import another, described, evaluated, hint_of, shape_of
+from lightint_compile.passes.ir.fake_values import another, described, evaluated, shape_of
+from lightint_compile.passes.ir.flops import bytes_of_value
 from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
 from lightint_compile.passes.ir.op_arguments import results_in
-from lightint_compile.passes.ir.program import Program, fake_mode_of, tensor_of
+from lightint_compile.passes.ir.program import Program, fake_mode_of
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.rewriter import Rewriter, stored_in
 from lightint_compile.passes.shard_sequence.collectives import Collectives
@@ -105,7 +106,7 @@ class Emission:
         if before is None:
             assert after is not None
             return self._collectives.take(source, after)
-        count, payload = self._ranks.count, _bytes(source)
+        count, payload = self._ranks.count, bytes_of_value(source.meta["val"])
         if after is None:
             self.gathered += 1
             self.sent += payload * (count - 1)
@@ -113,12 +114,3 @@ class Emission:
         self.exchanged += 1
         self.sent += payload * (count - 1) // count
         return self._collectives.exchange(source, before, after)
-
-
-def _bytes(node: fx.Node) -> int:
-    tensor = tensor_of(node)
-    assert tensor is not None
-    size = tensor.element_size()
-    for length in tensor.shape:
-        size *= hint_of(length)
-    return size

@@ -23,14 +23,14 @@ from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.effects import draws_random
-from lightint_compile.passes.ir.fake_values import shape_of
+from lightint_compile.passes.ir.fake_values import Size, shape_of
 from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.node_queries import is_element
 from lightint_compile.passes.ir.op_arguments import argument, results_in, sizes_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.sizes import replaced
 from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
-from lightint_compile.passes.shard_sequence.head_axes import head_axes, head_axis, headed, is_attention
+from lightint_compile.passes.shard_sequence.head_axes import attends, head_axes, head_axis, headed, is_attention
 from lightint_compile.passes.shard_sequence.narrowest import early
 from lightint_compile.passes.shard_sequence.places import cut, heads_of, is_cut, whole
 from lightint_compile.passes.shard_sequence.supposing import supposed
@@ -189,7 +189,7 @@ class Sharding:
             if source in self._cuts and not is_cut(layout):
                 self._lose(node, source, f"{node.name} reads all of {source.name}")
         self._flow.reads[node], self._flow.plans[node] = changed, plan
-        if "attention" in str(node.target):
+        if attends(node):
             self._flow.sites.append(node)
         if any(map(is_cut, plan.results)):
             self._learn(node, plan.results, result)
@@ -217,17 +217,16 @@ class Sharding:
 
     def _headed(self, node: fx.Node, source: fx.Node, axis: int) -> Layout:
         size = sizes_of(source)[axis]
-        if size == 1:
-            return whole(source)
-        entry = heads_of(size, self._ranks)
+        return whole(source) if size == 1 else cut(source, axis, self._run_of(node, size))
+
+    def _run_of(self, node: fx.Node, heads: Size) -> Axis:
+        """The heads that a call reads, cut into runs."""
+        entry = heads_of(heads, self._ranks)
         if entry is None:
-            name = node.name if is_attention(node) else source.name
-            why = f"the {size} heads of {name} do not divide by {self._ranks} ranks"
-            hint = (
-                "use a number of ranks that divides the heads; more ranks would need ring attention, which there is not"
-            )
+            why = f"the {heads} heads of {node.name} do not divide by {self._ranks} ranks"
+            hint = "use a number of ranks that divides them; more would need ring attention, which there is not"
             raise Obstacle(node, why, hint)
-        return cut(source, axis, entry)
+        return entry
 
     def _attention(self, node: fx.Node, reads: Mapping[fx.Node, Layout]) -> Plan:
         """Attention on a run of heads; key heads that are shared are those of the rank's query heads."""
@@ -237,10 +236,7 @@ class Sharding:
             operands[mask] = self._headed(node, mask, head_axis(mask))
         shape = shape_of(node.meta["val"])
         axis = len(shape) - 3
-        entry = heads_of(shape[axis], self._ranks)
-        if entry is None:
-            raise Obstacle(node, f"the {shape[axis]} heads of {node.name} do not divide by {self._ranks} ranks")
-        return Plan((replaced(shared(shape), axis, entry),), operands)
+        return Plan((replaced(shared(shape), axis, self._run_of(node, shape[axis])),), operands)
 
     def _check_mask(self, node: fx.Node) -> None:
         mask = argument(node, "attn_mask")

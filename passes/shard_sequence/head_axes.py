@@ -15,16 +15,25 @@ from lightint_compile.passes.ir.op_arguments import argument, rank_of, sizes_of,
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.ir.sizes import product, same
 
-_OWN = ("sparse_attention", "pool_tiles")
+_SPARSE, _POOLS = "sparse_attention", "pool_tiles"
+
+
+def attends(node: fx.Node) -> bool:
+    """Whether a call is attention, dense or sparse."""
+    return node.target is ATTENTION or _is_ours(node, _SPARSE)
 
 
 def is_attention(node: fx.Node) -> bool:
     """Whether a call attends, or prepares keys for what attends, head by head."""
     if node.target is ATTENTION:
         return min(map(rank_of, headed(node))) > 2
+    return _is_ours(node, _SPARSE, _POOLS)
+
+
+def _is_ours(node: fx.Node, *names: str) -> bool:
     target = node.target
     own = isinstance(target, torch._ops.OpOverload) and target.namespace == "lightint"
-    return own and str(target).removeprefix("lightint.").startswith(_OWN)
+    return own and str(target).removeprefix("lightint.").startswith(names)
 
 
 def headed(node: fx.Node) -> list[fx.Node]:

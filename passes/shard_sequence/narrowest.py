@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch.fx as fx
 
-from lightint_compile.passes.ir.fake_values import numel_hint
+from lightint_compile.passes.ir.flops import bytes_of_value
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.shard_sequence.flow import Flow
 from lightint_compile.passes.shard_sequence.head_axes import headed, is_attention
 from lightint_compile.passes.shard_sequence.places import is_cut
@@ -59,5 +58,4 @@ def _exchanged(nodes: Iterable[fx.Node], flow: Flow, by_tokens: Callable[[fx.Nod
 
 
 def _bytes(nodes: Iterable[fx.Node]) -> int:
-    values = [value for node in nodes if (value := tensor_of(node)) is not None]
-    return sum(numel_hint(value) * value.element_size() for value in values)
+    return sum(bytes_of_value(node.meta.get("val")) for node in nodes)

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.axes.factors import Axis, Kind, Layout, batch, holds, place_of, shared
+from lightint_compile.passes.analysis.axes.factors import Axis, Layout, batch, place_of, shared
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.op_arguments import sizes_of
@@ -59,8 +59,3 @@ def cut(node: fx.Node, axis: int, entry: Axis) -> Layout:
 def is_cut(layout: Layout) -> bool:
     """Whether ranks have different parts of a value."""
     return place_of(layout) is not None
-
-
-def cut_axis(layout: Layout) -> tuple[int, Axis] | None:
-    """The axis on which a value is cut, and how."""
-    return next(((axis, entry) for axis, entry in enumerate(layout) if holds(entry, Kind.BATCH)), None)

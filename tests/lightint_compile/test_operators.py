@@ -7,7 +7,7 @@ import pytest
 import torch
 from operator_cases import Case, Kind, Outcome, outcome_of
 
-SAMPLE = 60
+SAMPLE = 150
 BATCH = 10
 
 

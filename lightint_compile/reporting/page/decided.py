@@ -28,13 +28,13 @@ def decided(sections: Sequence[Section], chunks: Chunks, steps: int) -> Iterator
         yield "<p>Nothing is decided at run time.</p>"
         return
     yield f'<p class="figure">{len(chunks)} <span>{"chunk" if len(chunks) == 1 else "chunks"}</span></p><dl>'
-    yield _entry("steps reused", _of(reused(chunks), steps * len(chunks)))
-    yield _entry("refused for drift", str(sum(len(c["refused_steps"]) for c in chunks)))
+    yield entry("steps reused", _of(reused(chunks), steps * len(chunks)))
+    yield entry("refused for drift", str(sum(len(c["refused_steps"]) for c in chunks)))
     read, fewer = frames(chunks)
-    yield _entry("context frames", f"{read} read, {fewer} fewer than the model gathers")
+    yield entry("context frames", f"{read} read, {fewer} fewer than the model gathers")
     kept = sum(c["kept_frames"] for c in chunks)
-    yield _entry("keys and values kept", f"of {kept} frames") if kept else ""
-    yield _entry("views seen before", f"in {sum(not c['novel'] for c in chunks)} of {len(chunks)} chunks")
+    yield entry("keys and values kept", f"of {kept} frames") if kept else ""
+    yield entry("views seen before", f"in {sum(not c['novel'] for c in chunks)} of {len(chunks)} chunks")
     yield "</dl>"
     lines = "".join(f"<li>{escape(line)}</li>" for line in _reasons(sections, chunks))
     yield f'<p class="quiet">Why:</p><ul class="quiet">{lines}</ul>' if lines else ""
@@ -83,5 +83,6 @@ def _of(part: int, whole: int) -> str:
     return f"{part} of {whole}" if whole else str(part)
 
 
-def _entry(term: str, text: str) -> str:
+def entry(term: str, text: str) -> str:
+    """A term of a card and what is said of it, as HTML."""
     return f"<dt>{term}</dt><dd>{text}</dd>"

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
-from lightint_compile.reporting.page.decided import decided, frames, reused
+from lightint_compile.reporting.page.decided import decided, entry, frames, reused
 from lightint_compile.reporting.page.links import SETTLED
 from lightint_compile.reporting.page.savings import best_change, bytes_moved, work
 from lightint_compile.reporting.page.words import PASSES, classes, numerics
@@ -79,18 +79,18 @@ def _saved(report: Report) -> Iterator[str]:
     before, after = (sum(column) for column in zip((0, 0), *map(work, report.sections), strict=True))
     yield f'<p class="figure">{escape(changed(before, after) if before else "–")} <span>FLOPs</span></p><dl>'
     if before:
-        yield _entry("FLOPs", f"{counted(before, 'FLOP')} became {counted(after, 'FLOP')}")
+        yield entry("FLOPs", f"{counted(before, 'FLOP')} became {counted(after, 'FLOP')}")
     moved = [bytes_moved(graphs) for section in report.sections if (graphs := section.graphs) is not None]
     if moved and all(work(section) == section.flops for section in report.sections):
         first, last = (sum(column) for column in zip(*moved, strict=True))
-        yield _entry(
+        yield entry(
             "memory traffic, unfused", f"{counted(first, 'B')} became {counted(last, 'B')} ({changed(first, last)})"
         )
     operations = ", ".join(f"{s.nodes_before} became {s.nodes_after}" for s in report.sections)
-    yield _entry("operations, a call of a region being one", operations or "none")
+    yield entry("operations, a call of a region being one", operations or "none")
     if saved := _in_the_run(report):
-        yield _entry("in the run, on top", escape(saved))
-    yield _entry("measured time", escape(_measured(report.chunks)))
+        yield entry("in the run, on top", escape(saved))
+    yield entry("measured time", escape(_measured(report.chunks)))
     yield from _predicted(report.sections)
     yield "</dl>"
     if any(section.runs for section in report.sections):
@@ -129,7 +129,7 @@ def _predicted(sections: Sequence[Section]) -> Iterator[str]:
         what, _, when = name.rpartition(" ")
         if when == "before":
             first, last = (sum(s.predicted.get(f"{what} {end}", 0.0) for s in sections) for end in ("before", "after"))
-            yield _entry(f"predicted, {escape(what)}", f"{first:.4g} became {last:.4g} ({changed(first, last)})")
+            yield entry(f"predicted, {escape(what)}", f"{first:.4g} became {last:.4g} ({changed(first, last)})")
 
 
 def _left(sections: Sequence[Section]) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _short(misses: Iterable[Remark]) -> Iterator[str]:
     for remark in misses:
         kind = remark.pass_name, remark.rule
         counts[kind] += remark.count
-        settled = " (the cost model wants it so)" if remark.rule in SETTLED else ""
+        settled = " (left so on purpose)" if remark.rule in SETTLED else ""
         said.setdefault(kind, remark.message + settled)
     lines = [
         f'<li>{count} × <b>{escape(kind[0])}</b> <span class="quiet">{escape(said[kind])}</span></li>'
@@ -165,7 +165,3 @@ def _short(misses: Iterable[Remark]) -> Iterator[str]:
     more = f"<li>and {len(lines) - MOST} more kinds</li>" if len(lines) > MOST else ""
     if lines:
         yield f"<ul>{''.join(lines[:MOST])}{more}</ul>"
-
-
-def _entry(term: str, text: str) -> str:
-    return f"<dt>{term}</dt><dd>{text}</dd>"

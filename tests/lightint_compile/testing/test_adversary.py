@@ -259,7 +259,7 @@ def test_numbers_that_move_elsewhere_are_rounding_where_float64_shows_none(
     def played(given: Scenario, backend: str) -> tuple[int, str, str] | None:
         if backend == "lightint":
             return (3, "numbers", "off") if given == scenario or off_in_float64 else None
-        return (1, "numbers", "off") if backend == "nudged" else None
+        return (1, "numbers", "off") if backend == "shaken" else None
 
     monkeypatch.setattr(adversary, "play", played)
     assert (judge(scenario) is not None) == is_finding
@@ -267,3 +267,4 @@ def test_numbers_that_move_elsewhere_are_rounding_where_float64_shows_none(
 
 def test_a_nudge_is_within_rounding_where_a_program_is_well_conditioned() -> None:
     assert play(Scenario(0, TEXT, Setup(), (WRITE,)), "nudged") is None
+    assert play(Scenario(0, TEXT, Setup(), (WRITE,)), "shaken") is None
