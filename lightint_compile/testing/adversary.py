@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lightint_compile.errors import LightintError
 from lightint_compile.testing.compiling import Compiler, eager
@@ -81,7 +82,17 @@ def play(scenario: Scenario, backend: str) -> tuple[int, str, str] | None:
                     return step, *found
         finally:
             torch._dynamo.reset()
+            _leave_forward_mode()
     return None
+
+
+def _leave_forward_mode() -> None:
+    """Closes the level that a failed assertion of torch 2.11 inside a ``jvp`` leaves open: no later one could start."""
+    try:
+        with forward_ad.dual_level():
+            pass
+    except RuntimeError:
+        torch._C._exit_dual_level(level=0)
 
 
 @torch.no_grad()

@@ -19,8 +19,14 @@ class Turned(torch.nn.Module):
     def forward(self, x: Tensor, upper: Tensor) -> Tensor:
         turned = (x.mT * 2).clone(memory_format=torch.contiguous_format)
         repeated = (x[:, :1] * 3).expand(x.shape)
-        operands = (turned, repeated)
-        return torch.cond(upper, lambda a, b: (a.cos() + b.mT,), lambda a, b: (a.sin() + b.mT,), operands)[0]
+
+        def cosine(a: Tensor, b: Tensor) -> tuple[Tensor]:
+            return (a.cos() + b.transpose(0, 1),)
+
+        def sine(a: Tensor, b: Tensor) -> tuple[Tensor]:
+            return (a.sin() + b.transpose(0, 1),)
+
+        return torch.cond(upper, cosine, sine, (turned, repeated))[0]
 
 
 def calls(*rows: int) -> list[tuple[Tensor, Tensor]]:
