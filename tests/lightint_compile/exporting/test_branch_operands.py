@@ -1,4 +1,4 @@
-"""Branches of AOTInductor packages read their operands in the order of axes that these were captured with."""
+"""Branches of AOTInductor packages read their operands with the strides that these were captured with."""
 
 from __future__ import annotations
 
@@ -62,17 +62,54 @@ def test_a_package_with_branches_computes_what_the_module_does(tmp_path: Path) -
     assert written.difference < 1e-6 and len(written.checks) == 3
 
 
-class Minimal(torch.nn.Module):
-    """What the page on export shows."""
+class Transposed(torch.nn.Module):
+    """What the page on export shows first: Inductor chooses another order of axes."""
 
     def forward(self, x: Tensor, upper: Tensor) -> Tensor:
         turned = (x.mT * 2).clone(memory_format=torch.contiguous_format)
         return torch.cond(upper, lambda y: (y.cos(),), lambda y: (y.sin(),), (turned,))[0]
 
 
+class Joined(torch.nn.Module):
+    """What it shows second: the order of axes stays, and the operand lies inside of a concatenation."""
+
+    def forward(self, x: Tensor, upper: Tensor) -> Tensor:
+        part = x * 2
+        joined = torch.cat([part, x], -1)
+        return torch.cond(upper & (joined.sum() < 9), lambda y: (y.cos(),), lambda y: (y.sin(),), (part,))[0]
+
+
+class Strided(torch.nn.Module):
+    """Every second number of a vector has no memory of its own."""
+
+    def forward(self, x: Tensor, upper: Tensor) -> Tensor:
+        return torch.cond(upper, lambda y: (y.cos(),), lambda y: (y.sin(),), ((x.flatten() * 2)[::2],))[0]
+
+
+def difference(module: torch.nn.Module, path: Path, kept: bool) -> float:
+    """Of a package compiled by AOTInductor itself, with strides kept or as it is, from the module."""
+    (args,) = calls(4)
+    program = torch.export.export(module, args)
+    assert not kept or keep_strides(program.graph_module)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return relative_difference(torch._inductor.aoti_load_package(package)(*args), module(*args))
+
+
 @pytest.mark.slow
-def test_the_minimal_case_is_still_wrong_without_it(tmp_path: Path) -> None:
-    args = (torch.randn(4, 4), torch.tensor(True))
-    program = torch.export.export(Minimal(), args)
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
-    assert relative_difference(torch._inductor.aoti_load_package(path)(*args), Minimal()(*args)) > 0.1
+@pytest.mark.parametrize("module", [Transposed(), Joined(), Strided()], ids=lambda module: type(module).__name__)
+def test_a_package_is_right_with_strides_kept(module: torch.nn.Module, tmp_path: Path) -> None:
+    assert difference(module, tmp_path / "m.pt2", kept=True) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [Transposed(), Joined()], ids=lambda module: type(module).__name__)
+def test_the_minimal_cases_are_still_wrong_without(module: torch.nn.Module, tmp_path: Path) -> None:
+    assert difference(module, tmp_path / "m.pt2", kept=False) > 0.1
+
+
+def test_the_operator_copies_into_memory_of_the_strides_asked_for() -> None:
+    given = torch.randn(3, 4)
+    copy = torch.ops.lightint_export.with_strides(given, [1, 3])
+    assert copy.stride() == (1, 3) and copy.data_ptr() != given.data_ptr()
+    torch.testing.assert_close(copy, given)
+    torch.library.opcheck(torch.ops.lightint_export.with_strides.default, (given, [1, 3]))
