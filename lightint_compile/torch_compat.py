@@ -112,6 +112,7 @@ PRIVATE = {
     "torch._C._dynamo.eval_frame.reset_code": "explain leaves no compiled entry behind",
     "torch._C._dynamo.guards.TensorGuards": "layouts of two thousand tensors are compared in every call",
     "torch._C._dispatch_has_kernel_for_dispatch_key": "which operators are composites of others",
+    "torch._C._exit_dual_level": "the adversary closes a level of forward mode that a failed assertion left open",
     "torch._C._functorch": "whether a transformation of functions is under way, and which",
     "torch._C._set_grad_enabled": "the node that Dynamo writes for a switch of gradients",
     "torch._dispatch.python.enable_python_dispatcher": "decompositions under fake tensors, as Inductor runs them",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+
+# pytest hands its handlers to loggers that do not propagate, and torch writes a trace for tlparse wherever its logger has
+# a handler: a tenth of a batch of seeds went into it.
+logging.getLogger("torch.__trace").propagate = True
 
 # torch.library.opcheck imports torch.testing's internals, which forbid every later test to set a backend's flags.
 torch.backends.disable_global_flags = lambda: None
