@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightint_compile.explaining import explain as explain
     from lightint_compile.exporting import export as export
     from lightint_compile.exporting import load as load
+    from lightint_compile.integrations.video_decoder import streaming_decoder as streaming_decoder
     from lightint_compile.options import LightintOptions as LightintOptions
     from lightint_compile.runtime.rollout import rollout as rollout
     from lightint_compile.world_state import WorldState as WorldState
@@ -44,6 +45,7 @@ _HOME = {
     "fork_state": "lightint_compile.world_state",
     "load_state": "lightint_compile.world_state",
     "save_state": "lightint_compile.world_state",
+    "streaming_decoder": "lightint_compile.integrations.video_decoder",
 }
 __all__ = [*_HOME, "__version__"]
 

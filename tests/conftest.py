@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-# pytest hands its handlers to loggers that do not propagate, and torch writes a trace for tlparse wherever its logger has
-# a handler: a tenth of a batch of seeds went into it.
+# pytest hands its handlers to loggers that do not propagate, and torch writes a trace for tlparse wherever its
+# logger has a handler: a tenth of a batch of seeds went into it.
 logging.getLogger("torch.__trace").propagate = True
 
 # torch.library.opcheck imports torch.testing's internals, which forbid every later test to set a backend's flags.
