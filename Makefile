@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench kernel-matrix torch-matrix peers clean
+.PHONY: demo test slow lint docs bench kernel-matrix torch-matrix peers clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(STAMP)  ## roll a world model through a maze on the CPU: truth, eager an
 # One thread a worker: two workers with two threads each wait for one another on two cores.
 test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --durations=60 --durations-min=3
+
+slow: $(STAMP)  ## the tests that take minutes each: hours on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
