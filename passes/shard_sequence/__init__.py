@@ -9,15 +9,17 @@ from typing import ClassVar
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.analysis.token_axis import Grid
+from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.ranks import MARK, Ranks
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
 from lightint_compile.passes.shard_sequence.emit import Emission
 from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
 from lightint_compile.passes.shard_sequence.following import Planned, Sharding, key_of
+from lightint_compile.passes.shard_sequence.head_axes import attends
 from lightint_compile.passes.shard_sequence.places import By, cut_of
 
 
@@ -60,8 +62,8 @@ def _followed(program: Program, ranks: Ranks) -> tuple[str, Flow]:
     Raises:
         Obstacle: none does; what stood in the way of the first one.
     """
-    sites = [site for site in program.fact(AttentionSites) if site.query_axis.grids]
-    grids = list(dict.fromkeys(grid for site in sites for grid in site.query_axis.grids))
+    sites = dict(_sites(program))
+    grids = list(dict.fromkeys(grid for found in sites.values() for grid in found))
     if not grids:
         raise Obstacle(program.graph.output_node(), "no attention has queries of a token grid")
     first: Obstacle | None = None
@@ -72,11 +74,20 @@ def _followed(program: Program, ranks: Ranks) -> tuple[str, Flow]:
         except Obstacle as obstacle:
             first = first or obstacle
             continue
-        left = next((site.node for site in sites if site.node not in flow.sites), None)
+        left = next((node for node in sites if node not in flow.sites), None)
         if left is None:
             return " and ".join(dict.fromkeys(chosen.values())), flow
         first = first or Obstacle(left, f"the queries of {left.name} are not tokens of one grid that are dealt out")
-    raise first or _undivided(sites[0].node, grids, ranks)
+    raise first or _undivided(next(iter(sites)), grids, ranks)
+
+
+def _sites(program: Program) -> Iterator[tuple[fx.Node, Sequence[Grid]]]:
+    """Every attention whose queries are tokens of grids, dense or sparse, with these."""
+    known = program.fact(TokenGrid)
+    for node in filter(attends, program.graph.nodes):
+        axis = known.of(argument(node, "query"), -2)
+        if axis is not None and axis.grids:
+            yield node, axis.grids
 
 
 def _flow_of(program: Program, planned: Planned, ranks: Ranks) -> Flow:

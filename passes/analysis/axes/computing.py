@@ -28,6 +28,7 @@ from lightint_compile.passes.analysis.axes.moving import (
     whole,
     wide,
 )
+from lightint_compile.passes.ir.fake_values import size_of
 from lightint_compile.passes.ir.op_arguments import (
     argument,
     dimension,
@@ -40,6 +41,7 @@ from lightint_compile.passes.ir.op_arguments import (
     tensors,
 )
 from lightint_compile.passes.ir.op_families import COPIES, Family
+from lightint_compile.passes.ir.sizes import same
 
 aten = torch.ops.aten
 
@@ -157,5 +159,5 @@ def of_own_operators(node: fx.Node) -> Movement:
 
 
 def _like(first: fx.Node, result: torch.Tensor, axis: int) -> Way:
-    same = rank_of(first) == result.dim() and first.meta["val"].shape[axis] is result.shape[axis]
-    return Across(Ref(first, axis)) if same else New()
+    alike = rank_of(first) == result.dim() and same(sizes_of(first)[axis], size_of(result.shape[axis]))
+    return Across(Ref(first, axis)) if alike else New()

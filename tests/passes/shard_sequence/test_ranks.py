@@ -51,10 +51,10 @@ def test_in_narrower_numbers(pool: Pools, dtype: torch.dtype, bound: float) -> N
     assert found.difference < bound and len(found.applied) == 1
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_sparse_attention_selects_for_the_heads_of_a_rank(pool: Pools, ranks: int) -> None:
-    given = {"past": 4, "frames": 4}
-    found = agreeing(pool(ranks).run(rank_cases.graph, model={}, given=given, front=rank_cases.SPARSE))
+@pytest.mark.parametrize(("ranks", "joint", "frames"), [(2, False, 4), (4, False, 4), (2, True, 12)])
+def test_sparse_attention_selects_for_the_heads_of_a_rank(pool: Pools, ranks: int, joint: bool, frames: int) -> None:
+    given = {"past": 4, "frames": frames}
+    found = agreeing(pool(ranks).run(rank_cases.graph, model={"joint": joint}, given=given, front=rank_cases.SPARSE))
     assert found.difference < EXACT and len(found.applied) == 1
 
 

@@ -23,6 +23,7 @@ from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.testing.capturing import captured
 
 FRONT = "canonicalize-attention,hoist-invariants,dead-tail"
+SPARSE = f"{FRONT},sparse-attention{{density=0.5,context-density=0.5,min-tokens=0,tile=2x2x4}}"
 OPS = torch.ops._c10d_functional
 
 
@@ -48,6 +49,13 @@ def test_every_rank_has_its_tokens_and_its_heads() -> None:
     assert len(list(copy.calls(OPS.all_to_all_single.default))) == 8 == remark.args["exchanges"]
     assert len(list(copy.calls(OPS.all_gather_into_tensor.default))) == 1 == remark.args["gathers"]
     assert ranks_of(copy.graph_module) == Ranks(2)
+
+
+def test_tokens_are_dealt_out_where_no_attention_of_theirs_is_dense() -> None:
+    """And where there are so many that Python makes two numbers of one size."""
+    copy, remark = shared(program_of({"joint": True, "depth": 2}, past=4, frames=12), front=SPARSE)
+    assert remark.kind is RemarkKind.APPLIED and remark.args["sites"] == 2
+    assert not list(copy.calls(torch.ops.aten.scaled_dot_product_attention.default))
 
 
 def test_a_second_run_changes_nothing() -> None:
