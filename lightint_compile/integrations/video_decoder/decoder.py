@@ -62,6 +62,7 @@ class StreamingDecoder(nn.Module):
         frames: Tensor = self.body(latents)
         return frames, self._tape.finish()
 
+    @torch.compiler.disable
     def _check(self, latents: Tensor, state: Mapping[str, Tensor] | None) -> None:
         conv = self.first_kept.conv
         if latents.dim() != 5 or latents.shape[1] != conv.in_channels or not latents.shape[2]:

@@ -15,7 +15,7 @@ import lightint_compile
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 inliner = pytest.importorskip("onnx.inliner", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 DECIDED: dict[str, Any] = {"largest_drift": np.array(0.1, np.float32)}
 """What the caller of a model that decides gives besides; further names are steps, none of which is reused."""
@@ -43,6 +43,8 @@ def arguments(session: Any, given: dict[str, Any]) -> dict[str, Any]:
 )
 @torch.no_grad()
 def test_with_its_functions_inlined_openvino_runs_it(model: str, preset: str, tmp_path: Path) -> None:
+    import openvino
+
     case, path, flat = MODELS[model](), tmp_path / "m.onnx", tmp_path / "flat.onnx"
     calls = [case.inputs] if case.longer is None else [case.inputs, case.longer]
     lightint_compile.export(
