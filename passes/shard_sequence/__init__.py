@@ -19,7 +19,7 @@ from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKin
 from lightint_compile.passes.shard_sequence.emit import Emission
 from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
 from lightint_compile.passes.shard_sequence.following import Planned, Sharding, key_of
-from lightint_compile.passes.shard_sequence.head_axes import attends
+from lightint_compile.passes.shard_sequence.head_axes import attends, is_attention
 from lightint_compile.passes.shard_sequence.places import By, cut_of
 
 
@@ -84,8 +84,8 @@ def _followed(program: Program, ranks: Ranks) -> tuple[str, Flow]:
 def _sites(program: Program) -> Iterator[tuple[fx.Node, Sequence[Grid]]]:
     """Every attention whose queries are tokens of grids, dense or sparse, with these."""
     known = program.fact(TokenGrid)
-    for node in filter(attends, program.graph.nodes):
-        axis = known.of(argument(node, "query"), -2)
+    for node in program.graph.nodes:
+        axis = known.of(argument(node, "query"), -2) if attends(node) and is_attention(node) else None
         if axis is not None and axis.grids:
             yield node, axis.grids
 

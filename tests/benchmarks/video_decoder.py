@@ -1,7 +1,8 @@
-"""Video decoders chunk by chunk at released sizes on a GPU: ``python tests/benchmarks/video_decoder.py --vae wan-2.1``.
+"""Video decoders chunk by chunk at released sizes: ``python tests/benchmarks/video_decoder.py --vae wan-2.1``.
 
-Random weights in bfloat16. Milliseconds are medians over the chunks behind the second; a way is ``eager``, or a backend
-of ``torch.compile``, with ``/last`` behind it where convolutions have their channels last.
+Random weights, in bfloat16 on a GPU and in float32 on a CPU, where ``--height 64 --width 64`` is enough to wait for.
+Milliseconds are medians over the chunks behind the second; a way is ``eager``, or a backend of ``torch.compile``, with
+``/last`` behind it where convolutions have their channels last.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 import lightint_compile
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 VAES: dict[str, tuple[str, dict[str, Any], int]] = {
     "hunyuan-1.5": ("AutoencoderKLHunyuanVideo15", {}, 16),
     "wan-2.1": ("AutoencoderKLWan", {}, 8),
@@ -37,12 +40,13 @@ def main() -> None:
     given = _arguments()
     name, settings, scale = VAES[given.vae]
     torch.manual_seed(0)
-    with torch.device("cuda"):
-        vae = getattr(autoencoders, name)(**settings).to(torch.bfloat16).eval().requires_grad_(False)
+    with torch.device(DEVICE):
+        vae = getattr(autoencoders, name)(**settings).to(DTYPE).eval().requires_grad_(False)
     channels = vae.config.get("latent_channels") or vae.config.z_dim
     shape = (1, channels, given.chunk * given.chunks, given.height // scale, given.width // scale)
-    latents = torch.randn(shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda", dtype=torch.bfloat16)
-    _say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {given.vae}, latents {list(shape)}")
+    latents = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE, dtype=DTYPE)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    _say(f"{device}, torch {torch.__version__}, {given.vae}, latents {list(shape)}")
     with torch.no_grad():
         expected = _whole(vae, latents[:, :, : 2 * given.chunk])
         for way in given.ways:
@@ -51,10 +55,10 @@ def main() -> None:
 
 def _whole(vae: Any, latents: Tensor) -> Tensor:
     vae.decode(latents)
-    torch.cuda.synchronize()
+    _wait()
     start = time.perf_counter()
     frames: Tensor = vae.decode(latents).sample
-    torch.cuda.synchronize()
+    _wait()
     _say(f"whole, {latents.shape[2]} latent frames at once: {1e3 * (time.perf_counter() - start):.0f} ms")
     return frames
 
@@ -66,7 +70,8 @@ def _measure(way: str, vae: Any, chunks: Any, expected: Tensor, repeats: int) ->
     torch._dynamo.reset()
     if backend != "eager":
         decoder = torch.compile(decoder, backend=backend)
-    torch.cuda.reset_peak_memory_stats()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     warm, _, _ = _rollout(decoder, chunks)
     taken: list[float] = []
     for _ in range(repeats):
@@ -74,10 +79,10 @@ def _measure(way: str, vae: Any, chunks: Any, expected: Tensor, repeats: int) ->
         taken += times[2:]
     made = torch.cat(frames[:2], 2)
     error = ((made - expected).float().norm() / expected.float().norm()).item()
-    peak = torch.cuda.max_memory_allocated() / 1e9
+    peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB, " if DEVICE == "cuda" else ""
     _say(
         f"{way}: {statistics.median(taken):.1f} ms a chunk ({min(taken):.1f} to {max(taken):.1f}), first rollout "
-        f"{warm:.0f} s, {peak:.1f} GB, {error:.1e} from the whole"
+        f"{warm:.0f} s, {peak}{error:.1e} from the whole"
     )
 
 
@@ -85,13 +90,18 @@ def _rollout(decoder: Any, chunks: Any) -> tuple[float, list[float], list[Tensor
     """Seconds of all chunks, milliseconds of each, and the frames of the first two."""
     state, times, frames, begin = None, [], [], time.perf_counter()
     for chunk in chunks:
-        torch.cuda.synchronize()
+        _wait()
         start = time.perf_counter()
         made, state = decoder(chunk, state)
-        torch.cuda.synchronize()
+        _wait()
         times.append(1e3 * (time.perf_counter() - start))
         frames = [*frames, made][:2]
     return time.perf_counter() - begin, times, frames
+
+
+def _wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def _say(line: str) -> None:

@@ -28,9 +28,7 @@ REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.json"))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize(
-    "first", [pytest.param(first, marks=[pytest.mark.slow] * (first >= 100)) for first in range(0, 200, BATCH)]
-)
+@pytest.mark.parametrize("first", range(0, 200, BATCH))
 def test_generated_models(first: int) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed)))]
     assert not findings, "\n".join(map(str, findings))

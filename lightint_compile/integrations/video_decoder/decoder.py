@@ -28,7 +28,8 @@ class StreamingDecoder(nn.Module):
         self.body = body_of(vae, self._tape)
         self._growing = [name for part in self._parts(PastAttention) for name in (part.keys, part.values)]
         self._kept = [part.name for part in self._parts(CausalConv) if part.kept]
-        self.first_kept = next(part for part in self._parts(CausalConv) if part.kept)
+        first = next(part for part in self._parts(CausalConv) if part.kept)
+        self._first, self._channels = first.name, first.conv.in_channels
         if memory_format != torch.contiguous_format:
             self._lay_out(memory_format)
 
@@ -53,7 +54,8 @@ class StreamingDecoder(nn.Module):
             for name in self._growing:
                 # the number of tokens before a chunk is a symbol from the first program on that sees one
                 torch._dynamo.maybe_mark_dynamic(state[name], 1)
-        decoded: tuple[Tensor, DecoderState] = super().__call__(latents, state)
+        with self._tape.turn:
+            decoded: tuple[Tensor, DecoderState] = super().__call__(latents, state)
         return decoded
 
     def forward(self, latents: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, DecoderState]:
@@ -64,10 +66,9 @@ class StreamingDecoder(nn.Module):
 
     @torch.compiler.disable
     def _check(self, latents: Tensor, state: Mapping[str, Tensor] | None) -> None:
-        conv = self.first_kept.conv
-        if latents.dim() != 5 or latents.shape[1] != conv.in_channels or not latents.shape[2]:
+        if latents.dim() != 5 or latents.shape[1] != self._channels or not latents.shape[2]:
             why = f"they are {list(latents.shape)}"
-            fix = f"give [batch, {conv.in_channels}, frames, height, width] with at least one frame"
+            fix = f"give [batch, {self._channels}, frames, height, width] with at least one frame"
             raise InputError("latents of another form", where="latents", why=why, fix=fix)
         if state is None:
             return
@@ -75,7 +76,7 @@ class StreamingDecoder(nn.Module):
         if set(state) != {*self._kept, *self._growing}:
             why = f"it has {len(state)} tensors under other names"
             raise InputError("the state is not of this decoder", where="state", why=why, fix=fix)
-        kept = state[self.first_kept.name]
+        kept = state[self._first]
         if (kept.shape[0], *kept.shape[3:]) != (latents.shape[0], *latents.shape[3:]) or kept.dtype != latents.dtype:
             held, asked = (f"{list(each.shape)} of {each.dtype}" for each in (kept, latents))
             why = f"it is for {held}, the latents are {asked}"

@@ -31,17 +31,16 @@ class CausalConv(nn.Module):
         super().__init__()
         self.conv, self.spatial, self.mode = conv, spatial, mode
         self.name, self.tape, self.kept = name, tape, conv.kernel_size[0] - 1
-        self.memory_format = torch.preserve_format
+        self.memory_format = torch.contiguous_format
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a chunk, with what was kept in front of it."""
         weight, bias, groups = self.conv.weight, self.conv.bias, self.conv.groups
-        earlier = self._earlier(x) if self.kept else x[:, :, :0]
-        if self.mode == "constant":
-            seen, padding = torch.cat([earlier, x], 2), (0, *self.spatial)
-        else:
+        parts, padding = [self._earlier(x), x] if self.kept else [x], (0, *self.spatial)
+        if self.mode != "constant":
             # each part is padded before they are joined, so that the joined frames are written once
-            seen, padding = torch.cat([self._padded(earlier), self._padded(x)], 2), (0, 0, 0)
+            parts, padding = [self._padded(each) for each in parts], (0, 0, 0)
+        seen = torch.cat(parts, 2) if self.kept else parts[0]
         return F.conv3d(seen.contiguous(memory_format=self.memory_format), weight, bias, 1, padding, 1, groups)
 
     def pass_over(self, x: Tensor) -> None:
@@ -57,7 +56,7 @@ class CausalConv(nn.Module):
         earlier = self.tape.take(self.name)
         if earlier is None:
             earlier = self._in_front_of_all(x)
-        self.tape.put(self.name, torch.cat([earlier, x], 2)[:, :, -self.kept :].clone())
+        self.tape.put(self.name, torch.cat([earlier, x[:, :, -self.kept :]], 2)[:, :, -self.kept :].clone())
         return earlier
 
     def _in_front_of_all(self, x: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ class CausalConv(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         height, width = self.spatial
-        return F.pad(x, (width, width, height, height, 0, 0), mode=self.mode)
+        return F.pad(x, (width, width, height, height, 0, 0), mode=self.mode) if height or width else x
 
 
 class PairedFrames(nn.Module):

@@ -39,6 +39,7 @@ def rebuilt(module: nn.Module, name: str, tape: Tape) -> nn.Module:
     rule = RULES.get(class_name(module))
     if rule is None:
         raise refused(module, name, "its class is not known here, so it may mix frames", "decode at once")
+    # that convolution pads for the one inside of it, which alone would be one that sees no padding
     return rule(module if rule is _hunyuan_conv else _with_rebuilt_children(module, name, tape), name, tape)
 
 
@@ -155,7 +156,7 @@ _TORCH: dict[type[nn.Module], Rule] = {
     nn.Dropout: _dropout,
     **dict.fromkeys((nn.Conv2d, nn.Identity, nn.ModuleList, nn.Sequential), _kept),
     **dict.fromkeys((nn.SiLU, nn.Mish, nn.GELU, nn.ReLU), _kept),
-    **dict.fromkeys((nn.GroupNorm, nn.BatchNorm3d, nn.InstanceNorm3d), _norm_over_frames),
+    **dict.fromkeys((nn.GroupNorm, nn.InstanceNorm3d), _norm_over_frames),
 }
 RULES: dict[str, Rule] = {
     **_named(WAN, _WAN),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -18,12 +20,17 @@ class Tape:
     """The state that a running call was given, and the one that it makes.
 
     It is empty between calls. It carries the state past the forwards of a library's blocks, which have no argument
-    for it. One call of a decoder runs at a time.
+    for it. So one call of a decoder runs at a time; ``turn`` is held by the one that does.
     """
 
     def __init__(self) -> None:
+        self.turn = threading.RLock()
         self._given: Mapping[str, Tensor] | None = None
         self._made: DecoderState = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy begins empty, with a turn of its own."""
+        return Tape, ()
 
     @property
     def is_first(self) -> bool:

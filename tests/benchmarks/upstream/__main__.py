@@ -32,6 +32,8 @@ WAYS = {
 def main() -> None:
     """Measure and print."""
     given = _arguments()
+    for folder in filter(None, (given.profiles, given.reports)):
+        folder.mkdir(parents=True, exist_ok=True)
     make = functools.partial(ways.MAKERS[given.table], given)
     found: list[turns.Timed] = []
     for each in turns.in_turn(make, given.ways or WAYS[given.table], given.repeats, given.warm_ups, given.profiles):

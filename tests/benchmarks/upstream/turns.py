@@ -108,7 +108,6 @@ def _work(make: Callable[[str], Made], way: str, repeats: int, warm_ups: int, pr
             timed.gigabytes = torch.cuda.max_memory_allocated() / 1e9
             timed.more = told()
             for name, call in calls.items() if profiles is not None else ():
-                profiles.mkdir(parents=True, exist_ok=True)
                 timed.more[f"{name}, busy"] = _profiled(call, profiles / f"{way.replace(',', '-')}-{name}.txt")
             timed.result = timed.result.float().cpu().numpy()
     except Exception:

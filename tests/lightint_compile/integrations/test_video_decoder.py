@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -106,6 +107,16 @@ def test_a_state_is_a_value(name: str) -> None:
     torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_threads_share_a_decoder_and_a_copy_is_one_of_its_own() -> None:
+    decoder = lightint_compile.streaming_decoder(vae("wan-2.1"))
+    videos = [latents(4, seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda video: in_chunks(decoder, video, [1, 2, 1]), videos))
+    for frames, video in zip(made, videos, strict=True):
+        assert torch.equal(frames, in_chunks(copy.deepcopy(decoder), video, [1, 2, 1]))
+
+
 @EVERY
 def test_compiled_it_is_two_programs_and_no_break(name: str, fresh_dynamo: None) -> None:
     decoder, whole = lightint_compile.streaming_decoder(vae(name)), latents(8)
@@ -124,6 +135,7 @@ def test_the_vae_stays_as_it_is_and_weights_are_shared(name: str) -> None:
     laid_out = in_chunks(decoder, latents(2), [1, 1])
     assert set(dict(mine.named_modules())) == names
     torch.testing.assert_close(laid_out, before, rtol=1e-4, atol=1e-5)
+    assert len(decoder.state_dict()) == len({value.data_ptr() for value in decoder.state_dict().values()})
     ours = {parameter.data_ptr() for parameter in decoder.parameters()}
     assert ours and ours <= {parameter.data_ptr() for parameter in mine.parameters()}
 

@@ -9,6 +9,7 @@ import pytest
 import rank_worlds
 import torch
 from differential import rewritten, trace
+from rank_cases import FRONT, SPARSE
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toy_world import there_and_back
@@ -22,8 +23,6 @@ from lightint_compile.passes.ir.ranks import Ranks, ranks_of
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.testing.capturing import captured
 
-FRONT = "canonicalize-attention,hoist-invariants,dead-tail"
-SPARSE = f"{FRONT},sparse-attention{{density=0.5,context-density=0.5,min-tokens=0,tile=2x2x4}}"
 OPS = torch.ops._c10d_functional
 
 
