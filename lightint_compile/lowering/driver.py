@@ -23,6 +23,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.errors import StateError
+from lightint_compile.lowering.direct_calls import DIRECT, SPELLED
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Leaf
 from lightint_compile.lowering.result_memo import Memo
@@ -51,6 +52,7 @@ NAMES: Mapping[str, Any] = {
     "pytree": pytree,
     "choose": choose,
     "choose_each": choose_each,
+    **DIRECT,
 }
 
 _OPERATORS = {
@@ -58,6 +60,7 @@ _OPERATORS = {
     "torch.ops.higher_order.lightint_each(": "choose_each(",
     # What a region runs operator by operator may lie in memory in another way than its fake form says.
     "torch.ops.aten.view.default(": "torch.ops.aten.reshape.default(",
+    **SPELLED,
 }
 
 

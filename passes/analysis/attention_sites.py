@@ -258,7 +258,8 @@ def _cross_or_cache(query: fx.Node, key: fx.Node, axis: TokenAxis, reason: str) 
     """Cross-attention projects its keys from other tokens; a cache is given, or written with the queries' own."""
     names = ", ".join(dict.fromkeys(name for span in axis.spans for name in span.sources)) or key.name
     unknown = f"which frames the tokens of {names} are cannot be told"
-    if _own_tokens(query) & reached([key], lambda node: node.all_input_nodes):
+    sources: set[fx.Node] = reached([key], lambda node: node.all_input_nodes)
+    if _own_tokens(query) & sources:
         return SiteKind.CACHE, f"self-attention over a cache: the queries' own tokens are among the keys, but {unknown}"
     producer = _producer(key)
     if producer is not None and producer.op == "placeholder":

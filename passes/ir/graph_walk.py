@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
-import torch.fx as fx
+Place = TypeVar("Place", bound=Hashable)
 
 
-def reached(starts: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+def reached(starts: Iterable[Place], onward: Callable[[Place], Iterable[Place]]) -> set[Place]:
     """``starts`` and all that is reached from them; ``onward`` says where a walk goes from a node."""
     pending = list(starts)
     found = set(pending)

@@ -30,7 +30,7 @@ _library.define(
 )
 
 
-def _write_window(
+def write_window(
     buffer: Tensor,
     value: Tensor,
     axes: Sequence[int],
@@ -46,7 +46,7 @@ def _write_window(
     return buffer
 
 
-_library.impl("write_window", _write_window, "CompositeImplicitAutograd")
+_library.impl("write_window", write_window, "CompositeImplicitAutograd")
 
 WRITE_WINDOW = torch.ops.lightint.write_window.default
 

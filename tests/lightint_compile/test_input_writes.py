@@ -88,7 +88,7 @@ def test_inductor_compiles_what_is_around_the_writes() -> None:
 def test_writes_are_the_drivers_whatever_passes_run() -> None:
     program = capture.trace(Rolling(blocks=1).eval(), (torch.randn(1, 6, 16), Rolling(blocks=1).caches(), 0))
     lowered = lower(program, LightintOptions(delegate="eager"), {})
-    assert lowered.driver.source.count("torch.ops.lightint.write_window") == 2
+    assert lowered.driver.source.count("write_window(") == 2
     assert all(not is_write(node) for region in lowered.regions.values() for node in region.graph.nodes)
 
 
@@ -290,8 +290,8 @@ def play(seed: int, **options: Any) -> None:
         if seed % 2:
             torch.testing.assert_close((got, mine), (expected, theirs), rtol=1e-3, atol=1e-4, equal_nan=True)
         else:
-            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
-            assert same(mine, theirs)
+            # Equal rows are multiplied once, and a product of fewer rows rounds in another way on some processors.
+            torch.testing.assert_close((got, mine), (expected, theirs), rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -23,7 +23,7 @@ from lightint_compile.passes.analysis.regions.candidates import (
 )
 from lightint_compile.passes.analysis.regions.convexity import convex, follow_one_another
 from lightint_compile.passes.analysis.regions.growth import Slot, absorb, grow, recruit, whole_tuples
-from lightint_compile.passes.analysis.regions.joining import common_path, joined
+from lightint_compile.passes.analysis.regions.paths import common_path
 from lightint_compile.passes.ir.decision_points import is_outlined
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
@@ -129,8 +129,7 @@ class _Search:
             if not groups:
                 break
             self._take(groups)
-        joint = joined([group.instances for group in self._found], self._dependencies)
-        return sorted(map(_group, joint), key=lambda group: -group.saved)
+        return sorted(self._found, key=lambda group: -group.saved)
 
     def _best(self, candidates: Sequence[Candidate], least: int = 0) -> list[RegionGroup]:
         """The groups of the candidate whose groups are worth most, if that is more than ``least``."""
