@@ -8,23 +8,19 @@ numbers are measured and which are on that line.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as processes
 
 from lightint_compile.bench.depths import check_depths, default_depths
+from lightint_compile.bench.processes import Kind, side_by_side
 from lightint_compile.bench.rollout_job import Job, Result, jobs_of
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.bench.rollout_table import print_result, print_table
-from lightint_compile.errors import DeviceError, told
+from lightint_compile.errors import DeviceError
 from lightint_compile.models.registry import DEMO, LARGE, family, world_model
 from lightint_compile.models.world_model import turn_and_back
 
@@ -34,6 +30,9 @@ VARIANTS = ("eager", "inductor", "exact", "published", "all", "all:drift=1e9")
 """What is compared unless told otherwise. A preset's name is a variant, options of it may follow a colon. Random
 weights drift more from step to step than a trained model's, so that ``all`` refuses to reuse any; with a drift that is
 never reached it reuses what the cameras allow."""
+
+ROLLOUT = Kind(Subject, Result)
+"""How a variant is measured."""
 
 EIGHT_BIT = "-int8"
 """Behind the name of a size: the same in 8 bit."""
@@ -114,61 +113,8 @@ def measured(
     results: list[Result] = []
     size = at_once or len(jobs)
     for first in range(0, len(jobs), size):
-        for result in _side_by_side(jobs[first : first + size], patience):
+        for result in side_by_side(ROLLOUT, jobs[first : first + size], patience):
             results.append(result)
             if out is not None:
                 out.write_text(json.dumps([asdict(each) for each in results], indent=1))
             yield result
-
-
-def _side_by_side(jobs: Sequence[Job], patience: float) -> Iterator[Result]:
-    workers = [(job, *_started(job)) for job in jobs]
-    deadline = time.monotonic() + patience
-    warm = {job: _received(ours, deadline - time.monotonic()) for job, _, ours in workers}
-    for job, worker, _ in workers:
-        if warm[job].error:
-            worker.terminate()
-    for job, worker, ours in workers:
-        result = warm[job]
-        if not result.error:
-            ours.send("your turn")
-            result = _received(ours, patience)
-        worker.terminate() if result.error else worker.join()
-        yield dataclasses.replace(result, job=job)
-
-
-def _started(job: Job) -> tuple[SpawnProcess, Connection]:
-    context = processes.get_context("spawn")
-    ours, theirs = context.Pipe()
-    worker = context.Process(target=_work, args=(job, theirs), daemon=True)
-    worker.start()
-    theirs.close()
-    return worker, ours
-
-
-def _received(end: Connection, patience: float) -> Result:
-    """What a worker says next, or why it says nothing."""
-    nothing = Result(Job("", 0, "", "", 0, ""), 0.0)
-    if not end.poll(max(patience, 0.0)):
-        return dataclasses.replace(nothing, error=f"not ready after {max(patience, 0.0):.0f} s")
-    try:
-        found: Result = end.recv()
-    except EOFError:
-        return dataclasses.replace(nothing, error="its process died")
-    return found
-
-
-def _work(job: Job, end: Connection) -> None:
-    start = time.perf_counter()
-    result = Result(job, 0.0)
-    try:
-        subject = Subject(job)
-        subject.warm_up()
-        result = dataclasses.replace(result, warm_seconds=time.perf_counter() - start)
-        print(f"{job.variant} depth {job.depth}: ready after {result.warm_seconds:.0f} s", flush=True)
-        end.send(result)
-        end.recv()
-        end.send(dataclasses.replace(result, **subject.measure()))
-    except Exception as error:
-        print(f"{job.variant} depth {job.depth}: {error}", flush=True)
-        end.send(dataclasses.replace(result, error=told(error)))

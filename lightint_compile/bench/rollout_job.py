@@ -27,6 +27,11 @@ class Job:
     device: str
 
     @property
+    def title(self) -> str:
+        """What it is called in lines that are printed."""
+        return f"{self.variant} depth {self.depth}"
+
+    @property
     def options(self) -> dict[str, Any] | None:
         """What a preset's variant says; ``None`` for eager and Inductor."""
         preset, _, _ = self.variant.partition("@")

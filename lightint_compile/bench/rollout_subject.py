@@ -26,9 +26,9 @@ class Subject:
         self.job = job
         self.model = world_model(job.model).at_depth(job.depth)
         self.device = torch.device(job.device)
-        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        self.chunk = self.model.module(self.device, dtype)
-        self.scene = self.model.scene(self.device, dtype)
+        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.chunk = self.model.module(self.device, self.dtype)
+        self.scene = self.model.scene(self.device, self.dtype)
         self.path = self.model.camera_path(job.trajectory)
         self.callable: Any = self._compiled()
 
@@ -54,11 +54,11 @@ class Subject:
 
     def measure(self) -> dict[str, Any]:
         """Time whole rollouts chunk by chunk, then look into the stages and kernels of late chunks."""
-        compiled = self._compilations()
+        compiled = self.compilations()
         list(self.rollout())
         times = [self.timed() for _ in range(self.job.repeats)]
         chunks = tuple(statistics.median(column) for column in zip(*times, strict=True))
-        late = self._compilations() - compiled
+        late = self.compilations() - compiled
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
         return {
             "chunks": chunks,
@@ -74,7 +74,7 @@ class Subject:
 
         return [] if self.job.options is None else CompiledGraph.of(self.callable)
 
-    def _compilations(self) -> int:
+    def compilations(self) -> int:
         """Graphs that Dynamo captured in this process, and regions compiled."""
         regions = sum(graph.driver.compilations for graph in self.graphs() if graph.driver is not None)
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) + regions
