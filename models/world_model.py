@@ -165,6 +165,37 @@ class Visitable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class VideoDecoder:
+    """What makes video frames of a model's latents.
+
+    `module` is a video VAE of diffusers, as `lightint_compile.streaming_decoder` takes it. With `by_chunk` it decodes
+    chunks itself: it is called with latents [1, C, F, h, w] and a state, which is `None` at first, and returns frames
+    [1, 3, frames, H, W] in [-1, 1] and the state behind them. Either is given latents divided by `scale`. `told` is
+    what it is, for people.
+    """
+
+    module: nn.Module
+    told: str
+    scale: float = 1.0
+    by_chunk: bool = False
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """A world model whose latents can be made into video frames."""
+
+    def video_decoder(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> VideoDecoder:
+        """The decoder at the size of the model.
+
+        Raises:
+            InputError: a package that it needs is not installed.
+        """
+        ...
+
+
 @runtime_checkable
 class Trainable(Protocol):
     """A world model that reads trained weights from a folder."""

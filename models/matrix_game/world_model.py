@@ -14,7 +14,8 @@ from lightint_compile.passes.ir.world_spec import WorldSpec
 
 from ..camera_paths.pose_files import RecordedPath
 from ..random_weights import fill_random
-from ..world_model import CameraPath, ChunkResult, ModelFamily
+from ..video_vaes import wan_decoder
+from ..world_model import CameraPath, ChunkResult, ModelFamily, VideoDecoder
 from .checkpoint import to_int8
 from .clip import MatrixGameClip, video_frames
 from .config import FRAMES_PER_LATENT, MatrixGameConfig
@@ -124,6 +125,12 @@ class MatrixGame:
         transformer = module.transformer
         assert isinstance(transformer, nn.Module)
         return {"denoise": (transformer, "forward")}
+
+    def video_decoder(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> VideoDecoder:
+        """Wan 2.2's VAE with random weights: as released for the released size, a small one for others."""
+        return wan_decoder(self.config.in_channels, device, dtype, seed, small=not self.needs_gpu)
 
     def __str__(self) -> str:
         shape = f"{self.depth} blocks, {self.config.steps} denoising steps, up to {self.config.memory} memory frames"

@@ -89,3 +89,15 @@ class MazeCodec(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Frames through the latents and back."""
         return self.decode(self.encode(frames))
+
+
+class MazeVideo(nn.Module):
+    """The codec as a decoder of chunks: a latent frame needs no other, so there is no state."""
+
+    def __init__(self, codec: MazeCodec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, latents: Tensor, state: None = None) -> tuple[Tensor, None]:
+        """Latents [B, C, F, h, w] to frames [B, 3, F, H, W] in [-1, 1]."""
+        return self.codec.decode_video(latents).transpose(1, 2) * 2.0 - 1.0, state

@@ -16,12 +16,12 @@ from lightint_compile.errors import InputError
 from ..checkpoint import load_checkpoint
 from ..devices import checked_device
 from ..random_weights import fill_random
-from ..world_model import ModelFamily
+from ..world_model import ModelFamily, VideoDecoder
 from ..worldplay.chunk import WorldPlayChunk
 from ..worldplay.rollout import Scene
 from ..worldplay.trajectory import Trajectory
 from ..worldplay.world_model import WorldPlay
-from .codec import MazeCodec
+from .codec import MazeCodec, MazeVideo
 from .config import SIZES, MazeSize
 from .paths import MazePath, protocol, square_intrinsics
 from .render import render_depth, render_frames
@@ -99,6 +99,13 @@ class MazeWorld(WorldPlay):
             self._warn(device)
             fill_random(codec, seed)
         return codec.to(checked_device(device), dtype).eval().requires_grad_(False)
+
+    def video_decoder(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> VideoDecoder:
+        """The codec, which decodes each latent frame alone."""
+        kind = "trained" if self.is_trained else "random"
+        return VideoDecoder(MazeVideo(self.codec(device, dtype, seed)), f"MazeCodec, {kind} weights", by_chunk=True)
 
     def camera_path(self, text: str) -> Trajectory:
         """The trajectory of a pose string, through no maze; `paths.protocol` places one."""

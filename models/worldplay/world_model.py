@@ -15,7 +15,8 @@ from lightint_compile.passes.ir.world_spec import WorldSpec
 
 from ..camera_paths.pose_files import RecordedPath
 from ..random_weights import fill_random
-from ..world_model import CameraPath, ChunkResult, ModelFamily
+from ..video_vaes import hunyuan_decoder
+from ..world_model import CameraPath, ChunkResult, ModelFamily, VideoDecoder
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
 from .context import HALF_AZIMUTH, HALF_ELEVATION, RADIUS, ContextSelector
@@ -122,6 +123,12 @@ class WorldPlay:
         assert isinstance(transformer, nn.Module)
         methods = {"text": "text_cache", "prefill": "prefill", "denoise": "forward"}
         return {stage: (transformer, method) for stage, method in methods.items()}
+
+    def video_decoder(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> VideoDecoder:
+        """HunyuanVideo-1.5's VAE with random weights: as released for the released size, a small one for others."""
+        return hunyuan_decoder(self.config.in_channels, device, dtype, seed, small=not self.needs_gpu)
 
     def __str__(self) -> str:
         shape = f"{self.depth} blocks, {self.config.steps} denoising steps, up to {self.config.memory} context frames"

@@ -23,6 +23,7 @@ BROUGHT = {
     "fa3_fwd_interface": "a peer of the benchmarks, measured where it is installed",
     "fastvideo_kernel": "likewise",
     "cudnn": "likewise",
+    "diffusers": "an extra for those who bring its models; end to end, the benchmark decodes with its VAEs",
 }
 """What the package imports where it is there, and why it is not declared."""
 
