@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lightint_compile.bench.decode_choices import Backend, Order
 from lightint_compile.cli.failing import check_writable
+from lightint_compile.errors import OptionError
 from lightint_compile.models import registry
 from lightint_compile.models.registry import DEMO, LARGE, TINY
 
@@ -107,24 +110,68 @@ def rollout(
         typer.Option(min=1, help="variants that compile and hold weights at once", show_default="all"),
     ] = None,
     patience: Annotated[float, typer.Option(min=0.0, help="seconds after which a variant counts as failed")] = 3600.0,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="also decode every chunk and copy its frames to the host")
+    ] = False,
+    decode: Annotated[
+        Order | None,
+        typer.Option(
+            help="end to end: decode in line, or beside the next chunk's denoising", show_default="overlap on a GPU"
+        ),
+    ] = None,
+    decode_device: Annotated[
+        str | None, typer.Option(help="end to end: where to decode, such as cuda:1", show_default="the model's")
+    ] = None,
+    decode_backend: Annotated[
+        Backend | None,
+        typer.Option(
+            help="end to end: what compiles the decoder", show_default="lightint (exact) under presets, else eager"
+        ),
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="end to end: write a PNG of all chunks along time", show_default="none")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Roll a model out in eager, Inductor and lightint's presets; in short, bench FAMILY:SIZE (FAMILY: the largest)."""
+    check_writable("--json", json_file)
+    check_writable("--timeline", timeline)
+    common: dict[str, Any] = {
+        "model": model,
+        "variants": variant or (),
+        "trajectory": trajectory,
+        "chunks": chunks,
+        "repeats": repeats,
+        "patience": patience,
+        "json_file": json_file,
+    }
+    decoding = {"decode": decode, "decode-device": decode_device, "decode-backend": decode_backend}
+    if end_to_end:
+        _refuse({"inductor-depth": inductor_depth, "at-once": at_once}, "is no option of --end-to-end", "leave it out")
+        from lightint_compile.bench.end_to_end import Asked
+        from lightint_compile.bench.end_to_end import run as run_end_to_end
+
+        asked = Asked(decode, decode_device, decode_backend)
+        run_end_to_end(**common, depth=_one_depth(depth), asked=asked, timeline=timeline)
+        return
+    _refuse({**decoding, "timeline": timeline}, "needs --end-to-end", "add --end-to-end")
     from lightint_compile.bench.rollout import run
 
-    check_writable("--json", json_file)
-    run(
-        model=model,
-        variants=variant or (),
-        depths=depth or (),
-        inductor_depths=inductor_depth or (),
-        trajectory=trajectory,
-        chunks=chunks,
-        repeats=repeats,
-        at_once=at_once,
-        patience=patience,
-        json_file=json_file,
-    )
+    run(**common, depths=depth or (), inductor_depths=inductor_depth or (), at_once=at_once)
+
+
+def _refuse(options: Mapping[str, object], what: str, fix: str) -> None:
+    """Raise OptionError for the first option that was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise OptionError(f"--{name} {what}", where=f"--{name}", fix=fix)
+
+
+def _one_depth(depths: Sequence[int] | None) -> int | None:
+    if depths and len(depths) > 1:
+        why = f"{len(depths)} depths are given, and nothing is extrapolated"
+        raise OptionError("--end-to-end measures one depth", where="--depth", why=why, fix="give one --depth, or none")
+    return depths[0] if depths else None
 
 
 @bench.command()

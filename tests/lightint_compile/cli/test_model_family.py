@@ -213,7 +213,7 @@ def test_no_command_benchmark_or_demo_names_a_family() -> None:
     package = Path(lightint_compile.__file__).parent
     paths = [
         package / "path_decisions.py",
-        *(path for name in ("cli", "bench", "demo", "play") for path in (package / name).iterdir()),
+        *(path for name in ("cli", "bench", "demo", "play") for path in (package / name).rglob("*")),
     ]
     texts = {path: path.read_text().lower() for path in paths if path.suffix == ".py"}
     assert len(texts) > 20
