@@ -18,10 +18,10 @@ LANE = 110
 
 COLUMNS = ("variant", "seconds", "frames", "frames/s", "vs eager", "first ms", *STAGES, "beside", "GB", "decoded by")
 
-_LEGEND = """Measured at {depth} blocks; text: {text}. seconds: to the last frame in host memory, the median of {repeats}.
-first ms: until the first chunk's frames are there. {stages}: milliseconds a chunk,
-p50 / p95 over all chunks; stages that run at once slow each other down. beside: share of decode and transfer
-while a chunk was denoised. GB: by device. Along time: the last digit of the chunk, · where the stage waits."""
+_LEGEND = """Measured at {depth} blocks; text: {text}. seconds: to the last frame in host memory, median of {repeats}.
+first ms: until the first chunk's frames are there. {stages}: milliseconds a chunk, p50 / p95 over
+all chunks; stages that run at once slow each other down. beside: share of decode and transfer while a chunk was
+denoised. GB: by device. Along time: the last digit of the chunk, · where the stage waits."""
 
 
 def print_result(result: Result) -> None:
@@ -79,7 +79,8 @@ def _timeline(result: Result) -> list[str]:
     if not result.timeline:
         return []
     end = max(span.end for span in result.timeline)
-    lines = [f"{result.job.title}: 0 to {end:.0f} ms; {result.decoder}"]
+    late = f"; compiled after the warm-up: {result.compiled_late}" if result.compiled_late else ""
+    lines = [f"{result.job.title}: 0 to {end:.0f} ms; {result.decoder}{late}"]
     for stage in STAGES:
         spans = [span for span in result.timeline if span.stage == stage]
         lines.append(f"  {stage:<9}{lane(spans, end)}")

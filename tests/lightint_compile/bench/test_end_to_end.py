@@ -198,11 +198,11 @@ def test_figures_follow_from_spans() -> None:
 def test_chunks_are_shown_along_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert lane(SPANS[:3:2], 28.0, 14) == "00000···0·····"
     assert lane([Span(DENOISE, 11, 27.9, 28.0)], 28.0, 4) == "···1", "a short span has a column"
-    result = Result(job(), 0.0, **measured_fields([Run(1.0, 29, SPANS)]))
+    result = Result(job(), 0.0, **measured_fields([Run(1.0, 29, SPANS)]), compiled_late=2)
     failed = Result(job(), 0.0, error="no memory is left")
     print_table([result, failed])
     shown = capsys.readouterr().out
-    assert "29.0" in shown and "50%" in shown and "no memory" in shown
+    assert "29.0" in shown and "50%" in shown and "no memory" in shown and "compiled after the warm-up: 2" in shown
     draw(tmp_path / "picture.png", [result, failed])
     draw(tmp_path / "none.png", [failed])
     assert (tmp_path / "picture.png").exists() and not (tmp_path / "none.png").exists()
