@@ -9,7 +9,7 @@ from typing import Any
 import torch.fx as fx
 from torch._ops import HigherOrderOperator
 
-from lightint_compile.lowering.result_memo import SLOTS, STEP_SLOTS, Site
+from lightint_compile.lowering.result_memo import SLOTS, STEP_SLOTS, WEIGHT_SLOTS, Site
 from lightint_compile.passes.ir.decision_points import (
     PlanPoint,
     PointSpec,
@@ -20,7 +20,7 @@ from lightint_compile.passes.ir.decision_points import (
 )
 from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.node_queries import MEMO, STEPS, is_scalar
+from lightint_compile.passes.ir.node_queries import MEMO, STEPS, WEIGHTS, is_scalar
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Sources:
             return None
         inputs = sorted({place for end in ends if end for place in end})
         upstream = sorted(self.names[each] for each in found & self.names.keys())
-        slots = STEP_SLOTS if node.meta[MEMO] == STEPS else SLOTS
+        slots = {STEPS: STEP_SLOTS, WEIGHTS: WEIGHT_SLOTS}.get(node.meta[MEMO], SLOTS)
         return Site(str(node.target), tuple(inputs), tuple(upstream), slots)
 
     def of_plan(self) -> tuple[int, ...]:

@@ -19,6 +19,9 @@ and two models may share compiled code; more than a few live prompts do not occu
 STEP_SLOTS = 2
 """The same for what the steps of a loop share: as large as the video, of a chunk and of the other half of guidance."""
 
+WEIGHT_SLOTS = 2
+"""The same for what is made from weights alone, for two models that share compiled code."""
+
 OVERWRITTEN = 1
 """Results kept of what lay where the arguments of a new one lie: a prompt buffer that is filled in turn with two
 prompts. What belongs to weights that were written to is let go instead of waiting for its slot."""

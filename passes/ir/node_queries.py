@@ -21,6 +21,12 @@ MEMO = "memo"
 #: The mark's value on what changes with neither the latent nor the timestep of a program that is one denoising step.
 STEPS = "steps"
 
+#: The mark's value on what is made from weights alone.
+WEIGHTS = "weights"
+
+#: A number beside the mark: values of different numbers share no piece, so that the pieces of alike blocks are alike.
+MEMO_PLACE = "memo_place"
+
 
 def is_movable(node: fx.Node) -> bool:
     """Whether a node may live in a submodule: it computes tensors; control flow and writes are the driver's."""

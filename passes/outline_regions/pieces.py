@@ -22,6 +22,7 @@ from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import (
     MEMO,
+    MEMO_PLACE,
     Dependencies,
     is_control,
     is_element,
@@ -82,12 +83,12 @@ def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dep
     return [node for node in nodes if node not in behind]
 
 
-_Mark: TypeAlias = tuple[str | None, bool]
+_Mark: TypeAlias = tuple[str | None, int | None, bool]
 
 
 def _mark(node: fx.Node) -> _Mark:
     """Nodes of different marks share no glue."""
-    return node.meta.get(MEMO), node.meta.get(ON_HOST, False)
+    return node.meta.get(MEMO), node.meta.get(MEMO_PLACE), node.meta.get(ON_HOST, False)
 
 
 def _kind(kind: str, node: fx.Node) -> str:

@@ -26,7 +26,7 @@ from lightint_compile.passes.analysis.regions.growth import Slot, absorb, grow, 
 from lightint_compile.passes.analysis.regions.paths import common_path
 from lightint_compile.passes.ir.decision_points import is_outlined
 from lightint_compile.passes.ir.node_data import Tokens
-from lightint_compile.passes.ir.node_queries import Dependencies
+from lightint_compile.passes.ir.node_queries import MEMO, Dependencies
 from lightint_compile.passes.ir.program import Program
 
 #: Nodes that a region must have: below, calling it costs more than it saves.
@@ -65,6 +65,12 @@ class RegionGroup:
 
     instances: tuple[tuple[fx.Node, ...], ...]
     paths: tuple[str, ...]
+
+    @property
+    def mark(self) -> str | None:
+        """What its results change with, where they are kept between calls; the same for all of its nodes."""
+        mark: str | None = self.instances[0][0].meta.get(MEMO)
+        return mark
 
     @property
     def size(self) -> int:
@@ -154,9 +160,15 @@ class _Search:
 
     def _groups(self, candidate: Candidate, least: int) -> list[RegionGroup]:
         """The legal groups that a candidate grows to; none unless they are worth more than ``least``."""
-        free = set(self._free)
+        mark = candidate.anchors[0][0].meta.get(MEMO)
+        free = {node for node in self._free if node.meta.get(MEMO) == mark}
+        anchors = [slot for slot in candidate.anchors if slot[0].meta.get(MEMO) == mark]
         grown = []
-        for slots in grow(candidate.anchors, candidate.allowed, self._tokens):
+
+        def allowed(copy: int, node: fx.Node) -> bool:
+            return node.meta.get(MEMO) == mark and candidate.allowed(copy, node)
+
+        for slots in grow(anchors, allowed, self._tokens):
             alike = [node for node in self._by_token[self._tokens.of(slots[0][0])] if node in free]
             full = absorb(recruit(slots, alike, free, self._tokens), free, self._tokens)
             grown.append(whole_tuples(full, self._dependencies.position))
