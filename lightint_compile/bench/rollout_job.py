@@ -107,15 +107,17 @@ def jobs_of(variant: str, depths: tuple[int, ...], model: str, trajectory: str, 
 
 
 def variant_options(variant: str) -> dict[str, Any]:
-    """``preset:option=value,...`` as options.
+    """``preset+pass+...:option=value,...`` as options; passes behind a plus run besides those of the preset.
 
     Raises:
         OptionError: a value that is not JSON.
     """
-    preset, _, rest = variant.partition(":")
+    named, _, rest = variant.partition(":")
+    preset, plus, also = named.partition("+")
+    more = {"also": also.replace("+", ",")} if plus else {}
     pairs = [item.partition("=") for item in filter(None, rest.split(","))]
     try:
-        return {"preset": preset, **{name: json.loads(value) for name, _, value in pairs}}
+        return {"preset": preset, **more, **{name: json.loads(value) for name, _, value in pairs}}
     except json.JSONDecodeError as error:
         fix = "for example all:drift=1e9"
         raise OptionError(f"{variant!r} cannot be read", where="--variant", why=str(error), fix=fix) from error

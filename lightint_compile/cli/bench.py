@@ -88,7 +88,7 @@ def rollout(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager, inductor, or PRESET[:OPTION=VALUE,...]; @SIZE behind it: of this size; repeat",
+            help="eager, inductor, or PRESET[+PASS...][:OPTION=VALUE,...]; @SIZE behind it: of this size; repeat",
             show_default="a row of each kind, and all in 8 bit",
         ),
     ] = None,
@@ -180,7 +180,8 @@ def ranks(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager, or PRESET[:OPTION=VALUE,...]; repeat", show_default="eager, exact, all, all:drift=1e9"
+            help="eager, or PRESET[+PASS...][:OPTION=VALUE,...]; repeat",
+            show_default="eager, exact, all, all:drift=1e9",
         ),
     ] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="blocks", show_default="all")] = None,

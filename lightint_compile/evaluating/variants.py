@@ -128,7 +128,7 @@ PLAIN: Mapping[str, tuple[Open, str]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant by its name as it was asked for, `name` or `name:option=value,...`."""
+    """A variant by its name as it was asked for, `name`, `name:option=value,...` or `preset+pass`."""
 
     name: str
     open: Open

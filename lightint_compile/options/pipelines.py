@@ -27,6 +27,7 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
 
     text = str(preset_of(options.preset)) if options.passes is None else options.passes
     passes = _shared(options, Pipeline.parse(text).passes)
+    passes = _joined(passes, Pipeline.parse(options.also or "").passes)
     passes = tuple(step for step in passes if step.name not in options.without)
     if options.budget is not None and options.budget.is_exact:
         passes = _exact(passes)
@@ -52,6 +53,24 @@ def _shared(options: LightintOptions, passes: tuple[Pass, ...]) -> tuple[Pass, .
     return (*passes[:place], pass_class(SHARD)(), *passes[place:])
 
 
+def _joined(passes: tuple[Pass, ...], more: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """``passes`` with ``more``, each in front of what pipelines normally run behind it; one that is there is replaced.
+
+    A pass of another package has no usual place, and runs in front of what outlines.
+    """
+    from lightint_compile.passes.registry import PASSES
+
+    order = list(PASSES)
+    for step in more:
+        if step.name in {each.name for each in passes}:
+            passes = tuple(step if each.name == step.name else each for each in passes)
+            continue
+        behind = order[order.index(step.name if step.name in order else SHARD) + 1 :]
+        place = next((place for place, each in enumerate(passes) if each.name in behind), len(passes))
+        passes = (*passes[:place], step, *passes[place:])
+    return passes
+
+
 def _exact(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
     from lightint_compile.passes.ir.remarks import Numerics
 
@@ -61,8 +80,15 @@ def _exact(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
 def asked_passes(options: LightintOptions) -> tuple[str, ...]:
     """Passes that the user named, by writing them or by choosing a preset for their sake."""
     if options.passes is None:
-        return tuple(name for name in preset_of(options.preset).asked if name not in options.without)
+        named = (*preset_of(options.preset).asked, *_names(options.also))
+        return tuple(name for name in dict.fromkeys(named) if name not in options.without)
     return tuple(step.name for step in pipeline_of(options).passes)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    from lightint_compile.passes.pipeline import Pipeline
+
+    return tuple(step.name for step in Pipeline.parse(text or "").passes)
 
 
 NEEDS_NO_TRAJECTORY = {"sparse-attention": "sparse"}
@@ -72,8 +98,8 @@ NEEDS_NO_TRAJECTORY = {"sparse-attention": "sparse"}
 def unasked_passes(options: LightintOptions) -> tuple[str, ...]:
     """Approximate passes that nobody asked for: the preset ``all`` runs them where a trajectory says what matters.
 
-    Asked for are passes of another preset or of a pipeline written out, passes that are required or that an option was
-    given for, and all of them under a budget and with ``approximate``.
+    Asked for are passes of another preset or of a pipeline written out, passes that are required, that run besides the
+    preset's or that an option was given for, and all of them under a budget and with ``approximate``.
     """
     from lightint_compile.passes.ir.remarks import Numerics
 
@@ -85,7 +111,7 @@ def unasked_passes(options: LightintOptions) -> tuple[str, ...]:
         step.name
         for step in pipeline_of(options).passes
         if step.numerics is Numerics.APPROXIMATE
-        and step.name not in options.require
+        and step.name not in (*options.require, *_names(options.also))
         and not given.intersection(each.name for each in dataclasses.fields(step))
     )
 

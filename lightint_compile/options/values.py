@@ -68,6 +68,12 @@ class LightintOptions:
         values="text",
         help='a pipeline that replaces the preset\'s: `"canonicalize-attention,dead-tail"`; `""` runs none',
     )
+    also: str | None = option(
+        None,
+        pipeline_text,
+        values="text",
+        help='passes that run besides the preset\'s, each at its usual place: `"fp8-linear"`',
+    )
     approximate: bool = option(
         False,
         truth,

@@ -15,6 +15,7 @@ PASSES = {
     "context-reuse": "keys and values of earlier frames are kept between chunks",
     "sparse-attention": "attention leaves out the keys that matter least",
     "shard-sequence": "several devices make one chunk together, each a share of its tokens",
+    "fp8-linear": "linears of the interior blocks multiply in 8 bits",
     "outline-regions": "blocks that repeat are compiled once",
     "step-cache": "a denoising step may take over what earlier steps predicted",
 }
