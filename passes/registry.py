@@ -32,6 +32,7 @@ PASSES: dict[str, str] = {
     "context-reuse": "context_reuse:ContextReuse",
     "sparse-attention": "sparse_attention:SparseAttention",
     "shard-sequence": "shard_sequence:ShardSequence",
+    "fp8-linear": "fp8_linear:Fp8Linear",
     "outline-regions": "outline_regions:OutlineRegions",
     "step-cache": "step_cache:StepCache",
 }

@@ -220,6 +220,7 @@ _COUNTERS: dict[Any, tuple[WorkKind, Callable[[fx.Node, Shape], Any]]] = {
     aten.linear.default: (WorkKind.LINEAR, _linear),
     aten.mm.default: (WorkKind.LINEAR, _matmul),
     aten._int_mm.default: (WorkKind.LINEAR, _matmul),
+    aten._scaled_mm.default: (WorkKind.LINEAR, _matmul),
     aten.bmm.default: (WorkKind.LINEAR, _matmul),
     aten.matmul.default: (WorkKind.LINEAR, _matmul),
     aten.mv.default: (WorkKind.LINEAR, _matmul),
