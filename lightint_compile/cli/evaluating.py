@@ -74,10 +74,12 @@ def evaluate(
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """`a,b:x=1,y=2,c` as `a`, `b:x=1,y=2`, `c`: what holds an equals sign belongs to the name before it."""
+    """`a,b:x=1,y=2,c` as `a`, `b:x=1,y=2`, `c`: options and what is in braces belong to the name before."""
     names: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if "=" in part and ":" not in part and names:
+        name, equals, _ = part.partition("=")
+        is_option = bool(equals) and name.isidentifier()
+        if names and (is_option or names[-1].count("{") > names[-1].count("}")):
             names[-1] += f",{part}"
         else:
             names.append(part)

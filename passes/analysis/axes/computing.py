@@ -133,6 +133,22 @@ def product(node: fx.Node) -> Movement:
     return Movement((ways,), reads, stretches=node.target is aten.matmul.default)
 
 
+@moves(aten._scaled_mm.default)
+def scaled_product(node: fx.Node) -> Movement:
+    """A matrix product whose operands have scales: of rows and columns, of blocks, or one for all."""
+    left, right, rows, columns, *added = tensors(node)
+    letters = {"M": sizes_of(left)[0], "N": sizes_of(right)[1]}
+
+    def labels(scales: fx.Node, names: str) -> str:
+        sizes = sizes_of(scales)
+        own = zip(names[len(names) - len(sizes) :], sizes, strict=True)
+        return "".join(name if name in letters and same(size, letters[name]) else name.lower() for name, size in own)
+
+    given = [("MX", left), ("XN", right), (labels(rows, "Ma"), rows), (labels(columns, "bN"), columns)]
+    ways, reads = contracted([*given, *((labels(each, "N"), each) for each in added)], "MN")
+    return Movement((ways,), reads, stretches=False)
+
+
 @moves(Family.CONVOLUTION, Family.POOLING)
 def windows(node: fx.Node) -> Movement:
     """The batch stays, and the last axes are windows; channels are new, or each is pooled by itself."""

@@ -190,6 +190,8 @@ def test_recordings_are_rigid_and_as_long_as_asked() -> None:
 
 def test_names_of_variants() -> None:
     assert _listed("eager, all:drift=0.2,overlap=0.7,steps-2") == ("eager", "all:drift=0.2,overlap=0.7", "steps-2")
+    more = "all+fp8-linear{on-cpu=true,min-rows=16}:drift=0.2"
+    assert _listed(f"exact,{more},overlap=0.7,off") == ("exact", f"{more},overlap=0.7", "off")
     assert [each.name for each in variants_of(["steps-2", "eager", "steps-2"])] == ["eager", "steps-2"]
     with pytest.raises(OptionError, match="did you mean 'no-memory'"):
         variant_of("no-memroy")

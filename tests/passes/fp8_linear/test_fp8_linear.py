@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import worldplay_tiny
 from differential import feeds_of, rewritten, run, trace
 from fp8_model import CHANNELS, EIGHT_BITS, WIDTH, Block, Model, error, made, product, rounded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lightint_compile
+from lightint_compile.bench.rollout_job import variant_options
+from lightint_compile.errors import OptionError
+from lightint_compile.evaluating.variants import variant_of
 from lightint_compile.lowering.result_memo import Memo
+from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.ladder import ladder_of
 from lightint_compile.options.pipelines import asked_passes, pipeline_of, unasked_passes
 from lightint_compile.options.presets import PRESETS
+from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.fp8_linear import emit, fitting
 from lightint_compile.passes.fp8_linear.blocks import blocks_of
 from lightint_compile.passes.ir.program import Program
@@ -313,6 +320,46 @@ def test_steps_share_blocks() -> None:
     assert len(eights(copy)) == 12 + 3 * 2 * 4  # weights once, inputs in each step
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("bias", [True, False])
+def test_on_a_gpu_it_is_the_product_of_rounded_rows(dtype: torch.dtype, bias: bool) -> None:
+    if fitting.objection_of_device(fitting.Device("cuda", torch.cuda.get_device_capability()), on_cpu=False)[0]:
+        pytest.skip("the device has no 8-bit products")
+    called = Two(chain(dtype, bias)).cuda()
+    first = called.module.blocks[0]
+    program = trace(called, dict.fromkeys("xy", tokens(300, dtype, WIDTH).cuda()), dynamic={"x": 1, "y": 1})
+    copy, result = rewritten(program, "fp8-linear{keep-first=0,keep-last=0}")
+    assert result.modified and len(list(copy.calls(aten._scaled_mm.default))) == 2
+    for rows in (300, 1, 1025, 0):
+        x = tokens(rows, dtype, WIDTH).cuda()
+        ours = run(copy, feeds_of(called, {"x": x, "y": x.clone()}))[0]
+        assert ours.dtype is dtype and ours.shape == (1, rows, WIDTH)
+        if rows:
+            exact = F.linear(x.double(), first.weight.double(), first.bias.double() if bias else None)
+            assert error(ours, product(x, first.weight, first.bias)) < 2**-7
+            assert error(ours, exact) < 0.04
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_on_a_gpu_a_model_is_as_on_a_cpu(fast: str) -> None:
+    if fitting.objection_of_device(fitting.Device("cuda", torch.cuda.get_device_capability()), on_cpu=False)[0]:
+        pytest.skip("the device has no 8-bit products")
+    module, x = model(4), tokens(512)
+    plain, _ = rewritten(trace(module, {"x": x}), PASS)
+    expected, exact = run(plain, feeds_of(module, {"x": x}))[0], module(x)
+    torch._dynamo.reset()
+    options = {"preset": "exact", "also": f"fp8-linear{{fast-accumulation={fast}}}", "require": ["fp8-linear"]}
+    compiled, module = torch.compile(module.cuda(), backend="lightint", options={**options, "strict": True}), module
+    with torch.no_grad():
+        for _ in range(2):
+            assert error(compiled(x.cuda()).cpu(), exact) < 0.04
+            assert error(compiled(x.cuda()).cpu(), expected) < 0.04
+        module.blocks[1].query.weight.data.mul_(-1)  # type: ignore[union-attr, operator]
+        assert error(compiled(x.cuda()), module(x.cuda())) < 0.04
+
+
 def test_with_inductor_it_is_the_same_product(one_thread: None) -> None:
     module, x = model(3), tokens()
     options = {"preset": "exact", "also": PASS, "require": ["fp8-linear"], "strict": True}
@@ -334,6 +381,53 @@ def test_no_preset_runs_it_and_also_does() -> None:
     assert "fp8-linear" in asked_passes(options) and "fp8-linear" not in unasked_passes(options)
     shared = [step.name for step in pipeline_of(LightintOptions(also="fp8-linear", gpus=2)).passes]
     assert shared.index("shard-sequence") < shared.index("fp8-linear") < shared.index("outline-regions")
+
+
+def test_a_pass_behind_a_plus_on_the_command_line() -> None:
+    options = variant_options("all+fp8-linear{min-rows=512}+narrow-linears:drift=0.2")
+    assert options == {"preset": "all", "also": "fp8-linear{min-rows=512},narrow-linears", "drift": 0.2}
+    assert LightintOptions.from_mapping(options).also == "fp8-linear{min-rows=512},narrow-linears"
+    with pytest.raises(OptionError, match="there is no pass called 'fp8-liner'"):
+        variant_of("all+fp8-liner")
+    with pytest.raises(OptionError, match="takes no options"):
+        variant_of("eager+fp8-linear")
+
+
+def test_also_gives_a_pass_of_the_preset_other_options() -> None:
+    plain, options = (
+        LightintOptions(preset="sparse"),
+        LightintOptions(preset="sparse", also="sparse-attention{density=0.4}"),
+    )
+    assert [each.name for each in pipeline_of(options).passes] == [each.name for each in pipeline_of(plain).passes]
+    assert "sparse-attention{density=0.4}" in str(pipeline_of(options))
+
+
+def test_worldplay_changes_in_all_steps_and_keeps_both_ends() -> None:
+    config = dataclasses.replace(WorldPlayConfig.tiny(), depth=4)
+    module = made(fill_random(WorldPlayChunk(config)))
+    feeds = dict(zip(worldplay_tiny.NAMES, example_inputs(config, 8, dtype=torch.bfloat16)[0], strict=True))
+    program = trace(module, feeds)
+    copy, result = rewritten(program, "canonicalize-attention,hoist-invariants,fp8-linear{on-cpu=true,min-rows=16}")
+    changed = [each for each in result.remarks if each.kind is RemarkKind.APPLIED and each.pass_name == "fp8-linear"]
+    applied = [each.module_path for each in changed]
+    assert {path.split(".")[2] for path in applied} == {"1", "2"}
+    assert applied.count("transformer.double_blocks.2.img_mlp.fc2") >= 4  # denoising steps
+    ours, theirs = (run(each, feeds_of(module, feeds)) for each in (copy, program))
+    assert all(0 < error(*pair) < 0.04 for pair in zip(ours, theirs, strict=True))
+
+
+def test_scales_of_a_product_go_where_its_rows_and_columns_do() -> None:
+    graph = torch.fx.Graph()
+    nodes = []
+    for name, size in {"left": (32, 64), "right": (64, 48), "rows": (32, 1), "columns": (1, 48), "bias": (48,)}.items():
+        nodes.append(graph.placeholder(name))
+        nodes[-1].meta["val"] = torch.empty(size, device="meta")
+    call = graph.call_function(aten._scaled_mm.default, tuple(nodes), {"out_dtype": torch.bfloat16})
+    call.meta["val"] = torch.empty(32, 48, device="meta", dtype=torch.bfloat16)
+    movement = movement_of(call)
+    assert movement is not None
+    along = [{(str(ref.node), ref.axis) for ref in way.refs} for way in movement.outputs[0]]  # type: ignore[union-attr]
+    assert along == [{("left", 0), ("rows", 0)}, {("right", 1), ("columns", 1), ("bias", 0)}]
 
 
 def test_a_budget_runs_it_with_all_that_approximates_or_not_at_all() -> None:
