@@ -3,7 +3,7 @@
 What is compiled by Inductor is a norm and the linear behind it, as in a block, so that rounding the input may fuse.
 Ways are the linear as it is; in 8 bits with weights that are rounded already, as the pass keeps them; in 8 bits with
 weights rounded in the call; and the rounding of the input alone. Milliseconds are medians, the ways of a shape in turn.
-Without a GPU, ``--rows 64 --shapes 64x64`` is enough to wait for: it shows that the ways run, and says nothing of speed.
+Without a GPU, ``--rows 64 --shapes 64x64`` is enough to wait for; that shows that the ways run, and not how fast.
 """
 
 from __future__ import annotations
