@@ -23,6 +23,9 @@ EIGHT_BITS = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number of :data:`EIGHT_BITS`."""
 
+IN_ROWS = torch.contiguous_format
+"""How 8-bit numbers are stored, whatever the order of the operand: tensor cores of Hopper read rows."""
+
 LEAST = LARGEST * 2.0**-126
 """The largest value that a row is taken to have at least: its scale is the smallest normal number of float32."""
 
@@ -61,8 +64,8 @@ class Emitter:
         wide = call(aten._to_copy.default, value, dtype=torch.float32)
         largest = call(aten.amax.default, call(aten.abs.default, wide), [-1], True)
         scales = call(aten.div.Tensor, call(aten.clamp_min.default, largest, LEAST), LARGEST)
-        values = call(aten._to_copy.default, call(aten.div.Tensor, wide, scales), dtype=EIGHT_BITS)
-        return Rounded(values, scales)
+        values = call(aten.div.Tensor, wide, scales)
+        return Rounded(call(aten._to_copy.default, values, dtype=EIGHT_BITS, memory_format=IN_ROWS), scales)
 
     def _rounded_weight(self, weight: fx.Node, block: Block) -> Rounded:
         """The weight in 8 bits, and the mark that it is kept until its content changes."""

@@ -120,9 +120,13 @@ def test_it_is_the_product_of_rounded_rows(dtype: torch.dtype, bias: bool) -> No
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_form_for_cuda_is_the_same_product(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool) -> None:
+@pytest.mark.parametrize("stored", ["rows", "columns"])
+def test_the_form_for_cuda_is_the_same_product(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool, stored: str
+) -> None:
     monkeypatch.setattr(emit.Emitter, "_on_cpu", emit.Emitter._on_cuda)
     module, x = chain(dtype, bias), tokens(272, dtype, WIDTH)
+    x = x.mT.contiguous().mT if stored == "columns" else x
     called, feeds = Two(module), {"x": x, "y": x.clone()}
     copy, result = rewritten(trace(called, feeds), EVERY)
     products = list(copy.calls(aten._scaled_mm.default))
@@ -351,7 +355,7 @@ def test_on_a_gpu_a_model_is_as_on_a_cpu(fast: str) -> None:
     expected, exact = run(plain, feeds_of(module, {"x": x}))[0], module(x)
     torch._dynamo.reset()
     options = {"preset": "exact", "also": f"fp8-linear{{fast-accumulation={fast}}}", "require": ["fp8-linear"]}
-    compiled, module = torch.compile(module.cuda(), backend="lightint", options={**options, "strict": True}), module
+    compiled = torch.compile(module.cuda(), backend="lightint", options={**options, "strict": True})
     with torch.no_grad():
         for _ in range(2):
             assert error(compiled(x.cuda()).cpu(), exact) < 0.04
