@@ -11,8 +11,11 @@ import torch
 from torch._dynamo.utils import counters
 
 # pytest hands its handlers to loggers that do not propagate, and torch writes a trace for tlparse wherever its
-# logger has a handler: a tenth of a batch of seeds went into it.
-logging.getLogger("torch.__trace").propagate = True
+# logger has a handler: a tenth of a batch of seeds went into it. Its own handler leaves at the first record, which
+# must not reach the terminal: a test may read what is there.
+_trace = logging.getLogger("torch.__trace")
+_trace.debug("no trace is wanted")
+_trace.propagate = True
 
 # torch.library.opcheck imports torch.testing's internals, which forbid every later test to set a backend's flags.
 torch.backends.disable_global_flags = lambda: None
