@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -130,18 +131,19 @@ def _tables(
 
     ``stream`` is a part of the key because that is where the tables were copied to the device.
     """
-    addresses, sizes = (torch.tensor(each, dtype=torch.int64) for each in (starts, lengths))
+    # NumPy's repeat: PyTorch's wakes a team of threads for a handful of pieces, which takes milliseconds.
+    addresses, sizes = (np.array(each, dtype=np.int64) for each in (starts, lengths))
     parts = (sizes + WORD * _BLOCK * _TURNS - 1) // (WORD * _BLOCK * _TURNS)
     aligned = addresses % ALIGNED == 0
     found = []
     for wordwise in (True, False):
-        pieces = torch.where((aligned == wordwise) & (parts > 0))[0]
+        pieces = np.flatnonzero((aligned == wordwise) & (parts > 0))
         counts = parts[pieces]
         if not len(pieces):
             continue
-        first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        part_of = torch.arange(len(first)) - first
-        lists = addresses, sizes, pieces.repeat_interleave(counts).to(torch.int32), part_of.to(torch.int32)
-        there = [each.to(device, non_blocking=True) for each in lists]
+        first = np.repeat(counts.cumsum() - counts, counts)
+        part_of = np.arange(len(first)) - first
+        lists = addresses, sizes, np.repeat(pieces, counts).astype(np.int32), part_of.astype(np.int32)
+        there = [torch.from_numpy(each).to(device, non_blocking=True) for each in lists]
         found.append(_Tables(there[0], there[1], there[2], there[3], wordwise))
     return tuple(found)
