@@ -1,6 +1,6 @@
 """Operators of ours that the driver calls as the functions they are, past the dispatcher.
 
-What the driver hands over are real tensors that need no gradient, so there is nothing for a dispatcher to do; it takes
+What the driver hands over are plain tensors that need no gradient, so there is nothing for a dispatcher to do; it takes
 20 to 40 microseconds a call, most of them in the kernel that refuses gradients.
 """
 
@@ -13,6 +13,7 @@ import torch
 
 from lightint_compile.kernels import ops as sparse
 from lightint_compile.passes.ir.input_writes import write_window
+from lightint_compile.torch_compat import is_observed
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "sparse_attention": sparse.sparse_attention,
@@ -23,12 +24,17 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def _direct(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``; a call with arguments by name goes to the operator, which knows them."""
+    """``function``; a call that a mode watches, of another kind of tensor, or by name goes to the operator."""
     operator = getattr(torch.ops.lightint, name).default
 
     def call(*args: Any, **named: Any) -> Any:
-        return operator(*args, **named) if named else function(*args)
+        if named or type(args[0]) not in _PLAIN or is_observed():
+            return operator(*args, **named)
+        return function(*args)
 
     call.__name__ = name
     return call
