@@ -24,7 +24,7 @@ from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, generic_path
 from lightint_compile.passes.outline_regions.as_they_are import left_as_it_is
-from lightint_compile.passes.outline_regions.forms import form_of
+from lightint_compile.passes.outline_regions.forms import Forms
 from lightint_compile.passes.outline_regions.memory_order import choose_memory_orders
 from lightint_compile.passes.outline_regions.merging import merged
 from lightint_compile.passes.outline_regions.naming import call_names
@@ -65,10 +65,11 @@ def _outline(program: Program) -> list[Outlined]:
     mark_outer_step(program)
     numbers = _mark_cameras(program) if loop.steps and not has_plan(program) else ()
     borders = frozenset({*borders_of(loop), *numbers})
-    pieces = merged(cut(program.fact(Regions), borders, dependencies, tokens), borders, dependencies, tokens)
+    known = Forms(dependencies, tokens)
+    pieces = merged(cut(program.fact(Regions), borders, dependencies, tokens), borders, dependencies, known)
     pieces = [piece for piece in pieces if not left_as_it_is(piece)]
     pieces.sort(key=lambda piece: min(map(dependencies.position.__getitem__, piece.nodes)))
-    forms = [form_of(piece.nodes, dependencies, tokens, exact=piece.kind == "block") for piece in pieces]
+    forms = [known.of(piece.nodes, exact=piece.kind == "block") for piece in pieces]
     entries = outlined(pieces, dict(enumerate(forms)))
     if entries:
         graph = Root(entries, call_names(entries, pieces, loop)).build(pieces, dependencies)

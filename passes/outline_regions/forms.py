@@ -41,6 +41,22 @@ class Form:
     numbers: dict[int, float]
 
 
+class Forms:
+    """Forms of the pieces of a graph, each found once; a piece is known by its list of nodes."""
+
+    def __init__(self, dependencies: Dependencies, tokens: Tokens) -> None:
+        self._dependencies, self._tokens = dependencies, tokens
+        self._found: dict[tuple[int, bool], tuple[Collection[fx.Node], Form]] = {}
+
+    def of(self, nodes: Collection[fx.Node], *, exact: bool) -> Form:
+        """See :func:`form_of`."""
+        place = id(nodes), exact
+        if place not in self._found:
+            # The nodes are held, so that no other list takes their place in memory.
+            self._found[place] = nodes, form_of(nodes, self._dependencies, self._tokens, exact=exact)
+        return self._found[place][1]
+
+
 def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Tokens, *, exact: bool) -> Form:
     """The form of a piece.
 

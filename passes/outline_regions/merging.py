@@ -22,9 +22,8 @@ from lightint_compile.passes.analysis.regions.candidates import is_list
 from lightint_compile.passes.analysis.regions.paths import common_path
 from lightint_compile.passes.ir.condensed_graph import Contraction
 from lightint_compile.passes.ir.graph_walk import reached
-from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
-from lightint_compile.passes.outline_regions.forms import form_of
+from lightint_compile.passes.outline_regions.forms import Forms
 from lightint_compile.passes.outline_regions.host_work import runs_on_host
 from lightint_compile.passes.outline_regions.pieces import Piece
 
@@ -32,16 +31,14 @@ _Bundle: TypeAlias = tuple[int, ...]
 """Numbers of pieces that become one, in the order of the graph."""
 
 
-def merged(
-    pieces: Sequence[Piece], boundaries: Set[fx.Node], dependencies: Dependencies, tokens: Tokens
-) -> list[Piece]:
+def merged(pieces: Sequence[Piece], boundaries: Set[fx.Node], dependencies: Dependencies, forms: Forms) -> list[Piece]:
     """``pieces`` with groups merged as long as two of them can be.
 
     Args:
         boundaries: values after which a new piece has to begin.
     """
     current = list(pieces)
-    while (found := _Merging(current, boundaries, dependencies, tokens).first()) is not None:
+    while (found := _Merging(current, boundaries, dependencies, forms).first()) is not None:
         current = found
     return current
 
@@ -51,14 +48,14 @@ class _Merging:
     pieces: list[Piece]
     boundaries: Set[fx.Node]
     dependencies: Dependencies
-    tokens: Tokens
+    forms: Forms
 
     def __post_init__(self) -> None:
         self._group_of: dict[int, int] = {}
         self._groups: dict[int, list[int]] = defaultdict(list)
         for number, piece in enumerate(self.pieces):
             if _may_merge(piece):
-                group = self._group_of[number] = self._form(piece.nodes, exact=piece.kind == "block")
+                group = self._group_of[number] = self._form(piece)
                 self._groups[group].append(number)
         self._piece_of = {node: number for number in self._group_of for node in self.pieces[number].nodes}
 
@@ -105,7 +102,7 @@ class _Merging:
         if any(piece is None for piece in whole):
             return None
         made = [piece for piece in whole if piece is not None]
-        forms = {self._form(piece.nodes, exact=piece.kind == "block") for piece in made}
+        forms = {self._form(piece) for piece in made}
         if len(forms) > 1:
             return None
         gone = {number for bundle in bundles for number in bundle}
@@ -123,8 +120,8 @@ class _Merging:
         kind = "block" if any(part.kind == "block" for part in parts) else "glue"
         return Piece(kind, nodes, path=path, is_region=any(part.is_region for part in parts))
 
-    def _form(self, nodes: Sequence[fx.Node], *, exact: bool) -> int:
-        return form_of(nodes, self.dependencies, self.tokens, exact=exact).key
+    def _form(self, piece: Piece) -> int:
+        return self.forms.of(piece.nodes, exact=piece.kind == "block").key
 
     def _place(self, number: int) -> int:
         return min(map(self.dependencies.position.__getitem__, self.pieces[number].nodes))

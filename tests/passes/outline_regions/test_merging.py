@@ -18,6 +18,7 @@ from lightint_compile.passes import outline_regions
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
+from lightint_compile.passes.outline_regions.forms import Forms
 from lightint_compile.passes.outline_regions.merging import merged
 from lightint_compile.passes.outline_regions.pieces import Piece
 
@@ -44,7 +45,8 @@ class Layers:
         return self.graph.call_function(function, args)
 
     def merged(self, boundaries: Sequence[fx.Node] = ()) -> list[list[str]]:
-        found = merged(self.pieces, set(boundaries), Dependencies(self.graph), Tokens())
+        dependencies = Dependencies(self.graph)
+        found = merged(self.pieces, set(boundaries), dependencies, Forms(dependencies, Tokens()))
         return sorted([node.name for node in piece.nodes] for piece in found)
 
 
