@@ -27,7 +27,8 @@ def hunyuan_decoder(
     Raises:
         InputError: diffusers is not installed.
     """
-    vae = _random("AutoencoderKLHunyuanVideo15", device, dtype, seed, latent_channels=channels, **_if(small))
+    widths = SMALL_HUNYUAN if small else {}
+    vae = _random("AutoencoderKLHunyuanVideo15", device, dtype, seed, latent_channels=channels, **widths)
     return VideoDecoder(vae, f"{_told(vae)}, random weights", scale=float(vae.config["scaling_factor"]))
 
 
@@ -49,10 +50,6 @@ def wan_decoder(
     }
     vae = _random("AutoencoderKLWan", device, dtype, seed, **settings)
     return VideoDecoder(vae, f"{_told(vae)}, random weights")
-
-
-def _if(small: bool) -> dict[str, Any]:
-    return SMALL_HUNYUAN if small else {}
 
 
 def _told(vae: nn.Module) -> str:

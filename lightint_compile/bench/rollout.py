@@ -13,15 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from lightint_compile.bench.depths import check_depths, default_depths
 from lightint_compile.bench.processes import Kind, side_by_side
-from lightint_compile.bench.rollout_job import Job, Result, jobs_of
+from lightint_compile.bench.rollout_job import Job, Result, device_for, jobs_of
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.bench.rollout_table import print_result, print_table
-from lightint_compile.errors import DeviceError
-from lightint_compile.models.registry import DEMO, LARGE, family, world_model
+from lightint_compile.models.registry import LARGE, family, world_model
 from lightint_compile.models.world_model import turn_and_back
 
 __all__ = ["Job", "Result", "measured", "run", "variants_of"]
@@ -82,9 +79,7 @@ def run(
         OptionError: there is no such variant, or the depths do not stand for the model.
         InputError: there is no such model, or the path cannot be read.
     """
-    device, chosen = "cuda" if torch.cuda.is_available() else "cpu", world_model(model)
-    if chosen.needs_gpu and device == "cpu":
-        raise DeviceError(f"{model} needs a CUDA device", where="--model", fix=f"{DEMO} runs anywhere")
+    device, chosen = device_for(model), world_model(model)
     frames = 64 if chunks is None else chosen.spec.frames(chunks)
     trajectory = trajectory or turn_and_back(chosen.spec, frames)
     chosen.camera_path(trajectory)

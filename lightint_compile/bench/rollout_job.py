@@ -7,8 +7,10 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightint_compile.errors import OptionError
-from lightint_compile.models.registry import world_model
+import torch
+
+from lightint_compile.errors import DeviceError, OptionError
+from lightint_compile.models.registry import DEMO, world_model
 from lightint_compile.options import LightintOptions
 
 UNREWRITTEN = ("eager", "inductor")
@@ -88,6 +90,18 @@ class Result:
         """Host time of decisions and guards, their waiting included, as a share of the chunks they were taken in."""
         middle = self.chunks[1:-2]
         return (self.driver["decide"] + self.driver["guard"]) / statistics.mean(middle) if self.driver else None
+
+
+def device_for(model: str) -> str:
+    """The kind of device that a model is measured on here.
+
+    Raises:
+        DeviceError: it is too large for a CPU, and there is no CUDA.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and world_model(model).needs_gpu:
+        raise DeviceError(f"{model} needs a CUDA device", where="--model", fix=f"{DEMO} runs anywhere")
+    return device
 
 
 def jobs_of(variant: str, depths: tuple[int, ...], model: str, trajectory: str, repeats: int, device: str) -> list[Job]:

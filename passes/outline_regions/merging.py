@@ -12,7 +12,7 @@ is what compile time grows with, never gets larger.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -67,7 +67,7 @@ class _Merging:
                 return whole
         return None
 
-    def _feeds(self) -> Iterator[tuple[int, int, set[tuple[int, int]]]]:
+    def _feeds(self) -> list[tuple[int, int, set[tuple[int, int]]]]:
         """Groups of which one reads the other, with the pieces that do; values at boundaries end a piece."""
         edges: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
         ending = {self._piece_of[node] for node in self.boundaries if node in self._piece_of}
@@ -78,7 +78,7 @@ class _Merging:
                 other = self._piece_of.get(user, number)
                 if self._group_of[other] != self._group_of[number]:
                     edges[self._group_of[number], self._group_of[other]].add((number, other))
-        yield from ((feeding, fed, found) for (feeding, fed), found in edges.items())
+        return [(feeding, fed, found) for (feeding, fed), found in edges.items()]
 
     def _bundles(self, members: Sequence[int], edges: Set[tuple[int, int]]) -> list[_Bundle]:
         """The members that hang together; none unless all bundles have as many of each group."""
@@ -98,12 +98,8 @@ class _Merging:
 
     def _joined(self, bundles: Sequence[_Bundle]) -> list[Piece] | None:
         """The pieces with each bundle as one; ``None`` where they cannot be, or are not all the same function."""
-        whole = [self._piece(bundle) for bundle in bundles]
-        if any(piece is None for piece in whole):
-            return None
-        made = [piece for piece in whole if piece is not None]
-        forms = {self._form(piece) for piece in made}
-        if len(forms) > 1:
+        made = [piece for bundle in bundles if (piece := self._piece(bundle)) is not None]
+        if len(made) < len(bundles) or len({self._form(piece) for piece in made}) > 1:
             return None
         gone = {number for bundle in bundles for number in bundle}
         pieces = [piece for number, piece in enumerate(self.pieces) if number not in gone] + made

@@ -11,18 +11,15 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from lightint_compile.bench.end_to_end.decoder import check_shown
 from lightint_compile.bench.end_to_end.film import Film
 from lightint_compile.bench.end_to_end.job import Asked, EndToEnd
 from lightint_compile.bench.end_to_end.result import Result
 from lightint_compile.bench.end_to_end.table import print_result, print_table
 from lightint_compile.bench.processes import Kind, side_by_side
-from lightint_compile.bench.rollout_job import jobs_of
-from lightint_compile.errors import DeviceError
-from lightint_compile.models.registry import DEMO, LARGE, world_model
-from lightint_compile.models.world_model import WorldModel, turn_and_back
+from lightint_compile.bench.rollout_job import device_for, jobs_of
+from lightint_compile.models.registry import LARGE, world_model
+from lightint_compile.models.world_model import turn_and_back
 
 __all__ = ["Asked", "EndToEnd", "Result", "jobs", "measured", "run"]
 
@@ -86,8 +83,8 @@ def jobs(
     asked: Asked,
 ) -> list[EndToEnd]:
     """What is measured, checked; arguments and errors are those of :func:`run`."""
-    device, chosen = "cuda" if torch.cuda.is_available() else "cpu", world_model(model)
-    _check_model(chosen, model, device)
+    device, chosen = device_for(model), world_model(model)
+    check_shown(chosen, model)
     frames = 64 if chunks is None else chosen.spec.frames(chunks)
     path = trajectory or turn_and_back(chosen.spec, frames)
     chosen.camera_path(path)
@@ -96,12 +93,6 @@ def jobs(
         (job,) = jobs_of(variant, (depth or chosen.depth,), model, path, repeats, device)
         made.append(EndToEnd(job, asked.decoding(device, variant)))
     return made
-
-
-def _check_model(chosen: WorldModel, model: str, device: str) -> None:
-    if chosen.needs_gpu and device == "cpu":
-        raise DeviceError(f"{model} needs a CUDA device", where="--model", fix=f"{DEMO} runs anywhere")
-    check_shown(chosen, model)
 
 
 def measured(asked_for: Sequence[EndToEnd], out: Path | None = None, patience: float = 3600.0) -> Iterator[Result]:

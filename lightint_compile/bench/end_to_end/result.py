@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lightint_compile.bench.end_to_end.job import EndToEnd
 
 DENOISE, DECODE, TRANSFER = STAGES = ("denoise", "decode", "transfer")
@@ -128,11 +130,7 @@ def measured_fields(runs: Sequence[Run]) -> dict[str, Any]:
 
 def spread_of(times: Sequence[float]) -> Spread:
     """Median and 95th percentile, on the line between the two nearest."""
-    ordered = sorted(times)
-    place = 0.95 * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return Spread(statistics.median(ordered), ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+    return Spread(*np.percentile(times, [50, 95]).tolist())
 
 
 def _times(runs: Sequence[Run], stage: str) -> list[float]:
