@@ -151,6 +151,9 @@ class _Run(fx.Interpreter):
             return torch.empty(spec.sized(args[1:]), dtype=getattr(torch, spec.dtype), device="meta")
         if not spec.policy.adapt_context:
             return None, None, None, None
+        places = self._decision.asked_places
+        if spec.policy.asked_every is not None:
+            return _numbers(spec.policy.asked_frames if places is None else len(places)), None, None, None
         frames = len(self._decision.context_frames)
         kept = self._decision.kept_frames
         return _numbers(frames), None, _numbers(frames - kept), _numbers(kept)

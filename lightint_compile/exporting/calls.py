@@ -141,6 +141,7 @@ def _undecided(opened: Opened, sizes: Sizes, fewer: int = 0) -> dict[str, Tensor
     frames = opened.policy.memory if opened.history is None else size_in(opened.history.shape[2], sizes)
     context = torch.arange(frames)[-max(min(frames, opened.policy.memory) - fewer, 2) :]
     known = {"context_frames": context, "fresh_frames": context, "kept_slots": context[:0]}
+    known |= {"asked_places": torch.arange(opened.policy.asked_frames)}
     for each in opened.inputs:
         if each.name in known:
             shape: Any = each.value.shape[0]

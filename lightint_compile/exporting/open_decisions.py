@@ -110,7 +110,7 @@ class _Opening:
     def _open(self, node: fx.Node, point: Any) -> None:
         if isinstance(point, PlanPoint):
             self._found.policy = point.policy
-            self._plan(node)
+            self._plan(node, point.policy)
         elif isinstance(point, StepPoint):
             self._step(node, point)
         elif isinstance(point, RecallPoint):
@@ -127,11 +127,13 @@ class _Opening:
         else:
             raise ExportError("a decision has no form as an input", where=source_of(node) or node.name)
 
-    def _plan(self, node: fx.Node) -> None:
+    def _plan(self, node: fx.Node, policy: Policy) -> None:
         if len(node.args) > 1 and isinstance(node.args[1], fx.Node):
             self._found.history = node.args[1].meta["val"]
+        context = ("context_frames", "frames of the history that are read as context, ascending")
+        asked = ("asked_places", "of the frames that the memory asks for, the places of those that are gathered")
         inputs = {
-            0: ("context_frames", "frames of the history that are read as context, ascending"),
+            0: context if policy.asked_every is None else asked,
             2: ("fresh_frames", "the end of context_frames: frames whose keys and values are computed"),
             3: ("kept_slots", "where the values of the context frames before those are"),
         }

@@ -15,6 +15,8 @@ class Decision:
     Attributes:
         chunk: its number in the rollout, from 0.
         context_frames: latent frames gathered as context, ascending.
+        asked_places: of the frames that a memory of single frames asks for, the places of those that are gathered;
+            ``None`` for another memory, and where nothing was decided: then it gathers all of them.
         reused_steps: denoising steps that may reuse an earlier output (the drift check may still refuse them).
         overlap: largest overlap of the coming views with a remembered clip, in [0, 1]; 0 when there is no candidate.
         threshold: the overlap from which the coming views count as seen before.
@@ -44,6 +46,7 @@ class Decision:
     drifts: tuple[tuple[int, float], ...] = ()
     setting: str = ""
     elements: tuple[Decision, ...] = ()
+    asked_places: tuple[int, ...] | None = None
 
     def after_check(self, step: int, drift: float, refused: bool) -> Decision:
         """The decision with what the drift check of a step found."""
@@ -85,9 +88,10 @@ class Decision:
         return f"reuses {', '.join(steps)}" if steps else "computes every step"
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision as JSON-ready data, its margin included; ``elements`` is there where they differ."""
+        """The decision as JSON-ready data, with its margin; ``elements`` and ``asked_places`` where there are any."""
         data = dataclasses.asdict(self) | {"margin": self.margin, "elements": [e.to_dict() for e in self.elements]}
-        return data if self.elements else {key: value for key, value in data.items() if key != "elements"}
+        left = {"elements": not self.elements, "asked_places": self.asked_places is None}
+        return {key: value for key, value in data.items() if not left.get(key)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -100,5 +104,5 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
-_SHARED = ("context_frames", "saved_frames", "kept_frames", "setting")
+_SHARED = ("context_frames", "saved_frames", "kept_frames", "setting", "asked_places")
 """What a batch decides together."""

@@ -159,6 +159,8 @@ class Decisions:
         if not spec.policy.adapt_context:
             return None, record, None, None
         assert history is not None
+        if spec.policy.asked_every is not None:
+            return _numbers(_places(spec.policy, record.decision), history.device), record, None, None
         context = record.decision.context_frames
         index = _numbers(context, history.device)
         if not frames:
@@ -210,6 +212,11 @@ def _decided(planner: Planner, seen: Seen) -> ChunkRecord:
     except InputError as error:
         log.warning("nothing is reused in this chunk, and all of its memory is gathered: %s", error)
         return planner.undecided(seen.frames)
+
+
+def _places(policy: Policy, decision: Decision) -> Sequence[int]:
+    """Which of the frames that are asked for are gathered: all of them where nothing was decided."""
+    return range(policy.asked_frames) if decision.asked_places is None else decision.asked_places
 
 
 def _numbers(values: Sequence[int], device: torch.device) -> Tensor:

@@ -61,8 +61,7 @@ class FrameMemoryRules(Rules):
     def asked(self, situation: Situation) -> Asked:
         """What the coming frames ask for, among all frames behind the image and before the newest ones."""
         cameras, every = situation.extrinsics, self.asked_every or 1
-        count = self.memory - self.recent
-        coming = cameras[[len(cameras) - 1 - every * number for number in range(count)]]
+        coming = cameras[[len(cameras) - 1 - every * number for number in range(self.asked_frames)]]
         earlier = cameras[_IMAGE : situation.frames - self.recent]
         overlap = self.camera_view.overlap(coming, earlier)
         now = self.camera_view.overlap(cameras[situation.frames - 1 : situation.frames], earlier)[0]
@@ -74,16 +73,17 @@ class FrameMemoryRules(Rules):
     def _decision(self, situation: Situation, asked: Asked, kept: list[bool], *, reuses: bool) -> Decision:
         """The newest frames, the pinned one, and of those asked for, but for the last, the ones that are kept."""
         newest = range(situation.frames - self.recent, situation.frames)
-        chosen = [frame for frame, stays in zip(asked.frames[:-1], kept, strict=False) if stays]
+        places = [place for place, stays in enumerate(kept[:-1]) if stays]
+        chosen = [asked.frames[place] for place in places]
         context = tuple(sorted({self.pinned, *chosen, *newest}))
-        model = {self.pinned, *asked.frames[:-1], *newest}
         return Decision(
             chunk=situation.chunk,
             context_frames=context,
             reused_steps=self.interior_steps if reuses else (),
             overlap=min(asked.overlaps),
             novel=not reuses,
-            saved_frames=len(model) - len(context),
+            saved_frames=len(asked.frames) - len(places) - 1,
+            asked_places=(*places, len(kept) - 1),
         )
 
 
@@ -112,9 +112,12 @@ class PublishedFrameRules(FrameMemoryRules):
         if situation.frames <= situation.lead:
             return Decision(chunk=situation.chunk, context_frames=(), threshold=self.gate)
         asked = self.asked(situation)
-        kept = [overlap >= self.gate or not self.adapt_context for overlap in asked.overlaps]
+        kept = self._kept(asked) if self.adapt_context else [True] * len(asked.frames)
         reuses = self.reuse and self._seen_before(asked)
         return replace(self._decision(situation, asked, kept, reuses=reuses), threshold=self.gate)
+
+    def _kept(self, asked: Asked) -> list[bool]:
+        return [overlap >= self.gate for overlap in asked.overlaps]
 
     def _seen_before(self, asked: Asked) -> bool:
         return min(asked.overlaps) >= self.gate
@@ -122,7 +125,19 @@ class PublishedFrameRules(FrameMemoryRules):
 
 @dataclass(frozen=True)
 class AdaptiveFrameRules(PublishedFrameRules):
-    """Ours: steps are reused only where the camera comes back to what it saw, and not while it walks on."""
+    """Ours: a frame is gathered once, and steps are reused only where the camera comes back to what it saw.
+
+    While it walks on, it sees more and more of what it saw, and comes back to nothing.
+    """
+
+    def _kept(self, asked: Asked) -> list[bool]:
+        """Whatever two coming frames ask for covers the views of both."""
+        known = {self.pinned}
+        kept = []
+        for frame, sees in zip(asked.frames, super()._kept(asked), strict=True):
+            kept.append(sees and frame not in known)
+            known.update([frame] * kept[-1])
+        return kept
 
     def _seen_before(self, asked: Asked) -> bool:
         return super()._seen_before(asked) and all(asked.approached)

@@ -282,8 +282,19 @@ def agreed(decisions: Sequence[Decision]) -> Decision:
     fewest = max(len(decision.context_frames) + decision.saved_frames for decision in decisions)
     novel = any(decision.novel for decision in decisions)
     return dataclasses.replace(
-        least, context_frames=context, reused_steps=reused, novel=novel, saved_frames=fewest - len(context)
+        least,
+        context_frames=context,
+        reused_steps=reused,
+        novel=novel,
+        saved_frames=fewest - len(context),
+        asked_places=_any_place(decisions),
     )
+
+
+def _any_place(decisions: Sequence[Decision]) -> tuple[int, ...] | None:
+    """Places that any element of a batch wants; ``None`` where one of them wants all."""
+    wanted = [decision.asked_places for decision in decisions]
+    return None if None in wanted else tuple(sorted({place for places in wanted for place in places or ()}))
 
 
 def _first(cameras: Tensor, rules: Sequence[Rules]) -> list[int]:

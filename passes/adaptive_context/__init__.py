@@ -10,6 +10,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.adaptive_context.context_input import ContextInput, find_context_input
 from lightint_compile.passes.adaptive_context.gathered_context import ContextGather, find_gather
+from lightint_compile.passes.adaptive_context.memory_frames import AskedFrames, decide_on_frames, find_asked_frames
 from lightint_compile.passes.adaptive_context.subset import decide_on_input
 from lightint_compile.passes.analysis.world import intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
@@ -19,7 +20,7 @@ from lightint_compile.passes.ir.decision_policy import Policy, check_overlap, ch
 from lightint_compile.passes.ir.fake_values import size_of
 from lightint_compile.passes.ir.fresh_sizes import Resize, check_unconditional, fresh_size
 from lightint_compile.passes.ir.program import Program, tensor_of
-from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at
+from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.ir.rewriter import Rewriter
 from lightint_compile.passes.ir.world_spec import StatedWorld
 
@@ -63,9 +64,23 @@ class AdaptiveContext(StatedWorld, Pass):
         if isinstance(given, ContextInput):
             policy = Policy.of(given.world, rules=self.rules, adapt_context=True, overlap=self.overlap, given=True)
             told = decide_on_input(program, given, policy, intrinsics)
-            return PassResult(True, (_applied(policy, at(given.context), **told),))
+            return PassResult(
+                True, (_applied(policy, at(given.context), _which("context frames that are given"), **told),)
+            )
+        asked = find_asked_frames(program, self)
+        if asked is not None:
+            return self._of_single_frames(program, asked, intrinsics)
         missed = found or given
         return PassResult(False, (missed.remark(self.name, "gather"),) if missed else ())
+
+    def _of_single_frames(self, program: Program, asked: AskedFrames, intrinsics: fx.Node | None) -> PassResult:
+        policy = Policy.of(asked.world, rules=self.rules, adapt_context=True, overlap=self.overlap)
+        told, where = at(asked.memory.index), asked.memory.frames
+        followed = decide_on_frames(program, asked, policy, intrinsics, self.name)
+        if isinstance(followed, Miss):
+            return PassResult(False, (followed.remark(self.name, "memory"),))
+        which = _which(f"{where} remembered frames")
+        return PassResult(True, (_applied(policy, told, which, remembered=where, followed=followed),))
 
 
 def _decide(program: Program, found: ContextGather, policy: Policy, intrinsics: fx.Node | None) -> Remark:
@@ -82,16 +97,22 @@ def _decide(program: Program, found: ContextGather, policy: Policy, intrinsics: 
         rewriter.erase_unused(node)
     dead = before + 3 - len(program.graph.nodes)
     renamed = Resize(program, {found.size: index.meta["val"].shape[0]}).below([index, count])
-    return _applied(policy, remark_at, gathers=len(found.gathers), nodes_dropped=dead, nodes_renamed=renamed, **coming)
+    which = _which(f"at most {policy.memory} context frames")
+    return _applied(
+        policy, remark_at, which, gathers=len(found.gathers), nodes_dropped=dead, nodes_renamed=renamed, **coming
+    )
 
 
-def _applied(policy: Policy, where: dict[str, Any], **args: Any) -> Remark:
-    frames = "context frames that are given" if policy.given else f"at most {policy.memory} context frames"
+def _which(frames: str) -> str:
+    return f"{frames}: which ones are read is decided once a chunk, from the cameras"
+
+
+def _applied(policy: Policy, where: dict[str, Any], message: str, **args: Any) -> Remark:
     return Remark(
         kind=RemarkKind.APPLIED,
         pass_name=AdaptiveContext.name,
         rule=policy.rules,
-        message=f"{frames}: which ones are read is decided once a chunk, from the cameras",
+        message=message,
         args={"memory": policy.memory, "given": policy.given, **args},
         numerics=Numerics.APPROXIMATE,
         **where,

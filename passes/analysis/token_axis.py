@@ -48,9 +48,8 @@ class Grid:
         """Whether the last frames here are those of another grid of the same seed, by sizes that are known."""
         behind = size_of(self.first_frame + self.frames - other.first_frame)
         within = self.seed == other.seed and self.same_plane(other) and same(behind, other.frames)
-        lengths = self.frames, other.frames
-        known = all(isinstance(frames, int) for frames in lengths)
-        return self.same_tokens(other) or (within and known and lengths[1] <= lengths[0])
+        more = sympy.sympify(self.frames) - other.frames
+        return self.same_tokens(other) or bool(within and more.is_nonnegative)
 
     def same_plane(self, other: Grid) -> bool:
         """Whether frames of both have one height and width."""

@@ -115,8 +115,14 @@ def _nodes(further: Mapping[str, Any]) -> tuple[fx.Node, ...]:
 
 def has_plan(program: Program) -> bool:
     """Whether anything is decided once a chunk already."""
+    return plan_policy(program) is not None
+
+
+def plan_policy(program: Program) -> Policy | None:
+    """By what is decided once a chunk, if anything is already."""
     root = program.graph_module
-    return any(isinstance(point_of(root, node), PlanPoint) for node in root.graph.nodes)
+    points = (point_of(root, node) for node in root.graph.nodes)
+    return next((point.policy for point in points if isinstance(point, PlanPoint)), None)
 
 
 def ensure_plan(

@@ -30,13 +30,15 @@ Renames: TypeAlias = Mapping[sympy.Expr, torch.SymInt]
 _PREFIX = "__decided_"
 
 
-def fresh_size(program: Program, name: str, most: int, typical: int) -> torch.SymInt:
-    """A symbol that no size of the program is related to, from 2 to ``most``; its hint is ``typical``."""
+def fresh_size(program: Program, name: str, most: int, typical: int, least: int = 2) -> torch.SymInt:
+    """A symbol that no size of the program is related to, from ``least`` to ``most``; its hint is ``typical``."""
     env = fake_mode_of(program.graph.nodes).shape_env
     assert env is not None
     source = ConstantSource(_PREFIX + name)
-    symbol = env.create_symbol(typical, source=source, dynamic_dim=DimDynamic.DYNAMIC)
-    env.constrain_symbol_range(symbol, compiler_min=2, compiler_max=most)
+    symbol = env.create_symbol(
+        typical, source=source, dynamic_dim=DimDynamic.DYNAMIC, do_not_specialize_zero_one=least < 2
+    )
+    env.constrain_symbol_range(symbol, compiler_min=least, compiler_max=most)
     size = env.create_symintnode(symbol, hint=typical, source=source)
     assert isinstance(size, torch.SymInt)
     return size

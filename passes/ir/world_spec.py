@@ -64,8 +64,11 @@ class WorldSpec:
     @classmethod
     def of(cls, world: WorldSpec, **more: Any) -> Self:
         """What has the facts of ``world``, and ``more``: a policy, rules."""
-        facts = {field.name: getattr(world, field.name) for field in dataclasses.fields(WorldSpec)}
-        return cls(**{**facts, **more})
+        return cls(**{**WorldSpec.facts(world), **more})
+
+    def facts(self) -> dict[str, Any]:
+        """The facts of the world alone, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(WorldSpec)}
 
     @property
     def clip_probes(self) -> tuple[int, ...]:
@@ -76,6 +79,11 @@ class WorldSpec:
     def interior_steps(self) -> tuple[int, ...]:
         """The denoising steps that may be reused: all between the first and the last."""
         return tuple(range(1, self.denoising_steps - 1))
+
+    @property
+    def asked_frames(self) -> int:
+        """Frames that are asked for in a memory of single frames: those beside the newest."""
+        return self.memory - self.recent
 
     @property
     def least_memory(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.fx as fx
 
@@ -16,7 +16,7 @@ from lightint_compile.passes.analysis.frame_memory import marked_world
 from lightint_compile.passes.analysis.loop_marks import MarkedStep, marked_steps
 from lightint_compile.passes.analysis.world import chunk_frames, contradicted, intrinsics_of
 from lightint_compile.passes.base import Pass, PassResult
-from lightint_compile.passes.ir.chunk_plan import ensure_plan, has_plan
+from lightint_compile.passes.ir.chunk_plan import ensure_plan, has_plan, plan_policy
 from lightint_compile.passes.ir.decision_points import StepPoint, VisitPoint, is_outlined, point_of
 from lightint_compile.passes.ir.decision_policy import STRATEGIES, Policy, check_overlap, check_rules
 from lightint_compile.passes.ir.fake_values import Size, size_of
@@ -25,7 +25,7 @@ from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind
 from lightint_compile.passes.ir.saved import Saved
-from lightint_compile.passes.ir.world_spec import StatedWorld
+from lightint_compile.passes.ir.world_spec import StatedWorld, WorldSpec
 from lightint_compile.passes.step_cache.branches import GuardedSteps
 from lightint_compile.passes.step_cache.outside import guard_from_outside
 from lightint_compile.passes.step_cache.per_element import Apart
@@ -98,7 +98,7 @@ class StepCache(StatedWorld, Pass):
         """Guard the steps that were found, each element of a batch for itself where ``apart`` is given."""
         chunk = {} if found.coming is None else {"chunk": found.coming.count}
         policy = Policy.of(
-            self.world(denoising_steps=len(found.steps), **{**marked_world(found.cameras), **chunk}),
+            self.world(**{**_known_world(program, found.cameras), "denoising_steps": len(found.steps), **chunk}),
             rules=self.rules,
             steps=tuple(sorted(found.guarded)),
             each=apart is not None,
@@ -114,6 +114,12 @@ class StepCache(StatedWorld, Pass):
         reuse = REUSES[strategy](found.steps, found.bodies, watched=self.drift is not None)
         GuardedSteps(program.graph_module, found.bodies, record, reuse, self.drift, apart).rewrite()
         return PassResult(True, tuple(_remarks(found, self, strategy, each=apart is not None)))
+
+
+def _known_world(program: Program, cameras: fx.Node) -> dict[str, Any]:
+    """What is known of the world: by the plan that there is, else what was marked before the steps became calls."""
+    planned = plan_policy(program)
+    return marked_world(cameras) if planned is None else WorldSpec.facts(planned)
 
 
 @dataclass(frozen=True)

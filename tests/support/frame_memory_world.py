@@ -55,19 +55,25 @@ class FrameMemoryWorld(nn.Module):
     Args:
         pinned: the frame that is remembered in place of what the last one asks for; none with ``None``.
         asks: coming frames of the video between those that ask.
+
+    Attributes:
+        places: of the frames that are asked for, those that are remembered; ``None`` for all of them.
     """
 
     def __init__(self, pinned: int | None = 1, asks: int = 4) -> None:
         super().__init__()
         self.network, self.pinned, self.asks = Network(), pinned, asks
+        self.places: list[int] | None = None
 
     def forward(self, noise: Tensor, history: Tensor, extrinsics: Tensor) -> Tensor:
-        chosen = self.remembered(extrinsics)
+        chosen, asking = self.remembered(extrinsics), self.asking(extrinsics)
+        if self.places is not None:
+            chosen, asking = chosen[self.places], asking[:, self.places]
         memory, known = history.index_select(2, chosen), history[:, :, -KNOWN:]
         span = EVERY * (KNOWN + NEW - 1) + 1
         coming = extrinsics[:, -span::EVERY]
         moved = coming @ torch.cat([coming[:, :1], coming[:, :-1]], 1).mT
-        recalled = extrinsics.index_select(1, EVERY * chosen) @ self.asking(extrinsics).mT
+        recalled = extrinsics.index_select(1, EVERY * chosen) @ asking.mT
         cameras = torch.cat([recalled, moved], 1)
         frames = torch.cat([chosen, torch.arange(KNOWN + NEW) + (history.shape[2] - KNOWN)])
         latents = torch.cat([known, noise[:, :, KNOWN:]], 2)

@@ -37,7 +37,7 @@ class Expected:
 
     Attributes:
         chunks: of a rollout in which the camera comes back.
-        contexts: numbers of context frames that are chosen in it; none where the model gathers its own.
+        contexts: numbers of context frames that are chosen in it.
         read: numbers that are read from the device for the decisions of a chunk.
         decided: what the report says is decided, and from what.
         phases: of a later chunk, in the report.
@@ -63,14 +63,14 @@ WORLDS = {
     ),
     "matrix-game:tiny": Expected(
         6,
-        set(),
-        lambda chunk: 16 * (57 + 40 * chunk),
-        ("reuse of steps 1", "from extrinsics"),
-        ["decide", "step 0", "step 0", "step 1", "step 2"],
+        {5, 9},
+        lambda chunk: 16 * (57 + 40 * chunk) + 1,
+        ("context frames and reuse of steps 1", "from extrinsics and history"),
+        ["decide", "context", "step 0", "step 0", "step 1", "step 2"],
         ["step 1"],
     ),
 }
-"""Cameras are read, and of WorldPlay one number about the latents and intrinsics. The first chunk decides nothing."""
+"""Cameras are read, one number about the latents, and of WorldPlay intrinsics. The first chunk decides nothing."""
 
 
 class Session(WorldSession):
@@ -103,8 +103,7 @@ def test_decisions_are_those_of_the_rules_along_the_path(session: Session) -> No
     made, spec = lightint_compile.decisions(session.compiled)[1:], session.model.spec
     along = decide(turn_and_back(spec, spec.frames(session.expected.chunks)), None, "all", model=session.model)[1:]
     assert [each.reused_steps for each in made] == [each.reused_steps for each in along]
-    if session.expected.contexts:
-        assert [each.context_frames for each in made] == [each.context_frames for each in along]
+    assert [each.context_frames for each in made] == [each.context_frames for each in along]
 
 
 def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
