@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch._dynamo.utils import dynamo_timed
@@ -125,9 +126,14 @@ def _parse(text: str) -> Iterator[Pass]:
         position = match.end()
 
 
+@cache
+def _hints(kind: type[Pass]) -> dict[str, Any]:
+    """Types of the options; evaluated where an option is given, which most texts do not."""
+    return typing.get_type_hints(kind)
+
+
 def _options(kind: type[Pass], text: str) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
     options: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = item.partition("=")
@@ -136,7 +142,7 @@ def _options(kind: type[Pass], text: str) -> dict[str, Any]:
             known = [field.replace("_", "-") for field in fields]
             fix = did_you_mean(key.strip(), known) if known else f"{kind.name} has no options"
             raise OptionError(f"{kind.name} has no option {key.strip()!r}", where=f"passes, {item!r}", fix=fix)
-        options[name] = _value(hints[name], value.strip(), f"{kind.name}{{{item}}}")
+        options[name] = _value(_hints(kind)[name], value.strip(), f"{kind.name}{{{item}}}")
     return options
 
 
