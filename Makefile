@@ -15,11 +15,12 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## roll a world model through a maze on the CPU: truth, eager and lightint beside each other, as a film
 	$(BIN)/lightint demo --out out/demo
 
-# One thread a worker: two workers with two threads each wait for one another on two cores.
-test: $(STAMP)  ## the whole test suite; GPU tests skip themselves with a reason
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --durations=60 --durations-min=3
+# One thread a worker: two workers with two threads each wait for one another on two cores. Bytecode is kept, also where
+# the environment says otherwise: without it both workers compile every test module, half of the time that collecting takes.
+test: $(STAMP)  ## the test suite; GPU tests skip themselves with a reason
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --durations=60 --durations-min=3
 
-slow: $(STAMP)  ## the tests that take minutes each: hours on two cores
+slow: $(STAMP)  ## the tests that take minutes, and further seeds and models of others: hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 lint: $(STAMP)  ## style and types
