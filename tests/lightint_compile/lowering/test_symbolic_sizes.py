@@ -34,6 +34,9 @@ JOINS: dict[str, Join] = {
     "the smaller of both": lambda a, b: a[:, : min(a.shape[1], 6)].sum(1, True) + torch.cat([a, b], 1),
 }
 
+#: One of each kind of size: a sum, a quotient, a difference, a remainder, a product and a minimum.
+KINDS = {"both", "a part of one", "from where the other ends", "padded to a multiple", "crossed", "the smaller of both"}
+
 
 class Block(nn.Module):
     def __init__(self, width: int = 8) -> None:
@@ -98,7 +101,7 @@ def _lightint(delegate: str = "eager") -> dict[str, Any]:
     return {"backend": "lightint", "options": {"preset": "exact", "delegate": delegate, "strict": True}}
 
 
-@pytest.mark.parametrize("way", JOINS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way in KINDS else pytest.mark.slow) for way in JOINS])
 def test_sequences_of_varying_length(way: str) -> None:
     torch.manual_seed(0)
     module = Joined(JOINS[way]).eval().requires_grad_(False)

@@ -1,10 +1,14 @@
-"""An adversary plays calls and writes against compiled modules: 300 seeds here, 5,000 by a command."""
+"""An adversary plays calls and writes against compiled modules: 300 seeds here, 5,000 by a command.
+
+By default those of the 300 run that draw between them all that any of them draws; the others are slow.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,18 +32,52 @@ from lightint_compile.testing.side import Side
 from lightint_compile.testing.world_features import CHOICES, WorldFeatures
 from lightint_compile.testing.writes import MODULE_WAYS, VALUES, WAYS
 
-SEEDS, BATCH = 300, 10
+SEEDS, BATCH = range(300), 6
 REGRESSIONS = sorted((Path(__file__).parent / "adversary").glob("*.json"))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
-def test_nothing_differs_from_eager(first: int) -> None:
-    seeds = range(first, first + BATCH)
+def drawn_by(seed: int) -> set[tuple[str, str, object]]:
+    """Every choice of the seed's world and setup; how its events happen, to what, and which values they write."""
+    scenario = Scenario.from_seed(seed)
+    drawn = {
+        (kind.WHAT, name, getattr(kind, name)) for kind in (scenario.world, scenario.setup) for name in kind.CHOICES
+    }
+    for event in scenario.events:
+        drawn |= {(event.verb, "how", event.how), ("event", "what", event.what), ("event", "value", event.value)}
+    return drawn
+
+
+def covering(seeds: Sequence[int]) -> list[int]:
+    """Seeds that draw between them all that ``seeds`` draw: each time the one that adds the most."""
+    drawn, chosen = {seed: drawn_by(seed) for seed in seeds}, []
+    missing = set().union(*drawn.values())
+    while missing:
+        chosen.append(max(seeds, key=lambda seed: len(drawn[seed] & missing)))
+        missing -= drawn[chosen[-1]]
+    return sorted(chosen)
+
+
+def batches() -> Iterator[object]:
+    quick = covering(SEEDS)
+    for seeds, marks in ((quick, ()), (sorted({*SEEDS} - {*quick}), pytest.mark.slow)):
+        for first in range(0, len(seeds), BATCH):
+            batch = seeds[first : first + BATCH]
+            yield pytest.param(batch, marks=marks, id=",".join(map(str, batch)))
+
+
+@pytest.mark.parametrize("seeds", batches())
+def test_nothing_differs_from_eager(seeds: list[int]) -> None:
     found = [finding for seed in seeds if (finding := judge(Scenario.from_seed(seed)))]
     assert not found, "\n".join(map(str, found))
+
+
+def test_what_runs_by_default_draws_all_that_the_seeds_draw() -> None:
+    quick = covering(SEEDS)
+    assert len(quick) < len(SEEDS) // 4
+    assert set().union(*map(drawn_by, quick)) == set().union(*map(drawn_by, SEEDS))
 
 
 #: Worlds in which every way of writing is tried on every target, one after the other, with a call behind each.
