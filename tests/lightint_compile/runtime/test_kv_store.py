@@ -25,18 +25,21 @@ CHUNKS = 6
 class Rollout:
     """Chunks of a made-up video along a turning camera, through one compiled world."""
 
-    def __init__(self, age=3, *, world=None, delegate="eager", dtype=torch.float64):
+    def __init__(self, age=3, *, delegate="eager", dtype=torch.float64):
         torch.manual_seed(0)
-        self.world = (KeptWorld() if world is None else world).to(dtype).eval().requires_grad_(False)
+        self.world, self.dtype = KeptWorld().to(dtype).eval().requires_grad_(False), dtype
         keeping = "" if age is None else f"context-reuse{{age={age}}},"
         options = {"passes": PASSES.format(keeping), "delegate": delegate, "strict": True}
         self.compiled = torch.compile(self.world, backend="lightint", fullgraph=True, options=options)
-        generator = torch.Generator().manual_seed(1)
-        self.video = torch.randn(1, 4, 4 * CHUNKS + 4, 2, 3, generator=generator, dtype=dtype)
+        self.begin()
         angles = torch.linspace(0.0, 2.0, 4 * CHUNKS + 4, dtype=dtype)
         self.cameras = torch.eye(4, dtype=dtype).repeat(1, len(angles), 1, 1)
         self.cameras[0, :, 0, 0] = self.cameras[0, :, 2, 2] = angles.cos()
         self.cameras[0, :, 0, 2], self.cameras[0, :, 2, 0] = -angles.sin(), angles.sin()
+
+    def begin(self):
+        generator = torch.Generator().manual_seed(1)
+        self.video = torch.randn(1, 4, 4 * CHUNKS + 4, 2, 3, generator=generator, dtype=self.dtype)
 
     def inputs(self, chunk):
         now = 4 * chunk
@@ -63,9 +66,28 @@ class Rollout:
 
 
 @pytest.fixture(autouse=True)
-def _forgotten():
+def _forgotten(request):
     yield
-    torch._dynamo.reset()
+    if "lasting" not in request.fixturenames:
+        torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def _once():
+    rollout = Rollout(age=100)
+    rollout.chunk(1)
+    return rollout
+
+
+@pytest.fixture
+def lasting(_once):
+    """A rollout that keeps frames for good: compiled once, with weights, video and memory as new."""
+    torch.manual_seed(0)
+    for parameter, new in zip(_once.world.parameters(), KeptWorld().to(_once.dtype).parameters(), strict=True):
+        parameter.data = new.data
+    _once.begin()
+    lightint_compile.reset(_once.compiled)
+    return _once
 
 
 def content(*tensors):
@@ -143,8 +165,8 @@ def test_bfloat16_is_as_close_to_double_as_without_keeping() -> None:
 # --- guards and state ------------------------------------------------------------------------------------------------
 
 
-def test_a_frame_that_was_edited_is_made_anew_with_all_behind_it() -> None:
-    rollout = Rollout(age=100)
+def test_a_frame_that_was_edited_is_made_anew_with_all_behind_it(lasting) -> None:
+    rollout = lasting
     for chunk in (1, 2, 3):
         rollout.chunk(chunk)
     assert rollout.decision().kept_frames >= 4
@@ -154,8 +176,8 @@ def test_a_frame_that_was_edited_is_made_anew_with_all_behind_it() -> None:
 
 
 @pytest.mark.parametrize("way", ["in place", "data", "numpy", "another tensor"])
-def test_a_write_to_a_weight_is_seen(way) -> None:
-    rollout = Rollout(age=100)
+def test_a_write_to_a_weight_is_seen(way, lasting) -> None:
+    rollout = lasting
     for chunk in (1, 2):
         rollout.chunk(chunk)
     assert rollout.decision().kept_frames
@@ -175,11 +197,11 @@ def test_a_write_to_a_weight_is_seen(way) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_frames_and_weights_are_told_in_the_one_transfer_of_a_chunk(monkeypatch) -> None:
+def test_frames_and_weights_are_told_in_the_one_transfer_of_a_chunk(monkeypatch, lasting) -> None:
     monkeypatch.setattr(checksums, "_is_read_at_once", lambda device: False)
     reads, read = [], transfer.to_host
     monkeypatch.setattr(transfer, "to_host", lambda values: reads.append(values.numel()) or read(values))
-    rollout, kept = Rollout(age=100), []
+    rollout, kept = lasting, []
     for chunk in (1, 2, 3, 4):
         if chunk == 4:
             rollout.world.layers[0].key.weight.data += 1
@@ -188,8 +210,8 @@ def test_frames_and_weights_are_told_in_the_one_transfer_of_a_chunk(monkeypatch)
     assert len(reads) == 4 and kept[0] == 0 and kept[2] >= 4 and kept[3] == 0
 
 
-def test_weights_that_were_moved_without_a_change_keep_what_they_have() -> None:
-    rollout = Rollout(age=100)
+def test_weights_that_were_moved_without_a_change_keep_what_they_have(lasting) -> None:
+    rollout = lasting
     rollout.chunk(1), rollout.chunk(2)
     for parameter in rollout.world.parameters():
         parameter.data = parameter.data.clone()
@@ -197,8 +219,8 @@ def test_weights_that_were_moved_without_a_change_keep_what_they_have() -> None:
     assert rollout.decision().kept_frames >= 4
 
 
-def test_another_trajectory_begins_anew_and_reset_forgets() -> None:
-    rollout = Rollout(age=100)
+def test_another_trajectory_begins_anew_and_reset_forgets(lasting) -> None:
+    rollout = lasting
     rollout.chunk(1), rollout.chunk(2)
     rollout.video = rollout.video.flip(2)
     rollout.chunk(3)
@@ -210,8 +232,8 @@ def test_another_trajectory_begins_anew_and_reset_forgets() -> None:
     assert rollout.decision().kept_frames == 0
 
 
-def test_a_chunk_that_fails_leaves_nothing_half_made(monkeypatch) -> None:
-    rollout = Rollout(age=100)
+def test_a_chunk_that_fails_leaves_nothing_half_made(monkeypatch, lasting) -> None:
+    rollout = lasting
     rollout.chunk(1), rollout.chunk(2)
     driver = CompiledGraph.of(rollout.compiled)[0].driver
     last = max(name for name in driver.decisions.points if name.startswith("keep_"))
@@ -230,8 +252,8 @@ def test_a_chunk_that_fails_leaves_nothing_half_made(monkeypatch) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_a_copy_starts_with_nothing_kept() -> None:
-    rollout = Rollout(age=100)
+def test_a_copy_starts_with_nothing_kept(lasting) -> None:
+    rollout = lasting
     rollout.chunk(1), rollout.chunk(2)
     driver = CompiledGraph.of(rollout.compiled)[0].driver
     twin = copy.deepcopy(driver)
