@@ -17,6 +17,9 @@ from lightint_compile.compiled import report
 RATIO = 2.0
 """How much further from float64 than eager the compiled model may be."""
 
+#: One of each kind: text by cross-attention, behind and in front of the video in one sequence, frames of their own
+#: noise, linear attention with cameras.
+KINDS = {"wan", "skyreels_v2_df", "hunyuan_video15", "cogvideox", "sana_wm"}
 DELEGATES = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
@@ -65,7 +68,9 @@ def _by_inductor(module: nn.Module, kwargs: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("delegate", DELEGATES)
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in zoo.names()]
+)
 def test_video_transformers(name: str, delegate: str) -> None:
     module, kwargs = zoo.build(name)
     compiled = _check(module, kwargs, delegate)

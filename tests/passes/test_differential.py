@@ -28,16 +28,19 @@ REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.json"))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("first", range(0, 200, BATCH))
+def batches(quick: int) -> list[object]:
+    """The first seed of every batch of 200; those from ``quick`` on are slow."""
+    return [pytest.param(first, marks=[pytest.mark.slow] * (first >= quick)) for first in range(0, 200, BATCH)]
+
+
+@pytest.mark.parametrize("first", batches(70))
 def test_generated_models(first: int) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed)))]
     assert not findings, "\n".join(map(str, findings))
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "module"])
-@pytest.mark.parametrize(
-    "first", [pytest.param(first, marks=[pytest.mark.slow] * (first >= 30)) for first in range(0, 200, BATCH)]
-)
+@pytest.mark.parametrize("first", batches(30))
 def test_generated_models_whose_chunk_is_several_calls(first: int, form: str) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed), form))]
     assert not findings, "\n".join(map(str, findings))
