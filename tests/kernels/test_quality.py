@@ -121,7 +121,7 @@ def published_output(layout, query, keys, values, lists):
     return parts @ values / (parts.sum(-1, keepdim=True) + reference.by_query(zeros, layout) * (-peak).exp())
 
 
-@pytest.mark.parametrize("frequency", [1.0, 2.0])
+@pytest.mark.parametrize("frequency", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("layout", "density", "protect"), [(PREFILL, 0.3, 0), (DENOISE, 0.45, 4)])
 def test_the_whole_loses_less_than_the_published_rule_at_the_same_density(layout, density, protect, frequency):
     """In every case from flat to sharp attention, and by far on the geometric mean."""
@@ -143,7 +143,7 @@ def test_the_whole_loses_less_than_the_published_rule_at_the_same_density(layout
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.9
 
 
-@pytest.mark.parametrize("context_frames", [4, 8, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("context_frames", [4, *(pytest.param(frames, marks=pytest.mark.slow) for frames in (8, 12))])
 def test_a_denoising_step_reads_fewer_blocks_than_the_published_rule_and_loses_less(context_frames):
     """As the pass has it; in every kind of attention and field up to frequency 2, on the mean of its seeds."""
     layout, ours_is = Layout((context_frames, 4), 22, 18, TILE, TEXT), SparseAttention()

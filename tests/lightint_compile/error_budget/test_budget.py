@@ -204,6 +204,7 @@ def test_a_module_without_a_budget_has_nothing_to_calibrate() -> None:
         lightint_compile.calibrate(compiled, lambda: toy_rollout(compiled, walk(4)))
 
 
+@pytest.mark.slow
 def test_a_tiny_worldplay_keeps_its_budget() -> None:
     """The first chunk is made by the module as it is, which saves compiling a graph, and stands for a given start."""
     torch._dynamo.reset()

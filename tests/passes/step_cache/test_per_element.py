@@ -201,10 +201,10 @@ def world_of(kind):
     ("kind", "at", "why"),
     [
         (CentredOverBatch, "mean", "it reduces over the batch"),
-        (Flipped, "flip", "no rule says"),
-        (SummedUp, "cumsum", "it runs along the batch"),
-        (Compared, "sub", "meet one another"),
-        (FirstOfAll, "slice", "it selects along the batch"),
+        pytest.param(Flipped, "flip", "no rule says", marks=pytest.mark.slow),
+        pytest.param(SummedUp, "cumsum", "it runs along the batch", marks=pytest.mark.slow),
+        pytest.param(Compared, "sub", "meet one another", marks=pytest.mark.slow),
+        pytest.param(FirstOfAll, "slice", "it selects along the batch", marks=pytest.mark.slow),
         (Attending, "einsum", "with itself"),
     ],
 )
