@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+import worldplay_tiny
 from stepped_toy import Guided, Toy
 from toy_world import ToyWorld, walk
 
@@ -198,17 +199,21 @@ def test_latent_dynamics_are_zero_for_a_picture_and_near_root_two_for_noise() ->
     assert float(latent_dynamics(noise[:, :, :1])) == 0
 
 
-@pytest.mark.parametrize(
-    ("depth", "dtype", "applies"),
-    [(2, torch.bfloat16, True), pytest.param(1, torch.float32, False, marks=pytest.mark.slow)],
-)
-def test_worldplay_is_guarded_where_a_block_is_left_to_save(depth: int, dtype: torch.dtype, applies: bool) -> None:
-    config = dataclasses.replace(WorldPlayConfig.tiny(), depth=depth, steps=3)
-    model = WorldPlayChunk(config).to(dtype).eval()
-    inputs, _ = example_inputs(config, 24, "cpu", dtype)
+def one_block_of_worldplay():
+    config = dataclasses.replace(WorldPlayConfig.tiny(), depth=1, steps=3)
+    inputs, _ = example_inputs(config, 24, "cpu", torch.float32)
     sizes = {"history": 2, "extrinsics": 1, "intrinsics": 1, "actions": 1}
     with torch.no_grad():
-        program = capture.trace(model, inputs, dynamic=sizes)
+        return capture.trace(WorldPlayChunk(config).eval(), inputs, dynamic=sizes)
+
+
+@pytest.mark.parametrize(
+    ("traced", "applies"),
+    [(worldplay_tiny.program, True), pytest.param(one_block_of_worldplay, False, marks=pytest.mark.slow)],
+    ids=["two blocks", "one block"],
+)
+def test_worldplay_is_guarded_where_a_block_is_left_to_save(traced, applies: bool) -> None:
+    program = traced().snapshot()
     Pipeline.parse("hoist-invariants,outline-regions").run(program, strict=True)
     for text in ("step-cache", "step-cache{strategy=residual}"):
         result = Pipeline.parse(text).run(program.snapshot(), strict=True)
