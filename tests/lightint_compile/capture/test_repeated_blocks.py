@@ -128,6 +128,7 @@ def test_the_graph_is_that_of_a_plain_trace() -> None:
 
 
 @once_only
+@pytest.mark.slow
 def test_worldplay_is_traced_by_blocks() -> None:
     done, program, plain = call(worldplay_tiny.module(), *worldplay_tiny.inputs(8).values())
     assert done
