@@ -17,9 +17,9 @@ from lightint_compile.compiled import report
 RATIO = 2.0
 """How much further from float64 than eager the compiled model may be."""
 
-#: One of each kind: text by cross-attention, behind and in front of the video in one sequence, frames of their own
-#: noise, linear attention with cameras.
-KINDS = {"wan", "skyreels_v2_df", "hunyuan_video15", "cogvideox", "sana_wm"}
+#: One of each kind: text by cross-attention, behind and in front of the video in one sequence, frames with noise of
+#: their own, known frames beside drawn ones.
+KINDS = {"wan", "skyreels_v2_df", "hunyuan_video15", "cogvideox", "cosmos_v2w"}
 DELEGATES = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
