@@ -7,6 +7,8 @@ run through everything but the action module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from .actions import ActionModule
 from .config import MatrixGameConfig
 from .layers import LayerNorm, RMSNorm, WideLinear, plain_norm, projection
 from .positions import apply_rope, rope_table
+from .sizes import GameSizes
 
 
 class Conditions(NamedTuple):
@@ -40,18 +43,15 @@ class Conditions(NamedTuple):
 class Attention(nn.Module):
     """Projections and norms, with the names that the checkpoint gives them."""
 
-    def __init__(self, config: MatrixGameConfig, widened: bool) -> None:
+    def __init__(self, config: GameSizes, make: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.config = config
-        self.q = projection(config, widened)
-        self.k = projection(config, widened)
-        self.v = projection(config, widened)
-        self.o = projection(config, widened)
+        self.heads = config.heads
+        self.q, self.k, self.v, self.o = (make() for _ in range(4))
         self.norm_q = RMSNorm(config.hidden_size)
         self.norm_k = RMSNorm(config.hidden_size)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.config.heads, -1))
+        return tokens.unflatten(-1, (self.heads, -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, N, heads, head_dim] -> [B, N, hidden], in the dtype of the model's weights."""
@@ -64,7 +64,8 @@ class SelfAttention(Attention):
     """Every token attends to all tokens of memory and clip, but to no padding."""
 
     def __init__(self, config: MatrixGameConfig) -> None:
-        super().__init__(config, widened=True)
+        super().__init__(config, partial(projection, config, widened=True))
+        self.config = config
 
     def forward(self, tokens: Tensor, frames: Tensor) -> Tensor:
         """tokens [B, N, hidden], frames [T] with T*S1 <= N -> [B, N, hidden] in float32, or as `tokens` with 8 bit."""
@@ -82,7 +83,7 @@ class CrossAttention(Attention):
     """Every token attends to the text, its padding included."""
 
     def __init__(self, config: MatrixGameConfig) -> None:
-        super().__init__(config, widened=False)
+        super().__init__(config, partial(projection, config, widened=False))
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
         """tokens [B, N, hidden], text [B, L, hidden] -> [B, N, hidden] in the dtype of the weights."""

@@ -9,9 +9,10 @@ from lightint_compile.errors import InputError
 
 from ..dtypes import wide
 from .cameras import ray_map, seen_from, steps_of
-from .config import FRAMES_PER_LATENT, MatrixGameConfig
+from .config import MatrixGameConfig
 from .memory import camera_poses, reference_poses, remembered
 from .sampler import UniPC
+from .sizes import FRAMES_PER_LATENT
 from .transformer import MatrixGameTransformer
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..video_sizes import VideoSizes
-
-FRAMES_PER_LATENT = 4
-"""Video frames of a latent frame; the first latent frame of a video has one."""
+from .sizes import GameSizes
 
 VAE_STRIDE = 16
 """Pixels of a latent pixel along height and width."""
@@ -17,7 +14,7 @@ RAY_CHANNELS = 6 * VAE_STRIDE * VAE_STRIDE
 
 
 @dataclass(frozen=True)
-class MatrixGameConfig(VideoSizes):
+class MatrixGameConfig(GameSizes):
     """Every size of the model and every constant of its clip loop.
 
     Clips count latent frames: the first has `first_clip`, later ones `later_clip`, of which the first `overlap` are the
@@ -62,15 +59,9 @@ class MatrixGameConfig(VideoSizes):
 
     def __post_init__(self) -> None:
         self.check_positive({"rope_spread", "action_blocks", "memory"})
-        self._check_heads()
+        self.check_heads()
         self.check_patch()
         self._check_clips()
-
-    @property
-    def rope_dims(self) -> tuple[int, int, int]:
-        """Channels of a head that turn with time, height and width."""
-        side = 2 * (self.head_dim // 6)
-        return self.head_dim - 2 * side, side, side
 
     @property
     def sequence(self) -> int:
@@ -117,18 +108,6 @@ class MatrixGameConfig(VideoSizes):
     def latent_frames(self, clips: int) -> int:
         """Latent frames after so many clips."""
         return self.first_clip + (clips - 1) * self.new_frames
-
-    def _check_heads(self) -> None:
-        for name, size, heads in (
-            ("heads", self.hidden_size, self.heads),
-            ("action_heads", self.action_size, self.action_heads),
-        ):
-            if size % heads or size // heads % 2:
-                raise self.misfit(name, f"{heads} heads do not divide {size} into even parts", "use a divisor")
-        width = self.action_size // self.action_heads
-        if sum(self.action_rope_dims) != width or any(dim % 2 for dim in self.action_rope_dims):
-            why = f"{self.action_rope_dims} is not three even numbers that sum to {width}"
-            raise self.misfit("action_rope_dims", why, "split a head over time, height and width in pairs")
 
     def _check_clips(self) -> None:
         if not self.overlap < self.later_clip <= self.first_clip:

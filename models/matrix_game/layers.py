@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..dtypes import wide
 from .config import MatrixGameConfig
+from .sizes import GameSizes
 
 _LEAST_SCALE = 1e-12
 
@@ -98,3 +99,12 @@ def projection(config: MatrixGameConfig, widened: bool) -> nn.Module:
     if config.int8:
         return Int8Linear(hidden, hidden)
     return WideLinear(hidden, hidden) if widened else nn.Linear(hidden, hidden)
+
+
+def unpatchify(config: GameSizes, tokens: Tensor, frames: int) -> Tensor:
+    """The rows of actual tokens of [B, N, patch area * C] as latents [B, C, T, h, w]."""
+    height, width = config.grid
+    _, patch_height, patch_width = config.patch_size
+    actual = tokens[:, : frames * height * width]
+    shape = (actual.shape[0], frames, height, width, patch_height, patch_width, config.out_channels)
+    return actual.reshape(shape).permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

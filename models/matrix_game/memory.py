@@ -11,7 +11,8 @@ from torch import Tensor
 from ..camera_paths.poses import invert_rigid
 from ..dtypes import wide
 from .cameras import relative
-from .config import FRAMES_PER_LATENT, MatrixGameConfig
+from .config import MatrixGameConfig
+from .sizes import FRAMES_PER_LATENT
 
 NEAR, FAR = 0.1, 30.0
 """Depths, in scene units, between which a camera is taken to see."""

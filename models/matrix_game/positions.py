@@ -1,8 +1,8 @@
 """Positions of tokens: RoPE over (t, h, w), whose base differs from head to head.
 
 Head n of N has the base `theta * (1 + spread * e_n)` with e_n evenly spaced from -1 to 1, so that heads see time and
-space at different scales (2000 to 18000 in the released model). The temporal position of a frame is its index in the
-whole video: memory frames keep theirs.
+space at different scales (2000 to 18000 in the released Matrix-Game-3.0; Matrix-Game-2.0 has one base). The temporal
+position of a frame is its index in the whole video: memory frames keep theirs.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import MatrixGameConfig
+from .sizes import GameSizes
 
 RopeTable = tuple[Tensor, Tensor]
 
+_MAX_PERIOD = 1e4
 
-def head_frequencies(config: MatrixGameConfig, axis: int, device: torch.device) -> Tensor:
-    """Radians a position [heads, pairs], float64, of one axis: theta^(-j / pairs)."""
-    pairs = config.rope_dims[axis] // 2
-    spread = torch.linspace(-1.0, 1.0, config.heads, dtype=torch.float64, device=device) * config.rope_spread
+
+def head_frequencies(config: GameSizes, axis: int, device: torch.device) -> Tensor:
+    """Radians a position [heads, pairs], float64, of one axis: theta^(-j / pairs), one row if heads are alike."""
+    pairs, heads = config.rope_dims[axis] // 2, config.heads if config.rope_spread else 1
+    spread = torch.linspace(-1.0, 1.0, heads, dtype=torch.float64, device=device) * config.rope_spread
     exponents = torch.arange(pairs, dtype=torch.float64, device=device) / pairs
     return 1.0 / ((config.rope_theta * (1.0 + spread))[:, None] ** exponents)
 
 
-def rope_table(config: MatrixGameConfig, frames: Tensor, dtype: torch.dtype) -> RopeTable:
+def rope_table(config: GameSizes, frames: Tensor, dtype: torch.dtype) -> RopeTable:
     """Cosine and sine [T*S1, heads, head_dim] of tokens in (t, h, w) order, each repeated for its channel pair.
 
-    frames [T] are the frames' indices in the video. Angles are float64 until the end.
+    frames [T] are the frames' indices in the video. Angles are float64 until the end. One head where all are alike.
     """
     height, width = config.grid
     time = frames.shape[0]
@@ -41,12 +43,13 @@ def rope_table(config: MatrixGameConfig, frames: Tensor, dtype: torch.dtype) -> 
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def axis_table(config: MatrixGameConfig, frames: int, device: torch.device, dtype: torch.dtype) -> RopeTable:
-    """Cosine and sine [T, action_head_dim] of the action module: time turns the first channels, the others rest."""
+def axis_table(config: GameSizes, frames: Tensor, dtype: torch.dtype) -> RopeTable:
+    """Cosine and sine [T, action_head_dim] of the action module at frames [T]: time turns the first channels."""
     time, *rest = config.action_rope_dims
-    exponents = torch.arange(0, time, 2, device=device, dtype=dtype) / time
-    angles = torch.arange(frames, device=device).to(dtype)[:, None] / config.action_rope_theta**exponents
-    angles = torch.cat([angles, angles.new_zeros(frames, sum(rest) // 2)], dim=-1).repeat_interleave(2, dim=-1)
+    exponents = torch.arange(0, time, 2, device=frames.device, dtype=dtype) / time
+    angles = frames.to(dtype)[:, None] / config.action_rope_theta**exponents
+    angles = torch.cat([angles, angles.new_zeros(frames.shape[0], sum(rest) // 2)], dim=-1)
+    angles = angles.repeat_interleave(2, dim=-1)
     return angles.cos(), angles.sin()
 
 
@@ -56,3 +59,11 @@ def apply_rope(heads: Tensor, table: RopeTable) -> Tensor:
     heads = heads.to(cosine.dtype)
     even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
     return heads * cosine + torch.stack([-odd, even], dim=-1).flatten(-2) * sine
+
+
+def sinusoid(timestep: Tensor, frequencies: int, dtype: torch.dtype) -> Tensor:
+    """Timesteps [...] as [cos, sin] [..., frequencies] in `dtype`; angles are float64."""
+    half = frequencies // 2
+    steps = torch.arange(half, device=timestep.device, dtype=torch.float64)
+    angles = timestep.double()[..., None] * _MAX_PERIOD ** (-steps / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)

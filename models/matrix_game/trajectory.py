@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
 from ..camera_paths.pose_files import RecordedPath, read_pose_file
 from ..camera_paths.pose_strings import held_keys, total
 from ..camera_paths.poses import check_rigid, invert_rigid, relative_to_first, resample, scale_to_speed
-from .config import FRAMES_PER_LATENT
+from .sizes import FRAMES_PER_LATENT
 
 MOVE_SPEED = 0.1235
 """Scene units a video frame along one direction; two at once share it."""
@@ -99,12 +100,8 @@ class Trajectory:
         Keys: `w` `s` `a` `d` move, `left` `right` `up` `down` turn by 6 degrees a latent frame. The path has one latent
         frame more than the counts sum to. Raises InputError for a text that cannot be read.
         """
-        mouse, keyboard = [], []
-        for keys, count in held_keys(text, (_MOVES, _TURNS)):
-            turn = [HELD_MOUSE * value for value in total(keys, _TURNS)]
-            mouse += [turn] * (FRAMES_PER_LATENT * count)
-            keyboard += [[float(key in keys) for key in _KEYS] + [0.0, 0.0]] * (FRAMES_PER_LATENT * count)
-        return cls.from_actions(torch.tensor([*mouse, mouse[-1]]), torch.tensor([*keyboard, keyboard[-1]]))
+        mouse, moves = held_actions(text)
+        return cls.from_actions(mouse, F.pad(moves, (0, 2)))
 
     @classmethod
     def from_poses(cls, poses: Tensor) -> Trajectory:
@@ -131,6 +128,16 @@ def recorded_trajectory(recorded: RecordedPath, frames: int, step: float | None)
     """Resample and scale a recorded path as `load_trajectory` does."""
     poses = resample(recorded.poses, recorded.times, FRAMES_PER_LATENT * (frames - 1) + 1)
     return Trajectory.from_poses(poses if step is None else scale_to_speed(poses, step))
+
+
+def held_actions(text: str) -> tuple[Tensor, Tensor]:
+    """Mouse [V, 2] and the keys W, S, A, D [V, 4] of a pose string, float32, one row a video frame."""
+    mouse, moves = [], []
+    for keys, count in held_keys(text, (_MOVES, _TURNS)):
+        turn = [HELD_MOUSE * value for value in total(keys, _TURNS)]
+        mouse += [turn] * (FRAMES_PER_LATENT * count)
+        moves += [[float(key in keys) for key in _KEYS]] * (FRAMES_PER_LATENT * count)
+    return torch.tensor([*mouse, mouse[-1]]), torch.tensor([*moves, moves[-1]])
 
 
 def poses_of_actions(mouse: Tensor, keyboard: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from ..dtypes import wide
 from .blocks import Block, Conditions, Head
 from .config import RAY_CHANNELS, MatrixGameConfig
-from .layers import WideLinear
-
-_MAX_PERIOD = 1e4
+from .layers import WideLinear, unpatchify
+from .positions import sinusoid
 
 
 class MatrixGameTransformer(nn.Module):
@@ -63,7 +62,9 @@ class MatrixGameTransformer(nn.Module):
             latents = torch.cat([memory, latents], dim=2)
             timestep = F.pad(timestep, (recalled * self.config.tokens_per_frame, 0))
         tokens = self._padded(self.patch_embedding(latents).flatten(2).transpose(1, 2))
-        time = self.time_embedding(self._sinusoid(F.pad(timestep, (0, self.config.sequence - timestep.shape[1]))))
+        padded = F.pad(timestep, (0, self.config.sequence - timestep.shape[1]))
+        dtype = wide(self.patch_embedding.weight.dtype)
+        time = self.time_embedding(sinusoid(padded, self.config.frequencies, dtype))
         conditions = Conditions(
             modulation=self.time_projection(time).unflatten(2, (6, -1)),
             cameras=self._cameras(cameras),
@@ -75,19 +76,11 @@ class MatrixGameTransformer(nn.Module):
         )
         for block in self.blocks:
             tokens = block(tokens, conditions)
-        return self._unpatchify(self.head(tokens, time), frames.shape[0])[:, :, recalled:]
+        return unpatchify(self.config, self.head(tokens, time), frames.shape[0])[:, :, recalled:]
 
     def _padded(self, tokens: Tensor) -> Tensor:
         """tokens [B, n, C] with zeros behind, up to the length of every call."""
         return F.pad(tokens, (0, 0, 0, self.config.sequence - tokens.shape[1]))
-
-    def _sinusoid(self, timestep: Tensor) -> Tensor:
-        """timestep [B, N] -> [cos, sin] [B, N, frequencies]; angles are float64."""
-        half = self.config.frequencies // 2
-        steps = torch.arange(half, device=timestep.device, dtype=torch.float64)
-        angles = timestep.double()[..., None] * _MAX_PERIOD ** (-steps / half)
-        dtype = wide(self.patch_embedding.weight.dtype)
-        return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
     def _cameras(self, cameras: Tensor) -> Tensor:
         """Maps of rays [B, 1536, T, h, w] -> [B, N, hidden]."""
@@ -95,11 +88,3 @@ class MatrixGameTransformer(nn.Module):
         patches = cameras.unflatten(4, (-1, width)).unflatten(3, (-1, height)).permute(0, 2, 3, 5, 1, 4, 6)
         tokens = self.patch_embedding_wancamctrl(self._padded(patches.flatten(4).flatten(1, 3)))
         return tokens + self.c2ws_hidden_states_layer2(F.silu(self.c2ws_hidden_states_layer1(tokens)))
-
-    def _unpatchify(self, tokens: Tensor, frames: int) -> Tensor:
-        """The rows of actual tokens of [B, N, patch area * C] as latents [B, C, T, h, w]."""
-        height, width = self.config.grid
-        _, patch_height, patch_width = self.config.patch_size
-        actual = tokens[:, : frames * height * width]
-        shape = (actual.shape[0], frames, height, width, patch_height, patch_width, self.config.out_channels)
-        return actual.reshape(shape).permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

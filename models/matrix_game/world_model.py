@@ -18,10 +18,11 @@ from ..video_vaes import wan_decoder
 from ..world_model import CameraPath, ChunkResult, ModelFamily, VideoDecoder
 from .checkpoint import to_int8
 from .clip import MatrixGameClip, video_frames
-from .config import FRAMES_PER_LATENT, MatrixGameConfig
+from .config import MatrixGameConfig
 from .examples import example_inputs, example_scene
 from .memory import FAR, HALF_ANGLE, REFERENCE_STEP, camera_poses, remembered
 from .rollout import Scene, rollout
+from .sizes import FRAMES_PER_LATENT
 from .trajectory import MOVE_SPEED, Trajectory, recorded_trajectory
 
 
