@@ -3,6 +3,7 @@
 from ..random_weights import fill_random
 from ..world_model import ChunkResult
 from .caches import Caches, Kept, empty_caches
+from .checkpoint import load_chunk
 from .chunk import MatrixGame2Chunk
 from .config import MatrixGame2Config
 from .rollout import Actions, Scene, example_scene, recent, rollout
@@ -20,6 +21,7 @@ __all__ = [
     "empty_caches",
     "example_scene",
     "fill_random",
+    "load_chunk",
     "recent",
     "rollout",
 ]
