@@ -6,6 +6,7 @@ from .caches import Caches, Kept, empty_caches
 from .checkpoint import load_chunk
 from .chunk import MatrixGame2Chunk
 from .config import MatrixGame2Config
+from .examples import example_inputs
 from .rollout import Actions, Scene, example_scene, recent, rollout
 from .transformer import MatrixGame2Transformer
 
@@ -19,6 +20,7 @@ __all__ = [
     "MatrixGame2Transformer",
     "Scene",
     "empty_caches",
+    "example_inputs",
     "example_scene",
     "fill_random",
     "load_chunk",

@@ -89,6 +89,11 @@ class MatrixGame2Config(GameSizes):
         return cls()
 
     @classmethod
+    def gta_drive(cls) -> MatrixGame2Config:
+        """The released model for driving: two keys, ahead and back, and a window of four frames."""
+        return cls(keys=2, window=4)
+
+    @classmethod
     def tiny(cls) -> MatrixGame2Config:
         """The size of the parity fixtures: 2 blocks, one with actions, 24 tokens a latent frame."""
         return cls(

@@ -16,6 +16,7 @@ from lightint_compile.models.matrix_game_2 import (
     MatrixGame2Chunk,
     MatrixGame2Config,
     empty_caches,
+    example_inputs,
     example_scene,
     fill_random,
     load_chunk,
@@ -30,22 +31,6 @@ CONFIG = MatrixGame2Config.tiny()
 @pytest.fixture(scope="module")
 def chunk() -> MatrixGame2Chunk:
     return fill_random(MatrixGame2Chunk(CONFIG)).eval()
-
-
-def inputs(batch: int = 1, dtype: torch.dtype = torch.float32, device: str = "cpu", config=CONFIG) -> dict:
-    """Of a first chunk."""
-    generator = torch.Generator().manual_seed(0)
-    size = (config.chunk, config.latent_height, config.latent_width)
-    shapes = {
-        "noise": (len(config.levels), batch, config.out_channels, *size),
-        "image": (batch, config.condition_channels, *size),
-        "seen": (batch, config.image_tokens, config.image_size),
-        "mouse": (batch, config.action_rows, config.mouse_axes),
-        "keyboard": (batch, config.action_rows, config.keys),
-    }
-    made = {name: torch.randn(shape, generator=generator).to(device, dtype) for name, shape in shapes.items()}
-    caches = empty_caches(config, batch, device, dtype)
-    return made | {"frames": torch.arange(3, device=device), "caches": caches, "held": 0}
 
 
 def test_a_rollout_is_chunk_after_chunk(chunk: MatrixGame2Chunk) -> None:
@@ -86,23 +71,21 @@ def test_room_is_made_at_the_end_of_a_window(window: int, slots: list[tuple[int,
 
 @torch.no_grad()
 def test_a_full_window_moves_by_a_chunk_and_nothing_older_is_read(chunk: MatrixGame2Chunk) -> None:
-    given = inputs() | {"frames": torch.arange(9, 12), "held": 6}
-    caches = empty_caches(CONFIG)
-    for kept in (each for part in caches for pair in part for each in pair):
-        kept.normal_()
+    given = example_inputs(CONFIG, 9)
+    caches = given["caches"]
     other = type(caches)(*([type(pair)(*(each.clone() for each in pair)) for pair in part] for part in caches))
     for part in other[:3]:
         for key, value in part:
             key[:, : key.shape[1] // 2] = value[:, : value.shape[1] // 2] = 7.0
     moved = [each[:, each.shape[1] // 2 :].clone() for part in caches[:3] for pair in part for each in pair]
-    assert torch.equal(chunk(**given | {"caches": caches}), chunk(**given | {"caches": other}))
+    assert torch.equal(chunk(**given), chunk(**given | {"caches": other}))
     kept = [each[:, : each.shape[1] // 2] for part in caches[:3] for pair in part for each in pair]
     assert all(map(torch.equal, kept, moved))
 
 
 @torch.no_grad()
 def test_samples_of_a_batch_do_not_meet(chunk: MatrixGame2Chunk) -> None:
-    both = inputs(batch=2)
+    both = example_inputs(CONFIG, 0, batch=2)
     latents = chunk(**both)
     for index in range(2):
         alone = {name: value[index : index + 1] for name, value in both.items() if name in ("image", "seen")}
@@ -115,7 +98,7 @@ def test_samples_of_a_batch_do_not_meet(chunk: MatrixGame2Chunk) -> None:
 @torch.no_grad()
 def test_lower_precision_follows_float64() -> None:
     def of(dtype: torch.dtype) -> torch.Tensor:
-        return fill_random(MatrixGame2Chunk(CONFIG)).to(dtype).eval()(**inputs(dtype=dtype))
+        return fill_random(MatrixGame2Chunk(CONFIG)).to(dtype).eval()(**example_inputs(CONFIG, 3, dtype=dtype))
 
     reference = of(torch.float64)
     assert reference.dtype == torch.float64
@@ -130,7 +113,7 @@ def test_full_width_runs_on_the_meta_device() -> None:
     config = dataclasses.replace(MatrixGame2Config.universal(), depth=2, action_blocks=1)
     with torch.device("meta"):
         chunk = MatrixGame2Chunk(config).bfloat16()
-    assert chunk(**inputs(dtype=torch.bfloat16, device="meta", config=config)).shape == (1, 16, 3, 44, 80)
+    assert chunk(**example_inputs(config, 6, "meta", torch.bfloat16)).shape == (1, 16, 3, 44, 80)
     assert config.pixels == (352, 640)
 
 
@@ -146,7 +129,7 @@ def test_weights_are_loaded_strictly(chunk: MatrixGame2Chunk, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["noise", "image", "seen", "mouse", "keyboard", "frames"])
 def test_a_wrong_shape_is_named(chunk: MatrixGame2Chunk, name: str) -> None:
-    given = inputs()
+    given = example_inputs(CONFIG, 0)
     with pytest.raises(InputError, match=name):
         chunk(**given | {name: given[name][..., :-1]})
 
