@@ -168,7 +168,7 @@ class _Search:
         def allowed(copy: int, node: fx.Node) -> bool:
             return node.meta.get(MEMO) == mark and candidate.allowed(copy, node)
 
-        for slots in grow(anchors, allowed, self._tokens):
+        for slots in _apart(grow(anchors, allowed, self._tokens), free):
             alike = [node for node in self._by_token[self._tokens.of(slots[0][0])] if node in free]
             full = absorb(recruit(slots, alike, free, self._tokens), free, self._tokens)
             grown.append(whole_tuples(full, self._dependencies.position))
@@ -186,6 +186,19 @@ class _Search:
     def _least(self, group: RegionGroup) -> float:
         chained = follow_one_another(group.instances, self._dependencies)
         return self._total * (MIN_SAVED_CHAIN if chained else MIN_SAVED_PARALLEL)
+
+
+def _apart(groups: Sequence[list[Slot]], free: set[fx.Node]) -> list[list[Slot]]:
+    """The groups without places that an earlier one holds a node of; what they hold is no longer ``free``.
+
+    Copies that split into groups grow apart from each other, and without module paths into one another.
+    """
+    kept: list[list[Slot]] = []
+    for slots in groups:
+        own = [slot for slot in slots if free.issuperset(slot)]
+        free.difference_update(node for slot in own for node in slot)
+        kept += [own] if own else []
+    return kept
 
 
 def _instances(slots: Sequence[Slot]) -> tuple[tuple[fx.Node, ...], ...]:

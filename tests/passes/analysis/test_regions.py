@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import operator
+import random
+from collections.abc import Callable
 
 import pytest
 import torch
+from differential import trace_function
 from torch import Tensor, nn
+from torch.nn import functional
 from toyvideo import Block, First, ToyChunk, shuffled, toy_inputs, traced, without_paths
 
 from lightint_compile.passes.analysis.regions import RegionGroup, Regions
@@ -309,3 +313,37 @@ def test_a_block_with_a_list_of_attentions_stays_whole() -> None:
     regions = regions_of(Steps(Network(nn.ModuleList(Twice(16) for _ in range(3)))), toy_inputs()[0])
     assert len(largest(regions).instances) == 9
     assert {path.split("@")[0] for path in largest(regions).paths} == {f"network.blocks.{n}" for n in range(3)}
+
+
+_STEPS = (
+    lambda x, y, weight: torch.tanh(x + y),
+    lambda x, y, weight: functional.linear(x, weight),
+    lambda x, y, weight: functional.layer_norm(x, (8,)),
+    lambda x, y, weight: x * torch.sigmoid(y),
+    lambda x, y, weight: functional.silu(x),
+)
+
+
+def _kinds_of_blocks(kinds: str, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Residual blocks without module paths that begin and end alike, and differ by their kind in between."""
+    draw = random.Random(seed)
+    parts = ("begin", *sorted(set(kinds)), "end")
+    drawn = {part: [draw.choice(_STEPS) for _ in range(draw.randrange(6, 13))] for part in parts}
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        for kind in kinds:
+            y = x
+            for step in (*drawn["begin"], *drawn[kind], *drawn["end"]):
+                y = step(y, x, weight)
+            x = x + y
+        return x
+
+    return run
+
+
+@pytest.mark.parametrize("kinds", ["AABBAABB", "ABABABAB", "AAABBB", "AABAABAAB"])
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_blocks_that_are_alike_in_part_share_no_node(kinds: str, seed: int) -> None:
+    program = trace_function(_kinds_of_blocks(kinds, seed), {"x": torch.zeros(1, 3, 8), "weight": torch.zeros(8, 8)})
+    copies = [nodes for group in program.fact(Regions) for nodes in group.instances]
+    assert copies and len(set().union(*copies)) == sum(map(len, copies))
