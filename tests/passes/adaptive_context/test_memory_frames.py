@@ -158,9 +158,7 @@ def _only(monkeypatch: pytest.MonkeyPatch, places: list[int]) -> None:
     monkeypatch.setattr(clip, "remembered", lambda config, poses: chosen(config, poses)[places])
     monkeypatch.setattr(clip, "reference_poses", lambda config, poses: asking(config, poses)[:, places])
 
-    def placed(config: Any, frames: int, *more: Any) -> Any:
-        if frames != len(places):
-            return table(config, frames, *more)
-        return tuple(each[places] for each in table(config, config.memory, *more))
+    def placed(config: Any, frames: Tensor, dtype: torch.dtype) -> Any:
+        return table(config, torch.cat([torch.tensor(places), frames[len(places) :]]), dtype)
 
     monkeypatch.setattr(actions, "axis_table", placed)
