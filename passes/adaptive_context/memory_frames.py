@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.adaptive_context.kept_entries.restricting import Refused, Restriction
+from lightint_compile.passes.adaptive_context.kept_entries.calls import Refused
+from lightint_compile.passes.adaptive_context.kept_entries.restricting import Restriction
 from lightint_compile.passes.analysis.cameras import camera_input
 from lightint_compile.passes.analysis.coming_frames import coming_frames
 from lightint_compile.passes.analysis.frame_memory import FrameMemory, find_frame_memory

@@ -34,6 +34,7 @@ from lightint_compile.passes.analysis.axes.movement import (
     Times,
 )
 from lightint_compile.passes.analysis.axes.table import movement_of
+from lightint_compile.passes.ir.effects import is_pure
 from lightint_compile.passes.ir.op_arguments import dimension, rank_of, sizes_of
 from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.rewriter import Rewriter
@@ -100,7 +101,7 @@ class _Pull:
         return found or self._owner.read(node, axis, runs, self._before)
 
     def _at_its_source(self, node: fx.Node, axis: int, runs: Runs) -> fx.Node | None:
-        if node.op != "call_function" or dialect_of(node) is not None:
+        if node.op != "call_function" or dialect_of(node) is not None or not is_pure(node):
             return None
         if node.target is operator.getitem:
             return self._result(node, axis, runs)

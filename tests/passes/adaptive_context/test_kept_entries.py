@@ -13,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightint_compile.passes.adaptive_context.kept_entries.restricting import Refused, Restriction
+from lightint_compile.passes.adaptive_context.kept_entries.calls import Refused
+from lightint_compile.passes.adaptive_context.kept_entries.restricting import Restriction
 from lightint_compile.passes.adaptive_context.kept_entries.runs import ENTRIES, Run, Runs, extent, part, regrouped
 from lightint_compile.passes.analysis.axes.movement import Ref
 from lightint_compile.passes.ir.rewriter import Rewriter
@@ -142,17 +143,24 @@ REFUSED: dict[str, tuple[Function, str]] = {
         lambda memory: torch.cat([memory, torch.zeros(5, *ENTRY)]) + torch.cat([torch.zeros(5, *ENTRY), memory]),
         "two orders",
     ),
-    "two axes": (lambda memory: memory[:, 0] @ torch.ones(3, COUNT) + torch.randn(COUNT, COUNT).T, ""),
     "convolved": (lambda memory: F.conv1d(memory.permute(1, 2, 0), torch.ones(4, 3, 3), padding=1), "does not treat"),
     "causal": (
         lambda memory: F.scaled_dot_product_attention(*[memory.flatten(1)[None]] * 3, is_causal=True),
         "does not treat",
     ),
+    "product with itself": (
+        lambda memory: torch.cat([memory[:, 0], memory[:, 1, :2]], 1) @ torch.cat([memory[:, 0], memory[:, 1, :2]], 1),
+        "looks across",
+    ),
+    "head width": (
+        lambda memory: F.scaled_dot_product_attention(*[memory.flatten(1).T[None]] * 3),
+        "looks across",
+    ),
     "unknown": (lambda memory: torch.linalg.svdvals(memory.flatten(1)), "nothing says how"),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1]])
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_followed_is_refused(name: str) -> None:
     change, why = REFUSED[name]
     with pytest.raises(Refused, match=why):
