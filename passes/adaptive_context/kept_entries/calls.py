@@ -229,6 +229,8 @@ class Call:
                 self._keys(read.refs, known)
             elif any(self._owner.form(ref) is not None and ref not in self._followed for ref in read.refs):
                 raise self._refused("looks across the frames of the memory")
+            elif any(self._needs.get(ref.node, (None,))[0] == ref.axis for ref in read.refs):
+                raise self._refused("meets the frames of the memory in an operand that it reads across them besides")
 
     def _values(self) -> Ref | None:
         """The axis of an attention's value along which it is summed."""

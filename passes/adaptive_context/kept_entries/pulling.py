@@ -119,8 +119,11 @@ class _Pull:
         way = movement.outputs[place][axis] if movement is not None and movement.outputs else None
         if not isinstance(way, Along) or self._owner.is_below(source):
             return None
-        copy = self._copy(source, self._along(way, runs))
-        return self._owner.call(node, self._before, operator.getitem, copy, place)
+        assert movement is not None
+        operands = self._along(movement, way, runs)
+        if operands is None:
+            return None
+        return self._owner.call(node, self._before, operator.getitem, self._copy(source, operands), place)
 
     def _view(self, node: fx.Node, source: fx.Node, axis: int, runs: Runs) -> fx.Node | None:
         own: list[Axis] = list(sizes_of(node))
@@ -139,7 +142,8 @@ class _Pull:
     def _moved(self, node: fx.Node, movement: Movement, axis: int, runs: Runs) -> fx.Node | None:
         way = movement.outputs[0][axis]
         if isinstance(way, Along) and way.refs:
-            return self._copy(node, self._along(way, runs))
+            operands = self._along(movement, way, runs)
+            return None if operands is None else self._copy(node, operands)
         if isinstance(way, Alike) and node.target in (*Family.FILL.value, *Family.EXPAND.value):
             args = filled(node, axis, runs, self._owner.lengths)
             return self._owner.call(node, self._before, node.target, *args, **node.kwargs)  # type: ignore[arg-type]
@@ -154,8 +158,13 @@ class _Pull:
             return self._copy(node, {way.numbers.node: self._pull(*way.numbers, runs)})
         return self._padded(node, way, runs) if isinstance(way, Padded) else None
 
-    def _along(self, way: Along, runs: Runs) -> Mapping[fx.Node, fx.Node]:
+    def _along(self, movement: Movement, way: Along, runs: Runs) -> Mapping[fx.Node, fx.Node] | None:
+        """The operands of a call restricted; ``None`` for one that it is given twice, and reads otherwise besides."""
         wide = [ref for ref in way.refs if sizes_of(ref.node)[ref.axis] != 1]
+        if len({ref.node for ref in wide}) < len({*wide}) or any(
+            ref in read.refs for read in movement.reads for ref in wide
+        ):
+            return None
         return {ref.node: self._pull(*ref, runs) for ref in wide}
 
     def _joined(self, node: fx.Node, way: Joined, axis: int, runs: Runs) -> fx.Node | None:

@@ -21,7 +21,7 @@ from lightint_compile.passes.ir.rewriter import Rewriter
 
 COUNT = 5
 ENTRY = (2, 3)
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]
 
 
 class Open(Restriction):
@@ -31,15 +31,26 @@ class Open(Restriction):
         pass
 
 
-def restricted(change: Function, kept: list[int]) -> tuple[Tensor, Tensor]:
-    """What ``change`` makes of kept entries [u, 2, 3] by the restricted graph, and of all of them at their places."""
+def restricted(change: Function, kept: list[int], *beside: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``change`` makes of kept entries [u, 2, 3] by the restricted graph, and of all of them at their places.
+
+    It is also given what is ``beside`` them, at most one tensor.
+    """
     entries, source = torch.arange(COUNT) * 2 + 1, torch.randn(2 * COUNT + 1, *ENTRY)
 
     def whole(entries: Tensor, kept: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         return change(source.index_select(0, entries)), kept
 
-    arguments = {"entries": entries, "kept": torch.tensor(kept), "source": source}
-    program = trace_function(whole, arguments)
+    def with_more(entries: Tensor, kept: Tensor, source: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        return change(source.index_select(0, entries), more), kept
+
+    arguments = {
+        "entries": entries,
+        "kept": torch.tensor(kept),
+        "source": source,
+        **dict(zip(["more"], beside, strict=False)),
+    }
+    program = trace_function(with_more if beside else whole, arguments)
     full = program.graph_module(*arguments.values())[0]
     inputs = program.placeholders()
     restriction = Open(program, Rewriter(program, "test"), inputs[0], inputs[1])
@@ -98,6 +109,25 @@ def test_values_are_those_at_kept_places(name: str, kept: list[int]) -> None:
     torch.manual_seed(0)
     found, expected = restricted(CASES[name], kept)
     assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
+
+
+BESIDE: dict[str, Function] = {
+    "a product with itself": lambda memory, square: memory.flatten(1) + (square @ square)[:, :1],
+    "met by its own transpose": lambda memory, square: (
+        memory.flatten(1) + torch.einsum("ij,ji->ij", square, square)[:, :1]
+    ),
+    "its own choice": lambda memory, square: memory.flatten(1) + torch.where(square > 0, square, -square)[:, :1],
+    "a norm over its rows": lambda memory, square: memory.flatten(1) + F.layer_norm(square, (COUNT, COUNT))[:, :1],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_beside_is_what_it_was(name: str) -> None:
+    """An operand that is given twice, or read across its rows as well, is restricted behind the call."""
+    square = torch.arange(25.0).view(COUNT, COUNT) - 12
+    found, expected = restricted(BESIDE[name], [1, 3], square)
+    whole = BESIDE[name](torch.zeros(COUNT, *ENTRY), square)[[1, 3]]
+    assert found.shape == expected.shape == whole.shape and torch.allclose(found, expected, atol=1e-5)
 
 
 def test_attention_looks_at_what_is_left() -> None:
