@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import torch.fx as fx
 
 from lightint_compile.passes.adaptive_context.kept_entries import sizes_in_calls
-from lightint_compile.passes.adaptive_context.kept_entries.lengths import Lengths, length_with
+from lightint_compile.passes.adaptive_context.kept_entries.lengths import Lengths
 from lightint_compile.passes.adaptive_context.kept_entries.pulling import Pulling
 from lightint_compile.passes.adaptive_context.kept_entries.relation import stands_for
 from lightint_compile.passes.adaptive_context.kept_entries.runs import (
     Axis,
     Part,
     Runs,
+    extent,
     is_free,
     joined,
     part,
@@ -262,7 +263,7 @@ class Call:
 
     def _stand(self, refs: list[Ref], runs: Runs) -> bool:
         count = self._owner.count
-        alike = [self._owner.size(ref) == length_with(runs, count) for ref in refs]
+        alike = [self._owner.size(ref) == extent(runs, count) for ref in refs]
         return bool(refs) and all(alike) and any(stands_for(ref.node, ref.axis, runs, count) for ref in refs)
 
     def _refused(self, what: str) -> Refused:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.adaptive_context.kept_entries.runs import Run, Runs, extent
+from lightint_compile.passes.adaptive_context.kept_entries.runs import Runs, extent
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.frame_numbers import number_node
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
-from lightint_compile.passes.ir.sizes import product, total
+from lightint_compile.passes.ir.sizes import total
 
 aten = torch.ops.aten
 
@@ -115,12 +115,3 @@ class Lengths:
 
 def _is_node(*values: Any) -> bool:
     return any(isinstance(value, fx.Node) for value in values)
-
-
-def length_with(runs: Runs, kept: Size) -> Size:
-    """Values along an axis of which so many entries are kept."""
-    return product([runs.outer, total(_size(run, kept) for run in runs.runs)])
-
-
-def _size(run: Run, kept: Size) -> Size:
-    return product([run.size, kept]) if run.of_entries else run.size

@@ -16,9 +16,9 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.passes.adaptive_context.kept_entries.calls import Call, Refused
-from lightint_compile.passes.adaptive_context.kept_entries.lengths import Lengths, Untold, length_with
+from lightint_compile.passes.adaptive_context.kept_entries.lengths import Lengths, Untold
 from lightint_compile.passes.adaptive_context.kept_entries.pulling import Pulling
-from lightint_compile.passes.adaptive_context.kept_entries.runs import ENTRIES, Axis, Runs, is_free
+from lightint_compile.passes.adaptive_context.kept_entries.runs import ENTRIES, Axis, Runs, extent, is_free
 from lightint_compile.passes.analysis.axes.movement import Movement, Ref
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.ir.effects import is_pure
@@ -132,7 +132,7 @@ class Restriction:
         for own, new, old in zip(forms, results_in(node), pytree.tree_leaves(self._old[node]), strict=True):
             for axis, (size, before) in enumerate(zip(shape_of(new), shape_of(old), strict=True)):
                 runs = None if own is None else own[axis]
-                expected = before if runs is None else length_with(runs, kept)
+                expected = before if runs is None else extent(runs, kept)
                 if not same(sympy.sympify(size), sympy.sympify(expected)):
                     raise Refused(node, f"its axis {axis} is {size} long, where {expected} were to be followed")
 
