@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import mixed_linear, ops
 from .masked import bias_of
 from .settings import Policy, Settings
 from .spans import as_output
@@ -46,6 +46,7 @@ def aten_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
         lightint.sparse_attention_prepared.default: _prepared,
         lightint.sparse_attention_masked.default: _masked,
         lightint.pool_tiles.default: pool_tiles,
+        lightint.mixed_linear.default: mixed_linear.widened,
     }
 
 

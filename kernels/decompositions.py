@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import mixed_linear, ops
 from .masked import run_masked
 from .settings import Policy, Settings
 from .spans import split_spans
@@ -41,6 +41,7 @@ def portable_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
         lightint.select_blocks.default: _select,
         lightint.block_sparse_attention.default: _block,
         lightint.block_sparse_attention_segments.default: _block_segments,
+        lightint.mixed_linear.default: _mixed,
     }
 
 
@@ -109,3 +110,9 @@ def _block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tens
     layout = Layout.of(query_grid, key_grid, tile, prefix)
     factor = default_scale(scale, query)
     return portable.attend(query, split_spans(keys, layout), split_spans(values, layout), index, count, layout, factor)
+
+
+def _mixed(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    from .portable.mixed_linear import linear_of_parts
+
+    return linear_of_parts(mixed_linear.split(input), weight, bias)

@@ -88,6 +88,15 @@ def raw_stream(device: int) -> int:
     return int(torch._C._cuda_getCurrentRawStream(device))
 
 
+def tf32_is_allowed() -> bool:
+    """Whether products of float32 matrices on CUDA may run in TF32, by whichever of the two ways it was said."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return bool(matmul.allow_tf32)
+    except RuntimeError:  # refuses to tell once the newer way is in use
+        return bool(matmul.fp32_precision == "tf32")
+
+
 def triton_launches_are_traced() -> bool:
     """Whether ``wrap_triton`` makes a node of a launch at the moment, which refuses options that it does not know."""
     from torch._library.triton import is_wrap_triton_enabled

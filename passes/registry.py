@@ -33,6 +33,7 @@ PASSES: dict[str, str] = {
     "sparse-attention": "sparse_attention:SparseAttention",
     "shard-sequence": "shard_sequence:ShardSequence",
     "fp8-linear": "fp8_linear:Fp8Linear",
+    "split-linears": "split_linears:SplitLinears",
     "outline-regions": "outline_regions:OutlineRegions",
     "step-cache": "step_cache:StepCache",
 }

@@ -118,7 +118,8 @@ class _Run(fx.Interpreter):
         return value
 
     def _flops(self, node: fx.Node, value: Any) -> int:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "lightint":
+        own = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "lightint"
+        if own and kind_of(node) is WorkKind.ATTENTION:
             return sparse_flops(node.target, *self.fetch_args_kwargs_from_env(node))
         values = {**self.env, node: value}
         return flops_at(node, lambda argument: tuple(values[argument].shape) if tensor_of(argument) is not None else ())

@@ -132,7 +132,8 @@ def load(path: str | Path, *, runners: int = 1) -> Loaded:
     if runners < 1 or (runners > 1 and kind is not AOTI):
         why = f"runners={runners}" if kind is AOTI else f"{path.name} is no compiled package"
         raise ExportError("there are no such runners", where="runners", why=why, fix="one or more, of an .aoti.pt2")
-    import lightint_compile.kernels.ops  # noqa: F401 - registers the operators the archive may name
+    import lightint_compile.kernels.mixed_linear
+    import lightint_compile.kernels.ops  # noqa: F401 - both register the operators that the archive may name
 
     return _package(path, runners) if kind is AOTI else _archive(path)
 

@@ -3,6 +3,7 @@
 * A product over a few elements, such as a 4x4 camera matrix applied to every group of four channels, becomes a multiply
   and a sum, which are fused with their neighbours. As an einsum it is a batched cuBLAS call on float32 operands that go
   through memory: 23 % of the device time of a WorldPlay step.
+* The input of a linear in float32 over a weight in bfloat16 is split in the graph (:mod:`.mixed_linears`).
 * A tanh GELU behind a linear layer of half precision goes into the product's epilogue, which saves reading and writing
   the widest activation of a block.
 """
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels import mixed_linear as _mixed_linear  # noqa: F401 - registers the operator
 from lightint_compile.lowering.camera_heads import with_camera_heads
+from lightint_compile.lowering.mixed_linears import split_linear
 from lightint_compile.passes.ir.fake_values import hint_of
 
 aten = torch.ops.aten
@@ -177,4 +180,5 @@ _SPELLINGS: dict[Any, Callable[[fx.Graph, fx.Node, _Made], fx.Node | None]] = {
     aten.matmul.default: _small_matmul,
     aten.bmm.default: _small_matmul,
     aten.gelu.default: _gelu_epilogue,
+    torch.ops.lightint.mixed_linear.default: split_linear,
 }

@@ -53,38 +53,39 @@ class Preset:
 
 
 _EXACT = ("canonicalize-attention", "distinct-rows", "sink-row-repeats", "hoist-invariants", "dead-tail")
-_ALL = (*_EXACT, "adaptive-context", "sparse-attention", "outline-regions", "step-cache")
-_KEEPING = (*_EXACT, "adaptive-context", "context-reuse", "sparse-attention", "outline-regions", "step-cache")
+_OUTLINED = ("split-linears", "outline-regions")
+_PUBLISHED = (*_EXACT, "adaptive-context", "sparse-attention", "outline-regions", "step-cache")
+_ALL = (*_EXACT, "adaptive-context", "context-reuse", "sparse-attention", *_OUTLINED, "step-cache")
 _NO_AGE = {"context-reuse": "age=0"}
 
 PRESETS: dict[str, Preset] = {
     "off": Preset("Inductor as it is: the graph is not touched"),
-    "exact": Preset("only rewrites that keep the mathematics", (*_EXACT, "outline-regions")),
+    "exact": Preset("only rewrites that keep the mathematics", (*_EXACT, *_OUTLINED)),
     "sparse": Preset(
         "exact, and block-sparse attention over the token grid: approximate",
-        (*_EXACT, "sparse-attention", "outline-regions"),
+        (*_EXACT, "sparse-attention", *_OUTLINED),
         asked=("sparse-attention",),
     ),
     "context": Preset(
         "exact, and context frames chosen by where the camera goes: approximate",
-        (*_EXACT, "adaptive-context", "context-reuse", "outline-regions"),
+        (*_EXACT, "adaptive-context", "context-reuse", *_OUTLINED),
         asked=("adaptive-context",),
         settings=_NO_AGE,
     ),
     "cache": Preset(
         "exact, and denoising steps reused where the camera returns: approximate",
-        (*_EXACT, "outline-regions", "step-cache"),
+        (*_EXACT, *_OUTLINED, "step-cache"),
         asked=("step-cache",),
     ),
     "all": Preset(
         "the default: sparse, context and cache together, approximate, where cameras or a trajectory say what matters; "
         "exact for any other model",
-        _KEEPING,
+        _ALL,
         settings=_NO_AGE,
     ),
     "published": Preset(
         "all, by the rules and constants of the Light Interaction release: the baseline of comparisons",
-        _ALL,
+        _PUBLISHED,
         asked=("adaptive-context", "sparse-attention", "step-cache"),
         settings={
             "adaptive-context": "rules=published",

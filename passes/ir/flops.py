@@ -55,6 +55,8 @@ def kind_of(node: fx.Node) -> WorkKind | None:
     entry = _COUNTERS.get(node.target)
     if entry is not None:
         return entry[0]
+    if is_own_linear(node):
+        return WorkKind.LINEAR
     return WorkKind.ATTENTION if _sparse_arguments(node) is not None else None
 
 
@@ -135,6 +137,8 @@ def _count(node: fx.Node, shape: Shape) -> Any:
     entry = _COUNTERS.get(node.target) if node.op == "call_function" else None
     if entry is not None:
         return entry[1](node, shape)
+    if is_own_linear(node):
+        return _linear(node, shape)
     sparse = _sparse_arguments(node)
     return 0 if sparse is None else _sparse(sparse, shape)
 
@@ -178,6 +182,14 @@ def _convolution(node: fx.Node, shape: Shape) -> Any:
 def _attention(node: fx.Node, shape: Shape) -> Any:
     query, key, value = (shape(argument) for argument in node.args[:3])
     return _product(2, *query[:-1], key[-2], query[-1] + value[-1])
+
+
+def is_own_linear(node: fx.Node) -> bool:
+    """Whether a node is a linear by an operator of ours. It counts as the one product that it is, in however many parts
+    it is computed."""
+    target = node.target
+    own = isinstance(target, torch._ops.OpOverload) and target.namespace == "lightint"
+    return own and [each.name for each in target._schema.arguments] == ["input", "weight", "bias"]  # type: ignore[union-attr]
 
 
 def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:

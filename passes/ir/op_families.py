@@ -91,6 +91,16 @@ def is_cast(node: fx.Node) -> bool:
     return before is not None and after is not None and before.device == after.device
 
 
+def widened_from(value: Any) -> fx.Node | None:
+    """What of 16 bits a value in float32 was cast from; ``None`` where it was not."""
+    if not isinstance(value, fx.Node) or not is_cast(value) or value.meta["val"].dtype is not torch.float32:
+        return None
+    source = value.args[0]
+    assert isinstance(source, fx.Node)
+    before = source.meta["val"].dtype
+    return source if before.is_floating_point and before.itemsize == 2 else None
+
+
 _LEAST_ROWS: dict[Any, int] = {aten._int_mm.default: 17}
 """Rows of a product of 8-bit numbers from which on CUDA computes it."""
 

@@ -11,7 +11,7 @@ import torch.fx as fx
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.op_arguments import argument
-from lightint_compile.passes.ir.op_families import is_cast
+from lightint_compile.passes.ir.op_families import widened_from
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.ir.rewriter import Rewriter
@@ -41,7 +41,7 @@ class NarrowLinears(Pass):
         """See :meth:`~passes.base.Pass.run`."""
         rewriter, remarks = Rewriter(program, self.name), []
         for node in list(program.calls(aten.linear.default)):
-            weight = _widened(argument(node, "weight"))
+            weight = widened_from(argument(node, "weight"))
             if weight is None:
                 continue
             miss = self._miss(node, weight)
@@ -75,16 +75,6 @@ class NarrowLinears(Pass):
         )
 
 
-def _widened(value: Any) -> fx.Node | None:
-    """What of 16 bits a value in float32 was cast from; ``None`` where it was not."""
-    if not isinstance(value, fx.Node) or not is_cast(value) or value.meta["val"].dtype is not WIDE:
-        return None
-    source = value.args[0]
-    assert isinstance(source, fx.Node)
-    before = source.meta["val"].dtype
-    return source if before.is_floating_point and before.itemsize == 2 else None
-
-
 def _rewrite(rewriter: Rewriter, node: fx.Node, weight: fx.Node) -> None:
     """The input rounded, unless it was widened itself; a bias that has more than 16 bits is added in float32."""
     given, bias = argument(node, "input"), argument(node, "bias")
@@ -102,7 +92,7 @@ def _rewrite(rewriter: Rewriter, node: fx.Node, weight: fx.Node) -> None:
 
 def _narrow(value: Any) -> fx.Node | None:
     """What a value was widened from, in bfloat16."""
-    source = _widened(value)
+    source = widened_from(value)
     tensor = tensor_of(source)
     return source if tensor is not None and tensor.dtype is NARROW else None
 

@@ -34,6 +34,7 @@ _NAMES = {
     "sparse_attention_prepared": "SparseAttention",
     "sparse_attention_masked": "SparseAttention",
     "pool_tiles": "PoolTiles",
+    "mixed_linear": "MixedLinear",
 }
 
 

@@ -16,6 +16,7 @@ PASSES = {
     "sparse-attention": "attention leaves out the keys that matter least",
     "shard-sequence": "several devices make one chunk together, each a share of its tokens",
     "fp8-linear": "linears of the interior blocks multiply in 8 bits",
+    "split-linears": "products in float32 over weights of 16 bits run on tensor cores, with all bits",
     "outline-regions": "blocks that repeat are compiled once",
     "step-cache": "a denoising step may take over what earlier steps predicted",
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from differential import feeds_of, rewritten, run, trace
+from islands import Island, float64_of, island
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,30 +20,8 @@ PASS = "narrow-linears"
 aten = torch.ops.aten
 
 
-class Island(nn.Linear):
-    """A projection in float32 whatever its weights are, as authors keep some under autocast."""
-
-    wide = torch.float32
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(self.wide)
-        return F.linear(x.to(self.wide), self.weight.to(self.wide), bias)
-
-
-def island(dtype: torch.dtype = torch.bfloat16, bias: bool = True, wide: torch.dtype = torch.float32) -> Island:
-    torch.manual_seed(0)
-    made = Island(64, 48, bias).to(dtype).requires_grad_(False)
-    made.wide = wide
-    return made
-
-
 def dtypes(program: Program) -> list[torch.dtype]:
     return [node.args[0].meta["val"].dtype for node in program.calls(aten.linear.default)]
-
-
-def float64_of(module: Island, x: Tensor) -> Tensor:
-    bias = None if module.bias is None else module.bias.double()
-    return F.linear(x.double(), module.weight.double(), bias)
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])

@@ -1,0 +1,120 @@
+"""``lightint::mixed_linear`` and ``linear_of_parts``: the kernels against float64, and against products in float32."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixed_cases import CASES, LARGE, operands
+from torch.nn import functional as F
+
+from lightint_compile.errors import InputError
+from lightint_compile.kernels.mixed_linear import linear_of_parts, mixed_linear, obstacle
+
+SUPPORT = Path(__file__).parents[1] / "support"
+lightint = torch.ops.lightint
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_a_linear_in_float32(name: str) -> None:
+    x, parts, weight, bias = operands(CASES[name])
+    expected = F.linear(x, weight.float(), bias)
+    assert torch.equal(mixed_linear(x, weight, bias), expected)
+    assert torch.equal(linear_of_parts(parts, weight, bias), expected)
+    assert torch.equal(mixed_linear(x[None, :, None], weight, bias), expected[None, :, None])
+
+
+def test_operator_contract() -> None:
+    for case in CASES.values():
+        x, parts, weight, bias = operands(case)
+        torch.library.opcheck(lightint.mixed_linear.default, (x, weight, bias))
+        torch.library.opcheck(lightint.linear_of_parts.default, (parts, weight, bias))
+
+
+def test_the_kernel_interpreted_is_as_exact_as_float32() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, str(SUPPORT / "mixed_interpreted.py")]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=SUPPORT, timeout=300)
+    assert found.returncode == 0, found.stderr
+    errors = json.loads(found.stdout)
+    assert set(errors) == set(CASES) and max(errors.values()) < 5e-7, errors
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"weight": torch.zeros(8, 16)}, "weight"),
+        ({"weight": torch.zeros(8, 15, dtype=torch.bfloat16)}, "input"),
+        ({"input": torch.zeros(4, 16, dtype=torch.float64)}, "input"),
+        ({"bias": torch.zeros(9)}, "bias"),
+        ({"bias": torch.zeros(8, dtype=torch.bfloat16)}, "bias"),
+    ],
+)
+def test_tensors_that_do_not_fit(change: dict[str, Any], named: str) -> None:
+    given = {"input": torch.zeros(4, 16), "weight": torch.zeros(8, 16, dtype=torch.bfloat16), "bias": torch.zeros(8)}
+    with pytest.raises(InputError, match=named):
+        mixed_linear(**{**given, **change})
+
+
+def test_there_is_no_gradient() -> None:
+    x = torch.zeros(4, 16, requires_grad=True)
+    with pytest.raises(InputError, match="no gradient"):
+        mixed_linear(x, torch.zeros(8, 16, dtype=torch.bfloat16)).sum().backward()
+
+
+def test_a_cpu_gains_nothing() -> None:
+    assert "gains nothing" in obstacle(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("name", [*CASES, *LARGE])
+def test_on_a_gpu_it_is_at_least_as_exact_as_float32(name: str, positive: bool) -> None:
+    """Sums of positive numbers are where tensor cores, which cut off, drift the most."""
+    x, parts, weight, bias = operands({**CASES, **LARGE}[name], "cuda", positive)
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    plain = F.linear(x, weight.float(), bias)
+    for ours in (linear_of_parts_on_gpu(parts, weight, bias), mixed_linear(x, weight, bias)):
+        error, bound = ((each.double() - exact).norm() / exact.norm() for each in (ours, plain))
+        assert ours.shape == plain.shape and error <= max(float(bound), 1.5e-7)
+
+
+def linear_of_parts_on_gpu(*given: Any) -> torch.Tensor:
+    found: torch.Tensor = lightint.linear_of_parts(*given)
+    return found
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_views_and_odd_addresses_are_taken_as_they_are() -> None:
+    x, _, weight, bias = operands(CASES["ragged everywhere"], "cuda")
+    wide = torch.empty(x.shape[0], x.shape[1] + 3, device="cuda")
+    wide[:, 3:] = x
+    held = torch.empty(weight.numel() + 1, dtype=weight.dtype, device="cuda")
+    odd = held[1:].view_as(weight).copy_(weight)
+    expected = mixed_linear(x, weight, bias)
+    for given in (wide[:, 3:], x.T.contiguous().T):
+        torch.testing.assert_close(mixed_linear(given, odd, bias), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_pass_asks_whether_tf32_is_allowed(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    from islands import island
+
+    import lightint_compile
+
+    module, x = island().cuda(), torch.randn(512, 64, device="cuda")
+    exact = F.linear(x.double(), module.weight.double(), module.bias.double())
+    told = []
+    for allowed in (False, True):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        compiled = torch.compile(module, backend="lightint", options={"preset": "exact"})
+        with torch.no_grad():
+            error = (compiled(x).double() - exact).norm() / exact.norm()
+        told.append(("TF32 is allowed" in str(lightint_compile.report(compiled)), bool(error < 1e-6)))
+    assert told[0] == (False, True) and told[1][0]

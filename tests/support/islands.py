@@ -1,0 +1,31 @@
+"""Projections in float32 over weights of fewer bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Island(nn.Linear):
+    """A projection in float32 whatever its weights are, as authors keep some under autocast."""
+
+    wide = torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(self.wide)
+        return F.linear(x.to(self.wide), self.weight.to(self.wide), bias)
+
+
+def island(dtype: torch.dtype = torch.bfloat16, bias: bool = True, wide: torch.dtype = torch.float32) -> Island:
+    """A projection of 64 features to 48, without gradients."""
+    torch.manual_seed(0)
+    made = Island(64, 48, bias).to(dtype).requires_grad_(False)
+    made.wide = wide
+    return made
+
+
+def float64_of(module: Island, x: Tensor) -> Tensor:
+    """What a projection computes, in float64."""
+    bias = None if module.bias is None else module.bias.double()
+    return F.linear(x.double(), module.weight.double(), bias)
