@@ -113,6 +113,7 @@ def _block_segments(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tens
 
 
 def _mixed(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    from .portable.mixed_linear import linear_of_parts
+    from .portable.mixed_linear import portable_linear_of_parts
 
-    return linear_of_parts(mixed_linear.split(input), weight, bias)
+    parts = [part.reshape(-1, input.shape[-1]) for part in mixed_linear.split(input)]
+    return portable_linear_of_parts(parts, weight, bias).view(*input.shape[:-1], weight.shape[0])

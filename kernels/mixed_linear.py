@@ -12,7 +12,9 @@ The kernels therefore sum up few products on the tensor cores, and add those sum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import logging
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +24,8 @@ from torch.library import Library
 from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
+
+log = logging.getLogger(__name__)
 
 NARROW, WIDE = torch.bfloat16, torch.float32
 
@@ -101,10 +105,43 @@ def _parts_on_gpu(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) 
     check_linear(parts[0], weight, bias, NARROW)
     if obstacle(weight.device) or not parts[0].numel() or not weight.numel():
         return linear_of_parts(parts, weight, bias)
-    from .portable.mixed_linear import linear_of_parts as run
-
+    rows = [_side_by_side(part.reshape(-1, part.shape[-1])) for part in parts]
+    weight, bias = _side_by_side(weight), None if bias is None else bias.contiguous()
+    out = weight.new_empty((rows[0].shape[0], weight.shape[0]), dtype=WIDE)
     with torch.cuda.device(weight.device):
-        return run(parts, weight, bias)
+        _kernel(rows, weight)(rows, weight, bias, out)
+    return out.view((*parts[0].shape[:-1], weight.shape[0]))
+
+
+def _side_by_side(matrix: Tensor) -> Tensor:
+    """A matrix whose features lie side by side."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _kernel(parts: Sequence[Tensor], weight: Tensor) -> Callable[..., None]:
+    """The kernel that takes such matrices."""
+    hopper = _hopper(weight.device)
+    if hopper is not None and hopper.fits((*parts, weight)):
+        found: Callable[..., None] = hopper.linear_of_parts
+        return found
+    from .portable.mixed_linear import linear_of_parts as portable
+
+    return portable
+
+
+@lru_cache(maxsize=16)
+def _hopper(device: torch.device) -> Any:
+    """The module of the sm_90 kernel; it is experimental in Triton, so any failure to load it only means portable."""
+    from .triton_compat import gluon_obstacle
+
+    if torch.cuda.get_device_capability(device) != (9, 0) or gluon_obstacle():
+        return None
+    try:
+        return importlib.import_module("lightint_compile.kernels.hopper.mixed_linear")
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        log.warning("float32 products on this sm_90 device run on the portable kernel, at half the speed: %s", told)
+        return None
 
 
 @lru_cache(maxsize=16)

@@ -71,30 +71,17 @@ def _part(places, start, there, WHOLE: tl.constexpr):
 @triton_op("lightint::portable_linear_of_parts", mutates_args={})
 def portable_linear_of_parts(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`linear_of_parts` for graphs that are compiled into archives."""
-    parts, weight = [_rows(each) for each in parts], _rows(weight)
+    parts, weight = [each.contiguous() for each in parts], weight.contiguous()
     out = weight.new_empty((parts[0].shape[0], weight.shape[0]), dtype=torch.float32)
     grid, given, options = arguments(parts, weight, bias, out)
     wrap_triton(parts_kernel)[grid](*given, **options, **stated())
     return out
 
 
-def linear_of_parts(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Same contract as :func:`lightint_compile.kernels.mixed_linear.linear_of_parts`."""
-    shape = (*parts[0].shape[:-1], weight.shape[0])
-    rows = [_rows(each.flatten(0, -2) if each.dim() > 1 else each[None]) for each in parts]
-    if any(type(each) is not Tensor for each in rows):
-        found: Tensor = torch.ops.lightint.portable_linear_of_parts(rows, weight, bias)
-        return found.view(shape)
-    weight = _rows(weight)
-    out = weight.new_empty((rows[0].shape[0], weight.shape[0]), dtype=torch.float32)
-    grid, given, options = arguments(rows, weight, bias, out)
+def linear_of_parts(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Fill ``out`` [rows, columns] float32, contiguous, of matrices whose features lie side by side."""
+    grid, given, options = arguments(parts, weight, bias, out)
     parts_kernel[grid](*given, **options, **OPTIONS)
-    return out.view(shape)
-
-
-def _rows(matrix: Tensor) -> Tensor:
-    """A matrix whose features lie side by side."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
 def arguments(
@@ -107,7 +94,7 @@ def arguments(
     step, stages = _steps(weight.device, len(parts))
     width = 2 if len(parts) == 1 else 1
     strides = [each.stride(0) for each in (*three, weight)]
-    given = [*three, weight, weight if bias is None else bias.contiguous(), out, rows, columns, features, *strides]
+    given = [*three, weight, weight if bias is None else bias, out, rows, columns, features, *strides]
     options = {
         "TILE": TILE, "STEP": step, "STRIP": STRIP, "PARTS": len(parts), "BIAS": bias is not None,
         "WIDTH": width, "WHOLE": features % (step * width) == 0, "num_warps": 8, "num_stages": stages,

@@ -26,7 +26,7 @@ KINDS = {
     "fused elementwise": ("triton_", "camera_kernel"),
     "attention": ("attention", "flash", "sdpa", "fmha", "gk", "attend"),
     "selection": ("_select", "_pool", "_score", "select_", "pool_", "score_", "means_"),
-    "gemm": ("gemm", "cutlass", "nvjet", "cublas", "matmul"),
+    "gemm": ("gemm", "cutlass", "nvjet", "cublas", "matmul", "parts_kernel"),
     "copy": ("cat", "copy", "memcpy", "memset"),
 }
 """Kinds of kernel by what their names hold; the first that fits counts, everything else is elementwise."""

@@ -39,7 +39,7 @@ def pipeline_of(options: LightintOptions) -> Pipeline:
 SHARD = "shard-sequence"
 """The pass that shares the work of a call among processes; no preset names it, and asking for processes runs it."""
 
-_BEHIND = ("outline-regions", "step-cache")
+_BEHIND = ("split-linears", "outline-regions", "step-cache")
 """Passes that run on what a rank computes."""
 
 

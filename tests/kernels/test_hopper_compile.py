@@ -75,6 +75,8 @@ ATTENTION = ["pool_kernel", "score_kernel", "select_kernel", "means_kernel"]
         ("hopper", 90, [*ATTENTION, "block_sparse_attention"]),
         ("portable", 80, [*ATTENTION, "attention_kernel"]),
         ("others", 80, ["camera_kernel", "camera_kernel", "checksum_kernel", "checksum_kernel", "dense_kernel"]),
+        ("linears-portable", 80, ["parts_kernel"] * 2),
+        ("linears-hopper", 90, ["parts_kernel"] * 2),
     ],
 )
 def test_all_kernels_of_a_call_compile_as_the_call_would_launch_them(implementation, chip, names):

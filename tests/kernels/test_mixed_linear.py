@@ -79,14 +79,30 @@ def test_on_a_gpu_it_is_at_least_as_exact_as_float32(name: str, positive: bool) 
     x, parts, weight, bias = operands({**CASES, **LARGE}[name], "cuda", positive)
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     plain = F.linear(x, weight.float(), bias)
-    for ours in (linear_of_parts_on_gpu(parts, weight, bias), mixed_linear(x, weight, bias)):
+    for ours in (*by_each_kernel(parts, weight, bias), mixed_linear(x, weight, bias)):
         error, bound = ((each.double() - exact).norm() / exact.norm() for each in (ours, plain))
         assert ours.shape == plain.shape and error <= max(float(bound), 1.5e-7)
 
 
-def linear_of_parts_on_gpu(*given: Any) -> torch.Tensor:
-    found: torch.Tensor = lightint.linear_of_parts(*given)
-    return found
+def by_each_kernel(parts: list[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
+    """The product by the portable kernel, and by what the operator chooses; what was not written is NaN."""
+    from lightint_compile.kernels.portable import mixed_linear as portable
+
+    out = torch.full((parts[0].shape[0], weight.shape[0]), float("nan"), device="cuda")
+    portable.linear_of_parts(parts, weight, bias, out)
+    return [out, lightint.linear_of_parts(parts, weight, bias)]
+
+
+@pytest.mark.gpu
+def test_on_an_sm_90_device_its_own_kernel_runs() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    from lightint_compile.kernels import mixed_linear as kernels
+
+    _, parts, weight, _ = operands(CASES["ragged everywhere"], "cuda")
+    assert "hopper" in kernels._kernel(parts, weight).__module__
+    _, parts, weight, _ = operands(CASES["odd features"], "cuda")
+    assert "portable" in kernels._kernel(parts, weight).__module__
 
 
 @pytest.mark.gpu
@@ -102,7 +118,7 @@ def test_on_a_gpu_views_and_odd_addresses_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_pass_asks_whether_tf32_is_allowed(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_on_a_gpu_the_pass_asks_whether_tf32_is_allowed(one_thread: None) -> None:
     from islands import island
 
     import lightint_compile
@@ -110,11 +126,15 @@ def test_on_a_gpu_the_pass_asks_whether_tf32_is_allowed(monkeypatch: pytest.Monk
     module, x = island().cuda(), torch.randn(512, 64, device="cuda")
     exact = F.linear(x.double(), module.weight.double(), module.bias.double())
     told = []
-    for allowed in (False, True):
+    for precision in ("highest", "high"):
         torch._dynamo.reset()
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
-        compiled = torch.compile(module, backend="lightint", options={"preset": "exact"})
-        with torch.no_grad():
-            error = (compiled(x).double() - exact).norm() / exact.norm()
-        told.append(("TF32 is allowed" in str(lightint_compile.report(compiled)), bool(error < 1e-6)))
+        torch.set_float32_matmul_precision(precision)
+        try:
+            compiled = torch.compile(module, backend="lightint", options={"preset": "exact"})
+            with torch.no_grad():
+                error = (compiled(x).double() - exact).norm() / exact.norm()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        said = lightint_compile.report(compiled).to_dict()
+        told.append(("TF32 is allowed" in str(said), bool(error < 1e-6)))
     assert told[0] == (False, True) and told[1][0]

@@ -70,8 +70,10 @@ def compiling(capability: int) -> Iterator[list[Any]]:
 
 
 def kernels_of(implementation: str, head_dim: int) -> None:
-    """Calls whose kernels :func:`compiling` collects: sparse attention, or ``others``, the small ones."""
-    if implementation == "others":
+    """Calls whose kernels :func:`compiling` collects: sparse attention, ``others``, the small ones, or linears."""
+    if implementation.startswith("linears-"):
+        _linears(implementation.removeprefix("linears-"))
+    elif implementation == "others":
         _camera_heads(head_dim)
         _checksums()
         _masked(head_dim)
@@ -106,6 +108,16 @@ def _masked(head_dim: int) -> None:
     )
     bias, wanted = torch.zeros(1, sum(key.shape[2] for key in keys)), torch.ones(1, dtype=torch.bool)
     dense.attend_all(torch.empty_like(query), query, keys, keys, bias, wanted, head_dim**-0.5)
+
+
+def _linears(home: str) -> None:
+    """Linears in float32 over weights in bfloat16, of three parts with a bias and of one without."""
+    import importlib
+
+    kernels = importlib.import_module(f"lightint_compile.kernels.{home}.mixed_linear")
+    parts, weight = [torch.zeros(300, 256, dtype=torch.bfloat16)] * 3, torch.zeros(192, 256, dtype=torch.bfloat16)
+    for count, bias in ((3, torch.zeros(192)), (1, None)):
+        kernels.linear_of_parts(parts[:count], weight, bias, torch.zeros(300, 192))
 
 
 def _sparse_attention(implementation: str, head_dim: int, parts: int = 2) -> None:

@@ -19,7 +19,11 @@ VERSIONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
 """The last release of each supported minor version."""
 
 CHIPS = (("hopper", 90), ("portable", 80), ("portable", 90))
-WANTED = (*(f"{name}:{chip}:{dim}" for name, chip in CHIPS for dim in (64, 96, 128)), "others:80:128", "others:90:128")
+SMALL = ("others:80", "others:90", "linears-portable:80", "linears-portable:90", "linears-hopper:90")
+WANTED = (
+    *(f"{name}:{chip}:{dim}" for name, chip in CHIPS for dim in (64, 96, 128)),
+    *(f"{each}:128" for each in SMALL),
+)
 MISSING = "not compiled"
 PROGRAM = Path(__file__).with_name("compiled_kernels.py")
 
