@@ -17,6 +17,7 @@ import torch.utils._pytree as pytree
 
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
+from lightint_compile.passes.analysis.loop import DenoisingLoop
 from lightint_compile.passes.analysis.stated_inputs import by_path, check_names
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.ir.fake_values import Size, hinted_shape, size_of
@@ -144,6 +145,7 @@ class _Model:
         leaves = pytree.tree_leaves(program.graph.output_node().args[0])
         self.outputs = [shape_of(leaf) for leaf in leaves if tensor_of(leaf) is not None]
         self.seen = [hinted_shape(leaf.meta["val"]) for leaf in leaves if tensor_of(leaf) is not None]
+        self.drawn = _drawn(program)
 
     def value(self, name: str) -> torch.Tensor:
         """The fake value of an argument."""
@@ -160,6 +162,9 @@ class _Model:
         """Arguments that have this role."""
         return [self.inputs[name] for name, found in self.roles.items() if found is role]
 
+
+_FRAMES = 2
+"""Their axis in latents [batch, channels, frames, height, width]."""
 
 Found = Iterator[tuple[str, Evidence]]
 Finder = Callable[[_Model], Found]
@@ -196,6 +201,33 @@ def _latents(model: _Model) -> Found:
         yield near[0], Evidence(Role.LATENT, "an output has its shape but for the channels")
     elif seen := [name for name, shape in free if len(shape) == 5 and hinted_shape(model.value(name)) in model.seen]:
         yield seen[0], Evidence(Role.LATENT, "an output had its shape at capture, in other terms of its sizes")
+    elif drawn := [name for name, shape in free if name == model.drawn and _is_video_of(shape, model.outputs)]:
+        yield drawn[0], Evidence(Role.LATENT, "the denoising steps begin with it, and some of its frames come out")
+
+
+def _is_video_of(shape: list[Size], outputs: list[list[Size]]) -> bool:
+    """Whether a volume has the shape of an output but for the number of frames."""
+    return len(shape) == 5 and any(_differs(shape, output) == [_FRAMES] for output in outputs)
+
+
+def _drawn(program: Program) -> str:
+    """The input whose frames are the last ones that the denoising steps begin with; empty where there is none.
+
+    Those in front may be frames of the history, which the chunk goes on from.
+    """
+    steps = program.fact(DenoisingLoop).steps
+    node = steps[0].carried_in if steps else None
+    while node is not None and node.op != "placeholder":
+        node = _last_frames_of(node)
+    return node.name if node is not None else ""
+
+
+def _last_frames_of(node: fx.Node) -> fx.Node | None:
+    """What the last frames of a value are moved from, by one operation."""
+    joins = node.target is aten.cat.default and node.args[1:] in ((_FRAMES,), (_FRAMES - 5,))
+    source = node.args[0] if joins or node.target in _MOVES else None
+    last = source[-1] if isinstance(source, (list, tuple)) else source
+    return last if isinstance(last, fx.Node) else None
 
 
 def _differs(left: list[Size], right: list[Size]) -> list[int]:

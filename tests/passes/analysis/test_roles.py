@@ -45,6 +45,24 @@ def test_frames_picked_in_other_spellings_are_context(pick: Callable[[Tensor, Te
     assert toy(pick).fact(Roles).of("past") is Role.CONTEXT
 
 
+def part_of_a_clip(noise: Tensor, history: Tensor, steps: int) -> Tensor:
+    """Denoises behind the last two frames of the history, which are put back in each step; the others come out."""
+    kernel, past = torch.eye(8)[:, :, None, None, None], history[:, :, -2:]
+    latents = torch.cat([past, noise[:, :, 2:]], 2)
+    for _ in range(steps):
+        made = latents - 0.3 * F.conv3d(latents, kernel)
+        latents = torch.cat([past, made[:, :, 2:]], 2)
+    return latents[:, :, 2:]
+
+
+@pytest.mark.parametrize(("steps", "found"), [(2, {"noise": "latent", "history": "context"}), (0, {})])
+def test_what_the_steps_begin_with_is_the_latent_where_a_part_of_it_comes_out(steps: int, found: dict[str, str]):
+    """Without a loop nothing says which of the two is denoised."""
+    inputs = {"noise": torch.randn(1, 8, 6, 4, 4), "history": torch.randn(1, 8, 12, 4, 4)}
+    roles = trace_function(lambda noise, history: part_of_a_clip(noise, history, steps), inputs).fact(Roles)
+    assert {path: str(evidence.role) for path, evidence in roles.evidence.items()} == found
+
+
 def test_every_role_of_a_world_model_chunk():
     roles = worldplay_tiny.program().fact(Roles)
     assert roles.paths(Role.LATENT) == ["noise"]
