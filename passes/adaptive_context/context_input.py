@@ -96,6 +96,8 @@ def _examine(
     if latents is None or latents.dim() != 5 or not context.users:
         return None
     frames = latents.shape[FRAMES]
+    if isinstance(frames, int) and frames == 1:  # an image: there is nothing to choose from
+        return None
     affine = _affine(frames)
     if affine is None or not isinstance(frames, torch.SymInt):
         hint = f"mark its frame axis dynamic: torch._dynamo.mark_dynamic({context.name}, {FRAMES})"

@@ -195,6 +195,12 @@ def test_what_stands_in_the_way_is_said(module, fixed, message, hint) -> None:
     assert remark.kind is RemarkKind.MISSED and message in remark.message and hint in remark.hint
 
 
+def test_an_image_is_no_context_to_choose_from() -> None:
+    """One frame cannot be marked as dynamic, and none of it can be left out: nothing is missed."""
+    result = run(traced(Given(), frames=1, fixed=("context", "cameras", "actions", "valid")))
+    assert not result.modified and not result.remarks
+
+
 def test_a_stated_role_tells_the_context_where_its_shape_does_not() -> None:
     program = traced(Given())
     program.roles["context"] = "action"
