@@ -75,7 +75,7 @@ class WorldModel(Protocol):
 
     @property
     def frame_axes(self) -> Mapping[str, int]:
-        """Inputs that grow with the video, and their axis of latent frames."""
+        """Inputs that grow with the video, and their axis of frames: latent ones, or several of the video for each."""
         ...
 
     def at_depth(self, depth: int) -> Self:

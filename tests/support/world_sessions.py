@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ WORLDS = [f"{name}:{next(iter(family(name).sizes))}" for name in FAMILIES]
 
 
 class Session:
-    """A compiled chunk on a device, and rollouts along a turn to the left and back; its first chunks are done.
+    """A compiled chunk on a device, and rollouts along a turn to the left and back; its first ``warm`` chunks are done.
 
     Unless it is ``alone``, other sessions stay compiled.
     """
@@ -46,11 +47,11 @@ class Session:
         self.scene = self.model.scene(self.device, dtype)
         spec = self.model.spec
         self.path = self.model.camera_path(turn_and_back(spec, spec.frames(chunks)))
-        for number, _ in enumerate(self.rollout(self._noted), start=1):
-            if number == warm:
-                break
+        for _ in islice(self.rollout(self._noted), warm):
+            pass
         # Of this module alone: a world may compile what draws its frames.
-        self.captured, self.breaks = len(CompiledGraph.of(self.compiled)), dict(counters["graph_break"])
+        self.captured = len(CompiledGraph.of(self.compiled)) if warm else 0
+        self.breaks = dict(counters["graph_break"])
 
     def _noted(self, *args: Any) -> Tensor:
         self._args = args

@@ -204,31 +204,6 @@ def test_a_module_without_a_budget_has_nothing_to_calibrate() -> None:
         lightint_compile.calibrate(compiled, lambda: toy_rollout(compiled, walk(4)))
 
 
-@pytest.mark.slow
-def test_a_tiny_worldplay_keeps_its_budget() -> None:
-    """The first chunk is made by the module as it is, which saves compiling a graph, and stands for a given start."""
-    torch._dynamo.reset()
-    config = dataclasses.replace(WorldPlayConfig.tiny(), refiner_depth=1, steps=3)
-    module = fill_random(WorldPlayChunk(config)).eval().requires_grad_(False)
-    compiled = torch.compile(module, backend="lightint", options={**OPTIONS, "preset": "cache", "min_psnr": 35.0})
-    scene, path = example_scene(config), Trajectory.from_pose_string("left-15,right-16")
-
-    def started(*inputs):
-        return (module if inputs[1] is None else compiled)(*inputs)
-
-    def latents(chunk, seed=3):
-        return [result.latents for result in rollout(chunk, config, scene, path, seed=seed)]
-
-    calibration = lightint_compile.calibrate(compiled, lambda: latents(started))
-    assert (calibration.rollouts, calibration.whole_rollout) == (1, True)
-    errors = [row.deviation.relative for row in calibration.table.rows]
-    assert errors == sorted(errors) and 0 < errors[-1] < 0.1
-    for seed in (3, 4):
-        pairs = zip(latents(module, seed), latents(started, seed), strict=True)
-        assert min(deviation_of([exact], [got]).psnr for exact, got in pairs) >= 35
-        assert any(decision.reused_steps for decision in lightint_compile.decisions(compiled))
-
-
 HELD_OUT = ("left-19,right-20", "right-15,left-16", "w-19,s-20", "d-15,a-16", "left-9,right-30", "w-31")
 
 
