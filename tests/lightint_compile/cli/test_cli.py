@@ -166,12 +166,13 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("model", "output"), [("worldplay:tiny", 3), ("matrix-game:tiny", 1)])
 def test_bisection_rolls_a_model_out_chunk_by_chunk(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: str, output: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "bisect", "worldplay:tiny", "--preset", "context", "--chunks", "4") == 0
+    assert run(monkeypatch, "bisect", model, "--preset", "context", "--chunks", "4") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("good  as captured") and "from output 3 on" in lines[1]
+    assert lines[0].startswith("good  as captured") and f"from output {output} on" in lines[1]
     assert lines[-1].startswith("adaptive-context makes the difference (graph 2 of 2)")
 
 

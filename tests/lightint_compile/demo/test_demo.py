@@ -17,9 +17,9 @@ from lightint_compile.errors import OptionError
 from lightint_compile.models.registry import TINY, world_model
 
 
-@pytest.fixture(scope="module")
-def setup() -> Setup:
-    return Setup.make(world_model(TINY), LEAST_CHUNKS, seed=0)
+@pytest.fixture(scope="module", params=[TINY, "matrix-game:tiny"])
+def setup(request: pytest.FixtureRequest) -> Setup:
+    return Setup.make(world_model(request.param), LEAST_CHUNKS, seed=0)
 
 
 def test_the_hand_held_path_moves_like_a_person() -> None:
@@ -42,8 +42,9 @@ def test_the_hand_held_path_depends_on_its_seed_alone() -> None:
 
 
 def test_every_path_is_as_long_as_asked(setup: Setup) -> None:
-    assert [len(path) for path in setup.paths.values()] == [4 * LEAST_CHUNKS] * 2
-    assert next(iter(setup.paths)) == "left-5,right-6"
+    frames = setup.model.spec.frames(LEAST_CHUNKS)
+    assert [len(path) for path in setup.paths.values()] == [frames] * 2
+    assert next(iter(setup.paths)) == {12: "left-5,right-6", 35: "left-16,right-18"}[frames]
 
 
 def test_too_few_chunks_are_an_error() -> None:
@@ -58,7 +59,8 @@ def test_a_run_is_measured_chunk_by_chunk_and_compares_with_itself(setup: Setup,
         for path, cameras in setup.paths.items()
     ]
     assert [len(run.chunk_seconds) for run in runs] == [LEAST_CHUNKS] * 2 and len(heard) == 2 * LEAST_CHUNKS
-    assert runs[0].video.shape == (1, 4, 4 * LEAST_CHUNKS, 4, 6)
+    size = setup.model.example_inputs(0, "meta")["noise"].shape
+    assert runs[0].video.shape == (*size[:2], setup.model.spec.frames(LEAST_CHUNKS), *size[3:])
     assert runs[0].trace_seconds == runs[0].compile_seconds == 0.0
     rows = summary(runs, rewrites=7)
     assert [row["difference"] for row in rows] == [0.0, 0.0] and [row["speed"] for row in rows] == [1.0, 1.0]
@@ -69,8 +71,13 @@ def test_a_run_is_measured_chunk_by_chunk_and_compares_with_itself(setup: Setup,
 
 
 def test_the_context_map_shows_new_frames_and_those_looked_back_at(setup: Setup) -> None:
-    used = context_map(setup.model, next(iter(setup.paths.values())))
-    assert used.tolist() == [[2] * 4 + [0] * 8, [1] * 4 + [2] * 4 + [0] * 4, [1] * 8 + [2] * 4]
+    used, spec = context_map(setup.model, next(iter(setup.paths.values()))), setup.model.spec
+    ends = [spec.frames(chunks) for chunks in range(1 + LEAST_CHUNKS)]
+    for row, first, end in zip(used.tolist(), ends, ends[1:], strict=False):
+        assert row[first:end] == [2] * (end - first) and set(row[end:]) <= {0}
+        back = sum(each == 1 for each in row[:first])
+        least = spec.memory if spec.clip > 1 else spec.recent  # several may ask for the same single frame
+        assert min(first, least) <= back <= min(first, spec.memory)
 
 
 def test_steady_seconds_leave_out_the_chunks_that_compile() -> None:

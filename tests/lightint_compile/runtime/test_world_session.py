@@ -17,6 +17,7 @@ import lightint_compile
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import StateError
 from lightint_compile.models.world_model import turn_and_back
+from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.path_decisions import decide
 from lightint_compile.runtime import decisions as answers
 from lightint_compile.runtime import device_to_host as transfer
@@ -42,6 +43,7 @@ class Expected:
         decided: what the report says is decided, and from what.
         phases: of a later chunk, in the report.
         guarded: steps that may be reused.
+        keeps: what the report says of keys and values of context frames that stay.
     """
 
     chunks: int
@@ -50,6 +52,7 @@ class Expected:
     decided: tuple[str, ...]
     phases: list[str]
     guarded: list[str]
+    keeps: str
 
 
 WORLDS = {
@@ -60,6 +63,7 @@ WORLDS = {
         ("context frames and reuse of steps 1, 2", "extrinsics and history"),
         ["decide", "context", "prefill", "step 0", "step 1", "step 2", "step 3"],
         ["step 1", "step 2"],
+        "keys and values of context frames are kept for at most 4 chunks",
     ),
     "matrix-game:tiny": Expected(
         6,
@@ -68,6 +72,7 @@ WORLDS = {
         ("context frames and reuse of steps 1", "from extrinsics and history"),
         ["decide", "context", "step 0", "step 0", "step 1", "step 2"],
         ["step 1"],
+        "no attention reads keys or values that are a projection of the context's tokens",
     ),
 }
 """Cameras are read, one number about the latents, and of WorldPlay intrinsics. The first chunk decides nothing."""
@@ -122,8 +127,12 @@ def test_the_host_waits_once_a_chunk_and_once_a_guarded_step(session: Session, m
 
 
 @pytest.mark.slow
-def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_compiles_again(monkeypatch) -> None:
-    session, reads = Session("worldplay:tiny", "kept", alone=False), []
+@pytest.mark.parametrize("world", WORLDS)
+def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_compiles_again(
+    world: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrix-Game has none that could be kept: its memory and the new frames are one sequence."""
+    session, reads = Session(world, "kept", alone=False), []
     session.latents()
     counters.clear()
     compiled = [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)]
@@ -137,7 +146,11 @@ def test_with_keys_and_values_kept_the_host_waits_no_more_often_and_nothing_comp
             continue
         made = lightint_compile.decisions(session.compiled)
         assert waits == 1 + len(made[-1].reused_steps)
-    assert any(each.kept_frames for each in made) and any(each.reused_steps for each in made)
+    told = lightint_compile.report(session.compiled).sections[-1].remarks
+    (said,) = [each for each in told if each.pass_name == "context-reuse"]
+    assert session.expected.keeps in said.message
+    assert any(each.kept_frames for each in made) == (said.kind is RemarkKind.APPLIED)
+    assert any(each.reused_steps for each in made)
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 0
     assert [graph.driver.compilations for graph in CompiledGraph.of(session.compiled)] == compiled
 
