@@ -33,6 +33,9 @@ Form = Callable[["CapturedGraph"], Callable[..., Any]]
 SEED = 0
 """Of torch's generators before every run."""
 
+_UNLIMITED = partial(torch._dynamo.config.patch, recompile_limit=2**16, accumulated_recompile_limit=2**16)
+"""Code that was compiled before keeps a graph of every run; beyond Dynamo's limit the call itself would run."""
+
 
 @dataclass
 class CapturedGraph:
@@ -93,8 +96,9 @@ class CapturedCall:
     def run(self, form: Form) -> Any:
         """The results of the call, its graphs in this form."""
         self._form, self._begun = form, 0
-        with torch.no_grad(), randomness_kept(), undisturbed():
-            return self._results(partial(torch.compile, backend=self._backend))
+        backend = partial(self._backend)  # an object of this run: Dynamo runs what it made for one that is equal
+        with torch.no_grad(), randomness_kept(), undisturbed(), _UNLIMITED():
+            return self._results(partial(torch.compile, backend=backend))
 
     def _results(self, made: Callable[[Any], Any]) -> Any:
         """What comes of a copy, compiled or not."""

@@ -68,6 +68,17 @@ def test_the_pass_is_named_and_each_of_its_sites_with_module_and_line() -> None:
     assert "sparse-attention makes the difference" in str(finding) and "blocks.1 at " in str(finding)
 
 
+def test_a_class_that_was_compiled_before_is_searched_alike() -> None:
+    """Dynamo keeps what it made for the code of a class: each run has its own graphs, and their number has no limit."""
+    torch._dynamo.reset()
+    latents = torch.randn(1, 4, 8, 32, 32)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(2):
+            torch.compile(Video().eval(), backend="lightint", options={"delegate": "eager"})(latents)
+        finding, _ = found(SPARSE, Tolerance(1e-5), size=32)
+    assert (finding.cause, finding.name) == ("pass", "sparse-attention")
+
+
 def test_a_rollout_is_searched_as_a_whole_and_the_first_chunk_that_differs_is_named() -> None:
     torch.manual_seed(0)
     module, latents = Video().eval(), torch.randn(1, 4, 8, 32, 32)
