@@ -35,12 +35,16 @@ class Budgeted(Session):
     """A world compiled with a budget. Its first chunk is given, as of a rollout that goes on from a video."""
 
     def __init__(self, world: str, preset: str, budget: float) -> None:
-        self.name, self.preset = world, preset
+        self.name, self.preset, self.called = world, preset, False
         super().__init__(world, chunks=CHUNKS[world], depth=2, warm=0, preset=preset, max_relative_error=budget)
 
     def started(self, *inputs: Any) -> Tensor:
-        result: Tensor = (self.module if inputs[1] is None else self.compiled)(*inputs)
-        return result
+        if inputs[1] is None:
+            first: Tensor = self.module(*inputs)
+            return first
+        self.called = True
+        later: Tensor = self.compiled(*inputs)
+        return later
 
     def made(self, seed: int = 0) -> list[Tensor]:
         """The latents of every chunk by the compiled module."""
@@ -51,7 +55,7 @@ class Budgeted(Session):
 
     def errors(self, seed: int = 0) -> list[Deviation]:
         """Of each chunk of a fresh rollout, against that of the module as it is."""
-        if CompiledGraph.of(self.compiled):
+        if self.called:
             lightint_compile.reset(self.compiled)
         pairs = zip(self.rollout(self.module, seed=seed), self.made(seed), strict=True)
         return [deviation_of([exact.latents], [got]) for exact, got in pairs]
@@ -108,6 +112,7 @@ def test_other_noise_does_about_as_well(calibrated: tuple[Budgeted, Calibration]
     assert 0 < max(each.relative for each in session.errors(seed=4)) < 2 * measured
 
 
+@pytest.mark.slow
 def test_a_report_of_a_run_has_the_error_of_every_chunk(calibrated: tuple[Budgeted, Calibration]) -> None:
     session, calibration = calibrated
     own = [each.relative for each in session.errors()[1:]]
@@ -131,7 +136,8 @@ def test_another_process_keeps_a_smaller_budget_by_the_same_measurements(
     assert max(each.relative for each in session.errors()) <= budget
     (graph,) = CompiledGraph.of(session.compiled)
     assert graph.rung == first and session.told() == ["calibrated"]
-    assert not any(each.reused_steps for each in lightint_compile.decisions(session.compiled))
+    made = lightint_compile.decisions(session.compiled)
+    assert all(each.refused_steps == each.reused_steps for each in made), "the drift is too large for its bound"
     tight = Budgeted(known.name, known.preset, rows[first] / 100)
     with pytest.raises(BudgetError, match="reachable is max_relative_error="):
         tight.calibrate()
