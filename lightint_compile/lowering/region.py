@@ -162,6 +162,29 @@ def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphMod
     return fx.GraphModule(graph_module, graph)
 
 
+def with_fixed_integers(alone: fx.GraphModule) -> fx.GraphModule:
+    """Integers that the guard fixes are constants of the region: ``6*n + 24`` is 30 where ``n`` is 1.
+
+    Inductor takes an integer among the inputs for one that changes, and makes a symbol of its own for it. Conditions on
+    that symbol cannot be written down, or are lost, and the code then runs for sizes that it was not made for. It makes
+    none for 0, which is therefore what it sees of an integer that nothing reads any more.
+    """
+    for node in alone.graph.find_nodes(op="placeholder"):
+        if isinstance(node.meta["val"], int):  # a SymInt is none
+            _read_as(node, node.meta["val"])
+            if not node.users:
+                node.meta["val"] = node.meta["example_value"] = 0
+    alone.recompile()
+    return alone
+
+
+def _read_as(node: fx.Node, number: int) -> None:
+    """All that read ``node`` read ``number``, but for the output, which is made of nodes."""
+    for user in [user for user in node.users if user.op != "output"]:
+        arguments = user.args, user.kwargs
+        user.args, user.kwargs = fx.map_arg(arguments, lambda read: number if read is node else read)
+
+
 _READ = torch.ops.aten._local_scalar_dense.default
 
 _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
@@ -188,12 +211,11 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
     """Inductor on one region, outside Dynamo's tracing context, under ``config_patches``."""
 
     def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
-        examples = [inputs.symbols[index] for index in inputs.extra] + list(inputs.values)
         spelled = spelled_for_cuda(graph_module)
+        alone = with_fixed_integers(standalone(spelled.graph_module, inputs))
+        examples = [node.meta["val"] for node in alone.graph.find_nodes(op="placeholder")]
         with torch.no_grad(), inductor_config.patch({**spelled.config, **config_patches}), autocast_off():
-            artifact = torch._inductor.standalone_compile(
-                standalone(spelled.graph_module, inputs), examples, dynamic_shapes="from_graph", options={}
-            )
+            artifact = torch._inductor.standalone_compile(alone, examples, dynamic_shapes="from_graph", options={})
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
         results = FreshResults(stated_memory(graph_module.graph), stated_orders(graph_module.graph))
         return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results=results)

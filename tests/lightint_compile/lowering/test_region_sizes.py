@@ -144,3 +144,32 @@ def test_a_convolution_returns_the_memory_order_that_its_region_was_compiled_for
     leaf = Leaf("filter", lambda: fx.GraphModule({}, graph), inductor_compiler({}))
     (result,) = leaf(*real)
     torch.testing.assert_close(result, F.conv1d(real[0].mT, real[1], padding=3, groups=8))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "returned"),
+    [
+        ((50, 20, 4), False),  # conditions on the number of rows behind the context can be written down
+        ((6, 20, 7), False),  # and are not lost: of six rows none is behind it, and that holds for six alone
+        ((6, 20, 7), True),
+    ],
+)
+def test_an_integer_that_a_size_of_one_fixes_is_a_constant_of_the_code(
+    mode: FakeTensorMode, lengths: tuple[int, ...], returned: bool
+) -> None:
+    count, length = _symbol(mode, 5, "count"), _symbol(mode, 50, "length")
+    with mode:
+        values = [torch.empty(count, 3), torch.empty(length, 4), 6 * count]
+    graph = fx.Graph()
+    frames, tokens, context = (graph.placeholder(name) for name in ("frames", "tokens", "context"))
+    for node, value in zip((frames, tokens, context), values, strict=True):
+        node.meta["val"] = value
+    behind = graph.call_function(torch.ops.aten.slice.Tensor, (tokens, 0, context, 2**63 - 1))
+    rows = graph.call_function(torch.ops.aten.view.default, (behind, [1, -1, 4]))
+    graph.output((rows, context) if returned else (rows,))
+    leaf = Leaf("later", lambda: fx.GraphModule({}, graph), inductor_compiler({}), strict=True)
+    for each in lengths:
+        real = torch.randn(each, 4)
+        result, *rest = leaf(torch.empty(1, 3), real, 6)
+        torch.testing.assert_close(result, real[None, 6:])
+        assert rest == ([6] if returned else [])
