@@ -107,7 +107,8 @@ def _steps(device: torch.device, parts: int) -> tuple[int, int]:
     """Features a step, and the steps that are in shared memory at once."""
     memory = _FEW_BYTES
     if device.type == "cuda" and torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties: Any = torch.cuda.get_device_properties(device)
+        memory = properties.shared_memory_per_block_optin
     for step in (64, 32):
         stages = min(memory // ((max(parts, 3) + 1) * TILE * step * 2), 4)
         if stages > 1:

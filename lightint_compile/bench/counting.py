@@ -118,9 +118,11 @@ class _Run(fx.Interpreter):
         return value
 
     def _flops(self, node: fx.Node, value: Any) -> int:
-        own = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "lightint"
+        target = node.target
+        own = isinstance(target, torch._ops.OpOverload) and target.namespace == "lightint"
         if own and kind_of(node) is WorkKind.ATTENTION:
-            return sparse_flops(node.target, *self.fetch_args_kwargs_from_env(node))
+            assert isinstance(target, torch._ops.OpOverload)
+            return sparse_flops(target, *self.fetch_args_kwargs_from_env(node))
         values = {**self.env, node: value}
         return flops_at(node, lambda argument: tuple(values[argument].shape) if tensor_of(argument) is not None else ())
 
