@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch.fx as fx
 
 from lightint_compile.lowering.driver import NAMES, compiled_source, driver_source, is_self_contained
-from lightint_compile.lowering.region import Variant, autocast_off, one_by_one
+from lightint_compile.lowering.region import Variant, one_by_one, without_autocast
 from lightint_compile.lowering.region_sizes import FreshInputs
 
 
@@ -26,13 +24,8 @@ def host_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
 
 def host_variant(source: str) -> Variant:
     """The region that ``source`` defines as ``forward(self, *arguments)``."""
-    function = partial(_without_autocast, partial(compiled_source(source, NAMES), None))
+    function = without_autocast(partial(compiled_source(source, NAMES), None))
     return Variant(function, save=lambda path: _written(path, source), is_text=True)
-
-
-def _without_autocast(function: Callable[..., Sequence[Any]], *args: Any) -> Sequence[Any]:
-    with autocast_off():
-        return function(*args)
 
 
 def _written(path: str, source: str) -> None:

@@ -124,9 +124,8 @@ class Leaf:
         except Exception as error:
             if self.strict or not is_answered(error):
                 raise
-            variant = Variant(
-                one_by_one(self.graph())
-            )  # holds for whatever sizes no other form covers: none is tried again
+            function = without_autocast(one_by_one(self.graph()))
+            variant = Variant(function)  # holds for whatever sizes no other form covers: none is tried again
             self.variants.append(variant)
             instead = "it runs operation by operation for sizes that no compiled form covers, which is slower"
             self.failure = told(f"compiling {self.name} for another size", instead, error)
@@ -203,7 +202,7 @@ def one_by_one(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 def eager_compiler(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
     """``delegate="eager"``: the rewritten region as it is, for debugging and for machines without a compiler."""
-    function = one_by_one(standalone(graph_module, inputs))
+    function = without_autocast(one_by_one(standalone(graph_module, inputs)))
     return Variant(function, bindings=inputs.bindings, extra=inputs.extra, floats=inputs.floats)
 
 
@@ -238,3 +237,13 @@ class autocast_off:  # noqa: N801 - reads as the state it sets
     def __exit__(self, *_: object) -> None:
         for device, enabled in self._saved:
             torch.set_autocast_enabled(device, enabled)
+
+
+def without_autocast(function: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    """``function``, which calls operators that autocast would cast for a second time."""
+
+    def called(*args: Any) -> Sequence[Any]:
+        with autocast_off():
+            return function(*args)
+
+    return called

@@ -104,6 +104,24 @@ def test_lengths_do_not_recompile(stack: Stack) -> None:
     assert graph.driver.compilations == len(graph.driver.leaves)
 
 
+def test_autocast_around_a_call_does_not_reach_a_part_that_left_it(stack: Stack) -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = stack
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return self.stack(x)
+
+    x = torch.randn(1, 5, 16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled = _compiled(Left())
+        torch.testing.assert_close(compiled(x), Left()(x))
+    (graph,) = CompiledGraph.of(compiled)
+    assert graph.driver is not None
+
+
 def test_two_instances_do_not_share(stack: Stack) -> None:
     other = Stack().eval()
     x = torch.randn(1, 5, 16)
