@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 from torch.library import Library
 from torch.nn import functional as F
 
@@ -94,17 +94,27 @@ def widened(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(input, weight.to(WIDE), bias)
 
 
+def _whole_of_any(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with autocast(weight.device.type, enabled=False):
+        return widened(input, weight, bias)
+
+
+def _parts_of_any(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    with autocast(weight.device.type, enabled=False):
+        return linear_of_parts(parts, weight, bias)
+
+
 def _whole_on_gpu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     check_linear(input, weight, bias, WIDE)
     if obstacle(input.device):
-        return widened(input, weight, bias)
+        return _whole_of_any(input, weight, bias)
     return _parts_on_gpu(split(input), weight, bias)
 
 
 def _parts_on_gpu(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     check_linear(parts[0], weight, bias, NARROW)
     if obstacle(weight.device) or not parts[0].numel() or not weight.numel():
-        return linear_of_parts(parts, weight, bias)
+        return _parts_of_any(parts, weight, bias)
     rows = [_side_by_side(part.reshape(-1, part.shape[-1])) for part in parts]
     weight, bias = _side_by_side(weight), None if bias is None else bias.contiguous()
     out = weight.new_empty((rows[0].shape[0], weight.shape[0]), dtype=WIDE)
@@ -190,8 +200,8 @@ def _no_gradient(*_: Any) -> Any:
 
 
 for _schema, _plain, _gpu, _fake in (
-    (SCHEMAS[0], widened, _whole_on_gpu, _fake_whole),
-    (SCHEMAS[1], linear_of_parts, _parts_on_gpu, _fake_parts),
+    (SCHEMAS[0], _whole_of_any, _whole_on_gpu, _fake_whole),
+    (SCHEMAS[1], _parts_of_any, _parts_on_gpu, _fake_parts),
 ):
     _name = _schema.partition("(")[0]
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

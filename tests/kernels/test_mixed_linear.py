@@ -45,6 +45,16 @@ def test_the_kernel_interpreted_is_as_exact_as_float32() -> None:
     assert set(errors) == set(CASES) and max(errors.values()) < 5e-7, errors
 
 
+@pytest.mark.parametrize("rows", [0, 256])
+def test_autocast_around_a_call_rounds_nothing(rows: int) -> None:
+    x, parts, weight, bias = operands(CASES["whole tiles"])
+    expected = F.linear(x[:rows], weight.float(), bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        of_parts = lightint.linear_of_parts([part[:rows] for part in parts], weight, bias)
+        for ours in (mixed_linear(x[:rows], weight, bias), of_parts):
+            assert torch.equal(ours, expected) and ours.dtype is torch.float32
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -91,6 +101,13 @@ def by_each_kernel(parts: list[torch.Tensor], weight: torch.Tensor, bias: torch.
     out = torch.full((parts[0].shape[0], weight.shape[0]), float("nan"), device="cuda")
     portable.linear_of_parts(parts, weight, bias, out)
     return [out, lightint.linear_of_parts(parts, weight, bias)]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_autocast_around_a_call_without_rows_keeps_the_dtype() -> None:
+    x, _, weight, bias = operands(CASES["whole tiles"], "cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert mixed_linear(x[:0], weight, bias).dtype is torch.float32
 
 
 @pytest.mark.gpu
