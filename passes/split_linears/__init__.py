@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.kernels.mixed_linear import NARROW, obstacle
+from lightint_compile.kernels.mixed_linear import NARROW, WIDE, obstacle
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.flops import flops_of
@@ -65,11 +66,13 @@ class SplitLinears(Pass):
         """Why a linear in float32 over a widened weight stays as it is."""
         stored, result, bias = tensor_of(weight), tensor_of(node), tensor_of(argument(node, "bias"))
         assert stored is not None and result is not None
-        if stored.dtype is not NARROW or stored.dim() != 2:
+        if stored.dtype is not NARROW:
             return Miss(node, f"the weight is stored in {_name(stored.dtype)}, which takes several parts itself")
-        if bias is not None and bias.dim() != 1:
-            return Miss(node, "the bias is not one number for each feature")
-        rows = hint_of(result.numel() // result.shape[-1])
+        if stored.dim() != 2:
+            return Miss(node, "the weight is a vector")
+        if bias is not None and not _is_for_each_feature(bias, stored):
+            return Miss(node, "the bias is not one number in float32 for each feature")
+        rows = hint_of(math.prod(result.shape[:-1]))
         if rows < self.min_rows:
             told = f"it has {rows} rows, fewer than {self.min_rows}: reading the weights takes the time"
             return Miss(node, told, f"min-rows={rows}" if rows else "")
@@ -99,6 +102,11 @@ def _rewrite(rewriter: Rewriter, node: fx.Node, weight: fx.Node) -> None:
     with rewriter.at(node, rule=RULE):
         product = rewriter.call(torch.ops.lightint.mixed_linear.default, *operands)
     rewriter.replace(node, product)
+
+
+def _is_for_each_feature(bias: torch.Tensor, weight: torch.Tensor) -> bool:
+    """A linear also adds a bias that is broadcast."""
+    return bias.dtype is WIDE and tuple(bias.shape) == (weight.shape[0],)
 
 
 def _name(dtype: torch.dtype) -> str:

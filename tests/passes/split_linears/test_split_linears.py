@@ -108,6 +108,31 @@ def test_one_edit_away_nothing_changes(make: Callable[[], Island], rows: int, re
     assert bool(result.remarks) == (reason is not None)
 
 
+@pytest.mark.parametrize(
+    ("weight", "bias", "reason"),
+    [
+        ((48, 64), (1,), "bias is not one number"),  # broadcast
+        ((48, 64), (512, 48), "bias is not one number"),
+        ((64,), None, "weight is a vector"),
+        ((0, 64), (0,), ""),  # nothing is computed, and the operator takes it
+    ],
+)
+def test_shapes_that_a_linear_takes_beside_the_usual_ones(
+    weight: tuple[int, ...], bias: tuple[int, ...] | None, reason: str
+) -> None:
+    x, given = torch.randn(512, 64), {"weight": torch.randn(weight).bfloat16()}
+    if bias:
+        given["bias"] = torch.randn(bias).bfloat16()
+
+    def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(x, weight.float(), None if bias is None else bias.float())
+
+    copy, result = rewritten(trace(project, {"x": x, **given}), PASS)
+    (remark,) = result.remarks
+    assert result.modified is not bool(reason) and reason in remark.message
+    assert torch.equal(run(copy, {"x": x, **given})[0], project(x, **given))
+
+
 def test_a_weight_that_is_rounded_in_the_call_counts_and_one_that_is_shifted_does_not() -> None:
     class Rounded(nn.Module):
         def __init__(self, shifted: bool) -> None:
