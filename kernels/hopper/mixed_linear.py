@@ -184,9 +184,13 @@ def parts_kernel(
 
 
 def fits(matrices: Sequence[Tensor]) -> bool:
-    """Whether TMA reads these matrices: rows that lie side by side and start at multiples of 16 bytes."""
+    """Whether TMA reads these matrices: rows one behind the other, which start at multiples of 16 bytes.
+
+    Rows of an expanded tensor share memory, for which descriptors are not defined.
+    """
     return all(
         each.stride(1) == 1
+        and each.stride(0) >= each.shape[1]
         and each.stride(0) * each.element_size() % ALIGNMENT == 0
         and not each.data_ptr() % ALIGNMENT
         for each in matrices

@@ -81,6 +81,15 @@ def test_a_cpu_gains_nothing() -> None:
     assert "gains nothing" in obstacle(torch.device("cpu"))
 
 
+def test_rows_that_share_memory_are_not_for_the_sm_90_kernel() -> None:
+    pytest.importorskip("triton.experimental.gluon")
+    from lightint_compile.kernels.hopper.mixed_linear import fits
+
+    row = torch.zeros(1, 64, dtype=torch.bfloat16)
+    assert fits([row, row.repeat(3, 1)]) and not fits([row.expand(3, 64)])
+    assert not fits([torch.zeros(128, dtype=torch.bfloat16).unfold(0, 64, 8)])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("name", [*CASES, *LARGE])
@@ -132,6 +141,10 @@ def test_on_a_gpu_views_and_odd_addresses_are_taken_as_they_are() -> None:
     expected = mixed_linear(x, weight, bias)
     for given in (wide[:, 3:], x.T.contiguous().T):
         torch.testing.assert_close(mixed_linear(given, odd, bias), expected, rtol=1e-6, atol=1e-6)
+    row = x[:1].bfloat16()
+    repeated = lightint.linear_of_parts([row.expand(300, -1)], weight[:1].expand(16, -1), None)
+    one = lightint.linear_of_parts([row], weight[:1], None)
+    torch.testing.assert_close(repeated, one.expand(300, 16), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.gpu
