@@ -212,7 +212,7 @@ def _tokens_first(query: fx.Node) -> bool:
     return isinstance(heads, int) and (not isinstance(tokens, int) or heads < tokens)
 
 
-_PRODUCTS = {aten.linear.default, aten.addmm.default, *Family.PRODUCT.value}
+_PRODUCTS = {*Family.LINEAR.value, aten.addmm.default, *Family.PRODUCT.value}
 
 
 def _producer(node: fx.Node) -> fx.Node | None:

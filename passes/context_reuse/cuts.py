@@ -22,12 +22,12 @@ from lightint_compile.passes.context_reuse.scope import Scope, rows_axis
 from lightint_compile.passes.ir.fake_values import Size, hint_of, plain, size_of
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.memory_sharing import alias_source
-from lightint_compile.passes.ir.op_families import is_cast
+from lightint_compile.passes.ir.op_families import Family, is_cast
 from lightint_compile.passes.ir.program import Program, tensor_of
 
 aten = torch.ops.aten
 
-PROJECTIONS = {aten.linear.default, aten.mm.default, aten.addmm.default}
+PROJECTIONS = {*Family.LINEAR.value, aten.mm.default, aten.addmm.default}
 """What makes keys and values of tokens."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels import mixed_linear as _mixed_linear  # noqa: F401 - registers the operator
 from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten
@@ -38,7 +39,7 @@ class Family(Enum):
     INTERLEAVE = _of("repeat_interleave.self_int")
     EXPAND = _of("expand.default")
     FILL = _of("full.default ones.default zeros.default new_full.default new_ones.default new_zeros.default")
-    LINEAR = _of("linear.default")
+    LINEAR = (*_of("linear.default"), torch.ops.lightint.mixed_linear.default)
     TRAILING_NORM = _of("layer_norm.default rms_norm.default")
     GROUP_NORM = _of("group_norm.default instance_norm.default")
     ALONG = _of(

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 import torch.fx as fx
 
-from lightint_compile.kernels import mixed_linear as _mixed_linear  # noqa: F401 - registers the operator
 from lightint_compile.passes.analysis.axes.movement import (
     Across,
     Along,
@@ -64,7 +63,7 @@ def like_another(node: fx.Node) -> Movement:
     return Movement((kept(operand(node)),))
 
 
-@moves(Family.LINEAR, torch.ops.lightint.mixed_linear.default)
+@moves(Family.LINEAR)
 def linear(node: fx.Node) -> Movement:
     """Rows stay, features are new."""
     source, *weights = operands(node)

@@ -16,6 +16,7 @@ import lightint_compile
 from lightint_compile.kernels.mixed_linear import linear_of_parts, split
 from lightint_compile.lowering.cuda_forms import spelled
 from lightint_compile.options.presets import PRESETS
+from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, RemarkKind
 
@@ -149,6 +150,21 @@ def test_a_weight_that_is_rounded_in_the_call_counts_and_one_that_is_shifted_doe
         copy, _ = rewritten(trace(module, {"x": x}), PASS)
         assert bool(products(copy)) is not shifted
         assert torch.equal(run(copy, feeds_of(module, {"x": x}))[0], module(x))
+
+
+def test_projections_are_still_known_for_what_they_are() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = island(), island(), island()
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = (each(x).unflatten(-1, (2, 24)).transpose(1, 2) for each in (self.query, self.key, self.value))
+            return nn.functional.scaled_dot_product_attention(*heads)
+
+    copy, _ = rewritten(trace(Attention().requires_grad_(False), {"x": torch.randn(1, 300, 64)}), PASS)
+    (site,) = copy.fact(AttentionSites).sites
+    assert [producer and producer.target for producer in site.producers] == 3 * [MIXED]
 
 
 def test_rows_may_be_any_number() -> None:
