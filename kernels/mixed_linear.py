@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -119,7 +119,7 @@ def _parts_on_gpu(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) 
     weight, bias = _side_by_side(weight), None if bias is None else bias.contiguous()
     out = weight.new_empty((rows[0].shape[0], weight.shape[0]), dtype=WIDE)
     with torch.cuda.device(weight.device):
-        _kernel(rows, weight)(rows, weight, bias, out)
+        _fill(rows, weight, bias, out)
     return out.view((*parts[0].shape[:-1], weight.shape[0]))
 
 
@@ -128,15 +128,30 @@ def _side_by_side(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
-def _kernel(parts: Sequence[Tensor], weight: Tensor) -> Callable[..., None]:
-    """The kernel that takes such matrices."""
+def _fill(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Fill ``out`` by the kernel that takes such matrices; one that fails is not tried again on that device."""
     hopper = _hopper(weight.device)
-    if hopper is not None and hopper.fits((*parts, weight)):
-        found: Callable[..., None] = hopper.linear_of_parts
-        return found
+    if hopper is not None and weight.device not in _failed and hopper.fits((*parts, weight)):
+        try:
+            hopper.linear_of_parts(parts, weight, bias, out)
+            return
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _failed.add(weight.device)
+            _warn(error)
     from .portable.mixed_linear import linear_of_parts as portable
 
-    return portable
+    portable(parts, weight, bias, out)
+
+
+_failed: set[torch.device] = set()
+"""Devices on which the sm_90 kernel could not be compiled or launched."""
+
+
+def _warn(error: Exception) -> None:
+    told = f"{type(error).__name__}: {error}"
+    log.warning("float32 products on this sm_90 device run on the portable kernel, which is slower: %s", told)
 
 
 @lru_cache(maxsize=16)
@@ -149,8 +164,7 @@ def _hopper(device: torch.device) -> Any:
     try:
         return importlib.import_module("lightint_compile.kernels.hopper.mixed_linear")
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        log.warning("float32 products on this sm_90 device run on the portable kernel, at half the speed: %s", told)
+        _warn(error)
         return None
 
 

@@ -14,6 +14,7 @@ from mixed_cases import CASES, LARGE, operands
 from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
+from lightint_compile.kernels import mixed_linear as kernels
 from lightint_compile.kernels.mixed_linear import linear_of_parts, mixed_linear, obstacle
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -119,16 +120,61 @@ def test_on_a_gpu_autocast_around_a_call_without_rows_keeps_the_dtype() -> None:
         assert mixed_linear(x[:0], weight, bias).dtype is torch.float32
 
 
+class Fake:
+    """A module with a kernel, which counts its calls and may fail."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.calls = error, 0
+
+    def fits(self, matrices: Any) -> bool:
+        return matrices[0].shape[1] % 8 == 0
+
+    def linear_of_parts(self, parts: Any, weight: Any, bias: Any, out: torch.Tensor) -> None:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        out.fill_(1.0)
+
+
+def test_a_kernel_that_fails_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    portable = pytest.importorskip("lightint_compile.kernels.portable.mixed_linear")
+    slower = Fake()
+    monkeypatch.setattr(portable, "linear_of_parts", slower.linear_of_parts)
+    monkeypatch.setattr(kernels, "_failed", set())
+    for own, expected in ((Fake(), 0), (Fake(RuntimeError("no such instruction")), 2)):
+        monkeypatch.setattr(kernels, "_hopper", lambda device, own=own: own)
+        _, parts, weight, bias = operands(CASES["ragged everywhere"])
+        for _ in range(2):
+            kernels._fill(parts, weight, bias, out := torch.zeros(parts[0].shape[0], weight.shape[0]))
+            assert out.eq(1).all()
+        assert slower.calls == expected
+    assert own.calls == 1 and caplog.text.count("no such instruction") == 1
+    kernels._fill(*operands(CASES["odd features"])[1:], out)  # what the kernel does not take goes past it
+    assert own.calls == 1 and slower.calls == 3
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(kernels, "_failed", set())
+    monkeypatch.setattr(kernels, "_hopper", lambda device: Fake(torch.OutOfMemoryError("none left")))
+    _, parts, weight, bias = operands(CASES["ragged everywhere"])
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels._fill(parts, weight, bias, torch.zeros(parts[0].shape[0], weight.shape[0]))
+    assert not kernels._failed
+
+
 @pytest.mark.gpu
 def test_on_an_sm_90_device_its_own_kernel_runs() -> None:
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("needs compute capability 9.0")
-    from lightint_compile.kernels import mixed_linear as kernels
-
-    _, parts, weight, _ = operands(CASES["ragged everywhere"], "cuda")
-    assert "hopper" in kernels._kernel(parts, weight).__module__
-    _, parts, weight, _ = operands(CASES["odd features"], "cuda")
-    assert "portable" in kernels._kernel(parts, weight).__module__
+    hopper = kernels._hopper(torch.device("cuda", 0))
+    assert hopper is not None
+    for name, taken in (("ragged everywhere", True), ("odd features", False)):
+        _, parts, weight, bias = operands(CASES[name], "cuda")
+        lightint.linear_of_parts(parts, weight, bias)
+        assert hopper.fits((*parts, weight)) is taken and not kernels._failed
 
 
 @pytest.mark.gpu
