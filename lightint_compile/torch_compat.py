@@ -112,6 +112,13 @@ def plans_memory_of_branches() -> bool:
     return TORCH >= (2, 13)
 
 
+def solves_sizes_in_integers() -> bool:
+    """Whether AOTInductor finds ``n`` out of a size such as ``35*n + 5`` without floating point, as from 2.14.1 on."""
+    from torch._inductor.codegen import wrapper
+
+    return hasattr(wrapper, "_rewrite_symbol_solution_for_int_codegen")
+
+
 PRIVATE = {
     "torch._dynamo.convert_frame.compile_lock": "a later size of a region is compiled beside no other compilation",
     "torch._C.DisableTorchFunction": "tensors of the trace are handled without their own dispatch",

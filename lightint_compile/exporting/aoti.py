@@ -15,7 +15,7 @@ from lightint_compile.errors import ExportError
 from lightint_compile.exporting.branch_operands import keep_strides
 from lightint_compile.exporting.graph_form import is_ours
 from lightint_compile.exporting.torch_file import torch_file
-from lightint_compile.torch_compat import plans_memory_of_branches
+from lightint_compile.torch_compat import plans_memory_of_branches, solves_sizes_in_integers
 
 METADATA = "lightint"
 """The key of our data in a package's metadata."""
@@ -39,11 +39,13 @@ def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> 
 
 
 def check_sizes(program: ExportedProgram) -> None:
-    """Of a size such as ``35*n + 5`` AOTInductor solves for ``n`` in floating point and cuts off: 250 gives 6.
+    """Of a size such as ``35*n + 5`` older versions of AOTInductor solve for ``n`` in floating point: 250 gives 6.
 
     Raises:
         ExportError: a size of an input is a multiple of a number that no other size is.
     """
+    if solves_sizes_in_integers():
+        return
     sizes: list[tuple[str, int, sympy.Expr]] = []
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")

@@ -18,6 +18,7 @@ import lightint_compile
 from lightint_compile.errors import ExportError, LightintError
 from lightint_compile.exporting import format_of
 from lightint_compile.exporting.check import relative_difference, worst_difference
+from lightint_compile.torch_compat import solves_sizes_in_integers
 
 PLAIN = {"passes": "canonicalize-attention"}
 NEEDS_ONNX = pytest.mark.skipif(
@@ -236,17 +237,29 @@ def of_rows() -> torch.export.ExportedProgram:
     return torch.export.export(Rows(), (torch.randn(250),), dynamic_shapes=({0: size},))
 
 
-def test_a_size_that_a_package_would_get_wrong_is_an_error(tmp_path: Path) -> None:
+def test_a_size_that_a_package_would_get_wrong_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightint_compile.exporting.aoti.solves_sizes_in_integers", lambda: False)
     with pytest.raises(ExportError, match=r"(?s)dimension 0 of tokens.*35\*.*rounding errors"):
         lightint_compile.export(of_rows(), (torch.randn(250),), tmp_path / "m.aoti.pt2")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_pytorch_alone_gets_such_a_size_wrong(tmp_path: Path) -> None:
-    """The fault that the error above is for. Where this fails, PyTorch was mended, and newer versions need no error."""
+def test_older_versions_of_pytorch_get_such_a_size_wrong(tmp_path: Path) -> None:
+    """The fault that the error above is for."""
     path = torch._inductor.aoti_compile_and_package(of_rows(), package_path=str(tmp_path / "m.pt2"))
-    assert torch._inductor.aoti_load_package(path)(torch.randn(250)).shape == (6,)
+    found = torch._inductor.aoti_load_package(path)(torch.randn(250))
+    assert found.shape == ((7,) if solves_sizes_in_integers() else (6,))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not solves_sizes_in_integers(), reason="this version of torch refuses the program")
+def test_where_it_gets_it_right_the_package_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.aoti.pt2"
+    lightint_compile.export(of_rows(), (torch.randn(250),), path)
+    for frames in range(2, 65):
+        tokens = torch.randn(35 * frames + 5)
+        torch.testing.assert_close(lightint_compile.load(path)(tokens), Rows()(tokens))
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
