@@ -114,7 +114,8 @@ def _without_decision(program: Program) -> list[Remark]:
     if not sites:
         return []
     reason = "which frames are context is not decided at run time, so nothing says which of them stay"
-    miss = Miss(sites[0].node, reason, "run adaptive-context before context-reuse")
+    fix = "run adaptive-context in front; where it runs, its own remarks say why it decides nothing here"
+    miss = Miss(sites[0].node, reason, fix)
     return [miss.remark(ContextReuse.name, "keep")]
 
 
