@@ -18,7 +18,8 @@ TOPS = ("lightint_compile", "passes", "kernels", "models")
 LADDER = (
     ("errors", "torch_compat", "torch_marks"),
     ("entry_points",),
-    ("kernels", "passes.ir"),
+    ("kernels",),
+    ("passes.ir",),
     ("models", "passes.analysis", "passes.base", "capture", "fallback"),
     (*tuple(f"passes.{name.replace('-', '_')}" for name in PASSES), "passes.registry"),
     ("passes.pipeline", "runtime", "reporting"),

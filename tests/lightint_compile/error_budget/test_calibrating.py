@@ -302,7 +302,9 @@ def test_each_setting_approximates_all_that_the_one_before_does_and_the_last_is_
     options = LightintOptions(preset=preset, max_relative_error=0.1)
     ladder = ladder_of(options)
     steps = [{step.name: step for step in _pipeline(rung.applied_to(options)).passes} for rung in ladder]
-    assert str(_pipeline(ladder[0].applied_to(options))) == str(_pipeline(LightintOptions(preset="exact")))
+    left = ("split-linears",) if preset == "published" else ()  # the release has nothing like it
+    exact = LightintOptions(preset="exact", without=left)
+    assert str(_pipeline(ladder[0].applied_to(options))) == str(_pipeline(exact))
     assert _effective(LightintOptions(preset=preset)) in [_effective(rung.applied_to(options)) for rung in ladder[1:]]
     for less, more in itertools.pairwise(steps):
         assert less.keys() <= more.keys() and less != more

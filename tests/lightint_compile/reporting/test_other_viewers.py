@@ -126,7 +126,7 @@ def test_a_pass_is_shown_as_a_diff(explained: Any) -> None:
 def test_debugging_writes_a_numbered_file_after_every_pass_that_changed_something(explained: Any) -> None:
     folder = explained[2]
     names = sorted(path.name.split(".", 2)[2] for path in folder.rglob("lightint/*.txt"))
-    assert names[0] == "00.captured.txt" and "05.dead-tail.txt" in names and "09.outline-regions.txt" in names
+    assert names[0] == "00.captured.txt" and "05.dead-tail.txt" in names and "10.outline-regions.txt" in names
     assert "03.sink-row-repeats.txt" not in names
     captured = next(folder.rglob("*.00.captured.txt")).read_text()
     assert "scaled_dot_product_attention" in captured

@@ -121,7 +121,7 @@ def test_twins_are_left_as_they_are(twin, reason) -> None:
 def test_without_a_decision_about_context_it_says_what_is_missing(captured) -> None:
     program = captured.snapshot()
     remark = remark_of(run(program, "context-reuse{age=3}"))
-    assert remark.kind is RemarkKind.MISSED and "run adaptive-context before" in remark.hint
+    assert remark.kind is RemarkKind.MISSED and "run adaptive-context in front" in remark.hint
 
 
 def test_it_does_nothing_twice_and_nothing_at_age_0(captured) -> None:

@@ -143,7 +143,7 @@ def test_exchanges_stand_where_least_is_sent() -> None:
 def test_the_option_puts_the_pass_in_front_of_the_regions(preset: str) -> None:
     names = [step.name for step in pipeline_of(LightintOptions(preset=preset, gpus=2)).passes]
     assert "shard-sequence" in names
-    assert set(names[names.index("shard-sequence") + 1 :]) <= {"outline-regions", "step-cache"}
+    assert set(names[names.index("shard-sequence") + 1 :]) <= {"split-linears", "outline-regions", "step-cache"}
     assert "shard-sequence" not in str(pipeline_of(LightintOptions(preset=preset)))
 
 
