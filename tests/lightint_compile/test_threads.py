@@ -43,7 +43,10 @@ class Model(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Any:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What torch keeps of the line that it traces is put back: threads that trace at once leave it behind."""
+    for name in ("current_meta", "should_preserve_node_meta"):
+        monkeypatch.setattr(torch.fx.traceback, name, getattr(torch.fx.traceback, name))
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
