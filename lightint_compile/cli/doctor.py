@@ -58,9 +58,9 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from lightint_compile import torch_compat
+    from lightint_compile import torch_compat, torch_private
 
-    fits, lost = torch_compat.is_supported(), torch_compat.missing()
+    fits, lost = torch_compat.is_supported(), torch_private.missing()
     oldest, newest = (".".join(map(str, version)) for version in (torch_compat.OLDEST, torch_compat.NEWEST))
     detail = str(torch.__version__)
     detail += "" if fits else f": outside of {oldest} to {newest}, the versions that are tested"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("lightint_compile", "passes", "kernels", "models")
 
 LADDER = (
-    ("errors", "torch_compat", "torch_marks"),
+    ("errors", "torch_compat", "torch_marks", "torch_private"),
     ("entry_points",),
     ("kernels",),
     ("passes.ir",),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightint_compile import torch_compat
+from lightint_compile import torch_compat, torch_private
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("lightint_compile", "passes", "kernels", "models")
@@ -43,7 +43,7 @@ def is_private(name: str) -> bool:
 
 def declared(name: str) -> bool:
     return any(
-        f"{name}.".startswith(f"{known}.") or f"{known}.".startswith(f"{name}.") for known in torch_compat.PRIVATE
+        f"{name}.".startswith(f"{known}.") or f"{known}.".startswith(f"{name}.") for known in torch_private.PRIVATE
     )
 
 
@@ -55,8 +55,8 @@ def test_every_private_name_of_torch_in_use_is_declared_with_its_reason() -> Non
         for name in names_in(ast.parse(path.read_text()))
         if path.name != "torch_compat.py" and is_private(name) and not declared(name) and not is_operator(name)
     }
-    assert not undeclared, f"declare in torch_compat.PRIVATE, with the reason: {sorted(undeclared)}"
-    assert all(len(reason) > 10 for reason in torch_compat.PRIVATE.values())
+    assert not undeclared, f"declare in torch_private.PRIVATE, with the reason: {sorted(undeclared)}"
+    assert all(len(reason) > 10 for reason in torch_private.PRIVATE.values())
 
 
 def is_operator(name: str) -> bool:
@@ -65,13 +65,13 @@ def is_operator(name: str) -> bool:
 
 
 def test_this_torch_has_every_declared_name() -> None:
-    assert torch_compat.missing() == []
+    assert torch_private.missing() == []
 
 
 def test_a_name_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = {"torch._C.no_such_name": "", "torch._no_such_module.name": "", "torch.nn.Linear": ""}
-    monkeypatch.setattr(torch_compat, "PRIVATE", gone)
-    assert torch_compat.missing() == ["torch._C.no_such_name", "torch._no_such_module.name"]
+    monkeypatch.setattr(torch_private, "PRIVATE", gone)
+    assert torch_private.missing() == ["torch._C.no_such_name", "torch._no_such_module.name"]
 
 
 def test_the_supported_versions_are_those_of_the_requirements() -> None:

@@ -203,7 +203,7 @@ def test_doctor_names_the_kernel_that_runs_and_why(kernel: str, state: str, monk
 
 
 def test_doctor_calls_a_torch_beyond_the_tested_ones_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightint_compile import torch_compat
+    from lightint_compile import torch_compat, torch_private
     from lightint_compile.cli.doctor import State, examine
 
     for version, state in (
@@ -215,6 +215,6 @@ def test_doctor_calls_a_torch_beyond_the_tested_ones_broken(monkeypatch: pytest.
         fits = torch_compat.is_supported(version)
         assert fits is (state is State.GOOD)
     monkeypatch.setattr(torch_compat, "is_supported", lambda: False)
-    monkeypatch.setattr(torch_compat, "missing", lambda: ["torch._C.gone"])
+    monkeypatch.setattr(torch_private, "missing", lambda: ["torch._C.gone"])
     (finding,) = [finding for finding in examine() if finding.subject == "torch"]
     assert finding.broken and "outside of 2.11 to 2.14" in finding.detail and "torch._C.gone" in finding.detail
