@@ -20,6 +20,7 @@ import torch.utils._pytree as pytree
 
 from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
 from lightint_compile.passes.ir.op_arguments import arguments, einsum_of
+from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import Program, tensor_of
 
 aten = torch.ops.aten
@@ -55,8 +56,6 @@ def kind_of(node: fx.Node) -> WorkKind | None:
     entry = _COUNTERS.get(node.target)
     if entry is not None:
         return entry[0]
-    if is_own_linear(node):
-        return WorkKind.LINEAR
     return WorkKind.ATTENTION if _sparse_arguments(node) is not None else None
 
 
@@ -137,8 +136,6 @@ def _count(node: fx.Node, shape: Shape) -> Any:
     entry = _COUNTERS.get(node.target) if node.op == "call_function" else None
     if entry is not None:
         return entry[1](node, shape)
-    if is_own_linear(node):
-        return _linear(node, shape)
     sparse = _sparse_arguments(node)
     return 0 if sparse is None else _sparse(sparse, shape)
 
@@ -148,6 +145,7 @@ def _product(*sizes: Any) -> Any:
 
 
 def _linear(node: fx.Node, shape: Shape) -> Any:
+    """One product, in however many parts an operator computes it."""
     return _product(2, *shape(node.args[0]), shape(node.args[1])[0])
 
 
@@ -182,14 +180,6 @@ def _convolution(node: fx.Node, shape: Shape) -> Any:
 def _attention(node: fx.Node, shape: Shape) -> Any:
     query, key, value = (shape(argument) for argument in node.args[:3])
     return _product(2, *query[:-1], key[-2], query[-1] + value[-1])
-
-
-def is_own_linear(node: fx.Node) -> bool:
-    """Whether a node is a linear by an operator of ours. It counts as the one product that it is, in however many parts
-    it is computed."""
-    target = node.target
-    own = isinstance(target, torch._ops.OpOverload) and target.namespace == "lightint"
-    return own and [each.name for each in target._schema.arguments] == ["input", "weight", "bias"]  # type: ignore[union-attr]
 
 
 def _sparse_arguments(node: fx.Node) -> dict[str, Any] | None:
@@ -229,7 +219,7 @@ def _first(argument: Any) -> Any:
 
 
 _COUNTERS: dict[Any, tuple[WorkKind, Callable[[fx.Node, Shape], Any]]] = {
-    aten.linear.default: (WorkKind.LINEAR, _linear),
+    **dict.fromkeys(Family.LINEAR.value, (WorkKind.LINEAR, _linear)),
     aten.mm.default: (WorkKind.LINEAR, _matmul),
     aten._int_mm.default: (WorkKind.LINEAR, _matmul),
     aten._scaled_mm.default: (WorkKind.LINEAR, _matmul),
