@@ -8,17 +8,13 @@ Without a GPU, ``--rows 64 --shapes 64x64`` is enough to wait for; that shows th
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from linear_timing import DEVICE, arguments, medians, say
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EIGHT_BITS, LARGEST, LEAST = torch.float8_e4m3fn, 448.0, 448.0 * 2.0**-126
 SHAPES = ("2048x2048", "2048x8192", "8192x2048", "3072x3072", "3072x14336", "14336x3072")
 """Features in and out: of WorldPlay 8B, then of Matrix-Game 5B."""
@@ -81,10 +77,10 @@ def _product(
 
 def main() -> None:
     """Measure, and print a row for every shape and number of rows."""
-    given = _arguments()
+    given = arguments(__doc__, SHAPES, rows=[6240, 12480, 18720], repeats=50)
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    _say(f"{device}, torch {torch.__version__}, bfloat16; milliseconds, and the error of 8 bits beside float32")
-    _say(f"{'features':>12} {'rows':>6} " + " ".join(f"{name:>14}" for name in WAYS) + f" {'speed':>6} {'error':>7}")
+    say(f"{device}, torch {torch.__version__}, bfloat16; milliseconds, and the error of 8 bits beside float32")
+    say(f"{'features':>12} {'rows':>6} " + " ".join(f"{name:>14}" for name in WAYS) + f" {'speed':>6} {'error':>7}")
     for shape in given.shapes:
         features, outputs = map(int, shape.split("x"))
         for rows in given.rows:
@@ -101,49 +97,10 @@ def _row(features: int, outputs: int, rows: int, repeats: int) -> None:
     ways = {name: torch.compile(way, dynamic=False) for name, way in WAYS.items()}
     exact = F.linear(_normed(x).float(), weight.float(), bias.float())
     error = float((ways["8 bits"](*operands).float() - exact).norm() / exact.norm())
-    spent = _medians(ways, operands, repeats)
+    spent = medians(ways, operands, repeats)
     speed = spent["16 bits"] / spent["8 bits"]
     cells = " ".join(f"{spent[name]:14.3f}" for name in ways)
-    _say(f"{f'{features}x{outputs}':>12} {rows:6} {cells} {speed:6.2f} {error:7.4f}")
-
-
-def _medians(ways: dict[str, Way], operands: tuple[Tensor, ...], repeats: int) -> dict[str, float]:
-    """Milliseconds of each way; every round calls all of them, so that a clock that drifts slows all alike."""
-    for way in ways.values():
-        for _ in range(3):
-            way(*operands)
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            spent[name].append(_milliseconds(way, operands))
-    return {name: statistics.median(each) for name, each in spent.items()}
-
-
-def _milliseconds(way: Way, operands: tuple[Tensor, ...]) -> float:
-    if DEVICE == "cpu":
-        start = time.perf_counter()
-        way(*operands)
-        return 1e3 * (time.perf_counter() - start)
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(1_000_000)  # the host is ahead: what is timed is the device
-    first.record()
-    way(*operands)
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="features in and out, as 2048x8192")
-    parser.add_argument("--rows", nargs="+", type=int, default=[6240, 12480, 18720])
-    parser.add_argument("--repeats", type=int, default=50)
-    return parser.parse_args()
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    say(f"{f'{features}x{outputs}':>12} {rows:6} {cells} {speed:6.2f} {error:7.4f}")
 
 
 if __name__ == "__main__":

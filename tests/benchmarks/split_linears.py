@@ -1,4 +1,4 @@
-"""Linears in float32 over weights in bfloat16, by four ways: ``python tests/benchmarks/split_linears.py``.
+"""Linears in float32 over weights in bfloat16, by several ways: ``python tests/benchmarks/split_linears.py``.
 
 What is compiled by Inductor is a norm and the linear behind it, as in a block, so that splitting the input may fuse.
 Ways are the weight widened and a product in float32; the same in TF32; the parts of the input on tensor cores, as the
@@ -8,13 +8,12 @@ Milliseconds are medians, the ways of a shape in turn. Errors are relative (L2),
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from linear_timing import arguments, medians, say
 from torch import Tensor
 
 from lightint_compile.kernels import mixed_linear
@@ -66,10 +65,10 @@ def _normed(x: Tensor) -> Tensor:
 
 def main() -> None:
     """Measure, and print a row for every shape and number of rows."""
-    given = _arguments()
+    given = arguments(__doc__, SHAPES, rows=[8800, 16720], repeats=20)
     assert portable_kernel.TILE  # registers the portable operator
-    _say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; milliseconds, then relative errors")
-    _say(f"{'features':>12} {'rows':>6} " + " ".join(f"{name:>9}" for name in WAYS) + "  speed  TFLOP/s  errors")
+    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; milliseconds, then relative errors")
+    say(f"{'features':>12} {'rows':>6} " + " ".join(f"{name:>9}" for name in WAYS) + "  speed  TFLOP/s  errors")
     for shape in given.shapes:
         features, outputs = map(int, shape.split("x"))
         for rows in given.rows:
@@ -85,11 +84,11 @@ def _row(features: int, outputs: int, rows: int, repeats: int) -> None:
     ways = {name: _under(name, torch.compile(way, dynamic=False)) for name, way in WAYS.items()}
     exact = F.linear(_normed(x).double(), weight.double(), bias.double())
     errors = [float((way(x, weight, bias).double() - exact).norm() / exact.norm()) for way in ways.values()]
-    spent = _medians(ways, (x, weight, bias), repeats)
+    spent = medians(ways, (x, weight, bias), repeats)
     cells = " ".join(f"{spent[name]:9.3f}" for name in ways)
     rate = 2e-9 * rows * features * outputs / spent["parts"]
     told = " ".join(f"{error:.1e}" for error in errors)
-    _say(f"{f'{features}x{outputs}':>12} {rows:6} {cells} {spent['float32'] / spent['parts']:6.2f} {rate:8.0f}  {told}")
+    say(f"{f'{features}x{outputs}':>12} {rows:6} {cells} {spent['float32'] / spent['parts']:6.2f} {rate:8.0f}  {told}")
 
 
 def _under(name: str, way: Way) -> Way:
@@ -100,41 +99,6 @@ def _under(name: str, way: Way) -> Way:
         return way(x, weight, bias)
 
     return run
-
-
-def _medians(ways: dict[str, Way], operands: tuple[Tensor, Tensor, Tensor], repeats: int) -> dict[str, float]:
-    """Milliseconds of each way; every round calls all of them, so that a clock that drifts slows all alike."""
-    for way in ways.values():
-        for _ in range(3):
-            way(*operands)
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            spent[name].append(_milliseconds(way, operands))
-    return {name: statistics.median(each) for name, each in spent.items()}
-
-
-def _milliseconds(way: Way, operands: tuple[Tensor, Tensor, Tensor]) -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(1_000_000)  # the host is ahead: what is timed is the device
-    first.record()
-    way(*operands)
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="features in and out, as 2048x8192")
-    parser.add_argument("--rows", nargs="+", type=int, default=[8800, 16720])
-    parser.add_argument("--repeats", type=int, default=20)
-    return parser.parse_args()
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

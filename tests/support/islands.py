@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from differential import feeds_of, rewritten, run, trace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,3 +32,14 @@ def float64_of(module: Island, x: Tensor) -> Tensor:
     """What a projection computes, in float64."""
     bias = None if module.bias is None else module.bias.double()
     return F.linear(x.double(), module.weight.double(), bias)
+
+
+def at_other_rows(text: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What passes make of a projection of any number of rows, the projection itself, and float64; for some numbers."""
+    module = island()
+    copy, result = rewritten(trace(module, {"x": torch.randn(300, 64)}, dynamic={"x": 0}), text)
+    assert result.modified
+    for rows in (300, 7, 1025):
+        x = torch.randn(rows, 64)
+        (ours,) = run(copy, feeds_of(module, {"x": x}))
+        yield ours, module(x), float64_of(module, x)

@@ -9,7 +9,7 @@ import torch
 from differential import feeds_of, rewritten, run, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from islands import Island, float64_of, island
+from islands import Island, at_other_rows, island
 from torch import Tensor, nn
 
 import lightint_compile
@@ -168,14 +168,9 @@ def test_projections_are_still_known_for_what_they_are() -> None:
 
 
 def test_rows_may_be_any_number() -> None:
-    module, x = island(), torch.randn(300, 64)
-    copy, result = rewritten(trace(module, {"x": x}, dynamic={"x": 0}), PASS)
-    assert result.modified
-    for rows in (300, 7, 1025):
-        x = torch.randn(rows, 64)
-        (ours,) = run(copy, feeds_of(module, {"x": x}))
-        assert torch.equal(ours, module(x))
-        assert (ours.double() - float64_of(module, x)).norm() / float64_of(module, x).norm() < 1e-6
+    for ours, plain, exact in at_other_rows(PASS):
+        assert torch.equal(ours, plain)
+        assert (ours.double() - exact).norm() / exact.norm() < 1e-6
 
 
 def test_it_runs_in_every_preset_but_the_baselines_and_says_nothing_on_a_cpu(one_thread: None) -> None:
