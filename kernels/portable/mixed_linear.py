@@ -91,7 +91,7 @@ def arguments(
     rows, features = parts[0].shape
     columns = weight.shape[0]
     three = [*parts, *[parts[0]] * (3 - len(parts))]
-    step, stages = _steps(weight.device, len(parts))
+    step, stages = _steps(weight.device)
     width = 2 if len(parts) == 1 else 1
     strides = [each.stride(0) for each in (*three, weight)]
     given = [*three, weight, weight if bias is None else bias, out, rows, columns, features, *strides]
@@ -102,19 +102,19 @@ def arguments(
     return (triton.cdiv(rows, TILE) * triton.cdiv(columns, TILE),), given, options
 
 
-@lru_cache(maxsize=64)
-def _steps(device: torch.device, parts: int) -> tuple[int, int]:
+@lru_cache(maxsize=16)
+def _steps(device: torch.device) -> tuple[int, int]:
     """Features a step, and the steps that are in shared memory at once."""
     memory = _FEW_BYTES
     if device.type == "cuda" and torch.cuda.is_available():
         properties: Any = torch.cuda.get_device_properties(device)
         memory = properties.shared_memory_per_block_optin
-    for step in (64, 32):
-        stages = min(memory // ((max(parts, 3) + 1) * TILE * step * 2), 4)
-        if stages > 1:
-            return step, stages
-    return 32, 2
+    step = 64 if memory >= 2 * 64 * _FEATURE_BYTES else 32
+    return step, min(memory // (step * _FEATURE_BYTES), 4)
 
 
 _FEW_BYTES = 99 * 1024
 """Shared memory that a program may take on every device from sm_80 on."""
+
+_FEATURE_BYTES = 4 * TILE * 2
+"""What a feature takes of it: a tile's rows of three parts, and its columns of the weight."""
