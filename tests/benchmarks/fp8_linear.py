@@ -8,12 +8,17 @@ Without a GPU, ``--rows 64 --shapes 64x64`` is enough to wait for; that shows th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from linear_timing import DEVICE, arguments, medians, say
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from linear_timing import DEVICE, arguments, medians, say  # noqa: E402
 
 EIGHT_BITS, LARGEST, LEAST = torch.float8_e4m3fn, 448.0, 448.0 * 2.0**-126
 SHAPES = ("2048x2048", "2048x8192", "8192x2048", "3072x3072", "3072x14336", "14336x3072")
