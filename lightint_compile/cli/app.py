@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lightint_compile.cli.bench import bench
-from lightint_compile.cli.evaluating import evaluate
+from lightint_compile.cli.evaluating import budgets, evaluate
 from lightint_compile.cli.playing import play
 from lightint_compile.cli.training import train
 from lightint_compile.models.registry import DEMO, LARGE, TINY, TRUE
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+bench.command()(budgets)
 app.add_typer(bench, name="bench")
 app.command()(evaluate)
 app.command()(play)

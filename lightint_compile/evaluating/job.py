@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from lightint_compile.error_budget.deviation import deviation_of
 from lightint_compile.errors import InputError
 from lightint_compile.models.registry import TRUE
 
@@ -81,14 +82,14 @@ def evaluate(plan: Plan, json_file: Path | None = None, console: Console | None 
     variants, families = variants_of(plan.variants), checked_families(plan.families)
     world = true_world(plan.model, plan.device, plan.seed, plan.weights)
     plan.checked(world)
-    settings = _settings(plan, world)
+    settings = settings_of(plan, world)
     judging = Judging(plan, world, families, WorkFile(json_file, settings), console or Console())
     judging.run(variants)
     order = [each.name for each in variants] + list(BASELINES)
     results = sorted(judging.work.results, key=lambda each: order.index(each.variant) if each.variant in order else -1)
     found = {
         "settings": settings,
-        "about": _about(plan.device),
+        "about": about(plan.device),
         "rows": with_speed([row for row in rows_of(results) if row["variant"] in order]),
     }
     if json_file is not None:
@@ -97,7 +98,7 @@ def evaluate(plan: Plan, json_file: Path | None = None, console: Console | None 
     return found
 
 
-def _settings(plan: Plan, world: TrueWorld) -> dict[str, Any]:
+def settings_of(plan: Plan, world: TrueWorld) -> dict[str, Any]:
     """What a result depends on besides its variant and walk."""
     import lightint_compile
 
@@ -116,7 +117,8 @@ def _settings(plan: Plan, world: TrueWorld) -> dict[str, Any]:
     }
 
 
-def _about(device: torch.device) -> dict[str, str]:
+def about(device: torch.device) -> dict[str, str]:
+    """What it runs on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": name, "python": platform.python_version(), "system": platform.system()}
 
@@ -211,6 +213,7 @@ class Judging:
         decoding = 1e3 * (time.perf_counter() - start)
         result = Result(
             **self._judged(name, scene, self.world.decode(rolled.latents[:, :, self._given :])),
+            relative_errors=self._errors(walk, rolled.latents),
             milliseconds=rolled.milliseconds,
             decoding_milliseconds=decoding,
             cold_seconds=cold,
@@ -222,6 +225,14 @@ class Judging:
         )
         self.work.add(result)
         return result
+
+    def _errors(self, walk: Walk, latents: Tensor) -> tuple[float, ...]:
+        """Of every chunk that was not given."""
+        size = self.world.model.spec.chunk
+        pairs = zip(
+            *(each[:, :, self._given :].split(size, dim=2) for each in (self.work.eager(walk), latents)), strict=True
+        )
+        return tuple(deviation_of([eager], [got]).relative for eager, got in pairs)
 
     def _baseline(self, name: str, scene: Scene) -> Result:
         frames = BASELINES[name](self.world, scene.frames.float(), scene.latents, self._given)

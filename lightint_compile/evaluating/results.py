@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class Result:
         psnr_truth, ssim_truth: of decoded frames against the rendered truth, by frame; PSNR in dB.
         psnr_eager, ssim_eager: against the frames of the unaccelerated model from the same noise.
         revisited: whether a frame shows what was seen before the last chunk.
+        relative_errors: relative L2 of each chunk's latents to those of the unaccelerated model.
         decoding_milliseconds: the first chunk through the codec, to the host.
         cold_seconds: the variant's first calls, compilation included; the same in all of its results.
     """
@@ -35,6 +36,7 @@ class Result:
     psnr_eager: tuple[float, ...]
     ssim_eager: tuple[float, ...]
     revisited: tuple[bool, ...]
+    relative_errors: tuple[float, ...] = ()
     milliseconds: tuple[float, ...] = ()
     decoding_milliseconds: float | None = None
     cold_seconds: float | None = None
@@ -80,8 +82,8 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
 def _row(variant: str, family: str, group: Sequence[Result], eager: dict[tuple[str, int], Result]) -> dict[str, Any]:
     truth = [each.truth() for each in group]
     again = [each.truth(again=True) for each in group]
-    loss = [_loss(each, eager, again=False) for each in group]
-    loss_again = [_loss(each, eager, again=True) for each in group]
+    loss = [loss_of(each, eager) for each in group]
+    loss_again = [loss_of(each, eager, again=True) for each in group]
     return {
         "variant": variant,
         "family": family,
@@ -100,12 +102,17 @@ def _row(variant: str, family: str, group: Sequence[Result], eager: dict[tuple[s
         "psnr_eager": mean([mean(each.psnr_eager) for each in group]),
         "psnr_eager_interval": interval([mean(each.psnr_eager) for each in group]),
         "ssim_eager": mean([mean(each.ssim_eager) for each in group]),
+        **_errors([error for each in group for error in each.relative_errors]),
         "psnr_truth_worst_decile": worst_decile(_chunks(group, lambda each: each.psnr_truth)),
         "psnr_eager_worst_decile": worst_decile(_chunks(group, lambda each: each.psnr_eager)),
         "psnr_truth_by_chunk": _drift(group, lambda each: each.psnr_truth),
         "psnr_eager_by_chunk": _drift(group, lambda each: each.psnr_eager),
         **_costs(group),
     }
+
+
+def _errors(errors: Sequence[float]) -> dict[str, Any]:
+    return {"relative_error": mean(errors), "relative_error_worst": max(errors, default=None)}
 
 
 def _costs(group: Sequence[Result]) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _first_frame(each: Result) -> float | None:
     return None if each.decoding_milliseconds is None else each.milliseconds[0] + each.decoding_milliseconds
 
 
-def _loss(each: Result, eager: dict[tuple[str, int], Result], *, again: bool) -> float | None:
+def loss_of(each: Result, eager: Mapping[tuple[str, int], Result], *, again: bool = False) -> float | None:
     """How much less of the truth than the unaccelerated model along the same walk, in dB."""
     before = eager[each.walk].truth(again=again) if each.walk in eager else None
     now = each.truth(again=again)

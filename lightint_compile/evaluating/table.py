@@ -74,6 +74,51 @@ def print_table(found: Mapping[str, Any], console: Console | None = None) -> Non
     console.print(LEGEND, highlight=False, markup=False)
 
 
+SETTING_COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "calibrated": lambda row: _number(row["calibrated_worst"], 4),
+    "error": lambda row: _number(row["error"], 4),
+    "worst": lambda row: _number(row["error_worst"], 4),
+    "loss": lambda row: _number(row["psnr_truth_loss"]),
+    "revisits": lambda row: _number(row["psnr_truth_revisit_loss"]),
+    "steps": lambda row: _number(row["steps_per_chunk"]),
+    "ms/chunk": lambda row: _number(row["milliseconds_per_chunk"], 1),
+    "speed": lambda row: "–" if row["speed"] is None else f"{row['speed']:.2f}x",
+}
+"""What is shown of a setting."""
+
+BUDGET_COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "chunks": lambda row: str(row["chunks"]),
+    "over": lambda row: str(row["over"]),
+    "share": lambda row: f"{row['share_over']:.1%}",
+    "worst": lambda row: _number(row["error_worst"], 4),
+}
+"""What is shown of a budget."""
+
+BUDGETS_LEGEND = """error: relative L2 of a chunk's latents to eager's, on walks that no calibration saw.
+calibrated: the worst on walks that one saw. loss, revisits: PSNR to truth below that of eager, in dB.
+over: chunks whose error is above the budget."""
+
+
+def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """A row a setting of the ladder, and a row a budget."""
+    console = console or Console(width=150)
+    named: dict[str, Callable[[Row], str]] = {"setting": lambda row: row["setting"]}
+    asked: dict[str, Callable[[Row], str]] = {"budget": lambda row: f"{row['budget']:g}", **named}
+    for rows, texts, numbers in (
+        (found["ladder"], named, SETTING_COLUMNS),
+        (found["budgets"], asked, BUDGET_COLUMNS),
+    ):
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for name in texts:
+            made.add_column(name, overflow="fold")
+        for name in numbers:
+            made.add_column(name, justify="right", overflow="fold")
+        for row in rows:
+            made.add_row(*(cell(row) for cell in (*texts.values(), *numbers.values())))
+        console.print(made)
+    console.print(BUDGETS_LEGEND, highlight=False, markup=False)
+
+
 def markdown(found: Mapping[str, Any]) -> str:
     """The same as Markdown, with what was run above it."""
     settings = ", ".join(f"{name} {value}" for name, value in {**found["settings"], **found["about"]}.items())

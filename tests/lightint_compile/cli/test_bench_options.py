@@ -20,13 +20,19 @@ OPTIONS = {
     "compile": {"model", "depth", "inductor-up-to", "history"},
     "checks": {"model", "device", "chunk", "seconds", "width", "json"},
     "flops": {"model", "variant", "trajectory", "latents", "depth", "json"},
+    "budgets": {
+        *("model", "preset", "budget", "families", "mazes", "calibrated", "latents", "given"),
+        *("seed", "device", "dtype", "weights", "json"),
+    },
 }
+
+SHORT = {"budgets": {"-p"}}
 
 
 def test_every_benchmark_declares_its_options_with_a_help() -> None:
     commands = get_command(app).commands["bench"].commands  # type: ignore[attr-defined]
     assert {name: {o for each in command.params for o in each.opts} for name, command in commands.items()} == {
-        name: {f"--{option}" for option in options} for name, options in OPTIONS.items()
+        name: {f"--{option}" for option in options} | SHORT.get(name, set()) for name, options in OPTIONS.items()
     }
     assert all(each.help for command in commands.values() for each in command.params)
 
