@@ -75,6 +75,13 @@ KNOWN = {
 """Rates by part of the device's name and implementation; H100 measured (docs/measurements.md), H200, which has the same
 multiprocessors and a faster memory, after it."""
 
+CAPABILITY = {"H200": (9, 0), "H100": (9, 0)}
+"""Compute capability by part of the device's name."""
+
+FLOAT32, TF32, PARTS = 48.0, 334.0, 229.0
+"""TFLOP/s of float32 products: as they are, in TF32, and over weights in 16 bits in three parts, which count once.
+Those of an H200, which multiplies as an H100 does (docs/measurements.md)."""
+
 _UNKNOWN_GPU = Rates(20.0, 150.0, 300.0, 75.0, 500.0, 108)
 _CPU = Rates(100.0, 0.1, 1000.0, 0.065, 2.0, 1, narrow=1.0)
 _MANY_CORES = replace(_CPU, sparse_rate=0.042)
@@ -160,6 +167,20 @@ def assuming(name: str) -> Iterator[str]:
         yield name.upper()
     finally:
         _assumed.reset(token)
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of the device that is decided for: the assumed one, else this one; ``None`` without CUDA."""
+    assumed = _assumed.get()
+    if assumed is not None:
+        return CAPABILITY[assumed]
+    there = device.type == "cuda" and torch.cuda.is_available() and not torch.version.hip
+    return torch.cuda.get_device_capability(device) if there else None
+
+
+def kind_of(device: torch.device) -> str:
+    """The type of the device that is decided for."""
+    return device.type if _assumed.get() is None else "cuda"
 
 
 def rates_of(device: torch.device, implementation: str | None = None) -> Rates:

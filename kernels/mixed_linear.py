@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
+from .cost import capability_of, kind_of
+
 log = logging.getLogger(__name__)
 
 NARROW, WIDE = torch.bfloat16, torch.float32
@@ -168,22 +170,29 @@ def _hopper(device: torch.device) -> Any:
         return None
 
 
-@lru_cache(maxsize=16)
 def obstacle(device: torch.device) -> str:
-    """Why a device does not run the kernels; empty where it does."""
-    if device.type != "cuda":
+    """Why a device does not run the kernels; empty where it does, or where one that does is assumed."""
+    if kind_of(device) != "cuda":
         return f"a device of the kind {device.type} gains nothing by it"
+    return _obstacle_here(device) if device.type == "cuda" else _too_old(capability_of(device))
+
+
+@lru_cache(maxsize=16)
+def _obstacle_here(device: torch.device) -> str:
     if not torch.cuda.is_available() or torch.version.hip:
         return "there is no CUDA"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
-        told = ".".join(map(str, capability))
-        return f"the device has compute capability {told}, and tensor cores multiply bfloat16 from 8.0 on"
     try:
         import triton  # noqa: F401
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
-    return ""
+    return _too_old(torch.cuda.get_device_capability(device))
+
+
+def _too_old(capability: tuple[int, int] | None) -> str:
+    if capability is None or capability >= LEAST_CAPABILITY:
+        return ""
+    told = ".".join(map(str, capability))
+    return f"the device has compute capability {told}, and tensor cores multiply bfloat16 from 8.0 on"
 
 
 def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """What a graph takes on a named device, before and after, by the rates that are shipped for it.
 
 Attention is predicted by the cost model that decides between dense and sparse; other products run at the rate of dense
-attention. Elementwise work is left out: no rate of it is shipped.
+attention, in float32 at one of its own. Elementwise work is left out: no rate of it is shipped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lightint_compile.kernels import cost
 from lightint_compile.passes.ir.flops import WorkKind, attention_sizes, flops_of, kind_of
 from lightint_compile.reporting.called_graphs import called_graphs
 from lightint_compile.reporting.section import Section
+from lightint_compile.torch_compat import tf32_is_allowed
 
 if TYPE_CHECKING:
     from lightint_compile.reporting.report import Report
@@ -69,7 +70,17 @@ def _kind(node: fx.Node) -> str:
 def _one(node: fx.Node, rates: cost.Rates) -> float:
     sizes = attention_sizes(node)
     if sizes is None:
-        return flops_of(node) / rates.dense_rate / 1e9
+        return flops_of(node) / _rate(node, rates) / 1e9
     shape = (sizes.rows, sizes.head_dim, sizes.query_tokens, sizes.key_tokens)
     dense = cost.dense_time(rates, *shape)
     return (dense if sizes.density >= 1 else min(dense, cost.sparse_time(rates, *shape, sizes.density))) / 1e3
+
+
+def _rate(node: fx.Node, rates: cost.Rates) -> float:
+    """TFLOP/s of a product."""
+    if node.target is torch.ops.lightint.mixed_linear.default:
+        return cost.PARTS
+    made = node.meta.get("val")
+    if not isinstance(made, torch.Tensor) or made.dtype is not torch.float32:
+        return rates.dense_rate
+    return cost.TF32 if tf32_is_allowed() else cost.FLOAT32

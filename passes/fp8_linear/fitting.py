@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
-from functools import cache
 from typing import Self
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels.cost import capability_of, kind_of
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.program import tensor_of
@@ -39,13 +39,7 @@ class Device:
         """The device of a node's value."""
         made = tensor_of(node)
         assert made is not None
-        return cls(made.device.type, capability_of(made.device) if made.device.type == "cuda" else None)
-
-
-@cache
-def capability_of(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of a CUDA device, if there is one here."""
-    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() and not torch.version.hip else None
+        return cls(kind_of(made.device), capability_of(made.device))
 
 
 def objection_of_device(device: Device, on_cpu: bool) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels.cost import kind_of
 from lightint_compile.kernels.mixed_linear import NARROW, WIDE, obstacle
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import hint_of
@@ -60,7 +61,7 @@ class SplitLinears(Pass):
 
     def _says_nothing(self, node: fx.Node) -> bool:
         """Where there are no tensor cores to use, nothing is missed."""
-        return node.meta["val"].device.type != "cuda" and not self.on_cpu
+        return kind_of(node.meta["val"].device) != "cuda" and not self.on_cpu
 
     def _miss(self, node: fx.Node, weight: fx.Node) -> Miss | None:
         """Why a linear in float32 over a widened weight stays as it is."""
@@ -76,7 +77,7 @@ class SplitLinears(Pass):
         if rows < self.min_rows:
             told = f"it has {rows} rows, fewer than {self.min_rows}: reading the weights takes the time"
             return Miss(node, told, f"min-rows={rows}" if rows else "")
-        if result.device.type != "cuda":
+        if kind_of(result.device) != "cuda":
             return None
         if tf32_is_allowed():
             told = "TF32 is allowed, which is faster and less exact"

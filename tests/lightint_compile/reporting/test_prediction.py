@@ -15,6 +15,7 @@ import lightint_compile
 from lightint_compile.cli.app import app
 from lightint_compile.errors import OptionError
 from lightint_compile.kernels import cost, dispatch
+from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.page import render
 from lightint_compile.reporting.prediction import predicted
@@ -79,3 +80,39 @@ def test_nothing_is_assumed_any_more_afterwards() -> None:
     with cost.assuming("H200") as name:
         assert name == "H200" and cost.origin_of(torch.device("cpu")) is cost.Origin.KNOWN
     assert cost.origin_of(torch.device("cpu")) is not cost.Origin.KNOWN
+
+
+class Wide(nn.Module):
+    """A projection in float32 over weights in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.project.weight.float(), self.project.bias.float())
+
+
+def test_what_depends_on_tensor_cores_is_decided_for_the_device_that_is_named() -> None:
+    with torch.device("meta"):
+        module, x = Wide().bfloat16().requires_grad_(False), torch.empty(4096, WIDTH)
+    without = lightint_compile.explain(module, x, options={"preset": "exact"})
+    with cost.assuming("h100"), dispatch.using("hopper"):
+        report = predicted(lightint_compile.explain(module, x, options={"preset": "exact"}), "H100")
+    assert not [r for r in without.sections[0].remarks if r.pass_name == "split-linears"]
+    (remark,) = [r for r in report.sections[0].remarks if r.pass_name == "split-linears"]
+    assert remark.kind is RemarkKind.APPLIED
+    told, flops = report.sections[0].predicted, 2 * 4096 * WIDTH * WIDTH / 1e9
+    assert told["H100 other products ms before"] == pytest.approx(flops / cost.FLOAT32, abs=1e-4)
+    assert told["H100 other products ms after"] == pytest.approx(flops / cost.PARTS, abs=1e-4)
+
+
+def test_products_in_8_bits_are_decided_for_it_too() -> None:
+    with torch.device("meta"):
+        module, x = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(3))).bfloat16(), torch.empty(8192, WIDTH)
+        module, x = module.requires_grad_(False), x.bfloat16()
+    options = {"preset": "exact", "also": "fp8-linear", "approximate": True}
+    with cost.assuming("h100"):
+        report = lightint_compile.explain(module, x, options=options)
+    said = [r.message for r in report.sections[0].remarks if r.pass_name == "fp8-linear"]
+    assert said and not [text for text in said if "not known to multiply" in text]
