@@ -148,20 +148,19 @@ def _own_cache() -> Iterator[None]:
 
 
 def _calibrated(judging: Judging, variant: Variant, scenes: int) -> Table:
-    """What calibrations along the walks of other scenes measured; the worst of each setting counts."""
+    """What a calibration along the walks of other scenes measured; the worst of each setting counts."""
     plan, world = judging.plan, judging.world
     numbers = range(SEEN, SEEN + scenes)
     walks = [world.walk(family, number, plan.latents) for family in judging.families for number in numbers]
     with variant.opened(Setup(world, plan.device, DTYPES[plan.dtype], plan.delegate)) as opened:
-        for walk in walks:
-            given = _given(world, walk, plan.given)
 
-            def rolled(walk: Walk = walk, given: Any = given) -> None:
-                roll(opened, world, walk, given, plan.seed + walk.number, plan.device)
+        def rolled() -> None:
+            for walk in walks:
+                roll(opened, world, walk, _given(world, walk, plan.given), plan.seed + walk.number, plan.device)
+                judging.console.print(f"calibrating: {walk.family} {walk.number}", highlight=False)
 
-            with contextlib.suppress(BudgetError):  # nothing approximate is near enough: that is a result as well
-                calibrate(opened.call, rolled)
-            judging.console.print(f"calibrated on {walk.family} {walk.number}", highlight=False)
+        with contextlib.suppress(BudgetError):  # nothing approximate is near enough: that is a result as well
+            calibrate(opened.call, rolled)
         graphs = [graph for graph in CompiledGraph.of(opened.module) if isinstance(graph, BudgetedGraph)]
         if not graphs:
             why = "its graphs have nothing to approximate, or it ran none"
