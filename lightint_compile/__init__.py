@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightint_compile.exporting import export as export
     from lightint_compile.exporting import load as load
     from lightint_compile.integrations.video_decoder import streaming_decoder as streaming_decoder
+    from lightint_compile.lowering.shipped_programs import keep_artifacts as keep_artifacts
     from lightint_compile.options import LightintOptions as LightintOptions
     from lightint_compile.runtime.rollout import rollout as rollout
     from lightint_compile.world_state import WorldState as WorldState
@@ -40,6 +41,7 @@ _HOME = {
     "reset": "lightint_compile.compiled",
     "export": "lightint_compile.exporting",
     "load": "lightint_compile.exporting",
+    "keep_artifacts": "lightint_compile.lowering.shipped_programs",
     "rollout": "lightint_compile.runtime.rollout",
     "WorldState": "lightint_compile.world_state",
     "fork_state": "lightint_compile.world_state",

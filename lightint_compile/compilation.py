@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from lightint_compile.lowering import Lowered, compiler_of, lower
 from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_of, key_of
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
+from lightint_compile.lowering.shipped_programs import why_none_fits
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import SHARD, pipeline_of
 from lightint_compile.passes.ir.program import Program
@@ -77,6 +79,7 @@ class Compilation:
         self._options = options
         self._config = config
         self._store = Store()
+        self._shipped = Store(Path(options.artifacts)) if options.artifacts else None
         self._again: Graphs | None = None
         self._sources = [
             (node, getattr(node.meta.get("grapharg"), "source", None))
@@ -244,9 +247,13 @@ class Compilation:
     def _load(self, key: str | None) -> tuple[Driver, Section] | None:
         if key is None:
             return None
+        stores = [self._store] if self._shipped is None else [self._shipped, self._store]
+        return next((found for store in stores if (found := self._loaded(store, key)) is not None), None)
+
+    def _loaded(self, store: Store, key: str) -> tuple[Driver, Section] | None:
         try:
             compiler = compiler_of(self._options, self._config)
-            stored = self._store.load(key, compiler, self._region, strict=self._options.strict)
+            stored = store.load(key, compiler, self._region, strict=self._options.strict)
             if stored is None or not guard_holds(stored.guard, self._symbols()):
                 return None
         except Exception as error:
@@ -284,6 +291,8 @@ class Compilation:
     def _finished(self, driver: Driver, section: Section, start: float, *, warm: bool) -> CompiledGraph:
         seconds = {"warm start": float(warm), "backend seconds": time.perf_counter() - start}
         section = section.with_measurements(seconds)
+        if self._shipped is not None and not warm:
+            section = section.with_remark(not_shipped(str(self._options.artifacts)))
         if warm:
             section = dataclasses.replace(section, source=self._graphs)
         alone = self._options.strict or self._options.is_shared  # the others would wait for a rank that starts again
@@ -317,6 +326,14 @@ def inductor_as_it_is(
         with inductor_config.patch(config):
             function = results.behind(cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs))))
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+def not_shipped(folder: str) -> Remark:
+    """What is said of a graph that a folder of programs was to have."""
+    reason = why_none_fits(Path(folder))
+    log.warning("%s has no program for a graph, which is compiled here: %s", folder, reason)
+    message = f"{folder} has no program for this graph, which was compiled here: {reason}"
+    return Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="artifacts", message=message)
 
 
 def _word(graph: CompiledGraph) -> str:

@@ -166,6 +166,29 @@ def export(
     typer.echo(str(written))
 
 
+@app.command("compile")
+def compiling(
+    target: Target,
+    out: Annotated[Path, typer.Option(help="folder to write to; what it holds already stays")],
+    preset: PresetName = DEFAULT_PRESET,
+    option: OptionPairs = None,
+    dynamic: DynamicPairs = None,
+    chunks: Annotated[
+        int | None,
+        typer.Option(min=1, help="of a FAMILY:SIZE, chunks of the rollout", show_default="until its memory is full"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="of a FAMILY:SIZE, cuda or cpu", show_default="cuda where there is one")
+    ] = None,
+) -> None:
+    """Compile TARGET ahead of time into a folder, which other machines of this kind start with."""
+    from lightint_compile.cli.compiling import compile_ahead
+    from lightint_compile.cli.failing import check_writable
+
+    check_writable("--out", out / "artifacts.json", makes_folders=True)
+    compile_ahead(target, out, preset, option or [], dynamic or [], chunks, device)
+
+
 @app.command()
 def decisions(
     trajectory: Annotated[str, typer.Option(help='camera path, for example "left-31,right-32"')],

@@ -89,6 +89,20 @@ class CacheFolder:
             total -= size
 
 
+class ShippedFolder(CacheFolder):
+    """A folder of records that came from elsewhere: read, never written to, and trusted where root owns it too."""
+
+    def is_ready(self) -> bool:
+        """Whether records may be read."""
+        reason = distrust(self.path, root=True)
+        if reason:
+            _warn_once(str(self.path), reason)
+        return not reason
+
+    def remove(self, record: Path) -> None:
+        """What came from elsewhere stays."""
+
+
 def limit() -> float:
     """How many gigabytes of records may be kept."""
     text = os.environ.get(LIMIT, "")
@@ -99,14 +113,18 @@ def limit() -> float:
         return DEFAULT_LIMIT
 
 
-def distrust(path: Path) -> str:
-    """Why a folder is not to be used: somebody else owns it or may write to it; empty where it is ours alone."""
+def distrust(path: Path, *, root: bool = False) -> str:
+    """Why a folder is not to be used: somebody else owns it or may write to it; empty where it is ours alone.
+
+    Args:
+        root: whether root may own it, as in the image of a container.
+    """
     if not hasattr(os, "getuid"):
         return ""
     found, above = path.lstat(), path.parent.stat()
     if not stat.S_ISDIR(found.st_mode):
         return "it is no folder"
-    if found.st_uid != os.getuid():
+    if found.st_uid != os.getuid() and not (root and found.st_uid == 0):
         return f"it belongs to user {found.st_uid}"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"others may write to it (chmod go-w {path})"

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def key_of(
     """
     digest = hashlib.sha256()
     ranks = repr(Ranks.of(options.gpus, options.mesh))  # each has code of its own
-    known = (str(options), ranks, repr(sorted(config.items())), *surroundings(), *_samples(weights))
+    asked = str(replace(options, artifacts=None))  # where a program was found does not change it
+    known = (asked, ranks, repr(sorted(config.items())), *surroundings(), *_samples(weights))
     try:
         for line in (*_graph_lines(graph_module), *known, *extension_lines(options)):
             digest.update(line.encode())

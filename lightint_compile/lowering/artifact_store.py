@@ -13,7 +13,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from torch._inductor.standalone_compile import CompiledArtifact
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.lowering import Lowered
-from lightint_compile.lowering.artifact_folder import CacheFolder
+from lightint_compile.lowering.artifact_folder import CacheFolder, ShippedFolder
 from lightint_compile.lowering.artifact_keys import key_of as key_of
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.fresh_results import FreshResults
@@ -48,11 +50,29 @@ class Stored:
     guard: str | None
 
 
-class Store:
-    """A folder of records, one a compiled graph. A record appears whole or not at all."""
+_kept_in: ContextVar[Path | None] = ContextVar("lightint artifacts are kept in", default=None)
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = CacheFolder(folder or Path(cache_dir()) / "lightint")
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Records are read from and written to ``folder`` while the context lasts."""
+    token = _kept_in.set(folder)
+    try:
+        yield
+    finally:
+        _kept_in.reset(token)
+
+
+class Store:
+    """A folder of records, one a compiled graph. A record appears whole or not at all.
+
+    Args:
+        shipped: a folder that came from elsewhere, which is only read; this user's own unless given.
+    """
+
+    def __init__(self, shipped: Path | None = None) -> None:
+        own = _kept_in.get() or Path(cache_dir()) / "lightint"
+        self._folder = CacheFolder(own) if shipped is None else ShippedFolder(shipped)
 
     def calibration(self, key: str) -> Path:
         """Where what a calibration measured is kept."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from lightint_compile.errors import OptionError, did_you_mean
@@ -135,6 +137,24 @@ def input_grids(option: str, value: Any) -> tuple[tuple[str, tuple[int | None, i
 
 def _is_count(frames: Any) -> bool:
     return frames is None or is_whole(frames, 1)
+
+
+def shipped_folder(option: str, value: Any) -> str | None:
+    """A folder that ``lightint compile`` wrote, as text; or ``None``."""
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise wrong(option, value, "a folder", '"artifacts"')
+    folder = Path(value)
+    if not (folder / SHIPPED).is_file():
+        why = "there is no such folder" if not folder.is_dir() else f"it has no {SHIPPED}"
+        fix = "name a folder that `lightint compile TARGET --out FOLDER` wrote"
+        raise OptionError(f"{str(folder)!r} holds no programs", where=f"options[{option!r}]", why=why, fix=fix)
+    return str(folder)
+
+
+SHIPPED = "artifacts.json"
+"""The file of a folder of programs that says what they are."""
 
 
 def device_mesh(option: str, value: Any) -> str | None:

@@ -20,6 +20,7 @@ from lightint_compile.options.checks import (
     pipeline_text,
     preset_name,
     several,
+    shipped_folder,
     truth,
     whole,
 )
@@ -112,6 +113,13 @@ class LightintOptions:
     )
     delegate: str = option(
         "inductor", choice(DELEGATES), values=_listed(DELEGATES), help="who runs the rewritten graph"
+    )
+    artifacts: str | None = option(
+        None,
+        shipped_folder,
+        values="a folder",
+        help="programs that `lightint compile` made, here or on another machine of this kind; they are looked up "
+        "before those that this machine keeps itself",
     )
     density: float | None = option(
         None,

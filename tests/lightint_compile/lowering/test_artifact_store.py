@@ -141,7 +141,7 @@ def test_a_field_that_is_missing_or_of_another_type_is_a_cold_start(cache: Path,
         path.write_text(json.dumps(store._sealed(one)))
         with pytest.MonkeyPatch.context() as patch:  # reading is what is tried; making it again was tried above
             patch.setattr(folder, "remove", lambda _: None)
-            found = store.Store(cache / "lightint").load(path.parent.name, lambda *_: None, lambda _: None)  # type: ignore[arg-type,return-value]
+            found = store.Store().load(path.parent.name, lambda *_: None, lambda _: None)  # type: ignore[arg-type,return-value]
         assert found is None or one.get("branches") is None or one["source"] != record["source"], sorted(one)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():

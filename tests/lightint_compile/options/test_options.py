@@ -39,7 +39,7 @@ def test_options_are_frozen() -> None:
     ("mapping", "said"),
     [
         ({"presset": "exact"}, "did you mean 'preset'?"),
-        ({"zzz": 1}, "known: age, also, approximate, chunk_frames, clip_frames, context_density, coverage"),
+        ({"zzz": 1}, "known: age, also, approximate, artifacts, chunk_frames, clip_frames, context_density, coverage"),
         ({"preset": "exakt"}, "did you mean 'exact'?"),
         ({"preset": "zzz"}, f"known: {', '.join(sorted(PRESETS))}"),
         ({"preset": None}, "is no preset"),
