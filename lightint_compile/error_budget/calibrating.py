@@ -27,6 +27,9 @@ class Calibration:
         table: what was measured.
         chosen: the number of the setting in force, 0 for exact.
         rollouts: how many were run.
+        calls: how many were measured in one. The worst of ``n`` errors is exceeded by the next, if it is drawn alike,
+            once in ``n + 1``, so a share of 1 % takes a hundred calls (Vovk, Gammerman and Shafer, Algorithmic Learning
+            in a Random World, 2005).
         whole_rollout: whether the errors of the chosen setting are those of a rollout that used it throughout; else
             they are those of single calls, or of a rollout in which faster settings were given up on the way.
     """
@@ -35,6 +38,7 @@ class Calibration:
     table: Table
     chosen: int
     rollouts: int
+    calls: int
     whole_rollout: bool
 
     @property
@@ -48,7 +52,8 @@ class Calibration:
         rows = [row for text, row in known.items() if text != "exact"]
         kind = "whole rollouts" if self.whole_rollout else "single calls"
         run = "1 rollout" if self.rollouts == 1 else f"{self.rollouts} rollouts"
-        return "\n".join([f"{self.budget}: {self.setting} ({run}, errors of {kind})", *rows])
+        told = f"{run} of {self.calls} calls, errors of {kind}; of others one in {self.calls + 1} may be worse"
+        return "\n".join([f"{self.budget}: {self.setting} ({told})", *rows])
 
 
 def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
@@ -84,7 +89,7 @@ def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
         table, chosen, rollouts, whole = confirming.table, confirming.rung, 2, confirming.rung == chosen
     acting = frozenset[str]().union(*(graph.applied for graph in measuring.graphs))
     table = table.told([str(rung.among(acting)) for rung in measuring.graphs[0].ladder[1:]])
-    calibration = Calibration(measuring.budget, table, chosen, rollouts, whole)
+    calibration = Calibration(measuring.budget, table, chosen, rollouts, len(measuring.results), whole)
     _put_in_force(calibration, measuring)
     return calibration
 

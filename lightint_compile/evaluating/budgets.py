@@ -198,6 +198,7 @@ def _setting_row(
         "chunks": len(errors),
         "error": mean(errors),
         "error_worst": max(errors, default=None),
+        "errors": {f"{each.family}-{each.number}": each.relative_errors for each in group},
         "psnr_truth_loss": mean([loss_of(each, eager) for each in group]),
         "psnr_truth_revisit_loss": mean([loss_of(each, eager, again=True) for each in group]),
         "steps_per_chunk": computed / max(1, len(errors)),

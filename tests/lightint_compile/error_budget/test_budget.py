@@ -108,7 +108,10 @@ def test_a_generous_budget_takes_the_whole_preset_in_one_rollout(calibrated) -> 
     errors = [row.deviation.relative for row in calibration.table.rows]
     assert errors[0] == 0, "the toy is too small for sparse attention"
     assert 0 < errors[1] < errors[-1] < 0.9
-    assert str(calibration).splitlines()[-1].startswith(f"> {calibration.setting}: relative error")
+    first, *_, last = str(calibration).splitlines()
+    assert last.startswith(f"> {calibration.setting}: relative error")
+    assert calibration.calls == calibration.table.rows[-1].calls > 5
+    assert f"1 rollout of {calibration.calls} calls" in first and f"one in {calibration.calls + 1} may" in first
 
 
 def test_the_error_of_a_fresh_rollout_is_what_was_measured(calibrated) -> None:
