@@ -1,22 +1,21 @@
 """Numbers that a model keeps in small integer tensors, known while Dynamo traces it.
 
-Models make tensors of their sizes and read them back (``torch.tensor(x.shape[2:]).tolist()``), and keep counters of
-their caches as tensors of one element (``cache["end"].item()``). Dynamo ends a graph there: to it the value of a tensor
-is data. It is known where the tensor was made of sizes in the same graph, which the graph is then specialised to; and a
-counter that is an input is a size like any other, read when the graph is called: static at first, a symbol once it
-changes, with Dynamo's own guards on it.
+Models make tensors of their sizes and read them back (``torch.tensor(x.shape[2:]).tolist()``), branch on them, hand
+them on as sizes, and keep counters of their caches as tensors of one element (``cache["end"].item()``). Dynamo ends a
+graph there: to it the value of a tensor is data. It is known where the tensor was made of sizes in the same graph
+(``known_numbers``): what is read is a size again, a symbol where that is one. A counter that is an input is a size like
+any other, read when the graph is called: static at first, a symbol once it changes, with Dynamo's own guards on it.
 
-Numbers that the graph puts into such a tensor (``sizes[:, 0] = 3``) are put into its value as well. Nothing is assumed
-of a tensor that the graph may have written to in another way before it is read.
+Nothing is assumed of a tensor that the graph may have written to in another way before it is read.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import operator
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -28,35 +27,27 @@ from torch._dynamo.variables.tensor import TensorVariable
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lightint_compile.capture.known_numbers import KnownNumbers, is_few_numbers
+
 log = logging.getLogger(__name__)
 
-_MOST = 64
-"""Elements of the largest tensor that counts as numbers."""
-
-_FUNCTIONS = frozenset(
-    {
-        *(torch.tensor, torch.as_tensor, torch.stack, torch.cat, torch.prod, torch.sum, torch.max, torch.min),
-        torch._refs.tensor,  # what torch.tensor becomes where sizes are symbols
-        *(math.prod, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod),
-        *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
-    }
-)
-_METHODS = frozenset(
-    {
-        *("prod", "sum", "max", "min", "to", "long", "int", "cpu", "view", "reshape", "flatten", "unsqueeze"),
-        *("squeeze", "clone", "repeat", "expand", "contiguous"),
-    }
-)
-"""What is computed of known numbers. None of them writes."""
-
-_TAKE_SIZES = frozenset(
-    {"view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_empty", "narrow", "unflatten"}
-)
-"""Methods whose arguments may be tensors of one number, which stand for it."""
+_graphs: ContextVar[dict[fx.Graph, KnownNumbers] | None] = ContextVar("lightint_known_numbers", default=None)
+"""The graphs that are traced with help, by whoever asked for it; ``None`` where nobody did."""
 
 
-class UnknownError(Exception):
-    """A value that cannot be told."""
+@contextmanager
+def numbers_read() -> Iterator[None]:
+    """What this thread traces inside has its numbers read."""
+    token = _graphs.set({})
+    try:
+        yield
+    finally:
+        _graphs.reset(token)
+
+
+def are_numbers_read() -> bool:
+    """Whether this thread traces for somebody who asked."""
+    return _graphs.get() is not None
 
 
 def answered(tensor: TensorVariable, tx: Any, name: str, args: Sequence[VariableTracker]) -> VariableTracker | None:
@@ -70,34 +61,49 @@ def answered(tensor: TensorVariable, tx: Any, name: str, args: Sequence[Variable
     return _read(tensor, tx, name) if name in ("item", "tolist") and not args else None
 
 
-def with_sizes(name: str, args: Sequence[VariableTracker], tx: Any) -> list[VariableTracker]:
-    """The arguments of a method, tensors that stand for a size replaced by the size, also those in a list."""
-    if name not in _TAKE_SIZES:
-        return list(args)
-    listed = args[0].realize() if len(args) == 1 else None
-    if isinstance(listed, BaseListVariable) and any(
-        isinstance(each.realize(), TensorVariable) for each in listed.items
-    ):
-        args = listed.items
+def truth_of(value: VariableTracker, tx: Any) -> VariableTracker | None:
+    """What a branch on a value asks, as a number, where it is a tensor whose number is known."""
+    if type(value) is not TensorVariable or value.proxy.node.op == "placeholder":
+        return None
+    return _read(value, tx, "item")
+
+
+def with_sizes(args: Sequence[VariableTracker], tx: Any) -> list[VariableTracker]:
+    """Arguments of what takes sizes, tensors that stand for a size replaced by the size, also those in a list."""
     return [_size(each, tx) for each in args]
+
+
+def with_named_sizes(kwargs: Mapping[str, VariableTracker], tx: Any) -> dict[str, VariableTracker]:
+    """As :func:`with_sizes`, keyword arguments."""
+    return {name: _size(each, tx) for name, each in kwargs.items()}
 
 
 def _size(argument: VariableTracker, tx: Any) -> VariableTracker:
     argument = argument.realize()
-    known = _read(argument, tx, "item") if isinstance(argument, TensorVariable) else None
-    return argument if known is None else known
+    if type(argument) is TensorVariable:
+        return _read_size(argument, tx) or argument
+    if isinstance(argument, BaseListVariable) and any(
+        type(each.realize()) is TensorVariable for each in argument.items
+    ):
+        return argument.clone(items=with_sizes(argument.items, tx))
+    return argument
+
+
+def _read_size(tensor: TensorVariable, tx: Any) -> VariableTracker | None:
+    return _read(tensor, tx, "item") if tensor.ndim == 0 and tensor.dtype is not torch.bool else None
 
 
 def _read(tensor: TensorVariable, tx: Any, name: str) -> VariableTracker | None:
     """A number, or a list of numbers, as Dynamo's variables; ``None`` where it is data."""
-    try:
-        node = tensor.as_proxy().node
-        if node.op == "placeholder" and name == "item":
-            return _counter(tensor, node, tx)
-        value = _value_of(node)
-        return VariableTracker.build(tx, getattr(value, name)()) if isinstance(value, torch.Tensor) else None
-    except UnknownError:
+    graphs, node = _graphs.get(), tensor.as_proxy().node
+    if graphs is None or node.graph is not tx.output.current_tracer.graph:
         return None
+    known = graphs.setdefault(node.graph, KnownNumbers(node.graph))
+    try:
+        if node.op == "placeholder" and name == "item":
+            return _counter(tensor, node, tx) if known.is_as_given(node, tx) else None
+        values = known.of(node, tx)
+        return None if values is None else VariableTracker.build(tx, getattr(values, name)())
     except Exception:
         log.debug("a number cannot be told", exc_info=True)
         return None
@@ -108,97 +114,8 @@ def _counter(tensor: TensorVariable, node: fx.Node, tx: Any) -> VariableTracker 
     real: Any = getattr(node.meta.get("grapharg"), "example", None)
     if tensor.source is None or not isinstance(real, torch.Tensor) or isinstance(real, FakeTensor):
         return None
-    if real.numel() != 1 or not _is_number(real) or _is_written(node):
+    if real.numel() != 1 or not is_few_numbers(real):
         return None
     with _disable_current_modes():
         value = real.item()
     return VariableBuilder(tx, CallFunctionNoArgsSource(AttrSource(tensor.source, "item")))(value)
-
-
-def _value_of(node: fx.Node) -> Any:
-    """The value that a node has now, computed as far as it follows from sizes and constants, writes in their order.
-
-    Raises:
-        UnknownError: it depends on data, or may have been written to in a way that is not followed.
-    """
-    needed: set[fx.Node] = set()
-    _collect(node, needed)
-    values: dict[fx.Node, Any] = {}
-    with _disable_current_modes():
-        for each in node.graph.nodes if len(needed) > 1 else needed:
-            if each in needed:
-                values[each] = _evaluated(each, values)
-    return values[node]
-
-
-def _collect(node: fx.Node, needed: set[fx.Node]) -> None:
-    """Add a node, all that it is computed from, and all that was written into these."""
-    if node in needed:
-        return
-    needed.add(node)
-    held = node.meta.get("example_value")
-    if isinstance(held, (int, bool, torch.SymInt, torch.Size)):
-        return
-    if not _is_put(node):
-        if not _is_number(held) or held.device.type != "cpu" or not _is_pure(node):
-            raise UnknownError
-        for user in _writers(node):
-            if not _is_put(user):
-                raise UnknownError
-            _collect(user, needed)
-    for source in node.all_input_nodes:
-        _collect(source, needed)
-
-
-def _evaluated(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    held = node.meta.get("example_value")
-    if isinstance(held, (int, bool)):
-        return held
-    if isinstance(held, torch.SymInt):
-        return int(held)  # with a guard of its own
-    if isinstance(held, torch.Size):
-        return torch.Size(int(extent) for extent in held)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(*args[1:], **kwargs)
-
-
-def _is_number(value: Any) -> TypeGuard[torch.Tensor]:
-    """Whether a value is a tensor of few whole numbers, of a size that is no symbol."""
-    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex():
-        return False
-    return all(isinstance(extent, int) for extent in value.shape) and value.numel() <= _MOST
-
-
-def _is_pure(node: fx.Node) -> bool:
-    if node.op == "call_function":
-        return node.target in _FUNCTIONS
-    return node.op == "call_method" and node.target in _METHODS
-
-
-def _is_put(node: fx.Node) -> bool:
-    """Whether a node puts something into a part of a tensor."""
-    return node.op == "call_function" and node.target is operator.setitem
-
-
-def _is_written(node: fx.Node) -> bool:
-    """Whether anything that uses the tensor's memory so far may write to it."""
-    return any(True for _ in _writers(node))
-
-
-def _writers(node: fx.Node) -> Iterator[fx.Node]:
-    """What may have written to the tensor's memory so far: all that uses it and is not known to compute only."""
-    memory = _memory_of(node)
-    for other in node.graph.nodes:
-        if _memory_of(other) == memory:
-            yield from (user for user in other.users if _may_write(user, other))
-
-
-def _may_write(user: fx.Node, tensor: fx.Node) -> bool:
-    if _is_put(user):
-        return user.args[0] is tensor
-    return not _is_pure(user) and user.op != "output" and user.target not in _TAKE_SIZES
-
-
-def _memory_of(node: fx.Node) -> int | None:
-    held = node.meta.get("example_value")
-    return int(held.untyped_storage()._cdata) if _is_number(held) else None

@@ -1,100 +1,173 @@
 """Help for Dynamo while it traces accelerated modules: what it would end a graph at, or compile again for.
 
-Three methods of Dynamo's variables are asked here first: calls of a tensor's methods, whose numbers may be known
+Some methods of Dynamo's variables are asked here first: calls of a tensor's methods, whose numbers may be known
 (``host_values``), calls of torch's functions, of which ``linspace`` takes its number of points as a constant, and calls
 of Python functions: those of einops are one node each, where Dynamo would trace how einops reads its pattern, a
-thousand instructions a call. So is the function that says which whole numbers are constants: those in a dictionary of
-a Python module are, to Dynamo, as if they were settings; models keep there what changes with every chunk. All of them
-are Dynamo's own again once nobody asks, and unchanged for whatever is traced elsewhere meanwhile.
+thousand instructions a call. So are its instructions that branch, and the function that says which whole numbers are
+constants: those in a dictionary of a Python module are, to Dynamo, as if they were settings; models keep there what
+changes with every chunk. All of them are Dynamo's own again once nobody asks, and unchanged for whatever is traced
+elsewhere meanwhile.
 """
 
 from __future__ import annotations
 
-import logging
+import dis
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo.source import DictGetItemSource, GlobalSource
+from torch._dynamo.symbolic_convert import InstructionTranslatorBase
 from torch._dynamo.variables import builder
 from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.functions import UserFunctionVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from lightint_compile.capture.host_values import answered, with_sizes
+from lightint_compile.capture.host_values import (
+    answered,
+    are_numbers_read,
+    numbers_read,
+    truth_of,
+    with_named_sizes,
+    with_sizes,
+)
+from lightint_compile.capture.number_operations import TAKE_SIZES
+from lightint_compile.capture.symbolic_ranges import counted
 
-log = logging.getLogger(__name__)
-
-_helping: ContextVar[bool] = ContextVar("lightint_tracing_help", default=False)
 _lock = threading.Lock()
 _builder: Any = builder
 """The module of Dynamo that makes variables of what a function is given."""
 
-_own: list[tuple[Any, ...]] = []
-"""Dynamo's own methods and function, once for each who asked for help."""
+_own: list[list[Any]] = []
+"""Dynamo's own methods, functions and instructions, once for each who asked for help."""
 
 _EINOPS = {"rearrange", "reduce", "repeat", "einsum"}
 """Functions of ``einops.einops`` that take tensors, a pattern and sizes, and give one tensor."""
 
 
+_TAKE_SIZES = frozenset(
+    {
+        *(torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.linspace, torch.rand, torch.randn),
+        *(torch.reshape, torch.narrow, torch.split, torch.chunk, torch.tile, torch.unflatten, torch.broadcast_to),
+    }
+)
+"""Functions of torch whose arguments may be tensors of one number, which stand for it."""
+
+
 @contextmanager
 def helped() -> Iterator[None]:
     """What this thread traces inside is helped, between :func:`allow_help` and its undoing."""
-    token = _helping.set(True)
-    try:
+    with numbers_read():
         yield
-    finally:
-        _helping.reset(token)
 
 
 def allow_help() -> Callable[[], None]:
     """Let Dynamo ask here first, and give what undoes that; it ends when the last one undoes it."""
     with _lock:
-        own = _own[0] if _own else _as_it_is()
+        places = _places()
+        own = _own[0] if _own else [place.read() for place in places]
         _own.append(own)
         if len(_own) == 1:
-            _put(_of_tensors(own[0]), _of_functions(own[1]), _of_python(own[2]), _of_numbers(own[3]))
+            for place, method in zip(places, own, strict=True):
+                place.write(place.wrap(method))
 
     def undo() -> None:
         with _lock:
             before = _own.pop()
-            if not _own:
-                _put(*before)
+            for place, method in zip(places, before, strict=True) if not _own else ():
+                place.write(method)
 
     return undo
 
 
-def _as_it_is() -> tuple[Any, ...]:
-    methods = TensorVariable.call_method, TorchInGraphFunctionVariable.call_function, UserFunctionVariable.call_function
-    return (*methods, _builder.is_int_specialization_case)
+@dataclass(frozen=True)
+class _Place:
+    """Where Dynamo keeps something that is asked here first: an attribute, or an entry of a list.
+
+    Attributes:
+        wrap: makes what asks here first, from Dynamo's own.
+    """
+
+    holder: Any
+    key: Any
+    wrap: Callable[[Any], Any]
+
+    def read(self) -> Any:
+        return self.holder[self.key] if isinstance(self.holder, list) else getattr(self.holder, self.key)
+
+    def write(self, value: Any) -> None:
+        if isinstance(self.holder, list):
+            self.holder[self.key] = value
+        else:
+            setattr(self.holder, self.key, value)
 
 
-def _put(call_method: Any, call_function: Any, call_python: Any, is_constant: Any) -> None:
-    TensorVariable.call_method = call_method  # type: ignore[method-assign]
-    TorchInGraphFunctionVariable.call_function = call_function  # type: ignore[method-assign]
-    UserFunctionVariable.call_function = call_python  # type: ignore[method-assign]
-    _builder.is_int_specialization_case = is_constant
+def _places() -> list[_Place]:
+    return [
+        _Place(TensorVariable, "call_method", _of_tensors),
+        _Place(TorchInGraphFunctionVariable, "call_function", _of_functions),
+        _Place(UserFunctionVariable, "call_function", _of_python),
+        _Place(BuiltinVariable, "call_function", _of_builtins),
+        _Place(_builder, "is_int_specialization_case", _of_numbers),
+        *(_Place(each.dispatch_table, branch, _of_branches) for each in _translators() for branch in _BRANCHES),
+    ]
+
+
+_BRANCHES = tuple(number for name, number in dis.opmap.items() if re.search(r"JUMP\w*_IF_(TRUE|FALSE)", name))
+"""Instructions of this version of Python that branch on what lies on the stack."""
+
+
+def _translators() -> Iterator[type[InstructionTranslatorBase]]:
+    """Dynamo's translators, each of which has a table of what it does for an instruction."""
+    waiting = [InstructionTranslatorBase]
+    while waiting:
+        kind = waiting.pop()
+        yield kind
+        waiting += kind.__subclasses__()
+
+
+def _of_branches(own: Callable[..., Any]) -> Callable[..., Any]:
+    def branch(self: InstructionTranslatorBase, instruction: Any) -> Any:
+        value = self.stack[-1]
+        told = truth_of(value, self) if are_numbers_read() else None
+        if told is None:
+            return own(self, instruction)
+        self.stack[-1] = told
+        result = own(self, instruction)
+        if self.stack and self.stack[-1] is told:
+            self.stack[-1] = value  # what ``a or b`` leaves is the tensor
+        return result
+
+    return branch
 
 
 def _of_tensors(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_method(self: TensorVariable, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if not _helping.get():
+        if not are_numbers_read():
             return own(self, tx, name, args, kwargs)
         found = answered(self, tx, name, args) if not kwargs else None
-        return own(self, tx, name, with_sizes(name, args, tx), kwargs) if found is None else found
+        if found is not None:
+            return found
+        if name in TAKE_SIZES:
+            args, kwargs = with_sizes(args, tx), with_named_sizes(kwargs, tx)
+        return own(self, tx, name, args, kwargs)
 
     return call_method
 
 
 def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: TorchInGraphFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
-        if self.value is torch.linspace and _helping.get() and _counts_up(args, kwargs):
+        if self.value in _TAKE_SIZES and are_numbers_read():
+            args, kwargs = with_sizes(args, tx), with_named_sizes(kwargs, tx)
+        if self.value is torch.linspace and are_numbers_read() and _counts_up(args, kwargs):
             return VariableTracker.build(tx, _counted_up).call_function(tx, list(args), kwargs)
         return own(self, tx, args, kwargs)
 
@@ -104,16 +177,24 @@ def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
 def _of_python(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: UserFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
         function: Any = self.fn
-        if function.__module__ == "einops.einops" and function.__name__ in _EINOPS and _helping.get():
-            return TorchInGraphFunctionVariable(function).call_function(tx, args, kwargs)
+        if function.__module__ == "einops.einops" and function.__name__ in _EINOPS and are_numbers_read():
+            return TorchInGraphFunctionVariable(function).call_function(tx, args, with_named_sizes(kwargs, tx))
         return own(self, tx, args, kwargs)
+
+    return call_function
+
+
+def _of_builtins(own: Callable[..., Any]) -> Callable[..., Any]:
+    def call_function(self: BuiltinVariable, tx: Any, args: Any, kwargs: Any) -> Any:
+        found = counted(args) if self.fn is range and are_numbers_read() and not kwargs else None
+        return own(self, tx, args, kwargs) if found is None else found
 
     return call_function
 
 
 def _of_numbers(own: Callable[..., Any]) -> Callable[..., Any]:
     def is_int_specialization_case(value: Any, source: Any) -> Any:
-        if _helping.get() and isinstance(source, DictGetItemSource) and isinstance(source.base, GlobalSource):
+        if are_numbers_read() and isinstance(source, DictGetItemSource) and isinstance(source.base, GlobalSource):
             return False  # a symbol once it has changed, like an argument, with Dynamo's own guards
         return own(value, source)
 
