@@ -38,10 +38,9 @@ class CountedRange(RangeVariable):
 
 def counted(args: Sequence[VariableTracker]) -> RangeVariable | None:
     """``range(*args)`` where both ends are symbols; ``None`` for any other."""
-    ends = [each.realize() for each in args]
-    if len(ends) != 2 or not all(map(_is_size, ends)):
+    if len(args) != 2 or not all(map(_is_size, args)):
         return None
-    return CountedRange([*ends, ConstantVariable.create(1)])
+    return CountedRange([*args, ConstantVariable.create(1)])
 
 
 def _is_size(variable: VariableTracker) -> bool:

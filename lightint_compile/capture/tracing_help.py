@@ -186,7 +186,10 @@ def _of_python(own: Callable[..., Any]) -> Callable[..., Any]:
 
 def _of_builtins(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: BuiltinVariable, tx: Any, args: Any, kwargs: Any) -> Any:
-        found = counted(args) if self.fn is range and are_numbers_read() and not kwargs else None
+        if self.fn is not range or not are_numbers_read():
+            return own(self, tx, args, kwargs)
+        args = with_sizes(args, tx)
+        found = counted(args)
         return own(self, tx, args, kwargs) if found is None else found
 
     return call_function

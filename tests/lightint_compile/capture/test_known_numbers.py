@@ -22,6 +22,10 @@ def video(frames: int, height: int = 4, width: int = 6) -> Tensor:
     return torch.randn(1, 4, frames, height, width, generator=torch.Generator().manual_seed(frames))
 
 
+def put(held: Any, index: Any, value: Any) -> None:
+    held[index] = value
+
+
 def grids_of(x: Tensor) -> Tensor:
     """The grid of each sample as a tensor [B, 3]."""
     return torch.stack([torch.tensor(each.shape[1:], dtype=torch.long) for each in x])
@@ -193,9 +197,9 @@ WRITES: list[Callable[[Tensor, Tensor], Any]] = [
     lambda sizes, data: sizes.data.add_(1),
     lambda sizes, data: sizes.unbind(1)[0].add_(3),
     lambda sizes, data: grow(sizes),
-    lambda sizes, data: operator.setitem(sizes, (0, 1), data),
-    lambda sizes, data: operator.setitem(sizes, data > 0, data),
-    lambda sizes, data: operator.setitem(sizes.T, (0, 0), 5),
+    lambda sizes, data: put(sizes, (0, 1), data),
+    lambda sizes, data: put(sizes, data > 0, data),
+    lambda sizes, data: put(sizes.T, (0, 0), 5),
     lambda sizes, data: operator.iadd(sizes, data),
     lambda sizes, data: torch.stack([sizes[0], sizes[0]], out=torch.empty(2, 3, dtype=torch.long)).fill_(0),
     lambda sizes, data: setattr(sizes, "data", sizes + 5),
@@ -253,15 +257,15 @@ def _drawn(draw: random.Random, *, followed: bool) -> Step:
         _adds(lambda a, b: torch.stack([a.sum(), b.sum()]), one, other),
         _adds(lambda a, b: (a.flatten()[:1] >= b.flatten()[:1]).long(), one, other),
         _adds(lambda a: a.to(torch.int16).long(), one),
-        lambda pool, data: operator.setitem(pool[one % len(pool)], ..., number),
-        lambda pool, data: operator.setitem(pool[one % len(pool)], -1, pool[other % len(pool)].flatten()[0]),
-        lambda pool, data: operator.setitem(pool, one % len(pool), operator.iadd(pool[one % len(pool)], number)),
-        lambda pool, data: operator.setitem(pool, one % len(pool), operator.imul(pool[one % len(pool)], 2)),
+        lambda pool, data: put(pool[one % len(pool)], ..., number),
+        lambda pool, data: put(pool[one % len(pool)], -1, pool[other % len(pool)].flatten()[0]),
+        lambda pool, data: put(pool, one % len(pool), operator.iadd(pool[one % len(pool)], number)),
+        lambda pool, data: put(pool, one % len(pool), operator.imul(pool[one % len(pool)], 2)),
     ]
     others: list[Step] = [
         lambda pool, data: _do(pool[one % len(pool)].add_(number)),
         lambda pool, data: _do(pool[one % len(pool)].flatten().fill_(number)),
-        lambda pool, data: operator.setitem(pool[one % len(pool)], 0, data),
+        lambda pool, data: put(pool[one % len(pool)], 0, data),
         lambda pool, data: pool.append(data[None]),
     ]
     return draw.choice(known if followed or draw.random() < 0.8 else others)
