@@ -28,8 +28,8 @@ def accelerate(
       force. It is held to the first call: a function that does not trace gets the decorator back, and the report says
       why. The code of libraries that the model uses keeps its decorators.
     * A module is compiled in place, as by :meth:`torch.nn.Module.compile`: it stays the same object with the same
-      ``state_dict``. Of a pipeline these are ``transformer``, ``transformer_2``, ``unet`` and ``vae.decoder``; the
-      decoder runs the preset ``exact``.
+      ``state_dict``. Of a pipeline these are ``transformer``, ``transformer_2``, ``unet``, or ``model`` where there is
+      none of these, and ``vae.decoder``; the decoder runs the preset ``exact``.
     * A pipeline whose loop an adapter knows (:mod:`lightint_compile.integrations`) has its chunks counted, its context
       frames chosen and steps reused as by :func:`lightint_compile.rollout`, where the preset does so inside of a model.
 

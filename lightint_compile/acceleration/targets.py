@@ -11,8 +11,8 @@ from torch._dynamo.eval_frame import OptimizedModule
 from lightint_compile.errors import InputError, StateError
 from lightint_compile.torch_marks import compiled_call
 
-DENOISERS = ("transformer", "transformer_2", "unet")
-"""Where a pipeline keeps the modules that it calls in every denoising step."""
+DENOISERS = ("transformer", "transformer_2", "unet", "model")
+"""Where a pipeline keeps the modules that it calls in every denoising step; the last counts where there is no other."""
 
 DECODER = "vae.decoder"
 
@@ -42,6 +42,9 @@ def targets_of(subject: Any) -> list[Target]:
         found = [Target("", subject)]
     else:
         named = {name: getattr(subject, name, None) for name in DENOISERS}
+        *others, only = DENOISERS
+        if any(isinstance(named[name], torch.nn.Module) for name in others):
+            del named[only]
         named[DECODER] = getattr(getattr(subject, "vae", None), "decoder", None)
         modules = {value: name for name, value in reversed(named.items()) if isinstance(value, torch.nn.Module)}
         found = [Target(name, value, name == DECODER) for value, name in reversed(modules.items())]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from lightint_compile.entry_points import Extension, extensions, refusal
-from lightint_compile.integrations import camera_rollout
+from lightint_compile.integrations import camera_rollout, memory_clips
 from lightint_compile.integrations.loop import Adapter, Calls, Loop
 from lightint_compile.integrations.loop_rules import LoopRules
 
@@ -21,7 +21,7 @@ GROUP = "lightint.integrations"
 """Entry points of other packages: any name, and ``module:attribute`` of an
 :data:`~lightint_compile.integrations.loop.Adapter`."""
 
-ADAPTERS: dict[str, Adapter] = {"camera-rollout": camera_rollout.install}
+ADAPTERS: dict[str, Adapter] = {"camera-rollout": camera_rollout.install, "memory-clips": memory_clips.install}
 
 
 def installed(pipeline: Any, calls: Mapping[str, Calls], rules: LoopRules) -> Loop | None:

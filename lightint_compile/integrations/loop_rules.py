@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.adaptive_context import AdaptiveContext
 from lightint_compile.passes.ir.decision_policy import Policy
+from lightint_compile.passes.ir.world_spec import PUBLISHED_FRAMES
 from lightint_compile.passes.step_cache import StepCache
+from lightint_compile.runtime.frame_memory import rules_in_world
 from lightint_compile.runtime.rules import Rules, rules_of
 
 REUSABLE = (1, 2)
@@ -52,16 +54,27 @@ class LoopRules:
 
     def of_chunks(self, chunk: int, steps: int) -> Rules:
         """The rules for chunks of ``chunk`` latent frames that are denoised in ``steps`` steps."""
+        return rules_of(self._policy(steps, chunk=chunk))
+
+    def of_frames(self, steps: int, **facts: Any) -> Rules:
+        """The rules for a memory of single frames, of which ``facts`` are known.
+
+        Args:
+            steps: denoising steps of a chunk.
+            facts: of a :class:`~lightint_compile.passes.ir.world_spec.WorldSpec`, by name.
+        """
+        seen = {name: getattr(PUBLISHED_FRAMES, name) for name in ("clip", "fov", "view_depth")}
+        counted = min(steps, REUSABLE[-1] + 2)  # the rules reuse every step between the first and the last
+        return rules_in_world(self._policy(steps, **seen, **facts, denoising_steps=counted))
+
+    def _policy(self, steps: int, **facts: Any) -> Policy:
         step = self.context or self.cache
         assert step is not None
         reusable = tuple(number for number in REUSABLE if number < steps - 1) if self.cache else ()
-        world = step.world(chunk=chunk)
-        return rules_of(
-            Policy.of(
-                world,
-                rules=step.rules,
-                adapt_context=self.context is not None,
-                steps=reusable,
-                overlap=step.overlap,
-            )
+        return Policy.of(
+            step.world(**facts),
+            rules=step.rules,
+            adapt_context=self.context is not None,
+            steps=reusable,
+            overlap=step.overlap,
         )
