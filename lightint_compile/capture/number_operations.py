@@ -287,6 +287,7 @@ _BINARY = {
 }
 _BY_NAME: dict[str, Computation] = {
     **_BINARY,
+    **{f"__{name}__": computation for name, computation in _BINARY.items()},  # so torch 2.11 writes ``==``
     **{"neg": _elementwise(operator.neg, 1), "maximum": _elementwise(max), "minimum": _elementwise(min)},
     **{"sum": _reduced(operator.add), "prod": _reduced(operator.mul), "max": _extreme(max), "min": _extreme(min)},
     **{"all": _truths(True), "any": _truths(False)},

@@ -35,6 +35,10 @@ class CountedRange(RangeVariable):
         """An iterator over them."""
         return ListIteratorVariable(self.unpack_var_sequence(tx), mutation_type=ValueMutationNew())
 
+    def call_method(self, tx: Any, name: str, args: Any, kwargs: Any) -> VariableTracker:
+        """Dynamo's own, but for ``__iter__``: torch 2.11 asks for an iterator in this way, later ones in the other."""
+        return self.tp_iter_impl(tx) if name == "__iter__" else super().call_method(tx, name, args, kwargs)
+
 
 def counted(args: Sequence[VariableTracker]) -> RangeVariable | None:
     """``range(*args)`` where both ends are symbols; ``None`` for any other."""

@@ -12,6 +12,7 @@ elsewhere meanwhile.
 from __future__ import annotations
 
 import dis
+import operator
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from torch._dynamo.variables import builder
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builtin import BuiltinVariable
 from torch._dynamo.variables.functions import UserFunctionVariable
+from torch._dynamo.variables.lists import BaseListVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -167,6 +169,8 @@ def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: TorchInGraphFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
         if self.value in _TAKE_SIZES and are_numbers_read():
             args, kwargs = with_sizes(args, tx), with_named_sizes(kwargs, tx)
+        if _is_pattern(self.value) and are_numbers_read():
+            kwargs = with_named_sizes(kwargs, tx)
         if self.value is torch.linspace and are_numbers_read() and _counts_up(args, kwargs):
             return VariableTracker.build(tx, _counted_up).call_function(tx, list(args), kwargs)
         return own(self, tx, args, kwargs)
@@ -176,23 +180,40 @@ def _of_functions(own: Callable[..., Any]) -> Callable[..., Any]:
 
 def _of_python(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: UserFunctionVariable, tx: Any, args: Any, kwargs: Any) -> Any:
-        function: Any = self.fn
-        if function.__module__ == "einops.einops" and function.__name__ in _EINOPS and are_numbers_read():
-            return TorchInGraphFunctionVariable(function).call_function(tx, args, with_named_sizes(kwargs, tx))
+        if _is_pattern(self.fn) and are_numbers_read():
+            return TorchInGraphFunctionVariable(self.fn).call_function(tx, args, kwargs)
         return own(self, tx, args, kwargs)
 
     return call_function
 
 
+def _is_pattern(function: Any) -> bool:
+    """Whether it is one of einops, which torch 2.11 takes for one of torch's by itself."""
+    return getattr(function, "__module__", None) == "einops.einops" and function.__name__ in _EINOPS
+
+
 def _of_builtins(own: Callable[..., Any]) -> Callable[..., Any]:
     def call_function(self: BuiltinVariable, tx: Any, args: Any, kwargs: Any) -> Any:
-        if self.fn is not range or not are_numbers_read():
-            return own(self, tx, args, kwargs)
-        args = with_sizes(args, tx)
-        found = counted(args)
+        if self.fn in _READ_NUMBERS and are_numbers_read() and not kwargs:
+            args = _with_numbers(self.fn, args, tx)
+        found = counted(args) if self.fn is range and are_numbers_read() and not kwargs else None
         return own(self, tx, args, kwargs) if found is None else found
 
     return call_function
+
+
+_READ_NUMBERS = frozenset({range, bool, operator.getitem})
+"""What asks tensors for their numbers in a way of its own in one version of torch or another."""
+
+
+def _with_numbers(function: Any, args: Any, tx: Any) -> list[VariableTracker]:
+    if function is range:
+        return with_sizes(args, tx)
+    if function is bool:
+        return [each if (told := truth_of(each, tx)) is None else told for each in args]
+    *held, place = args
+    is_number = type(place) is TensorVariable and isinstance(held[0].realize(), BaseListVariable)
+    return [*held, *with_sizes([place], tx)] if is_number else list(args)
 
 
 def _of_numbers(own: Callable[..., Any]) -> Callable[..., Any]:

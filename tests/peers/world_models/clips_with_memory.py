@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import random
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import stubs
 import torch
 from case import FRAME, WIDTH, Case
 from causal_wan import family, sizes
+from PIL import Image
 from torch import Tensor, nn
 
 FIRST, LATER, KNOWN, MEMORY = 15, 14, 4, 5
@@ -19,21 +24,29 @@ FIRST, LATER, KNOWN, MEMORY = 15, 14, 4, 5
 CHANNELS, CLIPS, STEPS = 4, 4, 3
 
 
+def _code(root: Path) -> Any:
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment]  # where its tables of positions are made
+    names = ("wan", "wan.modules", "wan.utils", "wan.distributed")
+    return family(root, {name: name.replace(".", "/") for name in names}, "wan.modules.attention", "wan.modules.model")
+
+
+def _built(code: Any, channels: int) -> nn.Module:
+    inner = {"hidden_size": 16, "img_hidden_size": WIDTH, "keyboard_hidden_dim": 64, "mouse_hidden_dim": 64}
+    rope = {"rope_dim_list": [8, 12, 12], "mouse_qk_dim_list": [8, 12, 12], "patch_size": [1, 2, 2]}
+    actions = {**inner, **rope, "mouse_dim_in": 2, "keyboard_dim_in": 6, "heads_num": 2, "blocks": [0]}
+    form = {"model_type": "ti2v", "action_config": actions, "use_memory": True, "sigma_theta": 0.8}
+    given = sizes(**form, cross_attn_norm=True, num_layers=2) | {"in_dim": channels, "out_dim": channels}
+    model = code.WanModel(**given)
+    for block in model.blocks:  # given bfloat16 whatever the model computes in
+        block.cross_attn.bfloat16()
+    return stubs.filled(model)
+
+
 def _matrix_game_3() -> Case:
     """Steered by keys and the mouse; its blocks read the camera, and their attention the frames' own numbers."""
 
     def build(root: Path) -> nn.Module:
-        torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment]  # where its tables of positions are made
-        packages = {"wan": "wan", "wan.modules": "wan/modules", "wan.utils": "wan/utils"}
-        code = family(root, {**packages, "wan.distributed": "wan/distributed"}, "wan.modules.attention", _MODEL)
-        inner = {"hidden_size": 16, "img_hidden_size": WIDTH, "keyboard_hidden_dim": 64, "mouse_hidden_dim": 64}
-        rope = {"rope_dim_list": [8, 12, 12], "mouse_qk_dim_list": [8, 12, 12], "patch_size": [1, 2, 2]}
-        actions = {**inner, **rope, "mouse_dim_in": 2, "keyboard_dim_in": 6, "heads_num": 2, "blocks": [0]}
-        form = {"model_type": "ti2v", "action_config": actions, "use_memory": True, "sigma_theta": 0.8}
-        model = code.WanModel(**sizes(**form, cross_attn_norm=True, num_layers=2))
-        for block in model.blocks:  # given bfloat16 whatever the model computes in
-            block.cross_attn.bfloat16()
-        return stubs.filled(model)
+        return _built(_code(root), CHANNELS)
 
     def roll(call: Callable[..., Any]) -> list[Tensor]:
         solver = importlib.import_module("wan.utils.fm_solvers_unipc").FlowUniPCMultistepScheduler
@@ -60,9 +73,6 @@ def _matrix_game_3() -> Case:
     return Case("mgx/Matrix-Game-3", build, roll, rounding=2**-8)
 
 
-_MODEL = "wan.modules.model"
-
-
 def _remembered(made: Tensor | None, clip: int) -> dict[str, Any]:
     """Single frames of the past as a clip is given them, with their numbers; others for every clip."""
     names = ("x_memory", "timestep_memory", "mouse_cond_memory", "keyboard_cond_memory", "memory_latent_idx")
@@ -85,4 +95,72 @@ def _denoised(call: Callable[..., Any], scheduler: Any, latents: Tensor, seen: T
     return latents
 
 
-CASES = {"Matrix-Game 3": _matrix_game_3()}
+class _Pipeline:
+    """The pipeline of the release: its own loop, cameras, rays and scheduler, around stand-ins for its encoders."""
+
+    def __init__(self, code: types.ModuleType, model: nn.Module) -> None:
+        self._code, self._made = code, list[Tensor]()
+        draw = torch.Generator().manual_seed(1)
+        image, text = torch.randn(48, 1, 8, 8, generator=draw), torch.randn(5, 16, generator=draw)
+        self.pipe = object.__new__(code.MatrixGame3Pipeline)  # without weights and encoders
+        vars(self.pipe).update(
+            model=model,
+            text_encoder=lambda *_, **__: [text],
+            vae=types.SimpleNamespace(dtype=torch.float32, encode=lambda _: [image], stream_decode=self._decoded),
+            device=torch.device("cpu"),
+            config=types.SimpleNamespace(sample_neg_prompt=""),
+            vae_stride=(4, 16, 16),
+            patch_size=(1, 2, 2),
+            **{"rank": 0, "sp_size": 1, "fa_version": None, "use_async_vae": False, "output_dir": ""},
+        )
+
+    def _decoded(self, latents: Tensor, cache: Any, **_: Any) -> tuple[Tensor, Any]:
+        self._made.append(latents.clone())
+        return torch.zeros(1, 3, 1, 8, 8), cache
+
+    def __call__(self, seed: int) -> Tensor:
+        random.seed(seed)  # it draws the actions
+        self._made.clear()
+        given = {"max_area": 128 * 128, "num_inference_steps": STEPS, "seed": seed}
+        args = types.SimpleNamespace(size="128*128", save_name="", num_iterations=CLIPS)
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):  # with which its loop ends
+            self.pipe.generate("", Image.new("RGB", (128, 128)), **given, args=args)
+        return torch.cat(self._made, 2)
+
+
+class _Float32:
+    """``torch`` as the loop sees it: what it makes in bfloat16 is float32, which the CPU's model computes in."""
+
+    bfloat16 = torch.float32
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _its_pipeline() -> Case:
+    missing: dict[str, dict[str, Any]] = {
+        "wan.distributed.fsdp": {"shard_model": None},
+        "wan.distributed.sequence_parallel": {"sp_attn_forward": None, "sp_dit_forward": None},
+        "wan.modules.t5": {"T5EncoderModel": None},
+        "wan.modules.vae2_2": {"Wan2_2_VAE": None},
+        "utils.visualize": {"process_video": lambda *_, **__: None},
+        "utils.transform": {"get_video_transform": lambda *_: lambda image: image / 127.5 - 1},
+        "pipeline.vae_worker": {"start_vae_worker_process": None},
+        **{"pandas": {}, "trimesh": {}, "torchvision": {}, "torchvision.transforms": {"Lambda": None}},
+    }
+
+    def build(root: Path) -> _Pipeline:
+        code = _code(root)
+        sys.modules["wan.modules"].WanModel = code.WanModel  # type: ignore[attr-defined]
+        for name in ("pipeline", "utils"):
+            stubs.package(name, root / name)
+        for name, names in missing.items():
+            stubs.package(name).__dict__.update(names)
+        loop: Any = importlib.import_module("pipeline.inference_pipeline")
+        loop.torch = _Float32()
+        return _Pipeline(loop, _built(code, 48))
+
+    return Case("mgx/Matrix-Game-3", build, lambda call: [call(seed) for seed in (1, 2, 3)], rounding=2**-8)
+
+
+CASES = {"Matrix-Game 3": _matrix_game_3(), "Matrix-Game 3, its pipeline": _its_pipeline()}
