@@ -7,9 +7,8 @@ of a chunk that is.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +28,7 @@ from lightint_compile.passes.ir.remarks import generic_path
 from lightint_compile.runtime.content_check import Check, Watch
 from lightint_compile.runtime.content_sums import Checksums
 
+from .about import device_name, write
 from .timing import milliseconds
 
 COLUMNS = ("tensors", "GB", "device ms", "GB/s", "host ms", "check ms", "of a chunk")
@@ -61,16 +61,20 @@ def run(
         "all parameters": list(weights.values()),
     }
     figures = {name: measure(tensors, place, seconds) for name, tensors in sets.items() if tensors}
-    named = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
-    table = Table(title=f"Checks of content, {named}, torch {torch.__version__}; a chunk of {chunk:g} ms")
+    Console(width=width).print(table(figures, chunk, device_name(place)))
+    if json_file:
+        write(json_file, {"chunk ms": chunk, "checks": figures}, place)
+
+
+def table(figures: Mapping[str, Mapping[str, float]], chunk: float, device: str) -> Table:
+    """One row a set of tensors; ``chunk`` is milliseconds, for the share."""
+    made = Table(title=f"Checks of content on {device}; a chunk of {chunk:g} ms")
     for column in ("", *COLUMNS):
-        table.add_column(column, justify="right" if column else "left")
+        made.add_column(column, justify="right" if column else "left")
     for name, found in figures.items():
         share = f"{found['check ms'] / chunk:.2%}"
-        table.add_row(name, *(f"{found[column]:.4g}" for column in COLUMNS[:-1]), share)
-    Console(width=width).print(table)
-    if json_file:
-        json_file.write_text(json.dumps({"device": named, "chunk ms": chunk, **figures}, indent=1), "utf-8")
+        made.add_row(name, *(f"{found[column]:.4g}" for column in COLUMNS[:-1]), share)
+    return made
 
 
 def measure(tensors: Sequence[Tensor], device: torch.device, seconds: float) -> dict[str, float]:

@@ -13,22 +13,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.bench.about import write
 from lightint_compile.errors import InputError, StateError
 from lightint_compile.models.registry import TINY, world_model
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def run(*, model: str = TINY, depths: Sequence[int] = (4, 16), inductor_up_to: int = 4, history: int = 24) -> None:
+
+def run(
+    *,
+    model: str = TINY,
+    depths: Sequence[int] = (4, 16),
+    inductor_up_to: int = 4,
+    history: int = 24,
+    json_file: Path | None = None,
+) -> None:
     """Run the benchmark and print its table.
 
     Args:
         depths: numbers of blocks.
         inductor_up_to: the deepest stack that Inductor compiles as well.
         history: latent frames before the chunk.
+        json_file: where the rows are written.
 
     Raises:
         InputError: there is no such model, or ``history`` is no whole number of its chunks.
@@ -46,6 +59,8 @@ def run(*, model: str = TINY, depths: Sequence[int] = (4, 16), inductor_up_to: i
         with tempfile.TemporaryDirectory() as folder:
             rows += [_process(name, model, depth, history, folder) for name in ("lightint cold", "lightint warm")]
     print_table(model, rows)
+    if json_file is not None:
+        write(json_file, {"model": model, "rows": rows}, "cpu")
 
 
 def _process(name: str, model: str, depth: int, history: int, folder: str) -> dict[str, Any]:
@@ -102,15 +117,21 @@ def in_this_process(variant: str, name: str, depth: int, history: int) -> dict[s
 
 
 def print_table(model: str, rows: Sequence[dict[str, Any]]) -> None:
-    """One row a process."""
+    """Print :func:`table`."""
     from rich.console import Console
+
+    Console(width=100).print(table(model, rows))
+
+
+def table(model: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """One row a process."""
     from rich.table import Table
 
-    table = Table(title=f"Compiling a chunk of {model}, seconds")
+    made = Table(title=f"Compiling a chunk of {model}, seconds")
     for column in ("blocks", "variant", "trace", "compile", "a later call", "graphs", "regions", "compiled"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
+        made.add_column(column, justify="left" if column == "variant" else "right")
     for row in rows:
         seconds = [f"{row[name]:.2f}" for name in ("trace", "compile", "later")]
         counts = [str(row[name]) for name in ("graphs", "regions", "compiled")]
-        table.add_row(str(row["depth"]), row["variant"], *seconds, *counts)
-    Console(width=100).print(table)
+        made.add_row(str(row["depth"]), row["variant"], *seconds, *counts)
+    return made

@@ -9,18 +9,18 @@ counts as reused, as its drift check is not known without values.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 import torch.fx as fx
 
 from lightint_compile import capture
+from lightint_compile.bench.about import write
 from lightint_compile.bench.counting import MODULATION, ChunkCounter, Work, total
 from lightint_compile.bench.depths import check_depths, default_depths
 from lightint_compile.errors import OptionError, did_you_mean
@@ -95,6 +95,23 @@ class Rollout:
     def work(self) -> Work:
         """Of all chunks."""
         return sum(self.chunks, Counter())
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain data, a chunk each; :meth:`from_dict` takes it back."""
+        return [
+            {**decision.to_dict(), "flops": {f"{stage} {kind}": flops for (stage, kind), flops in sorted(work.items())}}
+            for decision, work in zip(self.decisions, self.chunks, strict=True)
+        ]
+
+    @classmethod
+    def from_dict(cls, data: Sequence[Mapping[str, Any]]) -> Self:
+        """The inverse of :meth:`to_dict`, also after a way through JSON."""
+        made = cls([])
+        for each in data:
+            made.decisions.append(Decision.from_dict({key: each[key] for key in each if key != "flops"}))
+            work = {tuple(key.split(" ")): flops for key, flops in each["flops"].items()}
+            made.chunks.append(cast(Work, Counter(work)))
+        return made
 
 
 class Traces:
@@ -251,7 +268,7 @@ def run(
     for row in table(found):
         print(row)
     if json_file:
-        json_file.write_text(json.dumps({name: _as_data(each) for name, each in found.items()}, indent=1), "utf-8")
+        write(json_file, {"model": model, "variants": {name: each.to_dict() for name, each in found.items()}}, "cpu")
 
 
 def table(found: Mapping[str, Rollout]) -> Iterator[str]:
@@ -273,10 +290,3 @@ def _context_frames(name: str, decision: Decision) -> int:
 
 def _peta(flops: int) -> str:
     return f"{flops / 1e15:.2f}"
-
-
-def _as_data(each: Rollout) -> list[dict[str, Any]]:
-    return [
-        {**decision.to_dict(), "flops": {f"{stage} {kind}": flops for (stage, kind), flops in sorted(work.items())}}
-        for decision, work in zip(each.decisions, each.chunks, strict=True)
-    ]

@@ -9,7 +9,6 @@ a call keeps the host busy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,6 +27,8 @@ from lightint_compile.kernels.skipped import Means, joined
 from lightint_compile.kernels.tiles import Layout
 from lightint_compile.models.devices import checked_device
 
+from .about import device_name, write
+from .kernel_tables import host_table, site_table, sweep_table
 from .peers import Way
 from .peers import ways as peer_ways
 from .sites import BLOCK, Site, Tensors, square, visual, world_chunk
@@ -80,8 +80,8 @@ def run(options: Settings) -> None:
     device = checked_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     console = Console(width=options.width)
-    console.print(f"{_device_name(device)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
-    figures: dict[str, Any] = {"device": _device_name(device), "torch": torch.__version__}
+    console.print(f"{device_name(device)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
+    figures: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
     if "sites" in options.tables:
         sites = world_chunk() if device.type == "cuda" else [_small_site()]
         figures["sites"] = [_measure_site(site, device, dtype, options, console) for site in sites]
@@ -91,11 +91,7 @@ def run(options: Settings) -> None:
     if "host" in options.tables and device.type == "cuda":
         figures["host"] = _measure_host(device, dtype, console)
     if options.json_file:
-        options.json_file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        write(options.json_file, figures, device)
 
 
 def _small_site() -> Site:
@@ -106,21 +102,22 @@ def _measure_site(
     site: Site, device: torch.device, dtype: torch.dtype, options: Settings, console: Console
 ) -> dict[str, Any]:
     tensors = Tensors.random(site, device, dtype)
-    table = Table(title=f"{site.name}: {tensors.query.shape[2]} queries, {site.layout.key_tokens} keys", expand=True)
-    for column in ("way", "ms", "TFLOP/s", "x best dense"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    figures: dict[str, float] = {}
+    times: dict[str, float] = {}
+    operations: dict[str, float] = {}
     notes: list[str] = []
     for way in _ways(site, tensors, options.flex):
         if isinstance(way, str):
             notes.append(way)
             continue
         name, call, flops = way
-        figures[name] = time = milliseconds(call, device, options.seconds)
-        dense = min(value for key, value in figures.items() if key.startswith("dense"))
-        table.add_row(name, f"{time:.3f}", f"{flops / time / 1e9:.3g}" if flops else "", f"{dense / time:.2f}")
-    console.print(table, *notes, sep="\n")
-    return {"site": site.name, "kept": site.kept, "blocks": site.layout.key_blocks, "ms": figures, "notes": notes}
+        times[name] = milliseconds(call, device, options.seconds)
+        if flops:
+            operations[name] = flops
+    sizes = {"queries": tensors.query.shape[2], "keys": site.layout.key_tokens}
+    kept = {"kept": site.kept, "blocks": site.layout.key_blocks}
+    figures = {"site": site.name, **sizes, **kept, "ms": times, "flops": operations, "notes": notes}
+    console.print(site_table(figures), *notes, sep="\n")
+    return figures
 
 
 def _ways(site: Site, tensors: Tensors, flex: bool) -> Iterator[Way | str]:
@@ -263,19 +260,8 @@ def _measure_sweep(
     device: torch.device, dtype: torch.dtype, options: Settings, console: Console, *, in_graphs: bool
 ) -> list[dict[str, float]]:
     lengths = options.lengths or (LENGTHS if device.type == "cuda" else LENGTHS[:4])
-    how = "replayed from CUDA graphs" if in_graphs else "called from Python"
-    table = Table(title=f"speed over dense, {how}, by density: forced, and as the cost model runs it", expand=True)
-    table.add_column("tokens", justify="right")
-    table.add_column("dense ms", justify="right")
-    for density in options.densities:
-        table.add_column(f"{density:g}", justify="right")
-    rows: list[dict[str, float]] = []
-    for length in lengths:
-        measured = _sweep_length(length, device, dtype, options, in_graphs)
-        rows += measured
-        cells = [f"{row['dense'] / row['forced']:.2f} {row['dense'] / row['chosen']:.2f}" for row in measured]
-        table.add_row(str(length), f"{measured[0]['dense']:.3f}", *cells)
-    console.print(table)
+    rows = [row for length in lengths for row in _sweep_length(length, device, dtype, options, in_graphs)]
+    console.print(sweep_table(rows, in_graphs=in_graphs))
     return rows
 
 
@@ -321,10 +307,5 @@ def _measure_host(device: torch.device, dtype: torch.dtype, console: Console) ->
         "sparse_attention, portable": operator_call(site, tensors, "portable"),
     }
     figures = {name: host_microseconds(call, device) for name, call in calls.items()}
-    table = Table(title="host time of one call", expand=True)
-    table.add_column("call")
-    table.add_column("us", justify="right")
-    for name, time in figures.items():
-        table.add_row(name, f"{time:.1f}")
-    console.print(table)
+    console.print(host_table(figures))
     return figures

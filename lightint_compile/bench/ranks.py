@@ -8,7 +8,6 @@ wait for the slowest rank too, on a CPU the operators that exchange.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightint_compile.bench.about import write
 from lightint_compile.bench.rollout_job import UNREWRITTEN, Job, jobs_of
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.errors import DeviceError, LightintError, told
@@ -97,7 +97,7 @@ def run(
             if dist.get_rank() == 0:
                 _print(rows[-2:] if job.options is not None else rows[-1:])
                 if json_file is not None:
-                    json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+                    write(json_file, {"rows": [asdict(row) for row in rows]}, device)
         if dist.get_rank() == 0:
             print_table(rows, model)
     finally:

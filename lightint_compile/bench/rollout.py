@@ -8,11 +8,11 @@ numbers are measured and which are on that line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lightint_compile.bench.about import write
 from lightint_compile.bench.depths import check_depths, default_depths
 from lightint_compile.bench.processes import Kind, side_by_side
 from lightint_compile.bench.rollout_job import Job, Result, device_for, jobs_of
@@ -111,5 +111,5 @@ def measured(
         for result in side_by_side(ROLLOUT, jobs[first : first + size], patience):
             results.append(result)
             if out is not None:
-                out.write_text(json.dumps([asdict(each) for each in results], indent=1))
+                write(out, {"rows": [asdict(each) for each in results]}, result.job.device)
             yield result

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -74,6 +75,11 @@ class Result:
     compiled_late: int = 0
     peak_gigabytes: float = 0.0
     error: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """A result as it was written."""
+        return cls(**{**data, "job": Job(**data["job"])})
 
     @property
     def seconds(self) -> float:

@@ -37,13 +37,13 @@ def print_table(results: Sequence[Result], full_depth: int) -> None:
 
     console = Console(width=WIDTH)
     console.print(table(results, full_depth))
-    console.print(_LEGEND, highlight=False)
+    console.print(LEGEND, highlight=False)
     for result in results:
-        for each in _details(result):
+        for each in details(result):
             console.print(each, highlight=False)
 
 
-_LEGEND = """Seconds of the DiT core: no VAE, no text encoder. video/s: video frames a second at the full depth.
+LEGEND = """Seconds of the DiT core: no VAE, no text encoder. video/s: video frames a second at the full depth.
 stages: milliseconds of the last chunk but one at the largest measured depth; rest: what is done once a chunk."""
 
 
@@ -84,7 +84,7 @@ def _cells(rows: Sequence[Result], full_depth: int, eager: float | None) -> tupl
     )
 
 
-def _details(result: Result) -> list[str]:
+def details(result: Result) -> list[str]:
     """Lines about one job."""
     lines = [f"{result.job.variant} depth {result.job.depth}: chunks ms {_milliseconds(result)}"]
     if result.stages:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from lightint_compile.bench.decode_choices import Backend, Order
+from lightint_compile.bench.parts.listed import PAGE, part_names
 from lightint_compile.cli.failing import check_writable
 from lightint_compile.errors import OptionError
 from lightint_compile.models import registry
@@ -213,11 +214,14 @@ def compiling(
         int, typer.Option(min=0, help="blocks of the deepest stack that Inductor compiles as well")
     ] = 4,
     history: Annotated[int, typer.Option(min=1, help="latent frames before the chunk")] = 24,
+    json_file: JsonFile = None,
 ) -> None:
     """Time compiling a chunk: Inductor, lightint cold and warm."""
     from lightint_compile.bench.compiling import run
 
-    run(model=model, depths=depth or (4, 16), inductor_up_to=inductor_up_to, history=history)
+    check_writable("--json", json_file)
+    depths = depth or (4, 16)
+    run(model=model, depths=depths, inductor_up_to=inductor_up_to, history=history, json_file=json_file)
 
 
 @bench.command()
@@ -269,3 +273,26 @@ def counting(
         depths=depth or (),
         json_file=json_file,
     )
+
+
+@bench.command("all")
+def every(
+    out: Annotated[Path, typer.Option(help="folder for the page, and for figures and output of every part")] = Path(
+        "out/bench"
+    ),
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(part_names())}; repeat", show_default="all")
+    ] = None,
+    device: Device = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="seconds after which a part is stopped", show_default="each part's own"),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="also run what was measured before")] = False,
+) -> None:
+    """Run all measurements and write a page with pictures; small sizes on a CPU. Goes on where it was stopped."""
+    check_writable("--out", out / PAGE, makes_folders=True)
+    from lightint_compile.bench.parts.job import Asked, run_all
+
+    if not run_all(Asked(out, part or (), device, patience, again)):
+        raise typer.Exit(1)

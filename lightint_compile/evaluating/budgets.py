@@ -7,7 +7,6 @@ chunk's error against the unaccelerated model's from the same noise, and what ea
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lightint_compile.bench.about import about, machine, write
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, stored
 from lightint_compile.error_budget.calibrating import calibrate
@@ -27,7 +27,7 @@ from lightint_compile.options.error_limits import Budget, Deviation
 from lightint_compile.options.ladder import ladder_of
 
 from .asked import checked_families, true_world
-from .job import DTYPES, Judging, Plan, about, settings_of
+from .job import DTYPES, Judging, Plan, settings_of
 from .metrics import check_torchmetrics, mean
 from .results import Result, loss_of
 from .rolling import roll
@@ -101,7 +101,9 @@ def judge_budgets(
     sweep.checked(plan)
     own = {"preset": sweep.preset, "budgets": sorted(sweep.budgets), "calibrated_scenes": sweep.calibrated}
     settings = {**settings_of(plan, world), "scenes": plan.scenes, **own}
-    judging = Judging(plan, world, families, WorkFile(json_file, settings), console or Console())
+    judging = Judging(
+        plan, world, families, WorkFile(json_file, {**machine(plan.device), **settings}), console or Console()
+    )
     with _own_cache():
         table = _calibrated(judging, _at(sweep.preset, LARGEST), sweep.calibrated)
         chosen = {budget: table.choice(Budget(budget)) for budget in sorted({*sweep.budgets, *edges(table)})}
@@ -111,7 +113,7 @@ def judge_budgets(
     rolled = {rung: variant.name for rung, variant in variants.items()}
     found = {"settings": settings, "about": about(plan.device), **_judged(judging.work.results, table, chosen, rolled)}
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write(json_file, found, plan.device)
     judging.work.close()
     return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from lightint_compile.bench.about import about, machine, write
 from lightint_compile.error_budget.deviation import deviation_of
 from lightint_compile.errors import InputError
 from lightint_compile.models.registry import TRUE
@@ -83,7 +82,8 @@ def evaluate(plan: Plan, json_file: Path | None = None, console: Console | None 
     world = true_world(plan.model, plan.device, plan.seed, plan.weights)
     plan.checked(world)
     settings = settings_of(plan, world)
-    judging = Judging(plan, world, families, WorkFile(json_file, settings), console or Console())
+    work = WorkFile(json_file, {**machine(plan.device), **settings})
+    judging = Judging(plan, world, families, work, console or Console())
     judging.run(variants)
     order = [each.name for each in variants] + list(BASELINES)
     results = sorted(judging.work.results, key=lambda each: order.index(each.variant) if each.variant in order else -1)
@@ -93,7 +93,7 @@ def evaluate(plan: Plan, json_file: Path | None = None, console: Console | None 
         "rows": with_speed([row for row in rows_of(results) if row["variant"] in order]),
     }
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write(json_file, found, plan.device)
     judging.work.close()
     return found
 
@@ -115,12 +115,6 @@ def settings_of(plan: Plan, world: TrueWorld) -> dict[str, Any]:
         "torch": torch.__version__,
         "lightint": lightint_compile.__version__,
     }
-
-
-def about(device: torch.device) -> dict[str, str]:
-    """What it runs on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "python": platform.python_version(), "system": platform.system()}
 
 
 @dataclass(frozen=True)

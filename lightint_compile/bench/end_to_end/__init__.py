@@ -7,10 +7,10 @@ where the model's are. The text encoder is not included.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lightint_compile.bench.about import write
 from lightint_compile.bench.end_to_end.decoder import check_shown
 from lightint_compile.bench.end_to_end.film import Film
 from lightint_compile.bench.end_to_end.job import Asked, EndToEnd
@@ -102,5 +102,5 @@ def measured(asked_for: Sequence[EndToEnd], out: Path | None = None, patience: f
         (result,) = side_by_side(FILM, [job], patience)
         results.append(result)
         if out is not None:
-            out.write_text(json.dumps([each.written() for each in results], indent=1))
+            write(out, {"rows": [each.written() for each in results]}, job.rollout.device)
         yield result

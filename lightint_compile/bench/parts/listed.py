@@ -1,0 +1,172 @@
+"""The parts of ``lightint bench all``: what each runs on a GPU at full size and on a CPU at a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lightint_compile.errors import OptionError, did_you_mean
+
+
+class Kind(StrEnum):
+    """What a part's JSON file holds, by the command that writes it."""
+
+    KERNELS = "kernels"
+    ROLLOUT = "rollout"
+    COMPILE = "compile"
+    CHECKS = "checks"
+    FLOPS = "flops"
+    EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Arguments of ``lightint``, and the minutes after which they are stopped."""
+
+    arguments: tuple[str, ...]
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        title: its heading on the page.
+        says: what its figures are, in a sentence or two.
+        commands: by the kind of device.
+        files: options that name a file of the part, and the suffix of that file.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    says: str
+    commands: Mapping[str, Command]
+    files: Mapping[str, str] = field(default_factory=lambda: {"--json": ".json"})
+
+
+def _repeated(option: str, values: Sequence[object]) -> tuple[str, ...]:
+    return tuple(text for value in values for text in (option, str(value)))
+
+
+_RANDOM = "Weights are random: these are times, and say nothing of quality."
+_BRIEF = _repeated("--variant", ("eager", "inductor", "exact", "all:drift=1e9"))
+
+PARTS: tuple[Part, ...] = (
+    Part(
+        "kernels",
+        Kind.KERNELS,
+        "Attention operators",
+        "Sparse attention against dense attention of the same sizes, on random tensors.",
+        {
+            "cuda": Command(("bench", "kernels"), 40),
+            "cpu": Command(
+                (
+                    *("bench", "kernels", "--table", "sites", "--table", "sweep"),
+                    *_repeated("--length", (1024, 2048, 4096)),
+                    *_repeated("--density", (0.1, 0.3, 0.5, 1.0)),
+                    *("--seconds", "0.1"),
+                ),
+                5,
+            ),
+        },
+    ),
+    Part(
+        "worldplay",
+        Kind.ROLLOUT,
+        "A rollout of WorldPlay",
+        _RANDOM,
+        {
+            "cuda": Command(("bench", "worldplay:8b-480p"), 180),
+            "cpu": Command(("bench", "worldplay:tiny", "--chunks", "8", "--depth", "2", *_BRIEF), 10),
+        },
+    ),
+    Part(
+        "matrix-game",
+        Kind.ROLLOUT,
+        "A rollout of Matrix-Game",
+        _RANDOM,
+        {
+            "cuda": Command(("bench", "matrix-game:5b-720p", "--chunks", "8", "--at-once", "4"), 180),
+            "cpu": Command(("bench", "matrix-game:tiny", "--chunks", "5", "--depth", "2", *_BRIEF), 10),
+        },
+    ),
+    Part(
+        "flops",
+        Kind.FLOPS,
+        "FLOPs of a rollout",
+        "Counted on the rewritten graphs, not measured: PFLOP as attention / linear / modulation.",
+        {
+            "cuda": Command(("bench", "flops"), 60),
+            "cpu": Command(
+                ("bench", "flops", "--model", "worldplay:demo", *_repeated("--variant", ("off", "exact", "all"))), 5
+            ),
+        },
+    ),
+    Part(
+        "checks",
+        Kind.CHECKS,
+        "Checks of kept results",
+        "What it takes to tell whether the sources of kept results hold what they held.",
+        {"cuda": Command(("bench", "checks"), 20), "cpu": Command(("bench", "checks"), 5)},
+    ),
+    Part(
+        "compile",
+        Kind.COMPILE,
+        "Compiling a chunk",
+        "Seconds of first calls in fresh processes with caches of their own, on the host's processor.",
+        {
+            "cuda": Command(("bench", "compile"), 60),
+            "cpu": Command(("bench", "compile", "--depth", "2"), 10),
+        },
+    ),
+    Part(
+        "evaluation",
+        Kind.EVALUATION,
+        "The maze's model against truth",
+        "Trained weights in worlds whose every view can be rendered: quality, and time of the same rollouts.",
+        {
+            "cuda": Command(("evaluate", "--variants", "eager,no-memory,other-dtype,published,all,peers"), 360),
+            "cpu": Command(
+                (
+                    *("evaluate", "--mazes", "1", "--latents", "16", "--families", "protocol"),
+                    *("--variants", "eager,no-memory,published,all,teacache"),
+                ),
+                15,
+            ),
+        },
+        {"--json": ".json", "--plot": ".png", "--markdown": ".md"},
+    ),
+)
+"""In the order in which they run."""
+
+APART: Mapping[str, str] = {
+    "bench ranks": "needs `torchrun` and several GPUs",
+    "bench FAMILY:SIZE --end-to-end": "decodes as well, with weights of a decoder that are random too",
+    "tests/benchmarks": "pytest-benchmark runs it: `make bench-tests`",
+}
+"""Measurements that are no part, and why."""
+
+
+PAGE = "measurements.md"
+"""The file that all parts are shown in."""
+
+
+def part_names() -> list[str]:
+    """The names of all parts."""
+    return [part.name for part in PARTS]
+
+
+def chosen(names: Sequence[str]) -> tuple[Part, ...]:
+    """The parts of these names in the order in which they run; all of them without names.
+
+    Raises:
+        OptionError: there is no such part.
+    """
+    known = part_names()
+    for name in names:
+        if name not in known:
+            raise OptionError(f"there is no part {name!r}", where="--part", fix=did_you_mean(name, known))
+    return tuple(part for part in PARTS if not names or part.name in names)
