@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow lint docs bench kernel-matrix torch-matrix peers clean
+.PHONY: demo test slow lint docs bench bench-tests kernel-matrix torch-matrix peers clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,8 +37,11 @@ docs: $(STAMP)  ## the documentation as a site in build/site; a broken link or a
 	find build/package -name '*.py' -exec sed -E -i '$(ROLES)' {} +
 	$(BIN)/python -m mkdocs build --strict --clean
 
-bench: $(STAMP)  ## pytest-benchmark files, with a table at the end
-	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist tests/benchmarks
+bench: $(STAMP)  ## every measurement, and a page of them in out/bench; goes on where it was stopped
+	$(BIN)/lightint bench all --out out/bench
+
+bench-tests: $(STAMP)  ## pytest-benchmark files; results are kept in .benchmarks, for `pytest-benchmark compare`
+	$(BIN)/python -m pytest -q -o norecursedirs= -p no:xdist --benchmark-autosave tests/benchmarks
 
 kernel-matrix: $(STAMP)  ## every kernel compiled under Triton 3.6 to 3.9 (installed under build/triton, 3 GB), no GPU needed
 	$(BIN)/python tests/support/kernel_matrix.py

@@ -28,7 +28,7 @@ def sweep_table(rows: Sequence[Mapping[str, float]], *, in_graphs: bool) -> Tabl
         table.add_column(column, justify="right")
     for length in dict.fromkeys(row["tokens"] for row in rows):
         measured = [row for row in rows if row["tokens"] == length]
-        cells = [f"{row['dense'] / row['forced']:.2f} {row['dense'] / row['chosen']:.2f}" for row in measured]
+        cells = [f"{row['dense'] / row['forced']:.2f} / {row['dense'] / row['chosen']:.2f}" for row in measured]
         table.add_row(str(length), f"{measured[0]['dense']:.3f}", *cells)
     return table
 

@@ -101,9 +101,8 @@ def judge_budgets(
     sweep.checked(plan)
     own = {"preset": sweep.preset, "budgets": sorted(sweep.budgets), "calibrated_scenes": sweep.calibrated}
     settings = {**settings_of(plan, world), "scenes": plan.scenes, **own}
-    judging = Judging(
-        plan, world, families, WorkFile(json_file, {**machine(plan.device), **settings}), console or Console()
-    )
+    work = WorkFile(json_file, {**machine(plan.device), **settings})
+    judging = Judging(plan, world, families, work, console or Console())
     with _own_cache():
         table = _calibrated(judging, _at(sweep.preset, LARGEST), sweep.calibrated)
         chosen = {budget: table.choice(Budget(budget)) for budget in sorted({*sweep.budgets, *edges(table)})}
@@ -111,10 +110,10 @@ def judge_budgets(
         variants = {rung: _at(sweep.preset, budget) for rung, budget in sorted(first.items())}
         judging.run([variant_of(EAGER), *variants.values()])
     rolled = {rung: variant.name for rung, variant in variants.items()}
-    found = {"settings": settings, "about": about(plan.device), **_judged(judging.work.results, table, chosen, rolled)}
+    found = {"settings": settings, "about": about(plan.device), **_judged(work.results, table, chosen, rolled)}
     if json_file is not None:
         write(json_file, found, plan.device)
-    judging.work.close()
+    work.close()
     return found
 
 

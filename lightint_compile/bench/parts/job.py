@@ -17,7 +17,7 @@ from lightint_compile.bench.parts.kept import Folder, Run
 from lightint_compile.bench.parts.listed import PARTS, Command, Part, chosen
 from lightint_compile.bench.parts.page import Outcome, path_of, write_page
 from lightint_compile.bench.parts.running import call_of, machine_of, run
-from lightint_compile.errors import OptionError
+from lightint_compile.errors import InputError, OptionError, told
 from lightint_compile.models.devices import checked_device
 
 DEVICES = ("cuda", "cpu")
@@ -61,10 +61,11 @@ def run_all(asked: Asked, console: Console | None = None) -> bool:
     Raises:
         OptionError: there is no such part, or no such kind of device.
         DeviceError: there is no such device.
+        InputError: the folder cannot be made.
         StateError: device and versions cannot be told.
     """
     wanted, device = chosen(asked.parts), asked.kind()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    _make(asked.out)
     job = Job(asked, device, wanted, machine_of(device), console or Console())
     try:
         job.run()
@@ -72,6 +73,14 @@ def run_all(asked: Asked, console: Console | None = None) -> bool:
         shown = write_page(job.folder, job.outcomes(), job.machine)
         job.console.print(f"page: {path_of(job.folder)}", highlight=False, soft_wrap=True)
     return not any(each.failed for each in shown if each.outcome.part in wanted)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "name a folder of yours"
+        raise InputError(f"{folder} cannot be made", where="--out", why=told(error), fix=fix) from error
 
 
 @dataclass

@@ -31,4 +31,4 @@ def made(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[boo
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(escaped, cells))} |"
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in map(escaped, cells))

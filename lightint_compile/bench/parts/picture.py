@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import ScalarFormatter
 
 from lightint_compile.bench.parts.listed import Kind
 from lightint_compile.bench.parts.sections import Figures, results_of
@@ -55,7 +56,9 @@ def _over_density(figures: Figures) -> matplotlib.figure.Figure | None:
                 axis.plot(densities, speeds, style, color=f"C{number % 10}", label=label, markersize=4)
         axis.axhline(1.0, color="black", linewidth=0.8)
         title = f"{_TITLES[name]}; dashed: as the cost model runs it"
-        axis.set(title=title, xlabel="density", ylabel="speed over dense", yscale="log")
+        axis.set(title=title, xlabel="density", ylabel="speed over dense")
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     return figure

@@ -32,5 +32,6 @@ def test_the_text_branch_is_found_by_what_the_prompt_goes_through() -> None:
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys) -> None:
     run(device="cpu", seconds=0.0, json_file=tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
-    assert figures["text branch"]["tensors"] < figures["all parameters"]["tensors"]
+    found = figures["checks"]
+    assert found["text branch"]["tensors"] < found["all parameters"]["tensors"] and figures["about"]["torch"]
     assert "all parameters" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_the_command_line_measures_prints_writes_and_draws(
     arguments = ["--variant", "eager", "--chunks", "3", "--repeats", "2", "--depth", "1"]
     files = ["--json", str(table), "--timeline", str(picture)]
     assert run_line(monkeypatch, "maze:tiny", "--end-to-end", *arguments, *files) == 0
-    (row,) = json.loads(table.read_text())
+    (row,) = json.loads(table.read_text())["rows"]
     assert not row["error"] and len(row["seconds"]) == 2 and row["frames"] == 12 and row["text"] == "not included"
     assert row["job"]["rollout"]["depth"] == 1 and row["job"]["decoding"]["order"] == "serial"
     assert row["frames_a_second"] == pytest.approx(12 / row["whole_seconds"])

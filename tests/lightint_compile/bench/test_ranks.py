@@ -39,7 +39,7 @@ def test_two_processes_measure(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "lightint_compile", "bench", "ranks", "--depth", "1", "--chunks", "4", "--repeats", "1"]
     subprocess.run([*command, "--variant", "exact", "--json", str(table)], check=True, timeout=590)
-    alone, shared = json.loads(table.read_text())
+    alone, shared = json.loads(table.read_text())["rows"]
     assert (alone["ranks"], shared["ranks"]) == (1, 2) and not alone["error"] and not shared["error"]
     assert len(alone["chunks"]) == len(shared["chunks"]) == 4 and shared["difference"] < 1e-4
     assert shared["collectives"] > 0 and shared["sent"]

@@ -106,9 +106,9 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
     rows = measured([job, dataclasses.replace(job, depth=2)], tmp_path / "rows.json", patience=300, at_once=1)
     first = next(rows)
     assert not first.error and len(first.chunks) == 3 and first.stages["denoise"] > 0
-    (written,) = json.loads((tmp_path / "rows.json").read_text())
+    (written,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert tuple(written["chunks"]) == first.chunks and written["job"]["depth"] == 1
-    assert next(rows).job.depth == 2 and len(json.loads((tmp_path / "rows.json").read_text())) == 2
+    assert next(rows).job.depth == 2 and len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 2
 
 
 @pytest.mark.slow

@@ -17,13 +17,14 @@ OPTIONS = {
         *("end-to-end", "decode", "decode-device", "decode-backend", "timeline"),
     },
     "ranks": {"model", "variant", "depth", "trajectory", "chunks", "repeats", "json"},
-    "compile": {"model", "depth", "inductor-up-to", "history"},
+    "compile": {"model", "depth", "inductor-up-to", "history", "json"},
     "checks": {"model", "device", "chunk", "seconds", "width", "json"},
     "flops": {"model", "variant", "trajectory", "latents", "depth", "json"},
     "budgets": {
         *("model", "preset", "budget", "families", "mazes", "calibrated", "latents", "given"),
         *("seed", "device", "dtype", "weights", "json"),
     },
+    "all": {"out", "part", "device", "patience", "again"},
 }
 
 SHORT = {"budgets": {"-p"}}
@@ -42,7 +43,7 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("COLUMNS", "200")
     assert run(monkeypatch, command, "--help") == 0
     shown = capsys.readouterr().out
-    flags = ("--help", "--flex", "--end-to-end")
+    flags = ("--help", "--flex", "--end-to-end", "--again")
     rows = [line for line in shown.splitlines() if "--" in line and not line.lstrip("│ ").startswith(flags)]
     assert all("[default: " in row or "--json" in row for row in rows), "every option shows its default"
     assert all(f"--{option}" in shown for option in OPTIONS[command])
@@ -76,6 +77,14 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         (["checks", "--device", "gpu"], "'gpu' is no device"),
         (["checks", "--chunk", "0"], "Invalid value for '--chunk'"),
         (["flops", "--variant", "of"], "did you mean 'off'?"),
+        (["all", "--part", "kernels", "--part", "wordplay"], "there is no part 'wordplay'"),
+        (["all", "--part", "wordplay"], "did you mean 'worldplay'?"),
+        (["all", "--device", "gpu"], "'gpu' is no device"),
+        (["all", "--device", "meta"], "parts do not run on meta"),
+        (["all", "--patience", "-1"], "Invalid value for '--patience'"),
+        (["all", "--out", __file__], "cannot be written"),
+        (["all", "--out", "/proc/nothing/there"], "cannot be made"),
+        (["compile", "--json", "no/such/folder/file"], "cannot be written"),
         (["flops", "--depth", "2"], "a line needs two depths"),
         (["flops", "--model", "worldplay:tiny", "--latents", "99"], "The path is too short"),
     ],
