@@ -236,7 +236,12 @@ def _path(device: torch.device, implementation: str | None) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()} threads"
     versions = f"{_MODEL} {torch.__version__} {_triton_version()} {implementation or 'best'}"
     digest = hashlib.sha256(f"{name} {versions}".encode()).hexdigest()[:16]
-    return Path(cache_dir()) / "lightint" / "cost" / f"{digest}.json"
+    return kept_folder() / f"{digest}.json"
+
+
+def kept_folder() -> Path:
+    """Where measured rates are kept."""
+    return Path(cache_dir()) / "lightint" / "cost"
 
 
 def _triton_version() -> str:

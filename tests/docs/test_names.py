@@ -17,8 +17,11 @@ TOPS = ("lightint_compile", "passes", "kernels", "models", "tests", "docs")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
 SOURCES = sorted(path for top in TOPS for path in (ROOT / top).rglob("*.py"))
 
-ELSEWHERE = {"test/inductor/test_fused_attention.py", "fuse_modulation.py", "test_fuse_modulation.py"}
-"""Files of other projects that pages name, and files that a page has its reader write."""
+WRITTEN = {"fuse_modulation.py", "test_fuse_modulation.py", "measurements.md", "evaluation.md"}
+"""Files that a page has its reader write."""
+
+ELSEWHERE = {"test/inductor/test_fused_attention.py", *WRITTEN}
+"""These, and files of other projects that pages name."""
 
 PATH = re.compile(
     r"(?<![\w./<-])(?:[\w*.-]+/)*[\w*-]+\.(?:py|md|sh|npz|toml|yml)\b|(?<![\w./-])(?:" + "|".join(TOPS) + r")/[\w./*-]*"

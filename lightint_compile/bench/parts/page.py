@@ -107,8 +107,9 @@ def _cold(shown: Sequence[Shown]) -> list[str]:
     if not rows:
         return []
     says = (
-        "Seconds until a variant was ready: capture, rewriting, compiling and first calls. Variants of one rollout get "
-        "ready side by side, so their seconds are those of a busy machine. Tables of steady times leave them out."
+        "Seconds until a variant was ready: capture, rewriting, compiling and first calls, with caches that were empty "
+        "when the part began (`lightint warm` finds what `lightint cold` left). Variants of a rollout get ready side "
+        "by side, so their seconds are those of a busy machine. Tables of steady times leave them out."
     )
     return ["## Cold start", says, made(("part", "variant", "seconds"), rows, (False, False, True))]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lightint_compile.errors import StateError
+from lightint_compile.kernels.cost import kept_folder
+from lightint_compile.torch_compat import cache_dir
 
 _LOOK = 0.5
 """Seconds between two looks at what a part prints."""
@@ -28,9 +32,17 @@ _MACHINE = "import json, sys; from lightint_compile.bench.about import machine; 
 
 
 def environment(device: str) -> dict[str, str]:
-    """Variables of a part; for the CPU none sees a GPU."""
+    """Variables of a part: on the CPU it sees no GPU."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     return {**os.environ, "COLUMNS": "130", "PYTHONUNBUFFERED": "1", **hidden}
+
+
+def caches_in(folder: str) -> dict[str, str]:
+    """Variables for caches in an empty folder, so that every start is cold; measured rates are taken along."""
+    kept, new = kept_folder(), Path(folder) / "inductor"
+    if kept.exists():
+        shutil.copytree(kept, new / kept.relative_to(cache_dir()))
+    return {"TORCHINDUCTOR_CACHE_DIR": str(new), "TRITON_CACHE_DIR": f"{folder}/triton"}
 
 
 def machine_of(device: str) -> dict[str, Any]:
@@ -51,17 +63,19 @@ def machine_of(device: str) -> dict[str, Any]:
 def run(call: Sequence[str], log: Path, seconds: float, device: str, tell: Callable[[str], None]) -> str:
     """Run a command until it ends or ``seconds`` are over; why it did not come to its end, or nothing.
 
+    What it compiles is cached in a folder of its own, which is empty at first and gone in the end.
+
     Args:
         log: where its output goes, errors included.
         tell: is told the last line of the output now and then.
     """
-    with log.open("w", encoding="utf-8") as output:
+    with log.open("w", encoding="utf-8") as output, tempfile.TemporaryDirectory() as caches:
         process = subprocess.Popen(
             call,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(device),
+            env={**environment(device), **caches_in(caches)},
             start_new_session=True,
         )
         try:
