@@ -16,7 +16,7 @@ from lightint_compile.bench.about import now
 from lightint_compile.bench.parts.kept import Folder, Run
 from lightint_compile.bench.parts.listed import PARTS, Command, Part, chosen
 from lightint_compile.bench.parts.page import Outcome, path_of, write_page
-from lightint_compile.bench.parts.running import call_of, machine_of, run
+from lightint_compile.bench.parts.running import call_of, machine_of, run, told_to_stop
 from lightint_compile.errors import InputError, OptionError, told
 from lightint_compile.models.devices import checked_device
 
@@ -68,7 +68,8 @@ def run_all(asked: Asked, console: Console | None = None) -> bool:
     _make(asked.out)
     job = Job(asked, device, wanted, machine_of(device), console or Console())
     try:
-        job.run()
+        with told_to_stop():
+            job.run()
     finally:
         shown = write_page(job.folder, job.outcomes(), job.machine)
         job.console.print(f"page: {path_of(job.folder)}", highlight=False, soft_wrap=True)
@@ -120,7 +121,7 @@ class Job:
         self.folder.put_away(part)
         made = self._run(part, command, tell)
         self.folder.keep(part, made)
-        return f"{made.seconds:.0f} s" + (f", stopped: {made.reason}" if made.reason else "")
+        return f"{made.seconds:.0f} s" + (f", failed: {made.reason}" if made.reason else "")
 
     def _run(self, part: Part, command: Command, tell: Callable[[str], None]) -> Run:
         limit = 60 * command.minutes if self.asked.patience is None else self.asked.patience

@@ -97,12 +97,12 @@ PARTS: tuple[Part, ...] = (
         "flops",
         Kind.FLOPS,
         "FLOPs of a rollout",
-        "Counted on the rewritten graphs, not measured: PFLOP as attention / linear / modulation.",
+        "Counted on the rewritten graphs at full size, not measured: PFLOP as attention / linear / modulation.",
         {
             "cuda": Command(("bench", "flops"), 60),
             "cpu": Command(
                 (
-                    *("bench", "flops", "--model", "worldplay:demo", "--latents", "16"),
+                    *("bench", "flops", "--latents", "16"),
                     *_repeated("--variant", ("off", "exact", "all")),
                 ),
                 5,
@@ -123,7 +123,7 @@ PARTS: tuple[Part, ...] = (
         "Seconds of first calls in fresh processes with caches of their own, on the host's processor.",
         {
             "cuda": Command(("bench", "compile"), 60),
-            "cpu": Command(("bench", "compile", "--depth", "1"), 10),
+            "cpu": Command(("bench", "compile", "--depth", "1", "--inductor-up-to", "0"), 10),
         },
     ),
     Part(

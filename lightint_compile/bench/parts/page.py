@@ -83,7 +83,7 @@ def _shown(folder: Folder, outcome: Outcome) -> Shown:
 def _row(shown: Shown) -> tuple[str, ...]:
     run = shown.outcome.run
     assert run is not None
-    said = [f"stopped: {run.reason}"] if run.reason else []
+    said = [f"failed: {run.reason}"] if run.reason else []
     said += [f"{what} failed: {why}" for what, why in shown.section.failed]
     return shown.outcome.part.name, f"{run.seconds:.0f}", run.date, "; ".join(said) or "measured"
 

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def machine_of(device: str) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def told_to_stop() -> Iterator[None]:
+    """Inside, a signal to end raises SystemExit, so that no part outlives the command; in the main thread alone."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP) if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run(call: Sequence[str], log: Path, seconds: float, device: str, tell: Callable[[str], None]) -> str:
     """Run a command until it ends or ``seconds`` are over; why it did not come to its end, or nothing.
 
@@ -82,10 +99,11 @@ def run(call: Sequence[str], log: Path, seconds: float, device: str, tell: Calla
             ended = _wait(process, time.monotonic() + seconds, lambda: tell(last_line(log)))
         finally:
             _end(process)
-    if not ended:
-        said = last_line(log)
-        return f"stopped after {seconds:g} s" + (f"; its last line: {said}" if said else "")
-    return "" if process.returncode == 0 else last_line(log) or f"exit code {process.returncode}"
+    said = last_line(log)
+    if ended and process.returncode >= 0:
+        return (said or f"exit code {process.returncode}") if process.returncode else ""
+    what = f"killed by {signal.Signals(-process.returncode).name}" if ended else f"stopped after {seconds:g} s"
+    return f"{what}; its last line: {said}" if said else what
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float, look: Callable[[], None]) -> bool:
