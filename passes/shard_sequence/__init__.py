@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -120,7 +121,7 @@ def _applied(by: str, flow: Flow, emission: Emission, ranks: Ranks, agreed: str)
     sites = len(flow.sites)
     message = (
         f"{sites} attention site{'s' * (sites != 1)} and all between them run on {ranks.count} ranks: tokens by {by}, "
-        f"{emission.exchanged} exchanges with heads, {emission.gathered} gathers"
+        f"{emission.exchanged} exchanges with heads, {emission.gathered} gathers{_told(flow, ranks)}"
     )
     args = {
         "ranks": ranks.count,
@@ -129,6 +130,8 @@ def _applied(by: str, flow: Flow, emission: Emission, ranks: Ranks, agreed: str)
         "exchanges": emission.exchanged,
         "gathers": emission.gathered,
         "bytes_sent": emission.sent,
+        "rings": len(flow.rings),
+        "ring_bytes_sent": emission.sent_around,
         "agreed": agreed,
     }
     return Remark(
@@ -138,6 +141,16 @@ def _applied(by: str, flow: Flow, emission: Emission, ranks: Ranks, agreed: str)
         message=message,
         args=args,
         numerics=Numerics.EXACT,
+    )
+
+
+def _told(flow: Flow, ranks: Ranks) -> str:
+    """Which sites are rings, and why."""
+    kinds = Counter((ring.heads, ring.team) for ring in flow.rings.values())
+    return "".join(
+        f"; {count} of them, whose {heads} heads {ranks.count} ranks do not divide, with keys and values around "
+        f"{ranks.count // team} {'ranks' if team == 1 else f'teams of {team} ranks'}"
+        for (heads, team), count in kinds.items()
     )
 
 
@@ -153,3 +166,5 @@ def _lines(flow: Flow) -> Iterator[str]:
     for node, reads in flow.reads.items():
         operands = [(source.name, str(layout)) for source, layout in reads.items()]
         yield f"{node.name} {node.target} {operands} {flow.known.get(node)}\n"
+    for node, ring in flow.rings.items():
+        yield f"{node.name} {ring.team} {ring.places} {[each.start for each in ring.stretches]}\n"

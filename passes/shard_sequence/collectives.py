@@ -7,15 +7,15 @@ rank has the same nodes in the same order; only the numbers of slices differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.factors import Place
 from lightint_compile.passes.ir.fake_values import Size
-from lightint_compile.passes.ir.op_arguments import rank_of
-from lightint_compile.passes.ir.ranks import Ranks
+from lightint_compile.passes.ir.op_arguments import rank_of, sizes_of
+from lightint_compile.passes.ir.sizes import product
+from lightint_compile.passes.shard_sequence.teams import Team
 
 aten = torch.ops.aten
 
@@ -24,43 +24,70 @@ Call = Callable[..., fx.Node]
 
 
 class Collectives:
-    """Makes the nodes, for one rank of a group."""
+    """Makes the nodes, for one rank of a team."""
 
-    def __init__(self, ranks: Ranks, call: Call) -> None:
+    def __init__(self, team: Team, call: Call) -> None:
         import torch.distributed._functional_collectives
 
-        self._ranks, self._call = ranks, call
+        self._team, self._call = team, call
         self._ops = torch.ops._c10d_functional
 
-    def take(self, value: fx.Node, place: Place) -> fx.Node:
-        """This rank's part of a value that every rank has all of; a view where it can be."""
-        rank, count = self._ranks.rank, self._ranks.count
+    def take(self, value: fx.Node, place: Place, member: int | None = None) -> fx.Node:
+        """A member's part of a value that every rank has all of, this rank's unless told otherwise; a view where it can
+        be.
+        """
+        member, count = self._team.own if member is None else member, self._team.count
         if place.outer == 1 and isinstance(place.inner, int):
-            start = rank * place.inner
+            start = member * place.inner
             return self._call(aten.slice.Tensor, value, place.axis, start, start + place.inner)
         parts = self._split(value, place.axis, (place.outer, count, place.inner))
-        part = self._call(aten.select.int, parts, place.axis + 1, rank)
+        part = self._call(aten.select.int, parts, place.axis + 1, member)
         return self._call(aten.flatten.using_ints, part, place.axis, place.axis + 1)
 
+    def extent(self, place: Place) -> Size:
+        """How long an axis is that the members have parts of."""
+        return product([place.outer, self._team.count, place.inner])
+
+    def run(self, value: fx.Node, axis: int) -> fx.Node:
+        """This rank's run of the heads, which lie on an axis, of a value that has all heads."""
+        count = self._team.count
+        return value if count == 1 else self.take(value, Place(axis, 1, sizes_of(value)[axis] // count))
+
     def gather(self, part: fx.Node, place: Place) -> fx.Node:
-        """All of a value, from the parts of all ranks."""
-        count = self._ranks.count
+        """All of a value, from the parts of all ranks; of the team of every rank."""
+        group = self._team.group
         flat = self._contiguous(self._call(aten.unsqueeze.default, part, 0))
-        found = self._waited(self._ops.all_gather_into_tensor.default, flat, count, self._ranks.group)
-        return self._joined(found, place)
+        found = self._call(self._ops.all_gather_into_tensor.default, flat, group.count, group.group)
+        return self._joined(self.arrived(found), place)
 
     def exchange(self, part: fx.Node, have: Place, want: Place) -> fx.Node:
-        """A value cut in another place: every rank sends each other one what that is to have."""
-        count = self._ranks.count
+        """A value cut in another place: every member sends each other one what that is to have."""
+        count = self._team.count
         split = self._split(part, want.axis, (want.outer, count, want.inner))
         axes = list(range(rank_of(split)))
         front = [want.axis + 1, *(axis for axis in axes if axis != want.axis + 1)]
         ready = self._contiguous(self._call(aten.permute.default, split, front))
-        ones = [1] * count
-        found = self._waited(self._ops.all_to_all_single.default, ready, ones, ones, self._ranks.group)
+        rows = self._team.rows(*range(count))
+        found = self.arrived(self._sent(ready, rows, rows))
         behind = int(have.axis > want.axis)
         joined = self._joined(found, Place(have.axis + behind, have.outer, have.inner))
         return self._call(aten.flatten.using_ints, joined, want.axis, want.axis + 1)
+
+    def around(self, value: fx.Node) -> fx.Node:
+        """The start of sending a value ``[1, ...]`` to the member in front, as that behind sends its own to this one.
+
+        What came is read from :meth:`arrived` of the node; until then it is on its way.
+        """
+        own = self._team.own
+        return self._sent(value, self._team.rows(own + 1), self._team.rows(own - 1))
+
+    def arrived(self, sent: fx.Node) -> fx.Node:
+        """What a collective gave, once it is there."""
+        return self._call(self._ops.wait_tensor.default, sent)
+
+    def _sent(self, rows: fx.Node, received: Sequence[int], sent: Sequence[int]) -> fx.Node:
+        target = self._ops.all_to_all_single.default
+        return self._call(target, rows, list(received), list(sent), self._team.group.group)
 
     def _joined(self, parts: fx.Node, place: Place) -> fx.Node:
         """Parts ``[ranks, ...]`` of all ranks as one value that is cut nowhere."""
@@ -80,9 +107,6 @@ class Collectives:
         """An axis as several; one of them may be of a size that only the call tells."""
         given = [size if isinstance(size, int) else -1 for size in sizes]
         return self._call(aten.unflatten.int, value, axis, given)
-
-    def _waited(self, target: Any, *args: Any) -> fx.Node:
-        return self._call(self._ops.wait_tensor.default, self._call(target, *args))
 
     def _contiguous(self, value: fx.Node) -> fx.Node:
         if value.meta["val"].is_contiguous():

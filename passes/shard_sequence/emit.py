@@ -17,33 +17,48 @@ from lightint_compile.passes.ir.op_arguments import results_in
 from lightint_compile.passes.ir.program import Program, fake_mode_of
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.rewriter import Rewriter, stored_in
+from lightint_compile.passes.shard_sequence.around import Rings
 from lightint_compile.passes.shard_sequence.collectives import Collectives
 from lightint_compile.passes.shard_sequence.flow import Flow
+from lightint_compile.passes.shard_sequence.teams import Team
 
 
 class Emission:
     """Rewrites the calls of a program in place.
 
     Attributes:
-        exchanged, gathered: how many collectives of each kind were written.
-        sent: bytes that one rank sends to others, symbolic sizes at their hints.
+        exchanged, gathered: how many collectives of each kind were written, but for those of rings.
     """
 
     def __init__(self, program: Program, flow: Flow, ranks: Ranks, pass_name: str) -> None:
         self._program, self._flow, self._ranks = program, flow, ranks
         self._rewriter = Rewriter(program, pass_name)
-        self._collectives = Collectives(ranks, self._rewriter.call)
+        self._collectives = Collectives(Team.of_all(ranks), self._rewriter.call)
+        self._rings = Rings(ranks, flow.rings, self._rewriter, self._bring)
         self._mode = fake_mode_of(program.graph.nodes)
         self._converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self._orders = {node: memory_order(node.meta["val"]) for node in output_memory(program.graph)}
         self._known: dict[Any, Any] = {}
         self._first = next(node for node in program.graph.nodes if node.op != "placeholder")
-        self.exchanged = self.gathered = self.sent = 0
+        self.exchanged = self.gathered = self._sent = 0
+
+    @property
+    def sent_around(self) -> int:
+        """Of :attr:`sent`, those of rings and of heads exchanged for them."""
+        return self._rings.sent
+
+    @property
+    def sent(self) -> int:
+        """Bytes that one rank sends to others, symbolic sizes at their hints."""
+        return self._sent + self.sent_around
 
     def rewrite(self) -> None:
         """Rewrite every call that reads or makes parts."""
         for node in list(self._program.graph.nodes):
-            if node in self._flow.reads:
+            if node in self._flow.rings:
+                self._rings.write(node, self._flow.rings[node])
+                self._evaluate(node)
+            elif node in self._flow.reads:
                 self._rewrite(node)
             elif node in self._flow.known and node not in self._flow.entries:
                 self._evaluate(node)
@@ -109,8 +124,8 @@ class Emission:
         count, payload = self._ranks.count, bytes_of_value(source.meta["val"])
         if after is None:
             self.gathered += 1
-            self.sent += payload * (count - 1)
+            self._sent += payload * (count - 1)
             return self._collectives.gather(source, before)
         self.exchanged += 1
-        self.sent += payload * (count - 1) // count
+        self._sent += payload * (count - 1) // count
         return self._collectives.exchange(source, before, after)

@@ -10,6 +10,7 @@ from lightint_compile.passes.analysis.axes.factors import Layout
 from lightint_compile.passes.analysis.axes.plans import Plan
 from lightint_compile.passes.ir.program import tensor_of
 from lightint_compile.passes.shard_sequence.places import whole
+from lightint_compile.passes.shard_sequence.ring import Ring
 
 
 class Obstacle(Exception):  # noqa: N818 - it says what happened, and is always caught
@@ -36,6 +37,7 @@ class Flow:
         plans: how a call is made on parts.
         entries: where tokens are dealt out: every rank has all of such a value, and what follows reads a part.
         sites: attention of which a rank computes its tokens or its heads.
+        rings: those of them whose keys go around the ranks.
         exits: values that are whole again.
     """
 
@@ -44,6 +46,7 @@ class Flow:
     plans: dict[fx.Node, Plan] = field(default_factory=dict)
     entries: set[fx.Node] = field(default_factory=set)
     sites: list[fx.Node] = field(default_factory=list)
+    rings: dict[fx.Node, Ring] = field(default_factory=dict)
     exits: list[fx.Node] = field(default_factory=list)
 
     def made(self, node: fx.Node) -> Layout:

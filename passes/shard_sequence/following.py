@@ -7,7 +7,7 @@ where tokens become a video again. Nothing is changed here.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
@@ -33,6 +33,7 @@ from lightint_compile.passes.shard_sequence.flow import Flow, Obstacle
 from lightint_compile.passes.shard_sequence.head_axes import attends, head_axes, head_axis, headed, is_attention
 from lightint_compile.passes.shard_sequence.narrowest import early
 from lightint_compile.passes.shard_sequence.places import cut, heads_of, is_cut, whole
+from lightint_compile.passes.shard_sequence.ring import TOKENS, Ring, candidates, ring_of
 from lightint_compile.passes.shard_sequence.supposing import supposed
 
 Planned: TypeAlias = Mapping[tuple[object, ...], Axis]
@@ -83,9 +84,13 @@ class Sharding:
         self._grids = program.fact(TokenGrid)
         self._updates = {node for step in program.fact(DenoisingLoop).steps for node in step.update}
         self._heads = head_axes(program.graph)
+        self._candidates = candidates(program.graph, ranks)
+        self._joins = frozenset[fx.Node]().union(*(found.joins for found in self._candidates.values()))
         self._cuts: dict[fx.Node, Cut] = {}
         self._origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self._lost: dict[fx.Node, dict[fx.Node, _Lost]] = {}
+        self._left: set[fx.Node] = set()
+        self._no_ring: dict[fx.Node, str] = {}
         self._flow = Flow()
 
     def run(self) -> Flow:
@@ -115,21 +120,30 @@ class Sharding:
         return early(self._program.graph, self._flow, self._heads, lambda node: self._cuts.get(node) is Cut.TOKENS)
 
     def _visit(self, node: fx.Node) -> None:
-        lost = [self._lost[source] for source in node.all_input_nodes if source in self._lost]
-        if lost:
-            self._lost[node] = {origin: how for each in lost for origin, how in each.items()}
-        sources = [source for source in node.all_input_nodes if source in self._cuts]
-        if not sources:
+        ring = self._ring(node) if node in self._candidates else None
+        self._inherit_lost(node, node.all_input_nodes if ring is None else ring.operands(node))
+        if ring is not None:
+            self._go_around(node, ring)
             return
-        if is_element(node):
+        sources = [source for source in node.all_input_nodes if source in self._cuts]
+        if node in self._joins and any(source in self._left for source in node.all_input_nodes):
+            self._left.add(node)
+        elif not sources:
+            return
+        elif is_element(node):
             layout = self._flow.known[node.args[0]][node.args[1]]  # type: ignore[index]
-            self._learn(node, [layout], self._cuts[sources[0]])
+            self._learn(node, [layout], self._cuts[sources[0]], sources)
         elif node.op != "call_function" or is_write(node) or node in self._updates:
             self._exit(node, sources, f"{node.name} takes values that are whole")
         elif not any(map(torch.is_tensor, results_in(node))):
             self._number(node, sources)
         else:
             self._call(node, sources)
+
+    def _inherit_lost(self, node: fx.Node, sources: Iterable[fx.Node]) -> None:
+        lost = [self._lost[source] for source in sources if source in self._lost]
+        if lost:
+            self._lost[node] = {origin: how for each in lost for origin, how in each.items()}
 
     def _number(self, node: fx.Node, sources: Sequence[fx.Node]) -> None:
         parts = [source for source in sources if source not in self._flow.entries]
@@ -149,6 +163,9 @@ class Sharding:
                 self._accept(node, found, way.result)
                 return
             why = why or (found.reason if found is not None else "no rule says what it does to tokens")
+        if node in self._joins:
+            self._left.add(node)
+            return
         self._exit(node, sources, f"{node.name} ({node.target}) mixes tokens: {_of_tokens(why)}")
 
     # --- ways to make a call -------------------------------------------------------------------------------------
@@ -192,17 +209,49 @@ class Sharding:
         if attends(node):
             self._flow.sites.append(node)
         if any(map(is_cut, plan.results)):
-            self._learn(node, plan.results, result)
+            self._learn(node, plan.results, result, node.all_input_nodes)
 
-    def _learn(self, node: fx.Node, layouts: Sequence[Layout], cut_by: Cut) -> None:
+    def _learn(self, node: fx.Node, layouts: Sequence[Layout], cut_by: Cut, sources: Iterable[fx.Node]) -> None:
         if not any(map(is_cut, layouts)):
             return
         self._flow.known[node], self._cuts[node] = tuple(layouts), cut_by
-        origins = (self._origins.get(source, frozenset()) for source in node.all_input_nodes)
+        origins = (self._origins.get(source, frozenset()) for source in sources)
         self._origins[node] = frozenset[fx.Node]().union(*origins)
         for origin, lost in self._lost.get(node, {}).items():
             if origin in self._origins[node] and Cut.TOKENS in (lost.was, cut_by):
                 raise Obstacle(lost.node, lost.why, "keep tokens apart between attention and attention")
+
+    # --- rings ---------------------------------------------------------------------------------------------------
+
+    def _ring(self, node: fx.Node) -> Ring | None:
+        """How a dense attention whose heads the ranks do not divide runs as a ring; ``None`` where nothing goes around.
+
+        Raises:
+            Obstacle: it cannot, and its keys are parts that only a ring reads.
+        """
+        stretches = self._candidates[node].stretches
+        if not any(piece.node in self._cuts for each in stretches for piece in (each.key, each.value)):
+            return None
+        query = argument(node, "query")
+        cut_by = self._by_tokens(query) if query in self._cuts else whole(query)
+        found = ring_of(node, stretches, self._ranks, cut_by, self._parts_of)
+        if isinstance(found, Ring):
+            return found
+        if any(argument(node, name) in self._left for name in ("key", "value")):
+            raise self._undivided(node, sizes_of(node)[-3], found)
+        self._no_ring[node] = found
+        return None
+
+    def _parts_of(self, source: fx.Node) -> Layout:
+        """How ranks have keys or values by tokens; what is dealt out here all have yet."""
+        parted = source in self._cuts and source not in self._flow.entries
+        return self._by_tokens(source) if parted else whole(source)
+
+    def _go_around(self, node: fx.Node, ring: Ring) -> None:
+        self._check_mask(node)
+        self._flow.rings[node], self._flow.reads[node] = ring, {argument(node, "query"): ring.query}
+        self._flow.sites.append(node)
+        self._learn(node, [cut(node, TOKENS, ring.query[TOKENS])], Cut.TOKENS, ring.operands(node))
 
     # --- heads ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +262,10 @@ class Sharding:
         if node not in self._heads:
             return {}
         sources = [(source, self._heads[source]) for source in node.all_input_nodes if source in self._heads]
-        return {source: self._headed(node, source, axis) for source, axis in sources if sizes_of(source)[axis] != 1}
+        sources = [(source, axis) for source, axis in sources if sizes_of(source)[axis] != 1]
+        if any(heads_of(sizes_of(source)[axis], self._ranks) is None for source, axis in sources):
+            return {}
+        return {source: self._headed(node, source, axis) for source, axis in sources}
 
     def _headed(self, node: fx.Node, source: fx.Node, axis: int) -> Layout:
         size = sizes_of(source)[axis]
@@ -223,10 +275,13 @@ class Sharding:
         """The heads that a call reads, cut into runs."""
         entry = heads_of(heads, self._ranks)
         if entry is None:
-            why = f"the {heads} heads of {node.name} do not divide by {self._ranks} ranks"
-            hint = "use a number of ranks that divides them; more would need ring attention, which there is not"
-            raise Obstacle(node, why, hint)
+            why = self._no_ring.get(node, "ring attention is for dense attention of batches, heads and tokens")
+            raise self._undivided(node, heads, why)
         return entry
+
+    def _undivided(self, node: fx.Node, heads: Size, why: str) -> Obstacle:
+        reason = f"the {heads} heads of {node.name} do not divide by {self._ranks} ranks, and no ring runs: {why}"
+        return Obstacle(node, reason, "use a number of ranks that divides the heads, or no sparse attention")
 
     def _attention(self, node: fx.Node, reads: Mapping[fx.Node, Layout]) -> Plan:
         """Attention on a run of heads; key heads that are shared are those of the rank's query heads."""

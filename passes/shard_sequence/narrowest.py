@@ -29,7 +29,7 @@ def early(
     """
     found: set[fx.Node] = set()
     between = _between(graph, heads)
-    for site in flow.sites:
+    for site in (site for site in flow.sites if site not in flow.rings):
         starts = [node for node in headed(site) if node in between]
         inside = reached(starts, lambda node: [source for source in node.all_input_nodes if source in between])
         moved = {node for node in inside if by_tokens(node)}

@@ -60,9 +60,15 @@ FRONT = "canonicalize-attention,hoist-invariants,dead-tail"
 SPARSE = f"{FRONT},sparse-attention{{density=0.5,context-density=0.5,min-tokens=0,tile=2x2x4}}"
 
 
-def graph(model: dict[str, Any], given: dict[str, Any], dtype: torch.dtype = torch.float64, front: str = FRONT) -> Seen:
+def graph(
+    model: dict[str, Any],
+    given: dict[str, Any],
+    dtype: torch.dtype = torch.float64,
+    front: str = FRONT,
+    world: type[rank_worlds.World] = rank_worlds.World,
+) -> Seen:
     """The graph of a world after passes on one rank, against the same on several; collectives run as they stand."""
-    module = rank_worlds.World(**model).to(dtype).eval().requires_grad_(False)
+    module = world(**model).to(dtype).eval().requires_grad_(False)
     program, flat = captured(module, rank_worlds.inputs(module, dtype=dtype, **given))
     count = dist.get_world_size()
     alone, several = program.snapshot(), program.snapshot()
@@ -121,16 +127,18 @@ def cached(chunks: int = 3, **options: Any) -> Seen:
     return told(remarks_of(shared), found)
 
 
-def rollout(frames: int, **options: Any) -> Seen:
+def rollout(
+    frames: int, model: dict[str, Any] | None = None, size: tuple[int, int] = (4, 6), **options: Any
+) -> Seen:
     """A rollout of the toy world that decides on context and steps: one rank against several, chunk by chunk."""
-    module, path = rank_worlds.Headed().double().eval(), there_and_back(frames)
+    module, path = rank_worlds.Headed(**(model or {})).double().eval(), there_and_back(frames)
     options = {"preset": "all", "delegate": "eager", "strict": True, **options}
     torch.nn.Module.requires_grad_(module, False)
     results, made, remarks = [], [], []
     for more in ({}, {"gpus": dist.get_world_size()}):
         torch._dynamo.reset()
         model = torch.compile(module, backend="lightint", options={**options, **more})
-        results.append(toy_rollout(lambda n, h, c, model=model: model(n.double(), h, c.double()), path))
+        results.append(toy_rollout(lambda n, h, c, model=model: model(n.double(), h, c.double()), path, size))
         made.append([(d.context_frames, d.reused_steps, d.refused_steps) for d in lightint_compile.decisions(model)])
         remarks = remarks_of(model)
     assert made[0] == made[1], made

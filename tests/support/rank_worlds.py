@@ -89,6 +89,7 @@ class World(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.width, self.heads, self.steps, self.keeps = width, heads, steps, keeps
+        self.key_heads = heads
         self.embed = nn.Conv3d(4, width, (1, 2, 2), (1, 2, 2))
         self.time = nn.Linear(1, width)
         self.blocks = nn.ModuleList([Block(width, heads, twin, joint) for _ in range(depth)])
@@ -146,11 +147,15 @@ class Cached(World):
 
 
 class HeadedBlock(ToyBlock):
-    """The toy world's block with four heads."""
+    """The toy world's block with heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width)
+        self.heads = heads
 
     def forward(self, tokens: Tensor, time: Tensor, context: tuple[Tensor, Tensor] | None) -> Any:
         parts = self.qkv(self.norm(tokens) + time).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in parts)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         kept = (key, value)
         if context is not None:
             key, value = torch.cat([context[0], key], 2), torch.cat([context[1], value], 2)
@@ -161,10 +166,10 @@ class HeadedBlock(ToyBlock):
 class Headed(ToyWorld):
     """The toy world with heads: it selects context, prefills it and denoises it, as cameras say."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int = 4, width: int = 16) -> None:
         torch.manual_seed(0)
-        super().__init__()
-        self.blocks = nn.ModuleList([HeadedBlock(self.width) for _ in range(2)])
+        super().__init__(width)
+        self.blocks = nn.ModuleList([HeadedBlock(width, heads) for _ in range(2)])
 
 
 def inputs(
@@ -189,5 +194,5 @@ def inputs(
     words = normal(batch, text, world.width)
     if not past:
         return latents, words
-    shape = (batch, world.heads, past * height * width, world.width // world.heads)
+    shape = (batch, world.key_heads, past * height * width, world.width // world.heads)
     return latents, words, *(normal(*shape) for _ in world.blocks for _ in "kv")
