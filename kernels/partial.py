@@ -9,11 +9,13 @@ which computes that log anyway; merging is written in plain operators, so that I
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import Library
+from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
@@ -87,15 +89,15 @@ def _attended(
     _check(query, key, value, mask)
     key, value = (each.expand(query.shape[0], -1, -1, -1) for each in (key, value))
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    whole = None if mask is None else mask.expand(*query.shape[:3], key.shape[2])
-    out, mass = _way(query, key, value, whole)(query, key, value, whole, factor)
+    way = _way(query, key, value, masked=mask is not None)
+    out, mass = way(query, key, value, None if mask is None else _bias(mask, query.dtype), factor)
     if mask is not None:  # operators differ in what they say of a query that no key takes part for
         alone = (~mask if mask.dtype == torch.bool else mask == -math.inf).all(-1, keepdim=True)
         out, mass = out.masked_fill(alone, 0.0), mass.masked_fill(alone[..., 0], -math.inf)
     return _stored(out.to(query.dtype)), mass.to(accumulate_dtype(query.dtype)).contiguous()
 
 
-def _way(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+def _way(query: Tensor, key: Tensor, value: Tensor, *, masked: bool) -> _Way:
     """The operator of the device that takes such tensors; plain products where none does."""
     dim, narrow = query.shape[-1], query.dtype in (torch.float16, torch.bfloat16)
     alike, some = value.shape[-1] == dim, 0 not in (*query.shape, *key.shape)
@@ -103,7 +105,7 @@ def _way(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
         return _on_cpu
     if query.device.type != "cuda" or not some or torch.version.hip:
         return _plain
-    if mask is None and narrow and alike and dim % 8 == 0 and dim <= _FLASH_DIM and _has_flash(query.device):
+    if not masked and narrow and alike and dim % 8 == 0 and dim <= _FLASH_DIM and _has_flash(query.device):
         return _flash
     aligned = 8 if narrow else 4
     fits = (narrow or query.dtype == torch.float32) and dim % aligned == 0 and value.shape[-1] % aligned == 0
@@ -114,36 +116,40 @@ def _has_flash(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
 
 
-def _on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _on_cpu(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    spread = None if bias is None else bias.expand(*query.shape[:3], key.shape[2])
     key, value = _for_each_head(query, key, value)
-    return aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=_bias(mask, query), scale=scale
+    found: tuple[Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=spread, scale=scale
     )
+    return found
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _flash(query: Tensor, key: Tensor, value: Tensor, _: None, scale: float) -> tuple[Tensor, Tensor]:
     query, key, value = map(_side_by_side, (query, key, value))
     found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False, scale=scale)
     return found[0], found[1]
 
 
-def _efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _efficient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    spread = None if bias is None else _aligned(bias, key.shape[2]).expand(*query.shape[:3], -1)
     key, value = _for_each_head(query, key, value)
     query, key, value = map(_side_by_side, (query, key, value))
-    bias = _aligned(_bias(mask, query))
-    found = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, 0.0, False, scale=scale)
+    found = aten._scaled_dot_product_efficient_attention(query, key, value, spread, True, 0.0, False, scale=scale)
     return found[0], found[1][:, :, : query.shape[2]]  # the operator rounds the number of queries up
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     wide = accumulate_dtype(query.dtype)
     query, key, value = (each.to(wide) for each in (query, *_for_each_head(query, key, value)))
     scores = query @ key.transpose(-2, -1) * scale
-    bias = _bias(mask, query)
-    mass = (scores if bias is None else scores + bias).logsumexp(-1)
-    nearest = torch.where(mass == -math.inf, 0.0, mass)
-    weights = ((scores if bias is None else scores + bias) - nearest[..., None]).exp()
-    return weights @ value, mass
+    scores = scores if bias is None else scores + bias
+    mass = scores.logsumexp(-1)
+    return (scores - torch.where(mass == -math.inf, 0.0, mass)[..., None]).exp() @ value, mass
+
+
+_Way = Callable[[Tensor, Tensor, Tensor, Any, float], tuple[Tensor, Tensor]]
+"""Attention under numbers that are added to the scores, or none, and the log of the sum of exponentials."""
 
 
 def _for_each_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,19 +158,19 @@ def _for_each_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, T
     return (key, value) if groups == 1 else (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
 
 
-def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """A mask as numbers of the query's dtype that are added to the scores."""
-    if mask is None or mask.dtype != torch.bool:
-        return None if mask is None else mask.to(query.dtype)
-    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, -math.inf)
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers that are added to the scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -math.inf)
 
 
-def _aligned(bias: Tensor | None) -> Tensor | None:
-    """A bias whose rows begin where the operator can read them in words of 16 values."""
-    missing = 0 if bias is None else -bias.shape[-1] % 16
-    if bias is None or (not missing and bias.stride(-1) == 1 and all(step % 16 == 0 for step in bias.stride()[:-1])):
+def _aligned(bias: Tensor, keys: int) -> Tensor:
+    """A bias of all keys whose rows begin where the operator can read them in words of 16 values."""
+    bias = bias.expand(*bias.shape[:-1], keys)
+    if bias.stride(-1) == 1 and all(step % 16 == 0 for step in bias.stride()[:-1]):
         return bias
-    return torch.nn.functional.pad(bias, (0, missing))[..., : bias.shape[-1]]
+    return F.pad(bias, (0, -keys % 16))[..., :keys]
 
 
 def _side_by_side(heads: Tensor) -> Tensor:

@@ -127,9 +127,7 @@ def cached(chunks: int = 3, **options: Any) -> Seen:
     return told(remarks_of(shared), found)
 
 
-def rollout(
-    frames: int, model: dict[str, Any] | None = None, size: tuple[int, int] = (4, 6), **options: Any
-) -> Seen:
+def rollout(frames: int, model: dict[str, Any] | None = None, size: tuple[int, int] = (4, 6), **options: Any) -> Seen:
     """A rollout of the toy world that decides on context and steps: one rank against several, chunk by chunk."""
     module, path = rank_worlds.Headed(**(model or {})).double().eval(), there_and_back(frames)
     options = {"preset": "all", "delegate": "eager", "strict": True, **options}

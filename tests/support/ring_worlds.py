@@ -69,6 +69,8 @@ class RingWorld(World):
         super().__init__(width=8 * heads, heads=heads, depth=depth, **more)
         self.blocks = nn.ModuleList([RingBlock(self.width, heads, kind) for _ in range(depth)])
         self.key_heads = self.blocks[0].key_heads
+        for layer in (self.head, *(block.out for block in self.blocks)):
+            nn.init.normal_(layer.weight)  # what attention gives is most of the result
 
 
 class Prefilling(RingWorld):
