@@ -121,7 +121,8 @@ def _applied(by: str, flow: Flow, emission: Emission, ranks: Ranks, agreed: str)
     sites = len(flow.sites)
     message = (
         f"{sites} attention site{'s' * (sites != 1)} and all between them run on {ranks.count} ranks: tokens by {by}, "
-        f"{emission.exchanged} exchanges with heads, {emission.gathered} gathers{_told(flow, ranks)}"
+        f"{emission.exchanged} exchanges with heads, {emission.gathered} gathers, "
+        f"{emission.sent / 1e6:.3g} MB sent by each{''.join(_rings(flow, ranks))}"
     )
     args = {
         "ranks": ranks.count,
@@ -144,14 +145,12 @@ def _applied(by: str, flow: Flow, emission: Emission, ranks: Ranks, agreed: str)
     )
 
 
-def _told(flow: Flow, ranks: Ranks) -> str:
-    """Which sites are rings, and why."""
-    kinds = Counter((ring.heads, ring.team) for ring in flow.rings.values())
-    return "".join(
-        f"; {count} of them, whose {heads} heads {ranks.count} ranks do not divide, with keys and values around "
-        f"{ranks.count // team} {'ranks' if team == 1 else f'teams of {team} ranks'}"
-        for (heads, team), count in kinds.items()
-    )
+def _rings(flow: Flow, ranks: Ranks) -> Iterator[str]:
+    """How many sites are rings, of which kind and why."""
+    for (heads, team), count in Counter((ring.heads, ring.team) for ring in flow.rings.values()).items():
+        around = f"{ranks.count} ranks" if team == 1 else f"{ranks.count // team} teams of {team} ranks"
+        yield f"; {count} of the sites {'are rings' if count > 1 else 'is a ring'}, for {ranks.count} ranks do not "
+        yield f"divide {heads} heads: keys and values go around {around}"
 
 
 def _fingerprint(flow: Flow) -> str:

@@ -112,7 +112,7 @@ class World(nn.Module):
         times = time + 0.1 * torch.arange(frames, dtype=latents.dtype, device=latents.device)
         told = self.time(times[:, None]).repeat_interleave(height * width, 0)[None]
         place = torch.arange(frames * height * width, dtype=latents.dtype, device=latents.device)
-        table = place[:, None] * torch.linspace(0.1, 1, self.width // self.heads, dtype=latents.dtype)[None]
+        table = place[:, None] * torch.linspace(0.1, 1, self.width // self.heads).to(place)[None]
         for number, block in enumerate(self.blocks):
             tokens, own = block(tokens, told, text, table, None if past is None else past[number])
             kept.append(own)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KINDS = ("frames", "per-head", "padding", "one-mask", "causal", "grouped", "one-key-head", "tokens-first", "scale")
-"""``frames``: a chunk sees no later frame; ``per-head``: numbers added head by head; ``padding``: some text is left out;
-``one-mask``: queries that see no key at all; ``grouped`` and ``one-key-head``: heads share keys; ``tokens-first``: keys
-are put together in front of the transposition; ``scale``: a scale of the model's own."""
+"""``frames``: a chunk sees no later frame; ``per-head``: numbers added head by head; ``padding``: some text is left
+out; ``one-mask``: queries that see no key at all; ``grouped`` and ``one-key-head``: heads share keys; ``tokens-first``:
+keys are put together in front of the transposition; ``scale``: a scale of the model's own."""
 
 
 class RingBlock(Block):

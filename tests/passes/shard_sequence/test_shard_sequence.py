@@ -87,10 +87,9 @@ def test_tokens_are_dealt_out_along_the_first_axis_that_divides(sizes: dict[str,
         ({"twin": "mean"}, {}, 2, "mixes tokens: it reduces over tokens"),
         ({"twin": "mask"}, {}, 2, "depends on tokens, of which every rank has a part"),
         ({"twin": "random"}, {}, 2, "draws random numbers for tokens"),
-        ({"heads": 2}, {}, 4, "the 2 heads of scaled_dot_product_attention do not divide by 4 ranks"),
         ({}, {"frames": 3, "height": 3, "width": 5}, 2, "along no axis of the grid do 2 ranks divide the tokens 3x3x5"),
     ],
-    ids=["convolution", "mean", "mask", "random", "heads", "tokens"],
+    ids=["convolution", "mean", "mask", "random", "tokens"],
 )
 def test_what_cannot_be_dealt_out_stays_whole(
     model: dict[str, Any], given: dict[str, Any], ranks: int, reason: str
