@@ -42,6 +42,7 @@ class Row:
         collectives: share of the last chunk but one that collectives took.
         difference: of the last chunk from that of the same variant on one rank, relative to its largest value.
         sent: bytes that a rank sends in one call of each graph, by the pass.
+        rings: attention sites of each graph whose keys and values go around, as the ranks do not divide their heads.
         peak_gigabytes: device memory allocated at most, 10^9 bytes.
         refused: why tokens were not dealt out.
         error: why there are no figures.
@@ -54,6 +55,7 @@ class Row:
     collectives: float = 0.0
     difference: float = 0.0
     sent: tuple[int, ...] = ()
+    rings: tuple[int, ...] = ()
     peak_gigabytes: float = 0.0
     refused: str = ""
     error: str = ""
@@ -187,8 +189,10 @@ def _collectives(subject: Subject) -> tuple[float, Tensor]:
 
 def _remarks(subject: Subject) -> dict[str, Any]:
     remarks = [r for graph in subject.graphs() for r in graph.section.remarks if r.pass_name == "shard-sequence"]
-    sent = tuple(int(r.args["bytes_sent"]) for r in remarks if "bytes_sent" in r.args)
-    return {"sent": sent, "refused": "; ".join(dict.fromkeys(r.message for r in remarks if "bytes_sent" not in r.args))}
+    applied = [r for r in remarks if "bytes_sent" in r.args]
+    sent, rings = (tuple(int(r.args[name]) for r in applied) for name in ("bytes_sent", "rings"))
+    refused = "; ".join(dict.fromkeys(r.message for r in remarks if r not in applied))
+    return {"sent": sent, "rings": rings, "refused": refused}
 
 
 def _print(rows: Sequence[Row]) -> None:
@@ -205,15 +209,15 @@ def print_table(rows: Sequence[Row], model: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"Milliseconds of a late chunk of {model}, {rows[0].depth} blocks")
-    for column in ("variant", "ranks", "ms", "vs one rank", "collectives", "sent MB", "difference", "peak GB"):
+    for column in ("variant", "ranks", "ms", "vs one rank", "collectives", "sent MB", "rings", "difference", "peak GB"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     alone = {row.variant: row.late for row in rows if row.ranks == 1}
     for row in rows:
         if row.error:
             table.add_row(row.variant, str(row.ranks), row.error)
             continue
-        sent = f"{max(row.sent) / 1e6:.1f}" if row.sent else "-"
+        sent, rings = f"{max(row.sent) / 1e6:.1f}" if row.sent else "-", str(max(row.rings, default="-"))
         faster = f"{alone[row.variant] / row.late:.2f}x"
-        cells = (f"{row.late:.1f}", faster, f"{row.collectives:.0%}", sent, f"{row.difference:.1e}")
+        cells = (f"{row.late:.1f}", faster, f"{row.collectives:.0%}", sent, rings, f"{row.difference:.1e}")
         table.add_row(row.variant, str(row.ranks), *cells, f"{row.peak_gigabytes:.1f}")
     Console(width=120).print(table)

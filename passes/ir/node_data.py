@@ -137,5 +137,5 @@ class Tokens:
         value = described(node.meta.get("val"), anonymous)
         if node.op in ("placeholder", "get_attr"):
             return ("input", value)
-        memo = node.meta.get("memo")
-        return (node.op, node.target, wiring_free(node.args), wiring_free(node.kwargs), value, memo)
+        marks = node.meta.get("memo"), node.meta.get("sequence")
+        return (node.op, node.target, wiring_free(node.args), wiring_free(node.kwargs), value, marks)

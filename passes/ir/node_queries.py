@@ -27,6 +27,10 @@ WEIGHTS = "weights"
 #: A number beside the mark: values of different numbers share no piece, so that the pieces of alike blocks are alike.
 MEMO_PLACE = "memo_place"
 
+#: A number on nodes that make up a sequence: those of different numbers are no copies of one another. Rounds that look
+#: alike overlap, and none of them is a region.
+SEQUENCE = "sequence"
+
 
 def is_movable(node: fx.Node) -> bool:
     """Whether a node may live in a submodule: it computes tensors; control flow and writes are the driver's."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.factors import Layout, place_of
+from lightint_compile.passes.ir.node_queries import SEQUENCE
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.rewriter import Rewriter
@@ -40,6 +42,7 @@ class Rings:
         self._order = {
             node: place for graph in {ring.graph for ring in rings} for place, node in enumerate(graph.nodes)
         }
+        self._made = 0
         self._meshes: dict[int, Mesh] = {}
         self._went_around: dict[_Name, list[fx.Node]] = {}
 
@@ -50,22 +53,31 @@ class Rings:
 
     def write(self, node: fx.Node, ring: Ring) -> None:
         """Make an attention node the last step of its ring."""
-        call, tokens = self._rewriter.call, place_of(ring.query)
+        tokens = place_of(ring.query)
         assert tokens is not None
-        mesh = self._meshes.setdefault(ring.team, Mesh(self._ranks, ring.team, call))
+        mesh = self._meshes.setdefault(ring.team, Mesh(self._ranks, ring.team, self._call))
         query, sources = self._bring(argument(node, "query"), ring.query), self._sources(ring)
         kept = [self._kept(source, ring.team, mesh) for source in sources]
-        with self._rewriter.at(node, rule="ring"):
+        with self._at(node):
             own = mesh.to_heads(query, tokens)
-            site = Site(node, mesh, own, mesh.place(tokens), total(each.length for each in ring.stretches), call)
+            site = Site(node, mesh, own, mesh.place(tokens), total(each.length for each in ring.stretches), self._call)
             for source, parts in zip(sources, kept, strict=True):
                 if source.place is None:
                     site.add_whole(source)
                 elif parts is not None:
                     site.add_kept(source, parts)
                 else:
-                    site.add_moving(source, packed(source, mesh, call))
+                    site.add_moving(source, packed(source, mesh, self._call))
             self._become(node, mesh.to_tokens(site.written(), tokens))
+
+    def _at(self, node: fx.Node, like: fx.Node | None = None) -> AbstractContextManager[None]:
+        self._made = 0
+        return self._rewriter.at(node, rule="ring", like=like)
+
+    def _call(self, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
+        node = self._rewriter.call(target, *args, **kwargs)
+        node.meta[SEQUENCE] = self._made = self._made + 1
+        return node
 
     def _sources(self, ring: Ring) -> list[Source]:
         return [
@@ -81,8 +93,8 @@ class Rings:
         if name not in self._went_around:
             ends = (source.stretch.key.node, source.key), (source.stretch.value.node, source.value)
             origin, last = max(ends, key=lambda end: self._order[end[0]])
-            with self._rewriter.at(last.next, rule="ring", like=origin):
-                parts = [packed(source, mesh, self._rewriter.call)]
+            with self._at(last.next, like=origin):
+                parts = [packed(source, mesh, self._call)]
                 for _ in range(1, mesh.rounds):
                     parts.append(mesh.ring.arrived(mesh.around(parts[-1])))
             self._went_around[name] = parts

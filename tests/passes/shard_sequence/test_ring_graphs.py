@@ -130,6 +130,16 @@ def test_repeated_blocks_are_one_region_still() -> None:
     assert max(calls) == 8  # two blocks in four steps
 
 
+def test_the_rounds_of_a_site_are_no_regions_of_their_own() -> None:
+    """A compiler of one round alone would wait for its transfer at once."""
+    module = rank_worlds.World(**heads(3)).double().eval().requires_grad_(False)
+    program = captured(module, rank_worlds.inputs(module))[0]
+    copy, _ = rewritten(program, f"{FRONT},shard-sequence{{gpus=4}},outline-regions")
+    regions = [each.graph for each in copy.graph_module.modules() if isinstance(each, fx.GraphModule)]
+    found = [len(around(graph, 4)) for graph in regions if around(graph, 4)]
+    assert found == [3]
+
+
 def test_a_report_says_what_goes_around_without_ranks_or_memory() -> None:
     with torch.device("meta"):
         module = rank_worlds.World(heads=12, width=96).eval().requires_grad_(False)
