@@ -101,9 +101,14 @@ def shared_by(options: dict[str, Any]) -> dict[str, Any]:
     return {"mesh": init_device_mesh("cpu", (dist.get_world_size(),)), **options}
 
 
-def sizes(given: list[dict[str, Any]], model: dict[str, Any] | None = None, **options: Any) -> Seen:
+def sizes(
+    given: list[dict[str, Any]],
+    model: dict[str, Any] | None = None,
+    world: type[rank_worlds.World] = rank_worlds.World,
+    **options: Any,
+) -> Seen:
     """One compiled world over inputs of several sizes; each is compared with eager."""
-    module = rank_worlds.World(**(model or {})).double().eval().requires_grad_(False)
+    module = world(**(model or {})).double().eval().requires_grad_(False)
     shared, found = compiled(module, gpus=dist.get_world_size(), **options), 0.0
     for each in given:
         args = rank_worlds.inputs(module, **each)

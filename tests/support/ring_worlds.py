@@ -45,6 +45,8 @@ class RingBlock(Block):
         return tokens + self.fc2(F.gelu(self.fc1(self.norm(tokens)))), own
 
     def joined(self, spans: tuple[Tensor, ...]) -> Tensor:
+        if self.kind == "changed":
+            return 1.5 * torch.cat(spans, 2)
         if self.kind == "tokens-first":
             return torch.cat([each.transpose(1, 2) for each in spans], 1).transpose(1, 2)
         return torch.cat(spans, 2)

@@ -176,6 +176,12 @@ def test_what_cannot_go_around_stays_whole(
     assert not list(copy.calls(PARTIAL)) and ranks_of(copy.graph_module) is None
 
 
+def test_keys_that_are_changed_behind_their_concatenation_stay_whole() -> None:
+    remark = shared({"kind": "changed", "heads": 3}, 2, world=RingWorld, past=2)[1]
+    assert remark.kind is RemarkKind.MISSED and "(aten.cat.default) mixes tokens" in remark.message
+    assert shared({"kind": "changed", "heads": 4}, 2, world=RingWorld, past=2)[1].kind is RemarkKind.APPLIED
+
+
 def test_sparse_attention_says_what_would_help() -> None:
     remark = shared(heads(3, joint=True), 2, SPARSE, past=4)[1]
     assert "do not divide by 2 ranks, and no ring runs: ring attention is for dense attention" in remark.message
