@@ -116,14 +116,13 @@ def sizes(
     return told(remarks_of(shared), found)
 
 
-def cached(chunks: int = 3, **options: Any) -> Seen:
+def cached(chunks: int = 3, heads: int = 4, **options: Any) -> Seen:
     """Keys and values written in place, call after call: results and buffers as in eager."""
-    module = rank_worlds.Cached(depth=2).double().eval().requires_grad_(False)
+    module = rank_worlds.Cached(depth=2, heads=heads, width=8 * heads).double().eval().requires_grad_(False)
     shared, found = compiled(module, gpus=dist.get_world_size(), **options), 0.0
     count = 4 * 4 * 8
     ours, theirs = (
-        [(torch.zeros(1, 4, chunks * count, 8).double(), torch.zeros(1, 4, chunks * count, 8).double()) for _ in "ab"]
-        for _ in "ab"
+        [tuple(torch.zeros(1, heads, chunks * count, 8).double() for _ in "kv") for _ in module.blocks] for _ in "ab"
     )
     for chunk in range(chunks):
         latents, text = rank_worlds.inputs(module, seed=chunk)

@@ -116,6 +116,16 @@ def test_sizes_that_change(pool: Pools) -> None:
     assert found.difference < EXACT
 
 
+def test_caches_that_are_written_in_place_go_nowhere(pool: Pools) -> None:
+    """They hold the keys of all tokens on every rank; the first call reads nothing but its own tokens."""
+    answers = pool(2).run(rank_cases.cached, heads=3, preset="exact", delegate="eager")
+    failed = next((answer for answer in answers if isinstance(answer, Failed)), None)
+    assert failed is None, failed
+    assert max(answers).difference < EXACT
+    assert ["are rings" in told for told in answers[0].applied] == [True, *[False] * (len(answers[0].applied) - 1)]
+    assert len(answers[0].applied) > 1
+
+
 def test_a_mask_of_sizes_that_change_keeps_a_site_whole(pool: Pools) -> None:
     """Where a stretch of keys lies among the columns is known while sizes are numbers."""
     given = [{"text": 5, "past": 2}, {"text": 7, "past": 3}]
@@ -150,6 +160,8 @@ def test_worldplay_with_fewer_heads_than_ranks(pool: Pools, preset: str) -> None
 
 
 @pytest.mark.slow
-def test_matrix_game_with_three_heads(pool: Pools) -> None:
-    case = {"family": "matrix_game", "heads": 3, "calls": (0,), "preset": "exact", "delegate": "eager"}
-    assert agreeing(pool(2).run(rank_cases.library, **case), AROUND[2, 3]).difference < EXACT
+@pytest.mark.parametrize(("ranks", "heads"), [(2, 3), (3, 4)])
+def test_matrix_game(pool: Pools, ranks: int, heads: int) -> None:
+    """Its actions attend per place over frames, with heads that three ranks do not divide either: those stay apart."""
+    case = {"family": "matrix_game", "heads": heads, "calls": (0,), "preset": "exact", "delegate": "eager"}
+    assert agreeing(pool(ranks).run(rank_cases.library, **case), f"around {ranks} ranks").difference < EXACT
