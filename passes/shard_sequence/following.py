@@ -281,7 +281,8 @@ class Sharding:
 
     def _undivided(self, node: fx.Node, heads: Size, why: str) -> Obstacle:
         reason = f"the {heads} heads of {node.name} do not divide by {self._ranks} ranks, and no ring runs: {why}"
-        return Obstacle(node, reason, "use a number of ranks that divides the heads, or no sparse attention")
+        instead = "" if node.target is ATTENTION else ", or a preset without sparse attention"
+        return Obstacle(node, reason, f"use a number of ranks that divides the heads{instead}")
 
     def _attention(self, node: fx.Node, reads: Mapping[fx.Node, Layout]) -> Plan:
         """Attention on a run of heads; key heads that are shared are those of the rank's query heads."""

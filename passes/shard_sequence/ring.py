@@ -22,7 +22,7 @@ from lightint_compile.passes.ir.flops import bytes_of_value
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.joins import Piece, pieces_of
 from lightint_compile.passes.ir.op_arguments import argument, rank_of, sizes_of
-from lightint_compile.passes.ir.sizes import same
+from lightint_compile.passes.ir.sizes import same, total
 from lightint_compile.passes.shard_sequence.places import heads_of
 
 HEADS, TOKENS = 1, 2
@@ -114,11 +114,8 @@ def _stretches(node: fx.Node) -> tuple[Stretch, ...] | None:
     keys, values = (list(pieces_of(argument(node, name), TOKENS)) for name in ("key", "value"))
     if len(keys) != len(values) or not all(same(a.length, b.length) for a, b in zip(keys, values, strict=True)):
         return None
-    found, start = [], 0
-    for key, value in zip(keys, values, strict=True):
-        found.append(Stretch(key, value, start, key.length))
-        start = start + key.length  # type: ignore[assignment]
-    return tuple(found)
+    starts = [total(each.length for each in keys[:number]) for number in range(len(keys))]
+    return tuple(Stretch(*each, each[0].length) for each in zip(keys, values, starts, strict=True))
 
 
 def _joins(graph: fx.Graph, sites: Mapping[fx.Node, tuple[Stretch, ...]]) -> frozenset[fx.Node]:
@@ -155,6 +152,7 @@ def ring_of(
         return "keys and values are dealt out in different ways"
     if any(each is not None and each.axis != TOKENS for each in values):
         return "its keys are not dealt out by tokens"
+    # Columns of a mask are slices, whose ends are numbers.
     masked = argument(node, "attn_mask") is not None or argument(node, "is_causal")
     lengths = (place.outer, place.inner, *(each.length for each in stretches))
     if masked and not all(isinstance(length, int) for length in lengths):

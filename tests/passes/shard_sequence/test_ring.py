@@ -79,10 +79,11 @@ def test_every_kind_of_attention_in_teams(pool: Pools, kind: str) -> None:
         (2, {"heads": 3, "depth": 2}, 8),
         pytest.param(4, {"heads": 2, "depth": 2}, 8, marks=pytest.mark.slow),
         (4, {"heads": 6, "kind": "per-head"}, 8),
+        (4, {"heads": 6, "kind": "grouped", "depth": 2}, 8),
         (2, {"heads": 3, "kind": "per-head"}, 6),
         pytest.param(4, {"heads": 3, "kind": "tokens-first"}, 8, marks=pytest.mark.slow),
     ],
-    ids=["pure", "teams", "teams-masked", "by-rows-masked", "tokens-first"],
+    ids=["pure", "teams", "teams-masked", "teams-of-shared-keys", "by-rows-masked", "tokens-first"],
 )
 def test_a_context_that_all_steps_read(pool: Pools, ranks: int, model: dict[str, Any], frames: int) -> None:
     case = {"model": {"steps": 2, **model}, "given": {"frames": frames}, "world": Prefilling}

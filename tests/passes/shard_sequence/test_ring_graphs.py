@@ -130,9 +130,10 @@ def test_repeated_blocks_are_one_region_still() -> None:
     assert max(calls) == 8  # two blocks in four steps
 
 
-def test_the_rounds_of_a_site_are_no_regions_of_their_own() -> None:
-    """A compiler of one round alone would wait for its transfer at once."""
-    module = rank_worlds.World(**heads(3)).double().eval().requires_grad_(False)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_rounds_of_a_site_are_no_regions_of_their_own(depth: int) -> None:
+    """A compiler of one round alone would wait for its transfer at once. A block's rounds are a part of its region."""
+    module = rank_worlds.World(**heads(3, depth=depth)).double().eval().requires_grad_(False)
     program = captured(module, rank_worlds.inputs(module))[0]
     copy, _ = rewritten(program, f"{FRONT},shard-sequence{{gpus=4}},outline-regions")
     regions = [each.graph for each in copy.graph_module.modules() if isinstance(each, fx.GraphModule)]
@@ -185,7 +186,7 @@ def test_keys_that_are_changed_behind_their_concatenation_stay_whole() -> None:
 def test_sparse_attention_says_what_would_help() -> None:
     remark = shared(heads(3, joint=True), 2, SPARSE, past=4)[1]
     assert "do not divide by 2 ranks, and no ring runs: ring attention is for dense attention" in remark.message
-    assert "no sparse attention" in remark.hint
+    assert "a preset without sparse attention" in remark.hint
 
 
 # --- teams ----------------------------------------------------------------------------------------------------------
