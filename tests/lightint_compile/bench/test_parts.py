@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from lightint_compile.bench.parts.kept import Folder, Run
 from lightint_compile.bench.parts.listed import APART, PAGE, PARTS, Command, Kind, Part, part_names
 from lightint_compile.bench.parts.markdown import escaped
 from lightint_compile.bench.parts.page import Outcome, write_page
-from lightint_compile.bench.parts.running import machine_of
+from lightint_compile.bench.parts.running import caches_in, environment, machine_of
 from lightint_compile.bench.rollout_job import Result, jobs_of
 from lightint_compile.cli import main
 from lightint_compile.evaluating.variants import variants_of
@@ -45,6 +47,8 @@ print("working on", name, flush=True)
 if name == os.environ.get("FAILS"):
     print("lightint: there is no memory left", file=sys.stderr)
     sys.exit(2)
+if name == os.environ.get("DIES"):
+    os.kill(os.getpid(), 9)
 if name == os.environ.get("HANGS"):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     print("child", child.pid, flush=True)
@@ -189,7 +193,7 @@ def test_the_page_is_good_markdown(whole: Path) -> None:
     lines = text.splitlines()
     assert text.startswith("# ") and sum(line.startswith("# ") for line in lines) == 1
     assert text.endswith("\n") and "\n\n\n" not in text and not any(line != line.rstrip() for line in lines)
-    for before, line, after in zip(lines, lines[1:], [*lines[2:], ""], strict=True):
+    for before, line, after in zip(lines, lines[1:], [*lines[2:], ""], strict=False):
         if line.startswith("#"):
             assert before == after == ""
         if line.startswith("|"):
@@ -238,24 +242,30 @@ def test_a_part_that_fails_is_said_and_the_rest_goes_on(home: Path, monkeypatch:
     monkeypatch.setenv("FAILS", "kernels")
     assert not measured(home, "kernels", "checks")
     assert called(home) == ["kernels", "checks"] and "## Checks of kept results" in page(home)
-    assert "| stopped: lightint: there is no memory left |" in page(home)
+    assert "| failed: lightint: there is no memory left |" in page(home)
     assert "It did not come to its end: lightint: there is no memory left" in page(home)
     assert (home / "out" / "kernels.log").read_text().splitlines()[0] == "working on kernels"
     monkeypatch.delenv("FAILS")
     assert measured(home, "kernels", "checks") and called(home)[2:] == ["kernels"]
-    assert "stopped" not in page(home)
+    assert "failed" not in page(home)
+
+
+def test_a_part_that_is_killed_does_not_blame_its_last_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIES", "checks")
+    assert not measured(home, "checks")
+    assert "failed: killed by SIGKILL; its last line: working on checks" in page(home)
 
 
 def test_a_part_without_figures_has_failed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMPTY", "checks")
-    assert not measured(home, "checks") and "stopped: it wrote no figures" in page(home)
+    assert not measured(home, "checks") and "failed: it wrote no figures" in page(home)
 
 
 def test_a_row_without_figures_is_a_failure_and_no_reason_to_measure_again(home: Path) -> None:
     assert measured(home, "worldplay")
     file = home / "out" / "worldplay.json"
     found = json.loads(file.read_text())
-    found["rows"][0] = {**found["rows"][0], "chunks": [], "stages": {}, "error": "no memory | is left"}
+    found["rows"][0] = {**found["rows"][0], "chunks": [], "stages": {}, "driver": {}, "error": "no memory | is left"}
     file.write_text(json.dumps(found))
     assert not measured(home, "worldplay") and called(home) == ["worldplay"]
     assert r"eager depth 2 failed: no memory \| is left" in page(home)
@@ -268,7 +278,7 @@ def test_a_part_is_stopped_when_its_time_is_over(home: Path, monkeypatch: pytest
     assert not measured(home, "kernels", "checks", patience=2.0)
     assert time.monotonic() - start < 30
     child = int((home / "out" / "kernels.log").read_text().split()[-1])
-    assert f"stopped: stopped after 2 s; its last line: child {child}" in page(home)
+    assert f"failed: stopped after 2 s; its last line: child {child}" in page(home)
     assert is_over(child) and "## Checks of kept results" in page(home)
 
 
@@ -297,6 +307,34 @@ def test_a_stopped_command_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "## Attention operators" in page(home) and "* checks: stopped before it came to its end" in page(home)
     monkeypatch.setattr(job_module, "run", run)
     assert measured(home, "kernels", "checks") and called(home) == ["kernels", "checks"]
+
+
+def test_a_signal_to_end_ends_the_part_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANGS", "kernels")
+    before, log = signal.getsignal(signal.SIGTERM), home / "out" / "kernels.log"
+
+    def end() -> None:
+        while not (log.exists() and "child" in log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end).start()
+    with pytest.raises(SystemExit, match="143"):
+        measured(home, "kernels")
+    assert is_over(int(log.read_text().split()[-1])) and signal.getsignal(signal.SIGTERM) is before
+    assert "* kernels: stopped before it came to its end" in page(home)
+
+
+def test_caches_are_empty_but_for_measured_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "old"))
+    for name in ("lightint/cost/rates.json", "lightint/artifact", "fxgraph"):
+        (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "old" / name).write_text("{}")
+    found = Path(caches_in(str(tmp_path / "new"))["TORCHINDUCTOR_CACHE_DIR"])
+    assert [each.relative_to(found) for each in found.rglob("*.*")] == [Path("lightint/cost/rates.json")]
+    assert not list(found.rglob("artifact")) and not list(found.rglob("fxgraph"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert environment("cpu")["CUDA_VISIBLE_DEVICES"] == "" and environment("cuda")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
