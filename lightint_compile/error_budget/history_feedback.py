@@ -7,7 +7,7 @@ error is that of a whole rollout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,19 @@ class Fed:
         result: position of the result in each call's results.
         calls: how many of the latest calls it consists of.
         axis: along which they are joined.
+        is_all: whether it has all results so far, or nothing else. What is in front of fewer may be results as well, or
+            latents that a later rollout was given.
     """
 
     argument: int
     result: int
     calls: int
     axis: int
+    is_all: bool = True
 
 
 def fed_back(args: Sequence[Any], results: Sequence[Sequence[Tensor]]) -> list[Fed]:
-    """The inputs that equal the latest ``results`` (one list a call, the latest last) joined along an axis."""
+    """The inputs that end with the latest ``results`` (one list a call, the latest last) joined along an axis."""
     found = []
     for argument, value in enumerate(args):
         if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter) and value.is_floating_point():
@@ -42,27 +45,28 @@ def fed_back(args: Sequence[Any], results: Sequence[Sequence[Tensor]]) -> list[F
     return found
 
 
-def _candidates(argument: int, value: Tensor, results: Sequence[Sequence[Tensor]]) -> list[Fed]:
-    """Every way in which ``value`` could be a concatenation of results, by shape."""
-    found = []
+def _candidates(argument: int, value: Tensor, results: Sequence[Sequence[Tensor]]) -> Iterator[Fed]:
+    """Every way in which ``value`` could end with results, by shape and by the latest of them; the most first."""
     for position in range(len(results[-1]) if results else 0):
         for axis in range(value.dim()):
-            calls = _latest(value, axis, position, results)
-            if calls:
-                found.append(Fed(argument, position, calls, axis))
-    return found
+            counts = _counts(value, axis, position, results)
+            if not counts or not _equals(value, Fed(argument, position, 1, axis), results):
+                continue
+            for calls, size in reversed(counts):
+                yield Fed(argument, position, calls, axis, calls == len(results) or size == value.shape[axis])
 
 
-def _latest(value: Tensor, axis: int, position: int, results: Sequence[Sequence[Tensor]]) -> int:
-    """How many of the latest results could make up ``value`` along ``axis``, or its end where it needs all; else 0."""
-    size = 0
+def _counts(value: Tensor, axis: int, position: int, results: Sequence[Sequence[Tensor]]) -> list[tuple[int, int]]:
+    """How many of the latest results fit into ``value`` along ``axis``, and their size there."""
+    size, counts = 0, []
     for calls, call in enumerate(reversed(results), 1):
         if position >= len(call) or not _alike(call[position], value, axis):
-            return 0
+            break
         size += call[position].shape[axis]
-        if size >= value.shape[axis]:
-            return calls if size == value.shape[axis] else 0
-    return len(results)
+        if size > value.shape[axis]:
+            break
+        counts.append((calls, size))
+    return counts
 
 
 def _alike(result: Tensor, value: Tensor, axis: int) -> bool:

@@ -100,7 +100,7 @@ class Measuring:
         if not self.results:
             self.start = fingerprint(args)
         feedback = fed_back(args, self.results)
-        self.followed &= bool(feedback) or not self.results
+        self.followed &= any(fed.is_all for fed in feedback) or not self.results
         with same_randomness(args) as again, unwritten(args, "calibrated"):
             outputs = owned(graph.at(0)(*args))
             self.results.append([result.clone() for result in results_of(outputs)])

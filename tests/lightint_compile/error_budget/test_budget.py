@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_world import ToyWorld, there_and_back, toy_rollout, walk
+from toy_world import CHUNK, ToyWorld, there_and_back, toy_rollout, walk
 
 import lightint_compile
 from lightint_compile.compiled import CompiledGraph
@@ -176,6 +176,33 @@ def test_a_larger_budget_never_chooses_less(calibrated) -> None:
     _, calibration = calibrated
     choices = [calibration.table.choice(Budget(0.9 * 0.8**power)) for power in range(40)]
     assert choices == sorted(choices, reverse=True) and choices[0] == calibration.chosen and choices[-1] == 1
+
+
+def _continued(model, path, seed: int) -> None:
+    """A rollout whose first chunk is given."""
+    generator = torch.Generator().manual_seed(seed)
+    history = torch.randn(1, 4, CHUNK, 4, 6, generator=generator)
+    for first in range(CHUNK, path.shape[1], CHUNK):
+        seen = path[:, : first + CHUNK].contiguous()
+        torch._dynamo.mark_dynamic(history, 2)
+        torch._dynamo.mark_dynamic(seen, 1)
+        noise = torch.randn(1, 4, CHUNK, 4, 6, generator=generator)
+        with torch.no_grad():
+            history = torch.cat([history, model(noise, history, seen)], 2)
+
+
+def test_of_rollouts_one_after_another_each_is_followed(folder) -> None:
+    """The errors along both are those of whole rollouts: the worse of what each has by itself, in either order."""
+    errors = {}
+    for seeds in ((0,), (1,), (0, 1), (1, 0)):
+        toy = Toy(max_relative_error=0.9)
+        made = lightint_compile.calibrate(
+            toy.compiled, lambda toy=toy, seeds=seeds: [_continued(toy.compiled, PATH, seed) for seed in seeds]
+        )
+        assert (made.whole_rollout, made.rollouts) == ((True, 1) if len(seeds) == 1 else (True, 2))
+        errors[seeds] = [row.deviation.relative for row in made.table.rows[:-1]]
+    worst = [max(pair) for pair in zip(errors[0,], errors[1,], strict=True)]
+    assert errors[0, 1] == pytest.approx(worst, rel=1e-3) and errors[1, 0] == pytest.approx(worst, rel=1e-3)
 
 
 def test_a_budget_that_cannot_be_met_says_what_is_reachable_and_leaves_the_module_exact(calibrated, folder) -> None:

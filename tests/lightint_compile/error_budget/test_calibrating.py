@@ -363,3 +363,17 @@ def test_a_history_is_recognised_by_its_values_and_keeps_its_layout() -> None:
     assert own[0] is args[0] and own[4] is args[4]
     assert torch.equal(own[5][:, :, :2], given) and not own[5][:, :, 2:].any(), "what was given stays"
     assert fed_back(args, []) == []
+
+
+def test_the_history_of_a_second_rollout_is_recognised_behind_what_it_was_given() -> None:
+    """Rollouts run one after another: the second one's history ends with its own results, the first one's not."""
+    earlier, later = ([[torch.randn(1, 2, 4, 3, 3)] for _ in range(2)] for _ in range(2))
+    given = torch.ones(1, 2, 4, 3, 3)  # as many frames as a result of the first rollout has
+    history = torch.cat([given, *(each[0] for each in later)], 2)
+    (found,) = fed_back([history], earlier + later)
+    assert (found.calls, found.axis, found.is_all) == (2, 2, False), "what is in front of it may be results as well"
+    (own,) = replaced([history], [found], [[torch.zeros(1, 2, 4, 3, 3)] for _ in range(4)])
+    assert torch.equal(own[:, :, :4], given) and not own[:, :, 4:].any()
+    (alone,) = fed_back([history], later)
+    assert alone.calls == 2 and alone.is_all
+    assert fed_back([given], earlier + later) == [], "the first call of a rollout is fed nothing"
