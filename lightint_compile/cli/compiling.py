@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def compile_ahead(
 def _rolled_out(
     model: WorldModel, target: str, options: Mapping[str, Any], chunks: int | None, device: str | None
 ) -> Callable[[], None]:
-    """A rollout as long as the model's memory, and one chunk more: every form of its calls occurs."""
+    """A rollout that fills the model's memory and goes on: every form of its calls occurs."""
     import torch
 
     chosen = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -71,8 +72,7 @@ def _rolled_out(
 
     def call() -> None:
         compiled = torch.compile(model.module(chosen, dtype), backend="lightint", fullgraph=True, options=dict(options))
-        for _ in model.rollout(compiled, model.scene(chosen, dtype), path):
-            pass
+        deque(model.rollout(compiled, model.scene(chosen, dtype), path), maxlen=0)  # no chunk is kept
 
     return call
 

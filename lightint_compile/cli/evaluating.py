@@ -18,6 +18,7 @@ _FAMILIES = "protocol,novel,recorded"
 
 Model = Annotated[str, typer.Option(help="FAMILY:SIZE whose poses can be rendered")]
 Families = Annotated[str, typer.Option(help="families of camera paths")]
+Latents = Annotated[int, typer.Option(min=1, help="latent frames of a rollout, the given ones included")]
 Given = Annotated[int, typer.Option(min=1, help="chunks of encoded truth that a rollout starts from")]
 Seed = Annotated[int, typer.Option(min=0, max=255, help="which scenes, and the seed of the noise")]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu", show_default="cuda where there is one")]
@@ -41,7 +42,7 @@ def evaluate(
     ] = "eager,no-memory,other-seed,other-dtype,published,all",
     families: Families = _FAMILIES,
     scenes: Annotated[int, typer.Option(f"--{SCENES}", min=1, help="scenes of each family")] = 16,
-    latents: Annotated[int, typer.Option(min=1, help="latent frames of a rollout, the given ones included")] = 64,
+    latents: Latents = 64,
     given: Given = 1,
     seed: Seed = 0,
     device: Device = None,
@@ -88,7 +89,7 @@ def budgets(
     families: Families = _FAMILIES,
     scenes: Annotated[int, typer.Option(f"--{SCENES}", min=1, help="held-out scenes of each family")] = 16,
     calibrated: Annotated[int, typer.Option(min=1, help="other scenes of each family, which calibrations see")] = 1,
-    latents: Annotated[int, typer.Option(min=1, help="latent frames of a rollout, the given ones included")] = 64,
+    latents: Latents = 64,
     given: Given = 1,
     seed: Seed = 0,
     device: Device = None,
