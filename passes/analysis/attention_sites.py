@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -45,7 +45,7 @@ class SpanKind(StrEnum):
 class SiteKind(StrEnum):
     """What an attention is for.
 
-    ``PREFILL``: the grid, or its last frames, attend to the grid. ``DENOISE``: it attends to context frames too.
+    ``PREFILL``: frames, or the last of them, attend to themselves. ``DENOISE``: they attend to context frames too.
     ``CROSS``: grid queries, keys without a grid. ``CACHE``: the same where the keys are kept ones, or hold the queries'
     own tokens: their frames are unknown. ``TEXT``: no grid at all. ``OTHER``: grids that do not form one block of
     frames.
@@ -83,8 +83,8 @@ class AttentionSite:
         mask: the mask operand; ``mask_shape`` its broadcast shape.
         tokens_first: whether the query is stored as ``[batch, tokens, heads, head_dim]`` and only viewed heads-first.
         query_axis, key_axis: what the token axes hold.
-        query_grid: the grid of the visual queries; ``key_grid`` all visual keys as one block of frames that ends with
-            the query grid's frames; both ``None`` when there is no such block, and ``reason`` says why.
+        query_grid: all visual queries as one block of frames; ``key_grid`` all visual keys as one that ends with the
+            queries' frames; both ``None`` when there are no such blocks, and ``reason`` says why.
         key_spans: what the keys are, in order.
         key_pieces, value_pieces: what was concatenated to make them; one piece each where nothing was.
     """
@@ -112,6 +112,16 @@ class AttentionSite:
     query_grid: Grid | None
     key_grid: Grid | None
     reason: str
+
+    @property
+    def own_grids(self) -> tuple[Grid, ...]:
+        """The last grids of the keys: the queries' own frames. Only for a site with a ``query_grid``."""
+        return self.key_axis.grids[-len(self.query_axis.grids) :]
+
+    @property
+    def context_grids(self) -> tuple[Grid, ...]:
+        """The grids of the keys in front of :attr:`own_grids`."""
+        return self.key_axis.grids[: -len(self.query_axis.grids)]
 
     @property
     def grouped(self) -> bool:
@@ -242,16 +252,31 @@ def _structure(query: TokenAxis, key: TokenAxis) -> tuple[SiteKind, Grid | None,
         return SiteKind.CROSS, None, None, f"cross-attention: the keys are tokens of {names or 'no grid'}"
     if not query.grids:
         return SiteKind.OTHER, None, None, f"the keys are a grid and the queries are not: {query.why_not}"
-    grid = query.grid
-    if grid is None or not all(key_grid.same_plane(grid) for key_grid in key.grids):
+    first = query.grids[0]
+    if not all(grid.same_plane(first) for grid in (*query.grids, *key.grids)):
         return SiteKind.OTHER, None, None, f"several grids share the axes: queries {query}, keys {key}"
-    *context, last = key.grids
-    if not (last.ends_with(grid) or (not context and all(map(same, last.shape, grid.shape)))):
+    context = key.grids[: -len(query.grids)]
+    if not (_are_last(query.grids, key.grids) or _are_alike(query.grids, key.grids)):
         return SiteKind.OTHER, None, None, f"the queries' frames are not the last keys: queries {query}, keys {key}"
-    if key.block is None:
-        return SiteKind.OTHER, None, None, f"tokens without a grid lie between frames: keys {key}"
-    block = Grid(key.block.frames, grid.height, grid.width, grid.seed, 0, (None, *grid.origins[1:]))
+    grid, block = query.block, key.block
+    if grid is None or block is None:
+        axis = f"queries {query}" if grid is None else f"keys {key}"
+        return SiteKind.OTHER, None, None, f"tokens without a grid lie between frames: {axis}"
+    block = Grid(block.frames, first.height, first.width, first.seed, 0, (None, *first.origins[1:]))
     return (SiteKind.DENOISE if context else SiteKind.PREFILL), grid, block, ""
+
+
+def _are_last(queries: Sequence[Grid], keys: Sequence[Grid]) -> bool:
+    """Whether the last frames of the keys are those of the queries, in their order."""
+    if len(keys) < len(queries):
+        return False
+    (first, *more), own = queries, keys[-len(queries) :]
+    return own[0].ends_with(first) and all(map(Grid.same_tokens, own[1:], more))
+
+
+def _are_alike(queries: Sequence[Grid], keys: Sequence[Grid]) -> bool:
+    """Whether both are one grid of one shape, whatever made each."""
+    return len(queries) == len(keys) == 1 and all(map(same, keys[0].shape, queries[0].shape))
 
 
 def _cross_or_cache(query: fx.Node, key: fx.Node, axis: TokenAxis, reason: str) -> tuple[SiteKind, str]:

@@ -149,7 +149,7 @@ class SparseAttention(Pass):
 
     def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
         assert site.query_grid is not None
-        current = sizes.hints(site.query_grid)
+        current = sizes.hints(site.query_axis.grids)
         if current is None:
             return None
         keys = [sizes.frames_seen(grid, current[1] * current[2]) for grid in site.key_axis.grids]

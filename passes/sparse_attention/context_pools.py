@@ -71,8 +71,7 @@ class ContextPools:
     ) -> fx.Node:
         key = _key(piece, tile)
         if key not in self._made:  # sites are rewritten in order: a later one may read an earlier one's node
-            assert site.query_grid is not None
-            grids, plane = _context(site), sizes.arguments(site.query_grid, rewriter)[1:]
+            grids, plane = _context(site), sizes.plane(site.query_axis.grids, rewriter)
             frames = sizes.frames(grids, plane, rewriter)
             tokens = laid_out(piece, rewriter)
             if any(map(sizes.is_counted, grids)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import sympy
@@ -42,10 +42,16 @@ class GridSizes:
         self._frames: dict[tuple[Grid, ...], SizeArgument] = {}
         self._numbers = _numbers(program.graph)
 
-    def hints(self, grid: Grid) -> tuple[int, int, int] | None:
-        """(frames, height, width) at capture; ``None`` when no node has one of them as an axis of its own."""
-        sizes = [self._hint(size, origin) for size, origin in zip(grid.shape, grid.origins, strict=True)]
-        return (sizes[0], sizes[1], sizes[2]) if None not in sizes else None  # type: ignore[return-value]
+    def hints(self, grids: Sequence[Grid]) -> tuple[int, int, int] | None:
+        """(frames, height, width) at capture of grids of one plane, frame behind frame.
+
+        ``None`` when no node has one of the sizes as an axis of its own.
+        """
+        plane = [self._hint(*each) for each in _plane(grids[0])]
+        frames = [self._hint(grid.frames, grid.origins[0]) for grid in grids]
+        if None in plane or None in frames:
+            return None
+        return sum(filter(None, frames)), *plane  # type: ignore[return-value]
 
     def is_counted(self, grid: Grid) -> bool:
         """Whether the number of frames is only known by how many fit into the tokens of a call."""
@@ -101,9 +107,14 @@ class GridSizes:
         holder = self._grids.holder(origin, size)
         return None if holder is None else hint_of(holder[0].meta["val"].shape[holder[1]])
 
-    def arguments(self, grid: Grid, rewriter: Rewriter) -> list[SizeArgument]:
-        """(frames, height, width) for a new node; only for a grid that has :meth:`hints`."""
-        return [self._argument(size, origin, rewriter) for size, origin in zip(grid.shape, grid.origins, strict=True)]
+    def arguments(self, grids: Sequence[Grid], rewriter: Rewriter) -> list[SizeArgument]:
+        """(frames, height, width) of grids of one plane for a new node; only for grids that have :meth:`hints`."""
+        plane = self.plane(grids, rewriter)
+        return [self.frames(grids, plane, rewriter), *plane]
+
+    def plane(self, grids: Sequence[Grid], rewriter: Rewriter) -> list[SizeArgument]:
+        """(height, width) of grids of one plane for a new node."""
+        return [self._argument(*each, rewriter) for each in _plane(grids[0])]
 
     def _argument(self, size: Size, origin: Origin | None, rewriter: Rewriter) -> SizeArgument:
         if isinstance(size, int):
@@ -113,6 +124,11 @@ class GridSizes:
             assert holder is not None
             self._made[origin, size] = rewriter.call(aten.sym_size.int, *holder)
         return self._made[origin, size]
+
+
+def _plane(grid: Grid) -> Iterator[tuple[Size, Origin | None]]:
+    """Height and width, and where each came from."""
+    return zip(grid.shape[1:], grid.origins[1:], strict=True)
 
 
 def _numbers(graph: fx.Graph) -> dict[Size, fx.Node]:

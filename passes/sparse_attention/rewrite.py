@@ -120,9 +120,9 @@ def rewrite_site(
     assert site.query_grid is not None
     if isinstance(choice.mask, FrameMask):
         return _by_groups(site, choice, choice.mask, rewriter)
-    query_grid = sizes.arguments(site.query_grid, rewriter)
-    *context, current = site.key_axis.grids
-    frames = [sizes.frames(each, query_grid[1:], rewriter) for each in (context, [current])]
+    query_grid = sizes.arguments(site.query_axis.grids, rewriter)
+    parts = (site.context_grids, site.own_grids)
+    frames = [sizes.frames(each, query_grid[1:], rewriter) for each in parts]
     key_grid = [sum_of(frames, rewriter), *query_grid[1:]]
     visual = product_of(query_grid, rewriter)
     segments = Segments.of(site, product_of(key_grid, rewriter), rewriter)
