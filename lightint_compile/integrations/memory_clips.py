@@ -37,7 +37,7 @@ _FRAMES: Mapping[str, int] = {"x_memory": 2, "mouse_cond_memory": 1, "keyboard_c
 
 _TIMES, _NUMBERS, _RAYS = "timestep_memory", "memory_latent_idx", "plucker_emb"
 """Arguments that hold them otherwise: times [1, M * tokens], latent frames as a list, and rays of remembered and coming
-frames [1, C, M + F, h, w]."""
+frames [1, C, M + F, h, w]. The model takes a tensor of latent frames as well."""
 
 _VIDEO_FRAMES = 4
 """Frames of the video that a latent frame stands for; the first stands for one."""
@@ -140,15 +140,21 @@ _MIRROR = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
 def _remember(given: dict[str, Any], places: Sequence[int]) -> None:
     """Leave of the remembered frames those at ``places``, in the keyword arguments of a call."""
     count, kept = given["x_memory"].shape[2], list(places)
+    given[_NUMBERS] = _as_tensor(given[_NUMBERS], given["x_memory"].device)
     if len(kept) == count:
         return
     for name, axis in _FRAMES.items():
         if given.get(name) is not None:
             given[name] = given[name].index_select(axis, torch.tensor(kept, device=given[name].device))
     given[_TIMES] = given[_TIMES].unflatten(1, (count, -1))[:, kept].flatten(1)
-    given[_NUMBERS] = [given[_NUMBERS][place] for place in kept]
+    given[_NUMBERS] = given[_NUMBERS][kept]
     rays = given[_RAYS]
     given[_RAYS] = torch.cat([rays[:, :, :count][:, :, kept], rays[:, :, count:]], 2)
+
+
+def _as_tensor(numbers: Any, device: torch.device) -> Tensor:
+    """Numbers of frames as a tensor: one program then serves every number of them, and a list would have one each."""
+    return torch.as_tensor(numbers, dtype=torch.long, device=device)
 
 
 def _choosing(choose: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import sympy
 import torch
 import torch.fx as fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.analysis.axes.factors import Layout, batch, place_of, plain
@@ -37,6 +36,7 @@ from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import InputKind, Program, fake_mode_of, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
+from lightint_compile.passes.ir.size_conditions import is_never_negative
 from lightint_compile.passes.ir.sizes import replaced, same
 
 aten = torch.ops.aten
@@ -280,7 +280,7 @@ class _Reading:
         """Whether a place is counted from the front: its sign is known, or it is a number of frames before the end."""
         if isinstance(place, int):
             return place >= 0
-        return bool((place - extent).is_Integer) or _is_not_negative(place, self._env)
+        return bool((place - extent).is_Integer) or is_never_negative(place, self._env)
 
 
 def _is_regular(way: Range, count: Size, extent: Size) -> bool:
@@ -301,15 +301,6 @@ def _beside(part: _Seen | tuple[_Seen, ...], others: frozenset[Window]) -> _Seen
     if isinstance(part, _Seen):
         return part._replace(windows=part.windows | others)
     return tuple(each._replace(windows=each.windows | others) for each in part)
-
-
-def _is_not_negative(place: sympy.Expr, env: ShapeEnv | None) -> bool:
-    if env is None:
-        return False
-    least = env.bound_sympy(place).lower
-    if least.is_number and least >= 0:
-        return True
-    return bool(statically_known_true(env.create_symboolnode(sympy.Ge(place, 0))))
 
 
 def _is_video(program: Program, node: fx.Node) -> bool:

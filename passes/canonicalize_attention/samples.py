@@ -21,8 +21,10 @@ from lightint_compile.passes.canonicalize_attention.guard import reshape_views
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.matching import MatchError
 from lightint_compile.passes.ir.op_arguments import arguments, size_argument, sizes_of
+from lightint_compile.passes.ir.program import fake_mode_of
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, at
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_conditions import is_never_negative
 from lightint_compile.passes.ir.sizes import product, same
 
 aten = torch.ops.aten
@@ -67,7 +69,8 @@ def _lengths(node: fx.Node, form: Folded, given: dict[str, Any]) -> tuple[list[S
             raise MatchError(
                 "samples", node, f"its samples end at {starts[-1:]} of {tokens} tokens", "cover all tokens"
             )
-        if not all(_reaches(size_argument(given[longest]), length) for length in lengths):
+        env, most = fake_mode_of([given[rows]]).shape_env, size_argument(given[longest])
+        if not all(is_never_negative(_minus(most, length), env) for length in lengths):
             raise MatchError("samples", node, f"{longest} is shorter than a sample", "pass the longest sample")
         found.append(lengths)
     queries, keys = found
@@ -83,10 +86,6 @@ def _lengths(node: fx.Node, form: Folded, given: dict[str, Any]) -> tuple[list[S
 def _minus(end: Any, start: Any) -> Size:
     difference: Size = end - start
     return difference
-
-
-def _reaches(longest: Size, length: Size) -> bool:
-    return same(longest, length) or (isinstance(longest, int) and isinstance(length, int) and longest >= length)
 
 
 def _is_even(lengths: Iterable[Sequence[Size]]) -> bool:

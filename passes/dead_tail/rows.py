@@ -68,14 +68,24 @@ def _with_products(needs: Mapping[fx.Node, Need]) -> dict[fx.Node, Need]:
     """Those that are connected with a product on fewer rows; elementwise work alone is not worth a change."""
     neighbours: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node, need in needs.items():
-        for source in need.operands:
-            made = operand(source) if is_element(source) else source
-            if made in needs and needs[made].is_narrow:
-                neighbours[node].append(made)
-                neighbours[made].append(node)
+        for made in _narrow_sources(node, need, needs):
+            neighbours[node].append(made)
+            neighbours[made].append(node)
     starts = [node for node in neighbours if needs[node].is_narrow and flops_of(node)]
     kept = reached(starts, neighbours.__getitem__)
     return {node: need for node, need in needs.items() if node in kept}
+
+
+def _narrow_sources(node: fx.Node, need: Need, needs: Mapping[fx.Node, Need]) -> Iterator[fx.Node]:
+    """What computes fewer rows because this node reads fewer, or does not read an operand at all.
+
+    As long as the node is as it was, all of their rows are computed for it.
+    """
+    unread = [source for source in node.all_input_nodes if source not in need.operands]
+    for source in (*need.operands, *reached(unread, lambda each: () if each in needs else each.all_input_nodes)):
+        made = operand(source) if is_element(source) else source
+        if made in needs and needs[made].is_narrow:
+            yield made
 
 
 def _remarks(needs: Mapping[fx.Node, Need], pass_name: str, block_of: Callable[[str], str]) -> Iterator[Remark]:

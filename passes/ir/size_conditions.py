@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterator
 
 import sympy
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._sympy.functions import FloorDiv
+
+from lightint_compile.passes.ir.fake_values import Size
 
 _CASES = 64
 """Combinations of remainders that are looked at one by one."""
@@ -28,6 +30,16 @@ def always_holds(condition: sympy.Basic, env: ShapeEnv) -> bool:
         return False
     cases = list(itertools.islice(_remainders(more, env), _CASES + 1))
     return len(cases) <= _CASES and all(_is_at_least(*case, least) for case in cases)
+
+
+def is_never_negative(size: Size, env: ShapeEnv | None) -> bool:
+    """Whether a size is at least 0 by its bounds, or by what the capture asserts; nothing is guarded."""
+    if isinstance(size, int) or env is None:
+        return isinstance(size, int) and size >= 0
+    least = env.bound_sympy(size).lower
+    if least.is_number and least >= 0:
+        return True
+    return bool(statically_known_true(env.create_symboolnode(sympy.Ge(size, 0))))
 
 
 def _remainders(more: sympy.Expr, env: ShapeEnv) -> Iterator[tuple[sympy.Expr, dict[sympy.Symbol, int]]]:

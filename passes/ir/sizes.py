@@ -35,6 +35,14 @@ def same(left: Size, right: Size) -> bool:
 
 
 @lru_cache(maxsize=65536)
+def at_most(left: Size, right: Size) -> bool:
+    """Whether a size is provably no larger than another, by the signs of symbols alone."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left <= right
+    return bool(sympy.expand(right - left).is_nonnegative)
+
+
+@lru_cache(maxsize=65536)
 def quotient(whole: Size, part: Size) -> Size | None:
     """``whole / part`` where that is provably an integer or an integer expression, else ``None``."""
     if isinstance(whole, int) and isinstance(part, int):

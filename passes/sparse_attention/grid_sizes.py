@@ -45,13 +45,13 @@ class GridSizes:
     def hints(self, grids: Sequence[Grid]) -> tuple[int, int, int] | None:
         """(frames, height, width) at capture of grids of one plane, frame behind frame.
 
-        ``None`` when no node has one of the sizes as an axis of its own.
+        ``None`` when no node says one of the sizes, or tokens may be no whole frames in a call.
         """
-        plane = [self._hint(*each) for each in _plane(grids[0])]
-        frames = [self._hint(grid.frames, grid.origins[0]) for grid in grids]
-        if None in plane or None in frames:
+        height, width = (self._hint(*each) for each in _plane(grids[0]))
+        if height is None or width is None or not all(_is_whole(grid) for grid in grids):
             return None
-        return sum(filter(None, frames)), *plane  # type: ignore[return-value]
+        frames = [self.frames_seen(grid, height * width) for grid in grids]
+        return None if None in frames else (sum(filter(None, frames)), height, width)
 
     def is_counted(self, grid: Grid) -> bool:
         """Whether the number of frames is only known by how many fit into the tokens of a call."""
@@ -124,6 +124,11 @@ class GridSizes:
             assert holder is not None
             self._made[origin, size] = rewriter.call(aten.sym_size.int, *holder)
         return self._made[origin, size]
+
+
+def _is_whole(grid: Grid) -> bool:
+    """Whether the number of frames is a number whatever the sizes are: no quotient of tokens."""
+    return isinstance(grid.frames, int) or bool(grid.frames.is_integer)
 
 
 def _plane(grid: Grid) -> Iterator[tuple[Size, Origin | None]]:

@@ -7,13 +7,14 @@ are integers or sympy expressions (a symbolic size by what it stands for), so th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from lightint_compile.passes.analysis.axes.factors import extent
 from lightint_compile.passes.ir.fake_values import Size, size_of
-from lightint_compile.passes.ir.sizes import dealt, quotient, same, total
+from lightint_compile.passes.ir.sizes import at_most, dealt, quotient, same, total
 
 ROLES = ("frames", "height", "width")
 
@@ -179,24 +180,33 @@ def cut(axis: Axis, start: Size, stop: Size) -> Axis:
 
 
 def _cut_parts(parts: Sequence[Axis], start: Size, stop: Size) -> Axis | None:
-    """Whole parts, with the first and the last cut where sizes are plain integers."""
-    begin: Size = 0
+    """Whole parts, with the first and the last cut, where it can be told in which parts the ends are."""
+    bounds = list(itertools.accumulate(map(extent, parts), _sum, initial=size_of(0)))
+    first, last = _place(bounds, start), _place(bounds, stop)
+    if first is None or last is None:
+        return None
     kept: list[Axis] = []
-    inside = False
-    for part in parts:
-        end = size_of(begin + extent(part))
-        if all(isinstance(value, int) for value in (begin, end, start, stop)):
-            low, high = max(begin, start), min(end, stop)
-            if low < high:
-                kept.append(cut(part, low - begin, high - begin))
-        else:
-            inside = inside or same(begin, start)
-            if inside:
-                kept.append(part)
-            inside = inside and not same(end, stop)
-        begin = end
+    for number in range(first[0], min(last[0] + 1, len(parts))):
+        low = first[1] if number == first[0] else 0
+        high = last[1] if number == last[0] else extent(parts[number])
+        kept += [cut(parts[number], low, high)] if high != 0 else []
     joined = join(kept) if kept else None
     return joined if joined and same(extent(joined), size_of(stop - start)) else None
+
+
+def _place(bounds: Sequence[Size], at: Size) -> tuple[int, Size] | None:
+    """The part that begins at ``at``, or has it inside, and how far inside; bounds are in order by definition."""
+    for number, bound in enumerate(bounds):
+        if same(bound, at):
+            return number, 0
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        if at_most(begin, at) and at_most(at, end):
+            return number, size_of(at - begin)
+    return None
+
+
+def _sum(left: Size, right: Size) -> Size:
+    return size_of(left + right)
 
 
 def _cut_frames(frames: Atom, start: Size, stop: Size) -> Axis | None:
