@@ -15,7 +15,7 @@ from lightint_compile.passes.analysis.axes.moving import operand
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.read_rows import Need, Rows, Span, needs_of
 from lightint_compile.passes.dead_tail.layout import Layout
-from lightint_compile.passes.ir.fake_values import refresh
+from lightint_compile.passes.ir.fake_values import Size, hinted_shape, refresh, size_of
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.memory_sharing import output_memory
@@ -25,6 +25,7 @@ from lightint_compile.passes.ir.op_families import Family
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, module_path_of, source_of
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_nodes import SizeArgument, SizeNodes
 
 aten = torch.ops.aten
 
@@ -37,15 +38,17 @@ def cut_rows(program: Program, pass_name: str, block_of: Callable[[str], str]) -
 
     Nothing is cut where a result that is handed out could not be laid out as it was.
     """
-    needs = _with_products(needs_of(program.graph))
-    saved = sum(flops_of(node) - _flops_left(node, need) for node, need in needs.items())
+    rewriter = Rewriter(program, pass_name)
+    sizes = SizeNodes(program, rewriter)
+    needs = _with_products(needs_of(program.graph, lambda size: sizes.hint(size) is not None))
+    saved = sum(flops_of(node) - _flops_left(node, need, sizes) for node, need in needs.items())
     layouts = _layouts_handed_out(program.graph, needs)
     if not needs or None in layouts.values() or saved < WORTH * program_flops(program)["total"]:
         return []
     order = [node for node in program.graph.nodes if node in needs or is_element(node)]
-    remarks = list(_remarks(needs, pass_name, block_of))
+    remarks = list(_remarks(needs, pass_name, block_of, sizes))
     gaps = {node: layout for node, layout in layouts.items() if layout is not None and layout.gaps}
-    _Cutting(program, needs, gaps, pass_name).run(order)
+    _Cutting(program, needs, gaps, rewriter, sizes).run(order)
     return remarks
 
 
@@ -56,12 +59,19 @@ def _layouts_handed_out(graph: fx.Graph, needs: Mapping[fx.Node, Need]) -> dict[
     return {node: Layout.of(node) for node in whole}
 
 
-def _flops_left(node: fx.Node, need: Need) -> int:
-    """FLOPs on the rows that are left."""
-    sizes, left = sizes_of(node) if tensor_of(node) is not None else (), flops_of(node)
-    for size, span in zip(sizes, need.rows, strict=False):
-        left = left if span is None else left * (span[1] - span[0]) // int(size)
+def _flops_left(node: fx.Node, need: Need, sizes: SizeNodes) -> int:
+    """FLOPs on the rows that are left, by sizes at capture."""
+    shape, left = hinted_shape(value) if (value := tensor_of(node)) is not None else (), flops_of(node)
+    for size, span in zip(shape, need.rows, strict=False):
+        left = left if span is None else left * _hint(span, sizes) // size
     return left
+
+
+def _hint(span: tuple[Size, Size], sizes: SizeNodes) -> int:
+    """How many values a span is at capture."""
+    low, high = sizes.hint(span[0]), sizes.hint(span[1])
+    assert low is not None and high is not None
+    return high - low
 
 
 def _with_products(needs: Mapping[fx.Node, Need]) -> dict[fx.Node, Need]:
@@ -88,11 +98,13 @@ def _narrow_sources(node: fx.Node, need: Need, needs: Mapping[fx.Node, Need]) ->
             yield made
 
 
-def _remarks(needs: Mapping[fx.Node, Need], pass_name: str, block_of: Callable[[str], str]) -> Iterator[Remark]:
-    groups: dict[tuple[str, tuple[int, int]], list[fx.Node]] = defaultdict(list)
+def _remarks(
+    needs: Mapping[fx.Node, Need], pass_name: str, block_of: Callable[[str], str], sizes: SizeNodes
+) -> Iterator[Remark]:
+    groups: dict[tuple[str, tuple[Size, Size]], list[fx.Node]] = defaultdict(list)
     for node, need in needs.items():
         if need.is_narrow and flops_of(node):
-            groups[block_of(module_path_of(node)), _counts(node, need)].append(node)
+            groups[block_of(module_path_of(node)), _counts(node, need, sizes)].append(node)
     for (module_path, (read, count)), nodes in groups.items():
         yield Remark(
             kind=RemarkKind.APPLIED,
@@ -101,26 +113,37 @@ def _remarks(needs: Mapping[fx.Node, Need], pass_name: str, block_of: Callable[[
             message=f"computed on {read} of {count} rows: nothing reads the others",
             module_path=module_path,
             source=source_of(nodes[0]),
-            args={"read": read, "rows": count},
+            args={"read": _told(read), "rows": _told(count)},
             flops_before=sum(map(flops_of, nodes)),
-            flops_after=sum(_flops_left(node, needs[node]) for node in nodes),
+            flops_after=sum(_flops_left(node, needs[node], sizes) for node in nodes),
             numerics=Numerics.EXACT,
         )
 
 
-def _counts(node: fx.Node, need: Need) -> tuple[int, int]:
+def _counts(node: fx.Node, need: Need, sizes: SizeNodes) -> tuple[Size, Size]:
     """Rows that are read and rows that there are, along the axis with the fewest read."""
-    spans = [(span[1] - span[0], int(size)) for span, size in zip(need.rows, sizes_of(node), strict=True) if span]
-    return min(spans, key=lambda pair: pair[0] / pair[1])
+    shapes = zip(sizes_of(node), hinted_shape(node.meta["val"]), need.rows, strict=True)
+    shares = [(_hint(span, sizes) / hint, _length(span, size), size) for size, hint, span in shapes if span]
+    return min(shares, key=lambda each: each[0])[1:]
+
+
+def _told(size: Size) -> int | str:
+    """A size as an argument of a remark."""
+    return size if isinstance(size, int) else str(size)
 
 
 class _Cutting:
     """Emits calls on fewer rows in graph order, each before the call that it stands for."""
 
     def __init__(
-        self, program: Program, needs: Mapping[fx.Node, Need], gaps: Mapping[fx.Node, Layout], pass_name: str
+        self,
+        program: Program,
+        needs: Mapping[fx.Node, Need],
+        gaps: Mapping[fx.Node, Layout],
+        rewriter: Rewriter,
+        size_nodes: SizeNodes,
     ) -> None:
-        self._program, self._rewriter = program, Rewriter(program, pass_name)
+        self._program, self._rewriter, self._size_nodes = program, rewriter, size_nodes
         self._needs, self._gaps = needs, gaps
         self._made: dict[fx.Node, tuple[fx.Node, Rows]] = {}
         self._slices: dict[tuple[fx.Node, Rows, str | None], fx.Node] = {}
@@ -161,9 +184,9 @@ class _Cutting:
 
     def _cut(self, node: fx.Node, need: Need) -> fx.Node:
         if node.target in Family.VIEW.value:
-            return self._call(aten.reshape.default, self._bring(operand(node), need), _sizes(node, need.rows))
+            return self._call(aten.reshape.default, self._bring(operand(node), need), self._sizes(node, need.rows))
         if node.target in Family.EXPAND.value:
-            return self._call(aten.expand.default, self._bring(operand(node), need), _sizes(node, need.rows))
+            return self._call(aten.expand.default, self._bring(operand(node), need), self._sizes(node, need.rows))
         if node.target in Family.FILL.value:
             return self._filled(node, need)
         if node.target is aten.slice.Tensor:
@@ -192,22 +215,30 @@ class _Cutting:
         for axis, (have, want) in enumerate(zip(held, wanted, strict=True)):
             if want is not None and have != want:
                 first = 0 if have is None else have[0]
-                made = self._call(aten.slice.Tensor, made, axis, want[0] - first, want[1] - first)
+                ends = (self._size_nodes.argument(size_of(end - first)) for end in want)
+                made = self._call(aten.slice.Tensor, made, axis, *ends)
         return made
+
+    def _sizes(self, node: fx.Node, rows: Rows) -> list[SizeArgument]:
+        """Sizes of a result of which these rows are computed."""
+        found = [_length(span, size) for span, size in zip(rows, sizes_of(node), strict=True)]
+        return [self._size_nodes.argument(size) for size in found]
 
     def _filled(self, node: fx.Node, need: Need) -> fx.Node:
         place = 1 if str(node.target).startswith("aten.new_") else 0
         given = list(node.args)
-        given[place] = _sizes(node, need.rows)
+        given[place] = self._sizes(node, need.rows)
         return self._call(cast(Any, node.target), *self._mapped(given, need), **node.kwargs)
 
     def _sliced(self, node: fx.Node, need: Need) -> fx.Node:
-        """The operand is brought from where the slice begins to where it ends; of a symbolic axis all is brought."""
+        """The operand is brought from where the slice begins to where it ends; all of it where that is not followed."""
         source, dim = self._bring(operand(node), need), dimension(node, rank_of(node))
         way, size = cast(Movement, movement_of(node)).outputs[0][dim], sizes_of(node)[dim]
+        if isinstance(way, Range) and way.step == 1:
+            return source
         if not (isinstance(way, Range) and isinstance(way.start, int) and isinstance(size, int)):
             return self._call(aten.slice.Tensor, source, *node.args[1:], **node.kwargs)
-        return source if way.step == 1 else self._call(aten.slice.Tensor, source, dim, 0, None, way.step)
+        return self._call(aten.slice.Tensor, source, dim, 0, None, way.step)
 
     def _joined(self, node: fx.Node, need: Need) -> fx.Node:
         read = [part for part in cast(list[fx.Node], node.args[0]) if part in need.operands]
@@ -222,8 +253,9 @@ class _Cutting:
             axis = rank_of(node) - 1 - number
             if (span := need.rows[axis]) is not None:
                 before, length = amounts[2 * number], int(sizes_of(operand(node))[axis])
-                amounts[2 * number] = max(before - span[0], 0)
-                amounts[2 * number + 1] = max(span[1] - before - length, 0)
+                low, high = map(int, span)
+                amounts[2 * number] = max(before - low, 0)
+                amounts[2 * number + 1] = max(high - before - length, 0)
         if not any(amounts):
             return source
         return self._call(cast(Any, node.target), source, amounts, *node.args[2:], **node.kwargs)
@@ -235,10 +267,5 @@ class _Cutting:
         return made
 
 
-def _sizes(node: fx.Node, rows: Rows) -> list[int]:
-    """Sizes of a result of which these rows are computed."""
-    return [_length(span, int(size)) for span, size in zip(rows, sizes_of(node), strict=True)]
-
-
-def _length(span: Span, size: int) -> int:
-    return size if span is None else span[1] - span[0]
+def _length(span: Span, size: Size) -> Size:
+    return size if span is None else size_of(span[1] - span[0])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 from torch.utils._sympy.functions import FloorDiv
 
-from lightint_compile.passes.ir.fake_values import Size
+from lightint_compile.passes.ir.fake_values import Size, size_of
+from lightint_compile.passes.ir.sizes import at_most
 
 _CASES = 64
 """Combinations of remainders that are looked at one by one."""
@@ -40,6 +42,30 @@ def is_never_negative(size: Size, env: ShapeEnv | None) -> bool:
     if least.is_number and least >= 0:
         return True
     return bool(statically_known_true(env.create_symboolnode(sympy.Ge(size, 0))))
+
+
+@dataclass(frozen=True)
+class SizeOrder:
+    """Which of two sizes is the larger, where that is certain for all calls that the capture serves."""
+
+    env: ShapeEnv | None
+
+    def at_most(self, left: Size, right: Size) -> bool:
+        """Whether ``left`` is certainly no larger than ``right``."""
+        return at_most(left, right) or is_never_negative(size_of(right - left), self.env)
+
+    def is_less(self, left: Size, right: Size) -> bool:
+        """Whether ``left`` is certainly smaller than ``right``."""
+        more = sympy.expand(right - left)
+        return bool(more.is_positive) or is_never_negative(size_of(more - 1), self.env)
+
+    def least(self, left: Size, right: Size) -> Size | None:
+        """The smaller one; ``None`` where that cannot be told."""
+        return left if self.at_most(left, right) else right if self.at_most(right, left) else None
+
+    def most(self, left: Size, right: Size) -> Size | None:
+        """The larger one; ``None`` where that cannot be told."""
+        return right if self.at_most(left, right) else left if self.at_most(right, left) else None
 
 
 def _remainders(more: sympy.Expr, env: ShapeEnv) -> Iterator[tuple[sympy.Expr, dict[sympy.Symbol, int]]]:

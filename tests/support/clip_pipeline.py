@@ -35,19 +35,19 @@ class Model(nn.Module):
         timestep_memory: Tensor | None = None,
         mouse_cond_memory: Tensor | None = None,
         keyboard_cond_memory: Tensor | None = None,
-        memory_latent_idx: list[int] | None = None,
+        memory_latent_idx: list[int] | Tensor | None = None,
         predict_latent_idx: tuple[int, int] = (0, 0),
     ) -> Tensor:
-        numbers, remembered = list(range(*predict_latent_idx)), 0
+        numbers, remembered = torch.tensor(list(range(*predict_latent_idx))), 0
         if x_memory is not None:
             assert timestep_memory is not None and mouse_cond_memory is not None and memory_latent_idx is not None
             remembered, x = x_memory.shape[2], torch.cat([x_memory, x], 2)
             t = torch.cat([timestep_memory, t], 1)
             mouse_cond = torch.cat([mouse_cond_memory, mouse_cond], 1)
-            numbers = memory_latent_idx + numbers
+            numbers = torch.cat([torch.as_tensor(memory_latent_idx), numbers])
         grid = torch.tensor(x.shape[2:], dtype=torch.long)
         area = grid[1] * grid[2]
-        places = torch.tensor(numbers).repeat_interleave(TOKENS)[None, :, None]
+        places = numbers.repeat_interleave(TOKENS)[None, :, None]
         tokens = (self.patch(x) + self.rays(plucker_emb)).flatten(2).transpose(1, 2)
         if grid.prod() <= seq_len:
             tokens = tokens + 0.001 * (t[..., None] + places) + self.act(mouse_cond).repeat_interleave(TOKENS, 1)

@@ -92,6 +92,14 @@ def test_a_preset_decides_in_a_loop_what_it_decides_in_a_model(
     assert (set(computed) != {0, pipelines.MEMORY}) == adapts and (len(computed) < CLIPS * STEPS) == reuses
 
 
+def test_one_program_serves_every_number_of_remembered_frames(computed: list[int], fresh_dynamo: None) -> None:
+    pipe = pipelines.ClipPipeline(poses())
+    with lightint_compile.accelerate(pipe, preset="context", delegate="eager"):
+        pipe.generate("", STEPS)
+    assert len(set(computed)) > 2
+    assert counters["stats"]["unique_graphs"] <= 3
+
+
 def test_a_long_schedule_reuses_the_steps_that_other_loops_do(computed: list[int]) -> None:
     pipe = pipelines.ClipPipeline(poses("w-24"))
     with lightint_compile.accelerate(pipe, preset="published", delegate="eager") as handle:

@@ -213,6 +213,26 @@ def test_symbolic_frames_stay_symbolic():
     assert found.grid.first_frame == 1
 
 
+def test_symbolic_frames_are_cut_apart_with_padding_behind_them():
+    class Patch(nn.Module):
+        def forward(self, memory: Tensor, new: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            tokens = patchify(torch.cat([memory, new], 2), weight)
+            padded = torch.cat([tokens, tokens.new_zeros(1, 20 * 16 - tokens.shape[1], 16)], 1)
+            remembered = memory.shape[2] * 16
+            rest = padded[:, remembered:]
+            return padded[:, :remembered], rest[:, : new.shape[2] * 16], padded[:, : remembered + 8]
+
+    inputs = {"memory": VIDEO.clone(), "new": VIDEO[:, :, :3].clone(), "weight": PATCH}
+    program = trace(Patch(), inputs, dynamic={"memory": 2})
+    fact = program.fact(TokenGrid)
+    front, rest, torn = (fact.of(node, 1) for node in program.graph.output_node().args[0])  # type: ignore[union-attr]
+    assert front and front.grid and rest and rest.grid and torn
+    assert front.grid.shape[1:] == rest.grid.shape[1:] == (4, 4) and front.grid.first_frame == 0
+    assert same(front.grid.frames * 16, front.length) and rest.grid.frames == 3
+    assert same(rest.grid.first_frame, front.grid.frames) and front.grid.seed == rest.grid.seed
+    assert torn.grid is None
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -158,6 +158,32 @@ def test_many_samples_of_different_lengths_stay() -> None:
     assert [remark.rule for remark in result.remarks] == ["samples"]
 
 
+class Padded(nn.Module):
+    """Tokens padded to 12; keys are those that are no padding, and ``longest`` of them is said to be the longest."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self.longest, self.qkv = longest, nn.Linear(32, 96)
+
+    def forward(self, video: Tensor) -> Tensor:
+        tokens = torch.cat([video, video.new_zeros(12 - len(video), 32)])
+        q, k, v = (each.unflatten(1, (4, 8)) for each in self.qkv(tokens).chunk(3, 1))
+        k, v = k[: len(video)], v[: len(video)]
+        starts = of_tensors([12], q), of_tensors([len(video)], k)
+        options = (*starts, 12, self.longest, 0.0, 8**-0.5, False)
+        return torch.ops.flash_attn._flash_attn_varlen_forward(q, k, v, *options)[0].flatten(1)
+
+
+@pytest.mark.parametrize(("longest", "applied"), [(12, True), (11, False)])
+def test_a_length_that_is_a_symbol_is_held_against_what_the_capture_asserts(longest: int, applied: bool) -> None:
+    """No more than 12 tokens are padded to 12: the longest of 12 is long enough for any, and 11 is not."""
+    program = capture.trace(Padded(longest).eval(), (torch.randn(5, 32),), dynamic={"video": [0]})
+    result = Pipeline((CanonicalizeAttention(),)).run(program, strict=True)
+    assert bool(list(program.calls(SDPA))) == applied
+    kind = RemarkKind.APPLIED if applied else RemarkKind.MISSED
+    assert [(remark.kind, remark.rule) for remark in result.remarks] == [(kind, "samples")]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_program_serves_all_lengths(dtype: torch.dtype) -> None:
     torch._dynamo.reset()
