@@ -152,12 +152,12 @@ def test_another_process_finds_the_calibration_and_keeps_another_budget_with_it(
     """A process is as good as new after `torch._dynamo.reset()`: compiled graphs are gone, the file is not."""
     _, calibration = calibrated
     rows = calibration.table.rows
-    budget = share * rows[2].deviation.relative / 0.8
+    budget = share * rows[3].deviation.relative / 0.8
     toy = Toy(max_relative_error=budget)
     error = toy.error()
     assert error.relative <= budget
     graph = CompiledGraph.of(toy.compiled)[-1]
-    assert graph.rung == calibration.table.choice(Budget(budget)) == (2 if share < 1 else 3)
+    assert graph.rung == calibration.table.choice(Budget(budget)) == (2 if share < 1 else 4)
     assert error.relative == pytest.approx(rows[graph.rung - 1].deviation.relative, rel=1e-4)
     assert {remark.rule for remark in toy.remarks} == {"calibrated"}
 
