@@ -318,6 +318,7 @@ def _readers(node: fx.Node) -> Iterable[fx.Node]:
 
 
 _MARK = "coming frames"
+_PAST = "behind kept frames"
 
 
 def mark_coming(program: Program, cameras: fx.Node | None) -> tuple[fx.Node, ...]:
@@ -329,7 +330,13 @@ def mark_coming(program: Program, cameras: fx.Node | None) -> tuple[fx.Node, ...
     if index is not None:
         index.meta[_MARK] = True
     cameras.meta[_MARK] = (found.reason, found.hint) if isinstance(found, Miss) else found
+    cameras.meta[_PAST] = bool(program.fact(TokenGrid).past.kept)
     return () if index is None else (index,)
+
+
+def marked_past(cameras: fx.Node) -> bool:
+    """Whether the program was given keys and values of earlier frames, by what :func:`mark_coming` wrote."""
+    return cameras.meta.get(_PAST, False)
 
 
 def marked_coming(graph: fx.Graph, cameras: fx.Node) -> Coming | Miss | None:

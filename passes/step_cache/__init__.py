@@ -11,7 +11,7 @@ import torch.fx as fx
 from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.analysis.batch_elements.rows import Refused
 from lightint_compile.passes.analysis.cameras import camera_input
-from lightint_compile.passes.analysis.coming_frames import marked_coming
+from lightint_compile.passes.analysis.coming_frames import marked_coming, marked_past
 from lightint_compile.passes.analysis.frame_memory import marked_world
 from lightint_compile.passes.analysis.loop_marks import MarkedStep, marked_steps
 from lightint_compile.passes.analysis.world import chunk_frames, contradicted, intrinsics_of
@@ -147,8 +147,10 @@ def _find(program: Program, options: StepCache) -> _Found | Remark | None:
     if cameras is None:
         hint = 'name it: options={"roles": {"<input>": "camera"}}'
         return _missed(first, "camera", "no input holds the cameras, which say when a view was seen before", hint)
-    if _is_first_chunk(cameras, chunk_frames(options, first)):
-        return None
+    if _are_one_chunks(cameras, chunk_frames(options, first)):
+        why = "it is given keys and values of earlier frames, and no cameras that say what these frames saw"
+        hint = "give it the cameras of the whole path, of which the steps read the last"
+        return _missed(cameras, "camera", why, hint) if marked_past(cameras) else None
     coming = None if has_plan(program) else marked_coming(root.graph, cameras)
     if isinstance(coming, Miss):
         return coming.remark(StepCache.name, "camera")
@@ -187,8 +189,8 @@ def _obstacle(first: fx.Node, bodies: tuple[StepBody, ...], options: StepCache) 
     return None
 
 
-def _is_first_chunk(cameras: fx.Node, chunk: int) -> bool:
-    """Whether a program only ever sees the cameras of one chunk: there is nothing it could have seen before."""
+def _are_one_chunks(cameras: fx.Node, chunk: int) -> bool:
+    """Whether a program only ever sees the cameras of one chunk: those of what was seen before are not among them."""
     tensor = tensor_of(cameras)
     return tensor is not None and isinstance(tensor.shape[-3], int) and tensor.shape[-3] <= chunk
 

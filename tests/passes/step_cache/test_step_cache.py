@@ -7,7 +7,7 @@ import pytest
 import torch
 import worldplay_tiny
 from stepped_toy import Guided, Toy
-from toy_world import ToyWorld, walk
+from toy_world import CHUNK, ToyWorld, walk
 
 from lightint_compile import capture
 from lightint_compile.errors import OptionError
@@ -275,3 +275,24 @@ def test_where_a_region_joins_the_first_latent_and_the_context_each_step_watches
     for node in asked:
         now, before = (source.meta["val"] for source in node.args[1:])
         assert now.shape == before.shape == (1, 4 * 256, 256)
+
+
+class BehindPast(ToyWorld):
+    """Keys and values of earlier frames are given; the last cameras are those of the frames that come."""
+
+    def forward(self, noise, past, extrinsics):
+        for step in range(self.steps):
+            velocity = self.predict(noise, extrinsics[:, -CHUNK:], self.sigmas[step], past)
+            noise = noise + velocity * (self.sigmas[step + 1] - self.sigmas[step])
+        return noise
+
+
+@pytest.mark.parametrize(("cameras", "kind"), [(CHUNK, RemarkKind.MISSED), (3 * CHUNK, RemarkKind.APPLIED)])
+def test_behind_a_past_the_cameras_of_the_chunk_alone_say_nothing_and_that_is_said(cameras: int, kind) -> None:
+    past = [(torch.randn(1, 2 * CHUNK * 6, 16), torch.randn(1, 2 * CHUNK * 6, 16)) for _ in range(2)]
+    with torch.no_grad():
+        program = capture.trace(BehindPast().eval(), (torch.randn(1, 4, CHUNK, 4, 6), past, walk(cameras)))
+    result = Pipeline.parse("hoist-invariants,outline-regions,step-cache").run(program, strict=True)
+    (said,) = [remark for remark in result.remarks if remark.pass_name == "step-cache"]
+    assert said.kind is kind, said.message
+    assert ("no cameras that say what these frames saw" in said.message) is (kind is RemarkKind.MISSED)
