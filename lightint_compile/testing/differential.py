@@ -61,6 +61,11 @@ def check(features: Features, form: str = "module") -> Finding[Features] | None:
     return None
 
 
+def check_every_form(features: Features) -> Finding[Features] | None:
+    """The first finding in any of the forms, or ``None``."""
+    return next(filter(None, (check(features, form) for form in FORMS)), None)
+
+
 def _checks(features: Features, form: str) -> Iterator[tuple[str, str]]:
     model, args = build(features)
     played, exactly = FORMS[form](model), FORMS[form](copy.deepcopy(model).double())

@@ -1,7 +1,8 @@
 """``python -m lightint_compile.testing calls --seeds 5000``: generated cases, one a seed; failures are shrunk.
 
-``passes`` runs generated models through the exact passes and compares them with float64; ``calls`` plays an adversary:
-a drawn module, calls and writes between them, and everything that the caller can see compared with eager.
+``passes`` runs generated models, in every form of a chunk, through the exact passes and compares them with float64;
+``calls`` plays an adversary: a drawn module, calls and writes between them, and everything that the caller can see
+compared with eager.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Subject:
 
 
 SUBJECTS = {
-    "passes": Subject(lambda seed: Features.from_seed(seed), lambda case: differential.check(case)),
+    "passes": Subject(lambda seed: Features.from_seed(seed), lambda case: differential.check_every_form(case)),
     "calls": Subject(lambda seed: Scenario.from_seed(seed), judge),
 }
 
