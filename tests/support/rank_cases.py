@@ -11,6 +11,8 @@ import rank_worlds
 import torch
 import torch.distributed as dist
 import torch.utils._pytree as pytree
+from formed_world import World
+from forms import FORMS, Scene
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from toy_world import there_and_back, toy_rollout
@@ -129,6 +131,18 @@ def cached(chunks: int = 3, heads: int = 4, **options: Any) -> Seen:
         results = module(latents, text, ours, chunk * count), shared(latents, text, theirs, chunk * count)
         found = max(found, difference(results[0], results[1]), difference(ours, theirs))
     return told(remarks_of(shared), found)
+
+
+def formed(form: str, **options: Any) -> Seen:
+    """Chunks of the small world in one of its forms: several ranks against eager, with what the caller holds."""
+    world, found = World(torch.float64).in_float64(), 0.0
+    theirs = FORMS[form](world)
+    ours = FORMS[form](world, lambda part: compiled(part, gpus=dist.get_world_size(), **options), dynamic=True)
+    for frames in (4, 8, 4):
+        scene = Scene.behind(frames, frames).to(torch.float64, torch.float64)
+        results = [[*side.chunk(scene), *side.held] for side in (theirs, ours)]
+        found = max(found, difference(*results))
+    return told(remarks_of(next(iter(ours.calls.values()))), found)
 
 
 def rollout(frames: int, model: dict[str, Any] | None = None, size: tuple[int, int] = (4, 6), **options: Any) -> Seen:

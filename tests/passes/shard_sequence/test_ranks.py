@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
+from forms import FORMS, every_form
 from rank_pool import Failed, Pool, pools
 
 Pools = Callable[[int], Pool]
@@ -79,6 +80,14 @@ def test_sizes_that_change(pool: Pools) -> None:
 def test_caches_that_are_written_in_place(pool: Pools) -> None:
     found = agreeing(pool(2).run(rank_cases.cached, preset="exact", delegate="eager"))
     assert found.difference < EXACT and found.applied
+
+
+@pytest.mark.parametrize("form", every_form())
+def test_every_form_of_a_chunk_is_dealt_out(pool: Pools, form: str) -> None:
+    """In each call of it, with a history that grows."""
+    passes = f"{rank_cases.FRONT},shard-sequence{{gpus=2}},outline-regions"
+    found = agreeing(pool(2).run(rank_cases.formed, form=form, passes=passes, delegate="eager"))
+    assert found.difference < EXACT and len(found.applied) >= len(FORMS[form].PARTS) and not found.missed
 
 
 def test_ranks_decide_alike(pool: Pools) -> None:
