@@ -6,6 +6,7 @@ import operator
 import pytest
 import torch
 from attention_spellings import NEGATIVES, POSITIVES, UNRELATED, Calls, Spelling, dynamic_dims, tensors
+from buffered_spellings import FromBuffers, kept_axes
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightint_compile import capture
@@ -17,6 +18,7 @@ from lightint_compile.passes.ir.matching import MatchError
 from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.passes.pipeline import Pipeline, PipelineResult
+from lightint_compile.testing.capturing import captured as captured_call
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -83,6 +85,23 @@ def test_spelling_becomes_one_call(spelling: Spelling, form: str) -> None:
     assert_no_worse(spelling, program, dtype)
     again = rewritten(program)
     assert not again.modified and not again.remarks
+
+
+@pytest.mark.parametrize("spelling", [s for s in POSITIVES if kept_axes(s)], ids=lambda s: s.name)
+def test_spelling_of_a_window_of_a_buffer_becomes_one_call_behind_the_write(spelling: Spelling) -> None:
+    module, args = FromBuffers(spelling.run, kept_axes(spelling)), tensors(spelling)
+    with torch.no_grad():
+        program, _ = captured_call(module, [*args, *module.buffers(args)])
+        rewritten(program)
+        (call,) = program.calls(SDPA)
+        assert mask_kind(call) == spelling.mask
+        for seed in (1, 2):
+            inputs = tensors(spelling, seed=seed)
+            mine, theirs = module.buffers(inputs), module.buffers(inputs)
+            torch.testing.assert_close(
+                list(program.graph_module(*inputs, *mine)), outputs(module(*inputs, *theirs)), rtol=1e-5, atol=1e-5
+            )
+            assert all(torch.equal(one, other) and one.any() for one, other in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.parametrize("spelling", NEGATIVES, ids=lambda s: s.name)
