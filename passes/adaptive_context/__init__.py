@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.adaptive_context.context_input import ContextInput, find_context_input
-from lightint_compile.passes.adaptive_context.gathered_context import ContextGather, find_gather
+from lightint_compile.passes.adaptive_context.gathered_context import ContextGather, counts_of, find_gather
 from lightint_compile.passes.adaptive_context.memory_frames import AskedFrames, decide_on_frames, find_asked_frames
 from lightint_compile.passes.adaptive_context.subset import decide_on_input
 from lightint_compile.passes.analysis.world import intrinsics_of
@@ -17,7 +17,6 @@ from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import insert_plan
 from lightint_compile.passes.ir.decision_points import PLAN
 from lightint_compile.passes.ir.decision_policy import Policy, check_overlap, check_rules
-from lightint_compile.passes.ir.fake_values import size_of
 from lightint_compile.passes.ir.fresh_sizes import Resize, check_unconditional, fresh_size
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss, Numerics, Remark, RemarkKind, at
@@ -92,7 +91,7 @@ def _decide(program: Program, found: ContextGather, policy: Policy, intrinsics: 
     with rewriter.at(index, rule="decision", after=True):
         count = rewriter.call(aten.sym_size.int, index, 0)
     rewriter.replace(found.index, index)
-    for node in _sizes_of(program, found):
+    for node in counts_of(program, found.size):
         node.replace_all_uses_with(count, propagate_meta=False)
         rewriter.erase_unused(node)
     dead = before + 3 - len(program.graph.nodes)
@@ -127,12 +126,3 @@ def _plan(program: Program, found: ContextGather, policy: Policy, intrinsics: fx
     check_unconditional({found.size: size}, found.index)
     operands = (found.cameras, found.history)
     return insert_plan(program, policy, operands, size, positions, found.index, found.coming, intrinsics)
-
-
-def _sizes_of(program: Program, found: ContextGather) -> list[fx.Node]:
-    """Nodes that compute the number of context frames as a plain number."""
-    return [
-        node
-        for node in program.calls()
-        if isinstance(node.meta.get("val"), torch.SymInt) and size_of(node.meta["val"]) == found.size and node.users
-    ]

@@ -14,9 +14,11 @@ import torch.fx as fx
 from lightint_compile.passes.analysis.cameras import camera_input, is_camera_shaped, latents_so_far
 from lightint_compile.passes.analysis.coming_frames import coming_frames, denoised
 from lightint_compile.passes.analysis.world import FRAMES, chunk_frames, contradicted
-from lightint_compile.passes.ir.fake_values import hint_at, hint_of
+from lightint_compile.passes.ir.fake_values import hint_at, hint_of, size_of
 from lightint_compile.passes.ir.frame_numbers import Coming
 from lightint_compile.passes.ir.fresh_sizes import bounds
+from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.op_arguments import Pick, pick_of
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
@@ -107,7 +109,40 @@ def _examine(
     if reason:
         return Miss(cameras, reason, "give the cameras of the history and of the coming chunk in one tensor")
     size = positions.shape[0].node.expr  # type: ignore[attr-defined]
+    shown = _shown(program, gathers, size)
+    if shown is not None:
+        return shown
     return ContextGather(index, tuple(gathers), history, cameras, coming, size, world)
+
+
+def counts_of(program: Program, size: sympy.Expr) -> list[fx.Node]:
+    """Nodes that compute the number of context frames as a plain number."""
+    return [
+        node
+        for node in program.calls()
+        if isinstance(node.meta.get("val"), torch.SymInt) and size_of(node.meta["val"]) == size and node.users
+    ]
+
+
+def _shown(program: Program, gathers: list[fx.Node], size: sympy.Expr) -> Miss | None:
+    """Where the caller would see how many frames were read: a result, or a write, whose size follows their number."""
+    below = reached([*gathers, *counts_of(program, size)], lambda node: node.users)
+    output = program.graph.output_node()
+    if any(_follows(node, size) for node in output.all_input_nodes if node in below):
+        why = "the module returns something for every context frame that it reads"
+        return Miss(gathers[0], why, "choose the frames where what is made of them is read, or return the chunk alone")
+    for write in filter(is_write, below):
+        if any(_follows(node, size) for node in write.all_input_nodes if node in below and node is not write.args[0]):
+            why = "the call writes something for every context frame that it reads into an input"
+            return Miss(write, why, "choose the frames outside of the module")
+    return None
+
+
+def _follows(node: fx.Node, size: sympy.Expr) -> bool:
+    """Whether a value is a number that depends on ``size``, or has such a size."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+    return any(isinstance(each, torch.SymInt) and each.node.expr.has(size) for each in sizes)
 
 
 def _memory(size: int | torch.SymInt, world: WorldSpec) -> int | str:

@@ -144,11 +144,11 @@ class ReadBesides(KeptWorld):
     """The result reads the context's tokens, not only their keys and values."""
 
     def mixed(self, tokens: Tensor) -> Tensor:
-        self.seen = tokens
+        self.seen = tokens.amax(1, keepdim=True)
         return tokens
 
     def forward(self, noise: Tensor, history: Tensor, extrinsics: Tensor) -> Tensor:
-        return super().forward(noise, history, extrinsics) + self.seen.amax(1, keepdim=True)
+        return super().forward(noise, history, extrinsics) + self.seen
 
 
 class WithoutProjection(KeptWorld):

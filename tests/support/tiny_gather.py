@@ -41,6 +41,26 @@ class BesideAnEqualSize(Gather):
         return (history.index_select(2, chosen) + numbers[:, None, None]).sum((2, 3, 4)) + extrinsics.sum()
 
 
+class Returned(Gather):
+    """Hands out what it reads, frame by frame: context for calls to come."""
+
+    def read(self, history, extrinsics, chosen, count):
+        return self.mix(history.index_select(2, chosen)) + extrinsics.sum()
+
+
+class Written(Gather):
+    """Leaves what it reads in a buffer, frame by frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(1, 4, 20, 4, 6))
+
+    def read(self, history, extrinsics, chosen, count):
+        mixed = self.mix(history.index_select(2, chosen))
+        self.kept[:, :, :count] = mixed
+        return mixed.sum((2, 3, 4)) + extrinsics.index_select(1, chosen).sum((1, 2, 3))
+
+
 class WithoutCameras(Gather):
     def forward(self, history):
         count = min(history.shape[2], self.memory)

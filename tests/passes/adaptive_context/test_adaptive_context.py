@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from tiny_gather import BesideAnEqualSize, ChosenOutside, Gather, Indexed, WithoutCameras, gather_program
+from tiny_gather import (
+    BesideAnEqualSize,
+    ChosenOutside,
+    Gather,
+    Indexed,
+    Returned,
+    WithoutCameras,
+    Written,
+    gather_program,
+)
 
 from lightint_compile.errors import OptionError, PassError
 from lightint_compile.lowering import lower
@@ -107,9 +116,11 @@ def test_indexing_with_brackets_is_the_same_gather() -> None:
         (lambda: gather_program(BesideAnEqualSize()), "captured for at least 20", "dynamic"),
         (lambda: gather_program(WithoutCameras()), "no input holds the cameras", "roles"),
         (lambda: gather_program(Gather(), cameras=8), "one chunk of 4 latent frames", "in one tensor"),
+        (lambda: gather_program(Returned()), "returns something for every context frame", "return the chunk alone"),
+        (lambda: gather_program(Written()), "writes something for every context frame", "outside of the module"),
         (lambda: gather_program(ChosenOutside(), 24, torch.arange(20)), "chosen outside", "inside the module"),
     ],
-    ids=["static", "short memory", "specialised", "no cameras", "other chunk", "input"],
+    ids=["static", "short memory", "specialised", "no cameras", "other chunk", "returned", "written", "input"],
 )
 def test_what_stands_in_the_way_is_said(program, message, hint) -> None:
     result = run(program())
