@@ -63,6 +63,7 @@ PARTS = [name for name in CALLS if name != "whole"]
 PREFILLS = ("keys", "fill", "own fill")
 STEPS = [name for name in PARTS if name not in PREFILLS]
 NO_PATH = "no cameras that say what these frames saw"
+RETURNED, WRITTEN = (f"{does} something for every context frame" for does in ("returns", "writes"))
 WRITES = "the step writes to an input, which a reused step would leave out"
 
 ROWS: dict[str, Row] = {
@@ -73,7 +74,8 @@ ROWS: dict[str, Row] = {
     "hoist-invariants": Row(behind="outline-regions"),
     "dead-tail": Row(idle=dict.fromkeys(STEPS, NOTHING)),
     "adaptive-context": Row(
-        idle=dict.fromkeys(PARTS, NOTHING), static={"whole": "context frames are fixed in the captured graph"}
+        idle={**dict.fromkeys(STEPS, NOTHING), "keys": RETURNED, "fill": WRITTEN, "own fill": WRITTEN},
+        static=dict.fromkeys(("whole", *PREFILLS), "context frames are fixed in the captured graph"),
     ),
     "context-reuse": Row(
         front="canonicalize-attention,hoist-invariants,dead-tail,adaptive-context",

@@ -132,30 +132,32 @@ class Part(nn.Module):
         super().__init__()
         self.world = world
 
+    def selected(self, history: Tensor, cameras: Tensor) -> list[Pair]:
+        """Keys and values of all frames while there is room, else of the first four and the newest."""
+        frames = history.shape[2]
+        count = min(frames, MEMORY) if isinstance(frames, int) else torch.sym_min(frames, MEMORY)
+        slot = torch.arange(count, device=cameras.device)
+        near = (cameras[0, -1, :3, 3] - cameras[0, 0, :3, 3]).abs().sum() < 1e6
+        chosen = torch.where((slot < 4) & near, slot, slot + (frames - count))
+        return self.world.kept(history.index_select(2, chosen), cameras.index_select(1, chosen))
+
 
 class Whole(Part):
     """The context is selected from the history, prefilled, and all steps are taken."""
 
     def forward(self, noise: Tensor, history: Tensor, cameras: Tensor, noisy: Tensor, text: Tensor) -> Tensor:
-        chosen = self.selected(history.shape[2], cameras)
-        kept = self.world.kept(history.index_select(2, chosen), cameras.index_select(1, chosen))
+        kept = self.selected(history, cameras)
         joins, views = [joined(pair) for pair in kept], cameras[:, -CHUNK:]
         for step, sigma in enumerate(SIGMAS[:-1]):
             noise = moved(noise, self.world.velocity(noise, noisy * sigma, views, text, joins), step)
         return noise
 
-    @staticmethod
-    def selected(frames: int, cameras: Tensor) -> Tensor:
-        """All frames while there is room, else the first four and the newest."""
-        count = min(frames, MEMORY) if isinstance(frames, int) else torch.sym_min(frames, MEMORY)
-        slot = torch.arange(count, device=cameras.device)
-        near = (cameras[0, -1, :3, 3] - cameras[0, 0, :3, 3]).abs().sum() < 1e6
-        return torch.where((slot < 4) & near, slot, slot + (frames - count))
-
 
 class Keys(Part):
+    """Hands out keys and values of the context."""
+
     def forward(self, history: Tensor, cameras: Tensor) -> list[Pair]:
-        return self.world.kept(history, cameras)
+        return self.selected(history, cameras)
 
 
 class Step(Part):
@@ -167,7 +169,7 @@ class Fill(Part):
     """Writes keys and values of the context into the front of the buffers."""
 
     def forward(self, history: Tensor, cameras: Tensor, caches: list[Pair]) -> None:
-        for pair, own in zip(caches, self.world.kept(history, cameras), strict=True):
+        for pair, own in zip(caches, self.selected(history, cameras), strict=True):
             for buffer, new in zip(pair, own, strict=True):
                 buffer[:, : new.shape[1]] = new
 

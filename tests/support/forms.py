@@ -87,11 +87,6 @@ class Scene:
         """The cameras of the chunk."""
         return self.cameras[:, -CHUNK:].contiguous()
 
-    @property
-    def seen(self) -> Tensor:
-        """The cameras of the history."""
-        return self.cameras[:, :-CHUNK].contiguous()
-
 
 class Side:
     """One of several runs that are compared: a world of its own, and what calls it. Here a chunk is one call.
@@ -155,7 +150,7 @@ class CallByCall(Stepped):
     PARTS: ClassVar[dict[str, type[Part]]] = {"keys": Keys, "step": Step}
 
     def prefill(self, scene: Scene) -> None:
-        kept = self.calls["keys"](self.marked(scene.history, 2), self.marked(scene.seen, 1))
+        kept = self.calls["keys"](self.marked(scene.history, 2), self.marked(scene.cameras, 1))
         self.kept = [(self.marked(key, 1), self.marked(value, 1)) for key, value in kept]
 
     def step(self, scene: Scene, number: int, latents: Tensor) -> Tensor:
@@ -181,7 +176,7 @@ class InPlace(Stepped):
         return [(key.clone(), value.clone()) for key, value in self.world.own]
 
     def prefill(self, scene: Scene) -> None:
-        self.calls["fill"](self.marked(scene.history, 2), self.marked(scene.seen, 1), self.kept)
+        self.calls["fill"](self.marked(scene.history, 2), self.marked(scene.cameras, 1), self.kept)
         self.start = scene.frames * PLANE
 
     def step(self, scene: Scene, number: int, latents: Tensor) -> Tensor:
@@ -202,7 +197,7 @@ class OwnBuffers(InPlace):
         return self.world.own
 
     def prefill(self, scene: Scene) -> None:
-        self.calls["own fill"](self.marked(scene.history, 2), self.marked(scene.seen, 1))
+        self.calls["own fill"](self.marked(scene.history, 2), self.marked(scene.cameras, 1))
         self.start = scene.frames * PLANE
 
     def step(self, scene: Scene, number: int, latents: Tensor) -> Tensor:
