@@ -21,6 +21,8 @@ from lightint_compile.compilation import Compilation, inductor_as_it_is
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
 from lightint_compile.errors import OptionError
+from lightint_compile.kept_traces.asked import inductor_config
+from lightint_compile.kept_traces.keeping import Traces, tensor_sources
 from lightint_compile.lowering.artifact_store import Store, key_of
 from lightint_compile.modelwide import Captured, arrived, forget_models
 from lightint_compile.options import LightintOptions
@@ -30,6 +32,7 @@ from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.torch_compat import compiled_arguments, compiled_frame
+from lightint_compile.torch_frames import keep_with
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +63,10 @@ def lightint(
     arguments = compiled_arguments()
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
-    graph = _compiled(graph_module, example_inputs, chosen, _config(mode))
+    sources = tensor_sources(graph_module)
+    graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode))
     graph.sizes = _sizes(graph_module)
+    _traces.compiled(graph, sources)
     frame = compiled_frame()
     if frame is not None:
         graph.join(Siblings.of((frame, repr(chosen.to_dict()))))
@@ -97,6 +102,9 @@ def _reset() -> None:
 
 
 lightint.reset = _reset  # type: ignore[attr-defined]
+
+_traces = Traces(lightint)
+keep_with(_traces)
 
 
 def _within_budget(
@@ -153,10 +161,6 @@ class _Settings:
         if self._captured is None:
             self._captured = capture.from_dynamo(self._graph_module, self._inputs)
         return self._captured.snapshot()
-
-
-def _config(mode: str | None) -> dict[str, Any]:
-    return dict(torch._inductor.list_mode_options(mode)) if mode else {}
 
 
 def _reason_to_leave_alone(

@@ -123,7 +123,7 @@ class Compilation:
 
     def remarks(self) -> Sequence[Remark]:
         """What the passes say of the graph, without compiling it; none for one that cannot be rewritten."""
-        found = self._load(self._key())
+        found = self._load(self.key())
         if found is not None:
             return found[1].remarks
         try:
@@ -146,10 +146,10 @@ class Compilation:
     def _made(self, *, at_all_costs: bool = False) -> CompiledGraph:
         """The compiled graph, where need be without the passes that cannot be compiled."""
         start = time.perf_counter()
-        key = self._key()
+        key = self.key()
         found = self._load(key)
         if found is not None:
-            return self._finished(*found, start, warm=True)
+            return self._finished(*found, start, key, warm=True)
         failure: Exception | None = None
         applied: set[str] = set()
         for leave_out in self._ways():
@@ -168,12 +168,13 @@ class Compilation:
                 log.debug("a way of compiling the graph failed", exc_info=error)
                 failure = failure or error
                 continue
+            saved = None
             if failure is not None:
                 less = f"it is compiled without {', '.join(sorted(leave_out))}, which may be slower"
                 section = section.with_remark(self._answered(failure, "compiling", less))
-            elif key:
-                self._save(key, lowered, section)
-            return self._finished(lowered.driver, section, start, warm=False)
+            elif key and self._save(key, lowered, section):
+                saved = key
+            return self._finished(lowered.driver, section, start, saved, warm=False)
         assert failure is not None
         if self._options.require:
             names = ", ".join(self._options.require)
@@ -198,7 +199,8 @@ class Compilation:
             raise error
         return told(stage, instead, error)
 
-    def _key(self) -> str | None:
+    def key(self) -> str | None:
+        """The key of the program on disk; ``None`` where it has none."""
         if self._options.delegate == "eager":
             return None
         try:
@@ -253,7 +255,7 @@ class Compilation:
     def _loaded(self, store: Store, key: str) -> tuple[Driver, Section] | None:
         try:
             compiler = compiler_of(self._options, self._config)
-            stored = store.load(key, compiler, self._region, strict=self._options.strict)
+            stored = store.load(key, compiler, self.region, strict=self._options.strict)
             if stored is None or not guard_holds(stored.guard, self._symbols()):
                 return None
         except Exception as error:
@@ -261,11 +263,12 @@ class Compilation:
             return None
         return stored.driver, stored.section
 
-    def _save(self, key: str, lowered: Lowered, section: Section) -> None:
+    def _save(self, key: str, lowered: Lowered, section: Section) -> bool:
         try:
-            self._store.save(key, lowered, section, guard_of(self._symbols()))
+            return self._store.save(key, lowered, section, guard_of(self._symbols()))
         except Exception as error:
             self._told_of_store(error)
+            return False
 
     def _told_of_store(self, error: Exception) -> None:
         """Artifacts on disk only save time: without them the graph is compiled."""
@@ -274,7 +277,7 @@ class Compilation:
         log.warning("programs kept on disk are not used: %s", in_one_line(error))
         log.debug("the failure was", exc_info=error)
 
-    def _region(self, name: str) -> fx.GraphModule:
+    def region(self, name: str) -> fx.GraphModule:
         """A region of this graph made again: the store keeps kernels, not graphs."""
         return cast(fx.GraphModule, self._graphs().after.get_submodule(name))
 
@@ -288,7 +291,9 @@ class Compilation:
         values = [n.meta.get("example_value") for n in self._graph_module.graph.nodes if n.op == "placeholder"]
         return [value for value in values if isinstance(value, torch.SymInt) and value.node.has_hint()]
 
-    def _finished(self, driver: Driver, section: Section, start: float, *, warm: bool) -> CompiledGraph:
+    def _finished(
+        self, driver: Driver, section: Section, start: float, program: str | None, *, warm: bool
+    ) -> CompiledGraph:
         seconds = {"warm start": float(warm), "backend seconds": time.perf_counter() - start}
         section = section.with_measurements(seconds)
         if self._shipped is not None and not warm:
@@ -297,7 +302,9 @@ class Compilation:
             section = dataclasses.replace(section, source=self._graphs)
         alone = self._options.strict or self._options.is_shared  # the others would wait for a rank that starts again
         function = driver if alone else self._recovering(driver)
-        return CompiledGraph(function, section, self._inputs, driver=driver)
+        graph = CompiledGraph(function, section, self._inputs, driver=driver)
+        graph.program = program
+        return graph
 
     def _recovering(self, driver: Driver) -> Recovering:
         stock = self._options.delegate != "eager"

@@ -41,6 +41,7 @@ class CompiledGraph:
         driver: the driver, ``None`` when Inductor got the graph as it is.
         device: of its first tensor.
         sizes: of the inputs that are no weights, by name: dtype and sizes, ``None`` for those that may change.
+        program: the key under which its program is on disk; ``None`` where it is not.
     """
 
     _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
@@ -56,6 +57,7 @@ class CompiledGraph:
         self.device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), None)
         self._siblings: Siblings | None = None
         self.sizes: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+        self.program: str | None = None
         with self._lock:
             type(self)._made += 1
             self.order = type(self)._made

@@ -37,6 +37,7 @@ def compile_ahead(
             why = "programs are those of Inductor, and are made anew"
             raise OptionError(f"{name} cannot be set here", where="--option", why=why, fix="leave it out")
     LightintOptions.from_mapping(options)
+    options.setdefault("traces", True)
     if registry.is_family(target.partition(":")[0]):
         if dynamic:
             why = f"{target} says itself what grows"
@@ -53,7 +54,9 @@ def compile_ahead(
     with torch.no_grad(), keep_artifacts(out):
         call()
     typer.echo(str(kept(out)))
-    typer.echo(f'use it: torch.compile(model, backend="lightint", options={{..., "artifacts": {str(out)!r}}})')
+    typer.echo(
+        f'use it: torch.compile(model, backend="lightint", options={{..., "artifacts": {str(out)!r}, "traces": True}})'
+    )
 
 
 def _rolled_out(

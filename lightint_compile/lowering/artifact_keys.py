@@ -41,7 +41,7 @@ def key_of(
     """
     digest = hashlib.sha256()
     ranks = repr(Ranks.of(options.gpus, options.mesh))  # each has code of its own
-    asked = str(replace(options, artifacts=None))  # where a program was found does not change it
+    asked = str(replace(options, artifacts=None, traces=False))  # where a program was found does not change it
     known = (asked, ranks, repr(sorted(config.items())), *surroundings(), *_samples(weights))
     try:
         for line in (*_graph_lines(graph_module), *known, *extension_lines(options)):

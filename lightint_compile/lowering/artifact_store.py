@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -39,6 +39,12 @@ from lightint_compile.reporting.section import Section
 from lightint_compile.torch_compat import cache_dir, shape_env_of
 
 log = logging.getLogger(__name__)
+
+TRACE = ".trace"
+"""How the files of kept traces end."""
+
+_MOST_TRACES = 8
+"""Traces of one program that are kept under one key: one for each state of what the guards are about."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,28 @@ class Store:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def keep_trace(self, program: str, key: str, name: str, content: bytes) -> bool:
+        """Keep a trace beside a program in place of one of that name; ``False`` where the program is not here."""
+        folder = self._folder.path / program
+        if not folder.is_dir() or not self._folder.is_ready():
+            return False
+        staging = Path(tempfile.mkdtemp(dir=self._folder.path, prefix=self._folder.STAGING))
+        try:
+            (staging / "trace").write_bytes(content)
+            os.replace(staging / "trace", folder / f"{key}-{name}{TRACE}")
+            for old in _oldest_first(folder.glob(f"{key}-*{TRACE}"))[:-_MOST_TRACES]:
+                old.unlink()
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return True
+
+    def traces(self, key: str) -> Iterator[bytes]:
+        """The traces under ``key``, in the order in which they were made."""
+        if not self._folder.path.is_dir() or not self._folder.is_ready():
+            return
+        for path in _oldest_first(self._folder.path.glob(f"*/{key}-*{TRACE}")):
+            yield path.read_bytes()
+
     def load(self, key: str, compiler: Compiler, regions: RegionSource, *, strict: bool = False) -> Stored | None:
         """The record under ``key``. ``regions`` makes a region again, for sizes that the kept kernels do not cover."""
         folder = self._folder.path / key
@@ -110,6 +138,10 @@ class Store:
             log.warning("the kept program %s cannot be read and is made again: %s", key, error)
             self._folder.remove(folder)
             return None
+
+
+def _oldest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _write(record: Mapping[str, Any], folder: Path) -> None:

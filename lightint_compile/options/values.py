@@ -121,6 +121,12 @@ class LightintOptions:
         help="programs that `lightint compile` made, here or on another machine of this kind; they are looked up "
         "before those that this machine keeps itself",
     )
+    traces: bool = option(
+        False,
+        truth,
+        values="`True`, `False`",
+        help="what Dynamo traced is kept beside the programs, and a later process takes it in place of tracing",
+    )
     density: float | None = option(
         None,
         _FRACTION,

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("lightint_compile", "passes", "kernels", "models")
 
 LADDER = (
-    ("errors", "torch_compat", "torch_marks", "torch_private"),
-    ("entry_points",),
+    ("errors", "torch_compat", "torch_marks", "torch_private", "trace_parts"),
+    ("entry_points", "torch_frames"),
     ("kernels",),
     ("passes.ir",),
     ("models", "passes.analysis", "passes.base", "capture", "fallback"),
@@ -28,7 +28,7 @@ LADDER = (
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
     ("compilation", "error_budget", "integrations", "bisecting", "training", "world_state"),
-    ("bench",),
+    ("bench", "kept_traces"),
     ("backend", "explaining", "acceleration", "evaluating"),
     ("demo", "play"),
     ("cli",),

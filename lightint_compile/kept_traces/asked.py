@@ -1,0 +1,65 @@
+"""What a call asks of the backend, and the key of its traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightint_compile.asking import in_rollout
+from lightint_compile.capture.host_values import are_numbers_read
+from lightint_compile.kept_traces.descriptions import code_text, digest
+from lightint_compile.lowering.artifact_keys import surroundings
+from lightint_compile.lowering.extension_sources import UnknownSourceError, extension_lines
+from lightint_compile.options import LightintOptions
+from lightint_compile.torch_frames import switches
+from lightint_compile.trace_parts import Frame, UnkeepableError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of ``torch.compile``.
+
+    Attributes:
+        config: Inductor's configuration for the regions.
+        dynamic: as given to ``torch.compile``.
+    """
+
+    options: LightintOptions
+    config: dict[str, Any]
+    dynamic: bool | None
+
+    @classmethod
+    def by(cls, frame: Frame, backend: Callable[..., Any]) -> Asked | None:
+        """What a call asks of ``backend``; ``None`` where it asks another one, or for no kept trace."""
+        named = getattr(frame.backend, "kwargs", None)
+        if getattr(frame.backend, "compiler_fn", None) is not backend or not isinstance(named, dict):
+            return None
+        given = named.get("options")
+        options = given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)
+        if not options.traces or options.is_shared or options.delegate == "eager" or options.budget is not None:
+            return None
+        return cls(in_rollout(options), inductor_config(named.get("mode")), frame.backend.dynamic)
+
+    def key(self, frame: Frame) -> str:
+        """Everything but the call itself that a trace and its program depend on.
+
+        Raises:
+            UnkeepableError: a pass's source cannot be read.
+        """
+        plain = dataclasses.replace(self.options, artifacts=None)
+        code = (frame.code.co_filename, frame.code.co_qualname, code_text(frame.code))
+        mine = (plain, sorted(self.config.items()), self.dynamic, are_numbers_read(), switches(), code)
+        try:
+            lines = [*map(repr, mine), *surroundings(), *extension_lines(self.options)]
+        except UnknownSourceError as error:
+            raise UnkeepableError(str(error)) from None
+        return digest("\n".join(lines))[:32]
+
+
+def inductor_config(mode: str | None) -> dict[str, Any]:
+    """Inductor's configuration for a ``mode`` of ``torch.compile``."""
+    return dict(torch._inductor.list_mode_options(mode)) if mode else {}
