@@ -66,7 +66,7 @@ def lightint(
     sources = tensor_sources(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode))
     graph.sizes = _sizes(graph_module)
-    _traces.compiled(graph, sources)
+    _traces.compiled(graph, sources, chosen)
     frame = compiled_frame()
     if frame is not None:
         graph.join(Siblings.of((frame, repr(chosen.to_dict()))))

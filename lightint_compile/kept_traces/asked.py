@@ -15,7 +15,7 @@ from lightint_compile.kept_traces.descriptions import code_text, digest
 from lightint_compile.lowering.artifact_keys import surroundings
 from lightint_compile.lowering.extension_sources import UnknownSourceError, extension_lines
 from lightint_compile.options import LightintOptions
-from lightint_compile.torch_frames import switches
+from lightint_compile.torch_frames import opens_frames, switches
 from lightint_compile.trace_parts import Frame, UnkeepableError
 
 
@@ -40,7 +40,7 @@ class Asked:
             return None
         given = named.get("options")
         options = given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)
-        if not options.traces or options.is_shared or options.delegate == "eager" or options.budget is not None:
+        if not options.traces or why_never(options):
             return None
         return cls(in_rollout(options), inductor_config(named.get("mode")), frame.backend.dynamic)
 
@@ -58,6 +58,17 @@ class Asked:
         except UnknownSourceError as error:
             raise UnkeepableError(str(error)) from None
         return digest("\n".join(lines))[:32]
+
+
+def why_never(options: LightintOptions) -> str:
+    """Why no trace is kept of anything with these options here; empty where traces may be."""
+    if not opens_frames():
+        return f"torch {torch.__version__} has another way from a call to compiled code; torch 2.14 has the known one"
+    if options.is_shared:
+        return "several ranks have to trace alike"
+    if options.delegate == "eager":
+        return "with delegate='eager' there is no program to keep beside it"
+    return "" if options.budget is None else "an error budget runs at a setting that may change"
 
 
 def inductor_config(mode: str | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lightint_compile.capture.calling import call_under_way
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.fallback import Recovering
 from lightint_compile.kept_traces.again import GraphAgain
-from lightint_compile.kept_traces.asked import Asked
+from lightint_compile.kept_traces.asked import Asked, why_never
 from lightint_compile.kept_traces.descriptions import Describer, digest
 from lightint_compile.kept_traces.guards import seen, without_scopes
 from lightint_compile.kept_traces.record import Trace
@@ -30,6 +30,7 @@ from lightint_compile.kept_traces.surroundings import Sources
 from lightint_compile.lowering import compiler_of
 from lightint_compile.lowering.artifact_store import Store
 from lightint_compile.modelwide import Captured, arrived
+from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.torch_compat import compiled_frame
@@ -67,9 +68,12 @@ class Traces(threading.local):
         except Exception:
             return False  # the backend itself says what is wrong with the options
 
-    def compiled(self, graph: CompiledGraph, inputs: Sequence[Any]) -> None:
+    def compiled(self, graph: CompiledGraph, inputs: Sequence[Any], options: LightintOptions) -> None:
         """The backend compiled a graph, whose inputs have these sources."""
-        if is_watching():
+        why = why_never(options) if options.traces else ""
+        if why:
+            graph.section = graph.section.with_remark(_remark(_not_kept(why)))
+        elif is_watching():
             self._graphs.append((weakref.ref(graph), tuple(inputs)))
 
     def find(self, frame: Frame) -> Any:
@@ -103,8 +107,7 @@ class Traces(threading.local):
             self._keep(frame, asked, graphs, traced)
         except Exception as error:
             for graph, _ in graphs:
-                message = f"Dynamo's trace is not kept, and a later process traces again: {error}"
-                graph.section = graph.section.with_remark(_remark(message))
+                graph.section = graph.section.with_remark(_remark(_not_kept(str(error))))
             log.info("Dynamo's trace is not kept: %s", error)
             log.debug("the reason was", exc_info=error)
         finally:
@@ -209,6 +212,10 @@ def _graph_of(frame: Frame, asked: Asked, store: Store, trace: Trace, again: Gra
 
 
 _TAKEN = "Dynamo did not trace: its trace was kept by an earlier process, and the report has no graphs"
+
+
+def _not_kept(why: str) -> str:
+    return f"Dynamo's trace is not kept, and a later process traces again: {why}"
 
 
 def _remark(message: str) -> Remark:
