@@ -221,7 +221,13 @@ def state() -> str:
     modules: Any = torch.nn.modules.module
     hooks = {name: len(value) for name, value in vars(modules).items() if name.startswith("_global_") and value}
     saved = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return repr((frames.initial_global_state.__getstate__(), device.CURRENT_DEVICE, hooks, saved is not None))
+    switches = (frames.initial_global_state.__getstate__(), device.CURRENT_DEVICE, hooks, saved is not None)
+    return repr((*switches, _place_among_ranks()))
+
+
+def _place_among_ranks() -> tuple[int, int] | None:
+    group = torch.distributed
+    return (group.get_rank(), group.get_world_size()) if group.is_available() and group.is_initialized() else None
 
 
 def switches() -> str:

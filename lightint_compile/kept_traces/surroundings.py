@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ class Sources:
         """Those of traced code.
 
         Raises:
-            UnkeepableError: a function is in no file and in no module.
+            UnkeepableError: a function is in no file and in no module, or the environment is read.
         """
         modules = {module.__file__: name for name, module in list(sys.modules.items()) if _has_file(module)}
         files, places = set(), set()
         for code in codes:
             path = code.co_filename
+            if path == os.__file__:
+                raise UnkeepableError(_ENVIRONMENT)
             if path in modules:
                 files.add(path)
                 places.add((modules[path], code.co_qualname, tuple(dict.fromkeys(_names(code)))))
@@ -115,11 +118,20 @@ def _lines(module: ModuleType, qualified: str, names: Sequence[str], describer: 
         if name not in scope:
             continue
         value = scope[name]
-        yield f"{module.__name__}.{name} {describer.about(value)}"
+        yield f"{module.__name__}.{name} {_known(value, describer)}"
         if isinstance(value, ModuleType):
             for attribute in names:
                 if attribute in vars(value):
-                    yield f"{value.__name__}.{attribute} {describer.about(vars(value)[attribute])}"
+                    yield f"{value.__name__}.{attribute} {_known(vars(value)[attribute], describer)}"
+
+
+_ENVIRONMENT = "it may read environment variables, which Dynamo does not guard"
+
+
+def _known(value: Any, describer: Describer) -> str:
+    if value is os.environ or value is os.getenv:
+        raise UnkeepableError(_ENVIRONMENT)
+    return describer.about(value)
 
 
 def _reached(module: ModuleType, qualified: str) -> Any:

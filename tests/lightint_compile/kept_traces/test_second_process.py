@@ -23,7 +23,7 @@ from lightint_compile.torch_frames import opens_frames
 pytestmark = pytest.mark.skipif(not opens_frames(), reason="traces are kept under torch 2.14 only")
 
 MODULE = """
-import functools
+import os
 import torch
 from collections import namedtuple
 from torch import nn
@@ -55,6 +55,10 @@ class Model(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+class Reading(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x.repeat_interleave(16, 0)) * float(os.environ.get("TRACED_SCALE", "1"))
 
 class Caching(nn.Module):
     def __init__(self):
@@ -137,9 +141,9 @@ def second(here: Path) -> ModuleType:
     return forgotten()
 
 
-def kept(model: nn.Module, *inputs: Tensor) -> bool:
+def kept(model: nn.Module, *inputs: Tensor, **options: Any) -> bool:
     """Whether a call took a kept trace; its result is that of the model itself."""
-    compiled = torch.compile(model, backend="lightint", options={"preset": "exact", "traces": True})
+    compiled = torch.compile(model, backend="lightint", options={"preset": "exact", "traces": True, **options})
     state = torch.get_rng_state()
     found = compiled(*inputs)
     torch.set_rng_state(state)
@@ -225,13 +229,31 @@ def _hook(module: ModuleType) -> tuple[Any, Tensor]:
     return model, torch.randn(2, 8)
 
 
+def _forward(module: ModuleType) -> tuple[Any, Tensor]:
+    model = model_of(module)
+    model.blocks[0].linear.forward = lambda x: x * 4.0
+    return model, torch.randn(2, 8)
+
+
+def _property(module: ModuleType) -> tuple[Any, Tensor]:
+    class Other(module.Block):  # type: ignore[misc, name-defined]
+        gain = property(lambda self: 4.0, lambda self, value: None)
+
+    model = model_of(module)
+    model.blocks[0] = Other(8).eval().requires_grad_(False)
+    return model, torch.randn(2, 8)
+
+
 def _tied(module: ModuleType) -> tuple[Any, Tensor]:
     model = model_of(module)
     model.blocks[1] = model.blocks[0]
     return model, torch.randn(2, 8)
 
 
-CHANGES = [_wider, _one_weight, _attribute, _dtype, _training, _constant, _function, _method, _of_torch, _hook, _tied]
+CHANGES = [
+    *(_wider, _one_weight, _attribute, _dtype, _training, _constant, _function, _method),
+    *(_of_torch, _hook, _forward, _property, _tied),
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
@@ -312,6 +334,43 @@ def test_the_report_says_why_a_trace_is_not_kept(second: ModuleType, tmp_path: P
     (section,) = lightint_compile.report(compiled).sections
     (remark,) = [remark for remark in section.remarks if remark.rule == "trace"]
     assert "variables of the one that it was made in" in remark.message
+
+
+@torch.no_grad()
+def test_traces_travel_with_the_programs_of_a_folder(
+    second: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, folder = torch.randn(2, 8), tmp_path / "programs"
+    with lightint_compile.keep_artifacts(folder):
+        assert not kept(model_of(second), x)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    assert not kept(model_of(forgotten()), x)
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert not kept(model_of(forgotten()), x, artifacts=folder, traces=False)
+    assert kept(model_of(forgotten()), x, artifacts=folder)
+
+
+@torch.no_grad()
+def test_what_is_replaced_in_torch_itself_is_noticed(second: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", lambda self, x: x @ self.weight.t() * 2.0)
+        assert not kept(model_of(second), x)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, args, result: result)
+    try:
+        assert not kept(model_of(forgotten()), x)
+    finally:
+        hook.remove()
+    assert kept(model_of(forgotten()), x)
+
+
+@torch.no_grad()
+def test_a_function_that_reads_the_environment_is_traced_in_every_process(
+    second: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not kept(second.Reading(), torch.randn(2, 8))
+    monkeypatch.setenv("TRACED_SCALE", "3")
+    assert not kept(forgotten().Reading(), torch.randn(2, 8))
 
 
 @torch.no_grad()
