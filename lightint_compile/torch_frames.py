@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from lightint_compile.torch_compat import TORCH
-from lightint_compile.trace_parts import Conditions, Frame, PlainGuard, Traced, UnkeepableError
+from lightint_compile.trace_parts import Conditions, Frame, PlainGuard, Traced, UnkeepableError, names_in
 
 BUILTINS = "__lightint_builtins__"
 """The name under which a kept trace finds Python's builtins among the globals of a function."""
@@ -157,7 +157,7 @@ def _traced(frame: Frame, code: CodeType, made: Sequence[Any]) -> Traced:
     if len(made) != 1:
         raise UnkeepableError("its guards were not made once")
     ((manager, graph, guards),) = made
-    names = set(_names_in(code))
+    names = set(names_in(code))
     programs = [name for name in names if name.startswith(COMPILED)]
     if any(name.startswith(_RESUMED) for name in names) or len(programs) != 1:
         raise UnkeepableError("the call is not one graph")
@@ -179,13 +179,6 @@ def _traced(frame: Frame, code: CodeType, made: Sequence[Any]) -> Traced:
         state(),
     )
     return Traced(bytecode, program, dict(graph.import_sources), conditions, tuple(dict.fromkeys(graph.traced_code)))
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
 
 
 def _plain(guard: Any) -> PlainGuard:

@@ -5,7 +5,7 @@ Like ``errors`` this is a bottom rung of the import ladder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -77,3 +77,11 @@ class Traced:
     imports: dict[str, str]
     conditions: Conditions
     codes: tuple[CodeType, ...]
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names of globals and attributes that code uses, and the functions that are made in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)

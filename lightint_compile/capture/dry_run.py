@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,12 +145,17 @@ def sizes_marked(
         InputError: as of :func:`named_dimensions`.
     """
     marked = named_dimensions(module, args, kwargs, dynamic)
-    saved = [
-        (vars(tensor), {key: copy.copy(value) for key, value in vars(tensor).items()}) for tensor, _ in marked.values()
-    ]
-    try:
+    with marks_kept([tensor for tensor, _ in marked.values()]):
         for tensor, axes in marked.values():
             torch._dynamo.mark_dynamic(tensor, axes)
+        yield
+
+
+@contextmanager
+def marks_kept(tensors: Iterable[Any]) -> Iterator[None]:
+    """What is marked on tensors while the context lasts is forgotten behind it."""
+    saved = [(vars(tensor), {key: copy.copy(value) for key, value in vars(tensor).items()}) for tensor in tensors]
+    try:
         yield
     finally:
         for attributes, before in saved:

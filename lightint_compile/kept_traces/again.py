@@ -13,6 +13,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.capture import ARGUMENTS
+from lightint_compile.capture.dry_run import marks_kept
 from lightint_compile.compilation import Compilation
 from lightint_compile.errors import StateError
 from lightint_compile.kept_traces.asked import Asked
@@ -85,16 +86,11 @@ class GraphAgain:
 def _marked(sizes: Sequence[tuple[Any, list[int]]]) -> Iterator[None]:
     """Sizes that were symbolic because they had changed are symbolic while the context lasts."""
     unmarked = [(value, axes) for value, axes in sizes if not hasattr(value, "_dynamo_dynamic_indices")]
-    before = [(vars(value), dict(vars(value))) for value, _ in unmarked]
-    try:
+    with marks_kept([value for value, _ in unmarked]):
         for value, axes in unmarked:
             for axis in axes:
                 torch._dynamo.maybe_mark_dynamic(value, axis)
         yield
-    finally:
-        for attributes, own in before:
-            attributes.clear()
-            attributes.update(own)
 
 
 def _arguments_of(code: CodeType) -> int:

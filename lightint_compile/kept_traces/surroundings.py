@@ -18,7 +18,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from lightint_compile.kept_traces.descriptions import Describer, digest
-from lightint_compile.trace_parts import UnkeepableError
+from lightint_compile.trace_parts import UnkeepableError, names_in
 
 Place = tuple[str, str, tuple[str, ...]]
 """A module, a function in it by its qualified name, and the names that the function's code uses."""
@@ -53,7 +53,7 @@ class Sources:
                 raise UnkeepableError(_ENVIRONMENT)
             if path in modules:
                 files.add(path)
-                places.add((modules[path], code.co_qualname, tuple(dict.fromkeys(_names(code)))))
+                places.add((modules[path], code.co_qualname, tuple(dict.fromkeys(names_in(code)))))
             elif not path.startswith("<"):
                 raise UnkeepableError(f"{code.co_qualname} stands in {path}, which is no module's file")
         ordered = tuple(sorted(places))
@@ -72,13 +72,6 @@ class Sources:
 
 def _has_file(module: Any) -> bool:
     return isinstance(module, ModuleType) and isinstance(getattr(module, "__file__", None), str)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _hash(path: str) -> str:

@@ -56,6 +56,8 @@ class SizeOrder:
 
     def is_less(self, left: Size, right: Size) -> bool:
         """Whether ``left`` is certainly smaller than ``right``."""
+        if isinstance(left, int) and isinstance(right, int):
+            return left < right
         more = sympy.expand(right - left)
         return bool(more.is_positive) or is_never_negative(size_of(more - 1), self.env)
 

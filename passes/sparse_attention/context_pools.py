@@ -20,11 +20,11 @@ from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.ir.fake_values import size_of
 from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_nodes import SizeArgument
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.grid_sizes import (
     END,
     GridSizes,
-    SizeArgument,
     difference_of,
     laid_out,
     length_of,

@@ -19,12 +19,10 @@ from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
 from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_nodes import SizeArgument
 
 aten = torch.ops.aten
 END = 2**63 - 1
-
-#: A size as an argument of a node: a number, or the node that computes it.
-SizeArgument = int | fx.Node
 
 
 class GridSizes:

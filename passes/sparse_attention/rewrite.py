@@ -16,13 +16,13 @@ from lightint_compile.passes.analysis.token_axis import Span, TokenAxis
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_nodes import SizeArgument
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.context_pools import ContextPools
 from lightint_compile.passes.sparse_attention.frame_masks import FrameMask
 from lightint_compile.passes.sparse_attention.grid_sizes import (
     END,
     GridSizes,
-    SizeArgument,
     difference_of,
     length_of,
     product_of,

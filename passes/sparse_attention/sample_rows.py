@@ -25,10 +25,10 @@ from lightint_compile.passes.ir.op_arguments import arguments, size_argument, si
 from lightint_compile.passes.ir.op_families import Family, aten
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_nodes import SizeArgument
 from lightint_compile.passes.ir.sizes import product, same
 from lightint_compile.passes.sparse_attention.grid_sizes import (
     END,
-    SizeArgument,
     length_of,
     product_of,
 )

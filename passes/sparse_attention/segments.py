@@ -13,10 +13,10 @@ from lightint_compile.passes.analysis.attention_sites import AttentionSite, Span
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.rewriter import Rewriter
+from lightint_compile.passes.ir.size_nodes import SizeArgument
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.grid_sizes import (
     END,
-    SizeArgument,
     laid_out,
     length_of,
     range_of,
