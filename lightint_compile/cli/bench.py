@@ -108,7 +108,7 @@ def rollout(
     repeats: Annotated[int, typer.Option(min=1, help="rollouts of each variant; the median counts")] = 3,
     at_once: Annotated[
         int | None,
-        typer.Option(min=1, help="variants that compile and hold weights at once", show_default="all"),
+        typer.Option(min=1, help="variants that compile and hold weights at once", show_default="all; end to end: 1"),
     ] = None,
     patience: Annotated[float, typer.Option(min=0.0, help="seconds after which a variant counts as failed")] = 3600.0,
     end_to_end: Annotated[
@@ -143,12 +143,13 @@ def rollout(
         "trajectory": trajectory,
         "chunks": chunks,
         "repeats": repeats,
+        "at_once": at_once,
         "patience": patience,
         "json_file": json_file,
     }
     decoding = {"decode": decode, "decode-device": decode_device, "decode-backend": decode_backend}
     if end_to_end:
-        _refuse({"inductor-depth": inductor_depth, "at-once": at_once}, "is no option of --end-to-end", "leave it out")
+        _refuse({"inductor-depth": inductor_depth}, "is no option of --end-to-end", "leave it out")
         from lightint_compile.bench.end_to_end import Asked
         from lightint_compile.bench.end_to_end import run as run_end_to_end
 
@@ -158,7 +159,7 @@ def rollout(
     _refuse({**decoding, "timeline": timeline}, "needs --end-to-end", "add --end-to-end")
     from lightint_compile.bench.rollout import run
 
-    run(**common, depths=depth or (), inductor_depths=inductor_depth or (), at_once=at_once)
+    run(**common, depths=depth or (), inductor_depths=inductor_depth or ())
 
 
 def _refuse(options: Mapping[str, object], what: str, fix: str) -> None:

@@ -1,7 +1,7 @@
 """Frames a second from noise to host memory: DiT, VAE and transfer of every chunk, variant after variant.
 
-Every variant runs in a process of its own and has the device to itself, at the depth that is asked for: nothing here
-is extrapolated. Latents are decoded chunk by chunk, in line or while the next chunk is denoised. Weights are random
+Every variant runs in a process of its own and has the device to itself while it is timed, at the depth that is asked
+for: nothing here is extrapolated. Latents are decoded chunk by chunk, in line or while the next chunk is denoised. Weights are random
 where the model's are. The text encoder is not included.
 """
 
@@ -39,6 +39,7 @@ def run(
     chunks: int | None = None,
     repeats: int = 3,
     asked: Asked | None = None,
+    at_once: int | None = None,
     patience: float = 3600.0,
     timeline: Path | None = None,
     json_file: Path | None = None,
@@ -52,6 +53,7 @@ def run(
         chunks: chunks of that turn; as many as make 64 latent frames or more unless given.
         repeats: rollouts of each variant; the median counts.
         asked: how latents are decoded.
+        at_once: variants that compile at once, and have their weights on the device; one unless given.
         patience: seconds after which a variant counts as failed.
         timeline: where a picture of all chunks along time is written.
         json_file: where results are written as they come.
@@ -63,7 +65,7 @@ def run(
     """
     asked_for = jobs(model, variants or VARIANTS, depth, trajectory, chunks, repeats, asked or Asked())
     results = []
-    for result in measured(asked_for, json_file, patience):
+    for result in measured(asked_for, json_file, patience, at_once or 1):
         print_result(result)
         results.append(result)
     print_table(results)
@@ -95,12 +97,14 @@ def jobs(
     return made
 
 
-def measured(asked_for: Sequence[EndToEnd], out: Path | None = None, patience: float = 3600.0) -> Iterator[Result]:
-    """One variant after the other; results are also written to ``out`` as they come."""
+def measured(
+    asked_for: Sequence[EndToEnd], out: Path | None = None, patience: float = 3600.0, at_once: int = 1
+) -> Iterator[Result]:
+    """Compile ``at_once`` variants at once, time them in turn; results are also written to ``out`` as they come."""
     results: list[Result] = []
-    for job in asked_for:
-        (result,) = side_by_side(FILM, [job], patience)
-        results.append(result)
-        if out is not None:
-            write(out, {"rows": [each.written() for each in results]}, job.rollout.device)
-        yield result
+    for first in range(0, len(asked_for), at_once):
+        for result in side_by_side(FILM, asked_for[first : first + at_once], patience):
+            results.append(result)
+            if out is not None:
+                write(out, {"rows": [each.written() for each in results]}, result.job.rollout.device)
+            yield result

@@ -30,7 +30,8 @@ class ChunkDecoder:
     def __init__(self, model: WorldModel, decoding: Decoding, dtype: torch.dtype) -> None:
         assert isinstance(model, Shown)
         made = model.video_decoder(decoding.device, dtype)
-        decoder: Any = made.module if made.by_chunk else streaming_decoder(made.module)
+        layout = decoding.memory_format
+        decoder: Any = made.module if made.by_chunk else streaming_decoder(made.module, memory_format=layout)
         self._compile = decoding.compiled
         self._decode: Any = decoder if self._compile is None else torch.compile(decoder, **self._compile)
         self._state: Any = None

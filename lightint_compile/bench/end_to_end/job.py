@@ -36,8 +36,15 @@ class Decoding:
         options = {"preset": "exact"} if self.backend is Backend.LIGHTINT else None
         return {"backend": str(self.backend), "options": options, "fullgraph": True}
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the inputs of convolutions: channels last where they are compiled for a GPU, where it is the faster one."""
+        last = self.backend is Backend.LIGHTINT and torch.device(self.device).type == "cuda"
+        return torch.channels_last_3d if last else torch.contiguous_format
+
     def __str__(self) -> str:
-        return f"{self.backend}, {self.order}, {self.device}"
+        layout = ", channels last" if self.memory_format == torch.channels_last_3d else ""
+        return f"{self.backend}, {self.order}, {self.device}{layout}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightint_compile.bench.decode_choices import Backend, Order
-from lightint_compile.bench.end_to_end import Asked, Result, jobs
+from lightint_compile.bench.end_to_end import Asked, Result, jobs, measured
 from lightint_compile.bench.end_to_end.decoder import ChunkDecoder, HostFrames, check_shown
 from lightint_compile.bench.end_to_end.film import Film
 from lightint_compile.bench.end_to_end.job import EndToEnd
@@ -30,6 +30,7 @@ from lightint_compile.bench.end_to_end.result import (
     spread_of,
 )
 from lightint_compile.bench.end_to_end.table import lane, print_table
+from lightint_compile.bench.processes import Kind
 from lightint_compile.cli import main
 from lightint_compile.errors import DeviceError, InputError, OptionError
 from lightint_compile.models.pixels import as_bytes
@@ -125,12 +126,26 @@ def test_the_command_line_measures_prints_writes_and_draws(
     assert "maze:tiny end to end" in shown and "text: not included" in shown and "MazeCodec" in shown
 
 
+def test_variants_that_compile_at_once_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[list[EndToEnd]] = []
+
+    def side_by_side(kind: Kind, jobs: Sequence[EndToEnd], patience: float) -> Iterator[Result]:
+        groups.append(list(jobs))
+        yield from (Result(each, 0.0) for each in jobs)
+
+    monkeypatch.setattr("lightint_compile.bench.end_to_end.side_by_side", side_by_side)
+    asked = [job(chunks=chunks) for chunks in (1, 2, 3)]
+    assert [each.job for each in measured(asked, at_once=2)] == asked
+    assert [each.job for each in measured(asked)] == asked
+    assert groups == [asked[:2], asked[2:], asked[:1], asked[1:2], asked[2:]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--decode", "serial"], "--decode needs --end-to-end"),
         (["--timeline", "x.png"], "--timeline needs --end-to-end"),
-        (["--end-to-end", "--at-once", "2"], "--at-once is no option of --end-to-end"),
+        (["--end-to-end", "--inductor-depth", "2"], "--inductor-depth is no option of --end-to-end"),
         (["--end-to-end", "--depth", "1", "--depth", "2"], "measures one depth"),
         (["--end-to-end", "--decode", "later"], "'later' is not one of"),
         (["--end-to-end", "--timeline", "no/such/folder/x.png"], "cannot be written"),
@@ -159,7 +174,7 @@ def test_what_cannot_be_done_is_said_before_work_begins(monkeypatch: pytest.Monk
 
 def test_a_second_gpu_is_always_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightint_compile.bench.end_to_end.job.checked_device", torch.device)
-    assert str(Asked(device="cuda:1").decoding("cuda", "exact")) == "lightint, overlap, cuda:1"
+    assert str(Asked(device="cuda:1").decoding("cuda", "exact")) == "lightint, overlap, cuda:1, channels last"
     assert str(Asked(order=Order.SERIAL, device="cuda").decoding("cuda", "eager")) == "eager, serial, cuda:0"
     with pytest.raises(OptionError, match="serial decoding has no device of its own"):
         Asked(order=Order.SERIAL, device="cuda:1").decoding("cuda", "exact")
