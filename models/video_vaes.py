@@ -33,23 +33,29 @@ def hunyuan_decoder(
 
 
 def wan_decoder(
-    channels: int, device: torch.device | str, dtype: torch.dtype, seed: int, *, small: bool
+    channels: int, device: torch.device | str, dtype: torch.dtype, seed: int, *, small: bool, width: float = 1.0
 ) -> VideoDecoder:
     """Wan 2.2's VAE of 16 x 16 pixels a latent pixel; widths as released, or `small` ones.
 
     Its latents are taken as normal already: a mean and a deviation of each channel are weights of a release.
 
+    Args:
+        width: the share of the decoder's released width that pruning left in every layer.
+
     Raises:
         InputError: diffusers is not installed.
     """
+    base = (SMALL_WAN if small else WAN_22)["decoder_base_dim"]
     settings = {
         **(SMALL_WAN if small else WAN_22),
+        **{"decoder_base_dim": round(base * width)},
         **{"z_dim": channels, "in_channels": 12, "out_channels": 12, "is_residual": True, "patch_size": 2},
         **{"scale_factor_spatial": 16, "temperal_downsample": [False, True, True]},
         **{"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels},
     }
     vae = _random("AutoencoderKLWan", device, dtype, seed, **settings)
-    return VideoDecoder(vae, f"{_told(vae)}, random weights")
+    pruned = f", pruned to {width:g} of its width" if width != 1 else ""
+    return VideoDecoder(vae, f"{_told(vae)}{pruned}, random weights")
 
 
 def _told(vae: nn.Module) -> str:

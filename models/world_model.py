@@ -185,10 +185,15 @@ class VideoDecoder:
 class Shown(Protocol):
     """A world model whose latents can be made into video frames."""
 
+    @property
+    def decoders(self) -> Sequence[str]:
+        """Names of the decoders that there are for its latents; its release uses the first unless told otherwise."""
+        ...
+
     def video_decoder(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, name: str = ""
     ) -> VideoDecoder:
-        """The decoder at the size of the model.
+        """A decoder at the size of the model: that of a name, or the first of :attr:`decoders`.
 
         Raises:
             InputError: a package that it needs is not installed.

@@ -25,6 +25,9 @@ from .rollout import Scene, rollout
 from .sizes import FRAMES_PER_LATENT
 from .trajectory import MOVE_SPEED, Trajectory, recorded_trajectory
 
+DECODER_WIDTHS = {"mg_lightvae_v2": 0.25, "mg_lightvae": 0.5, "wan": 1.0}
+"""Decoders that the release knows, and what is left of Wan 2.2's width in each; the first is its default."""
+
 
 @dataclass(frozen=True)
 class MatrixGame:
@@ -127,11 +130,17 @@ class MatrixGame:
         assert isinstance(transformer, nn.Module)
         return {"denoise": (transformer, "forward")}
 
+    @property
+    def decoders(self) -> Sequence[str]:
+        """Wan 2.2's decoder and the two that were pruned from it, by the names of the release."""
+        return tuple(DECODER_WIDTHS)
+
     def video_decoder(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, name: str = ""
     ) -> VideoDecoder:
         """Wan 2.2's VAE with random weights: as released for the released size, a small one for others."""
-        return wan_decoder(self.config.in_channels, device, dtype, seed, small=not self.needs_gpu)
+        width = DECODER_WIDTHS[name or self.decoders[0]]
+        return wan_decoder(self.config.in_channels, device, dtype, seed, small=not self.needs_gpu, width=width)
 
     def __str__(self) -> str:
         shape = f"{self.depth} blocks, {self.config.steps} denoising steps, up to {self.config.memory} memory frames"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -100,8 +101,13 @@ class MazeWorld(WorldPlay):
             fill_random(codec, seed)
         return codec.to(checked_device(device), dtype).eval().requires_grad_(False)
 
+    @property
+    def decoders(self) -> Sequence[str]:
+        """There is one."""
+        return ("codec",)
+
     def video_decoder(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, name: str = ""
     ) -> VideoDecoder:
         """The codec, which decodes each latent frame alone."""
         kind = "trained" if self.is_trained else "random"

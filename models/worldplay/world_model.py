@@ -124,8 +124,13 @@ class WorldPlay:
         methods = {"text": "text_cache", "prefill": "prefill", "denoise": "forward"}
         return {stage: (transformer, method) for stage, method in methods.items()}
 
+    @property
+    def decoders(self) -> Sequence[str]:
+        """There is one."""
+        return ("hunyuan-1.5",)
+
     def video_decoder(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, name: str = ""
     ) -> VideoDecoder:
         """HunyuanVideo-1.5's VAE with random weights: as released for the released size, a small one for others."""
         return hunyuan_decoder(self.config.in_channels, device, dtype, seed, small=not self.needs_gpu)

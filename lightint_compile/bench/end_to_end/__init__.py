@@ -1,8 +1,8 @@
 """Frames a second from noise to host memory: DiT, VAE and transfer of every chunk, variant after variant.
 
 Every variant runs in a process of its own and has the device to itself while it is timed, at the depth that is asked
-for: nothing here is extrapolated. Latents are decoded chunk by chunk, in line or while the next chunk is denoised. Weights are random
-where the model's are. The text encoder is not included.
+for: nothing here is extrapolated. Latents are decoded chunk by chunk, in line or while the next chunk is denoised.
+Weights are random where the model's are. The text encoder is not included.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(
 
     Raises:
         DeviceError: the model is too large for a CPU and there is no CUDA, or a device or an overlap cannot be had.
-        OptionError: there is no such variant, or options exclude each other.
+        OptionError: there is no such variant or decoder, or options exclude each other.
         InputError: there is no such model, nothing decodes its latents, or the path cannot be read.
     """
     asked_for = jobs(model, variants or VARIANTS, depth, trajectory, chunks, repeats, asked or Asked())
@@ -86,7 +86,7 @@ def jobs(
 ) -> list[EndToEnd]:
     """What is measured, checked; arguments and errors are those of :func:`run`."""
     device, chosen = device_for(model), world_model(model)
-    check_shown(chosen, model)
+    check_shown(chosen, model, asked.decoder)
     frames = 64 if chunks is None else chosen.spec.frames(chunks)
     path = trajectory or turn_and_back(chosen.spec, frames)
     chosen.camera_path(path)

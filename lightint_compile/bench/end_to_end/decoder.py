@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from lightint_compile.bench.end_to_end.job import Decoding
-from lightint_compile.errors import InputError
+from lightint_compile.errors import InputError, OptionError, did_you_mean
 from lightint_compile.integrations.video_decoder import streaming_decoder
 from lightint_compile.models.pixels import as_bytes
 from lightint_compile.models.world_model import Shown, WorldModel
 
 
-def check_shown(model: WorldModel, name: str) -> None:
-    """Raise InputError for a model whose latents nothing decodes."""
+def check_shown(model: WorldModel, name: str, decoder: str | None = None) -> None:
+    """Raise InputError for a model whose latents nothing decodes, and OptionError for a decoder that it has not."""
     if not isinstance(model, Shown):
         why, fix = f"{type(model).__name__} has no video_decoder", "measure it without --end-to-end"
         raise InputError(f"nothing decodes the latents of {name}", where="--end-to-end", why=why, fix=fix)
+    if decoder is not None and decoder not in model.decoders:
+        fix = did_you_mean(decoder, model.decoders)
+        raise OptionError(f"{name} has no decoder {decoder!r}", where="--decoder", fix=fix)
 
 
 class ChunkDecoder:
@@ -29,7 +32,7 @@ class ChunkDecoder:
 
     def __init__(self, model: WorldModel, decoding: Decoding, dtype: torch.dtype) -> None:
         assert isinstance(model, Shown)
-        made = model.video_decoder(decoding.device, dtype)
+        made = model.video_decoder(decoding.device, dtype, name=decoding.decoder)
         layout = decoding.memory_format
         decoder: Any = made.module if made.by_chunk else streaming_decoder(made.module, memory_format=layout)
         self._compile = decoding.compiled

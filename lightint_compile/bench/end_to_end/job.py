@@ -22,11 +22,13 @@ class Decoding:
             the next chunk is denoised.
         device: where it is done, such as ``cuda:1``.
         backend: what compiles the decoder; ``lightint`` means its preset ``exact``.
+        decoder: which of the model's, by name; the first unless given.
     """
 
     order: Order
     device: str
     backend: Backend
+    decoder: str = ""
 
     @property
     def compiled(self) -> dict[str, Any] | None:
@@ -38,7 +40,7 @@ class Decoding:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of the inputs of convolutions: channels last where they are compiled for a GPU, where it is the faster one."""
+        """Of the inputs of convolutions: channels last, the faster one, where they are compiled for a GPU."""
         last = self.backend is Backend.LIGHTINT and torch.device(self.device).type == "cuda"
         return torch.channels_last_3d if last else torch.contiguous_format
 
@@ -67,6 +69,7 @@ class Asked:
     order: Order | None = None
     device: str | None = None
     backend: Backend | None = None
+    decoder: str | None = None
 
     def decoding(self, model_device: str, variant: str) -> Decoding:
         """How a variant decodes.
@@ -84,7 +87,7 @@ class Asked:
             why = f"the model is on {indexed(model_device)}; on another device a chunk is decoded beside it"
             fix = "leave --decode out, or --decode-device"
             raise OptionError("serial decoding has no device of its own", where="--decode-device", why=why, fix=fix)
-        return Decoding(order, str(device), self.backend or default_backend(variant))
+        return Decoding(order, str(device), self.backend or default_backend(variant), self.decoder or "")
 
     def _device(self, model_device: str) -> torch.device:
         device = checked_device(self.device or model_device)

@@ -54,7 +54,7 @@ def at_once(film: Film) -> torch.Tensor:
     latents = list(film.subject.rollout())[-1].history
     model = film.subject.model
     assert isinstance(model, Shown)
-    made = model.video_decoder(film.job.decoding.device, film.subject.dtype)
+    made = model.video_decoder(film.job.decoding.device, film.subject.dtype, name=film.job.decoding.decoder)
     with torch.no_grad():
         given = latents / made.scale
         frames = made.module(given)[0] if made.by_chunk else made.module.decode(given).sample
@@ -80,9 +80,12 @@ def assert_in_order(spans: Sequence[Span], chunks: int) -> None:
 
 
 @diffusers_installed
-@pytest.mark.parametrize("model", ["worldplay:tiny", "matrix-game:tiny", "maze:tiny"])
-def test_frames_are_those_of_all_latents_at_once(model: str, one_thread: None) -> None:
-    film = Film(job(model, 2))
+@pytest.mark.parametrize(
+    ("model", "decoder"),
+    [("worldplay:tiny", None), ("matrix-game:tiny", None), ("matrix-game:tiny", "wan"), ("maze:tiny", None)],
+)
+def test_frames_are_those_of_all_latents_at_once(model: str, decoder: str | None, one_thread: None) -> None:
+    film = Film(job(model, 2, decoder=decoder))
     run = film.roll()
     assert_same_pictures(film.frames.video(), at_once(film))
     assert run.frames == len(film.frames.video())
@@ -145,6 +148,8 @@ def test_variants_that_compile_at_once_are_timed_in_turn(monkeypatch: pytest.Mon
     [
         (["--decode", "serial"], "--decode needs --end-to-end"),
         (["--timeline", "x.png"], "--timeline needs --end-to-end"),
+        (["--decoder", "wan"], "--decoder needs --end-to-end"),
+        (["--end-to-end", "--decoder", "hunyuan"], "did you mean 'hunyuan-1.5'?"),
         (["--end-to-end", "--inductor-depth", "2"], "--inductor-depth is no option of --end-to-end"),
         (["--end-to-end", "--depth", "1", "--depth", "2"], "measures one depth"),
         (["--end-to-end", "--decode", "later"], "'later' is not one of"),
@@ -188,6 +193,17 @@ def test_a_decoder_is_compiled_by_the_variants_own_backend_unless_told_otherwise
     assert job().decoding.compiled is None
     rewritten = Asked().decoding("cpu", "all:drift=1e9").compiled
     assert rewritten is not None and rewritten["options"] == {"preset": "exact"}
+
+
+@diffusers_installed
+@pytest.mark.parametrize(("name", "channels"), [("mg_lightvae_v2", 256), ("mg_lightvae", 512), ("wan", 1024)])
+def test_a_pruned_decoder_has_the_widths_of_its_checkpoint(name: str, channels: int) -> None:
+    """The release tells how much was pruned by the channels of the first convolution."""
+    model = world_model("matrix-game:5b-720p")
+    assert isinstance(model, Shown) and model.decoders[0] == "mg_lightvae_v2"
+    made = model.video_decoder("meta", name=name)
+    assert made.module.get_parameter("decoder.conv_in.weight").shape[0] == channels
+    assert ("pruned to" in made.told) == (name != "wan")
 
 
 def test_a_model_without_a_decoder_is_an_error() -> None:

@@ -14,7 +14,7 @@ OPTIONS = {
     "rollout": {
         *("model", "variant", "depth", "inductor-depth", "trajectory", "chunks"),
         *("repeats", "at-once", "patience", "json"),
-        *("end-to-end", "decode", "decode-device", "decode-backend", "timeline"),
+        *("end-to-end", "decode", "decode-device", "decode-backend", "decoder", "timeline"),
     },
     "ranks": {"model", "variant", "depth", "trajectory", "chunks", "repeats", "json"},
     "compile": {"model", "depth", "inductor-up-to", "history", "json"},
