@@ -201,6 +201,32 @@ class Shown(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PromptEncoder:
+    """What encodes the prompt of a scene.
+
+    `scene` makes the scene with its text encoded anew, without gradients. `told` is what encodes, for people.
+    """
+
+    scene: Callable[[], Any]
+    told: str
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A world model whose scenes have a prompt that a text encoder made."""
+
+    def prompt_encoder(
+        self, scene: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> PromptEncoder:
+        """The text encoders at the size of the model, and a prompt as long as the scene's; both random.
+
+        Raises:
+            InputError: a package that they need is not installed.
+        """
+        ...
+
+
 @runtime_checkable
 class Trainable(Protocol):
     """A world model that reads trained weights from a folder."""

@@ -132,6 +132,7 @@ def rollout(
     decoder: Annotated[
         str | None, typer.Option(help="end to end: which of the model's decoders", show_default="its release's")
     ] = None,
+    text: Annotated[bool, typer.Option("--text", help="end to end: encode the prompt as well")] = False,
     timeline: Annotated[
         Path | None, typer.Option(help="end to end: write a PNG of all chunks along time", show_default="none")
     ] = None,
@@ -150,16 +151,14 @@ def rollout(
         "patience": patience,
         "json_file": json_file,
     }
-    decoding = {
-        **{"decode": decode, "decode-device": decode_device, "decode-backend": decode_backend},
-        "decoder": decoder,
-    }
+    decoding: dict[str, object] = {"decode": decode, "decode-device": decode_device, "decode-backend": decode_backend}
+    decoding |= {"decoder": decoder, "text": text or None}
     if end_to_end:
         _refuse({"inductor-depth": inductor_depth}, "is no option of --end-to-end", "leave it out")
         from lightint_compile.bench.end_to_end import Asked
         from lightint_compile.bench.end_to_end import run as run_end_to_end
 
-        asked = Asked(decode, decode_device, decode_backend, decoder)
+        asked = Asked(decode, decode_device, decode_backend, decoder, text)
         run_end_to_end(**common, depth=_one_depth(depth), asked=asked, timeline=timeline)
         return
     _refuse({**decoding, "timeline": timeline}, "needs --end-to-end", "add --end-to-end")

@@ -14,8 +14,9 @@ from lightint_compile.passes.ir.world_spec import WorldSpec
 
 from ..camera_paths.pose_files import RecordedPath
 from ..random_weights import fill_random
+from ..text_encoders import umt5_encoder
 from ..video_vaes import wan_decoder
-from ..world_model import CameraPath, ChunkResult, ModelFamily, VideoDecoder
+from ..world_model import CameraPath, ChunkResult, ModelFamily, PromptEncoder, VideoDecoder
 from .checkpoint import to_int8
 from .clip import MatrixGameClip, video_frames
 from .config import MatrixGameConfig
@@ -129,6 +130,14 @@ class MatrixGame:
         transformer = module.transformer
         assert isinstance(transformer, nn.Module)
         return {"denoise": (transformer, "forward")}
+
+    def prompt_encoder(
+        self, scene: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> PromptEncoder:
+        """UMT5: XXL for the released size, a small one for others."""
+        tokens, small = scene.text.shape[1], not self.needs_gpu
+        encode, told = umt5_encoder(self.config.text_dim, tokens, device, dtype, seed, small=small)
+        return PromptEncoder(lambda: dataclasses.replace(scene, text=encode()), told)
 
     @property
     def decoders(self) -> Sequence[str]:

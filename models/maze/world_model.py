@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from lightint_compile.errors import InputError
 from ..checkpoint import load_checkpoint
 from ..devices import checked_device
 from ..random_weights import fill_random
-from ..world_model import ModelFamily, VideoDecoder
+from ..world_model import ModelFamily, PromptEncoder, VideoDecoder
 from ..worldplay.chunk import WorldPlayChunk
 from ..worldplay.rollout import Scene
 from ..worldplay.trajectory import Trajectory
@@ -100,6 +100,13 @@ class MazeWorld(WorldPlay):
             self._warn(device)
             fill_random(codec, seed)
         return codec.to(checked_device(device), dtype).eval().requires_grad_(False)
+
+    def prompt_encoder(
+        self, scene: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> PromptEncoder:
+        """Raise InputError: every maze has the same prompt, which is a number of the weights."""
+        why, fix = "every maze has the same prompt", "leave --text out"
+        raise InputError("nothing encodes a text for the maze's model", where="--text", why=why, fix=fix)
 
     @property
     def decoders(self) -> Sequence[str]:

@@ -15,8 +15,9 @@ from lightint_compile.passes.ir.world_spec import WorldSpec
 
 from ..camera_paths.pose_files import RecordedPath
 from ..random_weights import fill_random
+from ..text_encoders import byt5_encoder, qwen_encoder
 from ..video_vaes import hunyuan_decoder
-from ..world_model import CameraPath, ChunkResult, ModelFamily, VideoDecoder
+from ..world_model import CameraPath, ChunkResult, ModelFamily, PromptEncoder, VideoDecoder
 from .chunk import WorldPlayChunk
 from .config import WorldPlayConfig
 from .context import HALF_AZIMUTH, HALF_ELEVATION, RADIUS, ContextSelector
@@ -123,6 +124,15 @@ class WorldPlay:
         assert isinstance(transformer, nn.Module)
         methods = {"text": "text_cache", "prefill": "prefill", "denoise": "forward"}
         return {stage: (transformer, method) for stage, method in methods.items()}
+
+    def prompt_encoder(
+        self, scene: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> PromptEncoder:
+        """Qwen2.5-VL's language model, and ByT5 for quoted text: as released for the released size, else small ones."""
+        size, small = (device, dtype, seed), not self.needs_gpu
+        encode, told = qwen_encoder(self.config.text_dim, scene.text.shape[1], *size, small=small)
+        spell, spelt = byt5_encoder(self.config.glyph_dim, scene.glyphs.shape[1], *size, small=small)
+        return PromptEncoder(lambda: dataclasses.replace(scene, text=encode(), glyphs=spell()), f"{told}; {spelt}")
 
     @property
     def decoders(self) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 Every variant runs in a process of its own and has the device to itself while it is timed, at the depth that is asked
 for: nothing here is extrapolated. Latents are decoded chunk by chunk, in line or while the next chunk is denoised.
-Weights are random where the model's are. The text encoder is not included.
+Weights are random where the model's are. The text encoder is included if that is asked for.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from lightint_compile.bench.about import write
 from lightint_compile.bench.end_to_end.decoder import check_shown
 from lightint_compile.bench.end_to_end.film import Film
 from lightint_compile.bench.end_to_end.job import Asked, EndToEnd
+from lightint_compile.bench.end_to_end.prompt import prompt_encoder
 from lightint_compile.bench.end_to_end.result import Result
 from lightint_compile.bench.end_to_end.table import print_result, print_table
 from lightint_compile.bench.processes import Kind, side_by_side
@@ -87,13 +90,15 @@ def jobs(
     """What is measured, checked; arguments and errors are those of :func:`run`."""
     device, chosen = device_for(model), world_model(model)
     check_shown(chosen, model, asked.decoder)
+    if asked.text:
+        prompt_encoder(chosen, model, chosen.scene("meta"), torch.device("meta"), torch.float32)
     frames = 64 if chunks is None else chosen.spec.frames(chunks)
     path = trajectory or turn_and_back(chosen.spec, frames)
     chosen.camera_path(path)
     made = []
     for variant in variants:
         (job,) = jobs_of(variant, (depth or chosen.depth,), model, path, repeats, device)
-        made.append(EndToEnd(job, asked.decoding(device, variant)))
+        made.append(EndToEnd(job, asked.decoding(device, variant), asked.text))
     return made
 
 

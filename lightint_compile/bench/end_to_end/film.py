@@ -13,7 +13,17 @@ from lightint_compile.bench.end_to_end.decoder import ChunkDecoder, HostFrames
 from lightint_compile.bench.end_to_end.job import EndToEnd, indexed
 from lightint_compile.bench.end_to_end.lanes import Lane, lane_of
 from lightint_compile.bench.end_to_end.marks import Mark, Marks
-from lightint_compile.bench.end_to_end.result import DECODE, DENOISE, TRANSFER, Run, Span, measured_fields
+from lightint_compile.bench.end_to_end.prompt import prompt_encoder
+from lightint_compile.bench.end_to_end.result import (
+    DECODE,
+    DENOISE,
+    TEXT,
+    TRANSFER,
+    UNREAD_TEXT,
+    Run,
+    Span,
+    measured_fields,
+)
 from lightint_compile.bench.rollout_subject import Subject
 
 WARM_CHUNKS = 3
@@ -32,6 +42,9 @@ class Film:
         self._lane: Lane = lane_of(job.decoding, self._device)
         self.decoder = ChunkDecoder(self.subject.model, job.decoding, self.subject.dtype)
         self.frames = HostFrames()
+        subject = self.subject
+        chosen = (subject.model, job.rollout.model, subject.scene, subject.device, subject.dtype)
+        self.prompt = prompt_encoder(*chosen) if job.text else None
 
     def warm_up(self) -> None:
         """Compile model and decoder."""
@@ -50,6 +63,7 @@ class Film:
         return {
             **measured_fields(runs),
             "decoder": self.decoder.told,
+            "text": self.prompt.told if self.prompt else UNREAD_TEXT,
             "peak_gigabytes": {str(gpu): torch.cuda.max_memory_allocated(gpu) / 1e9 for gpu in self._gpus},
             "compiled_late": self.subject.compilations() - compiled,
         }
@@ -58,8 +72,13 @@ class Film:
     def roll(self, chunks: int | None = None) -> Run:
         """A rollout, or its first chunks."""
         self.decoder.rewind()
-        rollout, stretches, frames = iter(self.subject.rollout()), list[_Stretch](), 0
+        stretches, frames = list[_Stretch](), 0
         marks = Marks((self._device, self._lane.device))
+        if self.prompt is not None:
+            begin = marks.now(self._device)
+            self.subject.scene = self.prompt.scene()
+            stretches.append((TEXT, 0, begin, marks.now(self._device)))
+        rollout = iter(self.subject.rollout())
         for index, begin, latents in islice(self._denoised(rollout, marks), chunks):
             stretches.append((DENOISE, index, begin, marks.now(self._device)))
             decoded, transferred, made = self._shown(index, latents, marks)

@@ -51,10 +51,11 @@ class Decoding:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """One variant of a model from noise to frames in host memory."""
+    """One variant of a model from noise to frames in host memory; with ``text``, from a prompt."""
 
     rollout: Job
     decoding: Decoding
+    text: bool = False
 
     @property
     def title(self) -> str:
@@ -70,6 +71,7 @@ class Asked:
     device: str | None = None
     backend: Backend | None = None
     decoder: str | None = None
+    text: bool = False
 
     def decoding(self, model_device: str, variant: str) -> Decoding:
         """How a variant decodes.

@@ -10,7 +10,7 @@ import matplotlib.figure
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lightint_compile.bench.end_to_end.result import STAGES, Result
+from lightint_compile.bench.end_to_end.result import Result, shown_stages
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:
@@ -28,12 +28,12 @@ def draw(path: Path, results: Sequence[Result]) -> None:
 
 
 def _draw_run(axis: matplotlib.axes.Axes, result: Result) -> None:
-    colours = colormaps["tab10"]
+    colours, stages = colormaps["tab10"], shown_stages(result.timeline)
     for span in result.timeline:
-        row = STAGES.index(span.stage)
+        row = stages.index(span.stage)
         place = [(span.begin, span.milliseconds)]
         axis.broken_barh(place, (row - 0.4, 0.8), facecolor=colours(span.chunk % 10))
-    axis.set_yticks(range(len(STAGES)), STAGES)
+    axis.set_yticks(range(len(stages)), stages)
     axis.invert_yaxis()
     job = result.job
     axis.set_title(f"{job.title}, decoding {job.decoding}: {result.whole:.2f} s, {result.rate:.1f} frames/s", size=10)

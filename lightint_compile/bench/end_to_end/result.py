@@ -14,6 +14,12 @@ from lightint_compile.bench.end_to_end.job import EndToEnd
 DENOISE, DECODE, TRANSFER = STAGES = ("denoise", "decode", "transfer")
 """What is done to a chunk, in order: the DiT, the VAE, and making bytes of frames and copying them to the host."""
 
+TEXT = "text"
+"""What is done once, before the first chunk, if it is asked for."""
+
+UNREAD_TEXT = "not included"
+"""What a result says of a text that is not encoded."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -52,7 +58,7 @@ class Run:
     @property
     def beside(self) -> float:
         """Share of the time of decoding and transfer in which a chunk was denoised."""
-        work = [span for span in self.spans if span.stage != DENOISE]
+        work = [span for span in self.spans if span.stage in (DECODE, TRANSFER)]
         denoised = [span for span in self.spans if span.stage == DENOISE]
         total = sum(span.milliseconds for span in work)
         both = sum(max(min(a.end, b.end) - max(a.begin, b.begin), 0.0) for a in work for b in denoised)
@@ -77,7 +83,7 @@ class Result:
         frames: video frames of a rollout.
         first_frame: median milliseconds until the first frames were in host memory.
         beside: median share of decoding and transfer during which a chunk was denoised.
-        stages: by the names of :data:`STAGES`.
+        stages: by the names of :data:`STAGES`, and :data:`TEXT` where a prompt was encoded.
         timeline: of the repeat with the median seconds.
         decoder: what decoded.
         text: what encoded the prompt.
@@ -94,7 +100,7 @@ class Result:
     stages: dict[str, Spread] = field(default_factory=dict)
     timeline: tuple[Span, ...] = ()
     decoder: str = ""
-    text: str = "not included"
+    text: str = UNREAD_TEXT
     peak_gigabytes: dict[str, float] = field(default_factory=dict)
     compiled_late: int = 0
     error: str = ""
@@ -123,9 +129,14 @@ def measured_fields(runs: Sequence[Run]) -> dict[str, Any]:
         "frames": middle.frames,
         "first_frame": statistics.median(run.first_frame for run in runs),
         "beside": statistics.median(run.beside for run in runs),
-        "stages": {stage: spread_of(_times(runs, stage)) for stage in STAGES},
+        "stages": {stage: spread_of(_times(runs, stage)) for stage in shown_stages(middle.spans)},
         "timeline": middle.spans,
     }
+
+
+def shown_stages(spans: Sequence[Span]) -> tuple[str, ...]:
+    """Stages that there are, in order."""
+    return (TEXT, *STAGES) if any(span.stage == TEXT for span in spans) else STAGES
 
 
 def spread_of(times: Sequence[float]) -> Spread:

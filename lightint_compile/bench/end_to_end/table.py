@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightint_compile.bench.end_to_end.result import STAGES, Result, Span
+from lightint_compile.bench.end_to_end.result import STAGES, TEXT, UNREAD_TEXT, Result, Span, shown_stages
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,11 +37,18 @@ def print_table(results: Sequence[Result]) -> None:
     console, job = Console(width=WIDTH), results[0].job.rollout
     console.print(table(results))
     stages = ", ".join(STAGES)
-    said = _LEGEND.format(depth=job.depth, text=results[0].text, repeats=job.repeats, stages=stages)
+    said = _LEGEND.format(depth=job.depth, text=_text(results), repeats=job.repeats, stages=stages)
     console.print(said, highlight=False)
     for result in results:
         for line in _timeline(result):
             console.print(line, highlight=False, markup=False)
+
+
+def _text(results: Sequence[Result]) -> str:
+    """What encoded the prompt, and how long it took in each variant."""
+    times = [f"{each.stages[TEXT].p50:.1f}" for each in results if TEXT in each.stages]
+    told = next((each.text for each in results if TEXT in each.stages), UNREAD_TEXT)
+    return f"{told}, {', '.join(times)} ms" if times else told
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -81,7 +88,7 @@ def _timeline(result: Result) -> list[str]:
     end = max(span.end for span in result.timeline)
     late = f"; compiled after the warm-up: {result.compiled_late}" if result.compiled_late else ""
     lines = [f"{result.job.title}: 0 to {end:.0f} ms; {result.decoder}{late}"]
-    for stage in STAGES:
+    for stage in shown_stages(result.timeline):
         spans = [span for span in result.timeline if span.stage == stage]
         lines.append(f"  {stage:<9}{lane(spans, end)}")
     return lines

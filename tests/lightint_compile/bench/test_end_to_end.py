@@ -18,10 +18,12 @@ from lightint_compile.bench.end_to_end.decoder import ChunkDecoder, HostFrames, 
 from lightint_compile.bench.end_to_end.film import Film
 from lightint_compile.bench.end_to_end.job import EndToEnd
 from lightint_compile.bench.end_to_end.picture import draw
+from lightint_compile.bench.end_to_end.prompt import prompt_encoder
 from lightint_compile.bench.end_to_end.result import (
     DECODE,
     DENOISE,
     STAGES,
+    TEXT,
     TRANSFER,
     Run,
     Span,
@@ -35,7 +37,7 @@ from lightint_compile.cli import main
 from lightint_compile.errors import DeviceError, InputError, OptionError
 from lightint_compile.models.pixels import as_bytes
 from lightint_compile.models.registry import world_model
-from lightint_compile.models.world_model import Shown
+from lightint_compile.models.world_model import Prompted, Shown
 
 diffusers_installed = pytest.mark.skipif(find_spec("diffusers") is None, reason="the extra diffusers is not installed")
 SPANS = (
@@ -102,6 +104,43 @@ def test_a_second_rollout_begins_a_new_video(one_thread: None) -> None:
     assert film.roll().frames == first.frames == 29 and torch.equal(film.frames.video(), video)
 
 
+@diffusers_installed
+@pytest.mark.parametrize("model", ["worldplay:tiny", "matrix-game:tiny"])
+def test_a_text_is_encoded_once_before_the_first_chunk(model: str, one_thread: None) -> None:
+    film = Film(job(model, 2, text=True))
+    drawn = film.subject.scene
+    run = film.roll()
+    text, *chunks = run.spans
+    assert text.stage == TEXT and text.end <= chunks[0].begin and TEXT not in {span.stage for span in chunks}
+    assert_in_order(chunks, 2)
+    encoded = film.subject.scene
+    assert encoded.text.shape == drawn.text.shape and encoded.text.dtype == drawn.text.dtype
+    assert not torch.equal(encoded.text, drawn.text) and torch.equal(encoded.image, drawn.image)
+    first = film.frames.video()
+    film.roll()
+    assert torch.equal(film.frames.video(), first), "the same prompt in every rollout"
+    found = Result(film.job, 0.0, **measured_fields([run]), text="an encoder, 5 tokens")
+    assert list(found.stages) == [TEXT, *STAGES] and run.beside == 0
+
+
+@diffusers_installed
+def test_released_text_encoders_have_their_sizes() -> None:
+    """Parameters of the released checkpoints; the language model is without its two unread layers and last norm."""
+    for name, sizes in (("worldplay:8b-480p", ["6.6 B", "218 M"]), ("matrix-game:5b-720p", ["5.68 B"])):
+        model = world_model(name)
+        assert isinstance(model, Prompted)
+        made = model.prompt_encoder(model.scene("meta"), "meta", torch.bfloat16)
+        assert [part.split(", ")[1] for part in made.told.split("; ")] == [f"{size} parameters" for size in sizes]
+        assert made.scene().text.shape == model.scene("meta").text.shape
+
+
+def test_a_model_without_a_text_encoder_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing encodes a text for the maze's model"):
+        job("maze:tiny", text=True)
+    with pytest.raises(InputError, match="nothing encodes a text for toy:small"):
+        prompt_encoder(object(), "toy:small", None, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+
+
 def run_line(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["lightint", "bench", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -149,6 +188,7 @@ def test_variants_that_compile_at_once_are_timed_in_turn(monkeypatch: pytest.Mon
         (["--decode", "serial"], "--decode needs --end-to-end"),
         (["--timeline", "x.png"], "--timeline needs --end-to-end"),
         (["--decoder", "wan"], "--decoder needs --end-to-end"),
+        (["--text"], "--text needs --end-to-end"),
         (["--end-to-end", "--decoder", "hunyuan"], "did you mean 'hunyuan-1.5'?"),
         (["--end-to-end", "--inductor-depth", "2"], "--inductor-depth is no option of --end-to-end"),
         (["--end-to-end", "--depth", "1", "--depth", "2"], "measures one depth"),
@@ -231,10 +271,12 @@ def test_chunks_are_shown_along_time(capsys: pytest.CaptureFixture[str], tmp_pat
     assert lane([Span(DENOISE, 11, 27.9, 28.0)], 28.0, 4) == "···1", "a short span has a column"
     result = Result(job(), 0.0, **measured_fields([Run(1.0, 29, SPANS)]), compiled_late=2)
     failed = Result(job(), 0.0, error="no memory is left")
-    print_table([result, failed])
+    read = Run(1.0, 29, (Span(TEXT, 0, 0.0, 4.0), *SPANS))
+    print_table([result, failed, Result(job(), 0.0, **measured_fields([read]), text="T5, 5 tokens")])
     shown = capsys.readouterr().out
     assert "29.0" in shown and "50%" in shown and "no memory" in shown and "compiled after the warm-up: 2" in shown
-    draw(tmp_path / "picture.png", [result, failed])
+    assert "text: T5, 5 tokens, 4.0 ms" in shown and "  text     0" in shown
+    draw(tmp_path / "picture.png", [result, failed, Result(job(), 0.0, **measured_fields([read]))])
     draw(tmp_path / "none.png", [failed])
     assert (tmp_path / "picture.png").exists() and not (tmp_path / "none.png").exists()
 

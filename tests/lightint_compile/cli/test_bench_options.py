@@ -14,7 +14,7 @@ OPTIONS = {
     "rollout": {
         *("model", "variant", "depth", "inductor-depth", "trajectory", "chunks"),
         *("repeats", "at-once", "patience", "json"),
-        *("end-to-end", "decode", "decode-device", "decode-backend", "decoder", "timeline"),
+        *("end-to-end", "decode", "decode-device", "decode-backend", "decoder", "text", "timeline"),
     },
     "ranks": {"model", "variant", "depth", "trajectory", "chunks", "repeats", "json"},
     "compile": {"model", "depth", "inductor-up-to", "history", "json"},
@@ -43,7 +43,7 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("COLUMNS", "200")
     assert run(monkeypatch, command, "--help") == 0
     shown = capsys.readouterr().out
-    flags = ("--help", "--flex", "--end-to-end", "--again")
+    flags = ("--help", "--flex", "--end-to-end", "--text", "--again")
     rows = [line for line in shown.splitlines() if "--" in line and not line.lstrip("│ ").startswith(flags)]
     assert all("[default: " in row or "--json" in row for row in rows), "every option shows its default"
     assert all(f"--{option}" in shown for option in OPTIONS[command])
