@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from linear_timing import DEVICE, arguments, medians, say
+from ways_timing import DEVICE, arguments, medians, say
 
 EIGHT_BITS, LARGEST, LEAST = torch.float8_e4m3fn, 448.0, 448.0 * 2.0**-126
 SHAPES = ("2048x2048", "2048x8192", "8192x2048", "3072x3072", "3072x14336", "14336x3072")

@@ -21,7 +21,7 @@ from lightint_compile.kernels.portable import mixed_linear as portable_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from linear_timing import arguments, medians, say
+from ways_timing import arguments, medians, say
 
 SHAPES = ("3072x3072", "2048x2048", "5120x5120", "3072x14336")
 """Features in and out: of Matrix-Game 5B, of WorldPlay 8B, of Wan 14B; and of a feed-forward layer."""

@@ -50,7 +50,7 @@ def main() -> None:
     with torch.no_grad():
         expected = _whole(vae, latents[:, :, : 2 * given.chunk])
         for way in given.ways:
-            _measure(way, vae, latents.split(given.chunk, 2), expected, given.repeats)
+            _measure(way, vae, latents.split(given.chunk, 2), expected, given.repeats, given.kernels)
 
 
 def _whole(vae: Any, latents: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def _whole(vae: Any, latents: Tensor) -> Tensor:
     return frames
 
 
-def _measure(way: str, vae: Any, chunks: Any, expected: Tensor, repeats: int) -> None:
+def _measure(way: str, vae: Any, chunks: Any, expected: Tensor, repeats: int, kernels: int) -> None:
     backend, _, layout = way.partition("/")
     memory_format = torch.channels_last_3d if layout == "last" else torch.contiguous_format
     decoder: Any = lightint_compile.streaming_decoder(vae, memory_format=memory_format)
@@ -77,6 +77,8 @@ def _measure(way: str, vae: Any, chunks: Any, expected: Tensor, repeats: int) ->
     for _ in range(repeats):
         _, times, frames = _rollout(decoder, chunks)
         taken += times[2:]
+    if kernels:
+        _tell_kernels(decoder, chunks, kernels)
     made = torch.cat(frames[:2], 2)
     error = ((made - expected).float().norm() / expected.float().norm()).item()
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB, " if DEVICE == "cuda" else ""
@@ -84,6 +86,19 @@ def _measure(way: str, vae: Any, chunks: Any, expected: Tensor, repeats: int) ->
         f"{way}: {statistics.median(taken):.1f} ms a chunk ({min(taken):.1f} to {max(taken):.1f}), first rollout "
         f"{warm:.0f} s, {peak}{error:.1e} from the whole"
     )
+
+
+def _tell_kernels(decoder: Any, chunks: Any, count: int) -> None:
+    """Milliseconds of the longest kernels of a late chunk."""
+    _, state = decoder(chunks[0])
+    _, state = decoder(chunks[1], state)
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if DEVICE == "cuda" else activity.CPU]) as profile:
+        decoder(chunks[2], state)
+        _wait()
+    taken = [(each.self_device_time_total or each.self_cpu_time_total, each) for each in profile.key_averages()]
+    for spent, each in sorted(taken, key=lambda pair: -pair[0])[:count]:
+        _say(f"  {spent / 1e3:8.2f} ms in {each.count:3} of {each.key[:100]}")
 
 
 def _rollout(decoder: Any, chunks: Any) -> tuple[float, list[float], list[Tensor]]:
@@ -118,6 +133,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kernels", type=int, default=0, metavar="N", help="also the N longest kernels of a chunk")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks of linears share: options, lines of output, and medians of several ways that take turns."""
+"""What benchmarks of several ways share: options of linears, lines of output, and medians of ways that take turns."""
 
 from __future__ import annotations
 
