@@ -23,6 +23,7 @@ def train(
     out: Path,
     *,
     device: str | None = None,
+    start: Path | None = None,
     resume: bool = False,
     session_minutes: float | None = None,
     compiled: bool | None = None,
@@ -31,13 +32,15 @@ def train(
 
     Args:
         device: "cpu" or "cuda"; by default CUDA where it is.
-        resume: take up the checkpoint in `out`.
+        start: folder of the weights to begin with, as a training writes them; drawn from the seed unless given.
+        resume: take up the checkpoint in `out`, which has what it began with.
         session_minutes: write everything down after so long and return, to be resumed.
         compiled: compile the blocks; by default on CUDA.
 
     Raises:
         DeviceError: the device is not there.
-        CheckpointError: there is nothing to resume, or it is of another size or seed.
+        CheckpointError: there is nothing to resume, or it is of another size or seed; or nothing to begin with, or
+            that has other widths.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     ranks = Ranks.join(checked_device(chosen).type)
@@ -49,6 +52,8 @@ def train(
             if not ranks.is_first:
                 state.own = None  # the file has the first process's, of other walks; this one makes its own anew
         else:
+            if start is not None:
+                state.begin_with(start)
             for module in state.modules().values():
                 ranks.same(module)
         book = Logbook(out if ranks.is_first else None)

@@ -35,6 +35,7 @@ def _facts(state: State) -> dict[str, Any]:
         "data": "mazes rendered from seeds of 2^20 and above; those below are for judging",
         "parameters": {name: _count(getattr(state, name)) for name in ("transformer", "codec")},
         "seed": state.plan.seed,
+        **({"start": state.progress.start} if state.progress.start else {}),
         "steps": state.progress.steps,
         "seconds": {name: round(value, 1) for name, value in state.progress.seconds.items()},
         "device": device,

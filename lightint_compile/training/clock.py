@@ -18,6 +18,11 @@ class Limit:
     seconds: float
     steps: int | None = None
 
+    @property
+    def takes_time(self) -> bool:
+        """Whether there is anything to do before it."""
+        return bool(self.seconds if self.steps is None else self.steps)
+
 
 class Session:
     """One run of the command, which may end before the training does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightint_compile.errors import CheckpointError
+from lightint_compile.models.checkpoint import load_checkpoint
 from lightint_compile.models.maze.codec import MazeCodec
 from lightint_compile.models.maze.config import MazeSize
 from lightint_compile.models.worldplay.blocks import DoubleBlock
@@ -22,12 +24,16 @@ FILE = "checkpoint.pt"
 
 @dataclass
 class Progress:
-    """Steps and seconds of every phase by its name, and how often the pool was renewed."""
+    """Steps and seconds of every phase by its name, and how often the pool was renewed.
+
+    `start` says which weights the training began with; empty where they were drawn.
+    """
 
     steps: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     renewed: int = 0
+    start: str = ""
 
 
 class State:
@@ -57,6 +63,22 @@ class State:
         """Everything with weights, by name."""
         names = ("codec", "transformer", "average", "student", "student_average")
         return {name: getattr(self, name) for name in names}
+
+    def begin_with(self, folder: Path) -> None:
+        """Begin with the weights of another training: of this size, or of one that has the same widths.
+
+        A codec for which the plan has no time stays as it is there.
+
+        Raises:
+            CheckpointError: there are none, or the widths are others.
+        """
+        load_checkpoint(self.codec, folder / "codec", self.device)
+        load_checkpoint(self.transformer, folder / "transformer", self.device)
+        for each in (self.average, self.student, self.student_average):
+            each.load_state_dict(self.transformer.state_dict())
+        self.progress.start = _told(folder)
+        if not self.plan.limit("codec").takes_time:
+            self.progress.done.append("codec")
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; the old one stays whole until the new one is."""
@@ -94,6 +116,15 @@ class State:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(content["optimisers"][name])
         self.own, self.progress = content["own"], Progress(**content["progress"])
+
+
+def _told(folder: Path) -> str:
+    """What the card of a folder of weights says: the model, and the steps of each phase."""
+    card = folder / "card.json"
+    if not card.is_file():
+        return "weights without a card"
+    facts = json.loads(card.read_text(encoding="utf-8"))
+    return f"{facts['model']}, " + ", ".join(f"{steps} steps of {name}" for name, steps in facts["steps"].items())
 
 
 def prepared(transformer: WorldPlayTransformer) -> WorldPlayTransformer:

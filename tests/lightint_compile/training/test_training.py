@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from lightint_compile.errors import CheckpointError
 from lightint_compile.models.maze import MazeWorld, novel
@@ -127,6 +128,37 @@ def test_every_trained_part_moves(whole: tuple[State, Path]) -> None:
         still = [name for name in mine if torch.equal(mine[name], theirs[name])]
         prompt = ("txt", "byt5_in", "vision_in", "cond_type")
         assert all(any(word in name for word in prompt) for name in still), still
+
+
+def test_a_training_begins_with_the_weights_of_another(whole: tuple[State, Path], tmp_path: Path) -> None:
+    weights = whole[1] / "weights"
+    transformer = dataclasses.replace(SMALL.transformer, latent_height=4, latent_width=4)
+    larger = dataclasses.replace(SMALL, name="larger", pixels=32, transformer=transformer)
+    plan = dataclasses.replace(PLAN, steps=(0, 2, 1))
+    state = State(larger, plan, CPU)
+    state.begin_with(weights)
+    written = load_file(weights / "transformer/model.safetensors")
+    for name in ("transformer", "average", "student", "student_average"):
+        mine = state.modules()[name].state_dict()
+        assert all(torch.equal(mine[key], value.float()) for key, value in written.items()), name
+    codec = {key: value.clone() for key, value in state.codec.state_dict().items()}
+    assert state.progress.start == f"maze:{SMALL.name}, 12 steps of codec, 8 steps of flow, 4 steps of distil"
+
+    Training(state, Ranks(0, 1, CPU), Logbook(tmp_path, Console(quiet=True)), _Ends(10**6), tmp_path, False).run()  # type: ignore[arg-type]
+    assert state.progress.done == ["codec", "flow", "distil"] and "codec" not in state.progress.steps
+    assert all(torch.equal(value, codec[key]) for key, value in state.codec.state_dict().items())
+    card = json.loads((tmp_path / "weights/card.json").read_text())
+    assert card["model"] == "maze:larger" and card["start"] == state.progress.start
+    again = State(larger, plan, CPU)
+    again.load(tmp_path)
+    assert again.progress.start == state.progress.start
+
+
+def test_weights_of_other_widths_begin_nothing(whole: tuple[State, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has a wrong shape"):
+        State(MazeSize.tiny(), PLAN, CPU).begin_with(whole[1] / "weights")
+    with pytest.raises(CheckpointError, match="not there"):
+        State(SMALL, PLAN, CPU).begin_with(tmp_path)
 
 
 def test_another_training_is_not_taken_up(whole: tuple[State, Path], tmp_path: Path) -> None:
