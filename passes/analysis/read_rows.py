@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.axes.attention import dialect_of
 from lightint_compile.passes.analysis.axes.movement import Alike, Along, Joined, Movement, Padded, Range, Ref, Way
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.ir.effects import is_pure
@@ -120,6 +121,8 @@ def _need(node: fx.Node, wanted: Rows, all_wanted: _Wanted) -> Need | None:
         return None
     if not is_pure(node) or is_write(node) or node.target is aten.squeeze.default:
         return None  # a squeeze of every axis of one would drop those that become one
+    if dialect_of(node) is not None:
+        wanted = (*wanted[:-1], None)  # the fast kernels of attention have one width for query, key and value
     movement = movement_of(node)
     shapes = _shapes(node)
     if movement is None or any(len(shape) != len(wanted) for shape in shapes):

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 TOKENS, WORDS = 6, 16
@@ -217,6 +219,31 @@ def sana() -> Piped:
     return _piped(diffusers.SanaVideoPipeline, given, _masked, **_NO_TEXT, **parts)
 
 
+def sana_wm() -> Piped:
+    """SANA-WM: a world model, a whole video along cameras; linear and softmax attention in turn, rays of every pixel."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 4, "num_attention_heads": 2, "linear_head_dim": 24, "hidden_size": 48, "softmax_every_n": 2}
+    text = {"caption_channels": WORDS, "in_channels": 8, "chunk_plucker_post_attn_blocks": 4, "mlp_ratio": 2.0}
+    transformer = diffusers.SanaWMTransformer3DModel(**sizes, **text)
+    four = {"block_out_channels": (4, 8, 8, 8), "layers_per_block": (1,) * 5, "latent_channels": 8}
+    decoder = {"decoder_block_out_channels": (8, 16, 32), "decoder_layers_per_block": (1,) * 4}
+    torch.manual_seed(1)
+    ratios = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
+    vae = diffusers.AutoencoderKLLTX2Video(**four, **decoder, **ratios)
+    poses = np.tile(np.eye(4, dtype=np.float32), (17, 1, 1))
+    poses[:, 2, 3] = np.linspace(0.0, 1.0, 17)
+
+    def told(draw: torch.Generator) -> dict[str, Any]:
+        mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+        both = {"prompt_embeds": words(draw)[:, None], "negative_prompt_embeds": words(draw)[:, None]}
+        return {**both, "prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+
+    parts = {"vae": vae, "scheduler": _euler(), "transformer": transformer}
+    given = {"image": Image.new("RGB", (256, 256), "teal"), "prompt": "", "c2w": poses, "guidance_scale": 4.0}
+    given |= {"height": 256, "width": 256, "intrinsics": [200.0, 200.0, 128.0, 128.0]}
+    return _piped(diffusers.SanaWMPipeline, given, told, **_NO_TEXT, **parts)
+
+
 def _image_vae(channels: int) -> Any:
     torch.manual_seed(1)
     sizes = {"in_channels": 3, "out_channels": 3, "block_out_channels": (4,), "layers_per_block": 1}
@@ -276,6 +303,7 @@ PIPELINES: dict[str, Callable[[], Piped]] = {
     "MochiPipeline": mochi,
     "AllegroPipeline": allegro,
     "SanaVideoPipeline": sana,
+    "SanaWMPipeline": sana_wm,
     "HeliosPipeline": helios,
     "FluxPipeline": flux,
     "StableDiffusion3Pipeline": stable_diffusion_3,

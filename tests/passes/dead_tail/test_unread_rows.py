@@ -209,6 +209,22 @@ def test_what_depends_on_all_rows_stays(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [8, 3])
+def test_values_of_an_attention_stay_as_wide_as_its_keys(rows: int) -> None:
+    """Heads that are padded for a kernel: with narrower values that kernel could not be called."""
+
+    def padded(x: Tensor) -> Tensor:
+        query, key, value = (F.pad(linear(x + each, 4), (0, 4)) for each in range(3))
+        return linear(F.scaled_dot_product_attention(query, key, value)[:, :, :rows, :4], 6)
+
+    program = trace(padded, {"x": draw(1, 2, 8, 4)})
+    copy, _ = rewritten(program, PASS)
+    assert largest_difference(run(copy, {"x": draw(1, 2, 8, 4)}), run(program, {"x": draw(1, 2, 8, 4)})) < 1e-14
+    (call,) = copy.calls(aten.scaled_dot_product_attention.default)
+    query, *others = (operand.meta["val"].shape for operand in call.all_input_nodes)
+    assert query == (1, 2, rows, 8) and others == [(1, 2, 8, 8)] * 2
+
+
 @pytest.mark.parametrize(("read", "computed"), [(20, 20), (17, 17), (16, 40)])
 def test_products_of_8_bit_keep_as_many_rows_as_they_need_on_every_device(read: int, computed: int) -> None:
     def call(x: Tensor) -> Tensor:
