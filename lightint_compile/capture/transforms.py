@@ -1,8 +1,9 @@
 """``torch.func`` transforms inside a compiled function, traced away before capture.
 
 Dynamo writes ``vmap``, ``grad`` or ``jvp`` down as switches around plain operations. They act below the level at which
-a capture keeps attention whole, so such a graph is first run, switches and all, under a trace of what reaches ATen. The
-result has no transforms, and is captured like any other graph.
+a capture keeps attention whole, so what is between them is first run, switches and all, under a trace of what reaches
+ATen: the stretches under ``vmap`` alone, or the whole graph where other transforms are in it. The result has no
+transforms, and is captured like any other graph.
 """
 
 from __future__ import annotations
@@ -18,18 +19,14 @@ from torch.fx.traceback import preserve_node_meta
 
 from lightint_compile.capture.alone import traced_alone
 from lightint_compile.capture.explicit_autocast import uses_autocast
+from lightint_compile.capture.vmapped import is_switch, stretches_of, without_stretches
 from lightint_compile.errors import CaptureError
 from lightint_compile.torch_compat import leave_transforms
 
 
 def uses_transforms(graph_module: fx.GraphModule) -> bool:
     """Whether a graph switches a ``torch.func`` transform on."""
-    return any(_is_switch(node) for node in graph_module.graph.nodes)
-
-
-def _is_switch(node: fx.Node) -> bool:
-    module = str(getattr(node.target, "__module__", None) or "")
-    return node.op == "call_function" and "functorch" in module
+    return any(is_switch(node) for node in graph_module.graph.nodes)
 
 
 def without_transforms(graph_module: fx.GraphModule, values: Sequence[Any], mode: FakeTensorMode) -> fx.GraphModule:
@@ -40,6 +37,8 @@ def without_transforms(graph_module: fx.GraphModule, values: Sequence[Any], mode
     """
     if uses_autocast(graph_module):
         raise CaptureError("torch.func transforms under autocast are not rewritten", where="the graph")
+    if stretches := stretches_of(graph_module.graph):
+        return without_stretches(graph_module, stretches, mode)
     with preserve_node_meta(), mode:
         return traced_alone(fx.Interpreter(graph_module).run, values)
 

@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.attention import dialect_of
+from lightint_compile.passes.analysis.flex_calls import FlexCall
 from lightint_compile.passes.analysis.samples import folded_form
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.canonicalize_attention.axes import Axes, resolved
 from lightint_compile.passes.canonicalize_attention.build import SDPA, GraphBuilder, build
 from lightint_compile.passes.canonicalize_attention.check import check
+from lightint_compile.passes.canonicalize_attention.flex import is_plain, unmasked
 from lightint_compile.passes.canonicalize_attention.fused_calls import fused_site
 from lightint_compile.passes.canonicalize_attention.guard import (
     check_mutation,
@@ -60,6 +62,9 @@ class CanonicalizeAttention(Pass):
                 done.append(unfold_samples(node, form, rewriter))
             except MatchError as error:
                 misses.append((node, MatchResult(failure=error.failure)))
+        for node in list(program.graph.nodes):
+            call = FlexCall.of(node)
+            done.extend([unmasked(call, rewriter)] if call is not None and is_plain(call) else [])
         for node in list(program.graph.nodes):
             if node._erased or not _is_anchor(node):
                 continue

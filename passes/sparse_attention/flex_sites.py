@@ -6,7 +6,6 @@ site is that of a mask of frames. What reads an input is data, and stays as it i
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lightint_compile.passes.analysis.attention_sites import ATTENTION, AttentionSite
+from lightint_compile.passes.analysis.flex_calls import FlexCall
 from lightint_compile.passes.ir.constant_values import constant_of
-from lightint_compile.passes.ir.node_queries import graph_of
 from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.op_families import aten, is_pointwise
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.rewriter import Rewriter
-from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.frame_masks import FrameMask, frames_seen, is_square
 
 _MOST_AT_ONCE = 1 << 22
@@ -86,45 +84,36 @@ class FlexSite:
 
 def flex_sites(program: Program, rewriter: Rewriter) -> list[FlexSite]:
     """A site for each ``flex_attention``, in front of the call."""
-    calls = [node for node in program.graph.nodes if _is_flex(node)]
-    found = [made for node in calls if (made := _tried(node, rewriter)) is not None]
+    calls = [call for node in program.graph.nodes if (call := FlexCall.of(node)) is not None]
+    found = [_site(call, rewriter) for call in calls]
     if found:
         program.changed()
     return found
 
 
-def _is_flex(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "flex_attention"
-
-
-def _tried(node: fx.Node, rewriter: Rewriter) -> FlexSite | None:
-    query, key, value, score, block_mask, scale = node.args[:6]
-    buffers = [*node.args[7:9], (), ()][:2]
-    users = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-    mask, change = (graph_of(each) if isinstance(each, fx.Node) else None for each in (block_mask[-1], score))  # type: ignore[index]
-    if 0 not in users or len(users) != len(node.users) or mask is None or change is None:
-        return None
-    tables = tuple(each for each in buffers[1] if isinstance(each, fx.Node))  # type: ignore[union-attr]
-    with rewriter.at(node, rule="flex-attention"):
-        grouped = not same(sizes_of(query)[1], sizes_of(key)[1])
-        site = rewriter.call(ATTENTION, query, key, value, scale=scale, enable_gqa=grouped)
-    why = _why_not(mask, change, [users[place] for place in (1, 2) if place in users])
-    if len(tables) != len(buffers[1]):  # type: ignore[arg-type]
+def _site(call: FlexCall, rewriter: Rewriter) -> FlexSite:
+    with rewriter.at(call.node, rule="flex-attention"):
+        operands = (call.query, call.key, call.value)
+        site = rewriter.call(ATTENTION, *operands, scale=call.scale, enable_gqa=call.is_grouped)
+    tables = tuple(each for each in call.tables if isinstance(each, fx.Node))
+    why = _why_not(call)
+    if len(tables) != len(call.tables):
         why = why or "its mask_mod reads a number of the call"
-    return FlexSite(users[0], site, mask, tables, why)
+    return FlexSite(call.results[0], site, call.mask, tables, why)
 
 
-def _why_not(mask: fx.GraphModule, score: fx.GraphModule, others: Sequence[fx.Node]) -> str:
+def _why_not(call: FlexCall) -> str:
     """What of a call is more than attention under a mask of queries and keys."""
-    (first, *_) = score.graph.find_nodes(op="placeholder")
-    if score.graph.output_node().args[0] is not first:
+    if call.changes_scores:
         return "its score_mod changes the scores"
-    if any(each.users for each in others):
+    if call.reads_more:
         return "its log-sum-exp is read"
-    batch, head, *_ = mask.graph.find_nodes(op="placeholder")
+    if call.allows_all and not call.is_one_block:
+        return "not its mask_mod but its blocks say what is seen, and they are data"
+    batch, head, *_ = call.mask.graph.find_nodes(op="placeholder")
     if any(user.target not in _LIKE for each in (batch, head) for user in each.users):
         return "its mask_mod differs between batches or heads"
-    if not all(_is_of_numbers(each) for each in mask.graph.nodes if each.op not in ("placeholder", "output")):
+    if not all(_is_of_numbers(each) for each in call.mask.graph.nodes if each.op not in ("placeholder", "output")):
         return "its mask_mod does more than compare numbers"
     return ""
 

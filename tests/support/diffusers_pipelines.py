@@ -220,7 +220,7 @@ def sana() -> Piped:
 
 
 def sana_wm() -> Piped:
-    """SANA-WM: a world model, a whole video along cameras; linear and softmax attention in turn, rays of every pixel."""
+    """SANA-WM: a world model, a whole video along cameras; linear and softmax attention in turn, rays of pixels."""
     torch.manual_seed(0)
     sizes = {"num_layers": 4, "num_attention_heads": 2, "linear_head_dim": 24, "hidden_size": 48, "softmax_every_n": 2}
     text = {"caption_channels": WORDS, "in_channels": 8, "chunk_plucker_post_attn_blocks": 4, "mlp_ratio": 2.0}
@@ -242,6 +242,16 @@ def sana_wm() -> Piped:
     given = {"image": Image.new("RGB", (256, 256), "teal"), "prompt": "", "c2w": poses, "guidance_scale": 4.0}
     given |= {"height": 256, "width": 256, "intrinsics": [200.0, 200.0, 128.0, 128.0]}
     return _piped(diffusers.SanaWMPipeline, given, told, **_NO_TEXT, **parts)
+
+
+def anyflow_far() -> Piped:
+    """AnyFlow FAR: causal chunks of 1, 3, 3 and 3 frames, caches written in place, old chunks in larger patches."""
+    sizes = {"attention_head_dim": 16, "full_chunk_limit": 2, "chunk_partition": (1, 3, 3, 3)}
+    transformer = _wan(diffusers.AnyFlowFARTransformer3DModel, **sizes)
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler()
+    parts = {"vae": _wan_vae(), "scheduler": scheduler, "transformer": transformer}
+    given = {"height": 128, "width": 128, "num_frames": 37, "guidance_scale": 1.0}
+    return _piped(diffusers.AnyFlowFARPipeline, given, **_NO_TEXT, **parts)
 
 
 def _image_vae(channels: int) -> Any:
@@ -304,6 +314,7 @@ PIPELINES: dict[str, Callable[[], Piped]] = {
     "AllegroPipeline": allegro,
     "SanaVideoPipeline": sana,
     "SanaWMPipeline": sana_wm,
+    "AnyFlowFARPipeline": anyflow_far,
     "HeliosPipeline": helios,
     "FluxPipeline": flux,
     "StableDiffusion3Pipeline": stable_diffusion_3,

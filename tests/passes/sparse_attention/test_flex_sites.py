@@ -144,11 +144,13 @@ def test_a_table_that_the_graph_makes_of_constants_is_known():
         assert largest_difference(run(copy, feeds), run(program, feeds)) < 1e-5
 
 
-def test_without_a_mask_it_is_a_grid_that_attends_to_itself():
+def test_without_a_mask_it_is_plain_attention_of_a_grid_to_itself():
     module, given = model(pads=False), arguments(None)
     program = trace(module, given)
-    copy, _ = rewritten(program, SMALL)
-    assert len(list(copy.calls(LIGHTINT.sparse_attention_segments.default))) == 1
+    copy, result = rewritten(program, SMALL)
+    applied = {each.pass_name: each for each in result.remarks if each.kind is RemarkKind.APPLIED}
+    assert "flex_attention without a mask becomes one" in applied["canonicalize-attention"].message
+    assert "mask" not in applied["sparse-attention"].message
     feeds = feeds_of(module, given)
     with kernels.using("dense"):
         assert largest_difference(run(copy, feeds), run(program, feeds)) < 1e-5
