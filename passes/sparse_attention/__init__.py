@@ -37,8 +37,8 @@ from lightint_compile.passes.sparse_attention.context_pools import ContextPools
 from lightint_compile.passes.sparse_attention.frame_masks import FrameMask
 from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
 from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
-from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks
-from lightint_compile.passes.sparse_attention.segments import MaskRows
+from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks, Samples
+from lightint_compile.passes.sparse_attention.segments import MaskRows, is_told_apart
 from lightint_compile.passes.sparse_attention.site_masks import Mask, SiteMasks, Unknown
 
 
@@ -129,7 +129,7 @@ class SparseAttention(Pass):
         return PassResult(bool(changed), tuple(remarks))
 
     def _judge(self, site: AttentionSite, sizes: GridSizes, mask: Mask | Unknown | None) -> Choice | Obstacle:
-        obstacle = next(_obstacles(site, mask), None)
+        obstacle = next(_obstacles(site, mask, sizes), None)
         if obstacle is not None or isinstance(mask, Unknown):
             assert obstacle is not None  # an unknown mask is one
             return obstacle
@@ -218,7 +218,7 @@ def _is_static(site: AttentionSite) -> bool:
 _JOINED = "join the cache, whole frames of it, with torch.cat in front of the keys of the current frames"
 
 
-def _obstacles(site: AttentionSite, mask: Mask | Unknown | None) -> Iterator[Obstacle]:
+def _obstacles(site: AttentionSite, mask: Mask | Unknown | None, sizes: GridSizes) -> Iterator[Obstacle]:
     """What keeps a site dense whatever its size, most telling first."""
     if site.kind is SiteKind.TEXT:
         yield Obstacle("no-grid", site.reason)
@@ -233,6 +233,15 @@ def _obstacles(site: AttentionSite, mask: Mask | Unknown | None) -> Iterator[Obs
     if site.dropout:
         yield Obstacle("dropout", f"it drops scores with probability {site.dropout}", "call the model in eval mode")
     yield from _operand_obstacles(site)
+    if not one_sided(site.query_axis) or not _are_told_apart(site, mask, sizes):
+        yield Obstacle("text-on-both-sides", f"queries {site.query_axis}, keys {site.key_axis}")
+
+
+def _are_told_apart(site: AttentionSite, mask: Mask | Unknown | None, sizes: GridSizes) -> bool:
+    """Whether the text of the keys can be put in front of their frames."""
+    if isinstance(mask, FrameMask | Samples) or any(map(sizes.is_counted, site.key_axis.grids)):
+        return one_sided(site.key_axis)
+    return is_told_apart(site.key_axis)
 
 
 def _operand_obstacles(site: AttentionSite) -> Iterator[Obstacle]:
@@ -249,8 +258,6 @@ def _operand_obstacles(site: AttentionSite) -> Iterator[Obstacle]:
         yield Obstacle("layout", f"query, key and value do not share batch, tokens and head_dim: {shapes}")
     if any(free_unbacked_symbols(tensor) for tensor in (query, key, value)):
         yield Obstacle("data-dependent", "the number of tokens depends on data (boolean indexing, nonzero)")
-    if not one_sided(site.query_axis) or not one_sided(site.key_axis):
-        yield Obstacle("text-on-both-sides", f"queries {site.query_axis}, keys {site.key_axis}")
 
 
 def _block_number(site: AttentionSite) -> float:

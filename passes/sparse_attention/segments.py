@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.attention_sites import AttentionSite, SpanKind
+from lightint_compile.passes.analysis.token_axis import TokenAxis
 from lightint_compile.passes.ir.fake_values import Size, size_of
 from lightint_compile.passes.ir.joins import Piece
 from lightint_compile.passes.ir.rewriter import Rewriter
@@ -17,6 +18,7 @@ from lightint_compile.passes.ir.size_nodes import SizeArgument
 from lightint_compile.passes.ir.sizes import same
 from lightint_compile.passes.sparse_attention.grid_sizes import (
     END,
+    difference_of,
     laid_out,
     length_of,
     range_of,
@@ -43,7 +45,7 @@ class Segments:
 
     @classmethod
     def of(cls, site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> Segments:
-        """What was concatenated, or one tensor, cut where the text lies behind its ``visual`` tokens."""
+        """What was concatenated, or one tensor, cut where text lies behind its ``visual`` tokens."""
         pairs = list(zip(site.key_pieces, site.value_pieces, strict=False))
         aligned = len(site.key_pieces) == len(site.value_pieces) and all(same(k.length, v.length) for k, v in pairs)
         order = _text_first(site) if aligned else None
@@ -52,11 +54,13 @@ class Segments:
             return cls([keys[place] for place in order], [values[place] for place in order], order)
         if same(site.key_axis.suffix, 0):
             return cls([site.key], [site.value], [0])
+        start = _start(site, visual, rewriter)
+        end = visual if start == 0 else sum_of([start, visual], rewriter)
+        text = [(end, END)] if start == 0 else [(0, start), (end, END)]
         keys, values = (
-            [range_of(node, visual, END, rewriter), range_of(node, 0, visual, rewriter)]
-            for node in (site.key, site.value)
+            [range_of(node, *at, rewriter) for at in (*text, (start, end))] for node in (site.key, site.value)
         )
-        return cls(keys, values, [1, 0])
+        return cls(keys, values, [1, 0] if start == 0 else [0, 2, 1])
 
     @property
     def lengths(self) -> tuple[Size, ...]:
@@ -88,6 +92,20 @@ class MaskRows:
         if key not in self._made:
             self._made[key] = segments.reordered(mask.key_row(rewriter), rewriter)
         return self._made[key]
+
+
+def is_told_apart(axis: TokenAxis) -> bool:
+    """Whether text and frames can be cut apart: text on one side, or on both and a number of tokens on one of them."""
+    return any(isinstance(side, int) for side in (axis.prefix, axis.suffix))
+
+
+def _start(site: AttentionSite, visual: SizeArgument, rewriter: Rewriter) -> SizeArgument:
+    """Where frames begin, in front of text that is behind them."""
+    axis = site.key_axis
+    if isinstance(axis.prefix, int):
+        return axis.prefix
+    behind = sum_of([visual, int(axis.suffix)], rewriter)
+    return difference_of(length_of(site.key, 2, rewriter), behind, rewriter)
 
 
 def _text_first(site: AttentionSite) -> list[int] | None:

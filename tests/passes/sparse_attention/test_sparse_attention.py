@@ -10,7 +10,7 @@ import zoo
 from differential import feeds_of, largest_difference, rewritten, run, trace_function
 from torch import Tensor
 
-from lightint_compile import kernels
+from lightint_compile import capture, kernels
 from lightint_compile.errors import OptionError
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
@@ -203,6 +203,59 @@ def test_text_behind_the_keys_moves_to_the_front_piece_by_piece():
     assert [key.meta["val"].shape[2] for key in only(copy, SEGMENTS).args[1]] == [5, 64]
     assert not list(copy.calls(torch.ops.aten.cat.default))
     assert dense_difference(program, feeds) < 1e-6
+
+
+BOTH = {**DENOISE, "front": (1, 2, 3, 8)}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_text_on_both_sides_of_the_keys_moves_to_the_front(whole: bool, masked: bool):
+    """Large patches of old chunks in front of the frames, rows of padding behind them."""
+
+    def step(current: Tensor, context: Tensor, text: Tensor, front: Tensor, allowed: Tensor) -> Tensor:
+        query = patches(current)
+        key = torch.cat([front, patches(context), query, text], 2)
+        value = torch.cat([front, patches(context), query.cos(), text.sin()], 2)
+        key, value = (key * 2, value.sin()) if whole else (key, value)
+        return F.scaled_dot_product_attention(query, key, value, allowed if masked else None)
+
+    allowed = torch.ones(1, 1, 1, 200, dtype=torch.bool)
+    allowed[..., 1], allowed[..., -2] = False, False
+    feeds = {**inputs(**BOTH), "allowed": allowed}
+    program = trace_function(step, feeds)
+    copy, _ = rewritten(program, SMALL)
+    target = torch.ops.lightint.sparse_attention_masked.default if masked else SEGMENTS
+    lengths = [key.meta["val"].shape[2] for key in only(copy, target).args[1]]
+    assert lengths == ([3, 5, 192] if whole else [3, 5, 128, 64])
+    assert dense_difference(program, feeds) < 1e-6
+
+
+@pytest.mark.parametrize("behind", [0, 4])
+def test_tokens_on_one_side_may_be_counted_by_a_symbol(behind: int):
+    def step(current: Tensor, text: Tensor) -> Tensor:
+        query = patches(current)
+        key = torch.cat([text, query, query[:, :, :behind].sin()], 2) * 2
+        return F.scaled_dot_product_attention(query, key, key.cos())
+
+    feeds = inputs(current=(1, 16, 4, 4, 4), text=(1, 2, 5, 8))
+    program = capture.trace(step, (), feeds, dynamic={"text": 2})
+    copy, result = rewritten(program, SMALL)
+    assert result.modified
+    for tokens in (5, 9):
+        feeds = inputs(current=(1, 16, 4, 4, 4), text=(1, 2, tokens, 8))
+        with kernels.using("dense"):
+            assert largest_difference(run(copy, feeds), run(program, feeds)) < 1e-6
+
+
+def test_text_on_both_sides_of_the_queries_stays():
+    def joint(current: Tensor, text: Tensor, front: Tensor) -> Tensor:
+        tokens = torch.cat([front, patches(current), text], 2)
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    feeds = {name: value for name, value in inputs(**BOTH).items() if name != "context"}
+    _, result = rewritten(trace_function(joint, feeds), SMALL)
+    assert "queries 3 | 4x4x4 | 5" in missed(result.remarks)["text-on-both-sides"]
 
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox", "cosmos"])
