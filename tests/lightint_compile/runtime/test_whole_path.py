@@ -53,7 +53,7 @@ class EverySecond(WholePath):
 def compiled_of(kind: type[ToyWorld], **options):
     torch._dynamo.reset()
     torch.manual_seed(0)
-    return torch.compile(kind().eval(), backend="lightint", options={"delegate": "eager", **options})
+    return torch.compile(kind(depth=1).eval(), backend="lightint", options={"delegate": "eager", **options})
 
 
 def whole_rollout(model, path: Tensor, numbered: bool = False, chunks: int = 10) -> list[Tensor]:

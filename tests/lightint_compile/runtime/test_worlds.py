@@ -35,7 +35,7 @@ class Chunked(ToyWorld):
     """Chunks of ``chunk`` frames, of which the rollout may begin with one frame alone."""
 
     def __init__(self, chunk: int) -> None:
-        super().__init__()
+        super().__init__(depth=1)
         self.chunk = chunk
 
     def forward(self, noise, history, extrinsics):
