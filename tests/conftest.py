@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 # pytest hands its handlers to loggers that do not propagate, and torch writes a trace for tlparse wherever its
@@ -20,6 +22,11 @@ _trace.propagate = True
 # Dynamo measures how long the guards of every new graph take, behind a flush of the caches: 25 to 40 ms, a quarter of
 # what a small graph takes to compile. No test reads it.
 torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
+
+# With an empty cache Inductor compiles small programs to see which vectors the compiler knows: 4 s in every process
+# that a test starts with a cache of its own. What the processor has is taken as known, here and in those processes.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
+torch._inductor.config.cpp.vec_isa_ok = True
 
 # Nor is every graph a reason to look for garbage: 10 ms each.
 torch._dynamo.config.run_gc_after_compile = False
