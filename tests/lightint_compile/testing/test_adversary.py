@@ -51,11 +51,15 @@ def drawn_by(seed: int) -> set[tuple[str, str, object]]:
 
 
 def covering(seeds: Sequence[int]) -> list[int]:
-    """Seeds that draw between them all that ``seeds`` draw: each time the one that adds the most."""
+    """Seeds that draw between them all that ``seeds`` draw: each time the one that adds the most.
+
+    What few draw counts for more: those that must be taken anyway come first, and fewer are needed behind them.
+    """
     drawn, chosen = {seed: drawn_by(seed) for seed in seeds}, []
-    missing = set().union(*drawn.values())
+    often = Counter(itertools.chain(*drawn.values()))
+    missing = set(often)
     while missing:
-        chosen.append(max(seeds, key=lambda seed: len(drawn[seed] & missing)))
+        chosen.append(max(seeds, key=lambda seed: sum(len(seeds) // often[each] for each in drawn[seed] & missing)))
         missing -= drawn[chosen[-1]]
     return sorted(chosen)
 
