@@ -29,18 +29,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batches(quick: int) -> list[object]:
-    """The first seed of every batch of 200; those from ``quick`` on are slow."""
+    """The first seed of every batch of 200; those from ``quick`` on are slow. The first 20 draw every choice."""
     return [pytest.param(first, marks=[pytest.mark.slow] * (first >= quick)) for first in range(0, 200, BATCH)]
 
 
-@pytest.mark.parametrize("first", batches(70))
+@pytest.mark.parametrize("first", batches(40))
 def test_generated_models(first: int) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed)))]
     assert not findings, "\n".join(map(str, findings))
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "module"])
-@pytest.mark.parametrize("first", batches(30))
+@pytest.mark.parametrize("first", batches(20))
 def test_generated_models_whose_chunk_is_several_calls(first: int, form: str) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed), form))]
     assert not findings, "\n".join(map(str, findings))
@@ -76,7 +76,7 @@ def test_a_seed_is_one_model_and_features_survive_json() -> None:
 
 
 def test_every_choice_is_drawn() -> None:
-    drawn = [Features.from_seed(seed) for seed in range(200)]
+    drawn = [Features.from_seed(seed) for seed in range(20)]
     for name, choices in CHOICES.items():
         assert {getattr(features, name) for features in drawn} == set(choices)
 
