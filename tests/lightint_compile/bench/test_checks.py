@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
+import pytest
 import torch
 
 from lightint_compile.bench import checks
 from lightint_compile.bench.checks import COLUMNS, measure, run
 from lightint_compile.models.registry import world_model
 from lightint_compile.passes.ir.remarks import generic_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text_branch():
+    """It is traced once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "_text_branch", functools.cache(checks._text_branch))
+        yield
 
 
 def test_the_figures_are_those_of_the_given_tensors() -> None:
@@ -30,7 +40,7 @@ def test_the_text_branch_is_found_by_what_the_prompt_goes_through() -> None:
 
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys) -> None:
-    run(device="cpu", seconds=0.0, json_file=tmp_path / "figures.json")
+    run(model="worldplay:tiny", device="cpu", seconds=0.0, json_file=tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     found = figures["checks"]
     assert found["text branch"]["tensors"] < found["all parameters"]["tensors"] and figures["about"]["torch"]

@@ -96,6 +96,7 @@ class Odd(nn.Module):
         return torch.where(x > 0, x, math.nan), x / (x > 0)
 
 
+@pytest.mark.usefixtures("quick")
 def test_values_that_are_no_numbers_in_eager_too_are_accepted(tmp_path: Path) -> None:
     x = torch.tensor([1.0, -1.0, -0.0, 3.0])
     written = lightint_compile.export(Odd(), (x,), tmp_path / "m.pt2")

@@ -198,8 +198,8 @@ def test_frames_are_read_from_their_slots(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def keeping() -> Program:
-    """A chunk of WorldPlay in two blocks with kept keys and values, in regions."""
-    config = dataclasses.replace(CONFIG, depth=2)
+    """A chunk of WorldPlay, two steps of two blocks, with kept keys and values, in regions."""
+    config = dataclasses.replace(CONFIG, steps=2, refiner_depth=1)
     chunk = fill_random(WorldPlayChunk(config)).to(torch.bfloat16).eval().requires_grad_(False)
     inputs = example_inputs(config, 8, dtype=torch.bfloat16)[0]
     with torch.no_grad():
