@@ -56,10 +56,9 @@ class Segments:
             return cls([site.key], [site.value], [0])
         start = _start(site, visual, rewriter)
         end = visual if start == 0 else sum_of([start, visual], rewriter)
-        text = [(end, END)] if start == 0 else [(0, start), (end, END)]
-        keys, values = (
-            [range_of(node, *at, rewriter) for at in (*text, (start, end))] for node in (site.key, site.value)
-        )
+        behind: list[tuple[SizeArgument, SizeArgument]] = [(end, END)]
+        ranges = [*behind, (start, end)] if start == 0 else [(0, start), *behind, (start, end)]
+        keys, values = ([range_of(node, *at, rewriter) for at in ranges] for node in (site.key, site.value))
         return cls(keys, values, [1, 0] if start == 0 else [0, 2, 1])
 
     @property
