@@ -31,7 +31,10 @@ def is_switch(node: fx.Node) -> bool:
 
 
 def stretches_of(graph: fx.Graph) -> list[list[fx.Node]]:
-    """The nodes from a first level switched on to the last one off; none where there are other transforms as well."""
+    """The nodes from a first level switched on to the last one off.
+
+    None where there are other transforms as well, or where a value that a stretch reads is not recorded.
+    """
     stretches: list[list[fx.Node]] = []
     depth = 0
     for node in graph.nodes:
@@ -44,7 +47,8 @@ def stretches_of(graph: fx.Graph) -> list[list[fx.Node]]:
         if depth:
             stretches[-1].append(node)
         depth -= name == "_vmap_decrement_nesting"
-    return stretches
+    known = all(_VALUE in node.meta for stretch in stretches for node in _read_from_outside(stretch))
+    return stretches if known else []
 
 
 def without_stretches(graph_module: fx.GraphModule, stretches: Sequence[Nodes], mode: FakeTensorMode) -> fx.GraphModule:

@@ -24,6 +24,7 @@ BROUGHT = {
     "fastvideo_kernel": "likewise",
     "cudnn": "likewise",
     "diffusers": "an extra for those who bring its models; end to end, the benchmark decodes with its VAEs",
+    "transformers": "of the same extra; end to end, the benchmark encodes texts with its encoders",
 }
 """What the package imports where it is there, and why it is not declared."""
 

@@ -108,6 +108,19 @@ def test_other_transforms_are_traced_with_the_whole_graph() -> None:
     assert any(map(is_switch, graph_module.graph.nodes)) and stretches_of(graph_module.graph) == []
 
 
+def test_a_value_that_is_not_recorded_has_the_whole_graph_traced() -> None:
+    def catch(graph_module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        assert stretches_of(graph_module.graph)
+        for node in graph_module.graph.nodes:
+            if node.op != "placeholder":
+                node.meta.pop("example_value", None)
+        assert stretches_of(graph_module.graph) == []
+        return graph_module.forward
+
+    torch._dynamo.reset()
+    torch.compile(lambda x: torch.vmap(torch.sin)(x.cos()), backend=catch)(torch.randn(3, 4))
+
+
 STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "vmap": lambda x: torch.vmap(lambda row: row * 2 + row.sum())(x),
     "vmap of two": lambda x: x + torch.vmap(torch.vmap(torch.sub, (None, 0)), (0, None))(x[:, 0], x[:, 1]).mean(),
