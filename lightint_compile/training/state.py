@@ -123,8 +123,12 @@ def _told(folder: Path) -> str:
     card = folder / "card.json"
     if not card.is_file():
         return "weights without a card"
-    facts = json.loads(card.read_text(encoding="utf-8"))
-    return f"{facts['model']}, " + ", ".join(f"{steps} steps of {name}" for name, steps in facts["steps"].items())
+    try:
+        facts = json.loads(card.read_text(encoding="utf-8"))
+        return f"{facts['model']}, " + ", ".join(f"{steps} steps of {name}" for name, steps in facts["steps"].items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it is no card of a training: {type(error).__name__}"
+        raise CheckpointError("The card cannot be read.", where=str(card), why=why, fix="take it out") from error
 
 
 def prepared(transformer: WorldPlayTransformer) -> WorldPlayTransformer:

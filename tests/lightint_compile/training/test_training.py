@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,14 @@ def test_a_training_begins_with_the_weights_of_another(whole: tuple[State, Path]
     again = State(larger, plan, CPU)
     again.load(tmp_path)
     assert again.progress.start == state.progress.start
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "maze:tiny"}', '{"model": "maze:tiny", "steps": 3}'])
+def test_a_card_of_something_else_is_an_error(whole: tuple[State, Path], tmp_path: Path, text: str) -> None:
+    shutil.copytree(whole[1] / "weights", tmp_path / "weights")
+    (tmp_path / "weights/card.json").write_text(text)
+    with pytest.raises(CheckpointError, match="card cannot be read"):
+        State(SMALL, PLAN, CPU).begin_with(tmp_path / "weights")
 
 
 def test_weights_of_other_widths_begin_nothing(whole: tuple[State, Path], tmp_path: Path) -> None:
