@@ -74,9 +74,7 @@ def umt5_encoder(
     """
     with extra_needed("diffusers", "there is nothing to encode a prompt with", "UMT5EncoderModel"):
         from transformers import UMT5Config, UMT5EncoderModel
-    config = UMT5Config(d_model=width, feed_forward_proj="gated-gelu", **(SMALL_T5 if small else UMT5_XXL))
-    model = _random(lambda: UMT5EncoderModel(config), device, dtype, seed)
-    return _encoder(model, tokens, 0, seed), _told(model, tokens)
+    return _t5(UMT5EncoderModel, UMT5Config, UMT5_XXL, width, tokens, device, dtype, seed, small)
 
 
 def byt5_encoder(
@@ -89,8 +87,23 @@ def byt5_encoder(
     """
     with extra_needed("diffusers", "there is nothing to encode a prompt with", "T5EncoderModel"):
         from transformers import T5Config, T5EncoderModel
-    config = T5Config(d_model=width, feed_forward_proj="gated-gelu", **(SMALL_T5 if small else BYT5_SMALL))
-    model = _random(lambda: T5EncoderModel(config), device, dtype, seed)
+    return _t5(T5EncoderModel, T5Config, BYT5_SMALL, width, tokens, device, dtype, seed, small)
+
+
+def _t5(
+    kind: Any,
+    described: Any,
+    released: dict[str, Any],
+    width: int,
+    tokens: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seed: int,
+    small: bool,
+) -> tuple[TextEncoder, str]:
+    """An encoder of T5's family, of its class and that of its configuration."""
+    config = described(d_model=width, feed_forward_proj="gated-gelu", **(SMALL_T5 if small else released))
+    model = _random(lambda: kind(config), device, dtype, seed)
     return _encoder(model, tokens, 0, seed), _told(model, tokens)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
-import torch
 import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.traceback import preserve_node_meta
@@ -107,7 +107,7 @@ class _Replacing:
 
     def _copy(self, node: fx.Node, made: dict[fx.Node, fx.Node], graph: fx.Graph, attributes: dict[str, Any]) -> None:
         if node.op in ("get_attr", "call_module"):
-            attributes[str(node.target)] = _attribute(self.graph_module, str(node.target))
+            attributes[str(node.target)] = attrgetter(str(node.target))(self.graph_module)
         made[node] = graph.node_copy(node, made.__getitem__)
 
     def _constant(self, traced: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -115,7 +115,7 @@ class _Replacing:
         name = f"vmapped_{len(self.attributes)}"
         while name in self.attributes or hasattr(self.graph_module, name):
             name += "_"
-        self.attributes[name] = _attribute(traced, str(node.target))
+        self.attributes[name] = attrgetter(str(node.target))(traced)
         made = self.graph.get_attr(name)
         made.meta[_VALUE] = node.meta.get("val")
         return made
@@ -134,13 +134,6 @@ def _read_from_outside(stretch: Nodes) -> Iterator[fx.Node]:
 def _read_outside(stretch: Nodes) -> list[fx.Node]:
     inside = set(stretch)
     return [node for node in stretch if not inside.issuperset(node.users)]
-
-
-def _attribute(module: torch.nn.Module, target: str) -> Any:
-    owner: Any = module
-    for part in target.split("."):
-        owner = getattr(owner, part)
-    return owner
 
 
 def _name(node: fx.Node) -> str:

@@ -39,7 +39,8 @@ class ChunkDecoder:
         self._decode: Any = decoder if self._compile is None else torch.compile(decoder, **self._compile)
         self._state: Any = None
         self._scale = made.scale
-        self.told = f"{made.told}; {decoding}"
+        last = ", channels last" if layout == torch.channels_last_3d and not made.by_chunk else ""
+        self.told = f"{made.told}; {decoding}{last}"
 
     def rewind(self) -> None:
         """Forget the video: the next chunk is a first one."""

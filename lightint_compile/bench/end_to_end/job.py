@@ -45,8 +45,7 @@ class Decoding:
         return torch.channels_last_3d if last else torch.contiguous_format
 
     def __str__(self) -> str:
-        layout = ", channels last" if self.memory_format == torch.channels_last_3d else ""
-        return f"{self.backend}, {self.order}, {self.device}{layout}"
+        return f"{self.backend}, {self.order}, {self.device}"
 
 
 @dataclass(frozen=True)

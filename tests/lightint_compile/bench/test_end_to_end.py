@@ -219,7 +219,9 @@ def test_what_cannot_be_done_is_said_before_work_begins(monkeypatch: pytest.Monk
 
 def test_a_second_gpu_is_always_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightint_compile.bench.end_to_end.job.checked_device", torch.device)
-    assert str(Asked(device="cuda:1").decoding("cuda", "exact")) == "lightint, overlap, cuda:1, channels last"
+    across = Asked(device="cuda:1").decoding("cuda", "exact")
+    assert str(across) == "lightint, overlap, cuda:1" and across.memory_format == torch.channels_last_3d
+    assert Asked().decoding("cpu", "exact").memory_format == torch.contiguous_format
     assert str(Asked(order=Order.SERIAL, device="cuda").decoding("cuda", "eager")) == "eager, serial, cuda:0"
     with pytest.raises(OptionError, match="serial decoding has no device of its own"):
         Asked(order=Order.SERIAL, device="cuda:1").decoding("cuda", "exact")
