@@ -1,7 +1,8 @@
 """Error budgets, calibrated on some walks and judged on others: which setting each chooses, and whether it is kept.
 
 A calibration is a measurement, not a bound. Here is what it is worth: rollouts through scenes that it never saw, each
-chunk's error against the unaccelerated model's from the same noise, and what each setting loses to the truth.
+chunk's error against the exact setting's from the same noise, as a budget means it, and what each setting loses to the
+truth. Eager's error is what kernels round otherwise, which in 16 bits adds up along a rollout.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lightint_compile.bench.about import about, machine, write
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, stored
 from lightint_compile.error_budget.calibrating import calibrate
-from lightint_compile.error_budget.table import Table
+from lightint_compile.error_budget.table import Measured, Table
 from lightint_compile.errors import BudgetError, InputError, OptionError, StateError
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.error_limits import Budget, Deviation
@@ -40,6 +41,9 @@ BUDGETS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 LARGEST = 0.99
 """The budget of calibrations: every setting is measured to the end, or is as far off as the result is large."""
+
+EXACT = 1e-9
+"""The budget of the exact setting: it runs before anything is calibrated, and without a calibration all is exact."""
 
 SEEN = 128
 """The number of the first scene that calibrations see; those below are held out."""
@@ -102,14 +106,16 @@ def judge_budgets(
     own = {"preset": sweep.preset, "budgets": sorted(sweep.budgets), "calibrated_scenes": sweep.calibrated}
     settings = {**settings_of(plan, world), "scenes": plan.scenes, **own}
     work = WorkFile(json_file, {**machine(plan.device), **settings})
-    judging = Judging(plan, world, families, work, console or Console())
+    exact = _at(sweep.preset, EXACT)
+    judging = Judging(plan, world, families, work, console or Console(), reference=exact.name)
     with _own_cache():
+        judging.run([exact])
         table = _calibrated(judging, _at(sweep.preset, LARGEST), sweep.calibrated)
         chosen = {budget: table.choice(Budget(budget)) for budget in sorted({*sweep.budgets, *edges(table)})}
         first = {rung: budget for budget, rung in reversed(chosen.items()) if rung}
         variants = {rung: _at(sweep.preset, budget) for rung, budget in sorted(first.items())}
         judging.run([variant_of(EAGER), *variants.values()])
-    rolled = {rung: variant.name for rung, variant in variants.items()}
+    rolled = {0: exact.name, **{rung: variant.name for rung, variant in variants.items()}}
     found = {"settings": settings, "about": about(plan.device), **_judged(work.results, table, chosen, rolled)}
     if json_file is not None:
         write(json_file, found, plan.device)
@@ -177,25 +183,28 @@ def _given(world: TrueWorld, walk: Walk, chunks: int) -> Any:
 def _judged(
     results: Sequence[Result], table: Table, chosen: Mapping[float, int], rolled: Mapping[int, str]
 ) -> dict[str, Any]:
-    """The rows of both tables."""
+    """The rows of both tables; ``rolled`` names the variant of every setting that is chosen, 0 is exact."""
     eager = {each.walk: each for each in results if each.variant == EAGER}
     groups = {rung: [each for each in results if each.variant == name] for rung, name in rolled.items()}
-    groups[0] = list(eager.values())
-    before = mean([time for each in groups[0] for time in each.milliseconds])
-    ladder = [_setting_row(rung, table, groups[rung], eager, before) for rung in sorted(groups)]
+    before = mean([time for each in eager.values() for time in each.milliseconds])
+    ladder = [_setting_row(Measured(EAGER), list(eager.values()), eager, before)]
+    ladder += [_setting_row(_measured(rung, table), groups[rung], eager, before) for rung in sorted(groups)]
     return {"ladder": ladder, "budgets": [_budget_row(*each, table, groups) for each in sorted(chosen.items())]}
 
 
+def _measured(rung: int, table: Table) -> Measured:
+    return table.rows[rung - 1] if rung else Measured("exact")
+
+
 def _setting_row(
-    rung: int, table: Table, group: Sequence[Result], eager: Mapping[Any, Result], before: float | None
+    row: Measured, group: Sequence[Result], eager: Mapping[Any, Result], before: float | None
 ) -> dict[str, Any]:
     errors = _errors(group)
     now = mean([time for each in group for time in each.milliseconds])
     computed = sum(each.computed_steps or 0 for each in group)
     return {
-        "setting": table.rows[rung - 1].text if rung else "eager",
-        "rung": rung,
-        "calibrated_worst": table.rows[rung - 1].deviation.relative if rung else 0.0,
+        "setting": row.text,
+        "calibrated_worst": row.deviation.relative,
         "chunks": len(errors),
         "error": mean(errors),
         "error_worst": max(errors, default=None),
@@ -209,12 +218,12 @@ def _setting_row(
 
 
 def _budget_row(budget: float, rung: int, table: Table, groups: Mapping[int, Sequence[Result]]) -> dict[str, Any]:
-    errors = _errors(groups[rung]) if rung else []
+    errors = _errors(groups[rung])
     over = sum(error > budget for error in errors)
     return {
         "budget": budget,
         "rung": rung,
-        "setting": table.rows[rung - 1].text if rung else "exact",
+        "setting": _measured(rung, table).text,
         "chunks": len(errors),
         "over": over,
         "share_over": over / len(errors) if errors else 0.0,

@@ -129,15 +129,20 @@ class Scene:
 
 @dataclass
 class Judging:
-    """An evaluation under way."""
+    """An evaluation under way.
+
+    Attributes:
+        reference: the variant whose latents all errors and all `psnr_eager` are of; it runs before the others.
+    """
 
     plan: Plan
     world: TrueWorld
     families: Sequence[str]
     work: WorkFile
     console: Console
+    reference: str = EAGER
     _scenes: dict[str, Scene] = field(default_factory=dict)
-    _eager: dict[str, Tensor] = field(default_factory=dict)
+    _compared: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def walks(self) -> list[Walk]:
@@ -200,8 +205,8 @@ class Judging:
     def _rollout(self, name: str, opened: Opened, scene: Scene, cold: float) -> Result:
         given, walk = scene.latents[:, :, : self._given], scene.walk
         rolled = roll(opened, self.world, walk, given, self.plan.seed + walk.number, self.plan.device)
-        if name == EAGER:
-            self.work.keep_eager(walk, rolled.latents)
+        if name == self.reference:
+            self.work.keep_reference(walk, rolled.latents)
         start = time.perf_counter()
         self.world.decode(rolled.latents[:, :, self._given : self._given + self.world.model.spec.chunk])
         decoding = 1e3 * (time.perf_counter() - start)
@@ -224,9 +229,10 @@ class Judging:
         """Of every chunk that was not given."""
         size = self.world.model.spec.chunk
         pairs = zip(
-            *(each[:, :, self._given :].split(size, dim=2) for each in (self.work.eager(walk), latents)), strict=True
+            *(each[:, :, self._given :].split(size, dim=2) for each in (self.work.reference(walk), latents)),
+            strict=True,
         )
-        return tuple(deviation_of([eager], [got]).relative for eager, got in pairs)
+        return tuple(deviation_of([wanted], [got]).relative for wanted, got in pairs)
 
     def _baseline(self, name: str, scene: Scene) -> Result:
         frames = BASELINES[name](self.world, scene.frames.float(), scene.latents, self._given)
@@ -242,11 +248,11 @@ class Judging:
             "seed": walk.seed,
             "chunk": self.world.model.spec.chunk,
             "revisited": tuple(scene.seen_again[self._given :].tolist()),
-            **quality(frames, scene.frames[self._given :].float(), self._eager_frames(walk)),
+            **quality(frames, scene.frames[self._given :].float(), self._reference_frames(walk)),
         }
 
-    def _eager_frames(self, walk: Walk) -> Tensor:
-        """What the unaccelerated model showed behind the given frames, decoded once."""
-        if walk.name not in self._eager:
-            self._eager[walk.name] = self.world.decode(self.work.eager(walk)[:, :, self._given :])
-        return self._eager[walk.name]
+    def _reference_frames(self, walk: Walk) -> Tensor:
+        """What the reference showed behind the given frames, decoded once."""
+        if walk.name not in self._compared:
+            self._compared[walk.name] = self.world.decode(self.work.reference(walk)[:, :, self._given :])
+        return self._compared[walk.name]

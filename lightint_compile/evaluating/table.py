@@ -94,7 +94,8 @@ BUDGET_COLUMNS: Mapping[str, Callable[[Row], str]] = {
 }
 """What is shown of a budget."""
 
-BUDGETS_LEGEND = """error: relative L2 of a chunk's latents to eager's, on walks that no calibration saw.
+BUDGETS_LEGEND = """error: relative L2 of a chunk's latents to the exact setting's, on walks that no calibration saw.
+Eager's is what its kernels round otherwise.
 calibrated: the worst on walks that one saw. loss, revisits: PSNR to truth below that of eager, in dB.
 over: chunks whose error is above the budget."""
 

@@ -16,7 +16,7 @@ from .true_world import Walk
 
 
 class WorkFile:
-    """Results line by line, and the latents of the unaccelerated model, in the folder `FILE.work`.
+    """Results line by line, and the latents that others are compared with, in the folder `FILE.work`.
 
     Results of other settings are put away: the folder holds those of `settings` alone. Without a path all of it is in
     memory.
@@ -24,7 +24,7 @@ class WorkFile:
 
     def __init__(self, json_file: Path | None, settings: dict[str, Any]) -> None:
         self._folder = None if json_file is None else json_file.with_name(json_file.name + ".work")
-        self._eager: dict[str, Tensor] = {}
+        self._reference: dict[str, Tensor] = {}
         self.results: list[Result] = []
         if self._folder is not None:
             self._open(self._folder, json.dumps(settings, sort_keys=True))
@@ -50,17 +50,17 @@ class WorkFile:
             with (self._folder / "results.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(result.to_dict()) + "\n")
 
-    def keep_eager(self, walk: Walk, latents: Tensor) -> None:
+    def keep_reference(self, walk: Walk, latents: Tensor) -> None:
         """Keep what the others are compared with; before its result is added."""
         if self._folder is None:
-            self._eager[walk.name] = latents
+            self._reference[walk.name] = latents
         else:
             save_file({"latents": latents.contiguous()}, self._folder / f"{walk.name}.safetensors")
 
-    def eager(self, walk: Walk) -> Tensor:
+    def reference(self, walk: Walk) -> Tensor:
         """The latents that were kept."""
         if self._folder is None:
-            return self._eager[walk.name]
+            return self._reference[walk.name]
         return load_file(self._folder / f"{walk.name}.safetensors")["latents"]
 
     def close(self) -> None:

@@ -208,6 +208,16 @@ def test_a_pass_asked_for_by_name_that_did_nothing_is_one_warning_a_model(caplog
         assert len(caplog.records) == warned
 
 
+def test_a_pass_that_waits_for_a_calibration_is_not_said_to_find_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """With a budget a module runs exactly until it is calibrated; what its budget may allow has looked at nothing."""
+    with caplog.at_level(logging.WARNING, "lightint_compile"):
+        compiled(NoAttention(), preset="published", max_relative_error=0.1)(X)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "lightint_compile"):
+        compiled(NoAttention(), preset="published")(X)
+    assert any("sparse-attention was asked for" in record.message for record in caplog.records)
+
+
 def breaks(report: Report) -> list[Any]:
     return [r for section in report.sections for r in section.remarks if r.pass_name == "graph-break"]
 

@@ -44,21 +44,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_small_budget_is_exact_and_a_large_one_takes_the_preset(found: dict[str, Any]) -> None:
     small, edge, large = found["budgets"]
-    assert (small["budget"], small["setting"], small["rung"], small["chunks"]) == (1e-6, "exact", 0, 0)
+    assert (small["budget"], small["setting"], small["rung"], small["over"]) == (1e-6, "exact", 0, 0)
     assert large["budget"] == 0.5 and edge["rung"] == large["rung"] == 1
     assert large["chunks"] == 6 and large["over"] == 0 and 0 < large["error_worst"] < 0.5
     assert edge["error_worst"] == large["error_worst"], "one rollout serves all budgets of a setting"
 
 
 def test_the_smallest_budget_of_a_setting_is_the_calibrated_error_with_its_margin(found: dict[str, Any]) -> None:
-    (_, setting), (_, edge, _) = found["ladder"], found["budgets"]
+    (_, _, setting), (_, edge, _) = found["ladder"], found["budgets"]
     assert setting["calibrated_worst"] / MARGIN <= edge["budget"] < 1.1 * setting["calibrated_worst"] / MARGIN
     assert (edge["over"] > 0) == (edge["error_worst"] > edge["budget"])
 
 
 def test_a_setting_has_its_loss_to_the_truth_and_its_speed(found: dict[str, Any]) -> None:
-    eager, setting = found["ladder"]
-    assert (eager["setting"], eager["error"], eager["psnr_truth_loss"], eager["speed"]) == ("eager", 0.0, 0.0, 1.0)
+    eager, exact, setting = found["ladder"]
+    assert (eager["setting"], eager["psnr_truth_loss"], eager["speed"]) == ("eager", 0.0, 1.0)
+    assert (exact["setting"], exact["error_worst"], exact["chunks"]) == ("exact", 0.0, 6)
     assert 0 < setting["error"] <= setting["error_worst"] and setting["chunks"] == 6
     assert abs(setting["psnr_truth_loss"]) > 0 and setting["psnr_truth_revisit_loss"] is not None
     assert 0 < setting["steps_per_chunk"] <= 4 and setting["milliseconds_per_chunk"] > 0
@@ -81,8 +82,10 @@ def result(variant: str, *errors: float) -> Result:
 
 def test_chunks_above_the_budget_are_counted() -> None:
     table = Table((Measured("some", Deviation(0.08), 4), Measured("more", Deviation(0.3), 4)))
-    results = [result("eager", 0.0, 0.0), result("a", 0.05, 0.12), result("b", 0.2, 0.3)]
-    rows = _judged(results, table, {0.01: 0, 0.1: 1, 0.5: 2}, {1: "a", 2: "b"})["budgets"]
+    results = [result("eager", 0.01, 0.02), result("exact", 0.0, 0.0), result("a", 0.05, 0.12), result("b", 0.2, 0.3)]
+    found = _judged(results, table, {0.01: 0, 0.1: 1, 0.5: 2}, {0: "exact", 1: "a", 2: "b"})
+    rows, (eager, exact, *_) = found["budgets"], found["ladder"]
+    assert (eager["error_worst"], exact["error_worst"]) == (0.02, 0.0), "a budget is a distance to exact results"
     assert [(row["over"], row["share_over"], row["error_worst"]) for row in rows] == [
         (0, 0.0, 0.0),
         (1, 0.5, 0.12),
