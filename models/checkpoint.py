@@ -25,12 +25,14 @@ def load_checkpoint(
     folder: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    rest: str | Path | None = None,
 ) -> nn.Module:
     """Fill every parameter of `module` from `folder` and return the module.
 
     `folder` holds one or more `*.safetensors` files, with or without a `*.safetensors.index.json` that says which file
-    has which key. The keys must be exactly the module's. Parameters on the meta device are created on `device` in
-    `dtype` (by default the dtype the module was built with), buffers in their own; others keep their device and dtype.
+    has which key. `rest` is another such folder, which has the keys that the first lacks; the first need not be there
+    then. The keys must be exactly the module's. Parameters on the meta device are created on `device` in `dtype` (by
+    default the dtype the module was built with), buffers in their own; others keep their device and dtype.
 
     Raises:
         CheckpointError: a missing, extra, doubled or wrongly shaped key, an unreadable file, an index that names a file
@@ -38,7 +40,8 @@ def load_checkpoint(
         DeviceError: `device` is not there.
     """
     folder, device = Path(folder), checked_device(device)
-    located = locate_keys(folder)
+    over = locate_keys(folder) if rest is None or folder.is_dir() else {}
+    located = {**(locate_keys(Path(rest)) if rest is not None else {}), **over}
     expected = module.state_dict(keep_vars=True)
     _check_keys(expected, located, folder)
     _check_shapes(expected, located)
@@ -120,7 +123,7 @@ def _check_keys(expected: dict[str, Tensor], located: Located, folder: Path) -> 
 def _check_shapes(expected: dict[str, Tensor], located: Located) -> None:
     for path in sorted(set(located.values())):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
+            for key in (key for key, home in located.items() if home == path):
                 found = tuple(file.get_slice(key).get_shape())
                 if found != tuple(expected[key].shape):
                     why = f"it is {found}, the model has {tuple(expected[key].shape)}"

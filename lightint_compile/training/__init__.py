@@ -9,6 +9,7 @@ import torch
 from lightint_compile.models.devices import checked_device
 from lightint_compile.models.maze.config import SIZES as SIZES
 from lightint_compile.models.maze.config import MazeSize
+from lightint_compile.training.artifact import put_over as put_over
 from lightint_compile.training.clock import Session
 from lightint_compile.training.logbook import Logbook
 from lightint_compile.training.plan import Plan as Plan

@@ -56,6 +56,12 @@ class Plan:
             plan = dataclasses.replace(plan, batch=8, codec_batch=32, blocks=12, block=32, judged_mazes=8)
         return plan if batch is None else dataclasses.replace(plan, batch=batch)
 
+    def without_codec(self) -> Plan:
+        """With a codec that stays as it is: the others share its time as they share theirs."""
+        codec, flow, distil = self.minutes
+        more = codec * distil / (flow + distil) if flow + distil else 0.0
+        return dataclasses.replace(self, minutes=(0.0, flow + codec - more, distil + more))
+
     def limit(self, phase: str) -> Limit:
         """The end of a phase."""
         number = PHASES.index(phase)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightint_compile.errors import CheckpointError
-from lightint_compile.models.checkpoint import load_checkpoint
 from lightint_compile.models.maze.codec import MazeCodec
 from lightint_compile.models.maze.config import MazeSize
+from lightint_compile.models.maze.weight_folder import load_part
 from lightint_compile.models.worldplay.blocks import DoubleBlock
 from lightint_compile.models.worldplay.transformer import WorldPlayTransformer
 from lightint_compile.training.plan import Plan
@@ -72,8 +72,8 @@ class State:
         Raises:
             CheckpointError: there are none, or the widths are others.
         """
-        load_checkpoint(self.codec, folder / "codec", self.device)
-        load_checkpoint(self.transformer, folder / "transformer", self.device)
+        load_part(self.codec, folder, "codec", self.device)
+        load_part(self.transformer, folder, "transformer", self.device)
         for each in (self.average, self.student, self.student_average):
             each.load_state_dict(self.transformer.state_dict())
         self.progress.start = _told(folder)
@@ -116,6 +116,8 @@ class State:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(content["optimisers"][name])
         self.own, self.progress = content["own"], Progress(**content["progress"])
+        if self.progress.start and "codec" not in self.progress.steps:
+            self.plan = self.plan.without_codec()
 
 
 def _told(folder: Path) -> str:

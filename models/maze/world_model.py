@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lightint_compile.errors import InputError
 
-from ..checkpoint import load_checkpoint
 from ..devices import checked_device
 from ..random_weights import fill_random
 from ..world_model import ModelFamily, PromptEncoder, VideoDecoder
@@ -27,10 +26,11 @@ from .config import SIZES, MazeSize
 from .paths import MazePath, protocol, square_intrinsics
 from .render import render_depth, render_frames
 from .visit import STILL, MazeVisit
+from .weight_folder import has_weights, load_part
 from .world import Maze
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""A folder a size, with `transformer/` and `codec/` of safetensors files and `card.json`."""
+"""A folder a size; see `weight_folder`."""
 
 UNTRAINED = WEIGHTS / "untrained"
 """Where there are none."""
@@ -61,7 +61,7 @@ class MazeWorld(WorldPlay):
     @property
     def is_trained(self) -> bool:
         """Whether the folder of weights has those of this size."""
-        return (self.weights / "transformer").is_dir() and (self.weights / "codec").is_dir()
+        return has_weights(self.weights)
 
     def with_weights(self, folder: Path) -> Self:
         """The weights that a training wrote: a folder with `transformer/` and `codec/`; see `Trainable`."""
@@ -88,14 +88,14 @@ class MazeWorld(WorldPlay):
             self._warn(device)
             return super().module(device, dtype, seed)
         chunk = WorldPlayChunk(self.config)
-        load_checkpoint(chunk.transformer, self.weights / "transformer")
+        load_part(chunk.transformer, self.weights, "transformer")
         return chunk.to(checked_device(device), dtype).eval().requires_grad_(False)
 
     def codec(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> MazeCodec:
         """The codec with its trained weights; with random ones from the seed where there are none."""
         codec = MazeCodec(self.size.codec)
         if self.is_trained:
-            load_checkpoint(codec, self.weights / "codec")
+            load_part(codec, self.weights, "codec")
         else:
             self._warn(device)
             fill_random(codec, seed)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from lightint_compile.errors import CheckpointError
+from lightint_compile.errors import CheckpointError, InputError
 from lightint_compile.models.maze import MazeWorld, novel
 from lightint_compile.models.maze.config import MazeSize
 from lightint_compile.models.maze.world import Maze
-from lightint_compile.training import Plan
+from lightint_compile.training import Plan, put_over
 from lightint_compile.training.clock import Limit, PhaseClock, Session
 from lightint_compile.training.logbook import Logbook
 from lightint_compile.training.pool import Pool
@@ -153,6 +153,39 @@ def test_a_training_begins_with_the_weights_of_another(whole: tuple[State, Path]
     again = State(larger, plan, CPU)
     again.load(tmp_path)
     assert again.progress.start == state.progress.start
+
+
+def test_a_resumed_training_that_began_with_weights_has_no_share_for_the_codec(
+    whole: tuple[State, Path], tmp_path: Path
+) -> None:
+    begun = State(SMALL, dataclasses.replace(PLAN, minutes=(0.0, 6.0, 2.0), steps=None), CPU)
+    begun.begin_with(whole[1] / "weights")
+    begun.save(tmp_path)
+    again = State(SMALL, dataclasses.replace(PLAN, minutes=(2.0, 4.5, 1.5), steps=None), CPU)
+    again.load(tmp_path)
+    assert again.plan.minutes == pytest.approx((0.0, 6.0, 2.0))
+    drawn = State(SMALL, PLAN, CPU)
+    drawn.load(whole[1])
+    assert drawn.plan == PLAN
+
+
+def test_weights_are_put_over_others_that_have_the_rest_of_them(whole: tuple[State, Path], tmp_path: Path) -> None:
+    rest, weights, key = tmp_path / "rest", tmp_path / "elsewhere/weights", "final_layer.linear.bias"
+    for each in (rest, weights):
+        shutil.copytree(whole[1] / "weights", each)
+    mine = load_file(weights / "transformer/model.safetensors")
+    save_file({**mine, key: mine[key] + 1.0}, weights / "transformer/model.safetensors")
+    made = put_over(weights, rest, tmp_path / "over")
+    assert set(load_file(made / "transformer/model.safetensors")) == {key} and not (made / "codec").exists()
+    states = [State(SMALL, PLAN, CPU) for _ in range(2)]
+    for state, folder in zip(states, (made, weights), strict=True):
+        state.begin_with(folder)
+    for name, part in states[0].modules().items():
+        theirs = states[1].modules()[name].state_dict()
+        assert all(torch.equal(value, theirs[entry]) for entry, value in part.state_dict().items())
+    for given, said in (((made, rest, tmp_path / "x"), "no whole folder"), ((weights, rest, weights), "cannot be put")):
+        with pytest.raises(InputError, match=said):
+            put_over(*given)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": "maze:tiny"}', '{"model": "maze:tiny", "steps": 3}'])

@@ -1,4 +1,4 @@
-"""The weights of `maze:base` that the package has: whole, as their card says, and of a model that remembers."""
+"""The weights of the maze that the package has: all there, as their cards say, and of models that remember."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightint_compile.evaluating.metrics import psnr
 from lightint_compile.models.maze import Maze, MazePath, MazeWorld, there_and_back
+from lightint_compile.models.maze.world_model import WEIGHTS
 from lightint_compile.models.registry import TRUE, world_model
 from lightint_compile.models.world_model import ChunkResult
 
@@ -18,19 +19,36 @@ pytest.importorskip("torchmetrics")
 
 @pytest.fixture(scope="module")
 def world() -> MazeWorld:
-    made = world_model(TRUE)
+    return shipped(TRUE)
+
+
+LARGE = TRUE.replace("base", "large")
+
+
+def shipped(name: str) -> MazeWorld:
+    made = world_model(name)
     assert isinstance(made, MazeWorld) and made.is_trained
     return made
 
 
-def test_the_card_is_of_these_weights(world: MazeWorld) -> None:
+@pytest.mark.parametrize("name", [TRUE, LARGE])
+def test_the_card_is_of_these_weights(name: str) -> None:
+    world = shipped(name)
     card = json.loads((world.weights / "card.json").read_text(encoding="utf-8"))
     parts = {"transformer": world.module().transformer, "codec": world.codec()}
     counted = {name: sum(each.numel() for each in part.parameters()) for name, part in parts.items()}
-    assert card["model"] == TRUE and card["parameters"] == counted
-    assert sum(each.stat().st_size for each in world.weights.rglob("*.safetensors")) < 60e6
+    assert card["model"] == name and card["parameters"] == counted
     scores = card["scores"][card["shipped"]]
     assert all(each["model psnr"] > each["first frame psnr"] for each in scores.values())
+
+
+def test_all_of_them_are_small_and_memory_is_used() -> None:
+    assert sum(each.stat().st_size for each in WEIGHTS.rglob("*.safetensors")) < 60e6
+    for name in (TRUE, LARGE):
+        card = json.loads((shipped(name).weights / "card.json").read_text(encoding="utf-8"))
+        scores = card["scores"][card["shipped"]]
+        for kind in ("turn", "walk"):
+            assert scores[kind]["model psnr_again"] > scores[kind]["forgetful psnr_again"] + 1.5
 
 
 def test_the_codec_knows_the_mazes(world: MazeWorld) -> None:
@@ -42,8 +60,10 @@ def test_the_codec_knows_the_mazes(world: MazeWorld) -> None:
     assert mean_psnr(seen, frames) > 25.0
 
 
-def test_what_was_seen_comes_back(world: MazeWorld) -> None:
+@pytest.mark.parametrize("name", [TRUE, pytest.param(LARGE, marks=pytest.mark.slow)])
+def test_what_was_seen_comes_back(name: str) -> None:
     """A turn away and back: its last chunk is nearer to the truth than the view turned away from is."""
+    world = shipped(name)
     maze = Maze.from_seed(11)
     path = there_and_back(maze, "left-7", 16, 11)
     truth, _ = world.truth(maze, path)
