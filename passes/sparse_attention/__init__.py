@@ -84,7 +84,7 @@ class SparseAttention(Pass):
     neighbours: int = 1
     skipped_means: int = 2
     min_tokens: int | None = None
-    min_frame_tiles: int = 16
+    min_frame_tiles: int = 24
     skip_first: int = 0
 
     def __post_init__(self) -> None:
