@@ -36,7 +36,7 @@ def said(report: Report, rule: str) -> list[Any]:
 
 def large_wan() -> tuple[torch.nn.Module, dict[str, Any]]:
     module, kwargs = zoo.build("wan")
-    return module, kwargs | {"hidden_states": torch.randn(1, 4, 8, 48, 48)}
+    return module, kwargs | {"hidden_states": torch.randn(1, 4, 8, 48, 64)}
 
 
 @pytest.mark.usefixtures("sparse_pays")

@@ -350,7 +350,7 @@ def test_masks_dropout_and_text_stay_dense_with_a_reason():
 
 def test_short_sites_the_first_blocks_and_tiles_that_keep_all_stay_dense():
     program = zoo.program("wan")
-    assert "too-short" in missed(rewritten(program, "sparse-attention{tile=2x2x2}")[1].remarks)
+    assert "too-short" in missed(rewritten(program, "sparse-attention{tile=2x2x2,min-frame-tiles=16}")[1].remarks)
     assert "too-short" in missed(rewritten(program, "sparse-attention{tile=2x2x2,min-tokens=257}")[1].remarks)
     assert "nothing-to-skip" in missed(rewritten(program, "sparse-attention{tile=4x8x8,min-tokens=0}")[1].remarks)
     assert "coarse-tiles" in missed(rewritten(program, "sparse-attention{tile=2x2x4}")[1].remarks)

@@ -74,7 +74,7 @@ def sites(remarks: Any) -> list[Remark]:
 
 def options(density: float, min_tokens: int | None) -> str:
     keys = "none" if min_tokens is None else min_tokens
-    return f"sparse-attention{{tile=2x2x2,density={density},context-density=none,min-tokens={keys}}}"
+    return f"sparse-attention{{tile=2x2x2,density={density},context-density=none,min-tokens={keys},min-frame-tiles=16}}"
 
 
 def indifferent(answer: bool, asked: list[int] | None = None) -> Any:
