@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightint_compile.errors import InputError
-from lightint_compile.models.maze.weight_folder import CARD, PARTS, has_weights, rest_of
+from lightint_compile.models.maze.weight_folder import CARD, PARTS, card_of, has_weights, rest_of
 from lightint_compile.training.state import State
 
 
@@ -50,7 +50,7 @@ def put_over(weights: Path, rest: Path, into: Path) -> Path:
         if own:
             (into / part).mkdir(parents=True, exist_ok=True)
             save_file(own, into / part / "model.safetensors")
-    card = {**json.loads((weights / CARD).read_text(encoding="utf-8")), "rest": rest.name}
+    card = {**(card_of(weights) or {}), "rest": rest.name}
     (into / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return into
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from lightint_compile.errors import CheckpointError
 from lightint_compile.models.maze.codec import MazeCodec
 from lightint_compile.models.maze.config import MazeSize
-from lightint_compile.models.maze.weight_folder import load_part
+from lightint_compile.models.maze.weight_folder import card_of, load_part, unreadable
 from lightint_compile.models.worldplay.blocks import DoubleBlock
 from lightint_compile.models.worldplay.transformer import WorldPlayTransformer
 from lightint_compile.training.plan import Plan
@@ -122,15 +121,13 @@ class State:
 
 def _told(folder: Path) -> str:
     """What the card of a folder of weights says: the model, and the steps of each phase."""
-    card = folder / "card.json"
-    if not card.is_file():
+    facts = card_of(folder)
+    if facts is None:
         return "weights without a card"
     try:
-        facts = json.loads(card.read_text(encoding="utf-8"))
         return f"{facts['model']}, " + ", ".join(f"{steps} steps of {name}" for name, steps in facts["steps"].items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"it is no card of a training: {type(error).__name__}"
-        raise CheckpointError("The card cannot be read.", where=str(card), why=why, fix="take it out") from error
+    except (KeyError, AttributeError) as error:
+        raise unreadable(folder, error) from error
 
 
 def prepared(transformer: WorldPlayTransformer) -> WorldPlayTransformer:

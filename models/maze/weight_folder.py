@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,20 +39,34 @@ def load_part(module: nn.Module, folder: Path, part: str, device: torch.device |
     return load_checkpoint(module, folder / part, device, rest=None if rest is None else rest / part)
 
 
+def card_of(folder: Path) -> dict[str, Any] | None:
+    """What the folder's card says; None where there is no card.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    card = folder / CARD
+    if not card.is_file():
+        return None
+    try:
+        return dict(json.loads(card.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise unreadable(folder, error) from error
+
+
+def unreadable(folder: Path, error: Exception) -> CheckpointError:
+    """The error of a card that says something else than a training's."""
+    why = f"it is no card of a training: {type(error).__name__}"
+    return CheckpointError("The card cannot be read.", where=str(folder / CARD), why=why, fix="take it out")
+
+
 def rest_of(folder: Path) -> Path | None:
     """The folder beside this one that has what this one lacks, by its card; None where it is whole.
 
     Raises:
         CheckpointError: the card cannot be read, or names anything but a folder beside this one.
     """
-    card = folder / CARD
-    if not card.is_file():
-        return None
-    try:
-        name = json.loads(card.read_text(encoding="utf-8")).get("rest")
-    except (ValueError, AttributeError) as error:
-        why = f"it is no card of a training: {type(error).__name__}"
-        raise CheckpointError("The card cannot be read.", where=str(card), why=why, fix="take it out") from error
+    card, name = folder / CARD, (card_of(folder) or {}).get("rest")
     if name is None:
         return None
     is_name = isinstance(name, str) and name not in ("", "..") and Path(name).name == name
