@@ -96,6 +96,22 @@ def compiled_world(
     return told(remarks_of(shared), found)
 
 
+def on_gpus(
+    model: dict[str, Any],
+    given: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    world: type[rank_worlds.World] = rank_worlds.World,
+    **options: Any,
+) -> Seen:
+    """A world on the GPU of each rank: eager on one against the compiled one on all, twice with other inputs."""
+    module, found = world(**model).cuda().to(dtype).eval().requires_grad_(False), 0.0
+    shared = compiled(module, gpus=dist.get_world_size(), **options)
+    for seed in (0, 1):
+        args = [each.cuda() for each in rank_worlds.inputs(module, dtype=dtype, seed=seed, **given)]
+        found = max(found, difference(module(*args).float(), shared(*args).float()))
+    return told(remarks_of(shared), found)
+
+
 def shared_by(options: dict[str, Any]) -> dict[str, Any]:
     """Options with the ranks of this pool, as a number, or as a mesh where ``mesh`` is true."""
     if not options.pop("mesh", False):

@@ -25,12 +25,12 @@ _FIRST = ["torch", "torch._dynamo", "lightint_compile"]
 
 
 class Pool:
-    """``count`` processes of one gloo group.
+    """``count`` processes of one group: of gloo on a CPU, of NCCL where each has a GPU.
 
     A server without threads forks them: a lock that a thread of the tests holds would be held for ever in a copy.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, device: str = "cpu") -> None:
         context, port = get_context("forkserver"), _free_port()
         context.set_forkserver_preload(_FIRST)
         self.is_open = True
@@ -38,7 +38,7 @@ class Pool:
         self._workers = []
         for rank in range(count):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(rank, count, port, theirs), daemon=True)
+            worker = context.Process(target=_serve, args=(rank, count, port, theirs, device), daemon=True)
             worker.start()
             theirs.close()
             self._ends.append(ours)
@@ -70,13 +70,13 @@ class Failed(str):
     """The traceback of a case that raised."""
 
 
-def pools() -> Iterator[Callable[[int], Pool]]:
+def pools(device: str = "cpu") -> Iterator[Callable[[int], Pool]]:
     """Pools by their number of ranks, made when they are first asked for: the body of a session's fixture."""
     made: dict[int, Pool] = {}
 
     def pool(count: int) -> Pool:
         if count not in made or not made[count].is_open:
-            made[count] = Pool(count)
+            made[count] = Pool(count, device)
         return made[count]
 
     yield pool
@@ -90,11 +90,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _serve(rank: int, count: int, port: int, end: Connection) -> None:
+def _serve(rank: int, count: int, port: int, end: Connection, device: str) -> None:
     os.environ.update(TORCHINDUCTOR_COMPILE_THREADS="1", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE))
+    own: dict[str, Any] = {"backend": "gloo"}
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        own = {"backend": "nccl", "device_id": torch.device(device, rank)}
+    address, patience = f"tcp://127.0.0.1:{port}", timedelta(seconds=PATIENCE)
+    dist.init_process_group(init_method=address, rank=rank, world_size=count, timeout=patience, **own)
     while (sent := end.recv()) is not None:
         case, arguments = sent
         try:

@@ -53,14 +53,15 @@ class RingBlock(Block):
 
     def mask(self, query: Tensor, key: Tensor, text: Tensor) -> Tensor | None:
         queries, keys, words = query.shape[2], key.shape[2], text.shape[1]
-        rows, columns = torch.arange(queries)[:, None], torch.arange(keys)[None]
+        numbers = torch.arange(max(queries, keys), device=query.device)
+        rows, columns = numbers[:queries, None], numbers[None, :keys]
         if self.kind == "frames":
             return columns // 32 <= (rows + keys - queries) // 32
         if self.kind == "per-head":
-            slopes = torch.linspace(-1, 1, self.heads, dtype=query.dtype)[:, None, None]
+            slopes = torch.linspace(-1, 1, self.heads, dtype=query.dtype, device=query.device)[:, None, None]
             return slopes * torch.cos((rows * 3 + columns).to(query.dtype))
         if self.kind == "padding":
-            return ((torch.arange(keys) < words - 2) | (torch.arange(keys) >= words))[None, None, None]
+            return ((columns < words - 2) | (columns >= words))[None, None]
         return (rows % 5 != 0) & (columns >= 0) if self.kind == "one-mask" else None
 
 
