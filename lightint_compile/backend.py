@@ -30,6 +30,7 @@ from lightint_compile.options.ladder import ladder_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting.section import Section
+from lightint_compile.runtime.handed_grids import told
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.torch_compat import compiled_arguments, compiled_frame
 from lightint_compile.torch_frames import keep_with
@@ -92,7 +93,8 @@ def _compiled(
         return inductor_as_it_is(graph_module, inputs, config, options, reason)
     if options.budget is not None and not options.budget.is_exact:
         return _within_budget(graph_module, inputs, options, config)
-    return Compilation(graph_module, inputs, options, config).run()
+    alone = not options.is_shared  # ranks compile together, and a call of one of them must not
+    return Compilation(graph_module, inputs, options, config, told=told(inputs) if alone else ()).run()
 
 
 def _reset() -> None:

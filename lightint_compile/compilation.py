@@ -5,9 +5,11 @@ Whatever of this fails is tried again with less, and in the end Inductor gets th
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,10 +35,12 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import SHARD, pipeline_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.ranks import Ranks
-from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, clean_path
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.section import Section
+from lightint_compile.runtime.handed_grids import Told
+from lightint_compile.torch_compat import source_name
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class Compilation:
         options: LightintOptions,
         config: dict[str, Any],
         captured: Callable[[], Program] | None = None,
+        told: Told = (),
     ) -> None:
         self._captured = captured or (lambda: capture.from_dynamo(graph_module, inputs))
         self._graph_module = graph_module
@@ -87,6 +92,7 @@ class Compilation:
             if node.op == "placeholder"
         ]
         self._ahead: Rewritten | None = None
+        self._told = told
 
     def run(self) -> CompiledGraph:
         """The compiled graph, from disk when an equal one was compiled before.
@@ -106,9 +112,11 @@ class Compilation:
         except NothingLeftError as found:
             left = found
         config = self._config | (_guards_against_inductor(left.rewritten) if left.rewritten else {})
-        return inductor_as_it_is(
+        graph = inductor_as_it_is(
             self._graph_module, self._inputs, config, self._options, left.reason, left.rewritten, left.remarks
         )
+        self._follow_grids(graph)
+        return graph
 
     def run_later(self) -> CompiledGraph | None:
         """The compiled graph, made after Dynamo's trace is over; ``None`` for one that cannot be rewritten."""
@@ -204,7 +212,8 @@ class Compilation:
         if self._options.delegate == "eager":
             return None
         try:
-            return key_of(self._graph_module, self._options, self._config)
+            told = {"tokens of inputs": self._told} if self._told else {}
+            return key_of(self._graph_module, self._options, self._config | told)
         except Exception as error:
             self._told_of_store(error)
             return None
@@ -227,6 +236,7 @@ class Compilation:
         except Exception as error:
             failure = self._answered(error, "capturing", _INDUCTOR)
             raise NothingLeftError(failure.message, [failure]) from error
+        program.tokens = {program.inputs[position].name: grid for position, grid in self._told}
         try:
             return rewrite(program, self._options, leave_out=leave_out)
         except (OptionError, PassError):
@@ -302,9 +312,40 @@ class Compilation:
             section = dataclasses.replace(section, source=self._graphs)
         alone = self._options.strict or self._options.is_shared  # the others would wait for a rank that starts again
         function = driver if alone else self._recovering(driver)
+        for remark in self._remarks_on_told():
+            section = section.with_remark(remark)
         graph = CompiledGraph(function, section, self._inputs, driver=driver)
-        graph.program = program
+        graph.program = None if self._told else program  # a kept trace does not ask whose tokens they are
+        self._follow_grids(graph)
         return graph
+
+    def _remarks_on_told(self) -> Iterator[Remark]:
+        nodes = self._graph_module.graph.find_nodes(op="placeholder")
+        for position, grid in self._told:
+            path, size = clean_path(source_name(nodes[position]), of_module=False), "x".join(map(str, grid))
+            message = f"{path} is the tokens of {size} frames, rows and columns: the graph that made it says so"
+            yield Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="told-grid", message=message)
+
+    def _follow_grids(self, graph: CompiledGraph) -> None:
+        """Let calls with tokens of other grids have a graph of their own; nothing of this call's inputs is held."""
+        if not self._told:
+            return
+        nodes = self._graph_module.graph.find_nodes(op="placeholder")
+        held = [
+            weakref.ref(value) if isinstance(value, torch.nn.Parameter) else node.meta.get("example_value")
+            for node, value in zip(nodes, self._inputs, strict=True)
+        ]
+        again = copy.copy(self)
+        again._inputs, again._ahead, again._again = (), None, None
+
+        def made(told: Told) -> CompiledGraph:
+            other = copy.copy(again)
+            other._told, other._inputs = told, [each() if isinstance(each, weakref.ref) else each for each in held]
+            other._captured = lambda: capture.from_dynamo(other._graph_module, other._inputs)
+            found = other.run_later()
+            return found or CompiledGraph(other._graph_module.forward, graph.section, other._inputs)
+
+        graph.told, graph.of_other_grids = self._told, made
 
     def _recovering(self, driver: Driver) -> Recovering:
         stock = self._options.delegate != "eager"

@@ -24,6 +24,7 @@ from lightint_compile.options.error_limits import Deviation
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
+from lightint_compile.runtime.handed_grids import Told, note, told
 from lightint_compile.runtime.path_from_above import from_above
 from lightint_compile.runtime.planner import Planner, of_one_rollout
 from lightint_compile.runtime.run_rows import Times, as_rows, by_chunk
@@ -42,6 +43,8 @@ class CompiledGraph:
         device: of its first tensor.
         sizes: of the inputs that are no weights, by name: dtype and sizes, ``None`` for those that may change.
         program: the key under which its program is on disk; ``None`` where it is not.
+        told: the grids of tokens among its inputs that other graphs made, as it was compiled for them.
+        of_other_grids: makes the graph for inputs whose tokens are of other grids, or of none that is known.
     """
 
     _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
@@ -58,6 +61,9 @@ class CompiledGraph:
         self._siblings: Siblings | None = None
         self.sizes: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         self.program: str | None = None
+        self.told: Told = ()
+        self.of_other_grids: Callable[[Told], CompiledGraph] | None = None
+        self._others: dict[Told, CompiledGraph] = {}
         with self._lock:
             type(self)._made += 1
             self.order = type(self)._made
@@ -69,11 +75,29 @@ class CompiledGraph:
 
     def run(self, args: Sequence[Any]) -> Any:
         """Run the setting in force, and tell siblings where nothing was decided in this call."""
+        if self.told and (found := told(args, [at for at, _ in self.told])) != self.told:
+            return self._for(found).run(args)
         self.tell_siblings(args)
         result = self.function(*args)
+        if self._section.tokens:
+            note(result, self._section.tokens)
         if isinstance(self.function, Recovering) and self.function.fell_back:
             self.tell_siblings(args, exactly=True)
         return result
+
+    def _for(self, found: Told) -> CompiledGraph:
+        """The same graph for inputs of other grids, compiled when they first come."""
+        assert self.of_other_grids is not None
+        with self._lock:
+            known = self._others.get(found)
+        if known is None:
+            known = self.of_other_grids(found)
+            known.belongs_to(self._subject() if self._subject is not None else None)
+            if self._siblings is not None:
+                known.join(self._siblings)
+            with self._lock:
+                self._others[found] = known
+        return known
 
     def join(self, siblings: Siblings) -> None:
         """Share what is remembered of rollouts with other graphs of the same function."""

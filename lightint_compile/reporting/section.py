@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.fx as fx
 
+from lightint_compile.passes.analysis.token_grid import tokens_made
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind, generic_path, merged
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.rundown import rundown
@@ -50,6 +51,7 @@ class Section:
         untouched: why the graph was handed on as it is; empty when the passes ran.
         predicted: milliseconds of a call on a named device, by device, kind of work, and before or after.
         runs: what the root graph runs, as pairs of a phase and its calls.
+        tokens: results that are the tokens of a grid, which other graphs are told: (number, (frames, height, width)).
         source: makes or hands out the FX graphs, which are not part of the data; ``None`` where there are none.
     """
 
@@ -64,6 +66,7 @@ class Section:
     untouched: str = ""
     runs: tuple[tuple[str, str], ...] = ()
     predicted: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[tuple[int, tuple[int, int, int]], ...] = ()
     source: Callable[[], Graphs] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -80,6 +83,7 @@ class Section:
             remarks=tuple(_readable(rewritten.remarks)),
             measurements=dict(measurements or {}),
             runs=rundown(rewritten.program.graph_module),
+            tokens=tokens_made(rewritten.original),
             source=lambda: graphs,
         )
 
@@ -143,6 +147,7 @@ class Section:
             "untouched": self.untouched,
             "runs": [list(line) for line in self.runs],
             **({"predicted": dict(self.predicted)} if self.predicted else {}),
+            **({"tokens": [[number, list(grid)] for number, grid in self.tokens]} if self.tokens else {}),
         }
 
     @classmethod
@@ -151,7 +156,8 @@ class Section:
         rows = tuple(PassRow(**row) for row in data["passes"])
         remarks = tuple(Remark.from_dict(remark) for remark in data["remarks"])
         runs = tuple((phase, said) for phase, said in data.get("runs", ()))
-        return cls(**{**data, "passes": rows, "remarks": remarks, "runs": runs})
+        tokens = tuple((number, tuple(grid)) for number, grid in data.get("tokens", ()))
+        return cls(**{**data, "passes": rows, "remarks": remarks, "runs": runs, "tokens": tokens})
 
 
 def _rows(rewritten: Rewritten) -> Iterable[PassRow]:

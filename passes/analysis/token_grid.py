@@ -1,7 +1,8 @@
 """Which axis of a tensor is a flattened (frames, height, width) grid, and which tokens are before and after it.
 
 Seeds: a convolution over a volume; a view and permutation of a tensor with five or more axes; a position table built
-from three ``arange``; for tokens that arrive flattened, the view that turns them back into a video at the end. From
+from three ``arange``; for tokens that arrive flattened, what the graph that made them says of them, or the view that
+turns them back into a video at the end. From
 there the meaning of axes follows the data (:mod:`~lightint_compile.passes.analysis.grid_axes.rules`). What cannot be
 followed is unknown, with a reason, never a guess.
 """
@@ -9,6 +10,7 @@ followed is unknown, with a reason, never a guess.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -58,16 +60,17 @@ class TokenGrid:
     @classmethod
     def analyse(cls, program: Program) -> Self:
         """Follow the meaning of axes through the graph; a graph without a grid gives an empty fact."""
-        axes = _follow(program, {})
+        told = _told(program)
+        axes = _follow(program, told)
         hints = _flattened_inputs(program, axes)
         if hints:
-            hinted = _follow(program, hints)
+            hinted = _follow(program, {**told, **hints})
             seeds = _unpatchified(program, hinted)
             kept = {origin: grid for origin, grid in hints.items() if origin.node in seeds}
-            axes, hints = (hinted if kept == hints else _follow(program, kept) if kept else axes), kept
+            axes, hints = (hinted if kept == hints else _follow(program, {**told, **kept}) if kept else axes), kept
         past = find_past(program, axes)
         if past.kept:
-            axes = _follow(program, {**hints, **past.axes(program)}, PastFrames)
+            axes = _follow(program, {**told, **hints, **past.axes(program)}, PastFrames)
         return cls(axes, frozenset(_unpatchified(program, axes)), past)
 
     def of(self, node: fx.Node, axis: int) -> TokenAxis | None:
@@ -171,6 +174,43 @@ def _checked(node: fx.Node, result: Sequence[Axis | None] | None, shape: Sequenc
         axis if axis is not None and same(extent(axis), size) else other
         for axis, size, other in zip(result, shape, new, strict=True)
     )
+
+
+# --- evidence from other graphs -------------------------------------------------------------------------------------
+
+
+def _told(program: Program) -> dict[Origin, Axis]:
+    """Inputs of which another graph said what grid their tokens are; a grid of another length says nothing."""
+    hints: dict[Origin, Axis] = {}
+    for node in program.placeholders() if program.tokens else ():
+        grid, sizes = program.tokens.get(node.name), sizes_of(node) if tensor_of(node) is not None else ()
+        if grid is not None and len(sizes) == 3 and same(math.prod(grid), sizes[1]):
+            origin = Origin(node.name, 1, 3)
+            hints[origin] = frames_of_input(origin, grid)
+    return hints
+
+
+def tokens_made(program: Program) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+    """Results ``[batch, tokens, width]`` that are all tokens of one grid of known size: their numbers, and the grid."""
+    leaves = list(enumerate(pytree.tree_leaves(program.graph.output_node().args[0])))
+    rows = [(number, leaf) for number, leaf in leaves if isinstance(leaf, fx.Node) and _is_rows(leaf)]
+    grids = ((number, _only(program.fact(TokenGrid).of(leaf, 1))) for number, leaf in rows)
+    return tuple((number, grid) for number, grid in grids if grid is not None)
+
+
+def _is_rows(node: fx.Node) -> bool:
+    value = tensor_of(node)
+    return value is not None and value.dim() == 3
+
+
+def _only(axis: TokenAxis | None) -> tuple[int, int, int] | None:
+    """The sizes of a grid that is all of an axis."""
+    if axis is None or len(axis.spans) != 1 or axis.spans[0].grid is None:
+        return None
+    frames, height, width = axis.spans[0].grid.shape
+    if isinstance(frames, int) and isinstance(height, int) and isinstance(width, int):
+        return frames, height, width
+    return None
 
 
 # --- evidence from the end of the graph -------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""A graph break hides no grid: what one graph knows of the tokens that it returns, the next one starts from."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lightint_compile
+from lightint_compile.reporting.section import Section
+from lightint_compile.runtime import handed_grids
+
+WIDTH, HEADS = 32, 2
+SPARSE = {"preset": "sparse", "delegate": "eager", "min_tokens": 0, "tile": [1, 4, 4], "density": 0.5}
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = (each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in self.qkv(tokens).chunk(3, -1))
+        return tokens + self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+class Broken(nn.Module):
+    """Tokens of a video, a number that is read in the middle, and blocks that are called behind it."""
+
+    def __init__(self, *, copies: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv3d(4, WIDTH, (1, 2, 2), (1, 2, 2))
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.copies = copies
+
+    def forward(self, latents: Tensor) -> Tensor:
+        tokens = self.embed(latents).flatten(2).transpose(1, 2)
+        scale = 1.0 + (tokens.mean() > 100).item()
+        torch._dynamo.graph_break()
+        if self.copies:
+            tokens = anew(tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+            torch._dynamo.graph_break()
+        return tokens * scale
+
+
+@torch.compiler.disable
+def anew(tokens: Tensor) -> Tensor:
+    return tokens.clone()
+
+
+def latents(frames: int, height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randn(1, 4, frames, 2 * height, 2 * width, generator=torch.Generator().manual_seed(seed))
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    model.eval().requires_grad_(False)
+    return torch.compile(model, backend="lightint", dynamic=False, options={**SPARSE, **options})
+
+
+def sparse_places(model: Any) -> int:
+    remarks = [r for section in lightint_compile.report(model).sections for r in section.remarks]
+    return sum(r.count for r in remarks if r.pass_name == "sparse-attention" and r.kind == "applied")
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+def test_attention_behind_a_break_is_sparse() -> None:
+    model, given = Broken(), latents(4, 8, 8)
+    fast = compiled(model, density=1.0)
+    whole = compiled(model, density=0.3)
+    with torch.no_grad():
+        assert torch.allclose(fast(given), model(given), atol=1e-5)
+        assert not torch.allclose(whole(given), model(given), atol=1e-4)
+    assert sparse_places(fast) >= 1
+    told = [r.message for s in lightint_compile.report(fast).sections for r in s.remarks if r.rule == "told-grid"]
+    assert told and all("tokens of 4x8x8" in message for message in told)
+
+
+def test_tokens_that_nobody_knows_stay_dense() -> None:
+    """One edit away: code outside of any graph makes a tensor of its own."""
+    model, given = Broken(copies=True), latents(4, 8, 8)
+    fast = compiled(model, density=0.3)
+    with torch.no_grad():
+        assert torch.allclose(fast(given), model(given), atol=1e-5)
+    assert sparse_places(fast) == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_graph_is_for_the_grid_that_it_was_told(first: bool) -> None:
+    """As many tokens in frames of another size, and tokens of no grid, have a graph each; in any order."""
+    model = Broken()
+    fast, alone = compiled(model, density=0.3), [latents(4, 8, 8, 1), latents(2, 8, 16, 2), latents(4, 8, 8, 3)]
+    given = alone if first else alone[::-1]
+    with torch.no_grad():
+        found = [fast(each) for each in (*given, *given)]
+        for each, result in zip((*given, *given), found, strict=True):
+            torch._dynamo.reset()
+            assert torch.equal(compiled(Broken(), density=0.3)(each), result)
+
+
+def test_a_block_that_gets_other_tensors_is_dense_for_them() -> None:
+    model, block = Broken(), Broken().blocks[0].eval().requires_grad_(False)
+    fast = compiled(block, density=0.3)
+    front = torch.compile(lambda x: model.embed(x).flatten(2).transpose(1, 2) * 1, backend="lightint", options=SPARSE)
+    with torch.no_grad():
+        tokens = front(latents(4, 8, 8))
+        sparse, copied = fast(tokens), tokens.clone()
+        assert torch.allclose(fast(copied), block(copied), atol=1e-5)
+        assert not torch.allclose(sparse, block(tokens), atol=1e-4)
+        assert torch.equal(fast(tokens), sparse)
+
+
+def test_sizes_that_change_tell_nothing_wrong() -> None:
+    model = Broken()
+    fast = torch.compile(model.eval().requires_grad_(False), backend="lightint", options={**SPARSE, "density": 1.0})
+    with torch.no_grad():
+        for frames in (2, 3, 5, 3):
+            given = latents(frames, 8, 8, frames)
+            assert torch.allclose(fast(given), model(given), atol=1e-5)
+
+
+def test_notes_live_as_long_as_their_tensors() -> None:
+    tensor = torch.zeros(1, 8, 2)
+    before = len(handed_grids._NOTED)
+    handed_grids.note([tensor, 3], [(0, (2, 2, 2)), (1, (1, 1, 1))])
+    assert handed_grids.told([3, tensor, torch.zeros(1, 8, 2)]) == ((1, (2, 2, 2)),)
+    assert handed_grids.told([tensor], positions=[]) == ()
+    del tensor
+    gc.collect()
+    assert len(handed_grids._NOTED) <= before
+
+
+def test_a_program_on_disk_hands_over_as_the_compiled_one_does(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    given, results = latents(4, 8, 8), []
+    for warm in (False, True):
+        torch._dynamo.reset()
+        fast = compiled(Broken(), density=0.3, delegate="inductor")
+        with torch.no_grad():
+            results.append(fast(given))
+        assert sparse_places(fast) >= 1
+        sections = lightint_compile.report(fast).sections
+        assert any(section.measurements.get("warm start") for section in sections) is warm
+    assert torch.equal(*results)
+
+
+def test_a_section_keeps_what_it_tells() -> None:
+    section = Section("a", tokens=((0, (4, 8, 8)),))
+    assert Section.from_dict(section.to_dict()) == section
