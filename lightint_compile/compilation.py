@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import logging
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,22 +329,23 @@ class Compilation:
         """Let calls with tokens of other grids have a graph of their own; nothing of this call's inputs is held."""
         if not self._told:
             return
-        nodes = self._graph_module.graph.find_nodes(op="placeholder")
-        held = [
-            weakref.ref(value) if isinstance(value, torch.nn.Parameter) else node.meta.get("example_value")
-            for node, value in zip(nodes, self._inputs, strict=True)
-        ]
         again = copy.copy(self)
-        again._inputs, again._ahead, again._again = (), None, None
+        again._ahead, again._again = None, None
+        nodes = self._graph_module.graph.find_nodes(op="placeholder")
+        again._inputs = [node.meta.get("example_value") for node in nodes]
+        again._captured = lambda: capture.from_dynamo(again._graph_module, again._inputs)
 
         def made(told: Told) -> CompiledGraph:
             other = copy.copy(again)
-            other._told, other._inputs = told, [each() if isinstance(each, weakref.ref) else each for each in held]
-            other._captured = lambda: capture.from_dynamo(other._graph_module, other._inputs)
-            found = other.run_later()
-            return found or CompiledGraph(other._graph_module.forward, graph.section, other._inputs)
+            other._told = told
+            return other.run_later() or other._as_captured()
 
         graph.told, graph.of_other_grids = self._told, made
+
+    def _as_captured(self) -> CompiledGraph:
+        why = "compiling it for tokens of another grid failed, and it runs operation by operation"
+        section = dataclasses.replace(_section_without_passes(self._options), untouched=why)
+        return CompiledGraph(self._graph_module.forward, section, self._inputs)
 
     def _recovering(self, driver: Driver) -> Recovering:
         stock = self._options.delegate != "eager"

@@ -92,7 +92,7 @@ class CompiledGraph:
             known = self._others.get(found)
         if known is None:
             known = self.of_other_grids(found)
-            known.belongs_to(self._subject() if self._subject is not None else None)
+            known._subject, known._parameters, known.sizes = self._subject, self._parameters, self.sizes
             if self._siblings is not None:
                 known.join(self._siblings)
             with self._lock:

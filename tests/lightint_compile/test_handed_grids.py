@@ -120,6 +120,30 @@ def test_a_block_that_gets_other_tensors_is_dense_for_them() -> None:
         assert torch.equal(fast(tokens), sparse)
 
 
+def test_weights_can_be_swapped_still() -> None:
+    """A weak reference to a parameter would keep ``swap_tensors`` from it."""
+    model, given = Broken(), latents(4, 8, 8)
+    fast = compiled(model, density=1.0)
+    with torch.no_grad():
+        fast(given)
+        gc.collect()  # as Dynamo does after a compilation, where tests do not forbid it
+        for parameter in list(model.parameters()):
+            torch.utils.swap_tensors(parameter, nn.Parameter(2 * parameter, requires_grad=False))
+        assert torch.allclose(fast(given), model(given), atol=1e-5)
+
+
+def test_the_report_has_every_form_of_a_graph() -> None:
+    model, block = Broken(), Broken().blocks[0].eval().requires_grad_(False)
+    fast = compiled(block, density=0.3)
+    front = torch.compile(lambda x: model.embed(x).flatten(2).transpose(1, 2) * 1, backend="lightint", options=SPARSE)
+    with torch.no_grad():
+        tokens = front(latents(4, 8, 8))
+        fast(tokens), fast(tokens.clone()), fast(tokens.clone())
+    sections = lightint_compile.report(fast).sections
+    told = [any(remark.rule == "told-grid" for remark in section.remarks) for section in sections]
+    assert sorted(told) == [False, True]
+
+
 def test_sizes_that_change_tell_nothing_wrong() -> None:
     model = Broken()
     fast = torch.compile(model.eval().requires_grad_(False), backend="lightint", options={**SPARSE, "density": 1.0})
@@ -135,6 +159,8 @@ def test_notes_live_as_long_as_their_tensors() -> None:
     handed_grids.note([tensor, 3], [(0, (2, 2, 2)), (1, (1, 1, 1))])
     assert handed_grids.told([3, tensor, torch.zeros(1, 8, 2)]) == ((1, (2, 2, 2)),)
     assert handed_grids.told([tensor], positions=[]) == ()
+    tensor.add_(1)
+    assert handed_grids.told([tensor]) == ()  # other tokens may stand in its rows now
     del tensor
     gc.collect()
     assert len(handed_grids._NOTED) <= before
