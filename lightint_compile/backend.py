@@ -30,7 +30,7 @@ from lightint_compile.options.ladder import ladder_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import RemarkKind
 from lightint_compile.reporting.section import Section
-from lightint_compile.runtime.handed_grids import told
+from lightint_compile.runtime.handed_grids import symbols_of, told
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.torch_compat import compiled_arguments, compiled_frame
 from lightint_compile.torch_frames import keep_with
@@ -66,7 +66,7 @@ def lightint(
     captured = Captured.of(graph_module)
     sources = tensor_sources(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode))
-    graph.sizes = _sizes(graph_module)
+    graph.sizes, graph.symbols = _sizes(graph_module), symbols_of(graph_module)
     _traces.compiled(graph, sources, chosen)
     frame = compiled_frame()
     if frame is not None:
@@ -93,8 +93,8 @@ def _compiled(
         return inductor_as_it_is(graph_module, inputs, config, options, reason)
     if options.budget is not None and not options.budget.is_exact:
         return _within_budget(graph_module, inputs, options, config)
-    alone = not options.is_shared  # ranks compile together, and a call of one of them must not
-    return Compilation(graph_module, inputs, options, config, told=told(inputs) if alone else ()).run()
+    others = () if options.is_shared else told(graph_module, inputs)  # ranks compile together, and not in a call
+    return Compilation(graph_module, inputs, options, config, told=others).run()
 
 
 def _reset() -> None:

@@ -34,12 +34,11 @@ from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import SHARD, pipeline_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.ranks import Ranks
-from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, clean_path
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.section import Section
-from lightint_compile.runtime.handed_grids import Told
-from lightint_compile.torch_compat import source_name
+from lightint_compile.runtime.handed_grids import Told, remarks_on
 
 log = logging.getLogger(__name__)
 
@@ -311,19 +310,11 @@ class Compilation:
             section = dataclasses.replace(section, source=self._graphs)
         alone = self._options.strict or self._options.is_shared  # the others would wait for a rank that starts again
         function = driver if alone else self._recovering(driver)
-        for remark in self._remarks_on_told():
-            section = section.with_remark(remark)
+        section = section.with_remarks(remarks_on(self._told, self._graph_module))
         graph = CompiledGraph(function, section, self._inputs, driver=driver)
         graph.program = None if self._told else program  # a kept trace does not ask whose tokens they are
         self._follow_grids(graph)
         return graph
-
-    def _remarks_on_told(self) -> Iterator[Remark]:
-        nodes = self._graph_module.graph.find_nodes(op="placeholder")
-        for position, grid in self._told:
-            path, size = clean_path(source_name(nodes[position]), of_module=False), "x".join(map(str, grid))
-            message = f"{path} is the tokens of {size} frames, rows and columns: the graph that made it says so"
-            yield Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="told-grid", message=message)
 
     def _follow_grids(self, graph: CompiledGraph) -> None:
         """Let calls with tokens of other grids have a graph of their own; nothing of this call's inputs is held."""

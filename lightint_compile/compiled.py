@@ -24,7 +24,7 @@ from lightint_compile.options.error_limits import Deviation
 from lightint_compile.reporting import Report
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.decision import Decision
-from lightint_compile.runtime.handed_grids import Told, note, told
+from lightint_compile.runtime.handed_grids import Told, note, told_like
 from lightint_compile.runtime.path_from_above import from_above
 from lightint_compile.runtime.planner import Planner, of_one_rollout
 from lightint_compile.runtime.run_rows import Times, as_rows, by_chunk
@@ -43,6 +43,7 @@ class CompiledGraph:
         device: of its first tensor.
         sizes: of the inputs that are no weights, by name: dtype and sizes, ``None`` for those that may change.
         program: the key under which its program is on disk; ``None`` where it is not.
+        symbols: positions of the inputs that are sizes, by their symbols.
         told: the grids of tokens among its inputs that other graphs made, as it was compiled for them.
         of_other_grids: makes the graph for inputs whose tokens are of other grids, or of none that is known.
     """
@@ -61,6 +62,7 @@ class CompiledGraph:
         self._siblings: Siblings | None = None
         self.sizes: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         self.program: str | None = None
+        self.symbols: dict[str, int] = {}
         self.told: Told = ()
         self.of_other_grids: Callable[[Told], CompiledGraph] | None = None
         self._others: dict[Told, CompiledGraph] = {}
@@ -75,12 +77,12 @@ class CompiledGraph:
 
     def run(self, args: Sequence[Any]) -> Any:
         """Run the setting in force, and tell siblings where nothing was decided in this call."""
-        if self.told and (found := told(args, [at for at, _ in self.told])) != self.told:
+        if self.told and (found := told_like(args, self.told)) != self.told:
             return self._for(found).run(args)
         self.tell_siblings(args)
         result = self.function(*args)
         if self._section.tokens:
-            note(result, self._section.tokens)
+            note(result, self._section.tokens, {name: args[position] for name, position in self.symbols.items()})
         if isinstance(self.function, Recovering) and self.function.fell_back:
             self.tell_siblings(args, exactly=True)
         return result
@@ -92,7 +94,8 @@ class CompiledGraph:
             known = self._others.get(found)
         if known is None:
             known = self.of_other_grids(found)
-            known._subject, known._parameters, known.sizes = self._subject, self._parameters, self.sizes
+            known._subject, known._parameters = self._subject, self._parameters
+            known.sizes, known.symbols = self.sizes, self.symbols
             if self._siblings is not None:
                 known.join(self._siblings)
             with self._lock:

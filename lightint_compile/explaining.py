@@ -28,10 +28,12 @@ from lightint_compile.errors import (
 from lightint_compile.modelwide import Captured, check_core, check_required, is_refused, warn_unmatched
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.analysis import summary
+from lightint_compile.passes.analysis.token_grid import Made
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.pipeline_run import rewrite, state
 from lightint_compile.reporting import Report, Section
+from lightint_compile.runtime import handed_grids
 
 
 def explain(
@@ -112,15 +114,22 @@ class _Reader:
         self.name, self._options = name, options
 
     def __call__(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        captured = Captured.of(graph_module)
+        captured, symbols, made = Captured.of(graph_module), handed_grids.symbols_of(graph_module), list[Made]()
         try:
             section = self._explained(graph_module, inputs)
+            made.append(section.tokens)
             self.sections.append(section.with_remarks(captured.breaks))
             if captured.core is not None and is_refused(section):
                 check_core(captured.core, section.untouched, self._options, self.name)
         except Exception as error:
             self.failures.append(error)
-        run: Callable[..., Any] = graph_module.forward
+
+        def run(*args: Any) -> Any:
+            results = graph_module.forward(*args)
+            for tokens in made:
+                handed_grids.note(results, tokens, {name: args[position] for name, position in symbols.items()})
+            return results
+
         return run
 
     def _explained(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Section:
@@ -131,7 +140,9 @@ class _Reader:
         except Exception as error:
             unknown = CaptureError("the graph could not be captured", why=told(error))
             return _left_alone(self.name, unknown, self._options)
-        return _section(program, self._options)
+        others = handed_grids.told(graph_module, inputs)
+        program.tokens = {program.inputs[position].name: grid for position, grid in others}
+        return _section(program, self._options).with_remarks(handed_grids.remarks_on(others, graph_module))
 
     def told(self) -> list[Section]:
         """The sections; what the passes raised is raised here, outside of Dynamo's trace."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.fx as fx
 
-from lightint_compile.passes.analysis.token_grid import tokens_made
+from lightint_compile.passes.analysis.token_grid import Made, tokens_made
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind, generic_path, merged
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.rundown import rundown
@@ -51,7 +51,8 @@ class Section:
         untouched: why the graph was handed on as it is; empty when the passes ran.
         predicted: milliseconds of a call on a named device, by device, kind of work, and before or after.
         runs: what the root graph runs, as pairs of a phase and its calls.
-        tokens: results that are the tokens of a grid, which other graphs are told: (number, (frames, height, width)).
+        tokens: results that are the tokens of a grid, which other graphs are told: (number, (frames, height, width)),
+            with ``None`` for as many frames as there are, and text for a height or width that changes.
         source: makes or hands out the FX graphs, which are not part of the data; ``None`` where there are none.
     """
 
@@ -66,7 +67,7 @@ class Section:
     untouched: str = ""
     runs: tuple[tuple[str, str], ...] = ()
     predicted: Mapping[str, float] = field(default_factory=dict)
-    tokens: tuple[tuple[int, tuple[int, int, int]], ...] = ()
+    tokens: Made = ()
     source: Callable[[], Graphs] | None = field(default=None, compare=False, repr=False)
 
     @classmethod

@@ -7,14 +7,21 @@ tensor starts from there. The note is on the tensor itself, for as long as it li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
+import torch.fx as fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
-GridSize = tuple[int, int, int]
-"""Frames, height and width, in tokens."""
+from lightint_compile.passes.analysis.token_grid import Made
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind, clean_path
+from lightint_compile.torch_compat import source_name
+
+GridSize = tuple[int | None, int, int]
+"""Frames, height and width, in tokens; ``None`` for as many frames as there are."""
 
 Told = tuple[tuple[int, GridSize], ...]
 """Positions of tensors among values, and the grids of their tokens."""
@@ -22,25 +29,73 @@ Told = tuple[tuple[int, GridSize], ...]
 _NOTED = WeakTensorKeyDictionary()
 
 
-def note(results: Sequence[Any], made: Iterable[tuple[int, GridSize]]) -> None:
-    """Say of results that they are tokens of these grids."""
-    for position, grid in made:
+def note(results: Sequence[Any], made: Made, symbols: Mapping[str, int]) -> None:
+    """Say of results that they are tokens of these grids; ``symbols`` are the sizes of this call."""
+    for position, (frames, *plane) in made:
         result = results[position]
-        if isinstance(result, torch.Tensor):
-            _NOTED[result] = (grid, _version(result))
+        height, width = (_number(size, symbols) for size in plane)
+        if isinstance(result, torch.Tensor) and height and width:
+            whole = result.shape[1] // (height * width) if frames is None else frames
+            _NOTED[result] = ((whole, height, width), _version(result))
 
 
-def told(values: Sequence[Any], positions: Iterable[int] | None = None) -> Told:
-    """What is noted of some values, or of those at some positions."""
-    if not _NOTED:
-        return ()
-    asked = range(len(values)) if positions is None else positions
-    found = ((at, _grid_of(values[at])) for at in asked if isinstance(values[at], torch.Tensor))
-    return tuple((at, grid) for at, grid in found if grid is not None)
+def _number(size: int | str, symbols: Mapping[str, int]) -> int | None:
+    """A size in a call; ``None`` where a symbol of it is not known."""
+    if isinstance(size, int):
+        return size
+    code = _code(size)
+    known = all(name in symbols for name in code.co_names)
+    return int(eval(code, {"__builtins__": {}}, dict(symbols))) if known else None
+
+
+@functools.cache
+def _code(text: str) -> CodeType:
+    return compile(text, "<a size of a grid>", "eval")
+
+
+def told(graph_module: fx.GraphModule, values: Sequence[Any]) -> Told:
+    """What is noted of the inputs of a graph; of those whose tokens may change in number, how large a frame is."""
+    found = ((at, _grid_of(value)) for at, value in enumerate(values) if isinstance(value, torch.Tensor))
+    noted = [(at, grid) for at, grid in found if grid is not None]
+    traced = _traced(graph_module) if noted else ()
+    return tuple((at, _loose(grid, traced[at])) for at, grid in noted)
+
+
+def symbols_of(graph_module: fx.GraphModule) -> dict[str, int]:
+    """The positions of inputs that are sizes, by their symbols."""
+    values = enumerate(_traced(graph_module))
+    return {str(value.node.expr): position for position, value in values if isinstance(value, torch.SymInt)}
+
+
+def remarks_on(told: Told, graph_module: fx.GraphModule) -> list[Remark]:
+    """What the report says of what a graph was told."""
+    nodes = graph_module.graph.find_nodes(op="placeholder")
+    return [_remark(clean_path(source_name(nodes[at]), of_module=False), grid) for at, grid in told]
+
+
+def _remark(path: str, grid: GridSize) -> Remark:
+    size = "x".join(str(number or "n") for number in grid)
+    message = f"{path} is the tokens of {size} frames, rows and columns: the graph that made it says so"
+    return Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="told-grid", message=message)
+
+
+def _traced(graph_module: fx.GraphModule) -> list[Any]:
+    return [node.meta.get("example_value") for node in graph_module.graph.find_nodes(op="placeholder")]
+
+
+def told_like(values: Sequence[Any], wanted: Told) -> Told:
+    """What is noted of the inputs of which something was told before, in the same form."""
+    found = ((at, form, _grid_of(values[at])) for at, form in wanted if isinstance(values[at], torch.Tensor))
+    return tuple((at, (form[0] and grid[0], *grid[1:])) for at, form, grid in found if grid is not None)
+
+
+def _loose(grid: GridSize, traced: Any) -> GridSize:
+    counts = isinstance(traced, torch.Tensor) and traced.dim() == 3 and isinstance(traced.shape[1], torch.SymInt)
+    return (None, *grid[1:]) if counts else grid
 
 
 def _grid_of(tensor: torch.Tensor) -> GridSize | None:
-    grid, version = _NOTED.get(tensor, (None, 0))
+    grid, version = _NOTED.get(tensor, (None, 0)) if _NOTED else (None, 0)
     return grid if grid is not None and version == _version(tensor) else None
 
 

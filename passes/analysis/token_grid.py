@@ -10,7 +10,6 @@ followed is unknown, with a reason, never a guess.
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,11 +35,14 @@ from lightint_compile.passes.analysis.grid_axes.rules import meanings
 from lightint_compile.passes.analysis.past_frames import PastFrames, find_past
 from lightint_compile.passes.analysis.token_axis import Grid, TokenAxis
 from lightint_compile.passes.analysis.token_spans import is_volume, spans_of
-from lightint_compile.passes.ir.fake_values import Size, shape_of, size_of
+from lightint_compile.passes.ir.fake_values import Size, hint_of, plain, shape_of, size_of
 from lightint_compile.passes.ir.op_arguments import pick_of, results_in, sizes_of, tensors
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 from lightint_compile.passes.ir.remembering import Walk
 from lightint_compile.passes.ir.sizes import same
+
+Made = tuple[tuple[int, tuple[int | None, int | str, int | str]], ...]
+"""Numbers of a program's results, and (frames, height, width) of their tokens: see :func:`tokens_made`."""
 
 
 @dataclass
@@ -180,18 +182,29 @@ def _checked(node: fx.Node, result: Sequence[Axis | None] | None, shape: Sequenc
 
 
 def _told(program: Program) -> dict[Origin, Axis]:
-    """Inputs of which another graph said what grid their tokens are; a grid of another length says nothing."""
+    """Inputs of which another graph said what grid their tokens are.
+
+    A grid of another length says nothing. Nor does one whose frames do not divide the tokens that a program for any
+    number of them was traced with: what passes compute from those would be of no whole frames.
+    """
     hints: dict[Origin, Axis] = {}
     for node in program.placeholders() if program.tokens else ():
         grid, sizes = program.tokens.get(node.name), sizes_of(node) if tensor_of(node) is not None else ()
-        if grid is not None and len(sizes) == 3 and same(math.prod(grid), sizes[1]):
-            origin = Origin(node.name, 1, 3)
-            hints[origin] = frames_of_input(origin, grid)
+        if grid is None or len(sizes) != 3:
+            continue
+        origin, (frames, height, width) = Origin(node.name, 1, 3), grid
+        count = plain(sympy.sympify(sizes[1]) / (height * width)) if frames is None else frames
+        seen = hint_of(node.meta["val"].shape[1])
+        if same(size_of(count * height * width), sizes[1]) and seen % (height * width) == 0:
+            hints[origin] = frames_of_input(origin, (count, height, width))
     return hints
 
 
-def tokens_made(program: Program) -> tuple[tuple[int, tuple[int, int, int]], ...]:
-    """Results ``[batch, tokens, width]`` that are all tokens of one grid of known size: their numbers, and the grid."""
+def tokens_made(program: Program) -> Made:
+    """Results ``[batch, tokens, width]`` that are all tokens of one grid: their numbers, and the grid.
+
+    Where sizes are symbolic the number of frames is ``None``, and height and width are Python over the symbols.
+    """
     leaves = list(enumerate(pytree.tree_leaves(program.graph.output_node().args[0])))
     rows = [(number, leaf) for number, leaf in leaves if isinstance(leaf, fx.Node) and _is_rows(leaf)]
     grids = ((number, _only(program.fact(TokenGrid).of(leaf, 1))) for number, leaf in rows)
@@ -203,14 +216,13 @@ def _is_rows(node: fx.Node) -> bool:
     return value is not None and value.dim() == 3
 
 
-def _only(axis: TokenAxis | None) -> tuple[int, int, int] | None:
+def _only(axis: TokenAxis | None) -> tuple[int | None, int | str, int | str] | None:
     """The sizes of a grid that is all of an axis."""
     if axis is None or len(axis.spans) != 1 or axis.spans[0].grid is None:
         return None
     frames, height, width = axis.spans[0].grid.shape
-    if isinstance(frames, int) and isinstance(height, int) and isinstance(width, int):
-        return frames, height, width
-    return None
+    plane = (size if isinstance(size, int) else str(size) for size in (height, width))
+    return frames if isinstance(frames, int) else None, next(plane), next(plane)
 
 
 # --- evidence from the end of the graph -------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ class Program:
         roles: roles of inputs that the user stated (``options={"roles": {...}}``), by input path or pattern of paths.
         grids: (frames, height, width) in tokens of inputs with kept keys and values, stated in the same way; the number
             of frames may be ``None``.
-        tokens: (frames, height, width) of inputs ``[batch, tokens, width]`` that another graph made, by their names.
+        tokens: (frames, height, width) of inputs ``[batch, tokens, width]`` that another graph made, by their names;
+            ``None`` for as many frames as there are.
         arguments: of the function that the graph is a part of, where it may be one of several: an argument need not be
             an input of each of them. ``None`` for a graph that is all there is.
     """
@@ -82,7 +83,7 @@ class Program:
     name: str = "program"
     roles: dict[str, str] = field(default_factory=dict)
     grids: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
-    tokens: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    tokens: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
     arguments: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
     _memories: dict[type, Memory[Any]] = field(default_factory=dict, repr=False)

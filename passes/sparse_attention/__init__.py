@@ -340,5 +340,5 @@ def _said(site: AttentionSite, choice: Choice, sizes: GridSizes) -> str:
     masked = "" if choice.mask is None else f", under {choice.mask.told}"
     hidden = isinstance(choice.mask, FrameMask) and not choice.mask.sees_text
     text = "no" if hidden else layout.prefix
-    what = f"grid {site.query_grid} attends to {kept}, and to {text} text tokens{masked}"
+    what = f"grid {sizes.shown(site.query_axis.grids)} attends to {kept}, and to {text} text tokens{masked}"
     return f"{what}, by the {kernel} kernel{why}{waits}"

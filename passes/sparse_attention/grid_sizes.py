@@ -36,6 +36,7 @@ class GridSizes:
         self._grids = program.fact(TokenGrid)
         self._paths = {entry.name: entry.path for entry in program.inputs}
         self.past = self._grids.past
+        self._told = program.tokens.keys()  # whoever made these tokens says that they are whole frames, in every call
         self._made: dict[tuple[Origin | None, Size], fx.Node] = {}
         self._frames: dict[tuple[Grid, ...], SizeArgument] = {}
         self._numbers = _numbers(program.graph)
@@ -46,7 +47,7 @@ class GridSizes:
         ``None`` when no node says one of the sizes, or tokens may be no whole frames in a call.
         """
         height, width = (self._hint(*each) for each in _plane(grids[0]))
-        if height is None or width is None or not all(_is_whole(grid) for grid in grids):
+        if height is None or width is None or not all(_is_whole(each) or each.seed in self._told for each in grids):
             return None
         frames = [self.frames_seen(grid, height * width) for grid in grids]
         return None if None in frames else (sum(filter(None, frames)), height, width)

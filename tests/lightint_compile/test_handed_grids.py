@@ -86,6 +86,13 @@ def test_attention_behind_a_break_is_sparse() -> None:
     assert told and all("tokens of 4x8x8" in message for message in told)
 
 
+def test_a_dry_run_says_the_same() -> None:
+    report = lightint_compile.explain(Broken().eval().requires_grad_(False), latents(4, 8, 8), options=SPARSE)
+    remarks = [remark for section in report.sections for remark in section.remarks]
+    assert any(r.pass_name == "sparse-attention" and r.kind == "applied" for r in remarks)
+    assert any(r.rule == "told-grid" and "tokens of 4x8x8" in r.message for r in remarks)
+
+
 def test_tokens_that_nobody_knows_stay_dense() -> None:
     """One edit away: code outside of any graph makes a tensor of its own."""
     model, given = Broken(copies=True), latents(4, 8, 8)
@@ -144,23 +151,51 @@ def test_the_report_has_every_form_of_a_graph() -> None:
     assert sorted(told) == [False, True]
 
 
-def test_sizes_that_change_tell_nothing_wrong() -> None:
-    model = Broken()
-    fast = torch.compile(model.eval().requires_grad_(False), backend="lightint", options={**SPARSE, "density": 1.0})
+def chunks(fast: Any, sizes: list[tuple[int, int, int]]) -> list[Tensor]:
     with torch.no_grad():
-        for frames in (2, 3, 5, 3):
-            given = latents(frames, 8, 8, frames)
-            assert torch.allclose(fast(given), model(given), atol=1e-5)
+        return [fast(latents(*size, seed=size[0])) for size in sizes]
+
+
+def test_numbers_of_frames_that_change_keep_it() -> None:
+    """One program for all of them from the second on; each result is that of a program of its own."""
+    sizes = [(2, 8, 8), (3, 8, 8), (5, 8, 8), (7, 8, 8), (3, 8, 8)]
+    fast = torch.compile(Broken().eval().requires_grad_(False), backend="lightint", options={**SPARSE, "density": 0.3})
+    found = chunks(fast, sizes)
+    told = [r.message for s in lightint_compile.report(fast).sections for r in s.remarks if r.rule == "told-grid"]
+    assert sum("tokens of nx8x8" in message for message in told) >= 1
+    assert sum("tokens of nx8x8" in message for message in told) <= 2
+    for size, result in zip(sizes, found, strict=True):
+        torch._dynamo.reset()
+        assert torch.allclose(chunks(compiled(Broken(), density=0.3), [size])[0], result, atol=1e-5)
+
+
+def test_frames_of_another_size_have_a_form_of_their_own() -> None:
+    """Where height and width change as well; all are sparse, and none by the frames of another."""
+    sizes = [(2, 8, 8), (4, 8, 8), (6, 8, 8), (3, 8, 16), (6, 4, 16), (6, 8, 8), (2, 8, 8), (3, 16, 8)]
+    fast = torch.compile(Broken().eval().requires_grad_(False), backend="lightint", options={**SPARSE, "density": 0.3})
+    found = chunks(fast, sizes)
+    for size, result in zip(sizes, found, strict=True):
+        torch._dynamo.reset()
+        assert torch.allclose(chunks(compiled(Broken(), density=0.3), [size])[0], result, atol=1e-5)
+
+
+def test_frames_that_the_traced_tokens_are_no_multiple_of_stay_dense() -> None:
+    fast = torch.compile(Broken().eval().requires_grad_(False), backend="lightint", options={**SPARSE, "density": 0.3})
+    result = chunks(fast, [(2, 8, 8), (3, 8, 8), (3, 8, 16)])[2]
+    assert torch.allclose(chunks(Broken().eval(), [(3, 8, 16)])[0], result, atol=1e-5)
 
 
 def test_notes_live_as_long_as_their_tensors() -> None:
     tensor = torch.zeros(1, 8, 2)
     before = len(handed_grids._NOTED)
-    handed_grids.note([tensor, 3], [(0, (2, 2, 2)), (1, (1, 1, 1))])
-    assert handed_grids.told([3, tensor, torch.zeros(1, 8, 2)]) == ((1, (2, 2, 2)),)
-    assert handed_grids.told([tensor], positions=[]) == ()
+    handed_grids.note([tensor, 3], ((0, (None, "s1//2", 2)), (1, (1, 1, 1))), {"s1": 4})
+    values, graph = [3, tensor, torch.zeros(1, 8, 2)], torch.fx.symbolic_trace(lambda a, b, c: a)
+    assert handed_grids.told(graph, values) == ((1, (2, 2, 2)),)
+    assert handed_grids.told_like(values, ((1, (None, 4, 4)), (2, (2, 2, 2)))) == ((1, (None, 2, 2)),)
+    handed_grids.note([values[2]], ((0, (None, "s1//2", 2)),), {})  # a symbol that nobody knows
     tensor.add_(1)
-    assert handed_grids.told([tensor]) == ()  # other tokens may stand in its rows now
+    assert handed_grids.told(graph, values) == ()  # other tokens may stand in its rows now
+    values.clear()
     del tensor
     gc.collect()
     assert len(handed_grids._NOTED) <= before
