@@ -15,9 +15,10 @@ import torch
 import torch.fx as fx
 
 from lightint_compile import capture
+from lightint_compile.as_captured import inductor_as_it_is
 from lightint_compile.asking import in_rollout
 from lightint_compile.capture import ARGUMENTS
-from lightint_compile.compilation import Compilation, inductor_as_it_is
+from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
 from lightint_compile.errors import OptionError

@@ -17,18 +17,16 @@ from typing import Any, cast
 import torch
 import torch.fx as fx
 from torch._dynamo.convert_frame import compile_lock
-from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile import capture
 from lightint_compile.agreement import agreed
+from lightint_compile.as_captured import inductor_as_it_is, one_by_one, section_without_passes
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.errors import CaptureError, OptionError, PassError, one_line
 from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
 from lightint_compile.lowering import Lowered, compiler_of, lower
 from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_of, key_of
 from lightint_compile.lowering.driver import Driver
-from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
 from lightint_compile.lowering.shipped_programs import why_none_fits
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import SHARD, pipeline_of
@@ -38,7 +36,7 @@ from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.section import Section
-from lightint_compile.runtime.handed_grids import Told, remarks_on
+from lightint_compile.runtime.handed_grids import Told, remarks_on, tell
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +111,8 @@ class Compilation:
         graph = inductor_as_it_is(
             self._graph_module, self._inputs, config, self._options, left.reason, left.rewritten, left.remarks
         )
-        self._follow_grids(graph)
+        if graph.section.tokens:  # nothing else of it depends on whose tokens it gets
+            self._follow_grids(graph)
         return graph
 
     def run_later(self) -> CompiledGraph | None:
@@ -143,7 +142,7 @@ class Compilation:
         try:
             return Section.of(self._rewritten())
         except NothingLeftError as left:
-            return dataclasses.replace(_section_without_passes(self._options), untouched=left.reason)
+            return dataclasses.replace(section_without_passes(self._options), untouched=left.reason)
 
     def forget(self) -> None:
         """Let go of what was rewritten ahead."""
@@ -234,7 +233,7 @@ class Compilation:
         except Exception as error:
             failure = self._answered(error, "capturing", _INDUCTOR)
             raise NothingLeftError(failure.message, [failure]) from error
-        program.tokens = {program.inputs[position].name: grid for position, grid in self._told}
+        tell(program, self._told)
         try:
             return rewrite(program, self._options, leave_out=leave_out)
         except (OptionError, PassError):
@@ -329,42 +328,13 @@ class Compilation:
         def made(told: Told) -> CompiledGraph:
             other = copy.copy(again)
             other._told = told
-            return other.run_later() or other._as_captured()
+            return other.run_later() or one_by_one(other._graph_module, other._inputs, other._options)
 
         graph.told, graph.of_other_grids = self._told, made
-
-    def _as_captured(self) -> CompiledGraph:
-        why = "compiling it for tokens of another grid failed, and it runs operation by operation"
-        section = dataclasses.replace(_section_without_passes(self._options), untouched=why)
-        return CompiledGraph(self._graph_module.forward, section, self._inputs)
 
     def _recovering(self, driver: Driver) -> Recovering:
         stock = self._options.delegate != "eager"
         return Recovering(driver, self._graph_module.forward, stock=stock, writes=driver.writes)
-
-
-def inductor_as_it_is(
-    graph_module: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    config: dict[str, Any],
-    options: LightintOptions,
-    reason: str,
-    rewritten: Rewritten | None = None,
-    remarks: Sequence[Remark] = (),
-) -> CompiledGraph:
-    """Inductor on the graph as Dynamo captured it, as ``backend="inductor"`` does, results in memory of their own."""
-    log.info("graph handed to Inductor as it is: %s", reason)
-    section = Section.of(_undone(rewritten)) if rewritten else _section_without_passes(options)
-    section = dataclasses.replace(section, untouched=reason)
-    remark = Remark(
-        kind=RemarkKind.ANALYSIS, pass_name="backend", rule="inductor", message=f"Inductor as it is: {reason}"
-    )
-    function: Callable[..., Any] = graph_module.forward
-    if options.delegate != "eager":
-        results = FreshResults(traced_memory(graph_module.graph))
-        with inductor_config.patch(config):
-            function = results.behind(cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs))))
-    return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
 
 
 def not_shipped(folder: str) -> Remark:
@@ -381,27 +351,11 @@ def _word(graph: CompiledGraph) -> str:
     return next((str(remark.args["agreed"]) for remark in applied), "every rank computes all of it")
 
 
-def _section_without_passes(options: LightintOptions) -> Section:
-    return Section(name="graph", options=options.to_dict())
-
-
 def _worth_it(rewritten: Rewritten) -> bool:
     """Whether a pass changed the work or is required, or a region is called more than once, which compiles it once."""
     calls = [node.target for node in rewritten.program.graph.nodes if node.op == "call_module"]
     asked = _applied(rewritten).intersection(rewritten.options.require)
     return bool(asked or _applied(rewritten) - {OUTLINE}) or len(calls) > len(set(calls))
-
-
-def _undone(rewritten: Rewritten) -> Rewritten:
-    """Remarks on passes whose result is not run: outlining, where nothing else was done, becomes a miss."""
-    why = "undone: no region is called twice, and nothing else was rewritten"
-    remarks = tuple(
-        dataclasses.replace(remark, kind=RemarkKind.MISSED, message=why)
-        if remark.kind is RemarkKind.APPLIED
-        else remark
-        for remark in rewritten.remarks
-    )
-    return dataclasses.replace(rewritten, program=rewritten.original, remarks=remarks)
 
 
 def _applied(rewritten: Rewritten) -> set[str]:

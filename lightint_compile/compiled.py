@@ -82,7 +82,7 @@ class CompiledGraph:
         self.tell_siblings(args)
         result = self.function(*args)
         if self._section.tokens:
-            note(result, self._section.tokens, {name: args[position] for name, position in self.symbols.items()})
+            note(result, self._section.tokens, args, self.symbols)
         if isinstance(self.function, Recovering) and self.function.fell_back:
             self.tell_siblings(args, exactly=True)
         return result

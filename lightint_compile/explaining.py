@@ -127,7 +127,7 @@ class _Reader:
         def run(*args: Any) -> Any:
             results = graph_module.forward(*args)
             for tokens in made:
-                handed_grids.note(results, tokens, {name: args[position] for name, position in symbols.items()})
+                handed_grids.note(results, tokens, args, symbols)
             return results
 
         return run
@@ -141,7 +141,7 @@ class _Reader:
             unknown = CaptureError("the graph could not be captured", why=told(error))
             return _left_alone(self.name, unknown, self._options)
         others = handed_grids.told(graph_module, inputs)
-        program.tokens = {program.inputs[position].name: grid for position, grid in others}
+        handed_grids.tell(program, others)
         return _section(program, self._options).with_remarks(handed_grids.remarks_on(others, graph_module))
 
     def told(self) -> list[Section]:

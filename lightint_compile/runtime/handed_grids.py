@@ -17,6 +17,7 @@ import torch.fx as fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightint_compile.passes.analysis.token_grid import Made
+from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind, clean_path
 from lightint_compile.torch_compat import source_name
 
@@ -29,23 +30,29 @@ Told = tuple[tuple[int, GridSize], ...]
 _NOTED = WeakTensorKeyDictionary()
 
 
-def note(results: Sequence[Any], made: Made, symbols: Mapping[str, int]) -> None:
-    """Say of results that they are tokens of these grids; ``symbols`` are the sizes of this call."""
+def note(results: Sequence[Any], made: Made, args: Sequence[Any], symbols: Mapping[str, int]) -> None:
+    """Say of the results of a call that they are tokens of these grids.
+
+    Args:
+        args: of the call.
+        symbols: as of :func:`symbols_of`.
+    """
     for position, (frames, *plane) in made:
         result = results[position]
-        height, width = (_number(size, symbols) for size in plane)
+        height, width = (_number(size, args, symbols) for size in plane)
         if isinstance(result, torch.Tensor) and height and width:
             whole = result.shape[1] // (height * width) if frames is None else frames
             _NOTED[result] = ((whole, height, width), _version(result))
 
 
-def _number(size: int | str, symbols: Mapping[str, int]) -> int | None:
+def _number(size: int | str, args: Sequence[Any], symbols: Mapping[str, int]) -> int | None:
     """A size in a call; ``None`` where a symbol of it is not known."""
     if isinstance(size, int):
         return size
     code = _code(size)
-    known = all(name in symbols for name in code.co_names)
-    return int(eval(code, {"__builtins__": {}}, dict(symbols))) if known else None
+    if not all(name in symbols for name in code.co_names):
+        return None
+    return int(eval(code, {"__builtins__": {}}, {name: args[symbols[name]] for name in code.co_names}))
 
 
 @functools.cache
@@ -59,6 +66,11 @@ def told(graph_module: fx.GraphModule, values: Sequence[Any]) -> Told:
     noted = [(at, grid) for at, grid in found if grid is not None]
     traced = _traced(graph_module) if noted else ()
     return tuple((at, _loose(grid, traced[at])) for at, grid in noted)
+
+
+def tell(program: Program, others: Told) -> None:
+    """Give a program what other graphs said of its inputs."""
+    program.tokens = {program.inputs[position].name: grid for position, grid in others}
 
 
 def symbols_of(graph_module: fx.GraphModule) -> dict[str, int]:

@@ -116,12 +116,17 @@ def test_a_graph_is_for_the_grid_that_it_was_told(first: bool) -> None:
             assert torch.equal(compiled(Broken(), density=0.3)(each), result)
 
 
-def test_a_block_that_gets_other_tensors_is_dense_for_them() -> None:
+def told_block() -> tuple[Any, Any, Tensor]:
+    """A block, what is compiled of it, and tokens that another compiled graph made."""
     model, block = Broken(), Broken().blocks[0].eval().requires_grad_(False)
-    fast = compiled(block, density=0.3)
     front = torch.compile(lambda x: model.embed(x).flatten(2).transpose(1, 2) * 1, backend="lightint", options=SPARSE)
     with torch.no_grad():
-        tokens = front(latents(4, 8, 8))
+        return block, compiled(block, density=0.3), front(latents(4, 8, 8))
+
+
+def test_a_block_that_gets_other_tensors_is_dense_for_them() -> None:
+    block, fast, tokens = told_block()
+    with torch.no_grad():
         sparse, copied = fast(tokens), tokens.clone()
         assert torch.allclose(fast(copied), block(copied), atol=1e-5)
         assert not torch.allclose(sparse, block(tokens), atol=1e-4)
@@ -145,15 +150,20 @@ def test_weights_can_be_swapped_still(density: float) -> None:
 
 
 def test_the_report_has_every_form_of_a_graph() -> None:
-    model, block = Broken(), Broken().blocks[0].eval().requires_grad_(False)
-    fast = compiled(block, density=0.3)
-    front = torch.compile(lambda x: model.embed(x).flatten(2).transpose(1, 2) * 1, backend="lightint", options=SPARSE)
+    _, fast, tokens = told_block()
     with torch.no_grad():
-        tokens = front(latents(4, 8, 8))
         fast(tokens), fast(tokens.clone()), fast(tokens.clone())
     sections = lightint_compile.report(fast).sections
     told = [any(remark.rule == "told-grid" for remark in section.remarks) for section in sections]
     assert sorted(told) == [False, True]
+
+
+def test_a_graph_that_does_not_care_whose_tokens_it_gets_has_one_form() -> None:
+    total = torch.compile(lambda tokens: tokens.sum(1) * 2, backend="lightint", options=SPARSE)
+    _, _, tokens = told_block()
+    with torch.no_grad():
+        assert torch.allclose(total(tokens), total(tokens.clone()))
+    assert len(lightint_compile.report(total).sections) == 1
 
 
 def chunks(fast: Any, sizes: list[tuple[int, int, int]]) -> list[Tensor]:
@@ -193,11 +203,11 @@ def test_frames_that_the_traced_tokens_are_no_multiple_of_stay_dense() -> None:
 def test_notes_live_as_long_as_their_tensors() -> None:
     tensor = torch.zeros(1, 8, 2)
     before = len(handed_grids._NOTED)
-    handed_grids.note([tensor, 3], ((0, (None, "s1//2", 2)), (1, (1, 1, 1))), {"s1": 4})
+    handed_grids.note([tensor, 3], ((0, (None, "s1//2", 2)), (1, (1, 1, 1))), [0, 4], {"s1": 1})
     values, graph = [3, tensor, torch.zeros(1, 8, 2)], torch.fx.symbolic_trace(lambda a, b, c: a)
     assert handed_grids.told(graph, values) == ((1, (2, 2, 2)),)
     assert handed_grids.told_like(values, ((1, (None, 4, 4)), (2, (2, 2, 2)))) == ((1, (None, 2, 2)),)
-    handed_grids.note([values[2]], ((0, (None, "s1//2", 2)),), {})  # a symbol that nobody knows
+    handed_grids.note([values[2]], ((0, (None, "s1//2", 2)),), [], {})  # a symbol that nobody knows
     tensor.add_(1)
     assert handed_grids.told(graph, values) == ()  # other tokens may stand in its rows now
     values.clear()

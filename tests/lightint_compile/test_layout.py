@@ -27,6 +27,7 @@ LADDER = (
     ("lowering", "asking", "path_decisions", "agreement"),
     ("modelwide", "pipeline_run"),
     ("compiled", "exporting"),
+    ("as_captured",),
     ("compilation", "error_budget", "integrations", "bisecting", "training", "world_state"),
     ("bench", "kept_traces"),
     ("backend", "explaining", "acceleration", "evaluating"),

@@ -1,0 +1,69 @@
+"""A graph as Dynamo captured it, where nothing of lightint's is to run: by Inductor, or operation by operation."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch.fx as fx
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx
+
+from lightint_compile.compiled import CompiledGraph
+from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
+from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.pipeline_run import Rewritten
+from lightint_compile.reporting.section import Section
+
+log = logging.getLogger(__name__)
+
+
+def inductor_as_it_is(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: dict[str, Any],
+    options: LightintOptions,
+    reason: str,
+    rewritten: Rewritten | None = None,
+    remarks: Sequence[Remark] = (),
+) -> CompiledGraph:
+    """Inductor on the graph as Dynamo captured it, as ``backend="inductor"`` does, results in memory of their own."""
+    log.info("graph handed to Inductor as it is: %s", reason)
+    section = Section.of(_undone(rewritten)) if rewritten else section_without_passes(options)
+    section = dataclasses.replace(section, untouched=reason)
+    remark = Remark(
+        kind=RemarkKind.ANALYSIS, pass_name="backend", rule="inductor", message=f"Inductor as it is: {reason}"
+    )
+    function: Callable[..., Any] = graph_module.forward
+    if options.delegate != "eager":
+        results = FreshResults(traced_memory(graph_module.graph))
+        with inductor_config.patch(config):
+            function = results.behind(cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs))))
+    return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+def one_by_one(graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions) -> CompiledGraph:
+    """The graph operation by operation, in place of a form for tokens of another grid that could not be compiled."""
+    why = "compiling it for tokens of another grid failed, and it runs operation by operation"
+    section = dataclasses.replace(section_without_passes(options), untouched=why)
+    return CompiledGraph(graph_module.forward, section, inputs)
+
+
+def section_without_passes(options: LightintOptions) -> Section:
+    """The section of a graph that no pass has seen."""
+    return Section(name="graph", options=options.to_dict())
+
+
+def _undone(rewritten: Rewritten) -> Rewritten:
+    """Remarks on passes whose result is not run: outlining, where nothing else was done, becomes a miss."""
+    why = "undone: no region is called twice, and nothing else was rewritten"
+    remarks = tuple(
+        dataclasses.replace(remark, kind=RemarkKind.MISSED, message=why)
+        if remark.kind is RemarkKind.APPLIED
+        else remark
+        for remark in rewritten.remarks
+    )
+    return dataclasses.replace(rewritten, program=rewritten.original, remarks=remarks)
