@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch.fx as fx
+from torch._inductor import compile_fx
 from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx
 
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
@@ -41,7 +41,9 @@ def inductor_as_it_is(
     if options.delegate != "eager":
         results = FreshResults(traced_memory(graph_module.graph))
         with inductor_config.patch(config):
-            function = results.behind(cast(Callable[..., Any], compile_fx(graph_module, list(example_inputs))))
+            function = results.behind(
+                cast(Callable[..., Any], compile_fx.compile_fx(graph_module, list(example_inputs)))
+            )
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
 
 
