@@ -4,6 +4,7 @@
   and a sum, which are fused with their neighbours. As an einsum it is a batched cuBLAS call on float32 operands that go
   through memory: 23 % of the device time of a WorldPlay step.
 * The input of a linear in float32 over a weight in bfloat16 is split in the graph (:mod:`.mixed_linears`).
+* Padding that repeats the edges is a gather, which fuses with what is in front of it (:mod:`.edge_pads`).
 * A tanh GELU behind a linear layer of half precision goes into the product's epilogue, which saves reading and writing
   the widest activation of a block.
 """
@@ -21,6 +22,7 @@ import torch.fx as fx
 
 from lightint_compile.kernels import mixed_linear as _mixed_linear  # noqa: F401 - registers the operator
 from lightint_compile.lowering.camera_heads import with_camera_heads
+from lightint_compile.lowering.edge_pads import REPLICATION, pad_by_gather
 from lightint_compile.lowering.mixed_linears import split_linear
 from lightint_compile.passes.ir.fake_values import hint_of
 
@@ -180,5 +182,7 @@ _SPELLINGS: dict[Any, Callable[[fx.Graph, fx.Node, _Made], fx.Node | None]] = {
     aten.matmul.default: _small_matmul,
     aten.bmm.default: _small_matmul,
     aten.gelu.default: _gelu_epilogue,
+    aten.pad.default: pad_by_gather,
+    **dict.fromkeys(REPLICATION, pad_by_gather),
     torch.ops.lightint.mixed_linear.default: split_linear,
 }

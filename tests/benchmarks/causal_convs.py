@@ -45,7 +45,7 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 def whole(x: Tensor, weight: Tensor, *, tried: bool = False) -> Tensor:
     """The library's convolution, in the layout of its operands."""
-    with torch.backends.cudnn.flags(benchmark=tried):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=tried):
         return F.conv3d(x, weight)
 
 
@@ -95,7 +95,7 @@ def _measure(shape: str, repeats: int) -> None:
     calls = {name: partial(_called, way, *operands) for name, (way, *operands) in ways.items()}
     product = partial(torch.matmul, left, right)
     taken = medians({**calls, PRODUCT: product}, (), repeats)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = F.conv3d(x[:, :, :4].float(), weight.float())
     say(f"{shape}, {operations / 1e12:.2f} TFLOP")
     for name, call in calls.items():

@@ -52,11 +52,15 @@ class CausalConv(nn.Module):
         self._earlier(x[:, :, :0])
 
     def _earlier(self, x: Tensor) -> Tensor:
-        """The frames in front of ``x``; the last of both are kept, as a copy that holds no larger tensor alive."""
+        """The frames in front of ``x``; the last of both are kept, as a copy that holds no larger tensor alive.
+
+        The copy lies in memory as the convolution reads it, so that the next chunk reads it in order.
+        """
         earlier = self.tape.take(self.name)
         if earlier is None:
             earlier = self._in_front_of_all(x)
-        self.tape.put(self.name, torch.cat([earlier, x[:, :, -self.kept :]], 2)[:, :, -self.kept :].clone())
+        last = torch.cat([earlier, x[:, :, -self.kept :]], 2)[:, :, -self.kept :]
+        self.tape.put(self.name, last.clone(memory_format=self.memory_format))
         return earlier
 
     def _in_front_of_all(self, x: Tensor) -> Tensor:
