@@ -27,9 +27,10 @@ class Calibration:
         table: what was measured.
         chosen: the number of the setting in force, 0 for exact.
         rollouts: how many were run.
-        calls: how many were measured in one. The worst of ``n`` errors is exceeded by the next, if it is drawn alike,
-            once in ``n + 1``, so a share of 1 % takes a hundred calls (Vovk, Gammerman and Shafer, Algorithmic Learning
-            in a Random World, 2005).
+        calls: how many were measured in one.
+        beginnings: how many of these were given no earlier result, and began a rollout of their own. The worst of ``n``
+            errors is exceeded by the next, if it is drawn alike, once in ``n + 1`` (Vovk, Gammerman and Shafer,
+            Algorithmic Learning in a Random World, 2005). Errors of one rollout are alike, so ``n`` counts rollouts.
         whole_rollout: whether the errors of the chosen setting are those of a rollout that used it throughout; else
             they are those of single calls, or of a rollout in which faster settings were given up on the way.
     """
@@ -39,6 +40,7 @@ class Calibration:
     chosen: int
     rollouts: int
     calls: int
+    beginnings: int
     whole_rollout: bool
 
     @property
@@ -51,9 +53,17 @@ class Calibration:
         known = {row.text: f"{mark} {row}" for mark, row in zip(marks, self.table.rows, strict=True)}
         rows = [row for text, row in known.items() if text != "exact"]
         kind = "whole rollouts" if self.whole_rollout else "single calls"
-        run = "1 rollout" if self.rollouts == 1 else f"{self.rollouts} rollouts"
-        told = f"{run} of {self.calls} calls, errors of {kind}; of others one in {self.calls + 1} may be worse"
+        told = f"{self._measured}, errors of {kind}; of {self._others} one in {self.beginnings + 1} may be worse"
         return "\n".join([f"{self.budget}: {self.setting} ({told})", *rows])
+
+    @property
+    def _measured(self) -> str:
+        rollouts = "1 rollout" if self.beginnings == 1 else f"{self.beginnings} rollouts"
+        return f"{self.calls} calls in {rollouts}" if self.beginnings < self.calls else f"{self.calls} calls"
+
+    @property
+    def _others(self) -> str:
+        return "other rollouts" if self.beginnings < self.calls else "others, if they are drawn alike,"
 
 
 def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
@@ -89,7 +99,8 @@ def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
         table, chosen, rollouts, whole = confirming.table, confirming.rung, 2, confirming.rung == chosen
     acting = frozenset[str]().union(*(graph.applied for graph in measuring.graphs))
     table = table.told([str(rung.among(acting)) for rung in measuring.graphs[0].ladder[1:]])
-    calibration = Calibration(measuring.budget, table, chosen, rollouts, len(measuring.results), whole)
+    seen = len(measuring.results), measuring.beginnings
+    calibration = Calibration(measuring.budget, table, chosen, rollouts, *seen, whole)
     _put_in_force(calibration, measuring)
     return calibration
 

@@ -32,6 +32,7 @@ class Measuring:
         graphs: those that ran, in order.
         table: what was measured.
         results: the exact results of each call.
+        beginnings: how many calls were given no earlier result.
         followed: whether every call after the first was given what its setting would have made itself.
         start: a fingerprint of the first call's inputs.
         owner: the weight that identifies the module, see :func:`owner_of`.
@@ -44,6 +45,7 @@ class Measuring:
         self.owner: torch.nn.Parameter | None = None
         self.graphs: list[BudgetedGraph] = []
         self.results: list[list[Tensor]] = []
+        self.beginnings = 0
         self.followed = True
         self.start: list[float] = []
         self._table: Table | None = None
@@ -100,6 +102,7 @@ class Measuring:
         if not self.results:
             self.start = fingerprint(args)
         feedback = fed_back(args, self.results)
+        self.beginnings += not feedback
         self.followed &= any(fed.is_all for fed in feedback) or not self.results
         with same_randomness(args) as again, unwritten(args, "calibrated"):
             outputs = owned(graph.at(0)(*args))

@@ -28,6 +28,7 @@ from lightint_compile.options.error_limits import Budget, Deviation
 from lightint_compile.options.ladder import ladder_of
 
 from .asked import checked_families, true_world
+from .calibration_size import shares
 from .job import DTYPES, Judging, Plan, settings_of
 from .metrics import check_torchmetrics, mean
 from .results import Result, loss_of
@@ -209,6 +210,7 @@ def _setting_row(
         "error": mean(errors),
         "error_worst": max(errors, default=None),
         "errors": {f"{each.family}-{each.number}": each.relative_errors for each in group},
+        "share_over_by_walks": shares([each.relative_errors for each in group]),
         "psnr_truth_loss": mean([loss_of(each, eager) for each in group]),
         "psnr_truth_revisit_loss": mean([loss_of(each, eager, again=True) for each in group]),
         "steps_per_chunk": computed / max(1, len(errors)),
@@ -220,6 +222,7 @@ def _setting_row(
 def _budget_row(budget: float, rung: int, table: Table, groups: Mapping[int, Sequence[Result]]) -> dict[str, Any]:
     errors = _errors(groups[rung])
     over = sum(error > budget for error in errors)
+    walks_over = sum(any(error > budget for error in each.relative_errors) for each in groups[rung])
     return {
         "budget": budget,
         "rung": rung,
@@ -227,6 +230,8 @@ def _budget_row(budget: float, rung: int, table: Table, groups: Mapping[int, Seq
         "chunks": len(errors),
         "over": over,
         "share_over": over / len(errors) if errors else 0.0,
+        "walks": len(groups[rung]),
+        "walks_over": walks_over,
         "error_worst": max(errors, default=0.0),
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -90,6 +91,8 @@ BUDGET_COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "chunks": lambda row: str(row["chunks"]),
     "over": lambda row: str(row["over"]),
     "share": lambda row: f"{row['share_over']:.1%}",
+    "walks": lambda row: str(row["walks"]),
+    "with one over": lambda row: str(row["walks_over"]),
     "worst": lambda row: _number(row["error_worst"], 4),
 }
 """What is shown of a budget."""
@@ -97,18 +100,23 @@ BUDGET_COLUMNS: Mapping[str, Callable[[Row], str]] = {
 BUDGETS_LEGEND = """error: relative L2 of a chunk's latents to the exact setting's, on walks that no calibration saw.
 Eager's is what its kernels round otherwise.
 calibrated: the worst on walks that one saw. loss, revisits: PSNR to truth below that of eager, in dB.
-over: chunks whose error is above the budget."""
+over: chunks whose error is above the budget; with one over: walks that have such a chunk.
+by walks calibrated on: chunks over the smallest budget that such a calibration allows, expected on the other walks."""
 
 
 def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """A row a setting of the ladder, and a row a budget."""
+    """A row a setting of the ladder, a row a budget, and a row a setting by the size of a calibration."""
     console = console or Console(width=150)
     named: dict[str, Callable[[Row], str]] = {"setting": lambda row: row["setting"]}
+    chosen = [row for row in found["ladder"] if row["setting"] not in ("eager", "exact")]
     asked: dict[str, Callable[[Row], str]] = {"budget": lambda row: f"{row['budget']:g}", **named}
     for rows, texts, numbers in (
         (found["ladder"], named, SETTING_COLUMNS),
         (found["budgets"], asked, BUDGET_COLUMNS),
+        (chosen, {"by walks calibrated on": named["setting"]}, _size_columns(chosen)),
     ):
+        if not rows:
+            continue
         made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for name in texts:
             made.add_column(name, overflow="fold")
@@ -118,6 +126,13 @@ def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> N
             made.add_row(*(cell(row) for cell in (*texts.values(), *numbers.values())))
         console.print(made)
     console.print(BUDGETS_LEGEND, highlight=False, markup=False)
+
+
+def _size_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    def share(row: Row, walks: str) -> str:
+        return f"{row['share_over_by_walks'][walks]:.1%}"
+
+    return {walks: partial(share, walks=walks) for row in rows[:1] for walks in row["share_over_by_walks"]}
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -92,12 +92,15 @@ def test_every_setting_is_given_its_own_history_so_that_one_rollout_tells_the_er
     assert worst(exact, got).relative == pytest.approx(calibration.table.rows[0].deviation.relative, rel=1e-5)
     assert 0.01 < calibration.table.rows[0].deviation.relative < 0.04, "more than that of a single call"
     assert set(world.calls[-4:]) == {1}
+    assert calibration.beginnings == 1 and "of other rollouts one in 2 may be worse" in str(calibration)
 
 
 def test_a_rollout_whose_feedback_is_not_seen_is_run_again_at_the_chosen_setting() -> None:
     world = World(errors=(0.0, 0.01, 0.02, 0.1))
     calibration = calibrate(world, lambda: feedback_rollout(world, touch=lambda history: history * 1.25))
     assert calibration.rollouts == 2
+    assert calibration.beginnings == calibration.calls, "what begins a rollout is not seen either"
+    assert f"one in {calibration.calls + 1} may be worse" in str(calibration)
     assert calibration.chosen == 1 and not calibration.whole_rollout, "2 % a call is more than 4 % after four"
     assert calibration.table.rows[1].deviation.relative > 0.04
     assert calibration.table.choice(FIVE_PERCENT) == calibration.chosen, "as the next process will choose"

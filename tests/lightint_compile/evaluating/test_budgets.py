@@ -70,6 +70,7 @@ def test_both_tables_are_printed(found: dict[str, Any]) -> None:
     print_budgets(found, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(row["setting"] in said for row in found["ladder"])
+    assert "by walks calibrated on" in said and "with one over" in said
     assert "1e-06" in said and "over: chunks whose error is above the budget" in said
 
 
@@ -91,6 +92,7 @@ def test_chunks_above_the_budget_are_counted() -> None:
         (1, 0.5, 0.12),
         (0, 0.0, 0.3),
     ]
+    assert [(row["walks"], row["walks_over"]) for row in rows] == [(1, 0), (1, 1), (1, 0)]
 
 
 def test_edges_are_of_settings_that_a_budget_can_choose() -> None:
