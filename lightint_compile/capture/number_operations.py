@@ -119,11 +119,14 @@ def _fitted(dtype: torch.dtype, number: Number) -> Number:
         if not _is_truth(number):
             raise UnknownError
         return number
-    if isinstance(number, SymNodeVariable):
-        if dtype is torch.int64 and not _is_truth(number):
-            return number
-        number = int(number.evaluate_expr())  # with a guard: a symbol may be too large, or is a truth value
     bounds = torch.iinfo(dtype)
+    if isinstance(number, SymNodeVariable):
+        if not _is_truth(number):
+            # a condition on the range alone, and none where the range of the symbol tells: it stays a symbol
+            if dtype is torch.int64 or bounds.min <= number.sym_num <= bounds.max:
+                return number
+            raise UnknownError
+        number = int(number.evaluate_expr())  # with a guard: a tensor of whole numbers holds no truth value
     if not bounds.min <= number <= bounds.max:
         raise UnknownError
     return int(number)

@@ -17,6 +17,7 @@ from lightint_compile.passes.analysis.row_repeats.needs import lost_products
 from lightint_compile.passes.analysis.row_repeats.picks import none
 from lightint_compile.passes.ir.fake_values import hint_at, hinted_shape, numel_hint, shape_of
 from lightint_compile.passes.ir.flops import flops_of, program_flops
+from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.input_writes import written_buffers
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 
@@ -74,10 +75,14 @@ def per_token_inputs(program: Program, fewest: int = MANY_ROWS) -> Iterator[PerT
     Those that do not get to these products are among them, with what they are blocked by.
     """
     repeated = cache(lambda: analyse(program.graph))
+    sines = program.graph.find_nodes(op="call_function", target=aten.sin.default)
+    embedded = reached(sines, lambda node: node.all_input_nodes)
     worth, written = WORTH * program_flops(program)["total"], written_buffers(program.graph)
     for entry, node in zip(program.inputs, program.placeholders(), strict=True):
         tensor = tensor_of(node)
-        if tensor is None or entry.kind is not InputKind.TENSOR or node in written or not _is_narrow(tensor, fewest):
+        if tensor is None or entry.kind is not InputKind.TENSOR or not _is_narrow(tensor, fewest):
+            continue
+        if node in written or node not in embedded:
             continue
         sizes = hinted_shape(tensor)
         axis = sizes.index(max(sizes))

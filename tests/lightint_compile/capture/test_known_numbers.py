@@ -138,6 +138,39 @@ def test_numbers_that_wrap_are_not_taken_for_what_they_would_be() -> None:
         torch.testing.assert_close(model(video(4)), expected)
 
 
+def _lengths_as(dtype: torch.dtype) -> Idiom:
+    """Lengths of samples, as operators for samples of several lengths take them."""
+
+    def idiom(x: Tensor, grids: Tensor) -> Tensor:
+        stated = torch.tensor([each.shape[1] * each.shape[2] for each in x], dtype=torch.int64).to(dtype)
+        counted = grids[:, :2].prod(1).to(dtype)
+        assert counted.dtype == dtype
+        return x * counted[0].item() + stated.sum().item() - counted[0]
+
+    return idiom
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_lengths_in_tensors_of_few_bits_stay_symbols(dtype: torch.dtype) -> None:
+    model = OfItsSizes(_lengths_as(dtype)).eval()
+    with lightint_compile.accelerate(model, delegate="eager"):
+        for frames in (4, 6, 9, 31, 7):
+            x = video(frames)
+            torch.testing.assert_close(model(x), x * 4 * frames)
+        assert not counters["graph_break"]
+        assert counters["stats"]["unique_graphs"] == 2, "one for each length, where its value was guarded"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_a_length_that_no_longer_fits_wraps_as_in_eager(dtype: torch.dtype) -> None:
+    idiom = _lengths_as(dtype)
+    model = OfItsSizes(idiom).eval()
+    with lightint_compile.accelerate(model, delegate="eager"):
+        for frames in (4, 6, 9, 40, 70, 8, 130):
+            x = video(frames)
+            torch.testing.assert_close(model(x), idiom(x, grids_of(x)))
+
+
 def _by_size(x: Tensor, grids: Tensor) -> Tensor:
     return x * 2 if grids.prod() > 200 else x * 3
 

@@ -121,3 +121,16 @@ def test_a_view_behind_it_still_holds() -> None:
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).contiguous()
     after = spelled(region(flattened, x)).graph_module
     assert torch.equal(after(x), flattened(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_on_a_gpu_a_decoders_step_is_what_it_is_in_float64(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    module = CausalConv().to("cuda", torch.bfloat16).eval()
+    x, earlier = torch.randn(1, 4, 7, 9, 10, device="cuda"), torch.randn(1, 4, 2, 9, 10, device="cuda")
+    given_here = [each.bfloat16().to(memory_format=memory_format) for each in (x, earlier)]
+    with torch.no_grad():
+        got = torch.compile(module, backend="lightint", options={"preset": "exact"})(*given_here)
+        exact = copy.deepcopy(module).double()(*(each.double() for each in given_here))
+    assert (got.double() - exact).norm() < 1e-2 * exact.norm()
