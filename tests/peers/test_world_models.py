@@ -63,8 +63,8 @@ def test_a_model_of_others_runs_as_in_eager(
     assert found[COMPILED].get("difference", 0) < case.rounding  # where Dynamo fails, so does this
     assert found[SAME]["difference"] < case.rounding
     for way in (SAME, MOST) if "error" not in found[STOCK] else ():
-        assert found[way]["graphs"] <= found[STOCK]["graphs"]
-        assert found[way]["late"] <= found[STOCK]["late"]
+        assert found[way]["graphs"] <= found[STOCK]["graphs"] + case.more
+        assert found[way]["late"] <= found[STOCK]["late"] + case.late
 
 
 def _run(name: str, checkouts: Path) -> dict[str, Any]:

@@ -24,9 +24,13 @@ class Case:
         build: makes the model from the checkout, or what holds a pipeline as ``pipe``.
         roll: calls it.
         rounding: relative difference that another order of sums makes; more where the model computes in bfloat16.
+        more, late: graphs beyond those of Dynamo alone, and of these in the last third of the calls, that conditions of
+            the code's own take where it is one graph: Dynamo alone breaks in front of them.
     """
 
     folder: str
     build: Callable[[Path], Any]
     roll: Roll
     rounding: float = 1e-5
+    more: int = 0
+    late: int = 0

@@ -125,7 +125,8 @@ def _longlive() -> Case:
 
         return _stream(call, cache, given)
 
-    return Case("LongLive", build, roll)
+    # a dictionary of tables by start frame, asked before and after each of six chunks has put its own there
+    return Case("LongLive", build, roll, more=2, late=4)
 
 
 def _skyreels() -> Case:
@@ -187,7 +188,8 @@ def _rolling() -> Case:
             run(clean[:, :, :block], torch.zeros(1, block), first, commits=True)
         return found + [layer[name] for layer in cache for name in ("k", "v")]
 
-    return Case("RollingForcing", build, roll)
+    # the cache is full late in these few windows, and is then rotated, and the last windows are shorter again
+    return Case("RollingForcing", build, roll, late=3)
 
 
 def _matrix_game() -> Case:
