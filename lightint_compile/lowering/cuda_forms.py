@@ -24,6 +24,7 @@ from lightint_compile.kernels import mixed_linear as _mixed_linear  # noqa: F401
 from lightint_compile.lowering.camera_heads import with_camera_heads
 from lightint_compile.lowering.edge_pads import REPLICATION, pad_by_gather
 from lightint_compile.lowering.mixed_linears import split_linear
+from lightint_compile.lowering.region_nodes import size_at
 from lightint_compile.passes.ir.fake_values import hint_of
 
 aten = torch.ops.aten
@@ -169,12 +170,8 @@ def _gelu_epilogue(graph: fx.Graph, node: fx.Node, made: _Made) -> fx.Node | Non
     rows = graph.call_function(aten.reshape.default, (tokens, [-1, linear.args[1].meta["val"].shape[1]]))  # type: ignore[union-attr]
     turned = graph.call_function(aten.t.default, (weight,))
     product = graph.call_function(aten._addmm_activation.default, (bias, rows, turned), {"use_gelu": True})
-    leading = [_size(graph, tokens, axis, size) for axis, size in enumerate(shape[:-1])]
+    leading = [size_at(graph, tokens, axis, size) for axis, size in enumerate(shape[:-1])]
     return graph.call_function(aten.view.default, (product, [*leading, shape[-1]]))
-
-
-def _size(graph: fx.Graph, holder: fx.Node, axis: int, size: Any) -> Any:
-    return size if isinstance(size, int) else graph.call_function(aten.sym_size.int, (holder, axis))
 
 
 _SPELLINGS: dict[Any, Callable[[fx.Graph, fx.Node, _Made], fx.Node | None]] = {

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.fx as fx
 
+from lightint_compile.lowering.region_nodes import call, size_at
 from lightint_compile.passes.ir.fake_values import hint_of
+from lightint_compile.passes.ir.rewriter import stored_in
 
 aten = torch.ops.aten
 
@@ -24,10 +27,12 @@ REPLICATION = (aten.replication_pad1d.default, aten.replication_pad2d.default, a
 
 def pad_by_gather(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node | None:
     """``node``'s input at clamped positions; ``None`` where it pads otherwise, or by nothing."""
-    source, pads = node.args[0], _numbers(node.args[1])
-    assert isinstance(source, fx.Node)
-    if pads is None or not _repeats_edges(node):
+    if not _repeats_edges(node):
         return None
+    source, pads = node.args[0], _numbers(node.args[1])
+    if pads is None:
+        return None
+    assert isinstance(source, fx.Node)
     x, given = made[source], source.meta["val"]
     sides = {given.dim() - 1 - place: pads[2 * place : 2 * place + 2] for place in range(len(pads) // 2)}
     padded = [axis for axis, pair in sides.items() if any(pair)]
@@ -38,14 +43,20 @@ def pad_by_gather(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) 
     for axis in range(first, last + 1):  # without a gap: behind one, the gathered axes would come first
         along = _clamped(graph, x, given, axis, sides[axis])
         for _ in range(last - axis):
-            along = graph.call_function(aten.unsqueeze.default, (along, -1))
+            along = call(graph, aten.unsqueeze.default, along, -1)
         positions.append(along)
-    gathered = graph.call_function(aten._unsafe_index.Tensor, (x, positions))
-    return _laid_out(graph, gathered, node.meta["val"])
+    gathered = call(graph, aten._unsafe_index.Tensor, x, positions)
+    return stored_in(_recorded_order(node), gathered, partial(call, graph))
 
 
 def _repeats_edges(node: fx.Node) -> bool:
     return node.target in REPLICATION or "replicate" in node.args[2:3]
+
+
+def _recorded_order(node: fx.Node) -> list[int]:
+    """The axes of a value from the slowest to the fastest, as seen at capture; later views count on it."""
+    strides = list(map(hint_of, node.meta["val"].stride()))
+    return sorted(range(len(strides)), key=lambda axis: -strides[axis])
 
 
 def _numbers(pads: Any) -> list[int] | None:
@@ -55,23 +66,12 @@ def _numbers(pads: Any) -> list[int] | None:
 
 def _clamped(graph: fx.Graph, x: fx.Node, given: torch.Tensor, axis: int, pair: Sequence[int]) -> fx.Node:
     """Positions along an axis of ``x``, from in front of it to behind it, those outside moved to its edges."""
-    (before, behind), device = pair, given.device
-    size: Any = given.shape[axis]
-    if not isinstance(size, int):
-        size = graph.call_function(aten.sym_size.int, (x, axis))
+    before, behind = pair
+    size = size_at(graph, x, axis, given.shape[axis])
     end, edge = _plus(graph, size, behind), _plus(graph, size, -1)
-    along = graph.call_function(aten.arange.start, (-before, end), {"dtype": torch.int64, "device": device})
-    return graph.call_function(aten.clamp.default, (along, 0, edge))
+    along = call(graph, aten.arange.start, -before, end, dtype=torch.int64, device=given.device)
+    return call(graph, aten.clamp.default, along, 0, edge)
 
 
 def _plus(graph: fx.Graph, size: Any, number: int) -> Any:
-    return size + number if isinstance(size, int) else graph.call_function(operator.add, (size, number))
-
-
-def _laid_out(graph: fx.Graph, gathered: fx.Node, recorded: torch.Tensor) -> fx.Node:
-    """``gathered`` in the memory order that was recorded of the padding; later views count on it."""
-    strides = [hint_of(stride) for stride in recorded.stride()]
-    order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
-    turned = graph.call_function(aten.permute.default, (gathered, order))
-    copied = graph.call_function(aten.clone.default, (turned,), {"memory_format": torch.contiguous_format})
-    return graph.call_function(aten.permute.default, (copied, [order.index(axis) for axis in range(len(order))]))
+    return size + number if isinstance(size, int) else call(graph, operator.add, size, number)

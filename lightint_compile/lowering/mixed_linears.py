@@ -7,12 +7,11 @@ that was widened from 16 bits needs fewer parts: one of bfloat16, two of float16
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.fx as fx
 
 from lightint_compile.kernels.mixed_linear import HIGH_BITS, NARROW, PARTS, WIDE
+from lightint_compile.lowering.region_nodes import call
 from lightint_compile.passes.ir.op_families import is_cast
 
 aten = torch.ops.aten
@@ -43,19 +42,15 @@ def _parts(graph: fx.Graph, given: fx.Node, made: dict[fx.Node, fx.Node]) -> lis
     for place in range(count):
         last = place == count - 1
         part = rest if last else _high(graph, rest)
-        parts.append(_call(graph, aten._to_copy.default, part, dtype=NARROW))
+        parts.append(call(graph, aten._to_copy.default, part, dtype=NARROW))
         if not last:
-            left = _call(graph, aten.sub.Tensor, rest, part)
-            infinite = _call(graph, aten.isinf.default, rest)
-            rest = _call(graph, aten.masked_fill.Scalar, left, infinite, 0.0) if place == 0 else left
+            left = call(graph, aten.sub.Tensor, rest, part)
+            infinite = call(graph, aten.isinf.default, rest)
+            rest = call(graph, aten.masked_fill.Scalar, left, infinite, 0.0) if place == 0 else left
     return parts
 
 
 def _high(graph: fx.Graph, numbers: fx.Node) -> fx.Node:
     """Numbers cut off behind the bits that bfloat16 has; a cast may stay in float32 between fused operations."""
-    bits = _call(graph, aten.view.dtype, numbers, torch.int32)
-    return _call(graph, aten.view.dtype, _call(graph, aten.bitwise_and.Scalar, bits, HIGH_BITS), WIDE)
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any, **named: Any) -> fx.Node:
-    return graph.call_function(target, args, named)
+    bits = call(graph, aten.view.dtype, numbers, torch.int32)
+    return call(graph, aten.view.dtype, call(graph, aten.bitwise_and.Scalar, bits, HIGH_BITS), WIDE)
