@@ -94,7 +94,8 @@ def judge_budgets(
         plan: its scenes are the held-out ones; its variants are not read.
 
     Returns:
-        Plain data, also written to the file: ``settings``, ``about``, ``ladder`` (a row a setting) and ``budgets``.
+        Plain data, also written to the file: ``settings``, ``about``, ``ladder`` (a row a setting), ``budgets``, and
+        ``calibration_sizes`` (a row a setting).
 
     Raises:
         OptionError: a budget or a preset that there is not.
@@ -184,13 +185,15 @@ def _given(world: TrueWorld, walk: Walk, chunks: int) -> Any:
 def _judged(
     results: Sequence[Result], table: Table, chosen: Mapping[float, int], rolled: Mapping[int, str]
 ) -> dict[str, Any]:
-    """The rows of both tables; ``rolled`` names the variant of every setting that is chosen, 0 is exact."""
+    """The rows of all tables; ``rolled`` names the variant of every setting that is chosen, 0 is exact."""
     eager = {each.walk: each for each in results if each.variant == EAGER}
     groups = {rung: [each for each in results if each.variant == name] for rung, name in rolled.items()}
     before = mean([time for each in eager.values() for time in each.milliseconds])
     ladder = [_setting_row(Measured(EAGER), list(eager.values()), eager, before)]
     ladder += [_setting_row(_measured(rung, table), groups[rung], eager, before) for rung in sorted(groups)]
-    return {"ladder": ladder, "budgets": [_budget_row(*each, table, groups) for each in sorted(chosen.items())]}
+    budgets = [_budget_row(*each, table, groups) for each in sorted(chosen.items())]
+    sizes = [_sizes_row(_measured(rung, table), groups[rung]) for rung in sorted(groups) if rung]
+    return {"ladder": ladder, "budgets": budgets, "calibration_sizes": sizes}
 
 
 def _measured(rung: int, table: Table) -> Measured:
@@ -210,13 +213,16 @@ def _setting_row(
         "error": mean(errors),
         "error_worst": max(errors, default=None),
         "errors": {f"{each.family}-{each.number}": each.relative_errors for each in group},
-        "share_over_by_walks": shares([each.relative_errors for each in group]),
         "psnr_truth_loss": mean([loss_of(each, eager) for each in group]),
         "psnr_truth_revisit_loss": mean([loss_of(each, eager, again=True) for each in group]),
         "steps_per_chunk": computed / max(1, len(errors)),
         "milliseconds_per_chunk": now,
         "speed": before / now if before and now else None,
     }
+
+
+def _sizes_row(row: Measured, group: Sequence[Result]) -> dict[str, Any]:
+    return {"setting": row.text, "share_over": shares([each.relative_errors for each in group])}
 
 
 def _budget_row(budget: float, rung: int, table: Table, groups: Mapping[int, Sequence[Result]]) -> dict[str, Any]:

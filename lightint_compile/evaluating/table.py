@@ -108,12 +108,12 @@ def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> N
     """A row a setting of the ladder, a row a budget, and a row a setting by the size of a calibration."""
     console = console or Console(width=150)
     named: dict[str, Callable[[Row], str]] = {"setting": lambda row: row["setting"]}
-    chosen = [row for row in found["ladder"] if row["setting"] not in ("eager", "exact")]
+    sizes = found["calibration_sizes"]
     asked: dict[str, Callable[[Row], str]] = {"budget": lambda row: f"{row['budget']:g}", **named}
     for rows, texts, numbers in (
         (found["ladder"], named, SETTING_COLUMNS),
         (found["budgets"], asked, BUDGET_COLUMNS),
-        (chosen, {"by walks calibrated on": named["setting"]}, _size_columns(chosen)),
+        (sizes, {"by walks calibrated on": named["setting"]}, _size_columns(sizes)),
     ):
         if not rows:
             continue
@@ -130,9 +130,9 @@ def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> N
 
 def _size_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     def share(row: Row, walks: str) -> str:
-        return f"{row['share_over_by_walks'][walks]:.1%}"
+        return f"{row['share_over'][walks]:.1%}"
 
-    return {walks: partial(share, walks=walks) for row in rows[:1] for walks in row["share_over_by_walks"]}
+    return {walks: partial(share, walks=walks) for row in rows[:1] for walks in row["share_over"]}
 
 
 def markdown(found: Mapping[str, Any]) -> str:
