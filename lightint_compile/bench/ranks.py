@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -43,6 +44,7 @@ class Row:
         difference: of the last chunk from that of the same variant on one rank, relative to its largest value.
         sent: bytes that a rank sends in one call of each graph, by the pass.
         rings: attention sites of each graph whose keys and values go around, as the ranks do not divide their heads.
+        warm_seconds: until the first three chunks were there: making the model and compiling.
         peak_gigabytes: device memory allocated at most, 10^9 bytes.
         refused: why tokens were not dealt out.
         error: why there are no figures.
@@ -56,6 +58,7 @@ class Row:
     difference: float = 0.0
     sent: tuple[int, ...] = ()
     rings: tuple[int, ...] = ()
+    warm_seconds: float = 0.0
     peak_gigabytes: float = 0.0
     refused: str = ""
     error: str = ""
@@ -135,13 +138,16 @@ def _side_by_side(job: Job, count: int) -> Iterator[Row]:
 
 
 def _row(job: Job, count: int, reference: Tensor | None, name: str = "") -> tuple[Row, Tensor | None]:
-    row, last = Row(name or job.variant, job.depth, count), None
+    row, last, start = Row(name or job.variant, job.depth, count), None, time.perf_counter()
     try:
         torch._dynamo.reset()
         subject = Subject(job)
         subject.warm_up()
+        warm = time.perf_counter() - start
+        if dist.get_rank() == 0:
+            print(f"{row.variant} depth {row.depth} on {count}: ready after {warm:.0f} s", flush=True)
         found, last = _measured(subject, reference)
-        row = Row(row.variant, row.depth, count, **found)
+        row = Row(row.variant, row.depth, count, warm_seconds=warm, **found)
     except (LightintError, RuntimeError, torch.OutOfMemoryError) as error:
         row = Row(row.variant, row.depth, count, error=told(error))
     subject = None  # type: ignore[assignment]
@@ -209,7 +215,8 @@ def print_table(rows: Sequence[Row], model: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"Milliseconds of a late chunk of {model}, {rows[0].depth} blocks")
-    for column in ("variant", "ranks", "ms", "vs one rank", "collectives", "sent MB", "rings", "difference", "peak GB"):
+    figures = ("ms", "vs one rank", "collectives", "sent MB", "rings", "difference", "warm s", "peak GB")
+    for column in ("variant", "ranks", *figures):
         table.add_column(column, justify="left" if column == "variant" else "right")
     alone = {row.variant: row.late for row in rows if row.ranks == 1}
     for row in rows:
@@ -219,5 +226,5 @@ def print_table(rows: Sequence[Row], model: str) -> None:
         sent, rings = f"{max(row.sent) / 1e6:.1f}" if row.sent else "-", str(max(row.rings, default="-"))
         faster = f"{alone[row.variant] / row.late:.2f}x"
         cells = (f"{row.late:.1f}", faster, f"{row.collectives:.0%}", sent, rings, f"{row.difference:.1e}")
-        table.add_row(row.variant, str(row.ranks), *cells, f"{row.peak_gigabytes:.1f}")
+        table.add_row(row.variant, str(row.ranks), *cells, f"{row.warm_seconds:.0f}", f"{row.peak_gigabytes:.1f}")
     Console(width=120).print(table)
