@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightint_compile.error_budget.rollout_spread import limit
 from lightint_compile.options.error_limits import MARGIN, Budget, Deviation
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Measured:
         calls: how many were measured; 0 for a setting that was never tried.
         complete: whether a rollout was measured to its end; otherwise the deviation may be larger than what was seen.
         acts: the setting with those of its passes alone that rewrite something; empty where that is not known.
+        rollouts: the worst of each rollout that was measured to its end, each of them once.
     """
 
     setting: str
@@ -35,32 +37,53 @@ class Measured:
     calls: int = 0
     complete: bool = True
     acts: str = ""
+    rollouts: tuple[Deviation, ...] = ()
+
+    @property
+    def spread(self) -> Deviation | None:
+        """What other rollouts stay within, see :mod:`.rollout_spread`; ``None`` where too few were measured."""
+        return limit(self.rollouts)
+
+    @property
+    def counted(self) -> Deviation:
+        """What must fit a budget with :data:`MARGIN`: the worst that was seen, and :attr:`spread` without a margin."""
+        spread = self.spread
+        return self.deviation if spread is None else self.deviation.worst(spread.within_margin)
 
     @property
     def text(self) -> str:
         """The setting as reports print it: passes that find nothing to rewrite are left out."""
         return self.acts or self.setting
 
-    def seen(self, deviation: Deviation) -> Measured:
-        """After one more call."""
-        return dataclasses.replace(self, deviation=self.deviation.worst(deviation), calls=self.calls + 1)
+    def seen(self, deviation: Deviation, rollout: int) -> Measured:
+        """After one more call, of the rollout with this number; they come in order."""
+        before = self.rollouts[rollout : rollout + 1]
+        worst = deviation.worst(before[0]) if before else deviation
+        rollouts = (*self.rollouts[:rollout], worst, *self.rollouts[rollout + 1 :])
+        deviation = self.deviation.worst(deviation)
+        return dataclasses.replace(self, deviation=deviation, calls=self.calls + 1, rollouts=rollouts)
 
     def given_up(self) -> Measured:
         """After a rollout in which the setting was not measured to the end."""
-        return dataclasses.replace(self, complete=False)
+        return dataclasses.replace(self, complete=False, rollouts=self.rollouts[:-1])
 
     def joined(self, other: Measured) -> Measured:
-        """Two calibrations as one: the worse of both."""
+        """Two calibrations as one: the worse of both. A rollout that is in both to the last bit is one."""
         acts = self.acts or other.acts
         if not self.calls or not other.calls:
             return dataclasses.replace(self if self.calls else other, acts=acts)
         worst = self.deviation.worst(other.deviation)
-        return Measured(self.setting, worst, self.calls + other.calls, self.complete or other.complete, acts)
+        rollouts = tuple(dict.fromkeys((*self.rollouts, *other.rollouts)))
+        calls, complete = self.calls + other.calls, self.complete or other.complete
+        return Measured(self.setting, worst, calls, complete, acts, rollouts)
 
     def __str__(self) -> str:
         if not self.calls:
             return f"{self.text}: not tried"
-        return f"{self.text}: {self.deviation}" + ("" if self.complete else f", given up after {self.calls} calls")
+        if not self.complete:
+            return f"{self.text}: {self.deviation}, given up after {self.calls} calls"
+        others = "" if self.spread is None else f"; other rollouts: {self.spread}"
+        return f"{self.text}: {self.deviation}{others}"
 
 
 @dataclass(frozen=True)
@@ -79,19 +102,19 @@ class Table:
         return cls(tuple(Measured(str(setting)) for setting in settings[1:]))
 
     def choice(self, budget: Budget, margin: float = MARGIN) -> int:
-        """The last setting up to which all deviations fit the budget: 0 is ``exact``, k is row k - 1.
+        """The last setting up to which all that counts fits the budget: 0 is ``exact``, k is row k - 1.
 
         A setting that was given up counts as one that does not fit. Of two budgets, the larger never chooses less.
         """
         for number, row in enumerate(self.rows):
-            if not row.calls or not row.complete or not budget.allows(row.deviation, margin):
+            if not row.calls or not row.complete or not budget.allows(row.counted, margin):
                 return number
         return len(self.rows)
 
     def may_allow_more(self, budget: Budget) -> bool:
         """Whether the setting after the chosen one fits as far as it was measured, but was not measured to the end."""
         behind = self.rows[self.choice(budget) :][:1]
-        return any(not row.complete and budget.allows(row.deviation, MARGIN) for row in behind)
+        return any(not row.complete and budget.allows(row.counted, MARGIN) for row in behind)
 
     def replaced(self, rung: int, row: Measured) -> Table:
         """With another row for setting ``rung``, from 1."""
@@ -122,17 +145,24 @@ class Table:
 
 
 def _plain(row: Measured) -> dict[str, Any]:
-    numbers = {name: value if math.isfinite(value) else None for name, value in vars(row.deviation).items()}
-    unlike = {"psnr": None} if row.deviation.psnr == -math.inf else {}
-    return {"setting": row.setting, "acts": row.acts, "calls": row.calls, "complete": row.complete, **numbers, **unlike}
+    own = {"setting": row.setting, "acts": row.acts, "calls": row.calls, "complete": row.complete}
+    return {**own, **_numbers(row.deviation), "rollouts": [_numbers(each) for each in row.rollouts]}
+
+
+def _numbers(deviation: Deviation) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in vars(deviation).items()}
 
 
 def _row(data: Mapping[str, Any]) -> Measured:
+    rollouts = tuple(map(_deviation, data.get("rollouts", ())))
+    own = (data["setting"], _deviation(data), data["calls"], data["complete"], data.get("acts", ""))
+    return Measured(*own, rollouts)
+
+
+def _deviation(data: Mapping[str, Any]) -> Deviation:
     relative = math.inf if data["relative"] is None else data["relative"]
     without_peak = -math.inf if relative == math.inf else math.inf
-    psnr = without_peak if data["psnr"] is None else data["psnr"]
-    deviation = Deviation(relative, psnr)
-    return Measured(data["setting"], deviation, data["calls"], data["complete"], data.get("acts", ""))
+    return Deviation(relative, without_peak if data["psnr"] is None else data["psnr"])
 
 
 def save(table: Table, path: Path) -> None:

@@ -33,6 +33,7 @@ class Measuring:
         table: what was measured.
         results: the exact results of each call.
         beginnings: how many calls were given no earlier result.
+        rollout: of each call, the number of the rollout that it belongs to, from 0.
         followed: whether every call after the first was given what its setting would have made itself.
         start: a fingerprint of the first call's inputs.
         owner: the weight that identifies the module, see :func:`owner_of`.
@@ -46,6 +47,7 @@ class Measuring:
         self.graphs: list[BudgetedGraph] = []
         self.results: list[list[Tensor]] = []
         self.beginnings = 0
+        self.rollout: list[int] = []
         self.followed = True
         self.start: list[float] = []
         self._table: Table | None = None
@@ -103,6 +105,7 @@ class Measuring:
             self.start = fingerprint(args)
         feedback = fed_back(args, self.results)
         self.beginnings += not feedback
+        self.rollout.append(self.beginnings - 1)
         self.followed &= any(fed.is_all for fed in feedback) or not self.results
         with same_randomness(args) as again, unwritten(args, "calibrated"):
             outputs = owned(graph.at(0)(*args))
@@ -121,7 +124,7 @@ class Measuring:
             found = results_of(graph.at(rung)(*replaced(args, feedback, own)))
             got = [result.clone() for result in found]
         own.append(got)
-        row = self.table.rows[rung - 1].seen(deviation_of(exact, got))
+        row = self.table.rows[rung - 1].seen(deviation_of(exact, got), self.rollout[-1])
         self._table = self.table.replaced(rung, row)
         if not self.budget.allows(row.deviation):
             is_first = not any(self._differs(before) for before in range(1, rung))
@@ -188,7 +191,7 @@ class Confirming:
         """Whether a result is near enough. Behind a faster setting's results the whole budget counts, and no row."""
         if [result.shape for result in exact] != [result.shape for result in got]:
             raise _another("its results have other shapes", "run the same rollout both times")
-        row = self.table.rows[self.rung - 1].seen(deviation_of(exact, got))
+        row = self.table.rows[self.rung - 1].seen(deviation_of(exact, got), self._measured.rollout[self._calls - 1])
         given_up = self.rung < self._first
         fits = self._measured.budget.allows(row.deviation, 1.0 if given_up else MARGIN)
         if not (given_up and fits):

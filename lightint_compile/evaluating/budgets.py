@@ -28,7 +28,7 @@ from lightint_compile.options.error_limits import Budget, Deviation
 from lightint_compile.options.ladder import ladder_of
 
 from .asked import checked_families, true_world
-from .calibration_size import shares
+from .calibration_size import by_size
 from .job import DTYPES, Judging, Plan, settings_of
 from .metrics import check_torchmetrics, mean
 from .results import Result, loss_of
@@ -129,7 +129,7 @@ def edges(table: Table) -> list[float]:
     """The smallest budget that chooses each setting which any does: the one that is exceeded most easily."""
     found, worst = [], Deviation()
     for row in table.rows:
-        worst = worst.worst(row.deviation)
+        worst = worst.worst(row.counted)
         smallest = Budget(LARGEST).reached_by(worst).max_relative_error
         if row.complete and smallest is not None and 0 < smallest < LARGEST:
             found.append(float(f"{smallest:.2g}"))  # it was rounded up to two digits, in binary
@@ -209,6 +209,7 @@ def _setting_row(
     return {
         "setting": row.text,
         "calibrated_worst": row.deviation.relative,
+        "calibrated_spread": None if row.spread is None else row.spread.relative,
         "chunks": len(errors),
         "error": mean(errors),
         "error_worst": max(errors, default=None),
@@ -222,7 +223,8 @@ def _setting_row(
 
 
 def _sizes_row(row: Measured, group: Sequence[Result]) -> dict[str, Any]:
-    return {"setting": row.text, "share_over": shares([each.relative_errors for each in group])}
+    sizes = by_size([each.relative_errors for each in group])
+    return {"setting": row.text, "sizes": {walks: each._asdict() for walks, each in sizes.items()}}
 
 
 def _budget_row(budget: float, rung: int, table: Table, groups: Mapping[int, Sequence[Result]]) -> dict[str, Any]:

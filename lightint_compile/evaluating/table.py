@@ -77,6 +77,7 @@ def print_table(found: Mapping[str, Any], console: Console | None = None) -> Non
 
 SETTING_COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "calibrated": lambda row: _number(row["calibrated_worst"], 4),
+    "others": lambda row: _number(row["calibrated_spread"], 4),
     "error": lambda row: _number(row["error"], 4),
     "worst": lambda row: _number(row["error_worst"], 4),
     "loss": lambda row: _number(row["psnr_truth_loss"]),
@@ -99,9 +100,11 @@ BUDGET_COLUMNS: Mapping[str, Callable[[Row], str]] = {
 
 BUDGETS_LEGEND = """error: relative L2 of a chunk's latents to the exact setting's, on walks that no calibration saw.
 Eager's is what its kernels round otherwise.
-calibrated: the worst on walks that one saw. loss, revisits: PSNR to truth below that of eager, in dB.
+calibrated: the worst on walks that one saw; others: what 95 % of all walks stay within, by the spread of these.
+loss, revisits: PSNR to truth below that of eager, in dB.
 over: chunks whose error is above the budget; with one over: walks that have such a chunk.
-by walks calibrated on: chunks over the smallest budget that such a calibration allows, expected on the other walks."""
+by walks calibrated on: the smallest budget that such a calibration allows; the share of chunks on other walks that is
+over it; of such calibrations, the share behind which that is more than 1 %."""
 
 
 def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> None:
@@ -129,10 +132,11 @@ def print_budgets(found: Mapping[str, Any], console: Console | None = None) -> N
 
 
 def _size_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    def share(row: Row, walks: str) -> str:
-        return f"{row['share_over'][walks]:.1%}"
+    def kept(row: Row, walks: str) -> str:
+        found = row["sizes"][walks]
+        return f"{found['budget']:.3f} {found['over']:.1%} {found['missed']:.0%}"
 
-    return {walks: partial(share, walks=walks) for row in rows[:1] for walks in row["share_over"]}
+    return {walks: partial(kept, walks=walks) for row in rows[:1] for walks in row["sizes"]}
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -25,6 +25,11 @@ class Deviation:
         """The worse of two, measure by measure."""
         return Deviation(max(self.relative, other.relative), min(self.psnr, other.psnr))
 
+    @property
+    def within_margin(self) -> Deviation:
+        """The deviation that a share :data:`MARGIN` of a budget allows where the whole budget allows this one."""
+        return Deviation(MARGIN * self.relative, self.psnr - 20 * math.log10(MARGIN))
+
     def __str__(self) -> str:
         return f"relative error {self.relative:.3g}, {self.psnr:.1f} dB"
 

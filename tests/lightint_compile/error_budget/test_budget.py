@@ -179,15 +179,15 @@ def test_a_larger_budget_never_chooses_less(calibrated) -> None:
     assert choices == sorted(choices, reverse=True) and choices[0] == calibration.chosen and choices[-1] == 1
 
 
-def _continued(model, path, seed: int) -> None:
-    """A rollout whose first chunk is given."""
+def _continued(model, path, seed: int, scale: float = 1.0) -> None:
+    """A rollout whose first chunk is given; in a world of small values reused steps are further off."""
     generator = torch.Generator().manual_seed(seed)
-    history = torch.randn(1, 4, CHUNK, 4, 6, generator=generator)
+    history = scale * torch.randn(1, 4, CHUNK, 4, 6, generator=generator)
     for first in range(CHUNK, path.shape[1], CHUNK):
         seen = path[:, : first + CHUNK].contiguous()
         torch._dynamo.mark_dynamic(history, 2)
         torch._dynamo.mark_dynamic(seen, 1)
-        noise = torch.randn(1, 4, CHUNK, 4, 6, generator=generator)
+        noise = scale * torch.randn(1, 4, CHUNK, 4, 6, generator=generator)
         with torch.no_grad():
             history = torch.cat([history, model(noise, history, seen)], 2)
 
@@ -205,6 +205,34 @@ def test_of_rollouts_one_after_another_each_is_followed(folder) -> None:
         errors[seeds] = [row.deviation.relative for row in made.table.rows[:-1]]
     worst = [max(pair) for pair in zip(errors[0,], errors[1,], strict=True)]
     assert errors[0, 1] == pytest.approx(worst, rel=1e-3) and errors[1, 0] == pytest.approx(worst, rel=1e-3)
+
+
+def test_of_many_rollouts_those_that_differ_ask_for_a_larger_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others stay within has to fit as well: where it does, that is said, and else the setting before it runs."""
+
+    def calibrated_for(budget: float) -> Calibration:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"{budget}"))
+        toy = Toy(max_relative_error=budget, preset="cache")
+        return lightint_compile.calibrate(
+            toy.compiled, lambda: [_continued(toy.compiled, PATH, seed, 0.01 if seed else 10.0) for seed in range(6)]
+        )
+
+    made = calibrated_for(0.9)
+    row = made.table.rows[made.chosen - 1]
+    assert made.beginnings == len(row.rollouts) == 6 and row.spread is not None
+    assert "95% of other rollouts stay within the budget, with 95% confidence" in str(made)
+    assert row.deviation.relative / 0.8 < row.spread.relative, "these six differ by more than the margin"
+    smaller = calibrated_for(row.deviation.relative / 0.8 * 1.01)
+    assert smaller.chosen < made.chosen and f"; other rollouts: {row.spread}" in str(smaller)
+    first = made.table.smallest()
+    assert first is not None and first.spread is not None
+    with pytest.raises(BudgetError) as caught:
+        calibrated_for(first.deviation.relative / 0.8 * 1.01)
+    said = float(str(caught.value).split("reachable is max_relative_error=")[1].split(";")[0])
+    assert first.spread.relative <= said < 1.1 * first.spread.relative
+    assert calibrated_for(row.spread.relative * 1.01).chosen == made.chosen
 
 
 def test_a_budget_that_cannot_be_met_says_what_is_reachable_and_leaves_the_module_exact(calibrated, folder) -> None:
