@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 import lightint_compile
 from lightint_compile.bench.rollout_job import variant_options
-from lightint_compile.errors import OptionError
+from lightint_compile.errors import BudgetError, OptionError
 from lightint_compile.evaluating.variants import variant_of
 from lightint_compile.lowering.result_memo import Memo
 from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
@@ -444,11 +446,40 @@ def test_scales_of_a_product_go_where_its_rows_and_columns_do() -> None:
     assert along == [{("left", 0), ("rows", 0)}, {("right", 1), ("columns", 1), ("bias", 0)}]
 
 
-def test_a_budget_runs_it_with_all_that_approximates_or_not_at_all() -> None:
-    exact, whole = ladder_of(LightintOptions(also="fp8-linear", max_relative_error=0.1))
-    assert not exact.runs and "fp8-linear" in {name for name, _ in whole.runs}
-    for none in (LightintOptions(also="fp8-linear", max_relative_error=0.0), exact.applied_to(LightintOptions())):
-        assert "fp8-linear" not in [step.name for step in pipeline_of(none).passes]
+def test_a_budget_runs_it_behind_reused_steps_and_before_less_context() -> None:
+    options = LightintOptions(also="fp8-linear{min-rows=64}", max_relative_error=0.1)
+    ladder = [{name for name, _ in rung.runs} for rung in ladder_of(options)]
+    first = next(number for number, names in enumerate(ladder) if "fp8-linear" in names)
+    assert all("fp8-linear" in names for names in ladder[first:]) and not ladder[0]
+    assert ladder[first] - ladder[first - 1] == {"fp8-linear"} and "step-cache" in ladder[first - 1]
+    assert ladder[first + 1] - ladder[first] == {"adaptive-context"}
+    for rung, names in zip(ladder_of(options), ladder, strict=True):
+        steps = {step.name: step for step in pipeline_of(rung.applied_to(options)).passes}
+        assert ("fp8-linear" in steps) == ("fp8-linear" in names)
+        assert "fp8-linear" not in steps or vars(steps["fp8-linear"])["min_rows"] == 64, "its own options stay"
+    none = LightintOptions(also="fp8-linear", max_relative_error=0.0)
+    assert "fp8-linear" not in [step.name for step in pipeline_of(none).passes]
+    plain = [{name for name, _ in rung.runs} for rung in ladder_of(LightintOptions(max_relative_error=0.1))]
+    assert plain == [*ladder[:first], *(names - {"fp8-linear"} for names in ladder[first + 1 :])]
+
+
+@pytest.mark.parametrize(("budget", "runs"), [(0.2, True), (1e-4, False)])
+def test_a_calibrated_budget_decides_whether_it_runs(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, runs: bool
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    called, x = model(), tokens()
+    options = {"also": PASS, "max_relative_error": budget, "delegate": "eager", "strict": True}
+    compiled = torch.compile(called, backend="lightint", options=options)
+    with torch.no_grad():
+        exact = called(x)
+        assert torch.equal(compiled(x), exact), "nothing is rounded before it is calibrated"
+        with nullcontext() if runs else pytest.raises(BudgetError, match="nothing approximate keeps"):
+            made = lightint_compile.calibrate(compiled, lambda: compiled(x))
+            assert made.setting == "fp8-linear" and 0 < made.table.rows[made.chosen - 1].deviation.relative < budget
+        off = error(compiled(x), exact)
+        assert (1e-3 < off < budget) if runs else off == 0
 
 
 def test_rounding_reaches_the_largest_number_and_no_further() -> None:
