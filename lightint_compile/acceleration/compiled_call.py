@@ -3,6 +3,7 @@
 Opened functions are held to their promise here. The first trace is of the whole call or of nothing: where it fails,
 nothing has run yet, so the function that it failed in is closed and the call traced again. Where something else ends
 the graph, the call is compiled in parts as ``torch.compile`` does, and functions that break are closed after it.
+No call is made again of which a part has run: it may have written to what the module keeps.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import graph_break_reasons
 
+from lightint_compile.acceleration.call_progress import has_begun, is_one_frame
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.settling import Settling
 from lightint_compile.acceleration.variants import allow_variants
@@ -79,7 +80,7 @@ class CompiledCall:
             return self._compiled(args, kwargs)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        while self._whole is not None:
+        while self._whole is not None and is_one_frame(self.module):
             try:
                 return self._whole(*args, **kwargs)
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
@@ -99,26 +100,22 @@ class CompiledCall:
         return result
 
     def _parts_or_eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call that Dynamo itself fails in is made eagerly, where it has written nothing; so are later ones."""
+        """A call that Dynamo itself fails in is made eagerly, where nothing of it has run; so are later ones."""
         if self.failure is not None:
             return self._eager(*args, **kwargs)
-        versions = _versions((args, kwargs))
         try:
             return self._parts(*args, **kwargs)
         except TorchDynamoException as error:
-            if isinstance(error, BackendCompilerFailed) or self._strict or versions != _versions((args, kwargs)):
+            if isinstance(error, BackendCompilerFailed) or self._strict:
+                raise
+            if not is_one_frame(self.module) or has_begun(error):
+                error.add_note("A part of the call had run, so lightint did not make it again without torch.compile.")
                 raise
             result = self._eager(*args, **kwargs)  # what is the caller's own fault is raised by this
             why = f"Dynamo cannot trace it, and it runs eagerly until undo(): {told(error)}"
             log.warning("%s: %s", type(self.module).__name__, why)
             self.failure = Section(type(self.module).__name__, untouched=why)
             return result
-
-
-def _versions(values: Any) -> list[int]:
-    """How often each tensor among the values was written to; inference tensors do not count it."""
-    tensors = [value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor)]
-    return [-1 if value.is_inference() else value._version for value in tensors]
 
 
 def _first_line(text: Any) -> str:

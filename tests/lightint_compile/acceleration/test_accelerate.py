@@ -14,14 +14,13 @@ import disabled_models as models
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
 
 import lightint_compile
 from lightint_compile.acceleration.opened import _states
 from lightint_compile.capture.disabled import disabled_in
 from lightint_compile.errors import InputError, LightintError, OptionError, StateError
-from lightint_compile.torch_marks import compiled_call, is_disabled
+from lightint_compile.torch_marks import is_disabled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -300,28 +299,6 @@ def test_what_a_model_requires_is_still_required() -> None:
     ):
         model(*models.inputs())
     assert not handle.is_active
-
-
-def failing(*args: Any, **kwargs: Any) -> Any:
-    raise InternalTorchDynamoError("a fault in the middle of a trace")
-
-
-def test_a_model_that_dynamo_fails_on_runs_eagerly_and_the_report_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    model, given = Broken().eval(), models.inputs()
-    expected = model(*given)
-    with lightint_compile.accelerate(model, delegate="eager") as handle:
-        compiled_call(model)._parts = failing
-        with pytest.raises(TypeError, match="missing 1 required positional argument"):
-            model(given[0])
-        with caplog.at_level(logging.WARNING, "lightint_compile"):
-            assert torch.equal(model(*given), expected) and torch.equal(model(*given), expected)
-        assert len(caplog.records) == 1
-        (section,) = handle.report().sections
-        assert section.untouched.startswith("Dynamo cannot trace it, and it runs eagerly until undo(): Internal")
-    with lightint_compile.accelerate(model, delegate="eager", strict=True):
-        compiled_call(model)._parts = failing
-        with pytest.raises(InternalTorchDynamoError):
-            model(*given)
 
 
 def test_torch_compile_names_the_functions_that_stop_it_and_the_line(caplog: pytest.LogCaptureFixture) -> None:

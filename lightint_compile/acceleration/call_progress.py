@@ -1,0 +1,53 @@
+"""How far a call had come when Dynamo failed in it: what has run is not run again, it may have written something.
+
+Dynamo compiles a call function by function, each in front of its first instruction. Whatever is on the stack below the
+function that it fails in has begun, and may have called others before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+_TORCH = os.path.dirname(torch.__file__)
+_DYNAMO = os.path.join(_TORCH, "_dynamo", "")
+_CONVERSION = os.path.join(_DYNAMO, "convert_frame.py")
+_CALLS = os.path.join(_TORCH, "nn", "modules", "module.py")
+
+
+def is_one_frame(module: torch.nn.Module) -> bool:
+    """Whether the first function of a call that Dynamo sees does all of it.
+
+    Hooks of a module and its ``forward`` are called, and compiled, one after another.
+    """
+    return not any(_hooks(vars(module))) and not any(_hooks(vars(torch.nn.modules.module)))
+
+
+def _hooks(names: dict[str, object]) -> Iterator[object]:
+    """Hooks that run in front of a call or behind it."""
+    return (value for name, value in names.items() if name.endswith(("forward_hooks", "forward_pre_hooks")))
+
+
+def has_begun(error: BaseException) -> bool:
+    """Whether a function of the call was running when Dynamo raised ``error`` while it compiled another.
+
+    Asked by the function that made the call, where it catches the error.
+    """
+    for frame in _frames(error):
+        file = frame.f_code.co_filename
+        if file == _CONVERSION:
+            return False
+        if not file.startswith(_DYNAMO) and file != _CALLS:
+            return True
+    return False
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    """From the one that was called where ``error`` is caught to the one that raised it."""
+    traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
