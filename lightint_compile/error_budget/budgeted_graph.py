@@ -100,6 +100,11 @@ class BudgetedGraph(CompiledGraph):
         return self.at(0)(*args)
 
     @property
+    def writes(self) -> bool | None:
+        """Whether the graph writes to its inputs, in all settings alike; ``None`` for one that was not rewritten."""
+        return None if self._start.driver is None else bool(self._start.driver.writes.positions)
+
+    @property
     def setting(self) -> str:
         """The setting in force, by the passes that rewrite something in the module where that is known."""
         return self._text or str(self.ladder[self.rung])

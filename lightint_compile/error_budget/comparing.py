@@ -20,6 +20,10 @@ class HasSettings(Protocol):
     def chunk(self) -> int | None:
         """The chunk that was decided last."""
 
+    @property
+    def writes(self) -> bool | None:
+        """Whether the graph writes to its inputs; ``None`` where that is not known."""
+
     def plain(self, *args: Any) -> Any:
         """Run the setting in force."""
 
@@ -51,7 +55,7 @@ class Comparing:
         if graph not in self._graphs:
             return graph.plain(*args)
         given = replaced(args, fed_back(args, self._own), self._exact)
-        with same_randomness(args) as again, unwritten(args, "compared with exact results"):
+        with same_randomness(args) as again, unwritten(args, "compared with exact results", graph.writes):
             self._exact.append(_kept(graph.at(0)(*given)))
             again()
             outputs = graph.plain(*args)

@@ -107,7 +107,7 @@ class Measuring:
         self.beginnings += not feedback
         self.rollout.append(self.beginnings - 1)
         self.followed &= any(fed.is_all for fed in feedback) or not self.results
-        with same_randomness(args) as again, unwritten(args, "calibrated"):
+        with same_randomness(args) as again, unwritten(args, "calibrated", graph.writes):
             outputs = owned(graph.at(0)(*args))
             self.results.append([result.clone() for result in results_of(outputs)])
             for rung in list(self._own):
@@ -171,7 +171,7 @@ class Confirming:
         if not self._measured.covers(graph, args):
             return graph.plain(*args)
         exact = self._expected(args)
-        with same_randomness(args) as again, unwritten(args, "calibrated"):
+        with same_randomness(args) as again, unwritten(args, "calibrated", graph.writes):
             while True:
                 outputs = graph.at(self.rung)(*args)
                 if not self.rung or self._fits(exact, results_of(outputs)):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -211,11 +214,12 @@ def test_an_exception_in_the_rollout_ends_the_calibration_and_changes_nothing() 
     assert world.calls == [0, 0]
 
 
-def test_a_module_that_writes_to_its_inputs_is_refused() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_module_that_writes_to_its_inputs_is_refused(mode: Callable[[], AbstractContextManager[Any]]) -> None:
     world = World()
     plain = world.graph.at(0).function
     world.graph.at(0).function = lambda weight, noise, history: plain(weight, noise.add_(1), history)
-    with pytest.raises(StateError, match="writes to its inputs"):
+    with mode(), pytest.raises(StateError, match="writes to its inputs"):
         calibrate(world, lambda: feedback_rollout(world))
 
 
