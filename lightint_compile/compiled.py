@@ -245,7 +245,7 @@ def report(
 
     Raises:
         StateError: the module was never called, or was compiled by another backend; errors are wanted without a run,
-            or of a module without an error budget, or of one that writes to its inputs.
+            or of a module without an error budget, or of one that writes to its inputs and was not rewritten.
         PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
     """
     times, events = _timed(compiled, run, trace) if run is not None else ([], None)

@@ -100,9 +100,9 @@ class BudgetedGraph(CompiledGraph):
         return self.at(0)(*args)
 
     @property
-    def writes(self) -> bool | None:
-        """Whether the graph writes to its inputs, in all settings alike; ``None`` for one that was not rewritten."""
-        return None if self._start.driver is None else bool(self._start.driver.writes.positions)
+    def writes(self) -> tuple[int, ...] | None:
+        """Which inputs the graph writes to, in all settings alike; ``None`` for one that was not rewritten."""
+        return None if self._start.driver is None else self._start.driver.writes.positions
 
     @property
     def setting(self) -> str:

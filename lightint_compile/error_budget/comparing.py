@@ -10,6 +10,7 @@ from torch import Tensor
 from lightint_compile.compiled import Compared, CompiledGraph
 from lightint_compile.error_budget.deviation import deviation_of, results_of
 from lightint_compile.error_budget.history_feedback import fed_back, replaced
+from lightint_compile.error_budget.own_buffers import OwnBuffers
 from lightint_compile.error_budget.repeated_calls import same_randomness, unwritten
 
 
@@ -21,8 +22,8 @@ class HasSettings(Protocol):
         """The chunk that was decided last."""
 
     @property
-    def writes(self) -> bool | None:
-        """Whether the graph writes to its inputs; ``None`` where that is not known."""
+    def writes(self) -> tuple[int, ...] | None:
+        """Which inputs the graph writes to; ``None`` where that is not known."""
 
     def plain(self, *args: Any) -> Any:
         """Run the setting in force."""
@@ -34,8 +35,9 @@ class HasSettings(Protocol):
 class Comparing:
     """An observer whose caller gets the results of the settings in force.
 
-    Where the rollout feeds its results back as inputs, the exact calls are given exact results, so that the error is
-    that of the rollout up to there; otherwise it is that of the call alone.
+    Where the rollout feeds its results back as inputs, the exact calls are given exact results, and buffers that calls
+    write to as exact calls would have left them, so that the error is that of the rollout up to there; otherwise it is
+    that of the call alone.
 
     Args:
         graphs: those that are compared; others run normally.
@@ -49,16 +51,19 @@ class Comparing:
         self._graphs: set[object] = set(graphs)
         self._exact: list[list[Tensor]] = []
         self._own: list[list[Tensor]] = []
+        self._buffers = OwnBuffers()
 
     def run(self, graph: HasSettings, args: Sequence[Any]) -> Any:
         """Run one call exactly, then at the setting in force."""
         if graph not in self._graphs:
             return graph.plain(*args)
-        given = replaced(args, fed_back(args, self._own), self._exact)
+        given, written = replaced(args, fed_back(args, self._own), self._exact), graph.writes or ()
+        self._buffers.begin(args, written)
         with same_randomness(args) as again, unwritten(args, "compared with exact results", graph.writes):
-            self._exact.append(_kept(graph.at(0)(*given)))
+            self._exact.append(_kept(graph.at(0)(*self._buffers.given("exact", given))))
             again()
             outputs = graph.plain(*args)
+        self._buffers.end(args, written)
         self._own.append(_kept(outputs))
         self.calls.append((graph.chunk, deviation_of(self._exact[-1], self._own[-1])))
         return outputs

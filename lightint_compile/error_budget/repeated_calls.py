@@ -33,35 +33,26 @@ def same_randomness(args: Sequence[Any]) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def unwritten(args: Sequence[Any], done: str, writes: bool | None) -> Iterator[None]:
-    """Refuses a call that writes to its inputs: it cannot be run twice, and so not be ``done``.
+def unwritten(args: Sequence[Any], done: str, known: Sequence[int] | None) -> Iterator[None]:
+    """Refuses a call that writes to inputs that nobody knows of: it cannot be run twice, and so not be ``done``.
 
     Args:
-        writes: whether it does, which is told before anything runs; ``None``: not known, so the inputs are looked at.
+        known: positions of those that it writes to, which every run has for itself; ``None``: nothing is known.
 
     Raises:
-        StateError: it does, or did.
+        StateError: it did.
     """
-    if writes:
-        raise _written(done)
-    if writes is not None:
-        yield
-        return
-    tensors = [each for each in args if isinstance(each, Tensor)]
+    tensors = [each for each in args if isinstance(each, Tensor)] if known is None else []
     before = [each.clone() if each.is_inference() else each._version for each in tensors]
     yield
     if any(map(_differs, before, tensors)):
-        raise _written(done)
+        raise StateError(
+            f"a module that writes to its inputs cannot be {done}",
+            why="each call is run several times on the same inputs, and the graph of this one was not rewritten",
+            fix="return the new values instead of writing them",
+        )
 
 
 def _differs(before: Tensor | int, now: Tensor) -> bool:
     """Tensors of inference mode do not count how often they are written to."""
     return before != now._version if isinstance(before, int) else not torch.equal(before, now)
-
-
-def _written(done: str) -> StateError:
-    return StateError(
-        f"a module that writes to its inputs cannot be {done}",
-        why="each call is run several times on the same inputs",
-        fix="return the new values instead of writing them",
-    )

@@ -13,6 +13,7 @@ from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, owner_of
 from lightint_compile.error_budget.deviation import deviation_of, results_of
 from lightint_compile.error_budget.history_feedback import Fed, fed_back, replaced
+from lightint_compile.error_budget.own_buffers import OwnBuffers
 from lightint_compile.error_budget.repeated_calls import owned, same_randomness, unwritten
 from lightint_compile.error_budget.table import Table
 from lightint_compile.errors import StateError
@@ -52,6 +53,7 @@ class Measuring:
         self.start: list[float] = []
         self._table: Table | None = None
         self._own: dict[int, list[list[Tensor]]] = {}
+        self._buffers = OwnBuffers()
 
     @property
     def budget(self) -> Budget:
@@ -103,8 +105,8 @@ class Measuring:
             return graph.plain(*args)
         if not self.results:
             self.start = fingerprint(args)
-        feedback = fed_back(args, self.results)
-        self.beginnings += not feedback
+        feedback, written = fed_back(args, self.results), graph.writes or ()
+        self.beginnings += not (self._buffers.begin(args, written) or feedback)
         self.rollout.append(self.beginnings - 1)
         self.followed &= any(fed.is_all for fed in feedback) or not self.results
         with same_randomness(args) as again, unwritten(args, "calibrated", graph.writes):
@@ -115,13 +117,15 @@ class Measuring:
                     break
                 again()
                 self._try(graph, rung, args, feedback)
+        self._buffers.end(args, written)
         return outputs
 
     def _try(self, graph: BudgetedGraph, rung: int, args: Sequence[Any], feedback: Sequence[Fed]) -> None:
         exact, own = self.results[-1], self._own[rung]
         got = self._known(graph, rung)
         if got is None:
-            found = results_of(graph.at(rung)(*replaced(args, feedback, own)))
+            given = self._buffers.given(rung, replaced(args, feedback, own))
+            found = results_of(graph.at(rung)(*given))
             got = [result.clone() for result in found]
         own.append(got)
         row = self.table.rows[rung - 1].seen(deviation_of(exact, got), self.rollout[-1])
@@ -170,13 +174,15 @@ class Confirming:
         graph.tell_siblings(args, exactly=True)
         if not self._measured.covers(graph, args):
             return graph.plain(*args)
-        exact = self._expected(args)
+        exact, written, buffers = self._expected(args), graph.writes or (), OwnBuffers()
+        buffers.begin(args, written)
         with same_randomness(args) as again, unwritten(args, "calibrated", graph.writes):
             while True:
                 outputs = graph.at(self.rung)(*args)
                 if not self.rung or self._fits(exact, results_of(outputs)):
                     return outputs
                 self.rung -= 1
+                buffers.put_back(args, written)
                 again()
 
     def _expected(self, args: Sequence[Any]) -> list[Tensor]:
