@@ -217,7 +217,8 @@ def _another(why: str, fix: str) -> StateError:
 def fingerprint(args: Sequence[Any]) -> list[float]:
     """Numbers that differ where the inputs of two calls do, weights left out."""
     tensors = [each for each in args if isinstance(each, Tensor) and not isinstance(each, torch.nn.Parameter)]
-    return [float(part) for each in tensors for part in (each.double().sum(), each.double().abs().sum())]
+    real = [torch.view_as_real(each) if each.is_complex() else each for each in tensors]
+    return [float(part) for each in real for part in (each.double().sum(), each.double().abs().sum())]
 
 
 def _alike(left: list[float], right: list[float]) -> bool:

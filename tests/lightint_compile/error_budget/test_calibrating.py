@@ -20,6 +20,7 @@ from lightint_compile.error_budget.calibrating import calibrate
 from lightint_compile.error_budget.deviation import deviation_of
 from lightint_compile.error_budget.history_feedback import fed_back, replaced
 from lightint_compile.error_budget.table import Measured, Table, load, save
+from lightint_compile.error_budget.trial_rollout import fingerprint
 from lightint_compile.errors import BudgetError, StateError
 from lightint_compile.explaining import explain
 from lightint_compile.lowering.artifact_store import key_of
@@ -249,6 +250,13 @@ def test_a_compared_run_draws_the_random_numbers_of_the_run_alone() -> None:
         got = feedback_rollout(world)
     assert all(torch.equal(one, two) for one, two in zip(alone, got, strict=True))
     assert max(deviation.relative for _, deviation in calls) < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rollout_is_told_by_all_of_its_inputs() -> None:
+    one = [torch.ones(2), torch.tensor([1 + 2j, 3 - 1j]), torch.tensor([True, False]), 3, None]
+    other = [one[0], torch.tensor([1 + 2j, 3 + 1j]), *one[2:]]
+    assert fingerprint(one) == fingerprint(one) and fingerprint(one) != fingerprint(other)
 
 
 def test_measurements_survive_the_disk_and_are_joined_with_those_that_are_there(tmp_path) -> None:
