@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import torch
+from torch._dynamo.exc import TorchRuntimeError
 
 _TORCH = os.path.dirname(torch.__file__)
 _DYNAMO = os.path.join(_TORCH, "_dynamo", "")
@@ -43,6 +44,11 @@ def has_begun(error: BaseException) -> bool:
         if not file.startswith(_DYNAMO) and file != _CALLS:
             return True
     return False
+
+
+def may_be_the_callers(error: BaseException) -> bool:
+    """Whether what ended a trace is an exception of the traced code, which a call without a trace may raise as well."""
+    return isinstance(error, TorchRuntimeError) or "Observed exception" in str(error)
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:

@@ -17,7 +17,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import graph_break_reasons
 
-from lightint_compile.acceleration.call_progress import has_begun, is_one_frame
+from lightint_compile.acceleration.call_progress import has_begun, is_one_frame, may_be_the_callers
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.settling import Settling
 from lightint_compile.acceleration.variants import allow_variants
@@ -86,10 +86,19 @@ class CompiledCall:
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 if isinstance(error, BackendCompilerFailed):
                     raise
-                if not self.opened.close_those_at(user_lines(error), told(error)):
-                    log.info("the call is compiled in parts: %s", told(error))
-                    self._whole = None
+                failure = error
+            if may_be_the_callers(failure):
+                result = self._eager(*args, **kwargs)  # raises what is the caller's own fault, which closes nothing
+                self._close_for(failure)
+                return result
+            self._close_for(failure)
         return self._in_parts(args, kwargs)
+
+    def _close_for(self, error: Exception) -> None:
+        """Close the function in which the trace of the whole call failed, or give that trace up."""
+        if not self.opened.close_those_at(user_lines(error), told(error)):
+            log.info("the call is compiled in parts: %s", told(error))
+            self._whole = None
 
     def _in_parts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = len(graph_break_reasons)

@@ -190,6 +190,41 @@ def test_an_error_of_the_callers_own_is_raised_once_and_later_calls_are_compiled
         assert "Dynamo cannot trace it" not in str(handle.report())
 
 
+@torch.compiler.disable
+def attend(query: Tensor, key: Tensor) -> Tensor:
+    if key.shape[1] > 9:
+        raise ValueError("more keys than there is room for")
+    return nn.functional.scaled_dot_product_attention(query, key, key)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.out(attend(self.query(x), context))
+
+
+@pytest.mark.parametrize(("size", "kind"), [((1, 5, 7), RuntimeError), ((1, 12, 8), ValueError)])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_error_of_the_callers_own_closes_no_function(
+    size: tuple[int, ...], kind: type[Exception], first: bool
+) -> None:
+    model = Attending().eval()
+    expected = model(torch.ones(1, 6, 8), torch.ones(1, 5, 8))
+    with torch.no_grad(), lightint_compile.accelerate(model, delegate="eager") as handle:
+        for bad in (True, False, True, False) if first else (False, True, False, True):
+            if bad:
+                with pytest.raises(kind):
+                    model(torch.ones(1, 6, 8), torch.ones(size))
+            else:
+                torch.testing.assert_close(model(torch.ones(1, 6, 8), torch.ones(1, 5, 8)), expected)
+        assert len(handle.report().sections) == 1, "good calls are one graph"
+        said = [each.message for each in handle.report().sections[0].remarks if each.pass_name == "accelerate"]
+        assert said == ["attend is traced: its torch.compiler.disable is off until undo()"]
+
+
 def test_what_dynamo_sees_as_one_function() -> None:
     assert is_one_frame(InOne()) and not is_one_frame(Hooked())
     model = InOne()

@@ -100,6 +100,23 @@ def test_a_compiled_model_that_rolls_its_caches(mode: Mode, tmp_path: Path, monk
         torch.testing.assert_close(compared[0][1], fast[1])
 
 
+def test_an_accelerated_model_is_calibrated_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = Rolling().eval().requires_grad_(False)
+    with torch.no_grad():
+        exact = rolled(module)
+        with lightint_compile.accelerate(module, **OPTIONS, max_relative_error=0.9):
+            seen: list[Any] = []
+            made = lightint_compile.calibrate(module, lambda: seen.append(rolled(module)))
+            assert made.chosen == 3 and made.beginnings == 1
+            torch.testing.assert_close(seen[0], exact)
+            torch.testing.assert_close(rolled(module), seen[1])
+            assert worst(exact[0], seen[1][0]).relative > 1e-3
+        torch.testing.assert_close(rolled(module), exact)
+
+
 class Writing(BudgetedGraph):
     """A graph that is known to write to its third input."""
 
