@@ -18,6 +18,7 @@ from lightint_compile import capture
 from lightint_compile.as_captured import inductor_as_it_is
 from lightint_compile.asking import in_rollout
 from lightint_compile.capture import ARGUMENTS
+from lightint_compile.capture.gradients import records_gradients
 from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
@@ -171,7 +172,6 @@ def _reason_to_leave_alone(
 ) -> str:
     if options.preset == "off" and options.passes is None and not options.is_shared:
         return 'preset="off"'
-    tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if records_gradients(graph_module, example_inputs):
         return "it needs gradients, and the rewrites are for inference (call it under torch.no_grad())"
     return ""

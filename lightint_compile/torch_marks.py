@@ -102,9 +102,17 @@ def compiled_call(module: Any) -> Any:
 
 
 def compile_in_place(module: torch.nn.Module, call: Callable[..., Any]) -> Callable[[], None]:
-    """Let calls of a module run ``call``, as ``torch.nn.Module.compile`` does, and give what undoes that."""
+    """Let calls of a module run ``call``, as ``torch.nn.Module.compile`` does, and give what undoes that.
+
+    What somebody else has put there since stays.
+    """
     vars(module)[_COMPILED_CALL] = call
-    return lambda: vars(module).pop(_COMPILED_CALL, None)
+
+    def undo() -> None:
+        if vars(module).get(_COMPILED_CALL) is call:
+            del vars(module)[_COMPILED_CALL]
+
+    return undo
 
 
 def own_call(module: torch.nn.Module) -> Callable[..., Any]:

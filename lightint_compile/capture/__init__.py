@@ -44,6 +44,10 @@ ARGUMENTS = "lightint_arguments"
 """Under this name a graph's ``meta`` holds the arguments of the function that it is a part of."""
 
 
+_REPLACED = "another tensor is put in its place, as by x.data = y"
+_ASKED_BEFORE_REPLACING = torch.ops.aten._has_compatible_shallow_copy_type.default
+
+
 @collection_paused()
 def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, name: str = "") -> Program:
     """The program of a graph that Dynamo captured, inside a ``torch.compile`` backend.
@@ -79,6 +83,8 @@ def from_exported(exported: ExportedProgram, *, name: str = "") -> Program:
     """
     graph_module = exported.graph_module
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    for node in graph_module.graph.find_nodes(op="call_function", target=_ASKED_BEFORE_REPLACING):
+        raise refusal(str(node.args[0]), _REPLACED)  # what torch.export leaves of ``x.data = y``
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     entries = [_exported_input(node, kinds[node.name]) for node in placeholders]
     values = [node.meta["val"] for node in placeholders]
@@ -136,6 +142,7 @@ def _program(
     serves_writes: bool = True,
 ) -> Program:
     mutated: list[int] = []
+    replaced: list[int] = []
     outputs: list[Any] = []
     if uses_transforms(graph_module):
         graph_module = without_transforms(graph_module, values, mode)
@@ -149,12 +156,15 @@ def _program(
             return (*leaves, *interpreter.unread())  # so that a pass can see and report them
 
         with preserve_node_meta(), mode, torch.no_grad(), _use_lazy_graph_module(True):
-            return traced_alone(functional(flat, mutated), values, pre_dispatch=True)
+            return traced_alone(functional(flat, mutated, replaced), values, pre_dispatch=True)
 
     try:
         traced = traced_by(copies_views=True)
     except WritesToAView:
         traced = traced_by(copies_views=False)
+    if replaced:
+        paths = ", ".join(entries[index].path for index in replaced)
+        raise refusal(paths, _REPLACED)
     written = _writes_in_place(traced, mutated, entries, serves_writes) if mutated else []
     traced.meta["output_spec"] = outputs[-1]
     inputs = _rename_inputs(traced, entries)

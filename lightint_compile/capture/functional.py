@@ -23,12 +23,14 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from lightint_compile.passes.ir.fake_values import described
 
 
-def functional(function: Callable[..., Any], mutated: list[int]) -> Callable[..., Any]:
+def functional(function: Callable[..., Any], mutated: list[int], replaced: list[int]) -> Callable[..., Any]:
     """``function`` on functional tensors; what it writes to inputs are further results.
 
     Args:
         function: returns a tuple.
         mutated: receives the positions of the inputs that were written to, whose final values follow the results.
+        replaced: receives the positions of those that are another tensor afterwards, in memory or in form, as by
+            ``x.data = y``; no value that follows says so.
     """
 
     _known_to_control_flow()
@@ -39,6 +41,7 @@ def functional(function: Callable[..., Any], mutated: list[int]) -> Callable[...
             wrapped = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in args]
             results = function(*wrapped)
             mutated[:] = [i for i, w in enumerate(wrapped) if isinstance(w, FunctionalTensor) and _was_written(w)]
+            replaced[:] = [i for i, w in enumerate(wrapped) if isinstance(w, FunctionalTensor) and _was_replaced(w)]
             finals = tuple(wrapped[i] for i in mutated)
             return pytree.tree_map_only(FunctionalTensor, inner, (*results, *finals))
 
@@ -56,6 +59,11 @@ def inner(leaf: Any) -> Any:
 def _was_written(tensor: FunctionalTensor) -> bool:
     torch._sync(tensor)  # type: ignore[attr-defined]
     return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
+
+
+def _was_replaced(tensor: FunctionalTensor) -> bool:
+    storage = torch._functionalize_was_storage_changed(tensor.elem)  # type: ignore[attr-defined]
+    return bool(storage or torch._functionalize_has_metadata_mutation(tensor.elem))  # type: ignore[attr-defined]
 
 
 class _TrueViews(FunctionalTensorMode):

@@ -291,6 +291,15 @@ def test_bad_input_is_one_clear_error(name: str) -> None:
     assert message in str(caught.value) and (caught.value.fix or caught.value.why)
 
 
+def test_what_the_user_compiled_in_place_since_then_stays() -> None:
+    model = nn.Linear(4, 4)
+    handle = lightint_compile.accelerate(model, delegate="eager")
+    model.compile(backend="eager")
+    own = vars(model)["_compiled_call_impl"]
+    handle.undo()
+    assert vars(model)["_compiled_call_impl"] is own
+
+
 def test_what_a_model_requires_is_still_required() -> None:
     model = models.Video(models.OfModule)
     with (
