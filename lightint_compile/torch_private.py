@@ -30,6 +30,7 @@ PRIVATE = {
     "torch._dynamo.config": "documented, but reached through the private package",
     "torch._dynamo.convert_frame": "explain captures through Dynamo's own frame compiler, without a call",
     "torch._dynamo.exc.BackendCompilerFailed": "what of a failed trace is the backend's, and the caller's to see",
+    "torch._functionalize_was_storage_changed": "which inputs are another tensor behind a graph",
     "torch._dynamo.exc.TorchRuntimeError": "what ended a trace may be the caller's own error",
     "torch._dynamo.exc.FailOnRecompileLimitHit": "a call in one graph that met its limit goes on in parts",
     "torch._dynamo.eval_frame.OptimizedModule": "what torch.compile gives back; reports are found by it",
