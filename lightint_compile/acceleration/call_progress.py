@@ -16,7 +16,9 @@ from torch._dynamo.exc import TorchRuntimeError
 _TORCH = os.path.dirname(torch.__file__)
 _DYNAMO = os.path.join(_TORCH, "_dynamo", "")
 _CONVERSION = os.path.join(_DYNAMO, "convert_frame.py")
-_CALLS = os.path.join(_TORCH, "nn", "modules", "module.py")
+_AROUND = {os.path.join(_TORCH, *each) for each in (("nn", "modules", "module.py"), ("utils", "_contextlib.py"))}
+_AROUND.add(os.path.join(_TORCH, "amp", "autocast_mode.py"))
+"""Files whose functions call another and do nothing of their own: calls of modules, decorators that switch a mode."""
 
 
 def is_one_frame(module: torch.nn.Module) -> bool:
@@ -41,7 +43,7 @@ def has_begun(error: BaseException) -> bool:
         file = frame.f_code.co_filename
         if file == _CONVERSION:
             return False
-        if not file.startswith(_DYNAMO) and file != _CALLS:
+        if not file.startswith(_DYNAMO) and file not in _AROUND:
             return True
     return False
 

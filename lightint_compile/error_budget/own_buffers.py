@@ -39,7 +39,7 @@ class OwnBuffers:
 
     def _known(self, args: Sequence[Any]) -> Iterator[tuple[int, Place, Tensor]]:
         for position, value in enumerate(args):
-            if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter):
+            if isinstance(value, Tensor):
                 place = _place(value)
                 if place in self._left or place in self._before:
                     yield position, place, value

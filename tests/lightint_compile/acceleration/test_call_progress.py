@@ -58,6 +58,15 @@ class InOne(nn.Module):
         return self.last(self.kept(x))
 
 
+class Decorated(InOne):
+    """The same under decorators of torch's."""
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.kept(x))
+
+
 class Broken(InOne):
     """The same with a break between them."""
 
@@ -130,8 +139,11 @@ def test_what_ran_in_front_of_a_failure_is_not_run_again(kind: Callable[[], nn.M
     assert torch.equal(model(torch.ones(1, 2, 4)), expected), "undone, it runs as ever"
 
 
-def test_where_nothing_has_run_the_call_is_made_eagerly_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    model, plain = InOne(), InOne()
+@pytest.mark.parametrize("kind", [InOne, Decorated])
+def test_where_nothing_has_run_the_call_is_made_eagerly_and_that_is_said(
+    kind: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, plain = kind(), kind()
     with torch.no_grad(), lightint_compile.accelerate(model, delegate="eager") as handle:
         with caplog.at_level(logging.WARNING, "lightint_compile"):
             for x in steps():
@@ -141,7 +153,7 @@ def test_where_nothing_has_run_the_call_is_made_eagerly_and_that_is_said(caplog:
         assert section.untouched.startswith("Dynamo cannot trace it, and it runs eagerly until undo(): TorchRuntime")
     assert torch.equal(kept_by(model)[0], kept_by(plain)[0]) and kept_by(model)[1] == 3
     torch._dynamo.reset()
-    strict = InOne()
+    strict = kind()
     with (
         torch.no_grad(),
         lightint_compile.accelerate(strict, delegate="eager", strict=True),
