@@ -46,6 +46,11 @@ def _whole(cache: Tensor, new: Tensor) -> None:
     cache.copy_(torch.where(torch.arange(cache.shape[1])[:, None] < new.shape[1], padded, cache))
 
 
+def _replaced(cache: Tensor, new: Tensor) -> None:
+    """Another tensor takes the place of the cache, which is written to no more."""
+    cache.data = torch.cat([cache[:, new.shape[1] :], new], 1)
+
+
 WRITES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "slice": _slice,
     "index": _index,
@@ -54,6 +59,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "scatter": _scatter,
     "masked": _masked,
     "whole": _whole,
+    "data": _replaced,
 }
 
 

@@ -150,5 +150,8 @@ def flow(how: str, block: nn.Module, x: Tensor, rows: Tensor | None) -> Tensor:
     if how == "grad-off":
         with torch.no_grad():
             return block(x, rows)[0]
+    if how == "grad-on":
+        with torch.enable_grad():
+            return block(x, rows)[0]
     x = block(x, rows)[0]
     return AFTER[how](x) if how in AFTER else x

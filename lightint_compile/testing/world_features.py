@@ -10,10 +10,10 @@ from lightint_compile.testing.drawn import Drawn
 from lightint_compile.testing.several import OPERATORS, USES
 
 #: How a cache is written in place; a list, a dict, and a dict whose tensors are replaced arrive as arguments as well.
-CACHES = ("slice", "index", "roll", "put", "scatter", "masked", "whole", "attend", "list", "dict", "grown")
+CACHES = ("slice", "index", "roll", "put", "scatter", "masked", "whole", "data", "attend", "list", "dict", "grown")
 
 FLOWS = (
-    *("none", "cond", "checkpoint", "break", "autocast", "vmap", "item", "grad-off", "reduce", "while"),
+    *("none", "cond", "checkpoint", "break", "autocast", "vmap", "item", "grad-off", "grad-on", "reduce", "while"),
     *("disabled", "custom", "custom-write", "function", "complex", "numpy", "selected", "func-grad", "jvp"),
     *("tried", "loop"),
 )
