@@ -26,12 +26,8 @@ def is_one_frame(module: torch.nn.Module) -> bool:
 
     Hooks of a module and its ``forward`` are called, and compiled, one after another.
     """
-    return not any(_hooks(vars(module))) and not any(_hooks(vars(torch.nn.modules.module)))
-
-
-def _hooks(names: dict[str, object]) -> Iterator[object]:
-    """Hooks that run in front of a call or behind it."""
-    return (value for name, value in names.items() if name.endswith(("forward_hooks", "forward_pre_hooks")))
+    own, everybodys = vars(module), vars(torch.nn.modules.module)
+    return not any(own.get(name) or everybodys[f"_global{name}"] for name in ("_forward_hooks", "_forward_pre_hooks"))
 
 
 def has_begun(error: BaseException) -> bool:

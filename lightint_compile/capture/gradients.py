@@ -16,7 +16,15 @@ def records_gradients(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> bo
 
     A model may compute a gradient under ``torch.enable_grad()`` while its caller records none, as guidance does.
     """
+    required = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+    if required and torch.is_grad_enabled():
+        return True
     nodes = [node for part in graph_module.modules() if isinstance(part, fx.GraphModule) for node in part.graph.nodes]
     is_recorded = torch.is_grad_enabled() or any(node.target is _SWITCH and node.args[0] is True for node in nodes)
-    required = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
-    return is_recorded and (required or any(node.target == "requires_grad_" for node in nodes))
+    return is_recorded and (required or any(map(_asks, nodes)))
+
+
+def _asks(node: fx.Node) -> bool:
+    """Whether a node has a tensor require gradients from then on."""
+    asked = node.args[1] if len(node.args) > 1 else node.kwargs.get("requires_grad", True)
+    return node.target == "requires_grad_" and asked is not False

@@ -59,11 +59,10 @@ def kept(errors: Sequence[Sequence[float]], walks: int) -> Kept:
 
 
 def smallest_budget(worst: Iterable[float]) -> float:
-    """The largest relative error that a calibration on walks with these worst errors keeps."""
-    measured = Measured("")
-    for number, error in enumerate(worst):
-        measured = measured.seen(Deviation(error), number)
-    return measured.counted.relative / MARGIN
+    """The smallest ``max_relative_error`` that a calibration on walks with these worst errors keeps."""
+    rollouts = tuple(map(Deviation, worst))
+    deviation = max(rollouts, key=lambda each: each.relative)
+    return Measured("", deviation, len(rollouts), rollouts=rollouts).counted.relative / MARGIN
 
 
 def _choices(count: int, chosen: int) -> Iterator[frozenset[int]]:

@@ -145,6 +145,8 @@ def test_where_nothing_has_run_the_call_is_made_eagerly_and_that_is_said(
 ) -> None:
     model, plain = kind(), kind()
     with torch.no_grad(), lightint_compile.accelerate(model, delegate="eager") as handle:
+        with pytest.raises(TypeError, match="missing 1 required positional argument"):
+            model()
         with caplog.at_level(logging.WARNING, "lightint_compile"):
             for x in steps():
                 assert torch.equal(model(x), plain(x))

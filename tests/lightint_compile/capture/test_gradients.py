@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightint_compile
+from lightint_compile.capture.gradients import records_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +49,17 @@ class Recording(nn.Module):
 def compiled(model: nn.Module, delegate: str) -> Any:
     torch._dynamo.reset()
     return torch.compile(model, backend="lightint", options={"preset": "exact", "delegate": delegate})
+
+
+@pytest.mark.parametrize(("args", "asks"), [((), True), ((True,), True), ((False,), False)])
+def test_a_graph_that_asks_for_gradients(args: tuple[bool, ...], asks: bool) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output((graph.call_method("requires_grad_", (x, *args)),))
+    module = torch.fx.GraphModule({}, graph)
+    assert records_gradients(module, [torch.ones(2)]) == asks
+    with torch.no_grad():
+        assert not records_gradients(module, [torch.ones(2)])
 
 
 @pytest.mark.parametrize("frozen", [False, True])
