@@ -98,11 +98,12 @@ def run(
         rows: list[Row] = []
         for variant in variants or VARIANTS:
             (job,) = jobs_of(variant, blocks, model, path, repeats, device)
-            rows += _side_by_side(job, count)
-            if dist.get_rank() == 0:
-                _print(rows[-2:] if job.options is not None else rows[-1:])
-                if json_file is not None:
-                    write(json_file, {"rows": [asdict(row) for row in rows]}, device)
+            for row in _side_by_side(job, count):
+                rows.append(row)
+                if dist.get_rank() == 0:
+                    _print(row)
+                    if json_file is not None:
+                        write(json_file, {"rows": [asdict(each) for each in rows]}, device)
         if dist.get_rank() == 0:
             print_table(rows, model)
     finally:
@@ -201,12 +202,11 @@ def _remarks(subject: Subject) -> dict[str, Any]:
     return {"sent": sent, "rings": rings, "refused": refused}
 
 
-def _print(rows: Sequence[Row]) -> None:
-    """One line a row as soon as it is measured, so that nothing is lost when a later one is stopped."""
-    for row in rows:
-        chunks = " ".join(f"{chunk:.1f}" for chunk in row.chunks)
-        said = row.error or f"{row.late:.1f} ms a late chunk, collectives {row.collectives:.0%}; chunks ms {chunks}"
-        print(f"{row.variant} depth {row.depth} on {row.ranks}: {said} {row.refused}", flush=True)
+def _print(row: Row) -> None:
+    """A row as soon as it is measured, so that nothing is lost when a later one is stopped."""
+    chunks = " ".join(f"{chunk:.1f}" for chunk in row.chunks)
+    said = row.error or f"{row.late:.1f} ms a late chunk, collectives {row.collectives:.0%}; chunks ms {chunks}"
+    print(f"{row.variant} depth {row.depth} on {row.ranks}: {said} {row.refused}", flush=True)
 
 
 def print_table(rows: Sequence[Row], model: str) -> None:
