@@ -58,8 +58,8 @@ class RingBlock(Block):
         if self.kind == "frames":
             return columns // 32 <= (rows + keys - queries) // 32
         if self.kind == "per-head":
-            slopes = torch.linspace(-1, 1, self.heads, dtype=query.dtype, device=query.device)[:, None, None]
-            return slopes * torch.cos((rows * 3 + columns).to(query.dtype))
+            slopes = torch.linspace(-1, 1, self.heads, dtype=torch.float64, device=query.device)[:, None, None]
+            return (slopes * torch.cos((rows * 3 + columns).double())).to(query.dtype)
         if self.kind == "padding":
             return ((columns < words - 2) | (columns >= words))[None, None]
         return (rows % 5 != 0) & (columns >= 0) if self.kind == "one-mask" else None

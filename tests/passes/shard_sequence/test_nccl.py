@@ -1,4 +1,4 @@
-"""Two GPUs of one host, over NCCL: exchanges of heads and rings give what one GPU gives."""
+"""Two GPUs of one host, over NCCL: exchanges of heads and rings give what float64 gives on one, within rounding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pool() -> Iterator[Pools]:
 
 
 def agreed(pool: Pools, told: str, dtype: torch.dtype, **case: object) -> None:
-    """Both ranks agree with one; every remark of the pass says ``told``."""
+    """Both ranks agree with float64 on one; every remark of the pass says ``told``."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     answers = pool(2).run(rank_cases.on_gpus, dtype=dtype, preset="exact", **case)
