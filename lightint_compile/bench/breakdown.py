@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -151,6 +151,11 @@ def busy(intervals: Iterable[tuple[float, float]]) -> float:
         total += max(end - max(start, reached), 0.0)
         reached = max(reached, end)
     return total
+
+
+def both(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
+    """Time that is inside of at least one interval of each."""
+    return max(busy(one) + busy(other) - busy([*one, *other]), 0.0)
 
 
 def busy_milliseconds(profile: torch.profiler.profile) -> float:

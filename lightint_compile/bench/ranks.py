@@ -2,7 +2,7 @@
 
 Each variant rolls out alone on every rank, and then with tokens dealt out among all of them. Weights are random and
 the same everywhere. What a collective takes is read from a profile of one chunk: on a GPU the kernels of NCCL, which
-wait for the slowest rank too, on a CPU the operators that exchange.
+wait for the slowest rank too, on a CPU the operators that exchange. Behind how much of it a GPU works on is told apart.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightint_compile.bench.about import write
+from lightint_compile.bench.breakdown import both, busy
 from lightint_compile.bench.rollout_job import UNREWRITTEN, Job, jobs_of
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.errors import DeviceError, LightintError, told
@@ -41,6 +42,7 @@ class Row:
     Attributes:
         chunks: median milliseconds of each chunk, on the rank that took longest.
         collectives: share of the last chunk but one that collectives took.
+        hidden: share of that time in which the GPU did other work as well; 0 on a CPU.
         difference: of the last chunk from that of the same variant on one rank, relative to its largest value.
         sent: bytes that a rank sends in one call of each graph, by the pass.
         rings: attention sites of each graph whose keys and values go around, as the ranks do not divide their heads.
@@ -55,6 +57,7 @@ class Row:
     ranks: int
     chunks: tuple[float, ...] = ()
     collectives: float = 0.0
+    hidden: float = 0.0
     difference: float = 0.0
     sent: tuple[int, ...] = ()
     rings: tuple[int, ...] = ()
@@ -166,16 +169,16 @@ def _measured(subject: Subject, reference: Tensor | None) -> tuple[dict[str, Any
     own = [statistics.median(column) for column in zip(*times, strict=True)]
     slowest = torch.tensor(own, dtype=torch.float64, device=subject.device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    share, last = _collectives(subject)
+    share, hidden, last = _collectives(subject)
     peak = torch.cuda.max_memory_allocated() / 1e9 if subject.device.type == "cuda" else 0.0
     reference = last if reference is None else reference
     difference = float((last - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
-    found = {"chunks": tuple(slowest.tolist()), "collectives": share, "difference": difference}
+    found = {"chunks": tuple(slowest.tolist()), "collectives": share, "hidden": hidden, "difference": difference}
     return {**found, "peak_gigabytes": peak, **_remarks(subject)}, last
 
 
-def _collectives(subject: Subject) -> tuple[float, Tensor]:
-    """The share of a late chunk that collectives take, and the latents of the last chunk."""
+def _collectives(subject: Subject) -> tuple[float, float, Tensor]:
+    """Of a late chunk: the share that collectives take, how much of it is hidden; and the latents of the last one."""
     rollout = iter(subject.rollout())
     count = subject.model.spec.chunks(len(subject.path))
     for _ in range(count - 2):
@@ -186,12 +189,24 @@ def _collectives(subject: Subject) -> tuple[float, Tensor]:
         start = subject.now()
         next(rollout)
         wall = subject.now() - start
-    names = ("nccl",) if on_gpu else ("gloo:", "c10d::", "_c10d_functional::")
-    seconds = 0.0
-    for event in profile.key_averages():
-        if any(name in event.key for name in names):
-            seconds += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-    return seconds / wall, next(rollout).latents.detach().double()
+    share, hidden = _on_device(profile, wall) if on_gpu else (_on_host(profile, wall), 0.0)
+    return share, hidden, next(rollout).latents.detach().double()
+
+
+def _on_device(profile: torch.profiler.profile, wall: float) -> tuple[float, float]:
+    events = [each for each in profile.events() or () if each.device_type.name == "CUDA"]
+    sent, work = (
+        [(each.time_range.start, each.time_range.end) for each in events if ("nccl" in each.name) == exchanges]
+        for exchanges in (True, False)
+    )
+    taken = busy(sent)
+    return taken / 1e6 / wall, both(sent, work) / taken if taken else 0.0
+
+
+def _on_host(profile: torch.profiler.profile, wall: float) -> float:
+    names = ("gloo:", "c10d::", "_c10d_functional::")
+    found = (each for each in profile.key_averages() if any(name in each.key for name in names))
+    return sum(each.self_cpu_time_total for each in found) / 1e6 / wall
 
 
 def _remarks(subject: Subject) -> dict[str, Any]:
@@ -205,7 +220,8 @@ def _remarks(subject: Subject) -> dict[str, Any]:
 def _print(row: Row) -> None:
     """A row as soon as it is measured, so that nothing is lost when a later one is stopped."""
     chunks = " ".join(f"{chunk:.1f}" for chunk in row.chunks)
-    said = row.error or f"{row.late:.1f} ms a late chunk, collectives {row.collectives:.0%}; chunks ms {chunks}"
+    exchanged = f"collectives {row.collectives:.0%}, {row.hidden:.0%} hidden"
+    said = row.error or f"{row.late:.1f} ms a late chunk, {exchanged}; chunks ms {chunks}"
     print(f"{row.variant} depth {row.depth} on {row.ranks}: {said} {row.refused}", flush=True)
 
 
@@ -215,7 +231,7 @@ def print_table(rows: Sequence[Row], model: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"Milliseconds of a late chunk of {model}, {rows[0].depth} blocks")
-    figures = ("ms", "vs one rank", "collectives", "sent MB", "rings", "difference", "warm s", "peak GB")
+    figures = ("ms", "vs one rank", "collectives", "hidden", "sent MB", "rings", "difference", "warm s", "peak GB")
     for column in ("variant", "ranks", *figures):
         table.add_column(column, justify="left" if column == "variant" else "right")
     alone = {row.variant: row.late for row in rows if row.ranks == 1}
@@ -225,6 +241,7 @@ def print_table(rows: Sequence[Row], model: str) -> None:
             continue
         sent, rings = f"{max(row.sent) / 1e6:.1f}" if row.sent else "-", str(max(row.rings, default="-"))
         faster = f"{alone[row.variant] / row.late:.2f}x"
-        cells = (f"{row.late:.1f}", faster, f"{row.collectives:.0%}", sent, rings, f"{row.difference:.1e}")
+        exchanged = (f"{row.collectives:.0%}", f"{row.hidden:.0%}", sent, rings)
+        cells = (f"{row.late:.1f}", faster, *exchanged, f"{row.difference:.1e}")
         table.add_row(row.variant, str(row.ranks), *cells, f"{row.warm_seconds:.0f}", f"{row.peak_gigabytes:.1f}")
-    Console(width=120).print(table)
+    Console(width=132).print(table)

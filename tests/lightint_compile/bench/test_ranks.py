@@ -25,12 +25,19 @@ def test_a_process_alone_is_an_error_with_the_way_out(monkeypatch: pytest.Monkey
 def test_the_table_compares_with_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         Row("exact", 6, 1, chunks=(5.0, 8.0, 10.0, 10.0)),
-        Row("exact", 6, 4, chunks=(5.0, 4.0, 4.0, 4.0), collectives=0.25, sent=(2_000_000,), rings=(37,)),
+        Row("exact", 6, 4, chunks=(5.0, 4.0, 4.0, 4.0), collectives=0.25, hidden=0.75, sent=(2_000_000,), rings=(37,)),
         Row("all", 6, 4, error="no memory is left"),
     ]
     print_table(rows, "worldplay:8b-480p")
     shown = capsys.readouterr().out
-    assert "2.50x" in shown and "25%" in shown and "2.0" in shown and "37" in shown and "no memory is left" in shown
+    assert (
+        "2.50x" in shown
+        and "25%" in shown
+        and "75%" in shown
+        and "2.0" in shown
+        and "37" in shown
+        and "no memory is left" in shown
+    )
 
 
 @pytest.mark.slow
@@ -44,4 +51,9 @@ def test_processes_measure(tmp_path: Path, count: int) -> None:
     alone, shared = json.loads(table.read_text())["rows"]
     assert (alone["ranks"], shared["ranks"]) == (1, count) and not alone["error"] and not shared["error"]
     assert len(alone["chunks"]) == len(shared["chunks"]) == 4 and shared["difference"] < 1e-4
-    assert shared["collectives"] > 0 and shared["sent"] and (max(shared["rings"]) > 0) == (count == 4)
+    assert (
+        shared["collectives"] > 0
+        and shared["hidden"] == 0
+        and shared["sent"]
+        and (max(shared["rings"]) > 0) == (count == 4)
+    )

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightint_compile.bench.breakdown import BETWEEN, LAUNCH, HostClock, Stopwatch, busy
+from lightint_compile.bench.breakdown import BETWEEN, LAUNCH, HostClock, Stopwatch, both, busy
 from lightint_compile.bench.rollout import Job, Result, measured, variants_of
 from lightint_compile.bench.rollout_job import jobs_of
 from lightint_compile.bench.rollout_table import print_result, print_table
@@ -34,6 +36,15 @@ HOST = {"decide": 2.0, "guard": 1.0, "keep": 0.0, "recall": 0.0, LAUNCH: 20.0, B
 )
 def test_kernels_that_overlap_count_once(intervals, expected) -> None:
     assert busy(intervals) == expected
+
+
+SPANS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)).map(lambda each: (each[0], sum(each))), max_size=6)
+
+
+@given(SPANS, SPANS)
+def test_time_in_both_counts_once(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
+    covered = [{moment for start, end in spans for moment in range(start, end)} for spans in (one, other)]
+    assert both(one, other) == len(covered[0] & covered[1])
 
 
 def test_idle_is_what_kernels_do_not_fill_and_deciding_is_measured_against_its_own_chunks() -> None:
