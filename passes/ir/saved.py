@@ -6,6 +6,7 @@ take a tenth of that.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch.fx as fx
@@ -66,7 +67,7 @@ class Saved:
         self.nodes = frozenset(each.node for each in self._nodes)
         self.interface = Interface.of(graph)
         called = {each.target for each in self._nodes if each.op in ("get_attr", "call_module")}
-        self._attributes = {target: _attribute(module, target) for target in called}
+        self._attributes = {target: attrgetter(target)(module) for target in called}
         self._entries, self._module_meta, self._training = program.inputs, dict(module.meta), module.training
 
     def put_back(self, program: Program) -> None:
@@ -82,9 +83,3 @@ class Saved:
         module.training = self._training
         program.graph_module, program.inputs = module, self._entries
         program.changed()
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
