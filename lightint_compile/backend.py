@@ -22,6 +22,7 @@ from lightint_compile.capture.gradients import records_gradients
 from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
+from lightint_compile.error_budget.calibrated_weights import weights_of
 from lightint_compile.errors import OptionError
 from lightint_compile.kept_traces.asked import inductor_config
 from lightint_compile.kept_traces.keeping import Traces, tensor_sources
@@ -120,13 +121,15 @@ def _within_budget(
     settings = _Settings(graph_module, inputs, [rung.applied_to(options) for rung in ladder], config)
     if len(ladder) == 1:
         return settings.compilations[0].run()
-    key = key_of(graph_module, dataclasses.replace(options, max_relative_error=None, min_psnr=None), config, inputs)
+    places = weights_of(graph_module, inputs)
+    weights = [inputs[place] for place in places]
+    key = key_of(graph_module, dataclasses.replace(options, max_relative_error=None, min_psnr=None), config, weights)
     path = Store().calibration(key) if key else None
     table = stored(path, ladder)
     rung = table.choice(options.budget)
     start = settings.compilations[rung].run()
     text = table.rows[rung - 1].text if rung else ""
-    graph = BudgetedGraph(start, inputs, settings, ladder, options.budget, path, rung, text)
+    graph = BudgetedGraph(start, inputs, settings, ladder, options.budget, path, rung, text, places)
     remark = start_remark(table, options.budget)
     log.info("%s %s", graph.section.name, remark.message)
     graph.section = graph.section.with_remark(remark)

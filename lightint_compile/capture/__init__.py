@@ -236,13 +236,20 @@ def _call_mark(key: str, path: str) -> str:
     return ""
 
 
+def is_buffer(node: fx.Node, real: Any) -> bool:
+    """Whether an input of Dynamo's is a tensor of the module that is no parameter."""
+    written = source_name(node) or node.name
+    is_other = isinstance(real, torch.Tensor) and not isinstance(real, torch.nn.Parameter)
+    return is_other and ("._buffers" in written or "L['self']" in written)
+
+
 def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:
     written = source_name(node) or node.name
     path = clean_path(written, of_module=False)
     if isinstance(real, torch.nn.Parameter):
         kind = InputKind.PARAMETER
     elif isinstance(real, torch.Tensor):
-        kind = InputKind.BUFFER if "._buffers" in written or "L['self']" in written else InputKind.TENSOR
+        kind = InputKind.BUFFER if is_buffer(node, real) else InputKind.TENSOR
     else:
         kind = InputKind.SYMBOL
     return ProgramInput(_identifier(path, kind), kind, path)

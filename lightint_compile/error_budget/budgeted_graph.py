@@ -12,9 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from lightint_compile.compiled import Compared, CompiledGraph
+from lightint_compile.error_budget.calibrated_weights import Weights
 from lightint_compile.error_budget.comparing import Comparing
 from lightint_compile.error_budget.table import Table, load
 from lightint_compile.fallback import Recovering
@@ -65,6 +64,7 @@ class BudgetedGraph(CompiledGraph):
         budget: what results must keep.
         path: where its calibration is kept; ``None`` for a graph whose code cannot be hashed.
         rung: the number of the setting in force.
+        weights: those that it is in force for.
     """
 
     def __init__(
@@ -77,11 +77,13 @@ class BudgetedGraph(CompiledGraph):
         path: Path | None,
         rung: int = 0,
         text: str = "",
+        weights: Sequence[int] = (),
     ) -> None:
         super().__init__(start.function, start.section, inputs, driver=start.driver)
         self.ladder, self.budget, self.path = tuple(ladder), budget, path
         self.rung, self._builds, self._text = rung, builds, text
-        self._home = self._owner = owner_of(inputs)
+        self._places = tuple(weights)
+        self._home = self.weights = self.weights_in(inputs)
         self._start = _unfollowing(start.unlisted())
         self._borrowed: set[CompiledGraph] = set()
 
@@ -92,12 +94,16 @@ class BudgetedGraph(CompiledGraph):
 
     def plain(self, *args: Any) -> Any:
         """Run the setting in force; with weights that it was not calibrated for, exactly."""
-        if not self.rung or owner_of(args) is self._owner:
+        if not self.rung or self.weights.are(self.weights_in(args)):
             return self.run(args)
         self.tell_siblings(args, exactly=True)
         if self._effect(0) not in self._variants:
             log.info("%s runs exactly with weights that it was not calibrated for", self.section.name)
         return self.at(0)(*args)
+
+    def weights_in(self, args: Sequence[Any]) -> Weights:
+        """The module's weights among the arguments of a call."""
+        return Weights.of(args, self._places)
 
     @property
     def writes(self) -> tuple[int, ...] | None:
@@ -136,13 +142,13 @@ class BudgetedGraph(CompiledGraph):
             self._variants[effect] = self._with_drift(rung, self._nearest(rung))
         return self._variants[effect]
 
-    def use(self, rung: int, note: str, owner: torch.nn.Parameter | None, text: str = "") -> None:
-        """Put one setting in force for the weights of ``owner``, and let go of others; ``note`` is for the report.
+    def use(self, rung: int, note: str, weights: Weights, text: str = "") -> None:
+        """Put one setting in force for some weights, and let go of others; ``note`` is for the report.
 
         Args:
             text: what the setting amounts to.
         """
-        self._start, self.rung, self._owner, self._text = self.at(rung), rung, owner, text
+        self._start, self.rung, self.weights, self._text = self.at(rung), rung, weights, text
         if self._start in self._borrowed:
             self._start.section = self._builds.section(rung)
         self._variants, self._borrowed = {self._effect(rung): self._start}, set()
@@ -155,7 +161,7 @@ class BudgetedGraph(CompiledGraph):
     @property
     def is_at_home(self) -> bool:
         """Whether the setting in force is for the weights that the graph was captured with, as its file is."""
-        return self._owner is self._home
+        return self.weights.are(self._home)
 
     def reset(self) -> None:
         """Forget what every compiled setting keeps between calls."""
@@ -210,11 +216,6 @@ def _without_drift(effect: Setting) -> tuple[tuple[str, dict[str, float]], ...]:
 
 def _drifting(spec: PointSpec, drift: float | None) -> PointSpec:
     return dataclasses.replace(spec, drift=drift) if isinstance(spec, StepPoint) else spec
-
-
-def owner_of(args: Sequence[Any]) -> torch.nn.Parameter | None:
-    """The first weight among a call's arguments, which identifies the module."""
-    return next((value for value in args if isinstance(value, torch.nn.Parameter)), None)
 
 
 def stored(path: Path | None, ladder: Sequence[Setting]) -> Table:

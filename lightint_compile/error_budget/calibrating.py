@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -132,17 +133,29 @@ def _put_in_force(calibration: Calibration, measuring: Measuring) -> None:
     note = f"{calibration.budget} was calibrated: runs at {text}"
     for graph in measuring.graphs:
         graph.reset()
-        graph.use(chosen, note, measuring.owner, text)
+        graph.use(chosen, note, measuring.weights[graph], text)
         if graph.path is not None and graph.is_at_home:
             save(calibration.table, graph.path)
     log.info("%s", calibration)
     if nearest is not None:
+        for graph in measuring.idle:  # calibrated before, and it has to be exact as a whole
+            graph.use(0, note, graph.weights)
         raise BudgetError(
             f"nothing approximate keeps {calibration.budget}",
             where="options",
             why=f"the nearest is {nearest}",
-            fix=f"reachable is {calibration.budget.reached_by(nearest.counted)}; until then the module runs exactly",
+            fix=f"{_way_out(calibration.budget, nearest)}; until then the module runs exactly",
         )
+
+
+def _way_out(budget: Budget, nearest: Measured) -> str:
+    reachable = budget.reached_by(nearest.counted)
+    relative, psnr = reachable.max_relative_error, reachable.min_psnr
+    if (relative is None or relative < 1) and (psnr is None or math.isfinite(psnr)):
+        return f"reachable is {reachable}"
+    return (
+        "no budget there is keeps that: calibrate on a rollout whose results are finite numbers, not all of them zero"
+    )
 
 
 def _nearest(calibration: Calibration) -> Measured | None:

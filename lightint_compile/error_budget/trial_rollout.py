@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightint_compile.compiled import CompiledGraph
-from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, owner_of
+from lightint_compile.error_budget.budgeted_graph import BudgetedGraph
+from lightint_compile.error_budget.calibrated_weights import Weights
 from lightint_compile.error_budget.deviation import deviation_of, results_of
 from lightint_compile.error_budget.history_feedback import Fed, fed_back, replaced
 from lightint_compile.error_budget.own_buffers import OwnBuffers
@@ -37,14 +38,15 @@ class Measuring:
         rollout: of each call, the number of the rollout that it belongs to, from 0.
         followed: whether every call after the first was given what its setting would have made itself.
         start: a fingerprint of the first call's inputs.
-        owner: the weight that identifies the module, see :func:`owner_of`.
+        weights: of each graph, those of the module.
     """
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         module = getattr(compiled, "_orig_mod", compiled)
-        self._weights = set(map(id, module.parameters())) if isinstance(module, torch.nn.Module) else set()
-        self.owner: torch.nn.Parameter | None = None
+        is_module = isinstance(module, torch.nn.Module)
+        self._own_weights = set(map(id, (*module.parameters(), *module.buffers()))) if is_module else set()
+        self.weights: dict[BudgetedGraph, Weights] = {}
         self.graphs: list[BudgetedGraph] = []
         self.results: list[list[Tensor]] = []
         self.beginnings = 0
@@ -81,20 +83,26 @@ class Measuring:
             )
         return self.graphs[0]
 
+    @property
+    def idle(self) -> list[BudgetedGraph]:
+        """The module's graphs with a budget that did not run."""
+        known = CompiledGraph.of(self._compiled)
+        return [each for each in known if isinstance(each, BudgetedGraph) and each not in self.graphs]
+
     def covers(self, graph: BudgetedGraph, args: Sequence[Any]) -> bool:
         """Whether a call belongs to the module; of its graphs, the first starts the table."""
-        owner = owner_of(args)
-        if owner is not None and self._weights and id(owner) not in self._weights:
-            return False
+        weights = graph.weights_in(args)
         if graph in self.graphs:
-            return True
+            return self.weights[graph].are(weights)
+        if weights.state and self._own_weights.isdisjoint(each for each, *_ in weights.state):
+            return False
         if graph not in CompiledGraph.of(self._compiled):
             return False
         if self._table is None:
             self._table = Table.of(graph.ladder)
             self._own = {rung: [] for rung in range(1, len(graph.ladder))}
         graph.reset()
-        self.owner = owner
+        self.weights[graph] = weights
         self.graphs.append(graph)
         return True
 

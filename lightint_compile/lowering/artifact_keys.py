@@ -32,12 +32,15 @@ log = logging.getLogger(__name__)
 
 
 def key_of(
-    graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any], weights: Sequence[Any] = ()
+    graph_module: fx.GraphModule,
+    options: LightintOptions,
+    config: Mapping[str, Any],
+    weights: Sequence[torch.Tensor] = (),
 ) -> str | None:
     """The record's key, or ``None`` where a graph or a pass runs code whose content cannot be hashed.
 
     Args:
-        weights: inputs whose parameters the record depends on: a sample of each is part of the key.
+        weights: what the record depends on besides: a sample of each is part of the key.
     """
     digest = hashlib.sha256()
     ranks = repr(Ranks.of(options.gpus, options.mesh))  # each has code of its own
@@ -53,11 +56,11 @@ def key_of(
     return digest.hexdigest()
 
 
-def _samples(inputs: Sequence[Any]) -> Iterator[str]:
-    """A few numbers of every parameter, spread over it."""
+def _samples(weights: Sequence[torch.Tensor]) -> Iterator[str]:
+    """A few numbers of every weight, spread over it."""
     with unset_fake_temporarily(), torch.no_grad():
-        for value in inputs:
-            if isinstance(value, torch.nn.Parameter) and value.numel() and value.device.type != "meta":
+        for value in weights:
+            if value.numel() and value.device.type != "meta":
                 flat = value.detach().reshape(-1)
                 yield repr(flat[:: max(len(flat) // 16, 1)].double().tolist())
 

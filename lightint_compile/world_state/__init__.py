@@ -94,11 +94,28 @@ def load_state(compiled: Any, state: WorldState | str | Path) -> dict[str, Tenso
 
 
 def _copied(world: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(world, Mapping):
+        raise _misfit("world", f"it is a {type(world).__name__}")
     for name, each in world.items():
-        if not isinstance(name, str) or not isinstance(each, Tensor):
-            why = f"it is a {type(each).__name__}"
-            raise InputError(
-                "a world is made of tensors by name", where=f"world[{name!r}]", why=why, fix="give tensors"
-            )
+        if why := _unfit(name, each):
+            raise _misfit(f"world[{name!r}]", why)
     with torch.inference_mode(False):
         return {name: each.detach().clone() for name, each in world.items()}
+
+
+def _unfit(name: object, value: object) -> str:
+    """Why an entry is none of a world; empty where it is one."""
+    if not isinstance(name, str):
+        return f"its name is a {type(name).__name__}"
+    if not isinstance(value, Tensor):
+        return f"it is a {type(value).__name__}"
+    if value.is_meta:
+        return "it has no values: its device is meta"
+    if value.layout != torch.strided or value.is_nested:
+        return "it is nested" if value.is_nested else f"its layout is {value.layout}"
+    return ""
+
+
+def _misfit(where: str, why: str) -> InputError:
+    fix = 'give a dictionary of dense tensors by name, as {"history": history}'
+    return InputError("a world is made of tensors by name", where=where, why=why, fix=fix)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from lightint_compile.errors import InputError
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes with the meaning of what is written."""
 
-_FORMAT, _STATE = "lightint_state", "lightint_content"
+_FORMAT, _STATE, _HASH = "lightint_state", "lightint_content", "lightint_content_sha256"
 
 
 def write_state(path: str | Path, state: Any) -> Path:
@@ -28,20 +29,35 @@ def write_state(path: str | Path, state: Any) -> Path:
     Raises:
         InputError: the file cannot be written, or a tensor has no form in such a file.
     """
-    path, tensors = Path(path), dict[str, Tensor]()
-    header = {_FORMAT: FORMAT, _STATE: json.dumps(_plain(state, "", tensors))}
+    tensors: dict[str, Tensor] = {}
+    content = json.dumps(_plain(state, "", tensors))
+    header = {_FORMAT: FORMAT, _STATE: content, _HASH: _hash(content)}
     try:
-        handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        target = _target(path)
+        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
+            staging.touch()
+            mode = staging.stat().st_mode
             save_file(tensors, staging, metadata=header)
-            os.replace(staging, path)
+            staging.chmod(mode)  # the library's own is for the owner alone
+            os.replace(staging, target)
         finally:
-            Path(staging).unlink(missing_ok=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        fix = "choose a folder that exists and can be written to"
+            staging.unlink(missing_ok=True)
+    except (OSError, TypeError) as error:
+        fix = "give the path of a file in a folder that exists and can be written to"
         raise InputError("the state cannot be written", where=str(path), why=str(error), fix=fix) from error
-    return path
+    except (ValueError, KeyError, SafetensorError) as error:
+        fix = "give tensors of another dtype"
+        raise InputError("the state cannot be written", where=str(path), why=str(error), fix=fix) from error
+    return Path(path)
+
+
+def _target(path: str | Path) -> Path:
+    """The file itself, behind links; what is there and no file is not replaced."""
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        raise OSError("it is a folder" if target.is_dir() else "it is a device, a pipe or a socket")
+    return target
 
 
 def read_state(path: str | Path) -> Any:
@@ -64,9 +80,15 @@ def read_state(path: str | Path) -> Any:
 
 def _check(header: Mapping[str, str], path: str | Path) -> None:
     if header.get(_FORMAT) == FORMAT:
+        if _hash(header[_STATE]) != header[_HASH]:
+            raise ValueError("its header is not what was written")
         return
     why = "it holds tensors and no state" if _FORMAT not in header else f"its format is {header[_FORMAT]}, not {FORMAT}"
     raise InputError("the file holds no state of a world", where=str(path), why=why, fix="write it with save_state")
+
+
+def _hash(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,10 +1,11 @@
-"""Which model a state belongs to: its class, what its weights are called, and a few of their numbers."""
+"""Which model a state belongs to: its class, what its weights and buffers are called, a few numbers of each weight."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from lightint_compile.errors import InputError
 
 SAMPLED = 8
-"""Weights of which a few numbers are looked at."""
+"""Numbers of each weight that are looked at, spread over it."""
 
 
 @dataclass(frozen=True)
@@ -23,30 +24,40 @@ class Model:
     Attributes:
         name: of the class or function.
         weights: how many there are.
-        form: a hash of their names, sizes and dtypes.
-        values: a few numbers of a few of them, spread over all.
+        form: a hash of their names, sizes and dtypes, and of those of the buffers, whose numbers may change.
+        values: a hash of a few numbers of every weight.
     """
 
     name: str
     weights: int
     form: str
-    values: tuple[tuple[float, ...], ...]
+    values: str
 
 
 def model_of(subject: Any, parameters: Sequence[Tensor]) -> dict[str, Any]:
     """:class:`Model` as plain data."""
-    named = list(subject.named_parameters()) if isinstance(subject, nn.Module) else []
+    is_module = isinstance(subject, nn.Module)
+    named = chain(subject.named_parameters(), subject.named_buffers()) if is_module else ()
     form = repr([(name, tuple(each.shape), str(each.dtype)) for name, each in named])
-    name = type(subject).__qualname__ if isinstance(subject, nn.Module) else getattr(subject, "__qualname__", "")
-    looked_at = parameters[:: max(len(parameters) // SAMPLED, 1)]
-    values = tuple(_numbers(each) for each in looked_at if each.numel())
-    return asdict(Model(name, len(named), hashlib.sha256(form.encode()).hexdigest(), values))
+    name = type(subject).__qualname__ if is_module else getattr(subject, "__qualname__", "")
+    return asdict(Model(name, len(parameters), _hash([form.encode()]), _hash(_samples(parameters))))
 
 
-def _numbers(weight: Tensor) -> tuple[float, ...]:
+def _samples(weights: Iterable[Tensor]) -> Iterable[bytes]:
+    """Of each weight; those of a device come to the host at once."""
+    found: dict[torch.device, list[Tensor]] = {}
     with torch.no_grad():
-        flat = weight.detach().reshape(-1)
-        return tuple(flat[:: max(len(flat) // 4, 1)].double().tolist())
+        for weight in weights:
+            flat = weight.detach().reshape(-1)
+            found.setdefault(weight.device, []).append(flat[:: max(len(flat) // SAMPLED, 1)].to(torch.complex128))
+        return [torch.view_as_real(torch.cat(each)).cpu().numpy().tobytes() for each in found.values()]
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def check_model(saved: Model, here: Model) -> None:
@@ -55,7 +66,7 @@ def check_model(saved: Model, here: Model) -> None:
         return
     why = f"it is of {saved.name} with {saved.weights} weights, and this is {here.name} with {here.weights}"
     if (saved.name, saved.weights) == (here.name, here.weights):
-        what = "sizes of the weights" if saved.form != here.form else "values of the weights"
-        why = f"both are {here.name} with {here.weights} weights, and the {what} differ"
+        what = "sizes of weights or buffers" if saved.form != here.form else "values of weights"
+        why = f"both are {here.name} with {here.weights} weights, and {what} differ"
     fix = "load it into the model that it was saved from, with the same weights"
     raise InputError("the state is of another model", where="compiled", why=why, fix=fix)

@@ -247,6 +247,39 @@ def test_a_budget_that_cannot_be_met_says_what_is_reachable_and_leaves_the_modul
     assert any(not rows[-1]["complete"] for rows in tables), "what was given up is not for larger budgets either"
 
 
+def test_a_rollout_without_numbers_leaves_all_of_the_module_exact(folder) -> None:
+    """It runs the graph of first chunks alone; that of later ones was calibrated."""
+    toy = Toy(max_relative_error=0.9)
+    assert toy.calibrate().chosen and toy.error() != Deviation()
+    cameras, broken = PATH[:, :CHUNK].contiguous(), torch.full((1, 4, CHUNK, 4, 6), torch.nan)
+    with pytest.raises(BudgetError, match="calibrate on a rollout whose results are finite"):
+        lightint_compile.calibrate(toy.compiled, lambda: toy.compiled(broken, None, cameras))
+    assert toy.error() == Deviation()
+
+
+def _with_buffers(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    world = ToyWorld().eval()
+    for module in world.modules():
+        for name, weight in list(module._parameters.items()):
+            del module._parameters[name]
+            module.register_buffer(name, weight.data * (1 + seed))
+    return world
+
+
+def test_weights_that_are_buffers_tell_modules_apart_in_this_process_and_in_files(folder) -> None:
+    torch._dynamo.reset()
+    options = {**OPTIONS, "max_relative_error": 0.9}
+    one, other = (torch.compile(_with_buffers(seed), backend="lightint", options=options) for seed in (0, 1))
+    toy_rollout(other, PATH)
+    exact = toy_rollout(other, PATH)
+    assert lightint_compile.calibrate(one, lambda: toy_rollout(one, PATH)).chosen
+    assert all(map(torch.equal, exact, toy_rollout(other, PATH)))
+    torch._dynamo.reset()
+    again = torch.compile(_with_buffers(1), backend="lightint", options=options)
+    assert all(map(torch.equal, exact, toy_rollout(again, PATH)))
+
+
 def test_errors_are_measured_of_a_run_with_a_budget() -> None:
     compiled = torch.compile(torch.nn.Linear(4, 4), backend="lightint", options={"delegate": "eager"})
     with torch.no_grad():

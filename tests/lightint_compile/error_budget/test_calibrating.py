@@ -16,6 +16,7 @@ from torch.fx import symbolic_trace
 
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
+from lightint_compile.error_budget.calibrated_weights import Weights, weights_of
 from lightint_compile.error_budget.calibrating import calibrate
 from lightint_compile.error_budget.deviation import deviation_of
 from lightint_compile.error_budget.history_feedback import fed_back, replaced
@@ -43,7 +44,7 @@ class World(torch.nn.Module):
         self.errors, self.noisy, self.calls = errors, noisy, []
         variants = [self._variant(rung) for rung in range(len(errors))]
         ladder = (Setting(), *NAMES[: len(errors) - 1])
-        self.graph = BudgetedGraph(variants[0], [self.weight], _Builds(variants), ladder, budget, path)
+        self.graph = BudgetedGraph(variants[0], [self.weight], _Builds(variants), ladder, budget, path, weights=(0,))
 
     def _variant(self, rung: int) -> CompiledGraph:
         def function(weight: Tensor, noise: Tensor, history: Tensor | None) -> tuple[Tensor]:
@@ -201,6 +202,35 @@ def test_a_module_that_shares_compiled_code_with_a_calibrated_one_runs_exactly()
     assert own.rung == 0
 
 
+def test_weights_that_were_loaded_in_place_are_others() -> None:
+    world = World()
+    calibrate(world, lambda: feedback_rollout(world))
+    world.calls.clear()
+    feedback_rollout(world)
+    assert set(world.calls) == {1}
+    with torch.no_grad():
+        world.weight.mul_(2)
+    world.calls.clear()
+    feedback_rollout(world)
+    assert set(world.calls) == {0}
+
+
+@pytest.mark.parametrize("change", ["nothing", "another second", "written", "new data", "another first", "a cache"])
+def test_weights_are_all_of_them_and_as_they_were(change: str) -> None:
+    args: list[Any] = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2)), torch.ones(2)]
+    before = Weights.of(args, (0, 1, 2))
+    with torch.no_grad():
+        if change == "written":
+            args[1].add_(1)
+        if change == "a cache":
+            args[2].add_(1)
+    if change == "new data":
+        args[1].data = torch.ones(2)
+    if change.startswith("another"):
+        args[change.endswith("second")] = torch.nn.Parameter(torch.ones(2))
+    assert before.are(Weights.of(args, (0, 1, 2))) == (change in ("nothing", "a cache"))
+
+
 def test_an_exception_in_the_rollout_ends_the_calibration_and_changes_nothing() -> None:
     world = World()
 
@@ -293,11 +323,17 @@ def test_world_finds_its_calibration_again(tmp_path) -> None:
 
 def test_calibrations_belong_to_weights_and_not_to_budgets() -> None:
     graph = symbolic_trace(torch.nn.Linear(4, 4))
-    weights = [torch.nn.Parameter(torch.randn(4, 40, generator=torch.Generator().manual_seed(0))), torch.randn(3), 7]
-    options, other = LightintOptions(), [torch.nn.Parameter(weights[0] * 1.01), *weights[1:]]
+    weights = [torch.nn.Parameter(torch.randn(4, 40, generator=torch.Generator().manual_seed(0)))]
+    options, other = LightintOptions(), [torch.nn.Parameter(weights[0] * 1.01)]
     key = key_of(graph, options, {}, weights)
-    assert key == key_of(graph, options, {}, [torch.nn.Parameter(weights[0].clone()), torch.randn(3), 8])
+    assert key == key_of(graph, options, {}, [torch.nn.Parameter(weights[0].clone())])
     assert len({key, key_of(graph, options, {}, other), key_of(graph, options, {})}) == 3
+
+
+def test_inputs_are_no_weights() -> None:
+    graph = symbolic_trace(torch.nn.Bilinear(4, 4, 2))
+    assert weights_of(graph, [torch.nn.Parameter(torch.ones(2)), torch.randn(3)]) == (0,)
+    assert weights_of(graph, [torch.randn(3), 7]) == ()
 
 
 def test_choices_are_monotone_whatever_was_measured() -> None:

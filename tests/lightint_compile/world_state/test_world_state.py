@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from world_sessions import WORLDS, Session
 import lightint_compile
 from lightint_compile import WorldState
 from lightint_compile.errors import InputError, StateError
-from lightint_compile.world_state.file import read_state, write_state
+from lightint_compile.world_state.file import FORMAT, read_state, write_state
+from lightint_compile.world_state.model import model_of
 
 WAYS: dict[str, dict[str, Any]] = {
     "off": {"preset": "off"},
@@ -183,7 +185,7 @@ class Wider(KeptWorld):
 
 OTHERS: dict[str, tuple[Callable[[], Kept], str]] = {
     "another model": (lambda: Kept(world=Wider), "of another model"),
-    "other weights": (lambda: Kept(seed=1), "values of the weights differ"),
+    "other weights": (lambda: Kept(seed=1), "values of weights differ"),
     "other options": (lambda: Kept(age=2), "passes is .*age=2.* here and .*age=3"),
     "other sizes": (
         lambda: Kept(height=3),
@@ -205,6 +207,27 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing(name: str, kep
     with pytest.raises(InputError, match=said):
         lightint_compile.load_state(other.compiled, state)
     assert made and lightint_compile.decisions(other.compiled) == made
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_one_weight_that_is_another_makes_another_model(place: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 40), nn.LayerNorm(40))
+    before = model_of(module, list(module.parameters()))
+    assert model_of(module, list(module.parameters())) == before
+    with torch.no_grad():
+        list(module.parameters())[place].mul_(3).add_(1)
+    assert model_of(module, list(module.parameters())) != before
+
+
+def test_buffers_tell_models_apart_by_their_sizes_alone() -> None:
+    first, second, third = (
+        nn.BatchNorm1d(3, affine=False),
+        nn.BatchNorm1d(3, affine=False),
+        nn.BatchNorm1d(4, affine=False),
+    )
+    second.running_mean.add_(1)
+    assert model_of(first, []) == model_of(second, []) != model_of(third, [])
 
 
 def test_a_module_that_was_not_called_has_no_state(kept: Kept) -> None:
@@ -230,12 +253,22 @@ def _of_another_format(path: Path) -> None:
     save_file({}, path, metadata={"lightint_state": "0"})
 
 
+def _with_another_letter(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"records", b"recordz", 1))
+
+
+def _of_other_content(path: Path) -> None:
+    save_file({}, path, metadata={"lightint_state": FORMAT, "lightint_content": "[1]"})
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut off": (_cut, "cannot be read"),
     "cut off in the header": (_header_cut, "cannot be read"),
     "missing": (Path.unlink, "cannot be read"),
     "weights of a model": (_of_a_model, "holds tensors and no state"),
     "another format": (_of_another_format, "its format is 0"),
+    "another letter in the header": (_with_another_letter, "its header is not what was written"),
+    "other content": (_of_other_content, "cannot be read"),
 }
 
 
@@ -252,9 +285,46 @@ def test_a_file_that_holds_no_state_is_named(name: str, kept: Kept, tmp_path: Pa
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(kept: Kept, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         lightint_compile.save_state(kept.compiled, tmp_path / "missing" / "world")
-    with pytest.raises(InputError, match="made of tensors"):
-        lightint_compile.save_state(kept.compiled, tmp_path / "world", {"seed": 3})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="cannot be written"):
+        lightint_compile.save_state(kept.compiled, 5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"cannot be written(.|\n)*another dtype"):
+        lightint_compile.save_state(kept.compiled, tmp_path / "world", {"x": torch.ones(2, dtype=torch.complex128)})
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_WORLDS: dict[str, tuple[Any, str]] = {
+    "a number": ({"seed": 3}, "it is a int"),
+    "a name": ({1: torch.ones(2)}, "its name is a int"),
+    "a list": ([torch.ones(2)], "it is a list"),
+    "sparse": ({"x": torch.eye(3).to_sparse()}, "its layout is torch.sparse_coo"),
+    "meta": ({"x": torch.ones(2, device="meta")}, "its device is meta"),
+    "nested": ({"x": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)}, "nested"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_WORLDS)
+def test_a_world_of_something_else_is_named(name: str, kept: Kept, tmp_path: Path) -> None:
+    world, said = ODD_WORLDS[name]
+    with pytest.raises(InputError, match=f"made of tensors by name(.|\\n)*{said}"):
+        lightint_compile.save_state(kept.compiled, tmp_path / "world", world)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_leads_to_the_file_and_nothing_but_a_file_is_replaced(kept: Kept, tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    assert lightint_compile.save_state(kept.compiled, link) == link
+    assert link.is_symlink() and target.stat().st_mode == _plain_file(tmp_path / "plain").stat().st_mode
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        with pytest.raises(InputError, match="cannot be written"):
+            lightint_compile.save_state(kept.compiled, place)
+    assert pipe.is_fifo()
+
+
+def _plain_file(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
 
 
 def test_what_is_written_comes_back_as_it_was(tmp_path: Path) -> None:
