@@ -79,7 +79,7 @@ def _check_dropout(found: ExportedProgram, name: str) -> None:
 
 def _drops(node: fx.Node) -> bool:
     if "dropout" in str(node.target):
-        return node.args[-1] is True
+        return node.args[-1] is True and bool(node.args[-2] != 0.0)
     attends = node.target is torch.ops.aten.scaled_dot_product_attention.default
     return attends and bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0))
 

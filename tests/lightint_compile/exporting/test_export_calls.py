@@ -142,6 +142,28 @@ def test_dropout_in_train_mode_is_named_as_the_reason(inner: nn.Module, tmp_path
 
 
 @pytest.mark.usefixtures("quick")
+def test_dropout_of_nothing_is_written(tmp_path: Path) -> None:
+    assert lightint_compile.export(Training(nn.Dropout(0.0)), (X,), tmp_path / "m.pt2").difference == 0.0
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x + self.calls
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_module_that_writes_is_told_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be rewritten") as caught:
+        lightint_compile.export(Counting().eval(), (X,), tmp_path / "m.pt2")
+    assert "writes to its inputs" in caught.value.why and caught.value.fix.startswith("return what it writes")
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_train_mode_writes_is_named_and_equal_random_numbers_are_no_difference(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be rewritten") as caught:
         lightint_compile.export(nn.BatchNorm1d(6), (X,), tmp_path / "m.pt2")
