@@ -94,7 +94,8 @@ class Measuring:
         weights = graph.weights_in(args)
         if graph in self.graphs:
             return self.weights[graph].are(weights)
-        if weights.state and self._own_weights.isdisjoint(each for each, *_ in weights.state):
+        of_another = self._own_weights.isdisjoint(each for each, *_ in weights.state)
+        if of_another and self._own_weights and weights.state:
             return False
         if graph not in CompiledGraph.of(self._compiled):
             return False

@@ -49,8 +49,10 @@ def _samples(weights: Iterable[Tensor]) -> Iterable[bytes]:
     with torch.no_grad():
         for weight in weights:
             flat = weight.detach().reshape(-1)
-            found.setdefault(weight.device, []).append(flat[:: max(len(flat) // SAMPLED, 1)].to(torch.complex128))
-        return [torch.view_as_real(torch.cat(each)).cpu().numpy().tobytes() for each in found.values()]
+            picked = flat[:: max(len(flat) // SAMPLED, 1)]
+            real = torch.view_as_real(picked).reshape(-1) if picked.is_complex() else picked
+            found.setdefault(weight.device, []).append(real.double())
+        return [torch.cat(each).cpu().numpy().tobytes() for each in found.values()]
 
 
 def _hash(parts: Iterable[bytes]) -> str:

@@ -257,6 +257,15 @@ def test_a_rollout_without_numbers_leaves_all_of_the_module_exact(folder) -> Non
     assert toy.error() == Deviation()
 
 
+def test_a_function_around_a_module_is_calibrated(folder) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    world = ToyWorld().eval().requires_grad_(False)
+    options = {**OPTIONS, "max_relative_error": 0.9}
+    compiled = torch.compile(lambda *args: world(*args), backend="lightint", options=options)
+    assert lightint_compile.calibrate(compiled, lambda: toy_rollout(compiled, PATH)).chosen
+
+
 def _with_buffers(seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     world = ToyWorld().eval()

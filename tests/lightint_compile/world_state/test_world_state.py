@@ -220,6 +220,17 @@ def test_one_weight_that_is_another_makes_another_model(place: int) -> None:
     assert model_of(module, list(module.parameters())) != before
 
 
+def test_weights_of_any_dtype_tell_models_apart() -> None:
+    kinds = (torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.int8, torch.bool)
+    weights = [torch.ones(3, dtype=kind) for kind in kinds]
+    found = model_of(None, weights)
+    for place in range(len(kinds)):
+        assert (
+            model_of(None, [torch.zeros_like(each) if at == place else each for at, each in enumerate(weights)])
+            != found
+        )
+
+
 def test_buffers_tell_models_apart_by_their_sizes_alone() -> None:
     first, second, third = (
         nn.BatchNorm1d(3, affine=False),
