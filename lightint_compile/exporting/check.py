@@ -46,11 +46,20 @@ def run_each(path: Path, calls: Sequence[Call], folder: Path) -> list[list[Any]]
     return found
 
 
+def _array(name: str, value: torch.Tensor) -> Any:
+    try:
+        return value.detach().cpu().numpy()
+    except TypeError as error:
+        why = f"it is {value.dtype}, which the check in onnxruntime cannot be given"
+        fix = "take float32 or float16 and cast it inside of the module, or write a .pt2"
+        raise ExportError("an argument cannot be checked", where=name, why=why, fix=fix) from error
+
+
 def run_onnx(path: Path, calls: Sequence[Mapping[str, torch.Tensor]], folder: Path) -> list[list[torch.Tensor]]:
     """The outputs of a model for calls by name, computed by stock onnxruntime in a new interpreter."""
     inputs, outputs = folder / "calls.npz", folder / "outputs.npz"
     named = {f"{number}/{name}": value for number, call in enumerate(calls) for name, value in call.items()}
-    arrays: dict[str, Any] = {name: value.detach().cpu().numpy() for name, value in named.items()}
+    arrays: dict[str, Any] = {name: _array(name.partition("/")[2], value) for name, value in named.items()}
     try:
         np.savez(inputs, **arrays)
     except OSError as error:

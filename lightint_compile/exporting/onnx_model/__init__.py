@@ -53,6 +53,7 @@ def translated(
         ExportError: a dtype or an operator has no ONNX form.
     """
     _check_dtypes(program)
+    _check_results(program)
     try:
         with _quiet(), _unconverted():
             made = torch.onnx.export(
@@ -71,8 +72,8 @@ def translated(
     arrange(model, kernels.found, OPSET)
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name
-    _name_outputs(model, program)
     _simplify(model)
+    _name_outputs(model, program)
     model.producer_name, model.producer_version = "lightint", ""
     model.metadata_props.update(metadata)
     return model
@@ -115,6 +116,14 @@ def _check_dtypes(program: ExportedProgram) -> None:
                 raise ExportError("a dtype has no ONNX form", where=name, why=why, fix=fix)
 
 
+def _check_results(program: ExportedProgram) -> None:
+    """Results that are constants have no form; ``None`` is left out."""
+    for place, spec in enumerate(program.graph_signature.output_specs):
+        if isinstance(spec.arg, ConstantArgument) and spec.arg.value is not None:
+            why, fix = f"it is {spec.arg.value!r} in every call", "return tensors alone, or write a .pt2"
+            raise ExportError("a result has no ONNX form", where=f"result {place}", why=why, fix=fix)
+
+
 def _values(program: ExportedProgram) -> Iterator[tuple[str, Any]]:
     return ((node.name, node.meta.get("val")) for node in program.graph.find_nodes(op="placeholder"))
 
@@ -154,16 +163,32 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
-    """Names of outputs from their places in the results: ``result``, ``sample``, ``parts.0``."""
+    """Names of outputs from their places in the results: ``result``, ``sample``, ``parts.0``.
+
+    Each is a value of its own, where a result is an input or is given twice, too.
+    """
     spec = program.call_spec.out_spec
     paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))
     names = [".".join(map(_key, path)) or "result" for path, _ in paths]
     without = set(numbers_in(program))
     kept = [name for place, name in enumerate(names) if place not in without]
     taken = {each.name for each in model.graph.inputs}
-    for value, name in zip(model.graph.outputs, kept, strict=True):
-        if not value.is_graph_input():
-            value.name = f"{name}_" if name in taken else name
+    seen: set[ir.Value] = set()
+    for place, (value, name) in enumerate(zip(list(model.graph.outputs), kept, strict=True)):
+        if value in seen or value.is_graph_input() or value.is_initializer():
+            value = model.graph.outputs[place] = _copied(model.graph, value)
+        seen.add(value)
+        value.name = f"{name}_" if name in taken else name
+
+
+def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    import onnx_ir as ir
+
+    copy = ir.node("Identity", [value])
+    graph.append(copy)
+    (result,) = copy.outputs
+    result.type, result.shape = value.type, value.shape
+    return result
 
 
 def _key(entry: Any) -> str:

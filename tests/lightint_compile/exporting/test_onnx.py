@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import browser
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from toy_world import ToyWorld, there_and_back
 
@@ -94,6 +96,58 @@ def test_blocks_are_one_function_and_their_attention_one_node(blocks: tuple[Bloc
         out, tokens = session.run(None, {"x": longer.numpy(), "shift": np.array(sign, np.float32)})
         torch.testing.assert_close(torch.from_numpy(out), module(longer, shift=torch.tensor(sign))["out"])
         assert tokens == 11
+
+
+class Formed(nn.Module):
+    """Results in a form: of an input, a value computed from it, and a view of that."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.form, self.linear = form, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(x, self.linear(x))
+
+
+FORMED: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[str]]] = {
+    "twice": (lambda x, y: (y, y), ["0", "1"]),
+    "an input": (lambda x, y: (x, y, x), ["0", "1", "2"]),
+    "an input alone": (lambda x, y: {"x": x, "sample": y}, ["x_", "sample"]),
+    "two names": (lambda x, y: {"sample": y, "x0": y}, ["sample", "x0"]),
+    "a view": (lambda x, y: {"parts": [y, y.view(8, 2)]}, ["parts.0", "parts.1"]),
+    "none": (lambda x, y: (None, y, None, y), ["1", "3"]),
+}
+
+
+@pytest.mark.parametrize("name", FORMED)
+def test_every_result_is_an_output_of_its_own_name(name: str, tmp_path: Path) -> None:
+    form, names = FORMED[name]
+    module, x = Formed(form).eval(), torch.randn(2, 8)
+    lightint_compile.export(module, (x,), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [each.name for each in session.get_outputs()] == names
+    wanted = [each for each in pytree.tree_leaves(module(x)) if each is not None]
+    for name, value in zip(names, wanted, strict=True):
+        (found,) = session.run([name], {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), value)
+
+
+@pytest.mark.parametrize("form", [lambda x, y: (y, 7), lambda x, y: {"a": x.shape[0], "b": y}, lambda x, y: (y, True)])
+def test_a_constant_among_the_results_is_named(form: Callable[[Tensor, Tensor], Any], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"a result has no ONNX form") as caught:
+        lightint_compile.export(Formed(form).eval(), (torch.randn(2, 8),), tmp_path / "m.onnx")
+    assert caught.value.where.startswith("result ") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_an_argument_that_cannot_be_checked_is_named(dtype: torch.dtype, tmp_path: Path) -> None:
+    class Widened(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() * 2
+
+    with pytest.raises(ExportError, match="an argument cannot be checked") as caught:
+        lightint_compile.export(Widened(), (torch.ones(2, 8).to(dtype),), tmp_path / "m.onnx")
+    assert caught.value.where == "x" and caught.value.fix and not list(tmp_path.iterdir())
 
 
 def test_the_checker_and_shape_inference_take_the_model(blocks: tuple[Blocks, Exported]) -> None:
