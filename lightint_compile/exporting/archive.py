@@ -78,21 +78,25 @@ def _output_specs(signature: ExportGraphSignature, graph: fx.Graph) -> list[Outp
 def _entry(entry: ModuleCallEntry, opened: Opened) -> ModuleCallEntry:
     """The calling convention: decisions are further keyword arguments, and results come beside the state."""
     assert entry.signature is not None
-    given, results = entry.signature.in_spec, plain_spec(entry.signature.out_spec)
-    taken = _structure(given)
+    taken = _structure(entry.signature.in_spec)
     if opened.inputs:
         taken = (taken[0], {**taken[1], **{each.name: 0 for each in opened.inputs}})
-    returned = _structure(results)
-    if opened.outputs:
-        returned = {RESULT: returned, STATE: dict.fromkeys(opened.outputs, 0)}
     names = [*(entry.signature.forward_arg_names or ()), *(each.name for each in opened.inputs)]
     signature = dataclasses.replace(
         entry.signature,
         in_spec=pytree.tree_structure(taken),
-        out_spec=pytree.tree_structure(returned) if opened.outputs else results,
+        out_spec=results_spec(entry.signature.out_spec, opened),
         forward_arg_names=names if entry.signature.forward_arg_names else None,
     )
     return dataclasses.replace(entry, signature=signature)
+
+
+def results_spec(spec: pytree.TreeSpec, opened: Opened) -> pytree.TreeSpec:
+    """The results of a file whose module returns ``spec``: plain containers, with the state beside them."""
+    results = plain_spec(spec)
+    if not opened.outputs:
+        return results
+    return pytree.tree_structure({RESULT: _structure(results), STATE: dict.fromkeys(opened.outputs, 0)})
 
 
 def _structure(spec: pytree.TreeSpec) -> Any:
@@ -129,5 +133,7 @@ def _renamed(spec: InputSpec, node: fx.Node) -> InputSpec:
 
 def _named(spec: OutputSpec, output: Any) -> OutputSpec:
     if not isinstance(output, fx.Node):
-        return spec
+        return dataclasses.replace(spec, arg=ConstantArgument(spec.arg.name, output))
+    if isinstance(spec.arg, ConstantArgument) and isinstance(output.meta.get("val"), torch.Tensor):
+        return dataclasses.replace(spec, arg=TensorArgument(output.name))
     return dataclasses.replace(spec, arg=dataclasses.replace(spec.arg, name=output.name))

@@ -46,39 +46,52 @@ def run_each(path: Path, calls: Sequence[Call], folder: Path) -> list[list[Any]]
     return found
 
 
-def _array(name: str, value: torch.Tensor) -> Any:
-    try:
-        return value.detach().cpu().numpy()
-    except TypeError as error:
-        why = f"it is {value.dtype}, which the check in onnxruntime cannot be given"
-        fix = "take float32 or float16 and cast it inside of the module, or write a .pt2"
-        raise ExportError("an argument cannot be checked", where=name, why=why, fix=fix) from error
-
-
 def run_onnx(path: Path, calls: Sequence[Mapping[str, torch.Tensor]], folder: Path) -> list[list[torch.Tensor]]:
     """The outputs of a model for calls by name, computed by stock onnxruntime in a new interpreter."""
     inputs, outputs = folder / "calls.npz", folder / "outputs.npz"
     named = {f"{number}/{name}": value for number, call in enumerate(calls) for name, value in call.items()}
-    arrays: dict[str, Any] = {name: _array(name.partition("/")[2], value) for name, value in named.items()}
     try:
+        arrays: dict[str, Any] = {f"{CODES.get(value.dtype, 0)}/{name}": _array(value) for name, value in named.items()}
         np.savez(inputs, **arrays)
-    except OSError as error:
+    except Exception as error:
         raise ExportError("the arguments cannot be written for the check", why=told(error)) from error
     _run(path, [str(Path(__file__).with_name("onnx_check.py")), str(path), str(inputs), str(outputs)])
+    every: list[dict[int, torch.Tensor]] = [{} for _ in calls]
     with np.load(outputs) as results:
-        found = {name: torch.from_numpy(results[name]) for name in results.files}
-    every = [
-        {int(name.split("/")[1]): each for name, each in found.items() if name.startswith(f"{number}/")}
-        for number in range(len(calls))
-    ]
+        for name in results.files:
+            code, call, place = map(int, name.split("/"))
+            every[call][place] = _tensor(results[name], code)
     return [[each[place] for place in sorted(each)] for each in every]
+
+
+CODES = {
+    torch.bfloat16: 16,
+    torch.float8_e4m3fn: 17,
+    torch.float8_e4m3fnuz: 18,
+    torch.float8_e5m2: 19,
+    torch.float8_e5m2fnuz: 20,
+}
+"""ONNX's numbers of the dtypes that NumPy does not have; their elements go to and fro as unsigned integers."""
+
+_BITS = {1: torch.uint8, 2: torch.uint16}
+
+
+def _array(value: torch.Tensor) -> Any:
+    value = value.detach().cpu()
+    return (value.view(_BITS[value.itemsize]) if value.dtype in CODES else value).numpy()
+
+
+def _tensor(array: Any, code: int) -> torch.Tensor:
+    value = torch.from_numpy(array)
+    return next((value.view(dtype) for dtype, number in CODES.items() if number == code), value)
 
 
 def _run(path: Path, command: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
         why = _why(done)
-        raise ExportError("the written file does not run in a fresh process", where=path.name, why=why)
+        fix = "convert the module to float32 first, or write a .pt2" if "NOT_IMPLEMENTED" in why else ""
+        raise ExportError("the written file does not run in a fresh process", where=path.name, why=why, fix=fix)
 
 
 _REASON = "lightint check: "
@@ -124,15 +137,16 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     found, expected = found.detach().cpu(), expected.detach().cpu()
     if torch.equal(found, expected):
         return 0.0
+    exact = torch.complex128 if expected.is_complex() else torch.float64
+    found, expected = found.to(exact), expected.to(exact)
     odd = ~torch.isfinite(expected)
     if odd.any() or not torch.isfinite(found).all():
         same = (found == expected) | (found.isnan() & expected.isnan())
         if not torch.equal(odd, ~torch.isfinite(found)) or not same[odd].all():
             return math.inf
         found, expected = found.masked_fill(odd, 0), expected.masked_fill(odd, 0)
-    exact = torch.complex128 if expected.is_complex() else torch.float64
-    norm = expected.to(exact).norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((found.to(exact) - expected.to(exact)).norm() / norm)
+    norm = expected.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((found - expected).norm() / norm)
 
 
 def main(path: str, inputs: str, outputs: str) -> None:

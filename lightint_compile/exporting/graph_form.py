@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+import torch.utils._pytree as pytree
 
+from lightint_compile.errors import ExportError, told
 from lightint_compile.kernels.ops import NAMESPACE
 from lightint_compile.passes.ir.decision_points import is_region_call
 from lightint_compile.passes.ir.memory_sharing import memory_of
+from lightint_compile.passes.ir.program import fake_mode_of
 
 KEPT = ("val", "stack_trace", "nn_module_stack", "unbacked_bindings")
 """What a file keeps of a node: its value, where in the user's source it came from, sizes that only running tells."""
+
+NUMBERS = (int, float)
+"""Python's numbers that tensors hold; truth values are among them."""
 
 CALL: Any = torch.ops.higher_order.invoke_subgraph
 """The call of a region: ``(graph, identifier, *operands)``; calls with one identifier call one graph."""
@@ -48,6 +54,34 @@ def stay_sparse(module: torch.nn.Module) -> None:
 def is_ours(node: fx.Node) -> bool:
     """Whether a node calls an operator of lightint."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == NAMESPACE
+
+
+def with_tensor_results(module: fx.GraphModule) -> fx.GraphModule:
+    """Results that are numbers as scalar tensors, and ``None`` for all else that no node computes.
+
+    Raises:
+        ExportError: a number is too large for a tensor.
+    """
+    output = module.graph.output_node()
+    with module.graph.inserting_before(output), fake_mode_of(module.graph.nodes):
+        output.args = (pytree.tree_map(lambda value: _tensor_result(module.graph, value), output.args[0]),)
+    module.recompile()
+    return module
+
+
+def _tensor_result(graph: fx.Graph, value: Any) -> fx.Node | None:
+    if isinstance(value, fx.Node):
+        return value
+    if not isinstance(value, NUMBERS):
+        return None
+    try:
+        dtype = torch.tensor(value).dtype
+    except (RuntimeError, ValueError) as error:
+        why, fix = f"{value}: {told(error)}", "return it as a float, or leave it out"
+        raise ExportError("a number among the results has no tensor form", where="results", why=why, fix=fix) from error
+    made = graph.call_function(torch.ops.aten.full.default, ([], value), {"dtype": dtype})
+    made.meta["val"] = torch.full([], value, dtype=dtype)
+    return made
 
 
 def unshare_operands(module: fx.GraphModule) -> fx.GraphModule:

@@ -15,13 +15,14 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 from lightint_compile import capture
 from lightint_compile.capture.input_writes import WRITTEN
 from lightint_compile.errors import CaptureError, ExportError, LightintError, OptionError, told
-from lightint_compile.exporting.archive import as_exported
+from lightint_compile.exporting.archive import as_exported, results_spec
 from lightint_compile.exporting.calls import Call
 from lightint_compile.exporting.capturing import Source, name_of
 from lightint_compile.exporting.check import seeded
 from lightint_compile.exporting.formats import ONNX, PT2, Format
-from lightint_compile.exporting.graph_form import flat, stay_sparse
+from lightint_compile.exporting.graph_form import NUMBERS, flat, stay_sparse
 from lightint_compile.exporting.open_decisions import Opened, opened
+from lightint_compile.exporting.results import place_names
 from lightint_compile.modelwide import check_required
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
@@ -103,11 +104,18 @@ class Prepared:
         tensors = [each for each in leaves if isinstance(each, torch.Tensor)]
         return dict(zip(self.input_names, [*tensors, *call.decided.values()], strict=True))
 
-    def tensors(self, results: Sequence[Any]) -> list[torch.Tensor]:
-        """Of flat results what is computed, as tensors: not what is part of the program."""
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The names of results that are neither tensors nor numbers."""
+        names = place_names(results_spec(self.captured.call_spec.out_spec, self.opened))
         specs = self.captured.graph_signature.output_specs
-        fixed = {place for place, each in enumerate(specs) if isinstance(each.arg, ConstantArgument)}
-        return [torch.as_tensor(value) for place, value in enumerate(results) if place not in fixed]
+        values = [each.arg.value if isinstance(each.arg, ConstantArgument) else 0 for each in specs]
+        return tuple(name for name, value in zip(names, values, strict=False) if not isinstance(value, NUMBERS))
+
+    @staticmethod
+    def tensors(results: Sequence[Any]) -> list[torch.Tensor]:
+        """Of flat results the tensors and numbers, all as tensors."""
+        return [torch.as_tensor(value) for value in results if isinstance(value, (torch.Tensor, *NUMBERS))]
 
     def _given(self) -> list[InputSpec]:
         return [each for each in self.captured.graph_signature.input_specs if each.kind is InputKind.USER_INPUT]

@@ -31,6 +31,16 @@ def plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
     return pytree.tree_flatten(tuple(range(spec.num_leaves)))[1]
 
 
+def place_names(spec: pytree.TreeSpec) -> list[str]:
+    """Names of the leaves from their places: ``result``, ``sample``, ``parts.0``."""
+    paths, _ = pytree.tree_flatten_with_path(_shown(spec))
+    return [".".join(map(_key, path)) or "result" for path, _ in paths]
+
+
+def _key(entry: Any) -> str:
+    return str(entry.key if hasattr(entry, "key") else entry.idx)
+
+
 def described(spec: pytree.TreeSpec) -> str:
     """What :func:`restored` makes the classes from, as text; empty where all are plain or they cannot be written."""
     modules = sorted({kind.__module__ for kind in _classes(_shown(spec))})

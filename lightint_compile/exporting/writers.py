@@ -14,7 +14,7 @@ from lightint_compile.exporting import aoti, onnx_model
 from lightint_compile.exporting.archive import REPORT_FILE
 from lightint_compile.exporting.calls import Call
 from lightint_compile.exporting.formats import AOTI, ONNX, PT2, Format
-from lightint_compile.exporting.graph_form import unshare_operands, with_functions
+from lightint_compile.exporting.graph_form import unshare_operands, with_functions, with_tensor_results
 from lightint_compile.exporting.onnx_model.operators import Kernels
 from lightint_compile.exporting.prepared import Prepared
 from lightint_compile.exporting.results import RESULTS_FILE, described
@@ -65,7 +65,8 @@ def _aoti(prepared: Prepared, example: Call, path: Path) -> list[Path]:
 
 
 def _onnx(prepared: Prepared, example: Call, path: Path) -> list[Path]:
-    graph, kernels = unshare_operands(with_functions(prepared.opened.program.graph_module)), Kernels()
+    graph, kernels = with_functions(prepared.opened.program.graph_module), Kernels()
+    graph = with_tensor_results(unshare_operands(graph))
     kernels.write_into(graph)
     metadata = onnx_model.described(prepared.report.to_dict(), prepared.inputs)
     model = onnx_model.translated(prepared.program(graph, example), kernels, prepared.input_names, metadata)

@@ -47,6 +47,7 @@ class Exported:
         unchecked: what could not be checked, and why.
         decide: a second file in the same format, which takes the decision: see
             :class:`~lightint_compile.exporting.decide.Decide`. ``None`` where nothing is, or the caller has to.
+        left_out: results that the format has no outputs for, by their names: in ONNX ``None`` and texts.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Exported:
     outputs: Mapping[str, str]
     unchecked: tuple[str, ...] = ()
     decide: Path | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def difference(self) -> float:
@@ -71,7 +73,8 @@ class Exported:
         more = [f"  {each.name}: {each.difference:.1e}" for each in self.checks] if len(self.checks) > 1 else []
         decided = [f"  decided by the caller: {', '.join(self.inputs)}"] if self.inputs else []
         decided += [f"  {self.decide} takes the decision"] if self.decide else []
-        return "\n".join([first, *more, *decided, *(f"  not checked: {each}" for each in self.unchecked)])
+        absent = [f"  no outputs: {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join([first, *more, *decided, *absent, *(f"  not checked: {each}" for each in self.unchecked)])
 
 
 Progress = Callable[[str], None]
@@ -152,6 +155,7 @@ def export(
         prepared.opened.outputs,
         (*unchecked, *why),
         decides,
+        prepared.left_out if kind is ONNX else (),
     )
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
 from lightint_compile.errors import DeviceError, ExportError, told
 from lightint_compile.exporting.onnx_model.functions import LIBRARY, arrange
 from lightint_compile.exporting.onnx_model.operators import Kernels
+from lightint_compile.exporting.onnx_model.outputs import name_outputs
 from lightint_compile.exporting.onnx_model.translations import table
+from lightint_compile.exporting.results import place_names
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,10 +51,13 @@ def translated(
     """The model of a program whose regions and operators are functions; ``inputs`` are the names of its arguments.
 
     Raises:
-        ExportError: a dtype or an operator has no ONNX form.
+        ExportError: a dtype or an operator has no ONNX form, or no result has one.
     """
     _check_dtypes(program)
-    _check_results(program)
+    names = _result_names(program)
+    if not names:
+        why = "no result is a tensor or a number"
+        raise ExportError("the program has no ONNX form", where="results", why=why, fix="return a tensor")
     try:
         with _quiet(), _unconverted():
             made = torch.onnx.export(
@@ -73,7 +77,7 @@ def translated(
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name
     _simplify(model)
-    _name_outputs(model, program)
+    name_outputs(model.graph, names)
     model.producer_name, model.producer_version = "lightint", ""
     model.metadata_props.update(metadata)
     return model
@@ -98,10 +102,10 @@ def write(model: ir.Model, path: Path) -> list[Path]:
     return [path, beside] if beside.exists() else [path]
 
 
-def numbers_in(program: ExportedProgram) -> list[int]:
-    """Places among the flat results that a model does not have: what is part of the program, such as ``None``."""
-    specs = program.graph_signature.output_specs
-    return [place for place, spec in enumerate(specs) if isinstance(spec.arg, ConstantArgument)]
+def _result_names(program: ExportedProgram) -> list[str]:
+    """Names of the results that a model has, in order: not of what is part of the program, such as ``None``."""
+    names, specs = place_names(program.call_spec.out_spec), program.graph_signature.output_specs
+    return [name for name, spec in zip(names, specs, strict=True) if not isinstance(spec.arg, ConstantArgument)]
 
 
 _NO_FORM = {torch.complex32, torch.complex64, torch.complex128}
@@ -114,14 +118,6 @@ def _check_dtypes(program: ExportedProgram) -> None:
                 why = f"the {kind} {name} is {value.dtype}"
                 fix = "pass real and imaginary parts, or write a .pt2"
                 raise ExportError("a dtype has no ONNX form", where=name, why=why, fix=fix)
-
-
-def _check_results(program: ExportedProgram) -> None:
-    """Results that are constants have no form; ``None`` is left out."""
-    for place, spec in enumerate(program.graph_signature.output_specs):
-        if isinstance(spec.arg, ConstantArgument) and spec.arg.value is not None:
-            why, fix = f"it is {spec.arg.value!r} in every call", "return tensors alone, or write a .pt2"
-            raise ExportError("a result has no ONNX form", where=f"result {place}", why=why, fix=fix)
 
 
 def _values(program: ExportedProgram) -> Iterator[tuple[str, Any]]:
@@ -160,39 +156,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
-    """Names of outputs from their places in the results: ``result``, ``sample``, ``parts.0``.
-
-    Each is a value of its own, where a result is an input or is given twice, too.
-    """
-    spec = program.call_spec.out_spec
-    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))
-    names = [".".join(map(_key, path)) or "result" for path, _ in paths]
-    without = set(numbers_in(program))
-    kept = [name for place, name in enumerate(names) if place not in without]
-    taken = {each.name for each in model.graph.inputs}
-    seen: set[ir.Value] = set()
-    for place, (value, name) in enumerate(zip(list(model.graph.outputs), kept, strict=True)):
-        if value in seen or value.is_graph_input() or value.is_initializer():
-            value = model.graph.outputs[place] = _copied(model.graph, value)
-        seen.add(value)
-        value.name = f"{name}_" if name in taken else name
-
-
-def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    import onnx_ir as ir
-
-    copy = ir.node("Identity", [value])
-    graph.append(copy)
-    (result,) = copy.outputs
-    result.type, result.shape = value.type, value.shape
-    return result
-
-
-def _key(entry: Any) -> str:
-    return str(entry.key if hasattr(entry, "key") else entry.idx)
 
 
 def _simplify(model: ir.Model) -> None:

@@ -132,24 +132,6 @@ def test_every_result_is_an_output_of_its_own_name(name: str, tmp_path: Path) ->
         torch.testing.assert_close(torch.from_numpy(found), value)
 
 
-@pytest.mark.parametrize("form", [lambda x, y: (y, 7), lambda x, y: {"a": x.shape[0], "b": y}, lambda x, y: (y, True)])
-def test_a_constant_among_the_results_is_named(form: Callable[[Tensor, Tensor], Any], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"a result has no ONNX form") as caught:
-        lightint_compile.export(Formed(form).eval(), (torch.randn(2, 8),), tmp_path / "m.onnx")
-    assert caught.value.where.startswith("result ") and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
-def test_an_argument_that_cannot_be_checked_is_named(dtype: torch.dtype, tmp_path: Path) -> None:
-    class Widened(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.float() * 2
-
-    with pytest.raises(ExportError, match="an argument cannot be checked") as caught:
-        lightint_compile.export(Widened(), (torch.ones(2, 8).to(dtype),), tmp_path / "m.onnx")
-    assert caught.value.where == "x" and caught.value.fix and not list(tmp_path.iterdir())
-
-
 def test_the_checker_and_shape_inference_take_the_model(blocks: tuple[Blocks, Exported]) -> None:
     model = onnx.load(blocks[1].path)
     onnx.checker.check_model(model, full_check=True)
