@@ -158,7 +158,12 @@ def both(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]
     return max(busy(one) + busy(other) - busy([*one, *other]), 0.0)
 
 
+def device_spans(profile: torch.profiler.profile) -> list[tuple[str, tuple[float, float]]]:
+    """What ran on the device: name, start and end in microseconds."""
+    events = [each for each in profile.events() or () if each.device_type.name == "CUDA"]
+    return [(each.name, (each.time_range.start, each.time_range.end)) for each in events]
+
+
 def busy_milliseconds(profile: torch.profiler.profile) -> float:
     """Milliseconds of a profile in which the device ran something."""
-    events = [each for each in profile.events() or () if each.device_type.name == "CUDA"]
-    return busy((each.time_range.start, each.time_range.end) for each in events) / 1e3
+    return busy(span for _, span in device_spans(profile)) / 1e3

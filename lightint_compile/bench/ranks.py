@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightint_compile.bench.about import write
-from lightint_compile.bench.breakdown import both, busy
+from lightint_compile.bench.breakdown import both, busy, device_spans
 from lightint_compile.bench.rollout_job import UNREWRITTEN, Job, jobs_of
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.errors import DeviceError, LightintError, told
@@ -194,11 +194,8 @@ def _collectives(subject: Subject) -> tuple[float, float, Tensor]:
 
 
 def _on_device(profile: torch.profiler.profile, wall: float) -> tuple[float, float]:
-    events = [each for each in profile.events() or () if each.device_type.name == "CUDA"]
-    sent, work = (
-        [(each.time_range.start, each.time_range.end) for each in events if ("nccl" in each.name) == exchanges]
-        for exchanges in (True, False)
-    )
+    spans = device_spans(profile)
+    sent, work = ([span for name, span in spans if ("nccl" in name) == exchanges] for exchanges in (True, False))
     taken = busy(sent)
     return taken / 1e6 / wall, both(sent, work) / taken if taken else 0.0
 

@@ -248,10 +248,10 @@ def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:
     path = clean_path(written, of_module=False)
     if isinstance(real, torch.nn.Parameter):
         kind = InputKind.PARAMETER
-    elif isinstance(real, torch.Tensor):
-        kind = InputKind.BUFFER if is_buffer(node, real) else InputKind.TENSOR
+    elif is_buffer(node, real):
+        kind = InputKind.BUFFER
     else:
-        kind = InputKind.SYMBOL
+        kind = InputKind.TENSOR if isinstance(real, torch.Tensor) else InputKind.SYMBOL
     return ProgramInput(_identifier(path, kind), kind, path)
 
 

@@ -30,9 +30,6 @@ _ON_ALL = frozenset(
 ) | frozenset(("masked_fill", "masked_scatter", "add", "sub", "mul", "div", "clamp", "lerp", "addcmul", "bitwise_or"))
 """Operators that functionalisation makes of writes to a whole buffer, by name; with a ``_`` behind they write."""
 
-WRITTEN = "the graph writes to its inputs"
-"""What the errors of this module say."""
-
 
 def _in_place(node: fx.Node) -> Any:
     """The write that gives a buffer the value of ``node``, which is made from the buffer; ``None`` where it is none."""
@@ -77,7 +74,8 @@ def put_in_place(
 def refusal(path: str, why: str = "") -> CaptureError:
     """The error of a graph whose writes are left to Inductor."""
     reasons = (why, "a rewrite must not move such a write")
-    return CaptureError(WRITTEN, where=path, why="; ".join(filter(None, reasons)))
+    fix = "return what it writes as a result, and pass it in again"
+    return CaptureError("the graph writes to its inputs", where=path, why="; ".join(filter(None, reasons)), fix=fix)
 
 
 def _check_alone(graph: fx.Graph, paths: Mapping[fx.Node, str]) -> None:

@@ -153,9 +153,7 @@ def _way_out(budget: Budget, nearest: Measured) -> str:
     relative, psnr = reachable.max_relative_error, reachable.min_psnr
     if (relative is None or relative < 1) and (psnr is None or math.isfinite(psnr)):
         return f"reachable is {reachable}"
-    return (
-        "no budget there is keeps that: calibrate on a rollout whose results are finite numbers, not all of them zero"
-    )
+    return "no budget is that large: calibrate on a rollout whose results are finite, and not all zero"
 
 
 def _nearest(calibration: Calibration) -> Measured | None:

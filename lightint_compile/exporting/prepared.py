@@ -13,8 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
 from lightint_compile import capture
-from lightint_compile.capture.input_writes import WRITTEN
-from lightint_compile.errors import CaptureError, ExportError, LightintError, OptionError, told
+from lightint_compile.errors import ExportError, LightintError, OptionError, told
 from lightint_compile.exporting.archive import as_exported, results_spec
 from lightint_compile.exporting.calls import Call
 from lightint_compile.exporting.capturing import Source, name_of
@@ -153,9 +152,8 @@ def _rewritten(source: Source, captured: ExportedProgram, options: LightintOptio
         program = capture.from_exported(captured, name=name_of(source))
     except Exception as error:
         where = error.where if isinstance(error, LightintError) else name_of(source)
-        writes = isinstance(error, CaptureError) and error.what == WRITTEN
-        fixes = ["call module.eval() first: it is in train mode"] if getattr(source, "training", False) else []
-        fix = "; or ".join([*fixes, *(["return what it writes as a result, and pass it in again"] if writes else [])])
+        mode = "call module.eval() first: it is in train mode" if getattr(source, "training", False) else ""
+        fix = "; or ".join(filter(None, (mode, error.fix if isinstance(error, LightintError) else "")))
         raise ExportError("the program cannot be rewritten", where=where, why=told(error), fix=fix) from error
     return rewrite(program, options, leave_out=_left_out(options, kind))
 

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from lightint_compile.kernels import cost
 from lightint_compile.lowering.extension_sources import UnknownSourceError, extension_lines
+from lightint_compile.lowering.weight_samples import samples_of
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.remarks import source_of
@@ -45,7 +46,7 @@ def key_of(
     digest = hashlib.sha256()
     ranks = repr(Ranks.of(options.gpus, options.mesh))  # each has code of its own
     asked = str(replace(options, artifacts=None, traces=False))  # where a program was found does not change it
-    known = (asked, ranks, repr(sorted(config.items())), *surroundings(), *_samples(weights))
+    known = (asked, ranks, repr(sorted(config.items())), *surroundings())
     try:
         for line in (*_graph_lines(graph_module), *known, *extension_lines(options)):
             digest.update(line.encode())
@@ -53,16 +54,10 @@ def key_of(
     except (_Unhashable, UnknownSourceError) as reason:
         log.debug("the program is not kept on disk: %s", reason)
         return None
+    with unset_fake_temporarily():
+        for sample in samples_of(weights):
+            digest.update(sample)
     return digest.hexdigest()
-
-
-def _samples(weights: Sequence[torch.Tensor]) -> Iterator[str]:
-    """A few numbers of every weight, spread over it."""
-    with unset_fake_temporarily(), torch.no_grad():
-        for value in weights:
-            if value.numel() and value.device.type != "meta":
-                flat = value.detach().reshape(-1)
-                yield repr(flat[:: max(len(flat) // 16, 1)].double().tolist())
 
 
 class _Unhashable(Exception):  # noqa: N818 - control flow, not an error

@@ -8,13 +8,10 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightint_compile.errors import InputError
-
-SAMPLED = 8
-"""Numbers of each weight that are looked at, spread over it."""
+from lightint_compile.lowering.weight_samples import samples_of
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,7 @@ def model_of(subject: Any, parameters: Sequence[Tensor]) -> dict[str, Any]:
     named = chain(subject.named_parameters(), subject.named_buffers()) if is_module else ()
     form = repr([(name, tuple(each.shape), str(each.dtype)) for name, each in named])
     name = type(subject).__qualname__ if is_module else getattr(subject, "__qualname__", "")
-    return asdict(Model(name, len(parameters), _hash([form.encode()]), _hash(_samples(parameters))))
-
-
-def _samples(weights: Iterable[Tensor]) -> Iterable[bytes]:
-    """Of each weight; those of a device come to the host at once."""
-    found: dict[torch.device, list[Tensor]] = {}
-    with torch.no_grad():
-        for weight in weights:
-            flat = weight.detach().reshape(-1)
-            picked = flat[:: max(len(flat) // SAMPLED, 1)]
-            real = torch.view_as_real(picked).reshape(-1) if picked.is_complex() else picked
-            found.setdefault(weight.device, []).append(real.double())
-        return [torch.cat(each).cpu().numpy().tobytes() for each in found.values()]
+    return asdict(Model(name, len(parameters), _hash([form.encode()]), _hash(samples_of(parameters))))
 
 
 def _hash(parts: Iterable[bytes]) -> str:
