@@ -48,8 +48,8 @@ def inductor_as_it_is(
 
 
 def one_by_one(graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions) -> CompiledGraph:
-    """The graph operation by operation, in place of a form for tokens of another grid that could not be compiled."""
-    why = "compiling it for tokens of another grid failed, and it runs operation by operation"
+    """The graph operation by operation, in place of another form that could not be compiled."""
+    why = "compiling it in another form failed, and it runs operation by operation"
     section = dataclasses.replace(section_without_passes(options), untouched=why)
     return CompiledGraph(graph_module.forward, section, inputs)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Container, Iterable, Sequence
 
 from lightint_compile.options import LightintOptions
-from lightint_compile.options.pipelines import NEEDS_NO_TRAJECTORY
+from lightint_compile.options.pipelines import NEEDS_NO_TRAJECTORY, unasked_passes
 from lightint_compile.passes.analysis.roles import Role, Roles
 from lightint_compile.passes.base import Pass
 from lightint_compile.passes.ir.program import Program
@@ -20,13 +20,28 @@ from lightint_compile.runtime.underway import rollout_is_underway
 
 log = logging.getLogger(__name__)
 
-UNASKED, APPROXIMATE = "unasked", "approximate"
-"""Rules of the two remarks that are made here."""
+UNASKED, APPROXIMATE, WHERE = "unasked", "approximate", "rollout"
+"""Rules of the remarks that are made here."""
+
+
+def depends_on_rollout(options: LightintOptions) -> bool | None:
+    """Whether a rollout is under way in this thread; ``None`` where ``options`` ask for the same outside of one."""
+    return rollout_is_underway() if unasked_passes(options) else None
+
+
+def asked_inside(options: LightintOptions, inside: bool | None) -> LightintOptions:
+    """``options``, which approximate inside of a rollout: its cameras are the trajectory."""
+    return options if inside is None else dataclasses.replace(options, approximate=inside)
 
 
 def in_rollout(options: LightintOptions) -> LightintOptions:
-    """``options``, which approximate where they are used inside of a rollout: its cameras are the trajectory."""
-    return dataclasses.replace(options, approximate=True) if rollout_is_underway() else options
+    """What ``options`` ask for where this thread is."""
+    return asked_inside(options, depends_on_rollout(options))
+
+
+def differs_inside(remarks: Iterable[Remark]) -> bool:
+    """Whether a graph with these remarks is another one inside of a rollout than outside, where options allow it."""
+    return any(r.rule == UNASKED or (r.rule == APPROXIMATE and not r.args["guided"]) for r in remarks)
 
 
 def is_guided(program: Program) -> bool:
@@ -38,6 +53,13 @@ def is_guided(program: Program) -> bool:
     except Exception:
         log.debug("the roles of %s cannot be told", program.name, exc_info=True)
         return False
+
+
+def told_where(inside: bool) -> Remark:
+    """What the report says of a graph that is another one inside of a rollout than outside."""
+    place, other = ("inside", "outside of it runs exactly") if inside else ("outside", "inside of one may approximate")
+    message = f"runs {place} of rollouts: the same graph {other}"
+    return Remark(kind=RemarkKind.ANALYSIS, pass_name="presets", rule=WHERE, message=message)
 
 
 def due_after(step: Pass | None, passes: Sequence[Pass], unasked: Container[str]) -> list[Pass]:
@@ -84,10 +106,16 @@ def _offer(step: Pass, program: Program, work: int) -> Remark | None:
 
 
 def approximations(remarks: Iterable[Remark], options: LightintOptions, guided: bool) -> list[Remark]:
-    """The remark that results of a world model are approximate; none under a budget, which bounds them already."""
+    """The remark that results are approximate, where cameras ask for it or ``options``.
+
+    There is none under a budget, which bounds them already.
+
+    Args:
+        guided: whether the program reads a camera.
+    """
     applied = [r for r in remarks if r.kind is RemarkKind.APPLIED and r.numerics is Numerics.APPROXIMATE]
     names = list(dict.fromkeys(remark.pass_name for remark in applied))
-    if not names or not guided or options.budget is not None:
+    if not names or not (guided or options.approximate) or options.budget is not None:
         return []
     return [
         Remark(
@@ -97,7 +125,7 @@ def approximations(remarks: Iterable[Remark], options: LightintOptions, guided: 
             message=f"results are approximate, by {_listed(names)}",
             hint='options={"preset": "exact"} turns it off; options={"max_relative_error": 0.05} with '
             "lightint_compile.calibrate bounds it",
-            args={"passes": names},
+            args={"passes": names, "guided": guided},
         )
     ]
 

@@ -16,11 +16,11 @@ import torch.fx as fx
 
 from lightint_compile import capture
 from lightint_compile.as_captured import inductor_as_it_is
-from lightint_compile.asking import in_rollout
+from lightint_compile.asking import asked_inside, depends_on_rollout
 from lightint_compile.capture import ARGUMENTS
 from lightint_compile.capture.gradients import records_gradients
 from lightint_compile.compilation import Compilation
-from lightint_compile.compiled import CompiledGraph
+from lightint_compile.compiled import CompiledGraph, Form
 from lightint_compile.error_budget.budgeted_graph import BudgetedGraph, start_remark, stored
 from lightint_compile.error_budget.calibrated_weights import weights_of
 from lightint_compile.errors import OptionError
@@ -63,12 +63,14 @@ def lightint(
         raise OptionError(
             f"the backend takes no argument {min(unknown)!r}", where="torch.compile", fix="use options={...}"
         )
-    chosen = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
+    given = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
+    inside = depends_on_rollout(given)
+    chosen = asked_inside(given, inside)
     arguments = compiled_arguments()
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
     sources = tensor_sources(graph_module)
-    graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode))
+    graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode), inside)
     graph.sizes, graph.symbols = _sizes(graph_module), symbols_of(graph_module)
     _traces.compiled(graph, sources, chosen)
     frame = compiled_frame()
@@ -89,7 +91,11 @@ def _sizes(graph_module: fx.GraphModule) -> dict[str, tuple[str, tuple[int | Non
 
 
 def _compiled(
-    graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions, config: dict[str, Any]
+    graph_module: fx.GraphModule,
+    inputs: Sequence[Any],
+    options: LightintOptions,
+    config: dict[str, Any],
+    inside: bool | None,
 ) -> CompiledGraph:
     reason = _reason_to_leave_alone(graph_module, inputs, options)
     if reason:
@@ -97,7 +103,7 @@ def _compiled(
     if options.budget is not None and not options.budget.is_exact:
         return _within_budget(graph_module, inputs, options, config)
     others = () if options.is_shared else told(graph_module, inputs)  # ranks compile together, and not in a call
-    return Compilation(graph_module, inputs, options, config, told=others).run()
+    return Compilation(graph_module, inputs, options, config, form=Form(others, inside)).run()
 
 
 def _reset() -> None:

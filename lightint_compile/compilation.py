@@ -21,7 +21,8 @@ from torch._dynamo.convert_frame import compile_lock
 from lightint_compile import capture
 from lightint_compile.agreement import agreed
 from lightint_compile.as_captured import inductor_as_it_is, one_by_one, section_without_passes
-from lightint_compile.compiled import CompiledGraph
+from lightint_compile.asking import asked_inside, differs_inside
+from lightint_compile.compiled import CompiledGraph, Form
 from lightint_compile.errors import CaptureError, OptionError, PassError, one_line
 from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
 from lightint_compile.lowering import Lowered, compiler_of, lower
@@ -36,7 +37,7 @@ from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.section import Section
-from lightint_compile.runtime.handed_grids import Told, remarks_on, tell
+from lightint_compile.runtime.handed_grids import remarks_on, tell
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Compilation:
         options: LightintOptions,
         config: dict[str, Any],
         captured: Callable[[], Program] | None = None,
-        told: Told = (),
+        form: Form | None = None,
     ) -> None:
         self._captured = captured or (lambda: capture.from_dynamo(graph_module, inputs))
         self._graph_module = graph_module
@@ -88,7 +89,7 @@ class Compilation:
             if node.op == "placeholder"
         ]
         self._ahead: Rewritten | None = None
-        self._told = told
+        self._form = form or Form()
 
     def run(self) -> CompiledGraph:
         """The compiled graph, from disk when an equal one was compiled before.
@@ -99,8 +100,12 @@ class Compilation:
             RankError: several ranks share the call, and one of them failed or compiled something else.
             Exception: under ``strict`` what failed; else what Inductor raises on the graph as it is.
         """
+        return self._together(self._run)
+
+    def _together(self, run: Callable[[], CompiledGraph]) -> CompiledGraph:
+        """What ``run`` makes; several ranks make it together."""
         ranks = Ranks.of(self._options.gpus, self._options.mesh)
-        return self._run() if ranks is None else agreed(ranks, self._run, _word)
+        return run() if ranks is None else agreed(ranks, run, _word)
 
     def _run(self) -> CompiledGraph:
         try:
@@ -111,8 +116,7 @@ class Compilation:
         graph = inductor_as_it_is(
             self._graph_module, self._inputs, config, self._options, left.reason, left.rewritten, left.remarks
         )
-        if graph.section.tokens:  # nothing else of it depends on whose tokens it gets
-            self._follow_grids(graph)
+        self._follow(graph, tokens=bool(graph.section.tokens))  # nothing else of it depends on whose tokens it gets
         return graph
 
     def run_later(self) -> CompiledGraph | None:
@@ -209,8 +213,8 @@ class Compilation:
         if self._options.delegate == "eager":
             return None
         try:
-            told = {"tokens of inputs": self._told} if self._told else {}
-            return key_of(self._graph_module, self._options, self._config | told)
+            tokens = {"tokens of inputs": self._form.told} if self._form.told else {}
+            return key_of(self._graph_module, self._options, self._config | tokens)
         except Exception as error:
             self._told_of_store(error)
             return None
@@ -233,7 +237,7 @@ class Compilation:
         except Exception as error:
             failure = self._answered(error, "capturing", _INDUCTOR)
             raise NothingLeftError(failure.message, [failure]) from error
-        tell(program, self._told)
+        tell(program, self._form.told)
         try:
             return rewrite(program, self._options, leave_out=leave_out)
         except (OptionError, PassError):
@@ -309,28 +313,32 @@ class Compilation:
             section = dataclasses.replace(section, source=self._graphs)
         alone = self._options.strict or self._options.is_shared  # the others would wait for a rank that starts again
         function = driver if alone else self._recovering(driver)
-        section = section.with_remarks(remarks_on(self._told, self._graph_module))
+        section = section.with_remarks(remarks_on(self._form.told, self._graph_module))
         graph = CompiledGraph(function, section, self._inputs, driver=driver)
-        graph.program = None if self._told else program  # a kept trace does not ask whose tokens they are
-        self._follow_grids(graph)
+        graph.program = None if self._form.told else program  # a kept trace does not ask whose tokens they are
+        self._follow(graph)
         return graph
 
-    def _follow_grids(self, graph: CompiledGraph) -> None:
-        """Let calls with tokens of other grids have a graph of their own; nothing of this call's inputs is held."""
-        if not self._told:
+    def _follow(self, graph: CompiledGraph, *, tokens: bool = True) -> None:
+        """Let calls that ask for another form have a graph of their own; nothing of this call's inputs is held."""
+        inside = self._form.inside if differs_inside(graph.section.remarks) else None
+        form = Form(self._form.told if tokens else (), inside)
+        if form == Form():
             return
         again = copy.copy(self)
         again._ahead, again._again = None, None
         nodes = self._graph_module.graph.find_nodes(op="placeholder")
         again._inputs = [node.meta.get("example_value") for node in nodes]
         again._captured = lambda: capture.from_dynamo(again._graph_module, again._inputs)
+        graph.follow(form, again.in_form)
 
-        def made(told: Told) -> CompiledGraph:
-            other = copy.copy(again)
-            other._told = told
-            return other.run_later() or one_by_one(other._graph_module, other._inputs, other._options)
-
-        graph.told, graph.of_other_grids = self._told, made
+    def in_form(self, form: Form) -> CompiledGraph:
+        """The graph in another form, made after Dynamo's trace is over."""
+        other = copy.copy(self)
+        other._form, other._options = form, asked_inside(self._options, form.inside)
+        return other._together(
+            lambda: other.run_later() or one_by_one(other._graph_module, other._inputs, other._options)
+        )
 
     def _recovering(self, driver: Driver) -> Recovering:
         stock = self._options.delegate != "eager"

@@ -9,11 +9,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 
+from lightint_compile.asking import told_where
 from lightint_compile.capture.calling import subject_of
 from lightint_compile.errors import StateError
 from lightint_compile.fallback import Recovering
@@ -29,9 +30,27 @@ from lightint_compile.runtime.path_from_above import from_above
 from lightint_compile.runtime.planner import Planner, of_one_rollout
 from lightint_compile.runtime.run_rows import Times, as_rows, by_chunk
 from lightint_compile.runtime.siblings import Siblings
+from lightint_compile.runtime.underway import rollout_is_underway
 
 Compared = tuple[int | None, Deviation]
 """The chunk that a call belongs to, ``None`` where nothing is decided, and how far it is from the exact results."""
+
+
+class Form(NamedTuple):
+    """What a graph was compiled for besides its inputs.
+
+    Attributes:
+        told: the grids of tokens among its inputs that other graphs made.
+        inside: whether for calls inside of a rollout; ``None`` where those outside of one get the same.
+    """
+
+    told: Told = ()
+    inside: bool | None = None
+
+    def asked(self, args: Sequence[Any]) -> Form:
+        """What a call with these arguments asks for."""
+        told = told_like(args, self.told) if self.told else ()
+        return Form(told, None if self.inside is None else rollout_is_underway())
 
 
 class CompiledGraph:
@@ -44,8 +63,9 @@ class CompiledGraph:
         sizes: of the inputs that are no weights, by name: dtype and sizes, ``None`` for those that may change.
         program: the key under which its program is on disk; ``None`` where it is not.
         symbols: positions of the inputs that are sizes, by their symbols.
-        told: the grids of tokens among its inputs that other graphs made, as it was compiled for them.
-        of_other_grids: makes the graph for inputs whose tokens are of other grids, or of none that is known.
+        form: what it was compiled for.
+        of_another: makes it for another form; ``None`` where there is none.
+        announce: says of a section what a user hears of once.
     """
 
     _all: ClassVar[weakref.WeakSet[CompiledGraph]] = weakref.WeakSet()
@@ -63,9 +83,10 @@ class CompiledGraph:
         self.sizes: dict[str, tuple[str, tuple[int | None, ...]]] = {}
         self.program: str | None = None
         self.symbols: dict[str, int] = {}
-        self.told: Told = ()
-        self.of_other_grids: Callable[[Told], CompiledGraph] | None = None
-        self._others: dict[Told, CompiledGraph] = {}
+        self.form = Form()
+        self.of_another: Callable[[Form], CompiledGraph] | None = None
+        self.announce: Callable[[Section], None] | None = None
+        self._others: dict[Form, CompiledGraph] = {}
         with self._lock:
             type(self)._made += 1
             self.order = type(self)._made
@@ -75,10 +96,16 @@ class CompiledGraph:
         """Run the graph."""
         return self.run(args)
 
+    def follow(self, form: Form, of_another: Callable[[Form], CompiledGraph]) -> None:
+        """Let calls that ask for another form than this one have a graph of their own."""
+        self.form, self.of_another = form, of_another
+        if form.inside is not None:
+            self._section = self._section.with_remark(told_where(form.inside))
+
     def run(self, args: Sequence[Any]) -> Any:
         """Run the setting in force, and tell siblings where nothing was decided in this call."""
-        if self.told and (found := told_like(args, self.told)) != self.told:
-            return self._for(found).run(args)
+        if self.of_another is not None and (form := self.form.asked(args)) != self.form:
+            return self._for(form).run(args)
         self.tell_siblings(args)
         result = self.function(*args)
         if self._section.tokens:
@@ -87,19 +114,21 @@ class CompiledGraph:
             self.tell_siblings(args, exactly=True)
         return result
 
-    def _for(self, found: Told) -> CompiledGraph:
-        """The same graph for inputs of other grids, compiled when they first come."""
-        assert self.of_other_grids is not None
+    def _for(self, form: Form) -> CompiledGraph:
+        """The same graph in another form, compiled when a call first asks for it."""
+        assert self.of_another is not None
         with self._lock:
-            known = self._others.get(found)
+            known = self._others.get(form)
         if known is None:
-            known = self.of_other_grids(found)
+            known = self.of_another(form)
             known._subject, known._parameters = self._subject, self._parameters
             known.sizes, known.symbols = self.sizes, self.symbols
             if self._siblings is not None:
                 known.join(self._siblings)
+            if self.announce is not None:
+                self.announce(known.section)
             with self._lock:
-                self._others[found] = known
+                self._others[form] = known
         return known
 
     def join(self, siblings: Siblings) -> None:

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -183,9 +184,9 @@ def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) 
     model = model_of(call, options)
     model.tally.add(section)
     name = model.name or section.name
-    for remark in section.remarks:
-        if remark.rule == APPROXIMATE and options.budget is None and model.once(APPROXIMATE):
-            log.warning("%s: %s. %s", name, remark.message, remark.hint)
+    if options.budget is None:
+        graph.announce = partial(_warn_approximate, model, name)
+        graph.announce(section)
     _warn_of_disabled(model, captured, name)
     if captured.core is not None and is_refused(section):
         _refuse(model, captured.core, section.untouched, options, name)
@@ -239,6 +240,12 @@ def _refuse(model: Model, core: Core, reason: str, options: LightintOptions, nam
     if model.once("refused"):
         why = " ".join(reason.split())
         log.warning("%s is not rewritten where its attention is (%s): %s. %s", name, core.source, why, core.fix)
+
+
+def _warn_approximate(model: Model, name: str, section: Section) -> None:
+    for remark in section.remarks:
+        if remark.rule == APPROXIMATE and model.once(APPROXIMATE):
+            log.warning("%s: %s. %s", name, remark.message, remark.hint)
 
 
 def _warn_of_disabled(model: Model, captured: Captured, name: str) -> None:

@@ -94,7 +94,7 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     state(program, options)
     check_stated(program)
     whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
-    guided = options.approximate or is_guided(program)
+    guided = is_guided(program)
     unasked = () if guided else unasked_passes(options)
     pipeline = Pipeline(tuple(step for step in whole if step.name not in unasked))
     mark_captured(program)

@@ -15,6 +15,7 @@ import torch.fx as fx
 from lightint_compile.capture import ARGUMENTS
 from lightint_compile.capture.dry_run import marks_kept
 from lightint_compile.compilation import Compilation
+from lightint_compile.compiled import CompiledGraph, Form
 from lightint_compile.errors import StateError
 from lightint_compile.kept_traces.asked import Asked
 from lightint_compile.kept_traces.record import Trace
@@ -39,6 +40,10 @@ class GraphAgain:
     def __call__(self, *args: Any) -> Any:
         """Run the graph operation by operation."""
         return self._graph()[0].forward(*args)
+
+    def in_form(self, form: Form) -> CompiledGraph:
+        """The compiled graph in another form."""
+        return self._graph()[1].in_form(form)
 
     def region(self, name: str) -> fx.GraphModule:
         """A region of the rewritten graph."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightint_compile.asking import in_rollout
+from lightint_compile.asking import asked_inside, depends_on_rollout
 from lightint_compile.capture.host_values import are_numbers_read
 from lightint_compile.kept_traces.descriptions import code_text, digest
 from lightint_compile.lowering.artifact_keys import surroundings
@@ -26,11 +26,13 @@ class Asked:
     Attributes:
         config: Inductor's configuration for the regions.
         dynamic: as given to ``torch.compile``.
+        inside: whether in a rollout; ``None`` where that makes no difference.
     """
 
     options: LightintOptions
     config: dict[str, Any]
     dynamic: bool | None
+    inside: bool | None
 
     @classmethod
     def by(cls, frame: Frame, backend: Callable[..., Any]) -> Asked | None:
@@ -42,7 +44,9 @@ class Asked:
         options = given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)
         if not options.traces or why_never(options):
             return None
-        return cls(in_rollout(options), inductor_config(named.get("mode")), frame.backend.dynamic)
+        inside = depends_on_rollout(options)
+        config = inductor_config(named.get("mode"))
+        return cls(asked_inside(options, inside), config, frame.backend.dynamic, inside)
 
     def key(self, frame: Frame) -> str:
         """Everything but the call itself that a trace and its program depend on.

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from lightint_compile.asking import differs_inside
 from lightint_compile.capture.calling import call_under_way
-from lightint_compile.compiled import CompiledGraph
+from lightint_compile.compiled import CompiledGraph, Form
 from lightint_compile.fallback import Recovering
 from lightint_compile.kept_traces.again import GraphAgain
 from lightint_compile.kept_traces.asked import Asked, why_never
@@ -205,6 +206,8 @@ def _graph_of(frame: Frame, asked: Asked, store: Store, trace: Trace, again: Gra
     inputs = [value_of(source) for source in trace.inputs]
     graph = CompiledGraph(function, section, inputs, driver=driver)
     graph.program, graph.sizes = trace.program, dict(trace.sizes)
+    if asked.inside is not None and differs_inside(section.remarks):
+        graph.follow(Form(inside=asked.inside), again.in_form)
     identity = compiled_frame()
     if identity is not None:
         graph.join(Siblings.of((identity, repr(options.to_dict()))))

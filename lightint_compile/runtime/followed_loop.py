@@ -276,6 +276,7 @@ class FollowedLoop:
             chunk.times.append(told.at)
         due = (len(chunk.times) - 1) // self._schedule.lanes
         chunk.fits &= due < len(self._schedule.times) and self._schedule.times[due] == told.at
+        visit.step = due
         if visit.keeps:
             chunk.kept.append(visit)
 
@@ -302,6 +303,10 @@ class FollowedLoop:
         same = [each for each in chunk.kept if each in measured and visit.has_content_of(each)]
         if not same:
             chunk.record.refused(step, "it is given something else than the step before it")
+            return None
+        steps = [each.step for each in (*same, visit)]
+        if len(set(steps)) < len(steps):
+            chunk.record.refused(step, "two calls of one step are given the same, and nothing tells them apart")
             return None
         latest, previous = same[-1], same[-2] if spec.extrapolates and len(same) > 1 else same[-1]
         drift = measured[latest]

@@ -9,8 +9,8 @@ with lightint_compile.rollout(cameras=extrinsics, intrinsics=intrinsics) as run:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -63,13 +63,50 @@ def rollout(
     return Rollout(path, rules)
 
 
+class _Calls:
+    """The calls of a chunk's steps in their order, which tells the halves of guidance apart.
+
+    A chunk that was begun again, after an exception say, has calls that belong to no prediction of its own. Nothing
+    tells these from others but their number, so its steps have to be asked as often as those of the chunks before.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = 0
+        self._steps: list[list[int]] = []
+
+    def begin(self) -> None:
+        """The chunk before is over."""
+        if len(self._steps) > 1 and self._is_regular(self._steps):
+            self._wanted = self._steps[0][1]
+        self._steps = []
+
+    def add(self, number: int) -> int:
+        """One more call: how many of its step were made in front of it."""
+        if not self._steps or self._steps[-1][0] != number:
+            self._steps.append([number, 0])
+        self._steps[-1][1] += 1
+        return self._steps[-1][1] - 1
+
+    @property
+    def fit(self) -> bool:
+        """Whether those so far are what the steps of a chunk before had; of the first chunk, all as often."""
+        *done, (_, count) = self._steps
+        each = done[0][1] if done else count
+        return self._is_regular(self._steps[:-1]) and count <= each == (self._wanted or each)
+
+    @staticmethod
+    def _is_regular(steps: Sequence[Sequence[int]]) -> bool:
+        numbers = [number for number, _ in steps]
+        return numbers == sorted(set(numbers)) and len({count for _, count in steps}) <= 1
+
+
 class Rollout:
     """Where a rollout is, what was decided, and what its latest computed steps predicted. It is one thread's own."""
 
     def __init__(self, cameras: Tensor, rules: Rules) -> None:
         self._cameras, self._planner = cameras, Planner(rules)
         self._decision: Decision | None = None
-        self._asked: Counter[int] = Counter()
+        self._calls = _Calls()
         self._computed: defaultdict[int, list[tuple[float | None, Prediction]]] = defaultdict(list)
 
     def __enter__(self) -> Self:
@@ -111,7 +148,9 @@ class Rollout:
         It is copied when it is kept, so both it and what is given back are the caller's to write into.
 
         With ``sigma`` a reused step follows the line through the latest two computed ones; without, it holds one. A
-        step asked twice in a chunk is a guidance pair: each half follows its own predictions, told apart by order.
+        step asked twice in a chunk is a guidance pair: each half follows its own predictions, told apart by order. A
+        step is reused where the steps before it were asked as often as those of a chunk before: a loop that begins
+        again in the middle of a chunk computes, until ``chunk`` is called.
 
         Raises:
             StateError: no chunk has begun.
@@ -120,19 +159,24 @@ class Rollout:
             raise StateError(
                 "no chunk has begun", why="steps belong to a chunk", fix="call chunk(i) before step(k, ...)"
             )
-        reused, computed = self._decision.reused_steps, self._computed[self._asked[number]]
-        if number in reused and computed:
+        reused, computed = self._decision.reused_steps, self._computed[self._calls.add(number)]
+        if number in reused and computed and self._may_reuse(number):
             prediction: T = _reused(computed, sigma)
         else:
             prediction = compute()
             if reused:
                 computed[:] = [*computed[-1:], (sigma, Prediction.of(prediction))]
-        self._asked[number] += 1
         return prediction
+
+    def _may_reuse(self, number: int) -> bool:
+        latest = self._planner.latest
+        if not self._calls.fit and latest is not None:
+            latest.refused(number, "its steps are not called as often as those of a chunk before")
+        return self._calls.fit
 
     def _forget(self) -> None:
         self._computed.clear()
-        self._asked.clear()
+        self._calls.begin()
 
 
 def _reused(computed: list[tuple[float | None, Prediction]], sigma: float | None) -> Any:

@@ -37,6 +37,7 @@ class Visit:
     Attributes:
         watch: which program was called, and what else it was given.
         told: what was read of it; ``None`` until then.
+        step: the step of its chunk that it is, once its place is found.
         content: everything it was given but latent and timestep; ``None`` until known, or where it cannot be told.
         first: the first block's output, where a later step may be compared with it.
         prediction: what it computed, where a later step may follow it.
@@ -55,6 +56,7 @@ class Visit:
         self.watch, self.first, self.keeps = watch, first, False
         self._of = latent.shape, latent.stride(), latent.dtype, latent.device
         self.told: Told | None = None
+        self.step = 0
         self.content: Content | None = None
         self.prediction: Tensor | None = None
         self._check: Check | None = None

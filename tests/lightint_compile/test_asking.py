@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -134,3 +135,66 @@ def test_inside_of_a_rollout_its_cameras_ask(caplog: pytest.LogCaptureFixture) -
         inside = lightint_compile.explain(module, **kwargs)
     assert approximated(inside) == {"sparse-attention"} and said(inside, "approximate")
     assert not approximated(lightint_compile.explain(module, **kwargs))
+
+
+def called(function: Callable[..., torch.Tensor], inside: bool, **kwargs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        if not inside:
+            return function(**kwargs)[0]
+        with lightint_compile.rollout(cameras=there_and_back(8)[0]) as run:
+            run.chunk(0)
+            return run.step(0, lambda: function(**kwargs))[0]
+
+
+@pytest.mark.usefixtures("sparse_pays")
+@pytest.mark.parametrize("way", ["torch.compile", "accelerate"])
+@pytest.mark.parametrize("order", [(True, False, True), (False, True, False)], ids=["inside first", "outside first"])
+def test_a_rollout_says_nothing_of_calls_outside_of_it(
+    way: str, order: tuple[bool, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch._dynamo.reset()
+    module, kwargs = large_wan()
+    exact = called(module, inside=False, **kwargs)
+    handle = lightint_compile.accelerate(module, delegate="eager") if way == "accelerate" else None
+    compiled = module if handle else torch.compile(module, backend="lightint", options={"delegate": "eager"})
+    with caplog.at_level(logging.WARNING, "lightint_compile"):
+        found = [(inside, called(compiled, inside, **kwargs)) for inside in order]
+    for inside, result in found:
+        assert torch.allclose(result, exact, rtol=1e-4, atol=1e-5) != inside
+    assert [r.message for r in caplog.records if "results are approximate" in r.message] == [caplog.records[0].message]
+    report = handle.report() if handle else lightint_compile.report(compiled)
+    assert {r.message.partition(":")[0] for r in said(report, "rollout")} == {
+        "runs inside of rollouts",
+        "runs outside of rollouts",
+    }
+    if handle:
+        handle.undo()
+
+
+@pytest.mark.usefixtures("sparse_pays")
+def test_a_rollout_says_nothing_of_other_models_of_its_class() -> None:
+    torch._dynamo.reset()
+    (one, kwargs), (other, _) = large_wan(), large_wan()
+    options = {"delegate": "eager"}
+    called(torch.compile(one, backend="lightint", options=options), inside=True, **kwargs)
+    found = called(torch.compile(other, backend="lightint", options=options), inside=False, **kwargs)
+    torch.testing.assert_close(found, called(other, inside=False, **kwargs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("sparse_pays")
+@pytest.mark.parametrize("options", [{"preset": "sparse"}, {"preset": "exact"}, {"approximate": True}], ids=str)
+def test_who_asked_gets_one_graph_in_and_outside_of_rollouts(options: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    module, kwargs = large_wan()
+    compiled = torch.compile(module, backend="lightint", options={"delegate": "eager", **options})
+    torch.testing.assert_close(*(called(compiled, inside, **kwargs) for inside in (False, True)))
+    report = lightint_compile.report(compiled)
+    assert len(report.sections) == 1 and not said(report, "rollout")
+
+
+def test_a_graph_in_which_nothing_approximates_is_one(fresh_dynamo: None) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8))
+    compiled = torch.compile(module, backend="lightint", options={"delegate": "eager"})
+    for inside in (True, False):
+        called(lambda input: compiled(input), inside, input=torch.randn(2, 8))
+    assert len(lightint_compile.report(compiled).sections) == 1

@@ -351,3 +351,23 @@ def test_cameras_that_are_no_cameras_cost_the_saving_alone(caplog: pytest.LogCap
     calls.path[:, SEEN * CHUNK] *= 2
     assert [calls.chunk(number, times) for number in range(SEEN + 1)] == [[None] * 4] * (SEEN + 1)
     assert "nothing is reused in this chunk" in caplog.text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("users", [2, 3])
+@pytest.mark.parametrize("swapped", [False, True], ids=["in order", "swapped"])
+def test_two_rollouts_in_lockstep_that_are_given_the_same_take_nothing_of_each_other(users: int, swapped: bool) -> None:
+    """Two seeds of one prompt along one path: nothing but the latents tells their calls apart."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, cameras, text = StepWorld().eval(), there_and_back(FRAMES), torch.randn(1, 5, 8)
+    compiled = torch.compile(model, backend="lightint", options={"preset": "published", "delegate": "eager"})
+    for number in range(FRAMES // CHUNK):
+        latents = [torch.randn(1, 4, CHUNK, 4, 6) for _ in range(users)]
+        views = cameras[:, number * CHUNK : (number + 1) * CHUNK]
+        for step, sigma in enumerate(SIGMAS[:4]):
+            for user in range(users)[:: -1 if swapped and step % 2 else 1]:
+                given = latents[user], torch.full((1,), 1000 * sigma), views, text
+                torch.testing.assert_close(compiled(*given), model(*given))
+                latents[user] = latents[user] * 0.9
+    assert any(decision.refused_steps for decision in lightint_compile.decisions(compiled))

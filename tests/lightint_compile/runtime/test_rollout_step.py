@@ -176,3 +176,36 @@ def test_a_prediction_of_another_shape_is_held() -> None:
             run.chunk(chunk)
         steps = [run.step(k, lambda k=k: torch.full((k + 1,), 2.0), s) for k, s in enumerate((1.0, 0.9, 0.5))]
     torch.testing.assert_close(steps[2], torch.full((2,), 2.0))
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("made", range(1, 5), ids=lambda made: f"{made} calls made")
+def test_a_chunk_that_begins_again_takes_nothing_of_what_broke_off(halves: int, made: int) -> None:
+    """``chunk`` is not called again: nothing but the number of calls tells the two attempts apart."""
+    with lightint_compile.rollout(cameras=PATH, rules=PublishedRules(steps=REUSED, gate=0.0)) as run:
+        for chunk in range(6):
+            run.chunk(chunk)
+            _steps(run, 0.0, halves)
+        assert set(_steps(run, 0.0, halves)) == {0.0}
+        decision = run.chunk(6)
+        assert decision.reused_steps == REUSED
+        for call in range(made):
+            run.step(call // halves, lambda: torch.tensor(-1.0))
+        assert -1.0 not in _steps(run, 1.0, halves)
+        run.chunk(7)
+        assert _steps(run, 2.0, halves) == [2.0] * 4 * halves
+        assert run.decisions[7].reused_steps == REUSED, "a chunk that runs through reuses again"
+
+
+def test_a_chunk_with_more_calls_a_step_than_the_one_before_computes() -> None:
+    with lightint_compile.rollout(cameras=PATH, rules=PublishedRules(steps=REUSED, gate=0.0)) as run:
+        for chunk, halves in enumerate((1, 1, 1, 1, 1, 2, 2)):
+            run.chunk(chunk)
+            computed: list[int] = []
+            for call in range(4 * halves):
+                run.step(call // halves, lambda: computed.append(1) or torch.zeros(1))  # noqa: B023
+        assert len(computed) == 4, "steps 2 and 3 of both halves are reused, once guidance is known"
+
+
+def _steps(run: lightint_compile.runtime.rollout.Rollout, value: float, halves: int) -> list[float]:
+    return [float(run.step(call // halves, lambda: torch.tensor(value))) for call in range(4 * halves)]
