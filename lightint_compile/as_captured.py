@@ -14,6 +14,7 @@ from torch._inductor import config as inductor_config
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
 from lightint_compile.options import LightintOptions
+from lightint_compile.overwritten_reads import copies_made, settings
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.pipeline_run import Rewritten
 from lightint_compile.reporting.section import Section
@@ -40,11 +41,20 @@ def inductor_as_it_is(
     function: Callable[..., Any] = graph_module.forward
     if options.delegate != "eager":
         results = FreshResults(traced_memory(graph_module.graph))
+        before = copies_made()
         with inductor_config.patch(config):
-            function = results.behind(
-                cast(Callable[..., Any], compile_fx.compile_fx(graph_module, list(example_inputs)))
-            )
+            # handed on as patches, settings are those of a backward pass as well, which is compiled in its first call
+            compiled = compile_fx.compile_fx(graph_module, list(example_inputs), config_patches=settings())
+        function = results.behind(cast(Callable[..., Any], compiled))
+        if copies_made() > before:
+            remarks = [*remarks, _reads_first(copies_made() - before)]
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+def _reads_first(count: int) -> Remark:
+    what = "a value is" if count == 1 else f"{count} values are"
+    message = f"{what} copied before the graph writes over it, as its source says; Inductor would read it afterwards"
+    return Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="reads-first", message=message)
 
 
 def one_by_one(graph_module: fx.GraphModule, inputs: Sequence[Any], options: LightintOptions) -> CompiledGraph:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lightint_compile.errors import OptionError, RankError
+from lightint_compile.overwritten_reads import settings
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 
@@ -136,7 +137,7 @@ class Recovering:
         result = self._original(*args)  # outside of the handler: an error of the caller's does not drag ours along
         self._in_a_row += 1
         if self._stock and self._in_a_row == ENOUGH:
-            self._original = torch.compile(self._original, backend="inductor")
+            self._original = torch.compile(self._original, backend="inductor", options=settings())
         if self.failure is None:
             instead = "the graph ran operation by operation, which is slower; so do later calls that fail"
             instead += f", until Inductor compiles it after {ENOUGH} in a row" if self._stock else ""

@@ -286,3 +286,19 @@ def compiled_arguments() -> tuple[str, ...] | None:
     if code.co_flags & inspect.CO_VARKEYWORDS or code.co_name.startswith("torch_dynamo_resume_in"):
         return None
     return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def graph_passes(configured: Any, last: Callable[[fx.Graph], None]) -> Any:
+    """A setting of Inductor's that runs ``last`` behind what was configured; that of torch 2.11 takes one pass only."""
+    from torch._inductor import custom_graph_pass
+
+    if not configured:
+        return last
+    if hasattr(custom_graph_pass, "get_custom_graph_passes"):
+        return [*custom_graph_pass.get_custom_graph_passes(configured), last]
+
+    def one_after_another(graph: fx.Graph) -> None:
+        configured(graph)
+        last(graph)
+
+    return one_after_another

@@ -88,6 +88,7 @@ PRIVATE = {
     "torch._inductor.config": "settings are part of the key of kept programs, and set for regions",
     "torch._inductor.cpp_builder.get_cpp_compiler": "doctor says which compiler Inductor would take",
     "torch._inductor.ir.ExternKernel": "operands of branches keep their strides in a package",
+    "torch._inductor.custom_graph_pass": "a pass of ours inside of Inductor, behind those of its own that drop copies",
     "torch._inductor.list_mode_options": "documented, but reached through the private package",
     "torch._inductor.lowering.register_lowering": "see ExternKernel",
     "torch._inductor.runtime.cache_dir_utils.cache_dir": "kept programs and rates lie beside Inductor's",

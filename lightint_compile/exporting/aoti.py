@@ -15,6 +15,7 @@ from lightint_compile.errors import ExportError
 from lightint_compile.exporting.branch_operands import keep_strides
 from lightint_compile.exporting.graph_form import is_ours
 from lightint_compile.exporting.torch_file import torch_file
+from lightint_compile.overwritten_reads import settings as reads_first
 from lightint_compile.torch_compat import plans_memory_of_branches, solves_sizes_in_integers
 
 METADATA = "lightint"
@@ -29,7 +30,7 @@ def write(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> 
 
     Operators of ours become portable Triton kernels on CUDA, and ATen operators elsewhere: C++ has no Python to call.
     """
-    settings: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
+    settings: dict[str, Any] = {"aot_inductor.metadata": dict(metadata), **reads_first()}
     if _has_ours(program.graph_module):
         program = program.run_decompositions(_table(program))
     if keep_strides(program.graph_module):

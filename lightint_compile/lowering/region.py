@@ -20,6 +20,7 @@ from lightint_compile.fallback import is_answered, told
 from lightint_compile.lowering.cuda_forms import spelled_for_cuda
 from lightint_compile.lowering.fresh_results import FreshResults, stated_memory, stated_orders
 from lightint_compile.lowering.region_sizes import BoundSymbol, FreshInputs, fresh_inputs
+from lightint_compile.overwritten_reads import settings
 from lightint_compile.passes.ir.remarks import Remark
 
 #: Compiles a region for example inputs into a callable on a flat argument list (Inductor's, or the graph itself).
@@ -213,7 +214,7 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
         spelled = spelled_for_cuda(graph_module)
         alone = with_fixed_integers(standalone(spelled.graph_module, inputs))
         examples = [node.meta["val"] for node in alone.graph.find_nodes(op="placeholder")]
-        with torch.no_grad(), inductor_config.patch({**spelled.config, **config_patches}), autocast_off():
+        with torch.no_grad(), inductor_config.patch({**settings(), **spelled.config, **config_patches}), autocast_off():
             artifact = torch._inductor.standalone_compile(alone, examples, dynamic_shapes="from_graph", options={})
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
         results = FreshResults(stated_memory(graph_module.graph), stated_orders(graph_module.graph))

@@ -20,6 +20,7 @@ LADDER = (
     ("entry_points", "torch_frames"),
     ("kernels",),
     ("passes.ir",),
+    ("overwritten_reads",),
     ("models", "passes.analysis", "passes.base", "capture", "fallback"),
     (*tuple(f"passes.{name.replace('-', '_')}" for name in PASSES), "passes.registry"),
     ("passes.pipeline", "runtime", "reporting"),

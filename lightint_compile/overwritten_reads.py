@@ -1,0 +1,174 @@
+"""Reads that Inductor would have behind the writes that they stand in front of: there the compiled graph copies first.
+
+Functionalisation gives every write a new value, so that in Inductor's graph a tensor means what it held before. Inductor
+then drops copies, as ``c.clone()`` is for it the value ``c``, and puts writes back in place. It looks whether something
+reads the old value later. It does not look at the write itself, nor at the ``copy_`` that ends the graph for every input
+that was written to:
+
+* ``c[1:] = c[:-1].clone()`` is one loop that reads and writes ``c``, elements that were replaced among them. So are
+  ``index_put``, ``index_copy`` and ``index_add``, into temporaries too.
+* ``t = c.clone(); c.copy_(y); y.copy_(t)`` ends in ``c.copy_(y); y.copy_(c)``.
+
+What is computed from an input is safe: Inductor evaluates that before it writes. A view is nothing to evaluate. So the
+pass below makes each such view a copy, behind everything that drops copies and in front of what writes in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from lightint_compile.passes.ir.memory_sharing import is_write
+from lightint_compile.passes.ir.view_windows import viewed, window_of
+from lightint_compile.torch_compat import graph_passes
+
+aten = torch.ops.aten
+higher = torch.ops.higher_order
+
+_SCATTERS = {
+    aten.slice_scatter.default: aten.slice.Tensor,
+    aten.select_scatter.default: aten.select.int,
+    aten.diagonal_scatter.default: aten.diagonal.default,
+    aten.as_strided_scatter.default: aten.as_strided.default,
+}
+"""Operators that Inductor puts back in place, and the view of the first operand that they write to."""
+
+_WRITTEN_ANYWHERE = frozenset((aten.index_put.default, aten._unsafe_index_put.default))
+"""The same, where the places are data."""
+
+_COUNTED = "lightint_reads_first"
+"""Inductor keeps what a compilation adds to its counters beside the program, and adds it for a kept program too."""
+
+
+def settings() -> dict[str, Any]:
+    """Configuration under which Inductor keeps reads in front of writes, behind passes that the user configured."""
+    return {"post_grad_custom_post_pass": graph_passes(inductor_config.post_grad_custom_post_pass, ReadsFirst())}
+
+
+def copies_made() -> int:
+    """How many copies the programs that were compiled or loaded so far make."""
+    return counters["inductor"][_COUNTED]
+
+
+class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
+    """Makes copies of views whose memory is written to before they are read, or while they are."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Edit a functional graph, which may end in ``copy_`` to placeholders."""
+        copies: dict[fx.Node, fx.Node] = {}
+        for user, value in list(_overwritten(graph)):
+            if value not in copies:
+                copies[value] = _copied(graph, value)
+            _read_instead(user, value, copies[value])
+        if copies:
+            counters["inductor"][_COUNTED] += len(copies)
+
+    def uuid(self) -> bytes:
+        """Programs that Inductor keeps are found by it."""
+        return bytes(get_hash_for_files((__file__,)))
+
+
+def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Nodes that read what a write may have replaced by then, with the view that they read."""
+    replaced = {node.args[0] for node in graph.nodes if _is_last_write(node)}
+    gone: set[Any] = set()
+    for node in graph.nodes:
+        if _is_last_write(node):
+            target, value = node.args[:2]
+            if isinstance(value, fx.Node) and value is not target and _memory(value) in gone | {target}:
+                yield node, value
+            gone.add(target)
+        elif (written := _written(node)) is not None:
+            memories = {_memory(each) for each in _nodes(written)}
+            in_place = {each for each in memories if each.op != "placeholder" or each in replaced}
+            for value in dict.fromkeys(_nodes(_others(node))):
+                if _memory(value) in in_place and not _is_apart(node, value):
+                    yield node, value
+    for value in graph.output_node().all_input_nodes if replaced else ():  # what a backward pass needs is among them
+        if _memory(value) in replaced:
+            yield graph.output_node(), value
+
+
+def _is_last_write(node: fx.Node) -> bool:
+    """Whether a node gives an input the value that it has behind the graph."""
+    return node.target is aten.copy_.default and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
+
+
+def _written(node: fx.Node) -> Any:
+    """The arguments that a node writes to, should Inductor put it in place; ``None`` for one that never is."""
+    if node.op != "call_function":
+        return None
+    if node.target is higher.auto_functionalized_v2:
+        return node.kwargs["_all_bases"]
+    if node.target is higher.triton_kernel_wrapper_functional:
+        return _kernel_arguments(node, written=True)
+    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    is_one = node.target in _SCATTERS or node.target in _WRITTEN_ANYWHERE or name.startswith("aten::_foreach_")
+    return node.args[0] if is_one or is_write(node) else None
+
+
+def _others(node: fx.Node) -> Any:
+    """The arguments of such a node that it only reads."""
+    if node.target is higher.auto_functionalized_v2:
+        return {name: value for name, value in node.kwargs.items() if name != "_all_bases"}
+    if node.target is higher.triton_kernel_wrapper_functional:
+        return _kernel_arguments(node, written=False)
+    return node.args[1:], node.kwargs
+
+
+def _kernel_arguments(node: fx.Node, *, written: bool) -> dict[str, Any]:
+    """The tensors that a launch of a Triton kernel writes to, or its other arguments."""
+    arguments, names = node.kwargs["kwargs"], node.kwargs["tensors_to_clone"]
+    return {name: value for name, value in arguments.items() if (name in names) == written}  # type: ignore[union-attr, operator]
+
+
+def _read_instead(node: fx.Node, value: fx.Node, copied: fx.Node) -> None:
+    """Have ``node`` read ``copied``. What it writes to stays."""
+
+    def changed(arguments: Any) -> Any:
+        return fx.map_arg(arguments, lambda each: copied if each is value else each)
+
+    if node.op == "output":
+        node.args = changed(node.args)
+    elif node.target is higher.auto_functionalized_v2:
+        node.kwargs = {**node.kwargs, **changed(_others(node))}
+    elif node.target is higher.triton_kernel_wrapper_functional:
+        arguments = {**_kernel_arguments(node, written=True), **changed(_others(node))}
+        node.kwargs = {**node.kwargs, "kwargs": arguments}
+    else:
+        node.args, node.kwargs = (node.args[0], *changed(node.args[1:])), changed(node.kwargs)
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(arguments, found.append)
+    return found
+
+
+def _memory(node: fx.Node) -> fx.Node:
+    return viewed(node)[0]
+
+
+def _is_apart(node: fx.Node, value: fx.Node) -> bool:
+    """Whether a scatter writes exactly where ``value`` is read, element for element, or nowhere that it is."""
+    if node.target not in _SCATTERS:
+        return False
+    base, cut = viewed(node.args[0])  # type: ignore[arg-type]
+    target = window_of(base, [*cut, (_SCATTERS[node.target], node.args[2:], dict(node.kwargs))])
+    read = window_of(*viewed(value))
+    return target.views == read.views or target.misses(read)
+
+
+def _copied(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    """A copy of a view, in front of everything that may write to its memory."""
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1] if value in inputs else value):
+        copied = graph.call_function(aten.clone.default, (value,))
+    copied.meta = {**value.meta, "val": value.meta["val"].clone()}
+    return copied
