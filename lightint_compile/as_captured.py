@@ -52,8 +52,11 @@ def inductor_as_it_is(
 
 
 def _reads_first(count: int) -> Remark:
-    what = "a value is" if count == 1 else f"{count} values are"
-    message = f"{what} copied before the graph writes over it, as its source says; Inductor would read it afterwards"
+    message = "a value is copied before the graph writes over it, where Inductor would read it afterwards"
+    if count > 1:
+        message = (
+            f"{count} values are copied before the graph writes over them, where Inductor would read them afterwards"
+        )
     return Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="reads-first", message=message)
 
 

@@ -1,30 +1,34 @@
-"""Reads that Inductor would have behind the writes that they stand in front of: there the compiled graph copies first.
+"""Reads that Inductor would have behind writes that they stand in front of: there the compiled graph copies first.
 
-Functionalisation gives every write a new value, so that in Inductor's graph a tensor means what it held before. Inductor
+Functionalisation gives every write a new value, so in Inductor's graph a tensor means what it held before. Inductor
 then drops copies, as ``c.clone()`` is for it the value ``c``, and puts writes back in place. It looks whether something
-reads the old value later. It does not look at the write itself, nor at the ``copy_`` that ends the graph for every input
-that was written to:
+reads the old value later. It does not look at the write itself, nor at the ``copy_`` that ends the graph for every
+input that was written to:
 
 * ``c[1:] = c[:-1].clone()`` is one loop that reads and writes ``c``, elements that were replaced among them. So are
   ``index_put``, ``index_copy`` and ``index_add``, into temporaries too.
 * ``t = c.clone(); c.copy_(y); y.copy_(t)`` ends in ``c.copy_(y); y.copy_(c)``.
 
 What is computed from an input is safe: Inductor evaluates that before it writes. A view is nothing to evaluate. So the
-pass below makes each such view a copy, behind everything that drops copies and in front of what writes in place.
+pass below makes each such view a copy, behind everything that drops copies and in front of what writes in place. The
+same goes for what a backward pass gets: an input as it was, or a new value that is put in place of the input, which the
+backward pass takes for memory that it may use.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.fx as fx
 from torch._dynamo.utils import counters
+from torch._guards import TracingContext
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from lightint_compile.passes.ir.memory_sharing import is_write
+from lightint_compile.passes.ir.memory_sharing import is_write, maker_of
 from lightint_compile.passes.ir.view_windows import viewed, window_of
 from lightint_compile.torch_compat import graph_passes
 
@@ -90,9 +94,33 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
             for value in dict.fromkeys(_nodes(_others(node))):
                 if _memory(value) in in_place and not _is_apart(node, value):
                     yield node, value
-    for value in graph.output_node().all_input_nodes if replaced else ():  # what a backward pass needs is among them
-        if _memory(value) in replaced:
-            yield graph.output_node(), value
+    if replaced:
+        yield from ((graph.output_node(), value) for value in _taken(graph, replaced))
+
+
+def _taken(graph: fx.Graph, replaced: set[Any]) -> Iterator[fx.Node]:
+    """Results that are an input as it was, and what a backward pass gets of what an input has become.
+
+    The backward pass may write to what it gets, unless that is an input by the functional graph.
+    """
+    results = graph.output_node().args[0]
+    assert isinstance(results, (list, tuple))
+    become = {
+        _memory(node.args[1]) for node in graph.nodes if _is_last_write(node) and isinstance(node.args[1], fx.Node)
+    }
+    for place, value in enumerate(results):
+        if isinstance(value, fx.Node):
+            memory = _memory(value)
+            is_saved = place >= _number_asked_for() and memory in become and _written(maker_of(value)) is not None
+            if memory in replaced or is_saved:
+                yield value
+
+
+def _number_asked_for() -> int:
+    """How many results of the graph are the caller's; what a backward pass gets is behind them."""
+    context = TracingContext.try_get()
+    metadata = None if context is None else context.fw_metadata
+    return sys.maxsize if metadata is None else int(metadata.num_forward)
 
 
 def _is_last_write(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.ir.memory_sharing import alias_source
+from lightint_compile.passes.ir.memory_sharing import alias_source, is_write
 from lightint_compile.passes.ir.program import tensor_of
 
 aten = torch.ops.aten
@@ -42,10 +42,9 @@ class Window:
 
 
 def viewed(node: fx.Node) -> tuple[fx.Node, list[View]]:
-    """What a node is a view of, itself for none, and the views. Inductor takes ``_unsafe_view`` for a view, too."""
+    """What a node is a view of, itself for none, and the views; what a write hands back is what it has written."""
     views: list[View] = []
-    while (source := node.args[0] if node.target is aten._unsafe_view.default else alias_source(node)) is not None:
-        assert isinstance(source, fx.Node)
+    while (source := _source(node)) is not None:
         views.insert(0, (node.target, node.args[1:], dict(node.kwargs)))
         if node.target is operator.getitem:
             tupled = node.args[0]
@@ -53,6 +52,14 @@ def viewed(node: fx.Node) -> tuple[fx.Node, list[View]]:
             views.insert(0, (tupled.target, tupled.args[1:], dict(tupled.kwargs)))
         node = source
     return node, views
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    """What a node shows other elements of. Inductor takes ``_unsafe_view``, which states nothing, for a view, too."""
+    if node.target is aten._unsafe_view.default:
+        assert isinstance(node.args[0], fx.Node)
+        return node.args[0]
+    return None if is_write(node) else alias_source(node)
 
 
 def window_of(base: fx.Node, views: Sequence[View]) -> Window:
