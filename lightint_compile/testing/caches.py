@@ -27,6 +27,22 @@ def _roll(cache: Tensor, new: Tensor) -> None:
     cache[:, -count:] = new
 
 
+def _moved(cache: Tensor, new: Tensor) -> None:
+    """All slots make room at the front."""
+    count = new.shape[1]
+    cache[:, count:] = cache[:, :-count].clone()
+    cache[:, :count] = new
+
+
+def _halves(cache: Tensor, new: Tensor) -> None:
+    """Halves change places, around the tokens."""
+    half, count = cache.shape[1] // 2, new.shape[1]
+    kept = cache[:, :half].clone()
+    cache[:, :half] = cache[:, half:].clone()
+    cache[:, half:] = kept
+    cache[:, :count].add_(new)
+
+
 def _put(cache: Tensor, new: Tensor) -> None:
     cache[:, torch.arange(new.shape[1]) + 2] = new
 
@@ -55,6 +71,8 @@ WRITES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "slice": _slice,
     "index": _index,
     "roll": _roll,
+    "moved": _moved,
+    "halves": _halves,
     "put": _put,
     "scatter": _scatter,
     "masked": _masked,

@@ -10,7 +10,10 @@ from lightint_compile.testing.drawn import Drawn
 from lightint_compile.testing.several import OPERATORS, USES
 
 #: How a cache is written in place; a list, a dict, and a dict whose tensors are replaced arrive as arguments as well.
-CACHES = ("slice", "index", "roll", "put", "scatter", "masked", "whole", "data", "attend", "list", "dict", "grown")
+CACHES = (
+    *("slice", "index", "roll", "put", "scatter", "masked", "whole", "data", "attend", "list", "dict", "grown"),
+    *("moved", "halves"),
+)
 
 FLOWS = (
     *("none", "cond", "checkpoint", "break", "autocast", "vmap", "item", "grad-off", "grad-on", "reduce", "while"),
