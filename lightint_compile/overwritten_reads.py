@@ -9,14 +9,17 @@ input that was written to:
   ``index_put``, ``index_copy`` and ``index_add``, into temporaries too.
 * ``t = c.clone(); c.copy_(y); y.copy_(t)`` ends in ``c.copy_(y); y.copy_(c)``.
 
-What is computed from an input is safe: Inductor evaluates that before it writes. A view is nothing to evaluate. So the
-pass below makes each such view a copy, behind everything that drops copies and in front of what writes in place. The
-same goes for what a backward pass gets: an input as it was, or a new value that is put in place of the input, which the
-backward pass takes for memory that it may use.
+What is computed from an input and written as it is, is safe: Inductor evaluates that first. A view is nothing to
+evaluate; what it views is evaluated where it writes, and so is what ``index_put`` puts, and what is read later. The
+pass below makes each a copy, behind everything that drops copies and in front of what writes in place. The same goes
+for what a backward pass gets: an input as it was, or a new value that is put in place of the input, which the backward
+pass takes for memory that it may use.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +30,7 @@ from torch._dynamo.utils import counters
 from torch._guards import TracingContext
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.library import Library
 
 from lightint_compile.passes.ir.memory_sharing import is_write, maker_of
 from lightint_compile.passes.ir.view_windows import viewed, window_of
@@ -44,7 +48,13 @@ _SCATTERS = {
 """Operators that Inductor puts back in place, and the view of the first operand that they write to."""
 
 _WRITTEN_ANYWHERE = frozenset((aten.index_put.default, aten._unsafe_index_put.default))
-"""The same, where the places are data."""
+"""The same, where the places are data. Inductor evaluates what they put where it writes."""
+
+_library = Library("lightint", "FRAGMENT")
+_library.define("materialised(Tensor value) -> Tensor")
+_library.impl("materialised", torch.clone, "CompositeExplicitAutograd")
+_MATERIALISED = torch.ops.lightint.materialised.default
+"""A copy that Inductor evaluates where it stands, and fuses with others like any other value in memory."""
 
 _COUNTED = "lightint_reads_first"
 """Inductor keeps what a compilation adds to its counters beside the program, and adds it for a kept program too."""
@@ -52,7 +62,20 @@ _COUNTED = "lightint_reads_first"
 
 def settings() -> dict[str, Any]:
     """Configuration under which Inductor keeps reads in front of writes, behind passes that the user configured."""
+    _lowered()
     return {"post_grad_custom_post_pass": graph_passes(inductor_config.post_grad_custom_post_pass, ReadsFirst())}
+
+
+@functools.cache
+def _lowered() -> None:
+    """Tell Inductor how to compile a copy."""
+    from torch._inductor.lowering import clone, register_lowering
+
+    @register_lowering(_MATERIALISED, type_promotion_kind=None)  # type: ignore[untyped-decorator]
+    def _materialised(value: Any) -> Any:
+        copied = clone(value)
+        copied.realize()
+        return copied
 
 
 def copies_made() -> int:
@@ -82,20 +105,69 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Nodes that read what a write may have replaced by then, with the view that they read."""
     replaced = {node.args[0] for node in graph.nodes if _is_last_write(node)}
     gone: set[Any] = set()
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if _is_last_write(node):
             target, value = node.args[:2]
-            if isinstance(value, fx.Node) and value is not target and _memory(value) in gone | {target}:
+            if isinstance(value, fx.Node) and value is not target and _shows(value, gone | {target}):
                 yield node, value
             gone.add(target)
         elif (written := _written(node)) is not None:
             memories = {_memory(each) for each in _nodes(written)}
             in_place = {each for each in memories if each.op != "placeholder" or each in replaced}
-            for value in dict.fromkeys(_nodes(_others(node))):
-                if _memory(value) in in_place and not _is_apart(node, value):
+            if node.target in _WRITTEN_ANYWHERE and in_place:
+                yield from _waiting(node, in_place, order)
+                continue
+            late = in_place | replaced if node.target in _SCATTERS else in_place
+            for value in dict.fromkeys(_nodes(_others(node))) if late else ():
+                if _shows(value, late) and not _is_apart(node, value):
                     yield node, value
     if replaced:
         yield from ((graph.output_node(), value) for value in _taken(graph, replaced))
+
+
+def _waiting(node: fx.Node, memories: set[Any], order: dict[fx.Node, int]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Uses of what is computed from the memory that a node writes to, by the node and behind it."""
+    for value in dict.fromkeys(_nodes(_others(node))):
+        if _follows(value, memories):
+            yield node, value
+    for value in itertools.takewhile(lambda each: each is not node, order):
+        if not isinstance(value.meta.get("val"), torch.Tensor) or _memory(value) is not value:
+            continue
+        if any(_memory(each) in memories for each in value.all_input_nodes):
+            yield from ((user, value) for user in value.users if _lasts(user, order, order[node]))
+
+
+def _lasts(node: fx.Node, order: dict[fx.Node, int], place: int) -> bool:
+    """Whether something behind a place in the graph depends on a node."""
+    waiting, seen = [node], {node}
+    while waiting:
+        each = waiting.pop()
+        if order[each] > place:
+            return True
+        new = [user for user in each.users if user not in seen]
+        waiting += new
+        seen.update(new)
+    return False
+
+
+def _shows(value: fx.Node, memories: set[Any]) -> bool:
+    """Whether a value views one of these, or what is computed from one, which Inductor evaluates where it writes."""
+    memory, views = viewed(value)
+    return memory in memories or (bool(views) and _follows(memory, memories))
+
+
+def _follows(value: fx.Node, memories: set[Any]) -> bool:
+    """Whether a tensor is computed from one of these, or is one."""
+    waiting, seen = [value], {value}
+    while waiting:
+        node = waiting.pop()
+        if node in memories:
+            return isinstance(value.meta.get("val"), torch.Tensor)
+        new = [each for each in node.all_input_nodes if each not in seen]
+        waiting += new
+        seen.update(new)
+    return False
 
 
 def _taken(graph: fx.Graph, replaced: set[Any]) -> Iterator[fx.Node]:
@@ -189,7 +261,10 @@ def _is_apart(node: fx.Node, value: fx.Node) -> bool:
         return False
     base, cut = viewed(node.args[0])  # type: ignore[arg-type]
     target = window_of(base, [*cut, (_SCATTERS[node.target], node.args[2:], dict(node.kwargs))])
-    read = window_of(*viewed(value))
+    memory, views = viewed(value)
+    if memory is not base:
+        return False
+    read = window_of(memory, views)
     return target.views == read.views or target.misses(read)
 
 
@@ -197,6 +272,6 @@ def _copied(graph: fx.Graph, value: fx.Node) -> fx.Node:
     """A copy of a view, in front of everything that may write to its memory."""
     inputs = graph.find_nodes(op="placeholder")
     with graph.inserting_after(inputs[-1] if value in inputs else value):
-        copied = graph.call_function(aten.clone.default, (value,))
+        copied = graph.call_function(_MATERIALISED, (value,))
     copied.meta = {**value.meta, "val": value.meta["val"].clone()}
     return copied
