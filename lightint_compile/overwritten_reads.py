@@ -54,7 +54,7 @@ _library = Library("lightint", "FRAGMENT")
 _library.define("materialised(Tensor value) -> Tensor")
 _library.impl("materialised", torch.clone, "CompositeExplicitAutograd")
 _MATERIALISED = torch.ops.lightint.materialised.default
-"""A copy that Inductor evaluates where it stands, and fuses with others like any other value in memory."""
+"""A copy that Inductor evaluates where it stands. A clone it evaluates in front of a ``copy_``, but not of a put."""
 
 _COUNTED = "lightint_reads_first"
 """Inductor keeps what a compilation adds to its counters beside the program, and adds it for a kept program too."""
@@ -89,9 +89,11 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
     def __call__(self, graph: fx.Graph) -> None:
         """Edit a functional graph, which may end in ``copy_`` to placeholders."""
         copies: dict[fx.Node, fx.Node] = {}
-        for user, value in list(_overwritten(graph)):
+        reads = list(_overwritten(graph))
+        put = {value for user, value in reads if user.target in _WRITTEN_ANYWHERE}
+        for user, value in reads:
             if value not in copies:
-                copies[value] = _copied(graph, value)
+                copies[value] = _copied(graph, value, _MATERIALISED if value in put else aten.clone.default)
             _read_instead(user, value, copies[value])
         if copies:
             counters["inductor"][_COUNTED] += len(copies)
@@ -268,10 +270,10 @@ def _is_apart(node: fx.Node, value: fx.Node) -> bool:
     return target.views == read.views or target.misses(read)
 
 
-def _copied(graph: fx.Graph, value: fx.Node) -> fx.Node:
+def _copied(graph: fx.Graph, value: fx.Node, copy: Any) -> fx.Node:
     """A copy of a view, in front of everything that may write to its memory."""
     inputs = graph.find_nodes(op="placeholder")
     with graph.inserting_after(inputs[-1] if value in inputs else value):
-        copied = graph.call_function(_MATERIALISED, (value,))
+        copied = graph.call_function(copy, (value,))
     copied.meta = {**value.meta, "val": value.meta["val"].clone()}
     return copied
