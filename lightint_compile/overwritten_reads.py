@@ -90,7 +90,7 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
         """Edit a functional graph, which may end in ``copy_`` to placeholders."""
         copies: dict[fx.Node, fx.Node] = {}
         reads = list(_overwritten(graph))
-        put = {value for user, value in reads if user.target in _WRITTEN_ANYWHERE}
+        put = {value for user, value in reads if _is_put(user, value)}
         for user, value in reads:
             if value not in copies:
                 copies[value] = _copied(graph, value, _MATERIALISED if value in put else aten.clone.default)
@@ -101,6 +101,13 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
     def uuid(self) -> bytes:
         """Programs that Inductor keeps are found by it."""
         return bytes(get_hash_for_files((__file__,)))
+
+
+def _is_put(user: fx.Node, value: fx.Node) -> bool:
+    """Whether a clone would be evaluated too late: by a put, and where windows of two inputs change places."""
+    if user.target in _SCATTERS:
+        return _memory(value) is not _memory(user.args[0])  # type: ignore[arg-type]
+    return user.target in _WRITTEN_ANYWHERE
 
 
 def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
