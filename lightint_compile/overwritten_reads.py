@@ -19,8 +19,8 @@ pass takes for memory that it may use.
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,7 +54,9 @@ _library = Library("lightint", "FRAGMENT")
 _library.define("materialised(Tensor value) -> Tensor")
 _library.impl("materialised", torch.clone, "CompositeExplicitAutograd")
 _MATERIALISED = torch.ops.lightint.materialised.default
-"""A copy that Inductor evaluates where it stands. A clone it evaluates in front of a ``copy_``, but not of a put."""
+"""A copy that Inductor evaluates where it stands, by a kernel of its own. Any other it may evaluate in the loop of a put
+that it stands in front of; a clone only in front of a ``copy_``.
+"""
 
 _COUNTED = "lightint_reads_first"
 """Inductor keeps what a compilation adds to its counters beside the program, and adds it for a kept program too."""
@@ -69,13 +71,13 @@ def settings() -> dict[str, Any]:
 @functools.cache
 def _lowered() -> None:
     """Tell Inductor how to compile a copy."""
-    from torch._inductor.lowering import clone, register_lowering
+    from torch._inductor.lowering import fallback_handler, register_lowering
+
+    apart = fallback_handler(aten.clone.default, add_to_fallback_set=False)
 
     @register_lowering(_MATERIALISED, type_promotion_kind=None)  # type: ignore[untyped-decorator]
     def _materialised(value: Any) -> Any:
-        copied = clone(value)
-        copied.realize()
-        return copied
+        return apart(value)
 
 
 def copies_made() -> int:
@@ -115,6 +117,7 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     replaced = {node.args[0] for node in graph.nodes if _is_last_write(node)}
     gone: set[Any] = set()
     order = {node: place for place, node in enumerate(graph.nodes)}
+    readers = _readers(graph) if any(node.target in _WRITTEN_ANYWHERE for node in graph.nodes) else {}
     for node in graph.nodes:
         if _is_last_write(node):
             target, value = node.args[:2]
@@ -125,7 +128,7 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
             memories = {_memory(each) for each in _nodes(written)}
             in_place = {each for each in memories if each.op != "placeholder" or each in replaced}
             if node.target in _WRITTEN_ANYWHERE and in_place:
-                yield from _waiting(node, in_place, order)
+                yield from _waiting(node, in_place, order, readers)
                 continue
             late = in_place | replaced if node.target in _SCATTERS else in_place
             for value in dict.fromkeys(_nodes(_others(node))) if late else ():
@@ -135,16 +138,28 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
         yield from ((graph.output_node(), value) for value in _taken(graph, replaced))
 
 
-def _waiting(node: fx.Node, memories: set[Any], order: dict[fx.Node, int]) -> Iterator[tuple[fx.Node, fx.Node]]:
+def _readers(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """What is computed from a memory at once, in order: no views."""
+    memories = {node: _memory(node) for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+    found: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node, memory in memories.items():
+        if memory is node:
+            for read in dict.fromkeys(memories[each] for each in node.all_input_nodes if each in memories):
+                found[read].append(node)
+    return found
+
+
+def _waiting(
+    node: fx.Node, memories: set[Any], order: dict[fx.Node, int], readers: dict[fx.Node, list[fx.Node]]
+) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Uses of what is computed from the memory that a node writes to, by the node and behind it."""
+    place = order[node]
     for value in dict.fromkeys(_nodes(_others(node))):
         if _follows(value, memories):
             yield node, value
-    for value in itertools.takewhile(lambda each: each is not node, order):
-        if not isinstance(value.meta.get("val"), torch.Tensor) or _memory(value) is not value:
-            continue
-        if any(_memory(each) in memories for each in value.all_input_nodes):
-            yield from ((user, value) for user in value.users if _lasts(user, order, order[node]))
+    computed = {value for memory in memories for value in readers.get(memory, ()) if order[value] < place}
+    for value in sorted(computed, key=order.__getitem__):
+        yield from ((user, value) for user in value.users if _lasts(user, order, place))
 
 
 def _lasts(node: fx.Node, order: dict[fx.Node, int], place: int) -> bool:

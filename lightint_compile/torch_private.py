@@ -90,7 +90,7 @@ PRIVATE = {
     "torch._inductor.ir.ExternKernel": "operands of branches keep their strides in a package",
     "torch._inductor.custom_graph_pass": "a pass of ours inside of Inductor, behind those of its own that drop copies",
     "torch._inductor.list_mode_options": "documented, but reached through the private package",
-    "torch._inductor.lowering.clone": "a copy that is evaluated at its place, see overwritten_reads",
+    "torch._inductor.lowering.fallback_handler": "a copy that is evaluated at its place, see overwritten_reads",
     "torch._inductor.lowering.register_lowering": "see ExternKernel",
     "torch._inductor.runtime.cache_dir_utils.cache_dir": "kept programs and rates lie beside Inductor's",
     "torch._inductor.standalone_compile": "one region compiled by itself, and its artifact",
