@@ -54,8 +54,8 @@ _library = Library("lightint", "FRAGMENT")
 _library.define("materialised(Tensor value) -> Tensor")
 _library.impl("materialised", torch.clone, "CompositeExplicitAutograd")
 _MATERIALISED = torch.ops.lightint.materialised.default
-"""A copy that Inductor evaluates where it stands, by a kernel of its own. Any other it may evaluate in the loop of a put
-that it stands in front of; a clone only in front of a ``copy_``.
+"""A copy that Inductor evaluates where it stands, by a kernel of its own. Any other it may evaluate in the loop of a
+put that it stands in front of; a clone only in front of a ``copy_``.
 """
 
 _COUNTED = "lightint_reads_first"
