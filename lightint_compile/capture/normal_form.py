@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lightint_compile.capture.explicit_autocast import MODE_SWITCHES
-from lightint_compile.passes.ir.memory_sharing import output_memory
+from lightint_compile.passes.ir.input_writes import written_buffers
+from lightint_compile.passes.ir.memory_sharing import alias_source, is_write, memory_of, output_memory
 
 aten = torch.ops.aten
 
@@ -43,17 +44,20 @@ _AS_VIEWS = {
 def tidy(graph_module: fx.GraphModule) -> None:
     """Remove operations without effect and unify forms, in place; dead code is removed too.
 
-    A copy whose memory the caller gets stays: the caller may write to it. So does what detaches a result: a view of an
-    input, or of another result, wants gradients as soon as that does, also where the caller asks for them afterwards.
+    A copy whose memory the caller gets stays: the caller may write to it. So does one of an input that is written to
+    before the copy is read for the last time, or by what reads it; and what detaches a result: a view of an input, or
+    of another result, wants gradients as soon as that does, also where the caller asks for them afterwards.
     """
     for node in graph_module.graph.nodes:  # first: as views they tell who has the memory of an output
         node.target = _AS_VIEWS.get(node.target, node.target)
-    returned = output_memory(graph_module.graph)
+    returned, written = output_memory(graph_module.graph), _Writes(graph_module.graph)
     for node in reversed(graph_module.graph.nodes):
         if node.op != "call_function":
             continue
         if node.target in LEFTOVERS:
             graph_module.graph.erase_node(node)
+        elif node.target in _COPIES and _does_nothing(node) and written.divide(node):
+            node.target, node.args, node.kwargs = aten.clone.default, node.args[:1], {}
         elif _does_nothing(node) and not (node in returned and node.target in _TELLING):
             node.replace_all_uses_with(node.args[0], propagate_meta=False)
             graph_module.graph.erase_node(node)
@@ -63,6 +67,24 @@ def tidy(graph_module: fx.GraphModule) -> None:
             _with_a_number(graph_module, node)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
+
+
+class _Writes:
+    """The writes of a graph, and where they stand."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._places = {node: place for place, node in enumerate(graph.nodes)}
+        self._of = written_buffers(graph)
+
+    def divide(self, copy: fx.Node) -> bool:
+        """Whether one stands between a copy of its buffer and the last that reads the copy, or is that reader."""
+        writes = self._of.get(memory_of(copy.args[0]), ()) if self._of else ()  # type: ignore[arg-type]
+        behind = [place for write in writes if (place := self._places[write]) > self._places[copy]]
+        return bool(behind) and min(behind) <= self._last_read(copy)
+
+    def _last_read(self, node: fx.Node) -> int:
+        views = [user for user in node.users if alias_source(user) is node and not is_write(user)]
+        return max((*(self._places[user] for user in node.users), *map(self._last_read, views)), default=-1)
 
 
 def _does_nothing(node: fx.Node) -> bool:

@@ -303,3 +303,67 @@ def test_drawn_programs_read_and_write_as_eager_does(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8, 200))
 def test_more_drawn_programs_read_and_write_as_eager_does(seed: int) -> None:
     play(seed)
+
+
+# --- copies of a buffer that is written to --------------------------------------------------------------------------
+
+
+def _shifted(cache: Tensor) -> None:
+    cache[1:] = cache[:-1].to(cache.dtype, copy=True)
+
+
+def _turned(cache: Tensor) -> None:
+    cache.copy_(cache.t().to(cache.dtype, copy=True))
+
+
+def _kept_behind(cache: Tensor) -> None:
+    kept = cache[2:].to(cache.dtype, copy=True)
+    cache.mul_(2)
+    cache[:-2] = kept
+
+
+def _halves_change_places(cache: Tensor) -> None:
+    first, second = (half.to(cache.dtype, copy=True) for half in cache.chunk(2))
+    cache[:8].copy_(second)
+    cache[8:].copy_(first)
+
+
+def _kept_by_a_view(cache: Tensor) -> None:
+    kept = cache.to(cache.dtype, copy=True)[4:]
+    cache.zero_()
+    cache[:12] += kept
+
+
+@pytest.mark.parametrize(
+    "write", [_shifted, _turned, _kept_behind, _halves_change_places, _kept_by_a_view], ids=lambda write: write.__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_a_copy_of_what_is_written_to_is_one(write: Callable[[Tensor], None], dtype: torch.dtype) -> None:
+    """``to`` with the dtype at hand copies all the same. A form of it that does not would read what was written."""
+    torch._dynamo.reset()
+    layer = nn.Linear(16, 16).to(dtype)
+
+    def call(cache: Tensor, x: Tensor) -> Tensor:
+        write(cache)
+        query, keys = layer(x)[None, None], cache[None, None]
+        return F.scaled_dot_product_attention(query, keys, keys)
+
+    compiled = torch.compile(call, backend="lightint", options={"delegate": "eager", "strict": True})
+    cache, x = torch.randn(16, 16, dtype=dtype), torch.randn(4, 16, dtype=dtype)
+    mine = cache.clone()
+    for _ in range(3):
+        torch.testing.assert_close(compiled(mine, x), call(cache, x))
+        torch.testing.assert_close(mine, cache, rtol=0, atol=0)
+        cache += 1
+        mine += 1
+
+
+def test_a_copy_that_no_write_divides_from_its_readers_is_none() -> None:
+    def call(cache: Tensor, x: Tensor) -> Tensor:
+        cache[:4] = x
+        return cache.to(cache.dtype, copy=True) @ x.t()
+
+    program = capture.trace(call, [torch.randn(16, 16), torch.randn(4, 16)])
+    assert not list(program.calls(torch.ops.aten.clone.default, torch.ops.aten._to_copy.default))
+    assert any(map(is_write, program.graph.nodes))
