@@ -179,7 +179,7 @@ class _Settings:
 def _reason_to_leave_alone(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: LightintOptions
 ) -> str:
-    if options.preset == "off" and options.passes is None and not options.is_shared:
+    if options.runs_nothing:
         return 'preset="off"'
     if records_gradients(graph_module, example_inputs):
         return "it needs gradients, and the rewrites are for inference (call it under torch.no_grad())"

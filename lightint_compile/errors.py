@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -152,8 +153,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that ``word`` is likely to stand for; empty when nothing is near."""
-    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), "")
+    """The known word that ``word`` is likely to stand for, whatever its case; empty when nothing is near."""
+    spelt: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(known):
+        spelt[name.lower()].append(name)
+    near = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.6)
+    alike = [name for lower in near for name in spelt[lower]]
+    return max(alike, key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(), default="")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from lightint_compile.errors import OptionError
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark
 
@@ -49,16 +50,31 @@ class Pass(ABC):
             if getattr(self, option.name) != option.default
         }
 
+    def check_not_negative(self, *options: str) -> None:
+        """Raise :class:`OptionError` where one of these numbers is below 0, or is not a number; ``None`` is none."""
+        for option in options:
+            value = getattr(self, option)
+            if value is not None and not value >= 0:
+                raise OptionError(
+                    f"there is no {option} of {value}", where=f"{self.name}{{{spelt(option)}}}", fix="give 0 or more"
+                )
+
     def __str__(self) -> str:
-        given = ",".join(f"{key.replace('_', '-')}={_text(value)}" for key, value in self.options().items())
+        given = ",".join(f"{spelt(key)}={option_text(value)}" for key, value in self.options().items())
         return f"{self.name}{{{given}}}" if given else self.name
 
 
-def _text(value: Any) -> str:
+def spelt(option: str) -> str:
+    """The name of an option as a pipeline text has it."""
+    return option.replace("_", "-")
+
+
+def option_text(value: Any) -> str:
+    """The value of an option as a pipeline text has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        return "x".join(_text(item) for item in value)
+        return "x".join(option_text(item) for item in value)
     return str(value)

@@ -21,7 +21,7 @@ from typing import Any
 from torch._dynamo.utils import dynamo_timed
 
 from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
-from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.base import Pass, PassResult, option_text, spelt
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.ir.saved import Saved
@@ -63,9 +63,13 @@ class Pipeline:
         return ",".join(map(str, self.passes))
 
     @classmethod
-    def parse(cls, text: str) -> Pipeline:
-        """The pipeline written as ``text``; text that does not parse is an :class:`OptionError` that says where."""
-        return cls(tuple(_parse(text)))
+    def parse(cls, text: str, where: str = "passes") -> Pipeline:
+        """The pipeline written as ``text``, which stands at ``where``.
+
+        Raises:
+            OptionError: the text does not parse, or names a pass, an option or a value that there is not.
+        """
+        return cls(tuple(_parse(text, where)))
 
     def run(self, program: Program, *, strict: bool = False, observer: Observer | None = None) -> PipelineResult:
         """Run every pass on ``program`` in place.
@@ -110,20 +114,28 @@ def _run_guarded(step: Pass, program: Program, strict: bool) -> PassResult:
         return PassResult(False, (Remark(kind=RemarkKind.FAILURE, pass_name=step.name, rule="", message=message),))
 
 
-def _parse(text: str) -> Iterator[Pass]:
+def _parse(text: str, place: str) -> Iterator[Pass]:
     position = 0
     while position < len(text):
         match = _ITEM.match(text, position)
         if match is None or (match["end"] == "," and match.end() == len(text)):
             raise OptionError(
                 f"the pass text does not parse: {text!r}",
-                where=f"passes, column {position + 1}",
+                where=f"{place}, column {position + 1}",
                 why="a pass is written name or name{option=value,...}, passes are separated by commas",
                 fix='for example "canonicalize-attention,sparse-attention{density=0.3}"',
             )
-        kind = pass_class(match["name"])
-        yield kind(**_options(kind, match["options"] or ""))
+        yield _made(pass_class(match["name"], place), match["options"] or "", place)
         position = match.end()
+
+
+def _made(kind: type[Pass], text: str, place: str) -> Pass:
+    options = _options(kind, text, place)
+    try:
+        return kind(**options)
+    except OptionError as error:
+        where = f"{place}, {kind.name}{{{text}}}"
+        raise type(error)(error.what, where=where, why=error.why, fix=error.fix) from error
 
 
 @cache
@@ -132,7 +144,7 @@ def _hints(kind: type[Pass]) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _options(kind: type[Pass], text: str) -> dict[str, Any]:
+def _options(kind: type[Pass], text: str, place: str) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     options: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -141,23 +153,32 @@ def _options(kind: type[Pass], text: str) -> dict[str, Any]:
         if not equals or name not in fields:
             known = [field.replace("_", "-") for field in fields]
             fix = did_you_mean(key.strip(), known) if known else f"{kind.name} has no options"
-            raise OptionError(f"{kind.name} has no option {key.strip()!r}", where=f"passes, {item!r}", fix=fix)
-        options[name] = _value(_hints(kind)[name], value.strip(), f"{kind.name}{{{item}}}")
+            raise OptionError(f"{kind.name} has no option {key.strip()!r}", where=f"{place}, {item!r}", fix=fix)
+        where = f"{place}, {kind.name}{{{item}}}"
+        if name in options:
+            why, fix = f"{spelt(name)}={option_text(options[name])} stands in front of it", "leave one of them out"
+            raise OptionError(f"{kind.name} is given {spelt(name)} twice", where=where, why=why, fix=fix)
+        example = f"for example {spelt(name)}={option_text(fields[name].default)}"
+        options[name] = _value(_hints(kind)[name], value.strip(), where, example)
     return options
 
 
-def _value(hint: Any, text: str, where: str) -> Any:
+def _value(hint: Any, text: str, where: str, example: str) -> Any:
     """``text`` as a value of the annotated type: bool, int, float, str, optional, or a tuple written ``4x8x4``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text == "none":
             return None
-        return _value(next(a for a in arguments if a is not type(None)), text, where)
+        return _value(next(a for a in arguments if a is not type(None)), text, where, example)
     if origin is tuple:
-        return tuple(_value(arguments[0], part, where) for part in text.split("x"))
+        return tuple(_value(arguments[0], part, where, example) for part in text.split("x"))
     if hint is bool and text in ("true", "false"):
         return text == "true"
     if hint in (int, float, str):
         with suppress(ValueError):
             return hint(text)
-    raise OptionError(f"{text!r} is not a value this option takes", where=f"passes, {where}", why=f"expected {hint}")
+    expected = f"expected {_KINDS.get(hint, str(hint))}"
+    raise OptionError(f"{text!r} is not a value this option takes", where=where, why=expected, fix=example)
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}

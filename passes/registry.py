@@ -56,8 +56,8 @@ def is_pass(name: str) -> bool:
     return name in PASSES or extension(GROUP, name, PASSES) is not None
 
 
-def pass_class(name: str) -> type[Pass]:
-    """The class of the pass called ``name``.
+def pass_class(name: str, where: str = "passes") -> type[Pass]:
+    """The class of the pass called ``name``, which stands at ``where``.
 
     Raises:
         OptionError: there is none; with a hint.
@@ -67,14 +67,14 @@ def pass_class(name: str) -> type[Pass]:
         module, _, attribute = PASSES[name].partition(":")
         found: type[Pass] = getattr(importlib.import_module(f"lightint_compile.passes.{module}"), attribute)
         return found
-    return _of_another_package(name)
+    return _of_another_package(name, where)
 
 
 @functools.cache
-def _of_another_package(name: str) -> type[Pass]:
+def _of_another_package(name: str, where: str) -> type[Pass]:
     found = extension(GROUP, name, PASSES)
     if found is None:
-        raise OptionError(f"there is no pass called {name!r}", where="passes", fix=did_you_mean(name, pass_names()))
+        raise OptionError(f"there is no pass called {name!r}", where=where, fix=did_you_mean(name, pass_names()))
     return checked(found)
 
 

@@ -10,7 +10,7 @@ from lightint_compile.acceleration.handle import Accelerated
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.targets import Target, targets_of
 from lightint_compile.capture.disabled import disabled_in
-from lightint_compile.errors import InputError
+from lightint_compile.errors import InputError, OptionError
 from lightint_compile.integrations import installed
 from lightint_compile.integrations.loop_rules import LoopRules
 from lightint_compile.options import LightintOptions
@@ -46,6 +46,9 @@ def accelerate(
         OptionError: options that cannot be taken.
         StateError: a module is compiled or accelerated already.
     """
+    if "options" in options:
+        why, fix = "it takes each of them by name", 'for example accelerate(model, preset="exact")'
+        raise OptionError("accelerate takes no options={...}", where="accelerate", why=why, fix=fix)
     chosen = LightintOptions.from_mapping({"preset": preset, **options})
     rules = LoopRules.of(chosen)
     if not (dynamic is None or isinstance(dynamic, bool)):

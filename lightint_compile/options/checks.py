@@ -79,7 +79,7 @@ def pipeline_text(option: str, value: Any) -> str | None:
         raise wrong(option, value, "a pipeline text", '"canonicalize-attention,dead-tail"')
     from lightint_compile.passes.pipeline import Pipeline
 
-    return str(Pipeline.parse(value))
+    return str(Pipeline.parse(value, f"options[{option!r}]"))
 
 
 def pass_names(option: str, value: Any) -> tuple[str, ...]:
@@ -94,7 +94,8 @@ def pass_names(option: str, value: Any) -> tuple[str, ...]:
 
     for name in names:
         if not isinstance(name, str) or not is_pass(name):
-            choice(known())(option, name)
+            fix = did_you_mean(str(name), known())
+            raise OptionError(f"there is no pass called {name!r}", where=f"options[{option!r}]", fix=fix)
     return names
 
 
@@ -131,7 +132,7 @@ def input_grids(option: str, value: Any) -> tuple[tuple[str, tuple[int | None, i
     for path, grid in pairs.items():
         if len(grid) != 3 or not all(is_whole(size, 1) for size in grid[1:]) or not _is_count(grid[0]):
             expected = "frames (or None for as many as there are), height and width in tokens"
-            raise wrong(f"{option}']['{path}", grid, expected, "[None, 30, 52]")
+            raise wrong(option, grid, expected, "[None, 30, 52]", path)
     return tuple(sorted(pairs.items()))
 
 
@@ -183,9 +184,9 @@ def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def wrong(option: str, value: Any, expected: str, example: str) -> OptionError:
-    """The error on a value that cannot be taken."""
-    why = f"expected {expected}"
+def wrong(option: str, value: Any, expected: str, example: str, key: str | None = None) -> OptionError:
+    """The error on a value that cannot be taken: an option's, or that of a key in one that is a mapping."""
+    where = f"options[{option!r}]" + ("" if key is None else f"[{key!r}]")
     return OptionError(
-        f"{value!r} cannot be taken", where=f"options[{option!r}]", why=why, fix=f"for example {example}"
+        f"{value!r} cannot be taken", where=where, why=f"expected {expected}", fix=f"for example {example}"
     )

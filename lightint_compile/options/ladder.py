@@ -69,6 +69,7 @@ class Setting:
         rest = dataclasses.replace(
             plain,
             approximate=bool(self.runs),
+            also=_left_of(options.also, self.without),
             without=(*options.without, *self.without),
             require=tuple(name for name in options.require if name not in self.without),
         )
@@ -106,6 +107,16 @@ def ladder_of(options: LightintOptions) -> tuple[Setting, ...]:
 def _setting(row: Mapping[str, Mapping[str, float]], names: list[str]) -> Setting:
     runs = tuple((name, tuple(row[name].items())) for name in names if name in row)
     return Setting(runs, tuple(name for name in names if name not in row))
+
+
+def _left_of(text: str | None, without: Container[str]) -> str | None:
+    """The passes that run besides the others, where some of them are left out."""
+    if text is None:
+        return None
+    from lightint_compile.passes.pipeline import Pipeline
+
+    kept = tuple(step for step in Pipeline.parse(text).passes if step.name not in without)
+    return str(Pipeline(kept)) if kept else None
 
 
 def _taken(pipeline: Pipeline) -> set[str]:

@@ -281,11 +281,18 @@ class LightintOptions:
             object.__setattr__(self, row.name, row.check(row.name, getattr(self, row.name)))
         _check_who_sets_thresholds(self)
         _check_one_group(self)
+        _check_not_both(self)
+        _check_budget_of_something(self)
 
     @property
     def is_shared(self) -> bool:
         """Whether several processes share the work of one call."""
         return self.gpus not in (None, 1) or not (self.mesh or "1@").startswith("1@")
+
+    @property
+    def runs_nothing(self) -> bool:
+        """Whether graphs go to Inductor as they are."""
+        return self.preset == "off" and self.passes is None and not self.is_shared
 
     @property
     def budget(self) -> Budget | None:
@@ -296,13 +303,18 @@ class LightintOptions:
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Self:
         """The options that a user's dictionary spells; an unknown key is an :class:`OptionError` with a hint."""
+        if mapping is None:
+            return cls()
+        if not isinstance(mapping, Mapping):
+            why, fix = f"a mapping is wanted, this is {type(mapping).__name__}", 'options={"preset": "exact"}'
+            raise OptionError(f"{mapping!r} cannot be taken as options", where="options", why=why, fix=fix)
         known = [row.name for row in table_of(cls)]
-        for key in mapping or {}:
+        for key in mapping:
             if key not in known:
                 raise OptionError(
                     f"there is no option {key!r}", where=f"options[{key!r}]", fix=did_you_mean(str(key), known)
                 )
-        return cls(**(mapping or {}))
+        return cls(**mapping)
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data; :meth:`from_mapping` takes it back."""
@@ -344,6 +356,33 @@ def _check_one_group(options: LightintOptions) -> None:
             where="options['gpus']",
             why="each rank would calibrate for itself, and ranks must run the same graph",
             fix="calibrate on one rank, and give the options that it chose",
+        )
+
+
+def _check_not_both(options: LightintOptions) -> None:
+    if not (options.also and options.without):
+        return
+    from lightint_compile.passes.pipeline import Pipeline
+
+    both = [step.name for step in Pipeline.parse(options.also).passes if step.name in options.without]
+    if both:
+        raise OptionError(
+            f"{both[0]} is to run besides the others and to be left out",
+            where="options['also']",
+            why=f"options['without'] names {both[0]} too",
+            fix="name it in one of them",
+        )
+
+
+def _check_budget_of_something(options: LightintOptions) -> None:
+    """A budget of nothing is kept by any program, Inductor's too."""
+    if options.runs_nothing and options.budget is not None and not options.budget.is_exact:
+        given = "max_relative_error" if options.max_relative_error is not None else "min_psnr"
+        raise OptionError(
+            f'{given} can do nothing under the preset "off"',
+            where=f"options[{given!r}]",
+            why="a budget chooses among approximate passes, and none runs",
+            fix=f'leave out {given}, or choose the preset "{DEFAULT_PRESET}"',
         )
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lightint_compile.errors import OptionError
 from lightint_compile.passes.analysis.attention_sites import AttentionSites
 from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.context_reuse.cuts import Cut, find_cuts
@@ -50,11 +49,7 @@ class ContextReuse(Pass):
     kept_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for option in ("age", "drift", "kept_frames", "kept_bytes"):
-            value = getattr(self, option)
-            if value is not None and not value >= 0:
-                where = f"{self.name}{{{option}}}"
-                raise OptionError(f"there is no {option} of {value}", where=where, fix="0 or more")
+        self.check_not_negative("age", "drift", "kept_frames", "kept_bytes")
 
     def run(self, program: Program) -> PassResult:
         """Find what can be kept, and keep it; with ``age`` 0 leave everything as it is."""

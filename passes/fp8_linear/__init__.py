@@ -47,6 +47,9 @@ class Fp8Linear(Pass):
     keep_weights: bool = True
     on_cpu: bool = False
 
+    def __post_init__(self) -> None:
+        self.check_not_negative("min_rows", "keep_first", "keep_last")
+
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""
         steady = _parameters(program)

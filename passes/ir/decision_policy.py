@@ -83,4 +83,5 @@ def check_rules(rules: str, where: str) -> None:
 def check_overlap(overlap: float | None, where: str) -> None:
     """Raise :class:`OptionError` unless ``overlap`` is a share."""
     if overlap is not None and not 0 <= overlap <= 1:
-        raise OptionError(f"an overlap of {overlap} does not exist", where=where, why="it is a share, from 0 to 1")
+        why, fix = "it is a share, from 0 to 1", "for example overlap=0.7"
+        raise OptionError(f"an overlap of {overlap} does not exist", where=where, why=why, fix=fix)

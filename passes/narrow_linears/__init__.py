@@ -37,6 +37,9 @@ class NarrowLinears(Pass):
 
     min_rows: int = 256
 
+    def __post_init__(self) -> None:
+        self.check_not_negative("min_rows")
+
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""
         rewriter, remarks = Rewriter(program, self.name), []

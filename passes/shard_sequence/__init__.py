@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch.fx as fx
 
+from lightint_compile.errors import OptionError
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.base import Pass, PassResult
@@ -39,6 +40,12 @@ class ShardSequence(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
     gpus: int | None = None
     mesh: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and self.gpus < 1:
+            raise OptionError(
+                f"there is no group of {self.gpus} ranks", where=f"{self.name}{{gpus}}", fix="give 1 or more"
+            )
 
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""

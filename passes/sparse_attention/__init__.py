@@ -26,7 +26,7 @@ from lightint_compile.passes.analysis.attention_sites import AttentionSite, Atte
 from lightint_compile.passes.analysis.stated_inputs import entry_of
 from lightint_compile.passes.analysis.stated_roles import FRAMES_OF
 from lightint_compile.passes.analysis.token_grid import TokenGrid
-from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.base import Pass, PassResult, spelt
 from lightint_compile.passes.ir.fake_values import hinted_shape, refresh, size_of
 from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.program import Program, tensor_of
@@ -91,15 +91,14 @@ class SparseAttention(Pass):
         for name in ("density", "context_density", "coverage"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise OptionError(f"{name} is a kept fraction in (0, 1]", where=self.name, why=f"got {value}")
+                fix = f"for example {spelt(name)}=0.3"
+                raise OptionError(f"{name} is a kept fraction in (0, 1]", where=self.name, why=f"got {value}", fix=fix)
         if len(self.tile) != 3 or any(extent < 1 for extent in self.tile):
             raise OptionError("a tile has three positive extents", where=self.name, fix="for example tile=4x8x4")
         if self.skipped_means not in _PARTS:
             why = f"got {self.skipped_means}"
             raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=2")
-        for name in ("protect_frames", "neighbours", "min_frame_tiles", "skip_first"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name} is not negative", where=self.name, why=f"got {getattr(self, name)}")
+        self.check_not_negative("protect_frames", "neighbours", "min_tokens", "min_frame_tiles", "skip_first")
 
     def run(self, program: Program) -> PassResult:
         """Rewrite every site that can and should be sparse, and say of every other why not."""

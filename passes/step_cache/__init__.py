@@ -68,8 +68,7 @@ class StepCache(StatedWorld, Pass):
         if self.strategy not in STRATEGIES:
             fix = did_you_mean(self.strategy, STRATEGIES)
             raise OptionError(f"there is no strategy {self.strategy!r}", where=f"{self.name}{{strategy}}", fix=fix)
-        if self.drift is not None and not self.drift >= 0:
-            raise OptionError(f"a drift of {self.drift} does not exist", where=f"{self.name}{{drift}}", fix="0 or more")
+        self.check_not_negative("drift")
 
     def run(self, program: Program) -> PassResult:
         """Guard the interior steps of an outlined program."""

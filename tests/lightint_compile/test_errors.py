@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from lightint_compile import errors
-from lightint_compile.errors import MOST_TOLD, InputError, LightintError, did_you_mean, told, user_line
+from lightint_compile.errors import MOST_TOLD, InputError, LightintError, did_you_mean, nearest, told, user_line
 
 
 def _kinds() -> list[type[LightintError]]:
@@ -38,9 +38,22 @@ def test_parts_that_are_not_known_are_left_out() -> None:
     assert str(LightintError("it broke", fix="mend it")) == "it broke\n  fix: mend it"
 
 
-@pytest.mark.parametrize(("word", "hint"), [("sprase", "did you mean 'sparse'?"), ("zzz", "known: exact, off, sparse")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("sprase", "did you mean 'sparse'?"),
+        ("SPARSE", "did you mean 'sparse'?"),
+        ("Of", "did you mean 'off'?"),
+        ("zzz", "known: exact, off, sparse"),
+    ],
+)
 def test_did_you_mean_names_the_nearest_or_all(word: str, hint: str) -> None:
     assert did_you_mean(word, ["sparse", "off", "exact"]) == hint
+
+
+@pytest.mark.parametrize(("word", "near"), [("K_cach", "K_cache"), ("k_cach", "k_cache"), ("Key", "")])
+def test_of_words_that_differ_in_case_alone_the_nearest_counts(word: str, near: str) -> None:
+    assert nearest(word, ["k_cache", "K_cache"]) == near
 
 
 def test_an_error_is_told_in_one_line_with_all_that_it_came_from() -> None:

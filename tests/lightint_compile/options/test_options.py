@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+from typing import Any
 
+import pytest
+import torch
+import torch.fx as fx
+
+import lightint_compile
 from lightint_compile import LightintOptions
+from lightint_compile.backend import lightint
 from lightint_compile.errors import OptionError
+from lightint_compile.options.ladder import ladder_of
 from lightint_compile.options.pipelines import asked_passes, pipeline_of
 from lightint_compile.options.presets import PRESETS
+from lightint_compile.passes.registry import PASSES, pass_class
 
 
 def test_defaults_are_all_rewrites_through_inductor() -> None:
@@ -81,6 +90,26 @@ def test_options_are_frozen() -> None:
         ({"passes": 3}, "a pipeline text"),
         ({"passes": "outline-region"}, "did you mean 'outline-regions'?"),
         ({"passes": "outline-regions,"}, "does not parse"),
+        ({"PRESET": "exact"}, "did you mean 'preset'?"),
+        ({"preset": "EXACT"}, "did you mean 'exact'?"),
+        ({"passes": "DEAD-TAIL"}, "did you mean 'dead-tail'?"),
+        ({"roles": {"x": "Camera"}}, "did you mean 'camera'?"),
+        ({"without": ["step_cache"]}, "there is no pass called 'step_cache'"),
+        ({"without": ["STEP_CACHE"]}, "did you mean 'step-cache'?"),
+        ({"require": ["nope"]}, "there is no pass called 'nope'"),
+        ({"require": [3]}, "there is no pass called 3"),
+        ({"grids": {"x": [1, 2]}}, "where: options['grids']['x']\n"),
+        ({"also": "nope"}, "where: options['also']\n"),
+        ({"also": "dead-tail{"}, "where: options['also'], column 1"),
+        ({"also": "fp8-linear{rows=1}"}, "where: options['also'], 'rows=1'"),
+        ({"also": "fp8-linear{min-rows=-4}"}, "where: options['also'], fp8-linear{min-rows=-4}"),
+        ({"also": "dead-tail", "without": ["dead-tail"]}, "options['without'] names dead-tail too"),
+        ({"passes": "sparse-attention{density=}"}, "expected a number\n  fix: for example density=0.3"),
+        ({"passes": "sparse-attention{tile=4xx}"}, "expected a whole number\n  fix: for example tile=4x8x4"),
+        ({"passes": "sparse-attention{density=0.3,density=0.4}"}, "sparse-attention is given density twice"),
+        ({"passes": "fp8-linear{on-cpu=yes}"}, "expected true or false\n  fix: for example on-cpu=false"),
+        ({"preset": "off", "min_psnr": 30}, 'min_psnr can do nothing under the preset "off"'),
+        ({"preset": "off", "max_relative_error": 0.1}, "max_relative_error can do nothing"),
     ],
 )
 def test_what_cannot_be_taken_is_an_error_with_a_hint(mapping: dict[str, object], said: str) -> None:
@@ -88,6 +117,52 @@ def test_what_cannot_be_taken_is_an_error_with_a_hint(mapping: dict[str, object]
         LightintOptions.from_mapping(mapping)
     assert said in str(caught.value)
     assert caught.value.where
+
+
+@pytest.mark.parametrize("given", ["exact", "", 3, 0, ["preset"], [], ("preset", "exact")])
+def test_options_are_a_mapping(given: Any) -> None:
+    for take in (
+        LightintOptions.from_mapping,
+        lambda options: lightint_compile.explain(torch.nn.Identity(), torch.ones(2), options=options),
+        lambda options: lightint_compile.export(torch.nn.Identity(), (torch.ones(2),), "absent.pt2", options=options),
+        lambda options: lightint(fx.GraphModule({}, fx.Graph()), [], options=options),
+    ):
+        with pytest.raises(OptionError, match="a mapping is wanted") as caught:
+            take(given)
+        assert caught.value.where == "options" and caught.value.fix == 'options={"preset": "exact"}'
+    with pytest.raises(OptionError, match="accelerate takes no options=") as caught:
+        lightint_compile.accelerate(torch.nn.Identity(), options=given)
+    assert "accelerate(model, preset=" in caught.value.fix
+
+
+def _numbers() -> list[tuple[str, str]]:
+    kinds = {name: pass_class(name) for name in PASSES}
+    return [
+        (name, field.name)
+        for name, kind in kinds.items()
+        for field in dataclasses.fields(kind)
+        if any(word in str(field.type) for word in ("int", "float")) and "tuple" not in str(field.type)
+    ]
+
+
+@pytest.mark.parametrize(("name", "field"), _numbers())
+def test_no_pass_takes_a_number_below_0(name: str, field: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        LightintOptions(also=f"{name}{{{field.replace('_', '-')}=-1}}")
+    error = caught.value
+    assert error.where.startswith(f"options['also'], {name}{{") and (error.fix or error.why)
+
+
+def test_a_budget_of_nothing_may_stand_beside_off() -> None:
+    assert LightintOptions(preset="off", max_relative_error=0).runs_nothing
+    assert not LightintOptions(preset="off", passes="dead-tail", min_psnr=30).runs_nothing
+
+
+def test_the_settings_of_a_budget_leave_out_what_runs_besides_the_preset() -> None:
+    options = LightintOptions(preset="sparse", also="fp8-linear,dead-tail", min_psnr=30)
+    applied = [setting.applied_to(options) for setting in ladder_of(options)]
+    assert not any(step.name == "fp8-linear" for step in pipeline_of(applied[0]).passes)
+    assert any(step.name == "fp8-linear" for step in pipeline_of(applied[-1]).passes)
 
 
 def test_a_pipeline_text_replaces_that_of_the_preset() -> None:

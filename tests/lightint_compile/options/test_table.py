@@ -50,7 +50,8 @@ class Fade(Pass):
 @pytest.fixture
 def fade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "lightint_compile.passes.pipeline.pass_class", lambda name: Fade if name == "fade" else pass_class(name)
+        "lightint_compile.passes.pipeline.pass_class",
+        lambda name, *place: Fade if name == "fade" else pass_class(name, *place),
     )
     monkeypatch.setitem(PRESETS, "all", Preset("", ("dead-tail", "fade")))
 
