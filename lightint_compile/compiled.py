@@ -16,7 +16,7 @@ from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 
 from lightint_compile.asking import told_where
 from lightint_compile.capture.calling import subject_of
-from lightint_compile.errors import StateError
+from lightint_compile.errors import StateError, check_callable
 from lightint_compile.fallback import Recovering
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.run_timing import RunTimer, profiled
@@ -273,10 +273,13 @@ def report(
             Where results are fed back as inputs it is that of the rollout up to there, else that of the chunk alone.
 
     Raises:
+        InputError: ``run`` cannot be called.
         StateError: the module was never called, or was compiled by another backend; errors are wanted without a run,
             or of a module without an error budget, or of one that writes to its inputs and was not rewritten.
         PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
     """
+    if run is not None:
+        check_callable("run", run, "report(compiled, run=lambda: run_rollout(compiled))")
     times, events = _timed(compiled, run, trace) if run is not None else ([], None)
     compared = _compared(compiled, run) if errors else []
     sections = [graph.section for graph in CompiledGraph.of(compiled)]

@@ -162,6 +162,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return max(alike, key=lambda name: difflib.SequenceMatcher(None, word, name).ratio(), default="")
 
 
+def check_callable(argument: str, value: object, example: str) -> None:
+    """Raise :class:`InputError` unless ``value`` can be called.
+
+    Args:
+        argument: where it was given.
+        example: a call that gives one.
+    """
+    if not callable(value):
+        raise InputError(
+            f"{argument} cannot be called", where=argument, why=f"it is {type(value).__name__}", fix=f"write {example}"
+        )
+
+
 @contextmanager
 def extra_needed(extra: str, what: str, where: str) -> Iterator[None]:
     """An import inside that fails is an InputError: ``what`` cannot be done, and which extra makes it possible."""

@@ -14,7 +14,7 @@ from lightint_compile.error_budget.budgeted_graph import OBSERVER, Observer
 from lightint_compile.error_budget.rollout_spread import CONFIDENCE, COVERED
 from lightint_compile.error_budget.table import Measured, Table, save
 from lightint_compile.error_budget.trial_rollout import Confirming, Measuring
-from lightint_compile.errors import BudgetError
+from lightint_compile.errors import BudgetError, check_callable
 from lightint_compile.options.error_limits import Budget
 
 log = logging.getLogger(__name__)
@@ -95,8 +95,10 @@ def calibrate(compiled: Any, rollout: Callable[[], object]) -> Calibration:
 
     Raises:
         BudgetError: nothing approximate keeps the budget. The module runs exactly from then on.
+        InputError: ``rollout`` cannot be called.
         StateError: no graph of ``compiled`` with a budget ran, or the second rollout was another.
     """
+    check_callable("rollout", rollout, "calibrate(compiled, lambda: run_rollout(compiled))")
     state = _random_state()
     measuring = Measuring(compiled)
     _observed(measuring, rollout)

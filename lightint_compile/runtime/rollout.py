@@ -9,6 +9,7 @@ with lightint_compile.rollout(cameras=extrinsics, intrinsics=intrinsics) as run:
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
-from lightint_compile.errors import InputError, StateError
+from lightint_compile.errors import InputError, StateError, check_callable
 from lightint_compile.passes.ir.world_spec import PUBLISHED, WorldSpec
 from lightint_compile.runtime.cameras import path_of, view_of
 from lightint_compile.runtime.decision import Decision
@@ -47,13 +48,19 @@ def rollout(
 
     Raises:
         InputError: cameras that are no rigid transforms, or no whole number of chunks; intrinsics that tell no field of
-            view.
+            view; rules that are none.
     """
     path = path_of(cameras)
     view = None if intrinsics is None else view_of(intrinsics)
     if rules is None:
         rules = AdaptiveRules.of(PUBLISHED if chunk_frames is None else WorldSpec(chunk=chunk_frames))
         rules = rules if view is None else rules.seeing(view)
+    elif not isinstance(rules, Rules):
+        why, fix = (
+            f"it is {type(rules).__name__}",
+            "leave it out, or give AdaptiveRules() of lightint_compile.runtime.rules",
+        )
+        raise InputError("These are no rules.", where="rules", why=why, fix=fix)
     elif chunk_frames not in (None, rules.chunk):
         why = f"the rules are for chunks of {rules.chunk}"
         raise InputError(f"There is no chunk of {chunk_frames}.", where="chunk_frames", why=why, fix="leave it out")
@@ -106,17 +113,20 @@ class Rollout:
     def __init__(self, cameras: Tensor, rules: Rules) -> None:
         self._cameras, self._planner = cameras, Planner(rules)
         self._decision: Decision | None = None
+        self._entered = 0
         self._calls = _Calls()
         self._computed: defaultdict[int, list[tuple[float | None, Prediction]]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         rollout_begins()
+        self._entered += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         rollout_ends()
+        self._entered -= 1
         self._forget()
         self._planner.reset()
         self._decision = None
@@ -129,14 +139,22 @@ class Rollout:
     def chunk(self, index: int) -> Decision:
         """Begin chunk ``index``; nothing of the chunk before is kept but its decision.
 
+        Args:
+            index: a whole number, of any kind.
+
         Raises:
             InputError: the path has no such chunk.
+            StateError: the rollout is not entered, so calls would not count as inside of it.
         """
+        index = _whole(index, "chunk")
+        if not self._entered:
+            fix = "call it inside of `with lightint_compile.rollout(cameras=...) as run:`"
+            raise StateError("no rollout is under way", where="chunk", why="chunks belong to one", fix=fix)
         chunk, frames = self._planner.rules.chunk, int(self._cameras.shape[0])
         last = frames % chunk + chunk * (index + 1)
         if not 0 <= index < frames // chunk:
-            why = f"the path has {frames // chunk} chunks"
-            raise InputError(f"There is no chunk {index}.", where="chunk", why=why)
+            why, fix = f"the path has {frames // chunk} chunks", "count them from 0"
+            raise InputError(f"There is no chunk {index}.", where="chunk", why=why, fix=fix)
         self._forget()
         self._decision = self._planner.decide(self._cameras[:last])
         return self._decision
@@ -153,8 +171,11 @@ class Rollout:
         again in the middle of a chunk computes, until ``chunk`` is called.
 
         Raises:
+            InputError: ``number`` is no whole number, or ``compute`` cannot be called.
             StateError: no chunk has begun.
         """
+        number = _whole(number, "step")
+        check_callable("compute", compute, "run.step(k, lambda: transformer(...))")
         if self._decision is None:
             raise StateError(
                 "no chunk has begun", why="steps belong to a chunk", fix="call chunk(i) before step(k, ...)"
@@ -177,6 +198,14 @@ class Rollout:
     def _forget(self) -> None:
         self._computed.clear()
         self._calls.begin()
+
+
+def _whole(number: Any, what: str) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        why, fix = f"it is {type(number).__name__}, a whole number is wanted", f"count each {what} from 0"
+        raise InputError(f"There is no {what} {number!r}.", where=what, why=why, fix=fix) from None
 
 
 def _reused(computed: list[tuple[float | None, Prediction]], sigma: float | None) -> Any:

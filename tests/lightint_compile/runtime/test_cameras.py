@@ -94,13 +94,14 @@ def test_cameras_that_are_no_rigid_transforms_are_named(spoil: str, dtype: torch
 def test_what_is_kept_of_cameras_is_not_the_callers_memory() -> None:
     for dtype in (torch.float64, torch.float32):
         buffer = PATH.to(dtype)
-        run, planner = lightint_compile.rollout(cameras=buffer), Planner(PublishedRules())
-        for chunk in range(10):
-            given = buffer[: 4 * (chunk + 1)].clone()
-            assert planner.decide(given).chunk == chunk == run.chunk(chunk).chunk
-            given.zero_()
-            if chunk == 4:
-                buffer = PATH.to(dtype, copy=True)
+        planner = Planner(PublishedRules())
+        with lightint_compile.rollout(cameras=buffer) as run:
+            for chunk in range(10):
+                given = buffer[: 4 * (chunk + 1)].clone()
+                assert planner.decide(given).chunk == chunk == run.chunk(chunk).chunk
+                given.zero_()
+                if chunk == 4:
+                    buffer = PATH.to(dtype, copy=True)
         assert [d.chunk for d in planner.decisions] == list(range(10)), "every chunk continues the one before"
     overwritten = PATH.double()
     with lightint_compile.rollout(cameras=overwritten) as run:
