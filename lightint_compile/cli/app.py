@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from lightint_compile import __version__
 from lightint_compile.cli.bench import bench
 from lightint_compile.cli.evaluating import budgets, evaluate
 from lightint_compile.cli.playing import play
@@ -21,7 +22,6 @@ from lightint_compile.options.presets import PRESETS
 
 app = typer.Typer(
     name="lightint",
-    help="A torch.compile backend and FX pass set for interactive video world models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,6 +52,21 @@ def main() -> None:
     run_app(app)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lightint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _lightint(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    """A torch.compile backend and FX pass set for interactive video world models."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for film or picture, table and report")] = Path("out/demo"),
@@ -70,8 +85,10 @@ def demo(
     weights: Annotated[Path | None, typer.Option(help="folder of trained weights, as training writes it")] = None,
 ) -> None:
     """Roll a small world model out on the CPU, eager beside lightint: a film with the truth where there is one."""
+    from lightint_compile.cli.failing import check_folder
     from lightint_compile.demo import run_demo
 
+    check_folder("--out", out)
     run_demo(out, chunks=chunks, preset=preset, threads=threads, seed=seed, model=model, weights=weights)
 
 
@@ -149,7 +166,7 @@ def export(
     from lightint_compile.exporting import format_of
 
     format_of(path, kind)
-    check_writable("PATH", path, makes_folders=True)
+    check_writable("PATH", path)
     options, symbolic = parse_options(preset, option or []), parse_dynamic(dynamic or [])
     subject = resolve(target)
     with user_call(target):
@@ -183,9 +200,9 @@ def compiling(
 ) -> None:
     """Compile TARGET ahead of time into a folder, which other machines of this kind start with."""
     from lightint_compile.cli.compiling import compile_ahead
-    from lightint_compile.cli.failing import check_writable
+    from lightint_compile.cli.failing import check_folder
 
-    check_writable("--out", out / "artifacts.json", makes_folders=True)
+    check_folder("--out", out)
     compile_ahead(target, out, preset, option or [], dynamic or [], chunks, device)
 
 

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from lightint_compile.bench.decode_choices import Backend, Order
-from lightint_compile.bench.parts.listed import PAGE, part_names
-from lightint_compile.cli.failing import check_writable
+from lightint_compile.bench.parts.listed import part_names
+from lightint_compile.cli.failing import check_folder, check_writable
 from lightint_compile.errors import OptionError
 from lightint_compile.models import registry
 from lightint_compile.models.registry import DEMO, LARGE, TINY
@@ -297,7 +297,7 @@ def every(
     again: Annotated[bool, typer.Option("--again", help="also run what was measured before")] = False,
 ) -> None:
     """Run all measurements and write a page with pictures; small sizes on a CPU. Goes on where it was stopped."""
-    check_writable("--out", out / PAGE, makes_folders=True)
+    check_folder("--out", out)
     from lightint_compile.bench.parts.job import Asked, run_all
 
     if not run_all(Asked(out, part or (), device, patience, again)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ import typer
 from lightint_compile.errors import InputError, LightintError, one_line, told, user_line
 
 log = logging.getLogger(__name__)
+
+_HELP = "NoArgsIsHelpError"
+"""What typer raises for a group that is called without a command; click has the class, or typer a copy of its own."""
 
 _OURS = str(Path(__file__).parents[1])
 
@@ -29,6 +33,9 @@ def run_app(app: typer.Typer) -> None:
     except typer.Abort as error:
         _stop("stopped", error, 130)
     except Exception as error:
+        if type(error).__name__ == _HELP:
+            typer.echo(str(error), err=True, nl=bool(str(error)))  # empty where typer has printed the help itself
+            sys.exit(2)
         _stop(_usage(error) or told(error), error)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -60,41 +67,64 @@ def stages() -> Callable[[str], None]:
     return tell
 
 
-def check_writable(option: str, path: Path | None, *, makes_folders: bool = False) -> None:
+def check_writable(option: str, path: Path | None) -> None:
     """Before any work is done: whether a file can be written at ``path``.
 
     Args:
         option: the option or argument that names it, for the message.
-        makes_folders: folders that are not there will be made.
 
     Raises:
         InputError: it is a folder, its folder is not there or is none, or one of them may not be written.
     """
     if path is None:
         return
-    reason = _why_not(path, makes_folders)
+    reason = _why_not(path)
     if reason:
         raise InputError(f"{path} cannot be written", where=option, why=reason, fix="name a file in a folder of yours")
 
 
-def _why_not(path: Path, makes_folders: bool) -> str:
+def check_folder(option: str, folder: Path) -> None:
+    """Before any work is done: whether files can be written into ``folder``, which is made where it is not there.
+
+    Args:
+        option: the option that names it, for the message.
+
+    Raises:
+        InputError: it is no folder, cannot be made or may not be written.
+    """
+    reason = "it names no folder" if "\0" in str(folder) else _why_no_file_in(folder, makes_folders=True)
+    if reason:
+        raise InputError(f"{folder} cannot be written to", where=option, why=reason, fix="name a folder of yours")
+
+
+def _why_not(path: Path) -> str:
     if not path.name or "\0" in str(path):
         return "it names no file"
     try:
         if path.is_dir():
             return "it is a folder"
-        if path.exists():
+        if path.is_file():
+            path.open("ab").close()
+        elif path.exists():
             return "" if os.access(path, os.W_OK) else "it may not be written"
-        folder = path.parent
+    except OSError as error:
+        return f"it may not be written ({error.strerror})"
+    return "" if path.exists() else _why_no_file_in(path.parent)
+
+
+def _why_no_file_in(folder: Path, *, makes_folders: bool = False) -> str:
+    """Tried with a file without a name: rights alone do not tell for root, nor for what the system shows as files."""
+    try:
         while makes_folders and not folder.exists() and folder != folder.parent:
             folder = folder.parent
         if not folder.exists():
             return f"there is no folder {folder}"
         if not folder.is_dir():
             return f"{folder} is no folder"
-        return "" if os.access(folder, os.W_OK | os.X_OK) else f"the folder {folder} may not be written"
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        return told(error)
+        return f"the folder {folder} may not be written ({error.strerror})"
+    return ""
 
 
 @contextmanager

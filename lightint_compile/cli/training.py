@@ -51,6 +51,7 @@ def trained(
     ] = None,
 ) -> None:
     """One training or session, of the time that the options share out."""
+    from lightint_compile.cli.failing import check_folder
     from lightint_compile.errors import InputError, OptionError, did_you_mean
     from lightint_compile.training import SIZES, Plan
     from lightint_compile.training import train as run
@@ -60,6 +61,7 @@ def trained(
     if start is not None and resume:
         why, fix = "the checkpoint has what the training began with", "leave one of them out"
         raise OptionError("--start and --resume exclude each other", where="--start", why=why, fix=fix)
+    check_folder("--out", out)
     codec = codec_minutes or (0.0 if start is not None else min(0.15 * minutes, 2.0))
     distil = distil_share * max(minutes - codec, 0.0)
     size = SIZES[config]()

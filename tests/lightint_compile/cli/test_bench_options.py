@@ -83,7 +83,7 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         (["all", "--device", "meta"], "parts do not run on meta"),
         (["all", "--patience", "-1"], "Invalid value for '--patience'"),
         (["all", "--out", __file__], "cannot be written"),
-        (["all", "--out", "/proc/nothing/there"], "cannot be made"),
+        (["all", "--out", "/proc/nothing/there"], "cannot be written to"),
         (["compile", "--json", "no/such/folder/file"], "cannot be written"),
         (["flops", "--depth", "2"], "a line needs two depths"),
         (["flops", "--model", "worldplay:tiny", "--latents", "99"], "The path is too short"),

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lightint_compile import __version__
 from lightint_compile.cli import main
+from lightint_compile.cli.failing import check_folder, check_writable
 
 PROJECT = """
 import torch
@@ -129,8 +131,65 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(
     for option in ("--json", "--html"):
         said = fails(["explain", "bad_lines_project:call", option, place], monkeypatch, capfd)
         assert "cannot be written" in said and option in said
-    if place not in ("", ".", "absent/deep/file"):
-        fails(["export", "bad_lines_project:call", f"{place.rstrip('/')}.pt2/m.pt2/"], monkeypatch, capfd)
+    for into in (f"{place.rstrip('/')}.pt2/m.pt2/", "absent/deep/m.pt2", "/proc/m.pt2"):
+        said = fails(["export", "bad_lines_project:call", into], monkeypatch, capfd)
+        assert "cannot be written" in said and "at PATH" in said
+    assert not Path("absent").exists()
+
+
+@pytest.mark.parametrize("folder", ["plain", "plain/deep", "/proc/absent", "/proc/absent/deep"])
+@pytest.mark.parametrize(
+    "command",
+    [["compile", "bad_lines_project:call"], ["demo"], ["train", "maze"], ["bench", "all"]],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(
+    command: list[str], folder: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the work was begun")
+
+    works = ("cli.compiling.compile_ahead", "demo.run_demo", "training.train", "bench.parts.job.run_all")
+    for work in works:
+        monkeypatch.setattr(f"lightint_compile.{work}", refuse)
+    said = fails([*command, "--out", folder], monkeypatch, capfd)
+    assert "cannot be written to · at --out" in said and "fix: name a folder of yours" in said
+
+
+@pytest.mark.parametrize("path", ["/proc/report", "/proc/version"])
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_rights_alone_do_not_make_a_file_writable(
+    option: str, path: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(["explain", "bad_lines_project:call", option, path], monkeypatch, capfd)
+    assert "cannot be written" in said and "Errno" not in said
+
+
+def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    check_writable("--json", Path("plain"))
+    check_writable("--json", Path("taken/new"))
+    check_folder("--out", Path("absent/deep"))
+    check_folder("--out", Path("taken"))
+    assert Path("plain").read_text() == "a file"
+    assert not Path("absent").exists() and not list(Path("taken").iterdir())
+
+
+@pytest.mark.parametrize("group", [[], ["train"], ["bench"]], ids=" ".join)
+def test_a_group_without_a_command_prints_its_help(
+    group: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightint", *group])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capfd.readouterr()
+    assert stopped.value.code == 2 and "Usage" in out + err and "fix:" not in err
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightint", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code and capfd.readouterr().out == f"lightint {__version__}\n"
 
 
 @pytest.mark.parametrize("seed", range(30))
