@@ -17,7 +17,7 @@ import torch.fx as fx
 from lightint_compile import capture
 from lightint_compile.as_captured import inductor_as_it_is
 from lightint_compile.asking import asked_inside, depends_on_rollout
-from lightint_compile.capture import ARGUMENTS
+from lightint_compile.capture import ARGUMENTS, OWNED
 from lightint_compile.capture.gradients import records_gradients
 from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph, Form
@@ -27,7 +27,7 @@ from lightint_compile.errors import OptionError
 from lightint_compile.kept_traces.asked import inductor_config
 from lightint_compile.kept_traces.keeping import Traces, tensor_sources
 from lightint_compile.lowering.artifact_store import Store, key_of
-from lightint_compile.modelwide import Captured, arrived, forget_models
+from lightint_compile.modelwide import Captured, StatedNames, arrived, forget_models, owned_by
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.ladder import ladder_of
 from lightint_compile.passes.ir.program import Program
@@ -69,6 +69,9 @@ def lightint(
     arguments = compiled_arguments()
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
+    names = StatedNames.of(graph_module, example_inputs, arguments, chosen)
+    if arguments is not None and captured.is_whole:
+        graph_module.meta[OWNED] = owned_by(captured.call)
     sources = tensor_sources(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode), inside)
     graph.sizes, graph.symbols = _sizes(graph_module), symbols_of(graph_module)
@@ -76,7 +79,7 @@ def lightint(
     frame = compiled_frame()
     if frame is not None:
         graph.join(Siblings.of((frame, repr(chosen.to_dict()))))
-    arrived(graph, captured, chosen)
+    arrived(graph, captured, chosen, names)
     return graph
 
 

@@ -10,6 +10,7 @@ Graphs arrive one at a time, so each thing is decided as soon as it can be:
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import weakref
@@ -22,12 +23,15 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.asking import APPROXIMATE
+from lightint_compile.capture import inputs_of
 from lightint_compile.capture.calling import Call, call_under_way, ends_the_call
 from lightint_compile.capture.core import Core, core_of
 from lightint_compile.capture.disabled import disabled_in
-from lightint_compile.errors import PassError
+from lightint_compile.errors import PassError, did_you_mean
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import asked_passes, pipeline_of
+from lightint_compile.passes.analysis.stated_inputs import is_named, is_owned
+from lightint_compile.passes.ir.program import InputKind
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.reporting.breaks import LOOK_THROUGH, break_remarks
 from lightint_compile.reporting.section import Section
@@ -69,6 +73,25 @@ class Captured:
             ends=_tried(lambda: ends_the_call(call.compiled), False),
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a graph with known arguments is all of a call that ``torch.compile`` was given.
+
+        Never under ``accelerate``: modules of a pipeline share their options.
+        """
+        return self.call.compiled is not None and self.ends and not self.breaks and not _is_accelerated(self.call)
+
+
+def owned_by(call: Call) -> tuple[str, ...]:
+    """The parameters and buffers of what is called, by name."""
+    if not isinstance(call.root, torch.nn.Module):
+        return ()
+    return tuple(name for named in (call.root.named_parameters, call.root.named_buffers) for name, _ in named())
+
+
+def _is_accelerated(call: Call) -> bool:
+    return isinstance(call.root, torch.nn.Module) and hasattr(compiled_call(call.root), "opened")
+
 
 T = TypeVar("T")
 
@@ -81,6 +104,43 @@ def _tried(look: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
+@dataclass(frozen=True)
+class StatedNames:
+    """What a user stated of inputs, looked up in the graphs of a call.
+
+    Attributes:
+        missing: option and entry of what none of the graphs has.
+        known: names that they have.
+    """
+
+    missing: frozenset[tuple[str, str]]
+    known: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        graph: fx.GraphModule,
+        inputs: Sequence[Any],
+        arguments: Sequence[str] | None,
+        options: LightintOptions,
+    ) -> Self | None:
+        """Of one graph; ``None`` where nothing is stated."""
+        stated = [("roles", entry) for entry, _ in options.roles] + [("grids", entry) for entry, _ in options.grids]
+        if not stated:
+            return None
+        found, named = inputs_of(graph, inputs), tuple(arguments or ())
+        missing = frozenset(each for each in stated if not is_named(found, named, each[1]))
+        return cls(
+            missing, frozenset(each.path for each in found if each.kind is InputKind.TENSOR).union(named) - {"self"}
+        )
+
+    def joined(self, others: StatedNames | None) -> StatedNames:
+        """Of these graphs and of others."""
+        if others is None:
+            return self
+        return StatedNames(self.missing & others.missing, self.known | others.known)
+
+
 @dataclass
 class Tally:
     """What the passes did in a model's graphs so far.
@@ -89,11 +149,13 @@ class Tally:
         ran: passes that looked at a graph.
         applied: passes that rewrote something somewhere.
         misses: of each other pass the miss that tells most.
+        names: what was stated of inputs, and which of it no graph had.
     """
 
     ran: set[str] = field(default_factory=set)
     applied: set[str] = field(default_factory=set)
     misses: dict[str, Remark] = field(default_factory=dict)
+    names: StatedNames | None = None
 
     @classmethod
     def of(cls, sections: Iterable[Section]) -> Tally:
@@ -171,7 +233,9 @@ def forget_models() -> None:
         _models.clear()
 
 
-def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) -> None:
+def arrived(
+    graph: CompiledGraph, captured: Captured, options: LightintOptions, names: StatedNames | None = None
+) -> None:
     """A graph of the model that is being called was compiled: say what is said once, and hold to ``require``.
 
     Raises:
@@ -183,6 +247,8 @@ def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) 
     graph.section = section = graph.section.with_remarks(captured.breaks)
     model = model_of(call, options)
     model.tally.add(section)
+    if names is not None:
+        model.tally.names = names.joined(model.tally.names)
     name = model.name or section.name
     if options.budget is None:
         graph.announce = partial(_warn_approximate, model, name)
@@ -191,6 +257,8 @@ def arrived(graph: CompiledGraph, captured: Captured, options: LightintOptions) 
     if captured.core is not None and is_refused(section):
         _refuse(model, captured.core, section.untouched, options, name)
     if captured.ends:
+        if not options.runs_nothing:
+            _warn_of_names(model, captured.call, name)
         _warn_unmatched(model, options, name)
         model.tally.check_required(options, name)
 
@@ -252,7 +320,7 @@ def _warn_of_disabled(model: Model, captured: Captured, name: str) -> None:
     """Name all functions that ``torch.compiler.disable`` keeps out of a model's graphs, where attention is in them."""
     root = captured.call.root
     cut = any("disabled" in remark.args for remark in captured.breaks)
-    if not cut or not isinstance(root, torch.nn.Module) or hasattr(compiled_call(root), "opened"):
+    if not cut or not isinstance(root, torch.nn.Module) or _is_accelerated(captured.call):
         return
     if model.once("disabled"):
         found = [each for each in disabled_in(root) if each.is_own and not each.is_open]
@@ -264,6 +332,26 @@ def _warn_of_disabled(model: Model, captured: Captured, name: str) -> None:
                 names,
                 LOOK_THROUGH,
             )
+
+
+def _warn_of_names(model: Model, call: Call, name: str) -> None:
+    """Name what was stated of inputs that no graph of the call had."""
+    names = model.tally.names
+    if names is None or not names.missing or _tried(lambda: _takes_any_keyword(call.compiled), True):
+        return
+    owned = owned_by(call)
+    for option, entry in sorted(names.missing):
+        if not is_owned(owned, entry) and model.once(f"{option} {entry}"):
+            hint = did_you_mean(entry, names.known)
+            if _is_accelerated(call):
+                hint += " Another module of the pipeline may have it."
+            log.warning("options[%r][%r] names no input of %s: %s", option, entry, name, hint)
+
+
+def _takes_any_keyword(compiled: Any) -> bool:
+    """Whether a function has arguments that are not known by name."""
+    called = compiled.forward if isinstance(compiled, torch.nn.Module) else compiled
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(called).parameters.values())
 
 
 def _warn_unmatched(model: Model, options: LightintOptions, name: str) -> None:

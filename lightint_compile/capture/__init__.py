@@ -43,6 +43,9 @@ from lightint_compile.torch_compat import source_name, tracing_with
 ARGUMENTS = "lightint_arguments"
 """Under this name a graph's ``meta`` holds the arguments of the function that it is a part of."""
 
+OWNED = "lightint_owned"
+"""Under this name it holds the parameters and buffers of the module, where the graph is the whole call."""
+
 
 _REPLACED = "another tensor is put in its place, as by x.data = y"
 _ASKED_BEFORE_REPLACING = torch.ops.aten._has_compatible_shallow_copy_type.default
@@ -70,7 +73,7 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
     with levels_restored(), tracing_with(mode):
         program = _program(graph_module, values, entries, mode, name or _root_name(graph_module))
     equate_keys_and_values(program)
-    program.arguments = graph_module.meta.get(ARGUMENTS)
+    program.arguments, program.owned = graph_module.meta.get(ARGUMENTS), graph_module.meta.get(OWNED)
     return program
 
 
@@ -241,6 +244,12 @@ def is_buffer(node: fx.Node, real: Any) -> bool:
     written = source_name(node) or node.name
     is_other = isinstance(real, torch.Tensor) and not isinstance(real, torch.nn.Parameter)
     return is_other and ("._buffers" in written or "L['self']" in written)
+
+
+def inputs_of(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> list[ProgramInput]:
+    """The inputs of a graph of Dynamo's, as those of its program will be."""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    return [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
 
 
 def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:

@@ -6,12 +6,12 @@ pattern before a shorter one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from lightint_compile.errors import OptionError, did_you_mean, nearest
-from lightint_compile.passes.ir.program import InputKind, Program
+from lightint_compile.passes.ir.program import InputKind, Program, ProgramInput
 
 Stated = TypeVar("Stated")
 
@@ -25,9 +25,13 @@ def is_pattern(entry: str) -> bool:
 
 def matches(program: Program, entry: str) -> list[str]:
     """The inputs that an entry names: a path any input, a pattern arguments and buffers."""
+    return _matching(program.inputs, entry)
+
+
+def _matching(inputs: Sequence[ProgramInput], entry: str) -> list[str]:
     if not is_pattern(entry):
-        return [entry] if any(each.path == entry for each in program.inputs) else []
-    return [each.path for each in program.inputs if each.kind in _BY_PATTERN and fnmatchcase(each.path, entry)]
+        return [entry] if any(each.path == entry for each in inputs) else []
+    return [each.path for each in inputs if each.kind in _BY_PATTERN and fnmatchcase(each.path, entry)]
 
 
 def by_path(program: Program, stated: Mapping[str, Stated]) -> dict[str, Stated]:
@@ -55,20 +59,27 @@ def check_names(program: Program, option: str, entries: Iterable[str]) -> None:
     """Look every entry up.
 
     Raises:
-        OptionError: an input that does not exist. Of a graph that is one of several, a name that is an argument of the
-            function, or near to no name at all, may belong to another of them.
+        OptionError: an input that does not exist. Of a graph that may be one of several, a name that is an argument of
+            the function, or near to no name at all, may belong to another of them.
     """
     known = [entry.path for entry in program.inputs if entry.kind is not InputKind.SYMBOL]
     tensors = [entry.path for entry in program.inputs if entry.kind is InputKind.TENSOR] or known
     for entry in entries:
-        if entry in known or matches(program, entry) or _is_of_an_argument(program, entry):
+        if is_named(program.inputs, program.arguments or (), entry) or is_owned(program.owned or (), entry):
             continue
-        names = [*tensors, *(program.arguments or ())]
-        if program.arguments is None or nearest(entry, names):
+        names = {*tensors, *(program.arguments or ())} - {"self"}
+        if program.arguments is None or program.owned is not None or nearest(entry, names):
             where, what = f"options[{option!r}][{entry!r}]", "input that fits" if is_pattern(entry) else "input"
             raise OptionError(f"there is no {what} {entry!r}", where=where, fix=did_you_mean(entry, names))
 
 
-def _is_of_an_argument(program: Program, entry: str) -> bool:
+def is_named(inputs: Sequence[ProgramInput], arguments: Collection[str], entry: str) -> bool:
+    """Whether an entry names one of these inputs, or something in an argument of the function."""
+    known = entry in arguments or any(entry == each.path for each in inputs if each.kind is not InputKind.SYMBOL)
     first = entry.split(".")[0]
-    return any(fnmatchcase(argument, first) for argument in program.arguments or ())
+    return known or bool(_matching(inputs, entry)) or any(fnmatchcase(argument, first) for argument in arguments)
+
+
+def is_owned(owned: Iterable[str], entry: str) -> bool:
+    """Whether an entry names one of these parameters and buffers."""
+    return any(fnmatchcase(name, entry) for name in owned)

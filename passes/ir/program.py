@@ -76,6 +76,8 @@ class Program:
             ``None`` for as many frames as there are.
         arguments: of the function that the graph is a part of, where it may be one of several: an argument need not be
             an input of each of them. ``None`` for a graph that is all there is.
+        owned: parameters and buffers of the module whose whole call a graph with ``arguments`` turned out to be, so
+            that no other graph has inputs of other names; ``None`` where there may be others.
     """
 
     graph_module: fx.GraphModule
@@ -85,6 +87,7 @@ class Program:
     grids: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
     tokens: dict[str, tuple[int | None, int, int]] = field(default_factory=dict)
     arguments: tuple[str, ...] | None = None
+    owned: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
     _memories: dict[type, Memory[Any]] = field(default_factory=dict, repr=False)
 

@@ -289,3 +289,72 @@ def test_reports_of_two_functions_that_share_a_module_are_told_apart() -> None:
         [row for s in lightint_compile.report(f).sections for row in s.passes if row.name == CANON] for f in functions
     ]
     assert [sum(row.rewritten for row in each) for each in rows] == [1, 0]
+
+
+class Stored(nn.Module):
+    """One graph, which does not read all that the module has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer()
+        self.register_buffer("cache", torch.zeros(1, 6, 8))
+
+    def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
+        return self.layer(x)
+
+
+class Parted(Stored):
+    def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
+        return outside(self.layer(x)) * 2
+
+
+STATED = [{"roles": {"cameras": "camera"}}, {"roles": {"cam*": "camera"}}, {"grids": {"zzz": [None, 2, 3]}}]
+
+
+@pytest.mark.parametrize("options", STATED, ids=str)
+def test_a_name_that_no_input_has_is_an_error_of_a_model_that_is_one_graph(options: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match="there is no input") as caught:
+        compiled(Stored(), **options)(X)
+    error = inner(caught)
+    assert isinstance(error, OptionError) and error.where.startswith("options[") and "known: prompt, x" in error.fix
+    with pytest.raises(OptionError, match="there is no input"):
+        lightint_compile.explain(Stored().eval(), X, options=options)
+
+
+class Open(Parted):
+    """Its arguments are not known by name."""
+
+    def forward(self, x: Tensor, **more: Any) -> Tensor:
+        return outside(self.layer(x)) * 2
+
+
+@pytest.mark.parametrize("name", ["x", "prompt", "prompt.mask", "cache", "ca*e"])
+@pytest.mark.parametrize("model", [Stored, Parted, Open])
+def test_what_the_model_has_may_be_named_where_a_graph_does_not_read_it(
+    name: str, model: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lightint_compile"):
+        compiled(model(), roles={name: "context"})(X)
+    assert not [record for record in caplog.records if "names no input" in record.message]
+
+
+@pytest.mark.parametrize("options", STATED, ids=str)
+def test_a_name_that_no_graph_of_a_model_has_is_one_warning(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    function = compiled(Parted(), **options)
+    with caplog.at_level(logging.WARNING, "lightint_compile"):
+        function(X)
+        function(torch.randn(2, 5, 8))
+    (said,) = [record.message for record in caplog.records if "names no input" in record.message]
+    assert said.startswith("options[") and "of Parted" in said and "known: " in said
+
+
+def test_modules_of_a_pipeline_may_have_the_inputs_of_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    module = Stored().eval().requires_grad_(False)
+    stated: dict[str, Any] = {**PLAIN, "roles": {"cameras": "camera"}}
+    with lightint_compile.accelerate(module, **stated), caplog.at_level(logging.WARNING, "lightint_compile"):
+        module(X)
+        module(X)
+    (said,) = [record.message for record in caplog.records if "names no input" in record.message]
+    assert "Another module of the pipeline may have it" in said
