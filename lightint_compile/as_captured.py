@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch.fx as fx
 from torch._inductor import compile_fx
 from torch._inductor import config as inductor_config
+from torch._inductor.exc import InductorError
 
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering.fresh_results import FreshResults, traced_memory
@@ -20,6 +21,9 @@ from lightint_compile.pipeline_run import Rewritten
 from lightint_compile.reporting.section import Section
 
 log = logging.getLogger(__name__)
+
+NOTHING_FUSED = {"max_fusion_size": 1}
+"""Settings of Inductor's under which every operation has a kernel of its own."""
 
 
 def inductor_as_it_is(
@@ -43,12 +47,25 @@ def inductor_as_it_is(
         results = FreshResults(traced_memory(graph_module.graph))
         before = copies_made()
         with inductor_config.patch(config):
-            # handed on as patches, settings are those of a backward pass as well, which is compiled in its first call
-            compiled = compile_fx.compile_fx(graph_module, list(example_inputs), config_patches=settings())
+            compiled = _reading_first(graph_module, list(example_inputs))
         function = results.behind(cast(Callable[..., Any], compiled))
         if copies_made() > before:
             remarks = [*remarks, _reads_first(copies_made() - before)]
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+def _reading_first(graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
+    """The graph by Inductor, which keeps reads in front of writes.
+
+    Handed on as patches, settings are those of a backward pass as well, which is compiled in its first call. Where
+    Inductor fails to fuse what it would not have had to without a copy, it fuses nothing.
+    """
+    chosen = settings()
+    try:
+        return compile_fx.compile_fx(graph_module, inputs, config_patches=chosen)
+    except InductorError as error:
+        log.debug("Inductor fuses nothing in a graph", exc_info=error)
+        return compile_fx.compile_fx(graph_module, inputs, config_patches={**chosen, **NOTHING_FUSED})
 
 
 def _reads_first(count: int) -> Remark:

@@ -34,7 +34,7 @@ from torch.library import Library
 
 from lightint_compile.passes.ir.memory_sharing import is_write, maker_of
 from lightint_compile.passes.ir.view_windows import viewed, window_of
-from lightint_compile.torch_compat import graph_passes
+from lightint_compile.torch_compat import graph_passes, keeps_copies_apart
 
 aten = torch.ops.aten
 higher = torch.ops.higher_order
@@ -54,8 +54,8 @@ _library = Library("lightint", "FRAGMENT")
 _library.define("materialised(Tensor value) -> Tensor")
 _library.impl("materialised", torch.clone, "CompositeExplicitAutograd")
 _MATERIALISED = torch.ops.lightint.materialised.default
-"""A copy that Inductor evaluates where it stands, by a kernel of its own. Any other it may evaluate in the loop of a
-put that it stands in front of; a clone only in front of a ``copy_``.
+"""A copy that Inductor evaluates where it stands, by a kernel of its own where it keeps the order of such. A clone may be
+evaluated in the loop that writes, or behind it.
 """
 
 _COUNTED = "lightint_reads_first"
@@ -71,13 +71,17 @@ def settings() -> dict[str, Any]:
 @functools.cache
 def _lowered() -> None:
     """Tell Inductor how to compile a copy."""
-    from torch._inductor.lowering import fallback_handler, register_lowering
+    from torch._inductor.lowering import clone, fallback_handler, register_lowering
 
     apart = fallback_handler(aten.clone.default, add_to_fallback_set=False)
 
     @register_lowering(_MATERIALISED, type_promotion_kind=None)  # type: ignore[untyped-decorator]
     def _materialised(value: Any) -> Any:
-        return apart(value)
+        if keeps_copies_apart():
+            return apart(value)
+        copied = clone(value)
+        copied.realize()
+        return copied
 
 
 def copies_made() -> int:
@@ -92,7 +96,7 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
         """Edit a functional graph, which may end in ``copy_`` to placeholders."""
         copies: dict[fx.Node, fx.Node] = {}
         reads = list(_overwritten(graph))
-        put = {value for user, value in reads if _is_put(user, value)}
+        put = {value for user, value in reads if keeps_copies_apart() or _is_put(user, value)}
         for user, value in reads:
             if value not in copies:
                 copies[value] = _copied(graph, value, _MATERIALISED if value in put else aten.clone.default)

@@ -302,3 +302,8 @@ def graph_passes(configured: Any, last: Callable[[fx.Graph], None]) -> Any:
         last(graph)
 
     return one_after_another
+
+
+def keeps_copies_apart() -> bool:
+    """Whether Inductor keeps a copy by a kernel of its own in front of what writes to its source, as from 2.14 on."""
+    return TORCH >= (2, 14)
