@@ -54,8 +54,9 @@ _library = Library("lightint", "FRAGMENT")
 _library.define("materialised(Tensor value) -> Tensor")
 _library.impl("materialised", torch.clone, "CompositeExplicitAutograd")
 _MATERIALISED = torch.ops.lightint.materialised.default
-"""A copy that Inductor evaluates where it stands, by a kernel of its own where it keeps the order of such. A clone may be
-evaluated in the loop that writes, or behind it.
+"""A copy that Inductor evaluates where it stands, by a kernel of its own where it keeps the order of such.
+
+A clone may be evaluated in the loop that writes, or behind it.
 """
 
 _COUNTED = "lightint_reads_first"
