@@ -32,6 +32,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.library import Library
 
+from lightint_compile.passes.ir import view_windows
 from lightint_compile.passes.ir.memory_sharing import is_write, maker_of
 from lightint_compile.passes.ir.view_windows import viewed, window_of
 from lightint_compile.torch_compat import graph_passes, keeps_copies_apart
@@ -107,7 +108,7 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
 
     def uuid(self) -> bytes:
         """Programs that Inductor keeps are found by it."""
-        return bytes(get_hash_for_files((__file__,)))
+        return bytes(get_hash_for_files((__file__, view_windows.__file__)))
 
 
 def _is_put(user: fx.Node, value: fx.Node) -> bool:
