@@ -45,27 +45,30 @@ def inductor_as_it_is(
     function: Callable[..., Any] = graph_module.forward
     if options.delegate != "eager":
         results = FreshResults(traced_memory(graph_module.graph))
-        before = copies_made()
         with inductor_config.patch(config):
-            compiled = _reading_first(graph_module, list(example_inputs))
-        function = results.behind(cast(Callable[..., Any], compiled))
-        if copies_made() > before:
-            remarks = [*remarks, _reads_first(copies_made() - before)]
+            compiled, copies = _reading_first(graph_module, list(example_inputs))
+        function = results.behind(compiled)
+        if copies:
+            remarks = [*remarks, _reads_first(copies)]
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
 
 
-def _reading_first(graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
-    """The graph by Inductor, which keeps reads in front of writes.
+def _reading_first(graph_module: fx.GraphModule, inputs: list[Any]) -> tuple[Callable[..., Any], int]:
+    """The graph by Inductor, which keeps reads in front of writes, and how many copies that takes.
 
     Handed on as patches, settings are those of a backward pass as well, which is compiled in its first call. Where
-    Inductor fails to fuse what it would not have had to without a copy, it fuses nothing.
+    Inductor fails on a graph with copies, as it may when it fuses them, it fuses nothing.
     """
-    chosen = settings()
+    chosen, before = settings(), copies_made()
     try:
-        return compile_fx.compile_fx(graph_module, inputs, config_patches=chosen)
+        compiled = compile_fx.compile_fx(graph_module, inputs, config_patches=chosen)
     except InductorError as error:
+        if copies_made() == before:
+            raise
         log.debug("Inductor fuses nothing in a graph", exc_info=error)
-        return compile_fx.compile_fx(graph_module, inputs, config_patches={**chosen, **NOTHING_FUSED})
+        before = copies_made()
+        compiled = compile_fx.compile_fx(graph_module, inputs, config_patches={**chosen, **NOTHING_FUSED})
+    return cast(Callable[..., Any], compiled), copies_made() - before
 
 
 def _reads_first(count: int) -> Remark:

@@ -70,7 +70,7 @@ def lightint(
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
     names = StatedNames.of(graph_module, example_inputs, arguments, chosen)
-    if arguments is not None and captured.is_whole:
+    if names is not None and arguments is not None and captured.is_whole:
         graph_module.meta[OWNED] = owned_by(captured.call)
     sources = tensor_sources(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode), inside)

@@ -56,11 +56,12 @@ def tidy(graph_module: fx.GraphModule) -> None:
             continue
         if node.target in LEFTOVERS:
             graph_module.graph.erase_node(node)
-        elif node.target in _COPIES and _does_nothing(node) and written.divide(node):
-            node.target, node.args, node.kwargs = aten.clone.default, node.args[:1], {}
-        elif _does_nothing(node) and not (node in returned and node.target in _TELLING):
-            node.replace_all_uses_with(node.args[0], propagate_meta=False)
-            graph_module.graph.erase_node(node)
+        elif _does_nothing(node):
+            if node.target in _COPIES and written.divide(node):
+                node.target, node.args, node.kwargs = aten.clone.default, node.args[:1], {}
+            elif not (node in returned and node.target in _TELLING):
+                node.replace_all_uses_with(node.args[0], propagate_meta=False)
+                graph_module.graph.erase_node(node)
         elif node.target is aten.type_as.default:
             _as_copy(node)
         elif node.target is aten.fill.Tensor:

@@ -190,10 +190,10 @@ class Rollout:
         return prediction
 
     def _may_reuse(self, number: int) -> bool:
-        latest = self._planner.latest
-        if not self._calls.fit and latest is not None:
+        fits, latest = self._calls.fit, self._planner.latest
+        if not fits and latest is not None:
             latest.refused(number, "its steps are not called as often as those of a chunk before")
-        return self._calls.fit
+        return fits
 
     def _forget(self) -> None:
         self._computed.clear()

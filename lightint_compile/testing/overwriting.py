@@ -15,8 +15,6 @@ from torch import Tensor
 
 ROWS, COLUMNS = 12, 16
 
-Rows = tuple[int, int]
-
 COPIES: dict[str, Callable[[Tensor], Tensor]] = {
     "clone": torch.clone,
     "times-one": lambda x: x * 1,
