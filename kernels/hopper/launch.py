@@ -185,10 +185,9 @@ class BoundAttention:
         self._bound(stream, (query, places.output, *_interleaved(spans[:3], spans[3:])), index, count, means)
 
 
-def expressible(query: Tensor, keys: Spans, values: Spans) -> bool:
-    """Whether descriptors can read tensors of such shapes and strides without a copy, given aligned memory."""
-    present = [tensor for tensor in (query, *keys, *values) if tensor.shape[2]]
-    return all(_form_fits(tuple(tensor.shape), tensor.stride()) for tensor in present)
+def expressible(tensor: Tensor) -> bool:
+    """Whether descriptors can read tensors of such a shape and strides without a copy, given aligned memory."""
+    return not tensor.shape[2] or _form_fits(tuple(tensor.shape), tensor.stride())
 
 
 def _interleaved(keys: Sequence[Any], values: Sequence[Any]) -> list[Any]:
