@@ -7,6 +7,7 @@ copies; the operator reads the heads once and writes both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def reference(
     both: bool,
 ) -> Tensor:
     """The specification, in plain torch."""
-    check_heads(heads.shape, matrix, weight, cosine, sine)
+    check_heads(heads.shape, *shapes_of(matrix, weight, cosine, sine))
     wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
     if weight is not None:
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
@@ -87,7 +88,7 @@ def _on_gpu(heads: Tensor, matrix: Tensor, weight: Tensor | None, eps: float, *r
     from .portable.camera import camera_heads as run
 
     cosine, sine, both = rest
-    check_heads(heads.shape, matrix, weight, cosine, sine)
+    fitting_heads(heads.shape, *shapes_of(matrix, weight, cosine, sine))
     if heads.shape[3] not in DIMS or heads.dtype not in (torch.bfloat16, torch.float16) or not heads.numel():
         return reference(heads, matrix, weight, eps, cosine, sine, both)
     cosine, sine = (None if each is None else each.float().contiguous() for each in (cosine, sine))
@@ -103,14 +104,22 @@ def _fake(
     sine: Tensor | None,
     both: bool,
 ) -> Tensor:
-    check_heads(heads.shape, matrix, weight, cosine, sine)
+    check_heads(heads.shape, *shapes_of(matrix, weight, cosine, sine))
     return heads.new_empty((2 * heads.shape[0] if both else heads.shape[0], *heads.shape[1:]))
 
 
+Shape = Sequence[int]
+
+
+def shapes_of(*tensors: Tensor | None) -> tuple[Shape | None, ...]:
+    """The shape of each tensor that there is."""
+    return tuple(None if tensor is None else tensor.shape for tensor in tensors)
+
+
 def check_heads(
-    shape: Sequence[int], matrix: Tensor, weight: Tensor | None, cosine: Tensor | None, sine: Tensor | None
+    shape: Shape, matrix: Shape | None, weight: Shape | None, cosine: Shape | None, sine: Shape | None
 ) -> None:
-    """Raise :class:`InputError` where operands do not fit heads of this shape."""
+    """Raise :class:`InputError` where operands of such shapes do not fit heads of this shape."""
     if len(shape) != 4 or shape[3] % GROUP:
         why = f"the shape is {tuple(shape)}"
         raise InputError("heads are [batch, tokens, heads, a multiple of 4]", where="camera_heads: heads", why=why)
@@ -121,12 +130,16 @@ def check_heads(
         "cosine": (cosine, (tokens, dim)),
         "sine": (sine, (tokens, dim)),
     }
-    for name, (tensor, wanted) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != wanted:
-            why = f"its shape is {tuple(tensor.shape)}, expected {wanted}"
+    for name, (given, wanted) in expected.items():
+        if given is not None and tuple(given) != wanted:
+            why = f"its shape is {tuple(given)}, expected {wanted}"
             raise InputError(f"{name} does not fit the heads", where=f"camera_heads: {name}", why=why)
     if (cosine is None) != (sine is None):
         raise InputError("a rotation has a cosine and a sine", where="camera_heads", fix="give both or none")
+
+
+fitting_heads = functools.lru_cache(maxsize=256)(check_heads)
+"""The same for shapes of real tensors, which come again in every block."""
 
 
 def no_gradient(*_: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.library import Library
 
 from lightint_compile.errors import InputError
 
-from .camera import DIMS, check_heads, no_gradient
+from .camera import DIMS, check_heads, no_gradient, shapes_of
 from .camera import reference as _positioned
 
 SCHEMA = (
@@ -91,7 +91,7 @@ def _check(
         why = f"it is {tuple(pool.shape)} of {pool.dtype}, the heads are {tuple(heads.shape)} of {heads.dtype}"
         raise InputError("kept and fresh heads do not belong together", where=where, why=why)
     tokens = slots.shape[0] * pool.shape[2] + heads.shape[1]
-    check_heads((heads.shape[0], tokens, *heads.shape[2:]), matrix, None, cosine, sine)
+    check_heads((heads.shape[0], tokens, *heads.shape[2:]), *shapes_of(matrix, None, cosine, sine))
 
 
 _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import triton
+from torch import Tensor
 
 from lightint_compile.torch_compat import raw_stream
 
@@ -53,6 +54,16 @@ class Launch:
             self._start = triton_compat.starter(compiled)
         if self._start is not None:
             self._described = getattr(compiled.metadata, "tensordesc_meta", None) or ()
+
+    def run(self, tensors: Sequence[Tensor | None], device: int) -> None:
+        """Launch on the current stream of a ``device``, by addresses where that is the same."""
+        stream = current_stream(device, (self,))
+        if stream is not None:
+            addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+            if not any(address and address % ALIGNMENT for address in addresses):
+                self(stream, *addresses)
+                return
+        self(None, *tensors)
 
     def described(self, number: int, descriptor: Any) -> tuple[Any, ...]:
         """The arguments that encode the kernel's ``number``-th descriptor; they hold the address, not the tensor."""

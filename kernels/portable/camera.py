@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_compat import OPTIONS
+from ..launching import Launch
 
 ROWS = 32
 """Rows (one head of one token each) that one program turns."""
@@ -90,11 +94,10 @@ def camera_heads(
     """See ``kernels.camera.camera_heads``; everything is contiguous, ``matrix`` and tables are float32."""
     batch, tokens, count, dim = heads.shape
     result = heads.new_empty((2 * batch if both else batch, tokens, count, dim))
-    rows = batch * tokens * count
-    arguments = (heads, None, None, matrix, weight, cosine, sine, result, result[batch:] if both else result)
-    flags = {"NORM": weight is not None, "ROPE": cosine is not None, "BOTH": both, "KEPT": False}
-    sizes = (rows, count, tokens, eps, 0, 1, 1)
-    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags, **OPTIONS)
+    given = (heads, None, None, matrix, weight, cosine, sine)
+    sizes = (batch * tokens * count, count, tokens, eps, 0, 1, 1)
+    launch = _launch(sizes, dim, _kinds(given), both)
+    launch.run((*given, result, result[batch:] if both else result), result.get_device())
     return result
 
 
@@ -106,9 +109,25 @@ def camera_heads_kept(
     kept = slots.shape[0] * frame
     tokens = kept + heads.shape[1]
     result = heads.new_empty((2 * batch, tokens, count, dim))
-    rows = batch * tokens * count
-    arguments = (heads, pool, slots, matrix, None, cosine, sine, result, result[batch:])
-    flags = {"NORM": False, "ROPE": cosine is not None, "BOTH": True, "KEPT": True}
-    sizes = (rows, count, tokens, 0.0, kept, frame, capacity)
-    camera_kernel[(triton.cdiv(rows, ROWS),)](*arguments, *sizes, DIM=dim, ROWS=ROWS, **flags, **OPTIONS)
+    given = (heads, pool, slots, matrix, None, cosine, sine)
+    sizes = (batch * tokens * count, count, tokens, 0.0, kept, frame, capacity)
+    launch = _launch(sizes, dim, _kinds(given), True)
+    launch.run((*given, result, result[batch:]), result.get_device())
     return result
+
+
+_Kinds = tuple[Any, ...]
+"""The device, and of each tensor the dtype; ``None`` where there is none."""
+
+
+def _kinds(given: Sequence[Tensor | None]) -> _Kinds:
+    assert given[0] is not None
+    return given[0].get_device(), *(None if tensor is None else tensor.dtype for tensor in given)
+
+
+@functools.lru_cache(maxsize=256)
+def _launch(sizes: tuple[float, ...], dim: int, kinds: _Kinds, both: bool) -> Launch:
+    """The launch for such sizes and tensors: compiled code belongs to a device and to dtypes."""
+    _, _, pool, _, _, weight, cosine, _ = kinds
+    flags = {"NORM": weight is not None, "ROPE": cosine is not None, "BOTH": both, "KEPT": pool is not None}
+    return Launch(camera_kernel, (triton.cdiv(sizes[0], ROWS),), sizes, {"DIM": dim, "ROWS": ROWS, **flags})

@@ -11,6 +11,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lightint_compile.torch_compat import is_observed, triton_launches_are_traced
+
+from ..launching import Launch
 from ..tiles import tile_counts, volume
 from ..triton_compat import stated
 from .geometry import matrix_offsets, tile_tokens
@@ -109,5 +112,31 @@ def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple
     """Same contract as :func:`reference.pool_spans` for at most three spans of one height and width."""
     _, height, width = spans[0][1]
     tokens = [part if part.stride(3) == 1 else part.contiguous() for part, _ in spans]
-    pools: list[Tensor] = torch.ops.lightint.portable_pool(tokens, [grid[0] for _, grid in spans], height, width, tile)
+    frames = tuple(grid[0] for _, grid in spans)
+    if all(type(part) in _PLAIN for part in tokens) and not (is_observed() or triton_launches_are_traced()):
+        return _started(tokens, frames, height, width, tile)
+    pools: list[Tensor] = torch.ops.lightint.portable_pool(tokens, frames, height, width, tile)
+    return pools
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_bound: dict[tuple[Any, ...], tuple[Launch, list[tuple[int, ...]]]] = {}
+_MOST_BOUND = 256
+
+
+def _started(
+    tokens: Sequence[Tensor], frames: tuple[int, ...], height: int, width: int, tile: tuple[int, int, int]
+) -> list[Tensor]:
+    """The same launch as that of the operator, bound to its sizes."""
+    forms = [(part.shape, part.stride(), part.dtype, part.device) for part in tokens]
+    key = (*forms, frames, height, width, tile)
+    if key not in _bound:
+        if len(_bound) >= _MOST_BOUND:
+            _bound.clear()
+        numbers = tiles_of(frames, height, width, tile)
+        shapes = [(*part.shape[:2], number, part.shape[3] + 1) for part, number in zip(tokens, numbers, strict=True)]
+        _bound[key] = Launch(pool_kernel, *pool_arguments(tokens, frames, height, width, tile)), shapes
+    launch, shapes = _bound[key]
+    pools = [part.new_empty(shape, dtype=torch.float32) for part, shape in zip(tokens, shapes, strict=True)]
+    launch.run((*thrice(tokens), *thrice(pools)), tokens[0].get_device())
     return pools

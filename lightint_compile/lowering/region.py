@@ -71,7 +71,8 @@ class Variant:
         sizes = (self.bindings[index].read(args) for index in self.extra)
         if self.floats:
             args = [_as_tensor(arg) if index in self.floats else arg for index, arg in enumerate(args)]
-        return self.results.of(args, self.function(*sizes, *args))
+        with torch._C._AutoDispatchBelowAutograd():  # nothing records a gradient here, and refusing to takes Python
+            return self.results.of(args, self.function(*sizes, *args))
 
 
 def _as_tensor(number: float) -> torch.Tensor:

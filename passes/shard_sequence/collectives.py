@@ -16,6 +16,7 @@ from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.op_arguments import rank_of, sizes_of
 from lightint_compile.passes.ir.sizes import product
 from lightint_compile.passes.shard_sequence.teams import Team
+from lightint_compile.passes.shard_sequence.together import Exchange
 
 aten = torch.ops.aten
 
@@ -24,13 +25,18 @@ Call = Callable[..., fx.Node]
 
 
 class Collectives:
-    """Makes the nodes, for one rank of a team."""
+    """Makes the nodes, for one rank of a team.
+
+    Attributes:
+        exchanges: those that were made.
+    """
 
     def __init__(self, team: Team, call: Call) -> None:
         import torch.distributed._functional_collectives
 
         self._team, self._call = team, call
         self._ops = torch.ops._c10d_functional
+        self.exchanges: list[Exchange] = []
 
     def take(self, value: fx.Node, place: Place, member: int | None = None) -> fx.Node:
         """A member's part of a value that every rank has all of, this rank's unless told otherwise; a view where it can
@@ -68,7 +74,9 @@ class Collectives:
         front = [want.axis + 1, *(axis for axis in axes if axis != want.axis + 1)]
         ready = self._contiguous(self._call(aten.permute.default, split, front))
         rows = self._team.rows(*range(count))
-        found = self.arrived(self._sent(ready, rows, rows))
+        sent = self._sent(ready, rows, rows)
+        found = self.arrived(sent)
+        self.exchanges.append(Exchange(ready, sent, found))
         behind = int(have.axis > want.axis)
         joined = self._joined(found, Place(have.axis + behind, have.outer, have.inner))
         return self._call(aten.flatten.using_ints, joined, want.axis, want.axis + 1)

@@ -21,6 +21,7 @@ from lightint_compile.passes.shard_sequence.around import Rings
 from lightint_compile.passes.shard_sequence.collectives import Collectives
 from lightint_compile.passes.shard_sequence.flow import Flow
 from lightint_compile.passes.shard_sequence.teams import Team
+from lightint_compile.passes.shard_sequence.together import joined
 
 
 class Emission:
@@ -62,6 +63,9 @@ class Emission:
                 self._rewrite(node)
             elif node in self._flow.known and node not in self._flow.entries:
                 self._evaluate(node)
+        places = {node: place for place, node in enumerate(self._program.graph.nodes)}
+        exchanges = sorted(self._collectives.exchanges, key=lambda exchange: places[exchange.sent])
+        self.exchanged = len(exchanges) - joined(exchanges, self._rewriter)
 
     def _rewrite(self, node: fx.Node) -> None:
         read = {source: self._bring(source, layout) for source, layout in self._flow.reads[node].items()}
@@ -126,6 +130,5 @@ class Emission:
             self.gathered += 1
             self._sent += payload * (count - 1)
             return self._collectives.gather(source, before)
-        self.exchanged += 1
         self._sent += payload * (count - 1) // count
         return self._collectives.exchange(source, before, after)
