@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from lightint_compile.torch_compat import is_observed, triton_launches_are_traced
+from lightint_compile.torch_compat import is_observed
 
 from ..launching import Launch
 from ..tiles import tile_counts, volume
@@ -113,7 +113,7 @@ def pool_spans(spans: Sequence[tuple[Tensor, tuple[int, int, int]]], tile: tuple
     _, height, width = spans[0][1]
     tokens = [part if part.stride(3) == 1 else part.contiguous() for part, _ in spans]
     frames = tuple(grid[0] for _, grid in spans)
-    if all(type(part) in _PLAIN for part in tokens) and not (is_observed() or triton_launches_are_traced()):
+    if all(type(part) in _PLAIN for part in tokens) and not is_observed():
         return _started(tokens, frames, height, width, tile)
     pools: list[Tensor] = torch.ops.lightint.portable_pool(tokens, frames, height, width, tile)
     return pools
