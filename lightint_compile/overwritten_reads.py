@@ -9,8 +9,8 @@ input that was written to:
   ``index_put``, ``index_copy`` and ``index_add``, into temporaries too.
 * ``t = c.clone(); c.copy_(y); y.copy_(t)`` ends in ``c.copy_(y); y.copy_(c)``.
 
-What is computed from an input and written as it is, is safe: Inductor evaluates that first. A view is nothing to
-evaluate; what it views is evaluated where it writes, and so is what ``index_put`` puts, and what is read later. The
+What is computed from an input and written as it is, is safe: Inductor evaluates that first, but for what goes to
+strided windows. A view is nothing to evaluate; what it views is evaluated where it writes, and so is what ``index_put`` puts, and what is read later. The
 pass below makes each a copy, behind everything that drops copies and in front of what writes in place. The same goes
 for what a backward pass gets: an input as it was, or a new value that is put in place of the input, which the backward
 pass takes for memory that it may use.
@@ -138,7 +138,7 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
                 continue
             late = in_place | replaced if node.target in _SCATTERS else in_place
             for value in dict.fromkeys(_nodes(_others(node))) if late else ():
-                if _shows(value, late) and not _is_apart(node, value):
+                if (_shows(value, late) and not _is_apart(node, value)) or _shifts(node, value, late):
                     yield node, value
     if replaced:
         yield from ((graph.output_node(), value) for value in _taken(graph, replaced))
@@ -185,6 +185,37 @@ def _shows(value: fx.Node, memories: set[Any]) -> bool:
     """Whether a value views one of these, or what is computed from one, which Inductor evaluates where it writes."""
     memory, views = viewed(value)
     return memory in memories or (bool(views) and _follows(memory, memories))
+
+
+def _shifts(node: fx.Node, value: fx.Node, memories: set[Any]) -> bool:
+    """Whether a node writes to a strided window what is computed from other places of the same memory.
+
+    Inductor evaluates that in the loop that writes; what it writes to slices and diagonals it evaluates first.
+    """
+    if node.target is not aten.as_strided_scatter.default:
+        return False
+    waiting, seen = [value], {value}
+    while waiting:
+        each = waiting.pop()
+        if _memory(each) in memories:
+            if not _is_apart(node, each):
+                return True
+            continue
+        if not _is_pointwise(each) and _follows(each, memories):
+            return True
+        new = [source for source in each.all_input_nodes if source not in seen]
+        waiting += new
+        seen.update(new)
+    return False
+
+
+_KEEP_PLACES = frozenset((aten.copy.default, aten.clone.default, aten._to_copy.default))
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    """Whether each element is made of those in the same place."""
+    is_tagged = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    return is_tagged or node.target in _KEEP_PLACES
 
 
 def _follows(value: fx.Node, memories: set[Any]) -> bool:

@@ -136,6 +136,29 @@ def puts_what_was_computed(c: Tensor, y: Tensor) -> Tensor:
     return h
 
 
+def windows(c: Tensor, first: int) -> Tensor:
+    """Rows of ``c`` by strides, from a place on."""
+    return c.as_strided((15, 14), (16, 1), first)
+
+
+def computed_by_strides(c: Tensor, y: Tensor) -> Tensor:
+    windows(c, 2).mul_(2)
+    windows(c, 2).copy_(windows(c, 1) * 2)
+    return c + y
+
+
+def added_by_strides(c: Tensor, y: Tensor) -> Tensor:
+    windows(c, 2).copy_(y[1:, 2:])
+    windows(c, 2).add_(windows(c, 1).clone())
+    return c + y
+
+
+def computed_by_strides_of_the_start(c: Tensor, y: Tensor) -> Tensor:
+    windows(c, 0).mul_(2)
+    windows(c, 2).copy_(windows(c, 1) + y[1:, 2:])
+    return c.sum()
+
+
 PROGRAMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     up,
     along_rows,
@@ -154,6 +177,9 @@ PROGRAMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     into_a_temporary,
     views_what_was_computed,
     puts_what_was_computed,
+    computed_by_strides,
+    added_by_strides,
+    computed_by_strides_of_the_start,
 )
 
 
@@ -178,6 +204,32 @@ def test_a_value_that_is_written_over_is_read_first(program: Callable[..., Tenso
         agree(program, compiled, square())
     (section,) = lightint_compile.report(compiled).sections
     assert section.untouched
+
+
+FIRST: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "scaled": lambda target, y: target.mul_(2),
+    "given": lambda target, y: target.copy_(y[1:, 2:]),
+}
+SECOND: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
+    "computed": lambda target, read, y: target.copy_(read * 2),
+    "added": lambda target, read, y: target.add_(read.clone()),
+    "mixed": lambda target, read, y: target.copy_(torch.where(y[1:, 2:] > 0, read, target)),
+    "turned": lambda target, read, y: target.copy_(read.flip(0) + y[1:, 2:]),
+}
+
+
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("first", FIRST)
+def test_windows_by_strides_at_every_distance(first: str, second: str) -> None:
+    def all_of_them(*given: Tensor) -> None:
+        for c, (begin, target, read) in zip(given[1:], places, strict=True):
+            FIRST[first](windows(c, begin), given[0])
+            SECOND[second](windows(c, target), windows(c, read), given[0])
+
+    places = [(begin, target, read) for begin in (0, 2) for target in (1, 2) for read in (0, 1, 2)]
+    made = [each for _ in range(7) for each in square()][: 1 + len(places)]
+    with torch.no_grad():
+        agree(all_of_them, torch.compile(all_of_them, backend="lightint"), made)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64], ids=str)
@@ -324,6 +376,11 @@ def given_back(c: Tensor, y: Tensor) -> Tensor:
     return c
 
 
+def strides_computed_in_place(c: Tensor, y: Tensor) -> None:
+    windows(c, 2).mul_(2)
+    windows(c, 2).copy_(windows(c, 2) * 2 + y[1:, 2:])
+
+
 def put_from_another(c: Tensor, y: Tensor) -> None:
     c[torch.tensor([1, 2, 3])] = y[0:3].clone()
 
@@ -334,6 +391,7 @@ def put_from_another(c: Tensor, y: Tensor) -> None:
         onto_itself,
         to_another_place,
         computed_first,
+        strides_computed_in_place,
         one_way,
         written_window,
         kept_and_not_written,
