@@ -21,6 +21,7 @@ from lightint_compile.acceleration.call_progress import has_begun, is_one_frame,
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.settling import Settling
 from lightint_compile.acceleration.variants import allow_variants
+from lightint_compile.capture.memos import Memos
 from lightint_compile.capture.tracing_help import allow_help, helped
 from lightint_compile.errors import told, user_lines
 from lightint_compile.integrations.loop import Around
@@ -38,11 +39,12 @@ class CompiledCall:
     Attributes:
         module: the module.
         opened: the functions that are traced for its sake.
+        memos: the dictionaries of Python modules that its programs go without.
         failure: what the report says of a module that Dynamo fails on; ``None`` for any other.
     """
 
     def __init__(self, module: torch.nn.Module, options: LightintOptions, dynamic: bool | None, opened: Opened) -> None:
-        self.module, self.opened = module, opened
+        self.module, self.opened, self.memos = module, opened, Memos()
         self._own = own_call(module)
         compiled = functools.partial(
             torch.compile, self._own, backend="lightint", dynamic=dynamic, options=options.to_dict()
@@ -76,7 +78,7 @@ class CompiledCall:
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._settling.is_due(args, kwargs):
             return self._eager(*args, **kwargs)
-        with helped(), collection_paused():
+        with helped(self.memos), collection_paused():
             return self._compiled(args, kwargs)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

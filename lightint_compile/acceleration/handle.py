@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from lightint_compile.acceleration.compiled_call import CompiledCall
+from lightint_compile.capture.memos import Memo
 from lightint_compile.compiled import decisions as decisions_of
 from lightint_compile.compiled import report as report_of
 from lightint_compile.errors import LightintError, StateError
@@ -84,7 +85,8 @@ class Accelerated:
         return "\n".join([f"{self._name}: accelerated ({where})", *(f"  {message}" for message in said)])
 
     def _remarks(self) -> list[Remark]:
-        found = [remark for call in self._calls.values() for remark in call.opened.remarks()]
+        calls = self._calls.values()
+        found = [remark for call in calls for remark in (*call.opened.remarks(), *map(_of_memo, call.memos))]
         if self._loop is not None:
             found.append(
                 Remark(kind=RemarkKind.ANALYSIS, pass_name=ACCELERATE, rule="rollout", message=self._loop.what)
@@ -117,3 +119,15 @@ class Accelerated:
             if found:
                 return found
         return []
+
+
+def _of_memo(memo: Memo) -> Remark:
+    """What became of a memo in a dictionary of a Python module."""
+    rule, message = "kept-memo", f"{memo.name} is asked as it is, so a new key compiles anew: {memo.why}"
+    if not memo.why:
+        rule = "memo-left-out"
+        message = (
+            f"{memo.name} is left out of what is compiled, which computes its entries itself: "
+            "the functions that fill it drop entries when it is full, so any may be missing, and its keys change"
+        )
+    return Remark(kind=RemarkKind.ANALYSIS, pass_name=ACCELERATE, rule=rule, message=message, source=memo.source)

@@ -5,8 +5,9 @@ Some methods of Dynamo's variables are asked here first: calls of a tensor's met
 of Python functions: those of einops are one node each, where Dynamo would trace how einops reads its pattern, a
 thousand instructions a call. So are its instructions that branch, and the function that says which whole numbers are
 constants: those in a dictionary of a Python module are, to Dynamo, as if they were settings; models keep there what
-changes with every chunk. All of them are Dynamo's own again once nobody asks, and unchanged for whatever is traced
-elsewhere meanwhile.
+changes with every chunk. Its instructions that load a global name and put something under a key are, and the end of a
+graph, for the sake of ``memos``. All of them are Dynamo's own again once nobody asks, and unchanged for whatever is
+traced elsewhere meanwhile.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.output_graph import OutputGraph
 from torch._dynamo.source import DictGetItemSource, GlobalSource
 from torch._dynamo.symbolic_convert import InstructionTranslatorBase
 from torch._dynamo.variables import builder
@@ -41,6 +43,7 @@ from lightint_compile.capture.host_values import (
     with_named_sizes,
     with_sizes,
 )
+from lightint_compile.capture.memos import Memos, left_out, memos_left_out
 from lightint_compile.capture.number_operations import TAKE_SIZES
 from lightint_compile.capture.symbolic_ranges import counted
 
@@ -65,9 +68,13 @@ _TAKE_SIZES = frozenset(
 
 
 @contextmanager
-def helped() -> Iterator[None]:
-    """What this thread traces inside is helped, between :func:`allow_help` and its undoing."""
-    with numbers_read():
+def helped(memos: Memos) -> Iterator[None]:
+    """What this thread traces inside is helped, between :func:`allow_help` and its undoing.
+
+    Args:
+        memos: those of the module that is traced; what is found out about them is kept there.
+    """
+    with numbers_read(), left_out(memos):
         yield
 
 
@@ -119,12 +126,24 @@ def _places() -> list[_Place]:
         _Place(UserFunctionVariable, "call_function", _of_python),
         _Place(BuiltinVariable, "call_function", _of_builtins),
         _Place(_builder, "is_int_specialization_case", _of_numbers),
-        *(_Place(each.dispatch_table, branch, _of_branches) for each in _translators() for branch in _BRANCHES),
+        _Place(OutputGraph, "compile_subgraph", _of_ends),
+        *(
+            _Place(each.dispatch_table, number, wrap)
+            for each in _translators()
+            for wrap, numbers in ((_of_branches, _BRANCHES), (_of_loads, _LOADS), (_of_stores, _STORES))
+            for number in numbers
+        ),
     ]
 
 
 _BRANCHES = tuple(number for name, number in dis.opmap.items() if re.search(r"JUMP\w*_IF_(TRUE|FALSE)", name))
 """Instructions of this version of Python that branch on what lies on the stack."""
+
+_LOADS = (dis.opmap["LOAD_GLOBAL"],)
+"""What loads a global name, where a memo may be."""
+
+_STORES = (dis.opmap["STORE_SUBSCR"],)
+"""What puts something under a key."""
 
 
 def _translators() -> Iterator[type[InstructionTranslatorBase]]:
@@ -149,6 +168,37 @@ def _of_branches(own: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return branch
+
+
+def _of_loads(own: Callable[..., Any]) -> Callable[..., Any]:
+    def load(self: InstructionTranslatorBase, instruction: Any) -> Any:
+        memos = memos_left_out()
+        empty = memos.loaded(self, instruction.argval) if memos is not None else None
+        if empty is None:
+            return own(self, instruction)
+        return self.push(empty)
+
+    return load
+
+
+def _of_stores(own: Callable[..., Any]) -> Callable[..., Any]:
+    def store(self: InstructionTranslatorBase, instruction: Any) -> Any:
+        memos, (value, target, _) = memos_left_out(), self.stack[-3:]
+        if memos is not None:
+            memos.stored(self, target, value)
+        return own(self, instruction)
+
+    return store
+
+
+def _of_ends(own: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_subgraph(self: OutputGraph, *args: Any, **kwargs: Any) -> Any:
+        memos = memos_left_out()
+        if memos is not None:
+            memos.check_unwritten(self)
+        return own(self, *args, **kwargs)
+
+    return compile_subgraph
 
 
 def _of_tensors(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import lightint_compile
+from lightint_compile.capture.memos import Memos
 from lightint_compile.capture.tracing_help import allow_help, helped
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_dynamo")
@@ -40,7 +41,7 @@ def functions_of(module: nn.Module, x: Tensor) -> list[str]:
 
     undo = allow_help()
     try:
-        with helped():
+        with helped(Memos()):
             torch.compile(module, backend=keep, fullgraph=True)(x)
     finally:
         undo()

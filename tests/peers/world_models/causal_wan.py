@@ -125,8 +125,7 @@ def _longlive() -> Case:
 
         return _stream(call, cache, given)
 
-    # a dictionary of tables by start frame, asked before and after each of six chunks has put its own there
-    return Case("LongLive", build, roll, more=2, late=4)
+    return Case("LongLive", build, roll)
 
 
 def _skyreels() -> Case:

@@ -1,0 +1,211 @@
+"""Memos in a dictionary of a module (``memo_functions``), which an accelerated module's programs go without.
+
+Dynamo guards on the keys that such a dictionary has, and on the value of each number in a key that it is asked for. A
+table of positions by start frame is compiled anew with every chunk for that. Here the functions that keep the memo find
+it empty wherever they are traced, and what they put there is for their own call: no program depends on what the memo
+has or on what is in a key, and no entry is a result of one. Code that is not traced has its memo as ever.
+
+A dictionary may look like a memo and hold what a stream goes on from: keys and values of a session, its first frames.
+So a trace is held to what makes an entry as good when it is computed again (``memo_entries``). The first trace that
+finds otherwise starts again with the dictionary as it is. Then nothing has run yet.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import linecache
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import CodeType, FunctionType
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+import torch
+from torch._dynamo.exc import UnspecializeRestartAnalysis
+from torch._dynamo.variables.base import VariableTracker
+
+from lightint_compile.capture.memo_entries import NotAgainError, are_tensors, watched_in
+from lightint_compile.capture.memo_functions import Uses, uses_of
+
+_memos: ContextVar[Memos | None] = ContextVar("lightint_memos", default=None)
+"""The memos of the module that this thread traces; ``None`` where nobody asked."""
+
+
+class Empty:
+    """What one call of a function that keeps a memo finds in its place: nothing, and then what it put there last."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """A miss."""
+        return default
+
+    def clear(self) -> None:
+        """Nothing is here to be dropped."""
+
+    def move_to_end(self, key: Any, last: bool = True) -> None:
+        """Nothing has a place here."""
+
+    def __contains__(self, key: Any) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._last = value
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._last
+
+
+def _nothing() -> Empty:
+    """Dynamo traces this: it makes objects of classes that it finds by a global name."""
+    return Empty()
+
+
+class Memo:
+    """One dictionary.
+
+    Attributes:
+        name: its module and name.
+        memos: the first lines of the functions that keep a memo in it; none for most dictionaries.
+        why: what speaks against leaving it out; empty for one that programs go without.
+    """
+
+    def __init__(self, held: Any, name: str, names: Mapping[str, Any]) -> None:
+        self._held, self.name = held, f"{names.get('__name__')}.{name}"  # held, so that its id stays its own
+        self._file = _file_of(names)
+        uses = _uses_in(self._file, name)
+        self.memos = uses.memos
+        self.why = _objection(held, name, names, uses) if self.memos else "its module keeps no memo in it"
+
+    @property
+    def source(self) -> str:
+        """The first of these functions as ``file:line``."""
+        return f"{self._file}:{min(self.memos)}"
+
+    def is_kept_by(self, code: CodeType) -> bool:
+        """Whether a function is one of those that keep the memo, and programs go without."""
+        return not self.why and code.co_firstlineno in self.memos and os.path.abspath(code.co_filename) == self._file
+
+
+class Memos:
+    """The memos that traces of one module came across."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Memo] = {}
+        self._empty: WeakKeyDictionary[Any, dict[str, VariableTracker]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Any, list[tuple[Memo, torch.Tensor, int]]] = WeakKeyDictionary()
+
+    def __iter__(self) -> Iterator[Memo]:
+        return (each for each in self._found.values() if each.memos)
+
+    def loaded(self, tx: Any, name: str) -> VariableTracker | None:
+        """What a traced function gets for a global name, where that is a memo it keeps."""
+        held = tx.f_globals.get(name)
+        memo = self._memo(held, name, tx.f_globals) if type(held) in (dict, OrderedDict) else None
+        if memo is None or not memo.is_kept_by(tx.f_code):
+            return None
+        found = self._empty.setdefault(tx, {})
+        if name not in found:
+            found[name] = VariableTracker.build(tx, _nothing).call_function(tx, [], {})
+        return found[name]
+
+    def stored(self, tx: Any, target: VariableTracker, value: VariableTracker) -> None:
+        """Hold what is put into a memo to what may be computed again.
+
+        Raises:
+            UnspecializeRestartAnalysis: it may not; the trace starts again, with the dictionary as it is.
+        """
+        for name, empty in self._empty.get(tx, {}).items():
+            if empty is not target:
+                continue
+            memo = self._found[id(tx.f_globals[name])]
+            try:
+                watched = watched_in(value, tx)
+            except NotAgainError as reason:
+                _start_again(memo, str(reason))
+            self._kept.setdefault(tx.output.root_tx, []).extend((memo, *each) for each in watched)
+
+    def check_unwritten(self, output: Any) -> None:
+        """Hold a graph that ends to not having written to what is in a memo, or to what that is made of.
+
+        Raises:
+            UnspecializeRestartAnalysis: it has.
+        """
+        for memo, tensor, version in self._kept.get(output.root_tx, ()):
+            if tensor._version != version:
+                _start_again(memo, "what it keeps is written to")
+
+    def _memo(self, held: Any, name: str, names: Mapping[str, Any]) -> Memo:
+        if id(held) not in self._found:
+            self._found[id(held)] = Memo(held, name, names)
+        return self._found[id(held)]
+
+
+@contextmanager
+def left_out(memos: Memos) -> Iterator[None]:
+    """What this thread traces inside goes without memos, which are told to ``memos``."""
+    token = _memos.set(memos)
+    try:
+        yield
+    finally:
+        _memos.reset(token)
+
+
+def memos_left_out() -> Memos | None:
+    """The memos of the module that this thread traces, where somebody asked."""
+    return _memos.get()
+
+
+def _start_again(memo: Memo, why: str) -> NoReturn:
+    memo.why = why
+    raise UnspecializeRestartAnalysis(restart_reason=f"{memo.name}: {why}")
+
+
+def _file_of(names: Mapping[str, Any]) -> str:
+    """The file of a module of Python, by its global names; empty for what has none, or is no module."""
+    module = sys.modules.get(str(names.get("__name__")))
+    return os.path.abspath(names["__file__"]) if vars(module or object) is names and names.get("__file__") else ""
+
+
+def _uses_in(file: str, name: str) -> Uses:
+    text = "".join(linecache.getlines(file)) if file else ""
+    if f"len({name})" not in text:
+        return Uses(frozenset())  # without a bound, which spares most dictionaries the rest
+    try:
+        return uses_of(ast.parse(text), name)
+    except SyntaxError:
+        return Uses(frozenset())
+
+
+def _objection(held: Any, name: str, names: Mapping[str, Any], uses: Uses) -> str:
+    """Why a dictionary that functions keep a memo in may be more than that; empty where nothing says so."""
+    if uses.other:
+        return f"line {uses.other} uses it otherwise"
+    if not all(map(are_tensors, held.values())):
+        return "it keeps more than tensors"
+    for module in list(sys.modules.values()):
+        own = getattr(module, "__dict__", None)
+        if own is not names and isinstance(own, dict) and any(value is held for value in list(own.values())):
+            return f"{module.__name__} has it too"
+    for function in [each for each in gc.get_objects() if type(each) is FunctionType]:
+        if function.__globals__ is not names and name in function.__code__.co_names and _knows(function, names):
+            return f"{function.__module__} uses it"
+    return ""
+
+
+def _knows(function: FunctionType, names: Mapping[str, Any]) -> bool:
+    """Whether a function names a module of Python, or imports it."""
+    last, own = names["__name__"].rpartition(".")[2], function.__globals__
+    return any(
+        each.rpartition(".")[2] == last or getattr(own.get(each), "__dict__", None) is names
+        for each in function.__code__.co_names
+    )
