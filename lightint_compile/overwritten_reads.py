@@ -9,11 +9,11 @@ input that was written to:
   ``index_put``, ``index_copy`` and ``index_add``, into temporaries too.
 * ``t = c.clone(); c.copy_(y); y.copy_(t)`` ends in ``c.copy_(y); y.copy_(c)``.
 
-What is computed from an input and written as it is, is safe: Inductor evaluates that first, but for what goes to
-strided windows. A view is nothing to evaluate; what it views is evaluated where it writes, and so is what ``index_put`` puts, and what is read later. The
-pass below makes each a copy, behind everything that drops copies and in front of what writes in place. The same goes
-for what a backward pass gets: an input as it was, or a new value that is put in place of the input, which the backward
-pass takes for memory that it may use.
+What is computed from an input and written as it is, is safe, but for what goes to strided windows: Inductor evaluates
+that first. A view is nothing to evaluate; what it views is evaluated where it writes, and so is what ``index_put``
+puts, and what is read later. The pass below makes each a copy, behind everything that drops copies and in front of what
+writes in place. The same goes for what a backward pass gets: an input as it was, or a new value that is put in place of
+the input, which the backward pass takes for memory that it may use.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ def _check_not_compiled(target: Target) -> None:
     if isinstance(target.module, OptimizedModule):
         fix = "give the module that torch.compile was given"
         raise StateError(f"{name} is compiled already", where="accelerate", why="torch.compile made it", fix=fix)
+    if isinstance(target.module, torch.jit.ScriptModule):
+        why, fix = "torch.jit made its code, which is not traced", "give the module that it was made from"
+        raise InputError(f"{name} is a ScriptModule", where="accelerate", why=why, fix=fix)
     if compiled_call(target.module) is not None:
         why = "its calls run compiled code, of accelerate or of its own compile()"
-        fix = "call undo() of the handle that accelerate gave, or use that handle"
+        fix = "call undo() of the handle that accelerate gave; what compile() did has no undo: give a module without it"
         raise StateError(f"{name} is accelerated already", where="accelerate", why=why, fix=fix)

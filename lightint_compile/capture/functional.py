@@ -17,7 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch._ops import _higher_order_ops
 from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode, disable_functional_mode
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from lightint_compile.passes.ir.fake_values import described
@@ -52,12 +52,18 @@ def inner(leaf: Any) -> Any:
     """The traced tensor inside a functional one, after what was written to it; anything else as it is."""
     if not isinstance(leaf, FunctionalTensor):
         return leaf
-    torch._sync(leaf)  # type: ignore[attr-defined]
+    _sync(leaf)
     return torch._from_functional_tensor(leaf.elem)
 
 
+def _sync(tensor: FunctionalTensor) -> None:
+    """Trace the views that show what was written; on tensors without data torch does it too, which no mode may see."""
+    with disable_functional_mode():
+        torch._sync(tensor)  # type: ignore[attr-defined]
+
+
 def _was_written(tensor: FunctionalTensor) -> bool:
-    torch._sync(tensor)  # type: ignore[attr-defined]
+    _sync(tensor)
     return bool(torch._functionalize_has_data_mutation(tensor.elem))  # type: ignore[attr-defined]
 
 
@@ -83,7 +89,7 @@ class _TrueViews(FunctionalTensorMode):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _shares(self, func: Any, args: Any, kwargs: Any) -> bool:
-        pytree.tree_map_only(FunctionalTensor, torch._sync, (args, kwargs))  # type: ignore[attr-defined]  # traced
+        pytree.tree_map_only(FunctionalTensor, _sync, (args, kwargs))  # traced
         with disable_proxy_modes_tracing():
             values = pytree.tree_map_only(FunctionalTensor, inner, (args, kwargs))
             key = (func, described(values[0]), described(values[1]))

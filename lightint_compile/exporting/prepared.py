@@ -10,7 +10,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
 from lightint_compile import capture
 from lightint_compile.errors import ExportError, LightintError, OptionError, told
@@ -21,7 +21,7 @@ from lightint_compile.exporting.check import seeded
 from lightint_compile.exporting.formats import ONNX, PT2, Format
 from lightint_compile.exporting.graph_form import NUMBERS, flat, stay_sparse
 from lightint_compile.exporting.open_decisions import Opened, opened
-from lightint_compile.exporting.results import place_names
+from lightint_compile.exporting.results import place_names, plain_spec
 from lightint_compile.modelwide import check_required
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
@@ -141,10 +141,24 @@ def prepare(source: Source, captured: ExportedProgram, options: LightintOptions,
     rewritten = _rewritten(source, captured, options, kind)
     report = Report.of(rewritten)
     check_required(report.sections)
+    _check_results(captured, kind)
     found = opened(rewritten.program)
     if kind is not PT2:
         stay_sparse(found.program.graph_module)
     return Prepared(source, captured, found, report, _is_approximate(rewritten))
+
+
+def _check_results(captured: ExportedProgram, kind: Format) -> None:
+    """Refuse results that torch writes and then cannot read, or cannot write at all. ONNX leaves them out."""
+    names, specs = place_names(plain_spec(captured.call_spec.out_spec)), captured.graph_signature.output_specs
+    given = [each.arg for each in specs if each.kind is OutputKind.USER_OUTPUT]
+    if kind is PT2 and not given:
+        why = "torch.export.save writes no program without results"
+        raise ExportError("the program has no result", where="results", why=why, fix="return a tensor")
+    for name, arg in zip(names, given, strict=True):
+        if kind is not ONNX and isinstance(arg, ConstantArgument) and isinstance(arg.value, str):
+            why, fix = f"torch has no form for texts among the results of a {kind.suffix} file", "return it elsewhere"
+            raise ExportError("a result is a text", where=f"results: {name}", why=why, fix=fix)
 
 
 def _rewritten(source: Source, captured: ExportedProgram, options: LightintOptions, kind: Format) -> Rewritten:

@@ -9,6 +9,7 @@ with lightint_compile.rollout(cameras=extrinsics, intrinsics=intrinsics) as run:
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -171,10 +172,11 @@ class Rollout:
         again in the middle of a chunk computes, until ``chunk`` is called.
 
         Raises:
-            InputError: ``number`` is no whole number, or ``compute`` cannot be called.
+            InputError: ``number`` is no whole number from 0 on, ``sigma`` no finite number, or ``compute`` cannot be
+                called.
             StateError: no chunk has begun.
         """
-        number = _whole(number, "step")
+        number, sigma = _counted(number, "step"), _finite(sigma)
         check_callable("compute", compute, "run.step(k, lambda: transformer(...))")
         if self._decision is None:
             raise StateError(
@@ -206,6 +208,29 @@ def _whole(number: Any, what: str) -> int:
     except TypeError:
         why, fix = f"it is {type(number).__name__}, a whole number is wanted", f"count each {what} from 0"
         raise InputError(f"There is no {what} {number!r}.", where=what, why=why, fix=fix) from None
+
+
+def _counted(number: Any, what: str) -> int:
+    found = _whole(number, what)
+    if found < 0:
+        raise InputError(
+            f"There is no {what} {found}.", where=what, why="it is negative", fix=f"count each {what} from 0"
+        )
+    return found
+
+
+def _finite(sigma: Any) -> Any:
+    """The sigma of a step as a number; one on a device stays there."""
+    if sigma is None or (isinstance(sigma, Tensor) and sigma.device.type != "cpu"):
+        return sigma
+    try:
+        found = math.nan if isinstance(sigma, (str, bytes)) else float(sigma)
+    except (TypeError, ValueError, RuntimeError):
+        found = math.nan
+    if not math.isfinite(found):
+        fix = "give the step's sigma, or none: then a reused step holds the latest prediction"
+        raise InputError(f"{sigma!r} is no sigma.", where="step: sigma", why="a finite number is wanted", fix=fix)
+    return found
 
 
 def _reused(computed: list[tuple[float | None, Prediction]], sigma: float | None) -> Any:

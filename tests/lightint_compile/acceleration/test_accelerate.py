@@ -253,6 +253,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[LightintError], str]] = {
         "compiled already",
     ),
     "an accelerated module": (accelerated_twice, StateError, "accelerated already"),
+    "a module of TorchScript": (
+        lambda: lightint_compile.accelerate(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))),
+        InputError,
+        "is a ScriptModule",
+    ),
     "a module that is compiled in place": (half_a_pipeline, StateError, "vae.decoder"),
     "an option that is not known": (
         lambda: lightint_compile.accelerate(models.Video(models.OfModule), densty=0.3),

@@ -160,12 +160,19 @@ def another_shape(c: Tensor, x: Tensor) -> Tensor:
     return c + 1
 
 
+def of_another_dtype(c: Tensor, x: Tensor) -> Tensor:
+    c.view(torch.int32 if c.dtype == torch.float32 else torch.int64).fill_(7)
+    c[:, 1:] = c[:, :-1].clone()
+    return c + 1
+
+
 def test_what_cannot_be_kept_in_place_is_refused() -> None:
     c, x = inputs()
     for function, arguments, why in (
         (shared, (c, c[:, 1:3], x), "shares memory with another input"),
         (strided, (c, x), "no write to a window"),
         (another_shape, (c, x), "no write to a window"),
+        (of_another_dtype, (c, x), "no write to a window"),
     ):
         with pytest.raises(CaptureError, match="the graph writes to its inputs") as caught:
             capture.trace(function, arguments)

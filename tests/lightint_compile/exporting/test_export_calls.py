@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,41 @@ def changed_from(value: Any) -> Any:
     if isinstance(value, bool):
         return int(value)
     return {0: False, 1: True}.get(value, "other") if isinstance(value, int) else 0.125
+
+
+class Returns(nn.Module):
+    """Returns what ``form`` makes of twice its input."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(x * 2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_numbers_and_none_among_results_keep_their_places(tmp_path: Path) -> None:
+    module = Returns(lambda y: (None, {"n": 3, "y": y, "is": True}, [2.5, None]))
+    lightint_compile.export(module, (X,), tmp_path / "m.pt2")
+    torch.testing.assert_close(lightint_compile.load(tmp_path / "m.pt2")(X + 1), module(X + 1))
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix", "where", "said"),
+    [
+        (lambda y: (y, {"said": "text"}), ".pt2", "results: 1.said", "a result is a text"),
+        (lambda y: (y, ["text"]), ".aoti.pt2", "results: 1.0", "a result is a text"),
+        (lambda y: "text", ".pt2", "results: result", "a result is a text"),
+        (lambda y: {}, ".pt2", "results", "no result"),
+    ],
+)
+def test_results_that_no_archive_has_are_one_error_and_no_file(
+    form: Callable[[Tensor], Any], suffix: str, where: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=said) as caught:
+        lightint_compile.export(Returns(form), (X,), tmp_path / f"m{suffix}")
+    assert caught.value.where == where and caught.value.why and caught.value.fix and not list(tmp_path.iterdir())
 
 
 class Odd(nn.Module):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from toy_world import there_and_back
 
 import lightint_compile
+from lightint_compile.errors import InputError
 from lightint_compile.runtime.rules import PublishedRules
 
 PATH = there_and_back(40)[0]
@@ -209,3 +212,29 @@ def test_a_chunk_with_more_calls_a_step_than_the_one_before_computes() -> None:
 
 def _steps(run: lightint_compile.runtime.rollout.Rollout, value: float, halves: int) -> list[float]:
     return [float(run.step(call // halves, lambda: torch.tensor(value))) for call in range(4 * halves)]
+
+
+@pytest.mark.parametrize(
+    "sigma", [float("nan"), math.inf, "0.5", "high", [0.5], torch.ones(2), torch.tensor(math.nan), object()]
+)
+def test_what_is_no_sigma_is_refused_and_computes_nothing(sigma: Any) -> None:
+    with lightint_compile.rollout(cameras=PATH, rules=PublishedRules()) as run:
+        run.chunk(0)
+        with pytest.raises(InputError, match="is no sigma") as caught:
+            run.step(0, lambda: pytest.fail("computed"), sigma)
+        assert caught.value.fix and caught.value.where == "step: sigma"
+
+
+@pytest.mark.parametrize("sigma", [1, 0.5, np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5]), None])
+def test_any_number_is_a_sigma(sigma: Any) -> None:
+    with lightint_compile.rollout(cameras=PATH, rules=PublishedRules()) as run:
+        run.chunk(0)
+        assert run.step(0, lambda: 7, sigma) == 7
+
+
+@pytest.mark.parametrize("number", [-1, np.int64(-3), "0", 0.5])
+def test_steps_are_counted_from_0(number: Any) -> None:
+    with lightint_compile.rollout(cameras=PATH, rules=PublishedRules()) as run:
+        run.chunk(0)
+        with pytest.raises(InputError, match="There is no step"):
+            run.step(number, lambda: pytest.fail("computed"))
