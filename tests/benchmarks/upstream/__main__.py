@@ -1,7 +1,11 @@
 """Released world models at real size on a GPU: ``python tests/benchmarks/upstream CHECKOUTS TABLE [--depth N] ...``.
 
-Ways: ``eager``, ``flag`` (the release's own ``torch.compile``), ``inductor`` (``accelerate`` with no pass of ours), or
-options of ``accelerate``, as ``all`` or ``sparse,density=0.3``. Differences are relative L2 to the first way.
+Ways: ``eager``, ``flag`` (the release's own ``torch.compile``), ``release`` (Light Interaction's own ``all``, for the
+table ``worldplay``), ``inductor`` (``accelerate`` with no pass of ours), or options of ``accelerate``, as ``all`` or
+``sparse,density=0.3``. Differences are relative L2 to the first way.
+
+``release`` runs a second checkout, ``HY-WorldPlay-Light-Interaction``: a copy of the first that was patched by the
+script ``apply_patch.sh`` of the repository 2843721358l-del/Light-Interaction-Project.
 """
 
 from __future__ import annotations

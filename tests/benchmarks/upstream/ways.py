@@ -38,10 +38,13 @@ def _rollout(given: argparse.Namespace, way: str) -> turns.Made:
 
 def _worldplay(given: argparse.Namespace, way: str, path: str) -> tuple[Any, Any, Any]:
     config = WorldPlayConfig(depth=given.depth or WorldPlayConfig().depth)
-    code = worldplay.imported(given.checkouts / "HY-WorldPlay", compiled=way == "flag")
+    name = "HY-WorldPlay-Light-Interaction" if way == "release" else "HY-WorldPlay"
+    code = worldplay.imported(given.checkouts / name, compiled=way == "flag")
     model = worldplay.transformer(config, DEVICE, torch.bfloat16)
     inputs = worldplay.Inputs.of(config, path, DEVICE)
     pipe = worldplay.pipeline(code, model, config, DEVICE)
+    if way == "release":
+        worldplay.accelerated_by_release(pipe, "all")
     return pipe, inputs, _accelerated(pipe, way, given.reports)
 
 
@@ -71,7 +74,7 @@ def _causal_wan(given: argparse.Namespace, way: str) -> turns.Made:
 
 def _accelerated(target: Any, way: str, reports: Path | None) -> Callable[[], dict[str, Any]]:
     """Accelerate as the way says; what it tells of itself afterwards."""
-    if way in ("eager", "flag"):
+    if way in ("eager", "flag", "release"):
         return lambda: {"graphs": counters["stats"]["unique_graphs"]}
     preset, *rest = ("off" if way == "inductor" else way).split(",")
     options = {name: json.loads(value) for name, value in (each.split("=", 1) for each in rest)}

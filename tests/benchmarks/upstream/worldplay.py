@@ -133,10 +133,17 @@ def pipeline(code: Any, model: nn.Module, config: WorldPlayConfig, device: torch
         "num_inference_steps": config.steps, "num_warmup_steps": 0,
     }  # fmt: skip
     names = ("ar_rollout", "_ar_rollout_inner", "init_kv_cache")
-    methods = {name: getattr(released, name) for name in names}
+    methods = {name: getattr(released, name) for name in names if hasattr(released, name)}
     made = type("Loop", (), methods | {"progress_bar": lambda self, total: contextlib.nullcontext()})()
     vars(made).update(held)
     return made
+
+
+def accelerated_by_release(pipe: Any, preset: str) -> None:
+    """Light Interaction's own switches, in a checkout that its patch was applied to; the loop moves text encoders."""
+    config = importlib.import_module("worldplay_acceleration_config").WorldPlayAccelerationConfig.from_preset(preset)
+    pipe.transformer.attn_param.update(config.to_attn_param())
+    vars(pipe).update(acceleration_config=config, text_encoder=nn.Module(), text_encoder_2=None, byt5_model=None)
 
 
 def rollout(pipe: Any, inputs: Inputs, device: torch.device) -> Tensor:
