@@ -99,10 +99,14 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
         copies: dict[fx.Node, fx.Node] = {}
         reads = list(_overwritten(graph))
         put = {value for user, value in reads if keeps_copies_apart() or _is_put(user, value)}
-        for user, value in reads:
+        bases = list(_bases(graph))
+        for user, value in (*reads, *bases):
             if value not in copies:
                 copies[value] = _copied(graph, value, _MATERIALISED if value in put else aten.clone.default)
+        for user, value in reads:
             _read_instead(user, value, copies[value])
+        for user, base in bases:
+            user.args = (copies[base], *user.args[1:])
         if copies:
             counters["inductor"][_COUNTED] += len(copies)
 
@@ -142,6 +146,29 @@ def _overwritten(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
                     yield node, value
     if replaced:
         yield from ((graph.output_node(), value) for value in _taken(graph, replaced))
+
+
+def _bases(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Nodes that write to a copy of an input which is replaced, with what they take for that copy: the input itself.
+
+    A clone is dropped that only a write reads. What becomes of the input by a chain of writes is written in place.
+    """
+    ends = [node for node in graph.nodes if _is_last_write(node)]
+    replaced = {node.args[0] for node in ends}
+    in_place: set[Any] = set()
+    for node in ends:
+        value = node.args[1]
+        while isinstance(value, fx.Node) and _written(value) is not None and value not in in_place:
+            in_place.add(value)
+            value = value.args[0] if value.args else None
+    for node in graph.nodes if replaced else ():
+        base = node.args[0] if node not in in_place and _has_a_base(node) else None
+        if isinstance(base, fx.Node) and _memory(base) in replaced:
+            yield node, base
+
+
+def _has_a_base(node: fx.Node) -> bool:
+    return node.target in _SCATTERS or node.target in _WRITTEN_ANYWHERE
 
 
 def _readers(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

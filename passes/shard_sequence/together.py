@@ -66,11 +66,9 @@ def _reaches(last: Exchange, following: Exchange, behind: set[fx.Node]) -> bool:
         if not is_pure(node) and node.target is not last.arrived.target:
             return False  # a write, in front of which something else may be read
         if not behind.isdisjoint(node.all_input_nodes):
-            if node is following.ready:
-                return False
             behind.add(node)
         node = node.next
-    return True
+    return following.ready not in behind
 
 
 def _join(group: Sequence[Exchange], rewriter: Rewriter) -> None:

@@ -159,6 +159,22 @@ def computed_by_strides_of_the_start(c: Tensor, y: Tensor) -> Tensor:
     return c.sum()
 
 
+def writes_to_what_it_kept(c: Tensor, y: Tensor) -> Tensor:
+    u, v = c.clone(), y.clone()
+    c.add_(1)
+    u[0] = 5
+    y[1:3].add_(1)
+    v.diagonal().copy_(c[0])
+    return u + v
+
+
+def puts_into_what_it_kept(c: Tensor, y: Tensor) -> Tensor:
+    u = c.clone()
+    c[1:3] = y[:2]
+    u[torch.tensor([0, 4])] = y[2:4]
+    return u
+
+
 PROGRAMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     up,
     along_rows,
@@ -177,6 +193,8 @@ PROGRAMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     into_a_temporary,
     views_what_was_computed,
     puts_what_was_computed,
+    writes_to_what_it_kept,
+    puts_into_what_it_kept,
 )
 BY_STRIDES = (computed_by_strides, added_by_strides, computed_by_strides_of_the_start)
 needs_copies_apart = pytest.mark.skipif(

@@ -118,6 +118,17 @@ def test_the_third_starts_anew_where_it_reads_the_first() -> None:
     check(written, [third, written.exchange(written.call(aten.neg.default, second))], 2)
 
 
+def test_what_is_made_ready_early_does_not_hide_what_it_reads() -> None:
+    written = Written()
+    first = written.exchange(written.a)
+    early = written.call(aten.clone.default, written.call(aten.neg.default, first))
+    second = written.exchange(written.b)
+    sent = written.call(OPS.all_to_all_single.default, early, [1, 1], [1, 1], "0")
+    third = written.call(OPS.wait_tensor.default, sent)
+    written.exchanges.append(Exchange(early, sent, third))
+    check(written, [second, third], 2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("eeap"), st.integers(0, 99), st.integers(0, 99)), min_size=2, max_size=14))
 def test_drawn_programs_compute_what_they_did(steps: list[tuple[str, int, int]]) -> None:
