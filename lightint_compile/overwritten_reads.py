@@ -100,7 +100,7 @@ class ReadsFirst(CustomGraphPass):  # type: ignore[misc]
         reads = list(_overwritten(graph))
         put = {value for user, value in reads if keeps_copies_apart() or _is_put(user, value)}
         bases = list(_bases(graph))
-        for user, value in (*reads, *bases):
+        for _, value in (*reads, *bases):
             if value not in copies:
                 copies[value] = _copied(graph, value, _MATERIALISED if value in put else aten.clone.default)
         for user, value in reads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from lightint_compile.acceleration.compiled_call import CompiledCall
@@ -10,6 +11,7 @@ from lightint_compile.acceleration.handle import Accelerated
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.targets import Target, targets_of
 from lightint_compile.capture.disabled import disabled_in
+from lightint_compile.capture.memos import Memos, named_memos
 from lightint_compile.errors import InputError, OptionError
 from lightint_compile.integrations import installed
 from lightint_compile.integrations.loop_rules import LoopRules
@@ -20,7 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def accelerate(
-    model_or_pipeline: Any, *, preset: str = DEFAULT_PRESET, dynamic: bool | None = None, **options: Any
+    model_or_pipeline: Any,
+    *,
+    preset: str = DEFAULT_PRESET,
+    dynamic: bool | None = None,
+    memos: Sequence[str] = (),
+    **options: Any,
 ) -> Accelerated:
     """Compile a model or a pipeline in place, and look through what stops ``torch.compile``, until ``undo()``.
 
@@ -39,10 +46,13 @@ def accelerate(
         model_or_pipeline: a ``torch.nn.Module``, or any object that has its denoiser under one of those names.
         preset: as of :class:`~lightint_compile.options.LightintOptions`.
         dynamic: as of ``torch.compile``; without it a size becomes symbolic when it changes.
+        memos: dictionaries of modules, as ``"package.module.TABLES"``, that compiled code goes without. Their functions
+            find them empty, and compute what they would have kept. By naming one you say that an entry follows from its
+            key and from weights, and that computing it does nothing else. The report names what looks like one.
         options: the other options, by name.
 
     Raises:
-        InputError: there is no module to compile, or ``dynamic`` is no truth value.
+        InputError: there is no module to compile, ``dynamic`` is no truth value, or a memo no dictionary of a module.
         OptionError: options that cannot be taken.
         StateError: a module is compiled or accelerated already.
     """
@@ -54,12 +64,12 @@ def accelerate(
     if not (dynamic is None or isinstance(dynamic, bool)):
         fix = "give True, False or None; sizes that change become symbolic by themselves"
         raise InputError(f"{dynamic!r} says of no size whether it is symbolic", where="dynamic", fix=fix)
-    name = type(model_or_pipeline).__name__
+    name, named = type(model_or_pipeline).__name__, named_memos(memos)
     calls: dict[str, CompiledCall] = {}
     try:
         for target in targets_of(model_or_pipeline):
             opened = Opened(disabled_in(target.module))
-            calls[target.name] = CompiledCall(target.module, _options_of(target, chosen), dynamic, opened)
+            calls[target.name] = CompiledCall(target.module, _options_of(target, chosen), dynamic, opened, Memos(named))
         loop = installed(model_or_pipeline, calls, rules)
     except BaseException:
         for call in calls.values():

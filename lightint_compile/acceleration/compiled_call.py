@@ -39,12 +39,14 @@ class CompiledCall:
     Attributes:
         module: the module.
         opened: the functions that are traced for its sake.
-        memos: the dictionaries of Python modules that its programs go without.
+        memos: the dictionaries of Python modules that its programs go without, and what looks like one.
         failure: what the report says of a module that Dynamo fails on; ``None`` for any other.
     """
 
-    def __init__(self, module: torch.nn.Module, options: LightintOptions, dynamic: bool | None, opened: Opened) -> None:
-        self.module, self.opened, self.memos = module, opened, Memos()
+    def __init__(
+        self, module: torch.nn.Module, options: LightintOptions, dynamic: bool | None, opened: Opened, memos: Memos
+    ) -> None:
+        self.module, self.opened, self.memos = module, opened, memos
         self._own = own_call(module)
         compiled = functools.partial(
             torch.compile, self._own, backend="lightint", dynamic=dynamic, options=options.to_dict()

@@ -122,12 +122,16 @@ class Accelerated:
 
 
 def _of_memo(memo: Memo) -> Remark:
-    """What became of a memo in a dictionary of a Python module."""
-    rule, message = "kept-memo", f"{memo.name} is asked as it is, so a new key compiles anew: {memo.why}"
+    """What became of a memo in a dictionary of a Python module, or of what looks like one."""
+    rule, hint = "kept-memo", ""
+    message = f"{memo.name} is asked as it is, so a new key compiles anew: {memo.why}"
     if not memo.why:
-        rule = "memo-left-out"
-        message = (
-            f"{memo.name} is left out of what is compiled, which computes its entries itself: "
-            "the functions that fill it drop entries when it is full, so any may be missing, and its keys change"
+        rule, message = (
+            "memo-left-out",
+            f"{memo.name} is left out of what is compiled, which computes its entries itself",
         )
-    return Remark(kind=RemarkKind.ANALYSIS, pass_name=ACCELERATE, rule=rule, message=message, source=memo.source)
+    elif not memo.is_named:
+        hint = f'where an entry follows from its key and from weights: accelerate(..., memos=["{memo.name}"])'
+    return Remark(
+        kind=RemarkKind.ANALYSIS, pass_name=ACCELERATE, rule=rule, message=message, hint=hint, source=memo.source
+    )

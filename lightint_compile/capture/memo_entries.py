@@ -81,7 +81,7 @@ def _given_to(node: fx.Node, tx: Any) -> list[fx.Node]:
     if any(map(_RANDOM.search, names)):
         raise NotAgainError("what it keeps is random")
     if not all(_is_of_a_module(each, tx) for each in given):
-        raise NotAgainError("what it keeps is made of an argument of the call")
+        raise NotAgainError("what it keeps is made of an argument of the call, or of what is no module's")
     if not given and all(name in _MOVED or _FILLED.fullmatch(name) for name in names):
         raise NotAgainError("it keeps room for what is written later")
     return given
@@ -115,4 +115,4 @@ def _is_of_a_module(node: fx.Node, tx: Any) -> bool:
         source = source.base
     if isinstance(source, LocalSource):
         return isinstance(tx.output.root_tx.f_locals.get(source.local_name), torch.nn.Module)
-    return isinstance(source, GlobalSource)
+    return isinstance(source, GlobalSource) and isinstance(tx.f_globals.get(source.global_name), torch.nn.Module)

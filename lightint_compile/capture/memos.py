@@ -1,13 +1,15 @@
-"""Memos in a dictionary of a module (``memo_functions``), which an accelerated module's programs go without.
+"""Memos in a dictionary of a module (``memo_functions``), which a user names for an accelerated module to go without.
 
 Dynamo guards on the keys that such a dictionary has, and on the value of each number in a key that it is asked for. A
 table of positions by start frame is compiled anew with every chunk for that. Here the functions that keep the memo find
 it empty wherever they are traced, and what they put there is for their own call: no program depends on what the memo
 has or on what is in a key, and no entry is a result of one. Code that is not traced has its memo as ever.
 
-A dictionary may look like a memo and hold what a stream goes on from: keys and values of a session, its first frames.
-So a trace is held to what makes an entry as good when it is computed again (``memo_entries``). The first trace that
-finds otherwise starts again with the dictionary as it is. Then nothing has run yet.
+That an entry follows from its key and from weights, and that computing one does nothing else, no source shows. So it is
+the user's word, and only what is named is left out; what looks like a memo is told. A dictionary may be named that
+holds what a stream goes on from: keys and values of a session, its first frames. So a trace is held to what makes an
+entry as good when it is computed again (``memo_entries``), and starts again with the dictionary as it is where it finds
+otherwise. What was compiled before stays.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import linecache
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import CodeType, FunctionType
@@ -31,6 +33,7 @@ from torch._dynamo.variables.base import VariableTracker
 
 from lightint_compile.capture.memo_entries import NotAgainError, are_tensors, watched_in
 from lightint_compile.capture.memo_functions import Uses, uses_of
+from lightint_compile.errors import InputError
 
 _memos: ContextVar[Memos | None] = ContextVar("lightint_memos", default=None)
 """The memos of the module that this thread traces; ``None`` where nobody asked."""
@@ -49,14 +52,39 @@ class Empty:
     def clear(self) -> None:
         """Nothing is here to be dropped."""
 
+    def pop(self, key: Any, default: Any = None) -> Any:
+        """Likewise."""
+        return default
+
+    def popitem(self, last: bool = True) -> Any:
+        """Likewise."""
+
+    def keys(self) -> tuple[Any, ...]:
+        """None."""
+        return ()
+
+    def values(self) -> tuple[Any, ...]:
+        """None."""
+        return ()
+
+    def items(self) -> tuple[Any, ...]:
+        """None."""
+        return ()
+
     def move_to_end(self, key: Any, last: bool = True) -> None:
         """Nothing has a place here."""
 
     def __contains__(self, key: Any) -> bool:
         return False
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
     def __len__(self) -> int:
         return 0
+
+    def __delitem__(self, key: Any) -> None:
+        pass
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._last = value
@@ -76,20 +104,29 @@ class Memo:
     Attributes:
         name: its module and name.
         memos: the first lines of the functions that keep a memo in it; none for most dictionaries.
+        is_named: whether the user named it.
         why: what speaks against leaving it out; empty for one that programs go without.
     """
 
-    def __init__(self, held: Any, name: str, names: Mapping[str, Any]) -> None:
-        self._held, self.name = held, f"{names.get('__name__')}.{name}"  # held, so that its id stays its own
-        self._file = _file_of(names)
+    def __init__(self, held: Any, name: str, names: Mapping[str, Any], named: Collection[str]) -> None:
+        self.name, self._file = name_of(name, names), _file_of(names)
+        self.is_named = self.name in named
         uses = _uses_in(self._file, name)
         self.memos = uses.memos
-        self.why = _objection(held, name, names, uses) if self.memos else "its module keeps no memo in it"
+        self._held = held if self.memos else None
+        if not self.memos:
+            self.why = "its module keeps no memo in it, as far as its source shows"
+        else:
+            self.why = _objection(held, name, names, uses) or ("" if self.is_named else "it was not named")
 
     @property
     def source(self) -> str:
-        """The first of these functions as ``file:line``."""
-        return f"{self._file}:{min(self.memos)}"
+        """The first of these functions as ``file:line``; the file where there is none."""
+        return f"{self._file}:{min(self.memos)}" if self.memos else self._file
+
+    def is_of(self, held: Any) -> bool:
+        """Whether this is still what is known of a name: memos are put in place of others."""
+        return not self.memos or held is self._held
 
     def is_kept_by(self, code: CodeType) -> bool:
         """Whether a function is one of those that keep the memo, and programs go without."""
@@ -97,15 +134,20 @@ class Memo:
 
 
 class Memos:
-    """The memos that traces of one module came across."""
+    """The memos that traces of one module came across.
 
-    def __init__(self) -> None:
-        self._found: dict[int, Memo] = {}
+    Args:
+        named: those to leave out, as :func:`name_of` writes them.
+    """
+
+    def __init__(self, named: Collection[str] = ()) -> None:
+        self._named = frozenset(named)
+        self._found: dict[str, Memo] = {}
         self._empty: WeakKeyDictionary[Any, dict[str, VariableTracker]] = WeakKeyDictionary()
         self._kept: WeakKeyDictionary[Any, list[tuple[Memo, torch.Tensor, int]]] = WeakKeyDictionary()
 
     def __iter__(self) -> Iterator[Memo]:
-        return (each for each in self._found.values() if each.memos)
+        return (each for each in self._found.values() if each.memos or each.is_named)
 
     def loaded(self, tx: Any, name: str) -> VariableTracker | None:
         """What a traced function gets for a global name, where that is a memo it keeps."""
@@ -127,7 +169,7 @@ class Memos:
         for name, empty in self._empty.get(tx, {}).items():
             if empty is not target:
                 continue
-            memo = self._found[id(tx.f_globals[name])]
+            memo = self._found[name_of(name, tx.f_globals)]
             try:
                 watched = watched_in(value, tx)
             except NotAgainError as reason:
@@ -145,9 +187,10 @@ class Memos:
                 _start_again(memo, "what it keeps is written to")
 
     def _memo(self, held: Any, name: str, names: Mapping[str, Any]) -> Memo:
-        if id(held) not in self._found:
-            self._found[id(held)] = Memo(held, name, names)
-        return self._found[id(held)]
+        known = self._found.get(whole := name_of(name, names))
+        if known is None or not known.is_of(held):
+            known = self._found[whole] = Memo(held, name, names, self._named)
+        return known
 
 
 @contextmanager
@@ -158,6 +201,31 @@ def left_out(memos: Memos) -> Iterator[None]:
         yield
     finally:
         _memos.reset(token)
+
+
+def name_of(name: str, names: Mapping[str, Any]) -> str:
+    """``module.NAME`` of a global name."""
+    return f"{names.get('__name__')}.{name}"
+
+
+def named_memos(given: Any) -> tuple[str, ...]:
+    """The names of ``accelerate(..., memos=given)``.
+
+    Raises:
+        InputError: one names no dictionary of a module that is imported.
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        why, fix = f"it is {given!r}", 'give their names, as memos=["package.module.TABLES"]'
+        raise InputError("memos are named in a list", where="memos", why=why, fix=fix)
+    found = tuple(given)
+    for whole in found:
+        module, _, name = whole.rpartition(".") if isinstance(whole, str) else ("", "", "")
+        held = vars(sys.modules[module]).get(name) if module in sys.modules else None
+        if type(held) not in (dict, OrderedDict):
+            why = f"{module} is not imported" if module and module not in sys.modules else "no module has it so"
+            fix = "give module.NAME of a dict or an OrderedDict, as the report names it"
+            raise InputError(f"{whole!r} is no dictionary of a module", where="memos", why=why, fix=fix)
+    return found
 
 
 def memos_left_out() -> Memos | None:

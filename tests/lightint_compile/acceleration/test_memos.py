@@ -1,4 +1,4 @@
-"""Memos in a dictionary of a module are left out of what is compiled; what only looks like one is asked as it is."""
+"""Memos that a user names are left out of what is compiled; others, and what only looks like one, are asked as ever."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import lightint_compile
+from lightint_compile.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_dynamo")
 
@@ -99,19 +100,23 @@ def model_of(code: ModuleType) -> Any:
     return code.Model().eval()
 
 
-def run(load: Load, *edits: tuple[str, str], prepare: Callable[[ModuleType], None] | None = None) -> SimpleNamespace:
+def run(
+    load: Load, *edits: tuple[str, str], prepare: Callable[[ModuleType], None] | None = None, named: bool = True
+) -> SimpleNamespace:
     """Six chunks of the edited source, compared with eager calls of another copy of it."""
     expected, _ = chunks(model_of(load(*edits)))
     code = load(*edits)
     if prepare is not None:
         prepare(code)
-    model = model_of(code)
-    with lightint_compile.accelerate(model, preset="exact", delegate="eager") as handle:
+    model, memos = model_of(code), [f"{code.__name__}.TABLES"] if named else []
+    with lightint_compile.accelerate(model, preset="exact", delegate="eager", memos=memos) as handle:
         found, graphs = chunks(model)
         (section, *_) = handle.report().sections
     torch.testing.assert_close(found, expected)
-    told = {remark.rule: remark.message for remark in section.remarks if remark.rule in ("memo-left-out", "kept-memo")}
-    return SimpleNamespace(code=code, tables=vars(code)["TABLES"], graphs=graphs, told=told, model=model, handle=handle)
+    remarks = [remark for remark in section.remarks if remark.rule in ("memo-left-out", "kept-memo")]
+    told, hints = ({r.rule: getattr(r, name) for r in remarks} for name in ("message", "hint"))
+    tables = vars(code)["TABLES"]
+    return SimpleNamespace(code=code, tables=tables, graphs=graphs, told=told, hints=hints, model=model, handle=handle)
 
 
 def test_a_new_chunk_compiles_nothing_and_undo_gives_the_memo_back(load: Load) -> None:
@@ -126,12 +131,40 @@ def test_a_new_chunk_compiles_nothing_and_undo_gives_the_memo_back(load: Load) -
     assert len(done.tables) == 3
 
 
+def test_what_is_not_named_is_asked_as_ever_and_told(load: Load) -> None:
+    done = run(load, named=False)
+    assert len(done.tables) == 3 and done.graphs[-1] > 2 and list(done.told) == ["kept-memo"]
+    name = f"{done.code.__name__}.TABLES"
+    assert done.told["kept-memo"].endswith("it was not named") and f'memos=["{name}"]' in done.hints["kept-memo"]
+    assert not run(load, ("TABLES.pop(next(iter(TABLES)))", "pass"), named=False).told
+
+
+@pytest.mark.parametrize("memos", ["torch.TABLES", ["TABLES"], ["torch.nn"], ["no.such.TABLES"], [7], 7])
+def test_what_names_no_dictionary_is_refused(memos: Any) -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(InputError) as caught:
+        lightint_compile.accelerate(model, memos=memos)
+    assert caught.value.where == "memos" and caught.value.fix
+    lightint_compile.accelerate(model).undo()
+
+
+def test_a_memo_put_in_place_of_another_is_left_out_too(load: Load) -> None:
+    code = load()
+    model = model_of(code)
+    expected, _ = chunks(model_of(load()))
+    with lightint_compile.accelerate(model, preset="exact", delegate="eager", memos=[f"{code.__name__}.TABLES"]):
+        torch.testing.assert_close(chunks(model)[0], expected)
+        vars(code)["TABLES"] = {}
+        torch.testing.assert_close(chunks(model)[0], expected)
+        assert not vars(code)["TABLES"]
+
+
 def test_the_memo_of_code_that_is_not_traced_stays(load: Load) -> None:
     code = load()
     model = model_of(code)
     model(torch.ones(1, 2, 8), 0)
     before = dict(vars(code)["TABLES"])
-    with lightint_compile.accelerate(model, preset="exact", delegate="eager"):
+    with lightint_compile.accelerate(model, preset="exact", delegate="eager", memos=[f"{code.__name__}.TABLES"]):
         chunks(model)
         assert vars(code)["TABLES"] == before and len(before) == 1
 
@@ -147,6 +180,15 @@ def test_no_trace_is_kept_alive(load: Load) -> None:
 READ = "    if key in TABLES:\n        return TABLES[key]\n    for _ in range(1):\n"
 RECENT = READ.replace("        return", "        TABLES.move_to_end(key)\n        return")
 TRIM = "        while len(TABLES) > MOST:\n            TABLES.popitem(last=False)\n"
+HALVED = """        if len(TABLES) % 4 == 0:
+            for old in list(TABLES)[:2]:
+                del TABLES[old]
+"""
+EMPTIED = """        if len(TABLES) >= MOST:
+            for old in TABLES.keys():
+                break
+            TABLES.clear()
+"""
 FORMS: dict[str, Edits] = {
     "asked first": ((GET, READ),),
     "kept and read": (
@@ -161,6 +203,8 @@ FORMS: dict[str, Edits] = {
         ("        TABLES[key] = table", "        entry = (table, None)\n        TABLES[key] = entry"),
         ("    return table", "    table, _ = entry\n    return table"),
     ),
+    "halved by a loop": ((DROPPED, HALVED), ("MOST = 3", "MOST = 0")),
+    "the first by its keys": ((DROPPED, EMPTIED), ("MOST = 3", "MOST = 0")),
     "behind a break": (("        for block", "        torch._dynamo.graph_break()\n        for block"),),
 }
 
@@ -178,8 +222,8 @@ def test_a_break_in_a_memo_function_gives_the_rest_of_it_the_dictionary(load: Lo
 
 
 TWINS: dict[str, tuple[str, Edits]] = {
-    "nothing is dropped": ("", (("TABLES.pop(next(iter(TABLES)))", "pass"),)),
-    "it has no bound": ("", (("len(TABLES) >= MOST", "x.shape[0] > MOST"),)),
+    "nothing is dropped": ("keeps no memo", (("TABLES.pop(next(iter(TABLES)))", "pass"),)),
+    "it has no bound": ("keeps no memo", (("len(TABLES) >= MOST", "x.shape[0] > MOST"),)),
     "read elsewhere": ("uses it otherwise", (("class Model", "def shown():\n    return TABLES[0]\n\n\nclass Model"),)),
     "kept on a hit too": (
         "uses it otherwise",
@@ -214,8 +258,8 @@ TWINS: dict[str, tuple[str, Edits]] = {
 def test_what_is_asked_as_it_is(load: Load, twin: str) -> None:
     why, edits = TWINS[twin]
     done = run(load, *edits)
-    assert done.tables and list(done.told) == (["kept-memo"] if why else [])
-    assert why in done.told.get("kept-memo", "")
+    assert done.tables and list(done.told) == ["kept-memo"]
+    assert why in done.told["kept-memo"]
 
 
 @torch._dynamo.config.patch(capture_scalar_outputs=True)
@@ -253,6 +297,12 @@ def test_what_others_read_is_asked_as_it_is(load: Load) -> None:
 def test_what_holds_more_than_tensors_is_asked_as_it_is(load: Load) -> None:
     done = run(load, prepare=lambda code: vars(code)["TABLES"].update(scale=1.0))
     assert "it keeps more than tensors" in done.told["kept-memo"]
+
+
+def test_tensors_of_a_module_are_its_globals_only_where_a_module_has_them(load: Load) -> None:
+    state = ("MOST = 3\n", "MOST = 3\nANGLES = torch.linspace(0, 9, 64 * 8).view(64, 8)\n")
+    done = run(load, state, (MADE, MADE.replace("angles[", "ANGLES[")))
+    assert done.tables and "made of an argument" in done.told["kept-memo"]
 
 
 def test_what_is_not_reached_is_not_told(load: Load) -> None:

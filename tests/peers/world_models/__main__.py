@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from case import Case
 from cases import CASES
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -34,13 +35,13 @@ def main(name: str, checkouts: str, *ways: str) -> dict[str, dict[str, Any]]:
     torch.manual_seed(0)
     subject = case.build(Path(checkouts) / case.folder)
     wanted = _rolled(case.roll, subject)
-    return {way: _run(case.roll, subject, way, wanted) for way in ways}
+    return {way: _run(case, subject, way, wanted) for way in ways}
 
 
-def _run(roll: Callable[..., list[Tensor]], subject: Any, way: str, wanted: list[Tensor]) -> dict[str, Any]:
+def _run(case: Case, subject: Any, way: str, wanted: list[Tensor]) -> dict[str, Any]:
     counters.clear()
     torch._dynamo.reset()
-    call, told, undo = _compiled(subject, way)
+    call, told, undo = _compiled(subject, way, case.memos)
     graphs: list[int] = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -49,7 +50,7 @@ def _run(roll: Callable[..., list[Tensor]], subject: Any, way: str, wanted: list
         return result
 
     try:
-        found, facts = _rolled(roll, counted), told()
+        found, facts = _rolled(case.roll, counted), told()
     except Exception as error:  # what stops a way is one of its facts
         return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]}
     finally:
@@ -69,13 +70,15 @@ def _rolled(roll: Callable[..., list[Tensor]], call: Callable[..., Any]) -> list
         return roll(call)
 
 
-def _compiled(subject: Any, way: str) -> tuple[Callable[..., Any], Callable[[], dict[str, Any]], Callable[[], None]]:
+def _compiled(
+    subject: Any, way: str, memos: Sequence[str]
+) -> tuple[Callable[..., Any], Callable[[], dict[str, Any]], Callable[[], None]]:
     """What to call, what tells of it afterwards, and what leaves the subject as it was."""
     pipe = getattr(subject, "pipe", subject)
     kind, _, preset = way.rpartition(":")
     options = {"delegate": "eager", **({} if preset == "exact" else SMALL)}
     if kind:
-        handle = lightint_compile.accelerate(pipe, preset=preset, **options)
+        handle = lightint_compile.accelerate(pipe, preset=preset, memos=memos, **options)
         return subject, lambda: _told(handle.report(), handle.decisions()), handle.undo
     modules = [target.module for target in targets_of(pipe)]
     given = {"backend": "eager"} if way == "dynamo" else {"backend": "lightint", "options": {"preset": way, **options}}

@@ -26,6 +26,7 @@ class Case:
         rounding: relative difference that another order of sums makes; more where the model computes in bfloat16.
         more, late: graphs beyond those of Dynamo alone, and of these in the last third of the calls, that conditions of
             the code's own take where it is one graph: Dynamo alone breaks in front of them.
+        memos: dictionaries that ``accelerate`` is told of.
     """
 
     folder: str
@@ -34,3 +35,4 @@ class Case:
     rounding: float = 1e-5
     more: int = 0
     late: int = 0
+    memos: tuple[str, ...] = ()
