@@ -31,7 +31,7 @@ from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.fresh_results import FreshResults
 from lightint_compile.lowering.host_region import host_compiler, host_variant
 from lightint_compile.lowering.kept_sites import Sites
-from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Variant
+from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Variant, below_autograd
 from lightint_compile.lowering.region_sizes import BoundSymbol
 from lightint_compile.passes.ir.decision_points import point_from
 from lightint_compile.passes.ir.input_writes import InputWrites
@@ -224,7 +224,8 @@ def _leaf(name: str, data: Mapping[str, Any], folder: Path, compiler: Compiler, 
     artifact = CompiledArtifact.load(path=str(file), format="binary")
     bindings = tuple(BoundSymbol(**bound) for bound in data["bindings"])
     results = FreshResults(data["memory"], data["orders"])
-    variant = Variant(artifact, data["guard"], bindings, tuple(data["extra"]), tuple(data["floats"]), results=results)
+    function, extra, floats = below_autograd(artifact), tuple(data["extra"]), tuple(data["floats"])
+    variant = Variant(function, data["guard"], bindings, extra, floats, results=results)
     return Leaf(name, again, compiler, [variant])
 
 

@@ -71,8 +71,7 @@ class Variant:
         sizes = (self.bindings[index].read(args) for index in self.extra)
         if self.floats:
             args = [_as_tensor(arg) if index in self.floats else arg for index, arg in enumerate(args)]
-        with torch._C._AutoDispatchBelowAutograd():  # nothing records a gradient here, and refusing to takes Python
-            return self.results.of(args, self.function(*sizes, *args))
+        return self.results.of(args, self.function(*sizes, *args))
 
 
 def _as_tensor(number: float) -> torch.Tensor:
@@ -219,9 +218,23 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
             artifact = torch._inductor.standalone_compile(alone, examples, dynamic_shapes="from_graph", options={})
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
         results = FreshResults(stated_memory(graph_module.graph), stated_orders(graph_module.graph))
-        return Variant(artifact, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results=results)
+        function = below_autograd(artifact)
+        return Variant(function, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results=results)
 
     return compile_region
+
+
+def below_autograd(compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    """Compiled code, which records no gradients, past the kernels of our operators that refuse them in Python.
+
+    Not for operators one by one: views that they make would count the writes to them apart.
+    """
+
+    def called(*args: Any) -> Sequence[Any]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return compiled(*args)
+
+    return called
 
 
 def _saver(artifact: Any) -> Callable[[str], None]:
