@@ -17,6 +17,8 @@ from torch.library import Library
 
 from lightint_compile.errors import InputError
 
+from .planning import on_device_of
+
 GROUP = 4
 """Channels that one matrix multiplies."""
 
@@ -92,7 +94,8 @@ def _on_gpu(heads: Tensor, matrix: Tensor, weight: Tensor | None, eps: float, *r
     if heads.shape[3] not in DIMS or heads.dtype not in (torch.bfloat16, torch.float16) or not heads.numel():
         return reference(heads, matrix, weight, eps, cosine, sine, both)
     cosine, sine = (None if each is None else each.float().contiguous() for each in (cosine, sine))
-    return run(heads.contiguous(), matrix.float().contiguous(), weight, eps, cosine, sine, both)
+    with on_device_of(heads):
+        return run(heads.contiguous(), matrix.float().contiguous(), weight, eps, cosine, sine, both)
 
 
 def _fake(

@@ -15,6 +15,7 @@ from lightint_compile.errors import InputError
 
 from .camera import DIMS, check_heads, no_gradient, shapes_of
 from .camera import reference as _positioned
+from .planning import on_device_of
 
 SCHEMA = (
     "camera_heads_kept(Tensor pool, Tensor slots, Tensor heads, Tensor matrix, Tensor? cosine, Tensor? sine) -> Tensor"
@@ -68,7 +69,8 @@ def _on_gpu(
         return _reference(pool, slots, heads, matrix, cosine, sine)
     cosine, sine = (None if each is None else each.float().contiguous() for each in (cosine, sine))
     pool, slots, heads = (each.contiguous() for each in (pool, slots, heads))
-    return run(pool, slots, heads, matrix.float().contiguous(), cosine, sine)
+    with on_device_of(heads):
+        return run(pool, slots, heads, matrix.float().contiguous(), cosine, sine)
 
 
 def _fake(

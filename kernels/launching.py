@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
@@ -57,14 +56,7 @@ class Launch:
             self._described = getattr(compiled.metadata, "tensordesc_meta", None) or ()
 
     def run(self, tensors: Sequence[Tensor | None], device: int) -> None:
-        """Launch on the current stream of a ``device`` (-1: interpreted), by addresses where that is the same."""
-        if device < 0 or device == torch.cuda.current_device():
-            self._run(tensors, device)
-            return
-        with torch.cuda.device(device):
-            self._run(tensors, device)
-
-    def _run(self, tensors: Sequence[Tensor | None], device: int) -> None:
+        """Launch on the stream of the current ``device`` (-1: interpreted), by addresses where that is the same."""
         stream = current_stream(device, (self,))
         if stream is not None:
             addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -123,15 +123,12 @@ class Accelerated:
 
 def _of_memo(memo: Memo) -> Remark:
     """What became of a memo in a dictionary of a Python module, or of what looks like one."""
-    rule, hint = "kept-memo", ""
-    message = f"{memo.name} is asked as it is, so a new key compiles anew: {memo.why}"
+    rule, became, hint = "kept-memo", f"asked as it is, so a new key compiles anew: {memo.why}", ""
     if not memo.why:
-        rule, message = (
-            "memo-left-out",
-            f"{memo.name} is left out of what is compiled, which computes its entries itself",
-        )
+        rule, became = "memo-left-out", "left out of what is compiled, which computes its entries itself"
     elif not memo.is_named:
         hint = f'where an entry follows from its key and from weights: accelerate(..., memos=["{memo.name}"])'
+    message = f"{memo.name} is {became}"
     return Remark(
         kind=RemarkKind.ANALYSIS, pass_name=ACCELERATE, rule=rule, message=message, hint=hint, source=memo.source
     )

@@ -84,7 +84,7 @@ class Empty:
         return 0
 
     def __delitem__(self, key: Any) -> None:
-        pass
+        """What is dropped was not here."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._last = value
@@ -116,8 +116,8 @@ class Memo:
         self._held = held if self.memos else None
         if not self.memos:
             self.why = "its module keeps no memo in it, as far as its source shows"
-        else:
-            self.why = _objection(held, name, names, uses) or ("" if self.is_named else "it was not named")
+        else:  # what others do with it takes long to find, and matters for what is left out alone
+            self.why = _objection(held, name, names, uses) if self.is_named else "it was not named"
 
     @property
     def source(self) -> str:

@@ -227,7 +227,7 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
 def below_autograd(compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
     """Compiled code, which records no gradients, past the kernels of our operators that refuse them in Python.
 
-    Not for operators one by one: views that they make would count the writes to them apart.
+    Not for operators one by one: there a clone counts the copy that fills it as a write to it.
     """
 
     def called(*args: Any) -> Sequence[Any]:

@@ -176,7 +176,7 @@ class Rollout:
                 called.
             StateError: no chunk has begun.
         """
-        number, sigma = _counted(number, "step"), _finite(sigma)
+        number, sigma = _counted(number), _finite(sigma)
         check_callable("compute", compute, "run.step(k, lambda: transformer(...))")
         if self._decision is None:
             raise StateError(
@@ -210,13 +210,11 @@ def _whole(number: Any, what: str) -> int:
         raise InputError(f"There is no {what} {number!r}.", where=what, why=why, fix=fix) from None
 
 
-def _counted(number: Any, what: str) -> int:
-    found = _whole(number, what)
-    if found < 0:
-        raise InputError(
-            f"There is no {what} {found}.", where=what, why="it is negative", fix=f"count each {what} from 0"
-        )
-    return found
+def _counted(step: Any) -> int:
+    number = _whole(step, "step")
+    if number < 0:
+        raise InputError(f"There is no step {number}.", where="step", why="it is negative", fix="count steps from 0")
+    return number
 
 
 def _finite(sigma: Any) -> Any:

@@ -32,23 +32,28 @@ def joined(exchanges: Iterable[Exchange], rewriter: Rewriter) -> int:
     Args:
         exchanges: in the order of their graph, of one group.
     """
-    groups = [group for group in _groups(list(exchanges)) if len(group) > 1]
-    for group in groups:
-        _join(group, rewriter)
-    return sum(len(group) - 1 for group in groups)
+    groups = [(group, waiting) for group, waiting in _groups(exchanges) if len(group) > 1]
+    for group, waiting in groups:
+        _join(group, waiting, rewriter)
+    return sum(len(group) - 1 for group, _ in groups)
 
 
-def _groups(exchanges: Sequence[Exchange]) -> Iterator[list[Exchange]]:
-    """Runs of exchanges of which none needs what another brings, with no write between them."""
+_Waiting = dict[fx.Node, None]
+"""What reads, by way of others or not, what an exchange brings; in the order of the graph."""
+
+
+def _groups(exchanges: Iterable[Exchange]) -> Iterator[tuple[list[Exchange], _Waiting]]:
+    """Runs of exchanges of which none needs what another brings, and what stands between them and does."""
     group: list[Exchange] = []
-    behind: set[fx.Node] = set()
+    waiting: _Waiting = {}
     for exchange in exchanges:
-        if group and not (_alike(group[0], exchange) and _reaches(group[-1], exchange, behind)):
-            yield group
-            group, behind = [], set()
+        more = _between(group, waiting, exchange) if group and _alike(group[0], exchange) else None
+        if more is None:
+            yield group, waiting
+            group, waiting, more = [], {}, {}
         group.append(exchange)
-        behind.add(exchange.sent)
-    yield group
+        waiting |= more
+    yield group, waiting
 
 
 def _alike(one: Exchange, other: Exchange) -> bool:
@@ -59,21 +64,22 @@ def _form(exchange: Exchange) -> object:
     return described((exchange.sent.meta["val"], *exchange.sent.args[1:]))
 
 
-def _reaches(last: Exchange, following: Exchange, behind: set[fx.Node]) -> bool:
-    """Whether what follows a group can wait until ``following`` is ready; adds to ``behind`` what has to."""
-    node = last.sent.next
+def _between(group: Sequence[Exchange], waiting: _Waiting, following: Exchange) -> _Waiting | None:
+    """What has to wait between a group and ``following``; ``None`` where that cannot join it."""
+    brought, found = {exchange.sent for exchange in group} | set(waiting), _Waiting()
+    node = group[-1].sent.next
     while node is not following.sent:
-        if not is_pure(node) and node.target is not last.arrived.target:
-            return False  # a write, in front of which something else may be read
-        if not behind.isdisjoint(node.all_input_nodes):
-            behind.add(node)
+        if not is_pure(node) and node.target is not following.arrived.target:
+            return None  # a write, in front of which something else may be read
+        if not brought.isdisjoint(node.all_input_nodes):
+            brought.add(node)
+            found[node] = None
         node = node.next
-    return following.ready not in behind
+    return None if following.ready in brought else found
 
 
-def _join(group: Sequence[Exchange], rewriter: Rewriter) -> None:
+def _join(group: Sequence[Exchange], waiting: _Waiting, rewriter: Rewriter) -> None:
     first, last = group[0], group[-1]
-    waiting = _behind(group)
     with rewriter.at(last.sent, rule="together", like=first.sent):
         stacked = rewriter.call(aten.stack.default, [exchange.ready for exchange in group], 1)
         sent = rewriter.call(last.sent.target, stacked, *last.sent.args[1:])  # type: ignore[arg-type]
@@ -87,18 +93,3 @@ def _join(group: Sequence[Exchange], rewriter: Rewriter) -> None:
         exchange.arrived.replace_all_uses_with(part, propagate_meta=False)
         for node in (exchange.arrived, exchange.sent):
             node.graph.erase_node(node)
-
-
-def _behind(group: Sequence[Exchange]) -> list[fx.Node]:
-    """What stands in front of the last exchange and reads what another one brings, in order."""
-    found = dict.fromkeys(exchange.sent for exchange in group[:-1])
-    moved, node = [], group[0].sent.next
-    while node is not group[-1].sent:
-        if node in found:
-            node = node.next
-            continue
-        if any(source in found for source in node.all_input_nodes):
-            found[node] = None
-            moved.append(node)
-        node = node.next
-    return moved

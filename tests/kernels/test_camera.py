@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from camera_cases import CASES, KEPT_CASES, Case, KeptCase, inputs, joined, kept_inputs
 
 from lightint_compile.errors import InputError
+from lightint_compile.kernels import camera, camera_kept
 from lightint_compile.kernels.camera import camera_heads
 from lightint_compile.kernels.camera_kept import camera_heads_kept
 from lightint_compile.models.worldplay.blocks import RMSNorm
@@ -106,6 +109,26 @@ def test_kept_tensors_that_do_not_fit(change: dict[int, torch.Tensor], named: st
         given[place] = value
     with pytest.raises(InputError, match=named):
         camera_heads_kept(*given)
+
+
+def test_kernels_are_started_on_the_device_of_their_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from lightint_compile.kernels.portable import camera as portable
+
+    found: list[Any] = []
+    for operation, given in ((camera, inputs), (camera_kept, kept_inputs)):
+        cases = (CASES, KEPT_CASES)[operation is camera_kept]
+        arguments = given(next(iter(cases.values())), torch.bfloat16)
+        heads = arguments[0 if operation is camera else 2]
+        entered = lambda tensor: nullcontext(found.append(tensor.data_ptr()))  # noqa: E731
+        monkeypatch.setattr(operation, "on_device_of", entered)
+        monkeypatch.setattr(portable, operation.__name__.rpartition(".")[2].replace("camera", "camera_heads"), len_of)
+        assert operation._on_gpu(*arguments) == len(arguments)
+        assert found.pop() == heads.data_ptr() and not found
+
+
+def len_of(*arguments: Any) -> int:
+    return len(arguments)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """A launch goes through Triton once, then starts the compiled kernel with what the installed Triton would pass."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -120,14 +119,10 @@ def test_a_descriptor_has_all_that_its_class_would_give_it():
     assert vars(hopper._descriptor(tensor, box)) == vars(checked)
 
 
-@pytest.mark.parametrize("current", [2, 0])
-def test_tensors_are_started_by_address_on_their_device_and_odd_ones_as_triton_does(current, driver, monkeypatch):
+def test_tensors_are_started_by_address_and_odd_ones_as_triton_does(driver, monkeypatch):
     import torch
 
-    entered = []
     monkeypatch.setattr(launching, "raw_stream", lambda device: 40 + device)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(entered.append(device)))
     kernel, tensor = Kernel(launcher_of(driver)), torch.zeros(64)
     launch = launch_of(kernel)
     for _ in range(3):
@@ -135,7 +130,7 @@ def test_tensors_are_started_by_address_on_their_device_and_odd_ones_as_triton_d
     assert len(kernel.calls) == 1 and len(driver.calls) == 2
     assert 42 in driver.calls[-1] and str(tensor.data_ptr()) in str(driver.calls[-1])
     launch.run((tensor[1:], None), 2)  # starts where Triton compiles another variant
-    assert len(kernel.calls) == 2 and entered == ([] if current == 2 else [2] * 4)
+    assert len(kernel.calls) == 2
 
 
 def test_without_a_stream_triton_launches_as_it_always_does(driver):
