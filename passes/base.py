@@ -75,6 +75,21 @@ def option_text(value: Any) -> str:
         return "true" if value else "false"
     if value is None:
         return "none"
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return "+".join(":".join(map(option_text, pair)) for pair in value)
     if isinstance(value, tuple):
         return "x".join(option_text(item) for item in value)
     return str(value)
+
+
+def pairs_of(text: str) -> tuple[tuple[str, float], ...]:
+    """``name:number+name:number`` as sorted pairs, as :func:`option_text` writes them.
+
+    Raises:
+        ValueError: the text is not written so, or names one thing twice.
+    """
+    pairs = [item.rpartition(":") for item in text.split("+")]
+    found = {name.strip(): float(number) for name, _, number in pairs if name.strip()}
+    if len(found) < len(pairs):
+        raise ValueError(text)
+    return tuple(sorted(found.items()))

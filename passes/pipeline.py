@@ -21,7 +21,7 @@ from typing import Any
 from torch._dynamo.utils import dynamo_timed
 
 from lightint_compile.errors import LightintError, OptionError, PassError, did_you_mean
-from lightint_compile.passes.base import Pass, PassResult, option_text, spelt
+from lightint_compile.passes.base import Pass, PassResult, option_text, pairs_of, spelt
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.ir.saved import Saved
@@ -164,12 +164,17 @@ def _options(kind: type[Pass], text: str, place: str) -> dict[str, Any]:
 
 
 def _value(hint: Any, text: str, where: str, example: str) -> Any:
-    """``text`` as a value of the annotated type: bool, int, float, str, optional, or a tuple written ``4x8x4``."""
+    """``text`` as a value of the annotated type: bool, int, float, str, optional, ``4x8x4``, or ``a:1+b:0.5``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text == "none":
             return None
         return _value(next(a for a in arguments if a is not type(None)), text, where, example)
+    if hint == _PAIRS:
+        with suppress(ValueError):
+            return pairs_of(text)
+        why = "expected names with a number each"
+        raise OptionError(f"{text!r} is not a value this option takes", where=where, why=why, fix=_PAIRS_EXAMPLE)
     if origin is tuple:
         return tuple(_value(arguments[0], part, where, example) for part in text.split("x"))
     if hint is bool and text in ("true", "false"):
@@ -181,4 +186,6 @@ def _value(hint: Any, text: str, where: str, example: str) -> Any:
     raise OptionError(f"{text!r} is not a value this option takes", where=where, why=expected, fix=example)
 
 
+_PAIRS = tuple[tuple[str, float], ...]
+_PAIRS_EXAMPLE = "for example blocks.0.*:1+blocks.*:0.5"
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}

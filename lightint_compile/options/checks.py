@@ -140,6 +140,29 @@ def _is_count(frames: Any) -> bool:
     return frames is None or is_whole(frames, 1)
 
 
+def site_densities(option: str, value: Any) -> tuple[tuple[str, float], ...] | None:
+    """Module paths or patterns with a kept fraction each, as sorted pairs; or ``None``."""
+    if value is None:
+        return None
+    from lightint_compile.passes.base import pairs_of
+
+    expected, example = "module paths with a kept fraction each", '{"blocks.0.*": 1.0}'
+    try:
+        pairs = dict(pairs_of(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise wrong(option, value, expected, example) from None
+    for path, density in pairs.items():
+        if not isinstance(path, str) or not path or not _WRITABLE.fullmatch(path):
+            raise wrong(option, path, "a module path, or a pattern of paths", example)
+        if not is_number(density) or not 0 < density <= 1:
+            raise wrong(option, density, "a fraction above 0 and at most 1", "0.3", path)
+    return tuple(sorted((path, float(density)) for path, density in pairs.items())) or None
+
+
+_WRITABLE = re.compile(r"[^{},+:=\s]+")
+"""Paths that a pipeline text can hold."""
+
+
 def shipped_folder(option: str, value: Any) -> str | None:
     """A folder that ``lightint compile`` wrote, as text; or ``None``."""
     if value is None:

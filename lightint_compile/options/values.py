@@ -21,6 +21,7 @@ from lightint_compile.options.checks import (
     preset_name,
     several,
     shipped_folder,
+    site_densities,
     truth,
     whole,
 )
@@ -150,6 +151,14 @@ class LightintOptions:
         help="share of the softmax of the pooled scores at which a query tile may stop early",
         to_passes=True,
         threshold=True,
+    )
+    site_density: tuple[tuple[str, float], ...] | None = option(
+        None,
+        site_densities,
+        values="`{module path: above 0, at most 1}`",
+        help="what replaces both densities in attention of these modules; `1` leaves it dense. Patterns as for `roles`",
+        to_passes=True,
+        plain=dict,
     )
     min_tokens: int | None = option(
         None,

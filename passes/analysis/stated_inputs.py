@@ -38,7 +38,7 @@ def by_path(program: Program, stated: Mapping[str, Stated]) -> dict[str, Stated]
     """What is stated of each input of the program."""
     known = {entry.path for entry in program.inputs} if stated else set()
     found: dict[str, Stated] = {}
-    for entry in sorted(stated, key=_rank):
+    for entry in sorted(stated, key=precedence):
         named = matches(program, entry) if is_pattern(entry) else known.intersection([entry])
         found.update(dict.fromkeys(named, stated[entry]))
     return found
@@ -50,8 +50,8 @@ def entry_of(program: Program) -> dict[str, str]:
     return {path: entry for stated in entries for path, entry in by_path(program, stated).items()}
 
 
-def _rank(entry: str) -> tuple[bool, int]:
-    """What is ranked higher is stated later, and so overrides."""
+def precedence(entry: str) -> tuple[bool, int]:
+    """What is higher overrides: a path in full a pattern, a longer pattern a shorter one."""
     return not is_pattern(entry), len(entry)
 
 

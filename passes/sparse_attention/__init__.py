@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
@@ -39,6 +39,7 @@ from lightint_compile.passes.sparse_attention.grid_sizes import GridSizes
 from lightint_compile.passes.sparse_attention.rewrite import Choice, one_sided, rewrite_site
 from lightint_compile.passes.sparse_attention.sample_rows import SampleMasks, Samples
 from lightint_compile.passes.sparse_attention.segments import MaskRows, is_told_apart
+from lightint_compile.passes.sparse_attention.site_density import Stated, check, stated_of, without_site
 from lightint_compile.passes.sparse_attention.site_masks import Mask, SiteMasks, Unknown
 
 
@@ -70,6 +71,7 @@ class SparseAttention(Pass):
         min_frame_tiles: tiles of a frame (rows x columns) below which a site stays dense too where ``min_tokens`` is
             ``none``: the mean of so large a part of a picture does not tell which part matters.
         skip_first: leave sites in the first blocks dense; the block is the first number in the module path.
+        site_density: what replaces both densities at sites of these module paths, see :mod:`.site_density`.
     """
 
     name: ClassVar[str] = "sparse-attention"
@@ -86,6 +88,7 @@ class SparseAttention(Pass):
     min_tokens: int | None = None
     min_frame_tiles: int = 24
     skip_first: int = 0
+    site_density: Stated = ()
 
     def __post_init__(self) -> None:
         for name in ("density", "context_density", "coverage"):
@@ -99,6 +102,7 @@ class SparseAttention(Pass):
             why = f"got {self.skipped_means}"
             raise OptionError("skipped_means is 0, 1, 2, 4 or 8", where=self.name, why=why, fix="skipped-means=2")
         self.check_not_negative("protect_frames", "neighbours", "min_tokens", "min_frame_tiles", "skip_first")
+        check(self.site_density, self.name)
 
     def run(self, program: Program) -> PassResult:
         """Rewrite every site that can and should be sparse, and say of every other why not."""
@@ -114,6 +118,7 @@ class SparseAttention(Pass):
             for site, verdict in verdicts
         ]
         remarks += _refused(program, grids.past.refused)
+        remarks += _unnamed(self.site_density, [site for site, _ in verdicts])
         changed, rows, samples = [], MaskRows(), SampleMasks(rewriter)
         for site, choice in chosen:
             with rewriter.at(site.node, rule=str(site.kind)):
@@ -134,6 +139,8 @@ class SparseAttention(Pass):
             return obstacle
         if _block_number(site) < self.skip_first:
             return Obstacle("skip-first", f"the first {self.skip_first} blocks stay dense")
+        if self._stated(site) == 1:
+            return Obstacle("site-density", "1 is stated of it")
         layout = self._layout(site, sizes)
         if layout is None:
             return Obstacle("data-dependent", "a size of its grid is only known at run time")
@@ -145,6 +152,9 @@ class SparseAttention(Pass):
             return Obstacle("no-kernel", kernel.reason)
         choice = self._choice(site, layout, kernel, mask)
         return self._no_gain(site, choice) or choice
+
+    def _stated(self, site: AttentionSite) -> float | None:
+        return stated_of(self.site_density, _path(site)) if self.site_density else None
 
     def _layout(self, site: AttentionSite, sizes: GridSizes) -> Layout | None:
         assert site.query_grid is not None
@@ -161,9 +171,10 @@ class SparseAttention(Pass):
     def _choice(self, site: AttentionSite, layout: Layout, kernel: dispatch.Choice, mask: Mask | None) -> Choice:
         """A share of everything, or as many tiles as the current frames have and a share of the context."""
         assert site.query_grid is not None
-        frames, density, context_density = site.query_grid.frames, self.density, None
-        protected = self.protect_frames
-        if site.kind is SiteKind.DENOISE and self.context_density is not None and isinstance(frames, int):
+        frames, stated, context_density = site.query_grid.frames, self._stated(site), None
+        density, protected = self.density if stated is None else stated, self.protect_frames
+        has_budget = stated is None and site.kind is SiteKind.DENOISE and isinstance(frames, int)
+        if has_budget and self.context_density is not None:
             density, context_density = 1.0, self.context_density
             protected = max(protected, frames if self.keep_current else 0)
         parts = _parts_of(layout.tile, self.skipped_means)
@@ -259,9 +270,14 @@ def _operand_obstacles(site: AttentionSite) -> Iterator[Obstacle]:
         yield Obstacle("data-dependent", "the number of tokens depends on data (boolean indexing, nonzero)")
 
 
+def _path(site: AttentionSite) -> str:
+    """The module's path, the same for each call of it."""
+    return module_path_of(site.node).split("@")[0]
+
+
 def _block_number(site: AttentionSite) -> float:
     """The first number in the module path, ``blocks.3.attn1``; infinite where there is none."""
-    found = re.search(r"\.(\d+)(?:\.|$)", module_path_of(site.node).split("@")[0])
+    found = re.search(r"\.(\d+)(?:\.|$)", _path(site))
     return float(found[1]) if found else math.inf
 
 
@@ -276,6 +292,15 @@ def _missed(site: AttentionSite, obstacle: Obstacle, sizes: GridSizes) -> Remark
         args={"query": str(site.query_axis), "key": str(site.key_axis), FRAMES_OF: sizes.kept_inputs(site)},
         **at(site.node),
     )
+
+
+def _unnamed(stated: Stated, sites: Sequence[AttentionSite]) -> Iterator[Remark]:
+    """One remark for every entry of ``site_density`` that names no site."""
+    for entry, hint in without_site(stated, [_path(site) for site in sites]):
+        message = f"site_density names {entry}, where no attention of this graph is"
+        yield Remark(
+            kind=RemarkKind.MISSED, pass_name=SparseAttention.name, rule="site-density", message=message, hint=hint
+        )
 
 
 def _refused(program: Program, refused: Mapping[str, str]) -> Iterator[Remark]:
