@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.errors import OptionError, nearest
 from lightint_compile.passes.analysis.stated_inputs import is_pattern, precedence
 
 Stated = tuple[tuple[str, float], ...]
@@ -26,7 +26,8 @@ def without_site(stated: Stated, paths: Sequence[str]) -> Iterator[tuple[str, st
     """Entries that name none of these sites, with a hint each."""
     for entry, _ in stated:
         if not any(_names(entry, path) for path in paths):
-            yield entry, did_you_mean(entry, set(filter(None, paths)))
+            near = nearest(entry, filter(None, paths))
+            yield entry, f"did you mean {near!r}?" if near else "remarks of this pass name the module of each site"
 
 
 def check(stated: Stated, where: str) -> None:

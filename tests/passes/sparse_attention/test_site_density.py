@@ -118,3 +118,9 @@ def test_exact_takes_none_and_the_model_of_all_dense_sites_is_exact():
         torch._dynamo.reset()
         sparse = torch.compile(chunk, backend="lightint", options=options)
         assert (sparse(*args) - wanted).norm() > 1e-3 * wanted.norm()
+
+
+def test_where_no_path_is_near_the_hint_says_where_paths_are_found():
+    result = rewritten(zoo.program("wan"), f"sparse-attention{{{SMALL},site-density=decoder:1}}")[1]
+    (told,) = [each for each in result.remarks if each.rule == "site-density"]
+    assert told.hint == "remarks of this pass name the module of each site"
