@@ -93,13 +93,51 @@ def make_casts_explicit(graph_module: fx.GraphModule) -> None:
 
 def _cast_operands(node: fx.Node, mode: Any) -> None:
     wanted = node.meta["val"].dtype
-    if not wanted.is_floating_point or _dtype_without_autocast(node, mode) == wanted:
+    if not wanted.is_floating_point:
+        return
+    if _dtype_without_autocast(node, mode) == wanted and not _only_fake_takes(node, wanted, mode):
         return
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: _cast(n, node, wanted, mode), (node.args, node.kwargs))
     node.args, node.kwargs = args, kwargs
     if _dtype_without_autocast(node, mode) != wanted:
         why = f"autocast gave {wanted}, casting the operands of {node.target} does not"
         raise CaptureError("a cast made by autocast cannot be written down", where=source_of(node), why=why)
+
+
+def _only_fake_takes(node: fx.Node, wanted: torch.dtype, mode: Any) -> bool:
+    """Whether a product of operands that differ in dtype was made by autocast, though its fake form takes them as well.
+
+    ``linear`` of bfloat16 and float32 without a bias is one: it has no real form without autocast. What autocast does
+    not bring to a lower precision may take such operands by itself, as a norm takes weights in float32, and so may a
+    mask of attention be.
+    """
+    if wanted not in (torch.bfloat16, torch.float16) or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    named = [*zip((each.name for each in node.target._schema.arguments), node.args, strict=False), *node.kwargs.items()]
+    operands = [each.meta["val"] for name, each in named if isinstance(each, fx.Node) and name != "attn_mask"]
+    dtypes = {each.dtype for each in operands if isinstance(each, torch.Tensor) and each.is_floating_point()}
+    return len(dtypes) > 1 and _is_lowered(node, wanted, mode)
+
+
+def _is_lowered(node: fx.Node, wanted: torch.dtype, mode: Any) -> bool:
+    """Whether autocast to ``wanted`` makes this of operands in float32."""
+    device = node.meta["val"].device.type
+    saved = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+
+    def widened(operand: fx.Node) -> Any:
+        value = operand.meta["val"]
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    try:
+        with faking(mode):
+            args, kwargs = pytree.tree_map_only(fx.Node, widened, (node.args, node.kwargs))
+            _restore((device, True, wanted))
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+    except RuntimeError:
+        return False
+    finally:
+        _restore(saved)
+    return isinstance(result, torch.Tensor) and result.dtype == wanted
 
 
 def _dtype_without_autocast(node: fx.Node, mode: Any) -> torch.dtype | None:

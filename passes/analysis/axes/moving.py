@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lightint_compile.passes.analysis.axes.movement import (
     Across,
@@ -181,32 +182,68 @@ def fill(node: fx.Node) -> Movement:
 
 
 @moves(Family.SELECT, Family.UNBIND)
-def select(node: fx.Node) -> Movement:
+def select(node: fx.Node) -> Movement | None:
     """One value along an axis, or every one, without it."""
     source = operand(node)
     dim, ways = dimension(node, rank_of(source)), kept(source)
-    places = (
-        [bound(argument(node, "index"), sizes_of(source)[dim])]
-        if takes(node, "index")
-        else range(len(results_in(node)))
-    )
+    places: Sequence[Size] = range(len(results_in(node)))
+    if takes(node, "index"):
+        place = bound(argument(node, "index"), sizes_of(source)[dim])
+        if place is None:
+            return None
+        places = [place]
     found = moved(*[(*ways[:dim], *ways[dim + 1 :])] * len(places), reads=(Read((Ref(source, dim),), SELECTS),))
     return replace(found, places=tuple(places))
 
 
 @moves(Family.SLICE, aten.narrow.default)
-def slice_(node: fx.Node) -> Movement:
+def slice_(node: fx.Node) -> Movement | None:
     """A range of one axis."""
     source = operand(node)
     dim = dimension(node, rank_of(source))
-    start = bound(argument(node, "start"), sizes_of(source)[dim])
     step = size_argument(argument(node, "step")) if node.target is aten.slice.Tensor else 1
+    length = sizes_of(source)[dim]
+    start = bound(argument(node, "start"), length)
+    if node.target is aten.slice.Tensor and not is_from_front(argument(node, "start")):
+        start = _before_end(argument(node, "end"), length, sizes_of(node)[dim]) if step == 1 else None
+    if start is None:
+        return None
     return moved(replaced(kept(source), dim, Range(Ref(source, dim), start, step)))
 
 
-def bound(value: Any, length: Size) -> Size:
-    """Where a slice starts, counted from the front and within the axis as far as that is known."""
+def _before_end(end: Any, length: Size, kept: Size) -> Size | None:
+    """Where a slice of ``kept`` entries starts that ends at the back, or at a number counted from there.
+
+    A start that is counted from the back by a symbol (``y[:, -n:]``) may lie in front of the axis, and is then 0; what
+    the slice keeps says which.
+    """
+    stop = length if end is None else size_argument(end)
+    if isinstance(stop, int) and stop < 0:
+        stop = size_of(length + stop)
+    elif stop != length and not (isinstance(stop, int) and stop >= _NO_END):
+        return None
+    return size_of((length if isinstance(stop, int) and stop >= _NO_END else stop) - kept)
+
+
+_NO_END = 2**62
+"""Ends from here on are none: tracers write the largest number of 64 bits."""
+
+
+def is_from_front(value: Any) -> bool:
+    """Whether a place is a number, or a symbol that is known not to be negative."""
+    value = value.meta["val"] if isinstance(value, fx.Node) else value
+    return not isinstance(value, torch.SymInt) or bool(statically_known_true(value >= 0))
+
+
+def bound(value: Any, length: Size) -> Size | None:
+    """Where a range starts, counted from the front and within the axis as far as that is known.
+
+    ``None`` where it is a symbol that may be negative, and may not be.
+    """
     given: Size = 0 if value is None else size_argument(value)
+    if not is_from_front(value):
+        value = value.meta["val"] if isinstance(value, fx.Node) else value
+        return size_of(given + length) if statically_known_true(value < 0) else None
     if isinstance(given, int) and given < 0:
         given = size_of(given + length)
     if isinstance(given, int) and isinstance(length, int):

@@ -52,7 +52,7 @@ def select_scatter(node: fx.Node) -> Movement | None:
 
 
 def _written(
-    target: fx.Node, source: fx.Node, starts: Mapping[int, Size], dropped: Sequence[int] = (), step: Size = 1
+    target: fx.Node, source: fx.Node, starts: Mapping[int, Size | None], dropped: Sequence[int] = (), step: Size = 1
 ) -> Movement | None:
     """``source`` written from ``starts`` on; it lacks the axes that are ``dropped``."""
     rank = rank_of(target)
@@ -64,6 +64,8 @@ def _written(
         Along((Ref(target, axis), own)) if own is not None else Along() for axis, own in enumerate(values)
     ]
     for axis, start in starts.items():
+        if start is None:
+            return None
         ways[axis] = Written(Ref(target, axis), values[axis], start, step)
     refs = tuple(ref for way in ways if isinstance(way, Written) for ref in (way.ref, way.source) if ref is not None)
     return moved(tuple(ways), reads=(Read(refs, "it writes a part of {}"),))
