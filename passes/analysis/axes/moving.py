@@ -201,35 +201,42 @@ def slice_(node: fx.Node) -> Movement | None:
     """A range of one axis."""
     source = operand(node)
     dim = dimension(node, rank_of(source))
-    step = size_argument(argument(node, "step")) if node.target is aten.slice.Tensor else 1
-    length = sizes_of(source)[dim]
-    start = bound(argument(node, "start"), length)
-    if node.target is aten.slice.Tensor and not is_from_front(argument(node, "start")):
-        start = _before_end(argument(node, "end"), length, sizes_of(node)[dim]) if step == 1 else None
+    length, step = sizes_of(source)[dim], 1
+    if node.target is aten.slice.Tensor:
+        start, step = slice_start(node, length, sizes_of(node)[dim]), size_argument(argument(node, "step"))
+    else:
+        start = bound(argument(node, "start"), length)
     if start is None:
         return None
     return moved(replaced(kept(source), dim, Range(Ref(source, dim), start, step)))
 
 
-def _before_end(end: Any, length: Size, kept: Size) -> Size | None:
-    """Where a slice of ``kept`` entries starts that ends at the back, or at a number counted from there.
+def slice_start(node: fx.Node, length: Size, kept: Size) -> Size | None:
+    """Where a slice, or what writes one, starts on an axis of ``length`` of which it takes ``kept`` entries.
 
-    A start that is counted from the back by a symbol (``y[:, -n:]``) may lie in front of the axis, and is then 0; what
-    the slice keeps says which.
+    A start that is counted from the back by a symbol (``y[:, -n:]``) may lie in front of the axis, and is then 0; how
+    many entries there are up to the end says which. ``None`` where the end does not tell either.
     """
+    start = argument(node, "start")
+    if _is_from_front(start):
+        return bound(start, length)
+    stop = _end_at_back(argument(node, "end"), length)
+    return None if stop is None or argument(node, "step") != 1 else size_of(stop - kept)
+
+
+def _end_at_back(end: Any, length: Size) -> Size | None:
+    """Where a slice ends that ends at the back, or at a number counted from there; ``None`` of any other."""
     stop = length if end is None else size_argument(end)
     if isinstance(stop, int) and stop < 0:
-        stop = size_of(length + stop)
-    elif stop != length and not (isinstance(stop, int) and stop >= _NO_END):
-        return None
-    return size_of((length if isinstance(stop, int) and stop >= _NO_END else stop) - kept)
+        return size_of(length + stop)
+    return length if stop == length or (isinstance(stop, int) and stop >= _NO_END) else None
 
 
 _NO_END = 2**62
 """Ends from here on are none: tracers write the largest number of 64 bits."""
 
 
-def is_from_front(value: Any) -> bool:
+def _is_from_front(value: Any) -> bool:
     """Whether a place is a number, or a symbol that is known not to be negative."""
     value = value.meta["val"] if isinstance(value, fx.Node) else value
     return not isinstance(value, torch.SymInt) or bool(statically_known_true(value >= 0))
@@ -241,7 +248,7 @@ def bound(value: Any, length: Size) -> Size | None:
     ``None`` where it is a symbol that may be negative, and may not be.
     """
     given: Size = 0 if value is None else size_argument(value)
-    if not is_from_front(value):
+    if not _is_from_front(value):
         value = value.meta["val"] if isinstance(value, fx.Node) else value
         return size_of(given + length) if statically_known_true(value < 0) else None
     if isinstance(given, int) and given < 0:

@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.movement import Along, Movement, Read, Ref, Way, Written, moves
-from lightint_compile.passes.analysis.axes.moving import bound, known_run, moved
+from lightint_compile.passes.analysis.axes.moving import bound, known_run, moved, slice_start
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.input_writes import WRITE_WINDOW
 from lightint_compile.passes.ir.op_arguments import argument, dimension, rank_of, size_argument, sizes_of
@@ -22,8 +22,8 @@ def slice_scatter(node: fx.Node) -> Movement | None:
     """A range of one axis is written."""
     target, source = cast(list[fx.Node], node.args[:2])
     dim = dimension(node, rank_of(target))
-    start, step = bound(argument(node, "start"), sizes_of(target)[dim]), size_argument(argument(node, "step"))
-    return _written(target, source, {dim: start}, step=step)
+    start = slice_start(node, sizes_of(target)[dim], sizes_of(source)[dim])
+    return _written(target, source, {dim: start}, step=size_argument(argument(node, "step")))
 
 
 @moves(WRITE_WINDOW)

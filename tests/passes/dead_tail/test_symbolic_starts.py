@@ -18,7 +18,23 @@ ENDS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "from the front": lambda y, n: y[:, n:],
     "from the front to the back": lambda y, n: y[:, n:-n],
     "another size's": lambda y, n: y[:, y.shape[1] - n :],
+    "every second": lambda y, n: y[:, -n::2],
+    "split": lambda y, n: y.tensor_split([-n], 1)[1],
+    "what was written": lambda y, n: written(y, n)[:, -n:],
+    "beside what was written": lambda y, n: written(y, n)[:, : -n - 2],
+    "head and tail of a join": lambda y, n: head_and_tail(torch.cat([y, y.cos()], 1), n),
+    "written further than the axis": lambda y, n: written(y, 100 * n)[:, :3],
 }
+
+
+def written(y: Tensor, n: int) -> Tensor:
+    held = y.clone()
+    held[:, -n:] = y[:, -n:].sin()
+    return held
+
+
+def head_and_tail(y: Tensor, n: int) -> Tensor:
+    return y[:, -n:].mean(1, keepdim=True) * y[:, :4].mean(1, keepdim=True)
 
 
 class Tail(nn.Module):
