@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Any
 
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import NEEDS_NO_TRAJECTORY, unasked_passes
@@ -17,6 +18,7 @@ from lightint_compile.passes.base import Pass
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.runtime.underway import rollout_is_underway
+from lightint_compile.trace_parts import Frame
 
 log = logging.getLogger(__name__)
 
@@ -132,3 +134,16 @@ def approximations(remarks: Iterable[Remark], options: LightintOptions, guided: 
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def options_asked(frame: Frame, backend: Callable[..., Any]) -> LightintOptions | None:
+    """The options with which a call asks ``backend``; ``None`` where it asks another one.
+
+    Raises:
+        OptionError: they cannot be taken.
+    """
+    named = getattr(frame.backend, "kwargs", None)
+    if getattr(frame.backend, "compiler_fn", None) is not backend or not isinstance(named, dict):
+        return None
+    given = named.get("options")
+    return given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)

@@ -17,7 +17,8 @@ import torch.fx as fx
 from lightint_compile import capture
 from lightint_compile.as_captured import inductor_as_it_is
 from lightint_compile.asking import asked_inside, depends_on_rollout
-from lightint_compile.capture import ARGUMENTS, OWNED
+from lightint_compile.blocks_once import ByBlocks
+from lightint_compile.capture import ARGUMENTS, OWNED, blocks_in_place
 from lightint_compile.capture.gradients import records_gradients
 from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph, Form
@@ -36,7 +37,7 @@ from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.handed_grids import symbols_of, told
 from lightint_compile.runtime.siblings import Siblings
 from lightint_compile.torch_compat import compiled_arguments, compiled_frame
-from lightint_compile.torch_frames import keep_with
+from lightint_compile.torch_frames import keep_with, trace_by
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def lightint(
     given = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
     inside = depends_on_rollout(given)
     chosen = asked_inside(given, inside)
+    block_calls = blocks_in_place(graph_module)
     arguments = compiled_arguments()
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
     captured = Captured.of(graph_module)
@@ -76,6 +78,7 @@ def lightint(
     graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode), inside)
     graph.sizes, graph.symbols = _sizes(graph_module), symbols_of(graph_module)
     _traces.compiled(graph, sources, chosen)
+    _by_blocks.compiled(graph, chosen, block_calls)
     frame = compiled_frame()
     if frame is not None:
         graph.join(Siblings.of((frame, repr(chosen.to_dict()))))
@@ -117,6 +120,8 @@ def _reset() -> None:
 
 lightint.reset = _reset  # type: ignore[attr-defined]
 
+_by_blocks = ByBlocks(lightint)
+trace_by(_by_blocks.way_of)
 _traces = Traces(lightint)
 keep_with(_traces)
 

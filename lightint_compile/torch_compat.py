@@ -9,9 +9,8 @@ Private names that are the same in all of them are declared in ``torch_private``
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -161,99 +160,6 @@ def source_name(node: fx.Node) -> str:
     """Where Dynamo found the value of a placeholder, as Python code; empty for one that it did not find."""
     named = getattr(getattr(node.meta.get("grapharg"), "source", None), "name", "")
     return str(named() if callable(named) else named)  # a method up to torch 2.12, a property from 2.13 on
-
-
-def reuses_regions() -> bool:
-    """Whether Dynamo gives a ``nested_compile_region`` that is called again what an earlier call of it became."""
-    try:
-        from torch._dynamo.variables import invoke_subgraph as regions
-    except ImportError:
-        return False
-    return all(hasattr(regions, name) for name in (*_OF_REUSE, "classify_vt", "InputFingerprint"))
-
-
-_OF_REUSE = ("is_reuse_eligible", "stamp_out_subgraph", "build_fingerprint_with_pytree")
-
-
-def region(function: Callable[..., Any], variants: int) -> Callable[..., Any]:
-    """``function`` as a region; ``variants`` bodies of it may be kept. The function itself is marked too."""
-    from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions, mark_compile_region
-
-    ours = NestedCompileRegionOptions(partitioner=_OURS)
-    marked: Callable[..., Any] = mark_compile_region(function, options=ours, max_reuse_entries=variants)
-    return marked
-
-
-_OURS = "lightint"
-
-
-def is_region_call(node: fx.Node) -> bool:
-    """Whether a node calls what :func:`region` made."""
-    if node.target is not torch.ops.higher_order.invoke_subgraph:
-        return False
-    options = node.meta.get("custom", {}).get("nested_region_config")
-    return getattr(options, "partitioner", None) == _OURS
-
-
-@contextmanager
-def reuse_watched(look: Callable[[Sequence[fx.Node]], None]) -> Iterator[None]:
-    """Show the operands of every region to ``look``, which may raise; a region that is not reused raises.
-
-    Dynamo by itself would go on and trace the region in every call.
-    """
-    regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
-    eligible, stamped, flattened = (getattr(regions, name) for name in _OF_REUSE)
-
-    def is_reuse_eligible(tx: Any, body: Any, fingerprint: Any, *rest: Any, **named: Any) -> bool:
-        if not eligible(tx, body, fingerprint, *rest, **named):
-            raise ValueError("a region takes or gives what cannot be told apart, or changes objects")
-        look(_operands_of(fingerprint))
-        return True
-
-    def stamp_out_subgraph(tx: Any, fingerprint: Any, cached: Any) -> Any:
-        look(_operands_of(fingerprint))
-        return stamped(tx, fingerprint, cached)
-
-    def build_fingerprint_with_pytree(tx: Any, args: Any, kwargs: Any) -> Any:
-        return _fingerprint(regions, args, kwargs) or flattened(tx, args, kwargs)
-
-    ours = (is_reuse_eligible, stamp_out_subgraph, build_fingerprint_with_pytree)
-    vars(regions).update(zip(_OF_REUSE, ours, strict=True))
-    try:
-        yield
-    finally:
-        vars(regions).update(zip(_OF_REUSE, (eligible, stamped, flattened), strict=True))
-
-
-def _fingerprint(regions: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The leaves of a region's arguments and their structure; ``None`` where there is more than tuples and lists.
-
-    Dynamo flattens them by tracing the code of pytree, which takes as long as all the rest of a call that is reused.
-    """
-    leaves: list[Any] = []
-    structure = [_structure(regions, value, leaves) for value in (*args, *kwargs.values())]
-    if None in structure:
-        return None
-    sources = [getattr(value, "source", None) for _, value in leaves]
-    return regions.InputFingerprint(leaves, sources, False, (tuple(structure), len(args), tuple(kwargs)))
-
-
-def _structure(regions: Any, value: Any, leaves: list[Any]) -> Any:
-    """The structure of one argument, whose leaves are added to ``leaves``; ``None`` for one that is not known here."""
-    from torch._dynamo import variables
-
-    value = value.realize() if isinstance(value, variables.LazyVariableTracker) else value
-    if type(value) in (variables.TupleVariable, variables.ListVariable, variables.NamedTupleVariable):
-        parts = tuple(_structure(regions, part, leaves) for part in value.items)
-        return None if None in parts else (getattr(value, "tuple_cls", type(value)), parts)
-    tag = regions.classify_vt(value)
-    leaves.append((tag, value))
-    return None if tag is None else "leaf"
-
-
-def _operands_of(fingerprint: Any) -> list[fx.Node]:
-    """The nodes of tensors and sizes among the arguments of a region, as often as they are given."""
-    return [value.as_proxy().node for tag, value in fingerprint.flat_vts if tag.value in ("tensor", "symnode")]
 
 
 def changes_objects() -> bool:

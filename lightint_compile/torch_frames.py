@@ -1,7 +1,8 @@
-"""Dynamo's way from a call to compiled code, opened at two places: in front of a trace, and where its guards are made.
+"""Dynamo's way from a call to compiled code, opened at two places: around a trace, and where its guards are made.
 
-All that kept traces need of Dynamo's private names is here. They are those of torch 2.14, and checked when the package
-is imported: under any other version :func:`opens_frames` is false, nothing is changed, and every process traces.
+What kept traces and traces by blocks need there of Dynamo's private names is here. They are those of torch 2.14, and
+checked when the package is imported: under any other version :func:`opens_frames` is false, nothing is changed, and
+every process traces every call.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import marshal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import CodeType
 from typing import Any, Protocol
 
@@ -34,6 +35,18 @@ _RESUMED = ("__resume_at", "torch_dynamo_resume_in")
 
 Look = Callable[[Sequence[PlainGuard], Callable[[Any], Any]], None]
 """Is shown the guards that are made, and what gives the value of a source."""
+
+
+class Way(Protocol):
+    """A way to trace a call that may fail where Dynamo's own would not."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """What to trace inside of."""
+        ...
+
+    def is_final(self, error: Exception) -> bool:
+        """Whether Dynamo's own way would end in this error too; otherwise the call is traced plainly."""
+        ...
 
 
 class Keeper(Protocol):
@@ -68,8 +81,43 @@ def opens_frames() -> bool:
     } <= set(vars(guards.CheckFunctionManager))
 
 
+def trace_by(way_of: Callable[[Frame], Way | None]) -> None:
+    """Trace calls by the way that ``way_of`` names for them, for the rest of the process."""
+
+    def traced(frame: Frame, own: Callable[[], Any]) -> Any:
+        way = way_of(frame)
+        if way is not None:
+            try:
+                with way.around():
+                    return own()
+            except Exception as error:
+                if way.is_final(error):
+                    raise
+        return own()
+
+    _open_frames(traced)
+
+
 def keep_with(keeper: Keeper) -> None:
     """Let ``keeper`` be asked in front of every trace that it wants, for the rest of the process."""
+
+    def traced(frame: Frame, own: Callable[[], Any]) -> Any:
+        if not keeper.wants(frame):
+            return own()
+        found = keeper.find(frame)
+        if found is not None:
+            return found
+        with _watched(keeper.look) as made:
+            result = own()
+        if result.guarded_code is not None:
+            keeper.made(frame, lambda: _traced(frame, result.guarded_code.code, made))
+        return result
+
+    _open_frames(traced)
+
+
+def _open_frames(traced: Callable[[Frame, Callable[[], Any]], Any]) -> None:
+    """Let ``traced`` make every trace that nobody else has a say in; it is given what makes it so far."""
     if not opens_frames():
         return
     frames: Any = importlib.import_module("torch._dynamo.convert_frame")
@@ -79,19 +127,10 @@ def keep_with(keeper: Keeper) -> None:
     @functools.wraps(own)
     def compile_frame(*args: Any, **named: Any) -> Any:
         given = signature.bind(*args, **named).arguments
-        if "skip" in named:
-            named["skip"] += 1  # this function is on the stack as well
         frame = _frame_of(given)
-        if frame is None or not keeper.wants(frame):
-            return own(*args, **named)
-        found = keeper.find(frame)
-        if found is not None:
-            return found
-        with _watched(keeper.look) as made:
-            result = own(*args, **named)
-        if result.guarded_code is not None:
-            keeper.made(frame, lambda: _traced(frame, result.guarded_code.code, made))
-        return result
+        if "skip" in named:
+            named["skip"] += 1 if frame is None else 3  # functions of this file that are on the stack as well
+        return own(*args, **named) if frame is None else traced(frame, lambda: own(*args, **named))
 
     frames._compile = compile_frame
 

@@ -70,6 +70,7 @@ PRIVATE = {
     "torch._dynamo.symbolic_convert.InstructionTranslatorBase": "where Dynamo branches on a value",
     "torch._dynamo.symbolic_convert.InstructionTranslator": "the user's line of a graph that is being captured",
     "torch._dynamo.utils.calculate_time_spent": "compile time as torch itself counts it",
+    "torch._dynamo.utils.compilation_time_metrics": "the seconds of a trace, for benchmarks",
     "torch._dynamo.utils.counters": "graphs and recompiles as torch itself counts them",
     "torch._dynamo.utils.dynamo_timed": "our time in torch's own profile of a compilation",
     "torch._dynamo.utils.graph_break_reasons": "graph breaks with the user's lines, as torch itself keeps them",

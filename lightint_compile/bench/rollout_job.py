@@ -126,6 +126,17 @@ def jobs_of(variant: str, depths: tuple[int, ...], model: str, trajectory: str, 
     return [Job(variant, depth, model, trajectory, repeats, device) for depth in depths]
 
 
+def _outside_braces(text: str) -> list[str]:
+    """What stands between commas, but for those of a value such as ``{"a": 1, "b": 2}``."""
+    items: list[str] = []
+    for item in filter(None, text.split(",")):
+        if items and items[-1].count("{") > items[-1].count("}"):
+            items[-1] += f",{item}"
+        else:
+            items.append(item)
+    return items
+
+
 def variant_options(variant: str) -> dict[str, Any]:
     """``preset+pass+...:option=value,...`` as options; passes behind a plus run besides those of the preset.
 
@@ -135,7 +146,7 @@ def variant_options(variant: str) -> dict[str, Any]:
     named, _, rest = variant.partition(":")
     preset, plus, also = named.partition("+")
     more = {"also": also.replace("+", ",")} if plus else {}
-    pairs = [item.partition("=") for item in filter(None, rest.split(","))]
+    pairs = [item.partition("=") for item in _outside_braces(rest)]
     try:
         return {"preset": preset, **more, **{name: json.loads(value) for name, _, value in pairs}}
     except json.JSONDecodeError as error:

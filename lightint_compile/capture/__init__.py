@@ -29,8 +29,11 @@ from lightint_compile.capture.equal_sizes import equate_keys_and_values
 from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses_autocast
 from lightint_compile.capture.functional import functional
 from lightint_compile.capture.input_writes import put_in_place, refusal
+from lightint_compile.capture.module_stacks import Differs as Differs
 from lightint_compile.capture.normal_form import tidy
 from lightint_compile.capture.repeat_tracing import RepeatingInterpreter
+from lightint_compile.capture.repeated_blocks import BlocksOnce as BlocksOnce
+from lightint_compile.capture.repeated_blocks import blocks_in_place as blocks_in_place
 from lightint_compile.capture.repeated_blocks import trace_by_blocks
 from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
 from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line

@@ -1,16 +1,17 @@
-"""A dry run traces each distinct block once: Dynamo takes a fifth of a second for every call of one.
+"""Each distinct block is traced once: Dynamo takes a fifth of a second for every call of one.
 
-A world model calls some fifty blocks of one class in every denoising step. For a dry run their methods are marked as
-regions (``torch.compiler.nested_compile_region``). Dynamo then gives a call what an earlier one became, where arguments
-have the same structure, layouts and constants and every guard that the trace left holds for the other block. What
-guards do not say is asked here: weights and arguments are tied in the same way, modes are the same, nothing that is
-older than the call was written to. The bodies are put in their places, so that the graph is the one of a plain trace;
-where any of this fails, the call is traced plainly.
+A world model calls some fifty blocks of one class in every denoising step. While it is traced, their methods are
+regions (``torch.compiler.nested_compile_region``; see ``torch_regions``). Dynamo then gives a call what an earlier one
+became, where arguments have the same structure, layouts and constants and every guard that the trace left holds for the
+other block. What guards do not say is asked here: weights and arguments are tied in the same way, modes are the same,
+nothing that is older than the call was written to. The bodies are put in their places, so that the graph is the one of
+a plain trace; where any of this fails, the call is traced plainly.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,15 +26,87 @@ from lightint_compile.capture.block_inlining import inline
 from lightint_compile.capture.dry_run import Reader, trace_once, undisturbed
 from lightint_compile.capture.module_stacks import Differs
 from lightint_compile.capture.transforms import uses_transforms
-from lightint_compile.torch_compat import changes_objects, is_region_call, region, reuse_watched, reuses_regions
+from lightint_compile.torch_compat import changes_objects
+from lightint_compile.torch_regions import as_regions, is_region_call, reuses_regions
 
 log = logging.getLogger(__name__)
 
 Blocks = Mapping[type[nn.Module], Sequence[nn.Module]]
 """The blocks of each class."""
 
-_VARIANTS = 64
-"""Different bodies of one method that are kept; Dynamo fails where there are more."""
+
+class BlocksOnce:
+    """A trace of a call of ``root`` in which each distinct block is traced once.
+
+    Attributes:
+        done: the graph is the one that a plain trace gives.
+    """
+
+    def __init__(self, root: nn.Module, blocks: Blocks) -> None:
+        self._root, self._blocks = root, blocks
+        self.done = False
+
+    @classmethod
+    def of(cls, root: object) -> BlocksOnce:
+        """The way to trace a call of ``root``.
+
+        Raises:
+            Differs: the call has to be traced plainly.
+        """
+        if not reuses_regions():
+            raise Differs(f"torch {torch.__version__} traces every call of a region")
+        if not isinstance(root, nn.Module):
+            raise Differs("it is not the call of a module as a whole")
+        blocks = repeated_blocks(root)
+        if not blocks:
+            raise Differs("no list in it holds several modules of one class")
+        for kind, each in blocks.items():
+            if not _are_tied_alike(each):
+                raise Differs(f"which weights are one tensor differs between blocks of {kind.__name__}")
+        return cls(root, blocks)
+
+    @contextmanager
+    def traced(self, *, guarded: bool) -> Iterator[None]:
+        """What Dynamo traces inside has calls of blocks in its graph, which :func:`blocks_in_place` looks for.
+
+        Args:
+            guarded: as of :func:`as_regions`.
+        """
+        functions = {getattr(kind, name) for kind in self._blocks for name in _entries(kind)}
+        stack = _under_way.__dict__.setdefault("stack", [])
+        stack.append(self)
+        try:
+            with as_regions(functions, _Operands(self._blocks), guarded=guarded):
+                yield
+        finally:
+            stack.remove(self)
+
+    def inline(self, graph_module: fx.GraphModule) -> int:
+        """Put the bodies of all calls in their places; how many calls were not traced.
+
+        Raises:
+            Differs: the graph may not be the one of a plain trace.
+        """
+        if uses_transforms(graph_module) or changes_objects():
+            raise Differs("what a block computes may depend on what happened before")
+        calls = list(filter(is_region_call, graph_module.graph.nodes))
+        bodies = {str(call.args[1]) for call in calls}
+        inline(graph_module, calls, self._root)
+        self.done = True
+        return len(calls) - len(bodies)
+
+
+_under_way = threading.local()
+
+
+def blocks_in_place(graph_module: fx.GraphModule) -> int:
+    """Make a graph that Dynamo hands over the one of a plain trace; how many calls of blocks were not traced.
+
+    Raises:
+        Differs: it may not be that.
+    """
+    stack = getattr(_under_way, "stack", None)
+    return stack[-1].inline(graph_module) if stack and not stack[-1].done else 0
 
 
 def trace_by_blocks(module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], read: Reader) -> bool:
@@ -42,28 +115,23 @@ def trace_by_blocks(module: Callable[..., Any], args: Sequence[Any], kwargs: Map
     Raises:
         Exception: whatever ``read`` raised.
     """
-    if not isinstance(module, nn.Module) or not reuses_regions():
-        return False
-    blocks, done = repeated_blocks(module), False
-    if not blocks or not all(map(_are_tied_alike, blocks.values())):
+    try:
+        way = BlocksOnce.of(module)
+    except Differs:
         return False
 
     def read_inlined(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
-        nonlocal done
-        if uses_transforms(graph_module) or changes_objects():
-            raise Differs("what a block computes may depend on what happened before")
-        inline(graph_module, list(filter(is_region_call, graph_module.graph.nodes)), module)
-        done = True
+        blocks_in_place(graph_module)
         read(graph_module, inputs)
 
     try:
-        with undisturbed(), _as_regions(blocks), reuse_watched(_Operands(blocks)):
+        with undisturbed(), way.traced(guarded=False):
             trace_once(module, args, kwargs, read_inlined)
     except Exception as error:
-        if done:
+        if way.done:
             raise
         log.debug("every call of a block is traced: %s", error)
-    return done
+    return way.done
 
 
 def repeated_blocks(root: nn.Module) -> Blocks:
@@ -129,27 +197,3 @@ class _Operands:
                 raise Differs("a size is given to a block")
             if argument is not None and id(argument.example) in self._owned:
                 raise Differs("a block's own tensor is given to a block")
-
-
-@contextmanager
-def _as_regions(blocks: Blocks) -> Iterator[None]:
-    """The methods by which blocks are called are regions, for as long as it lasts."""
-    before = [(kind, name, vars(kind).get(name)) for kind in blocks for name in _entries(kind)]
-    try:
-        for kind, name, _ in before:
-            setattr(kind, name, region(_copied(getattr(kind, name)), _VARIANTS))
-        yield
-    finally:
-        for kind, name, own in before:
-            if own is not None:
-                setattr(kind, name, own)
-            elif name in vars(kind):
-                delattr(kind, name)
-
-
-def _copied(method: FunctionType) -> FunctionType:
-    """The same function as an object of its own, so that the user's is not marked."""
-    copy = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
-    copy.__kwdefaults__ = method.__kwdefaults__
-    copy.__dict__.update(method.__dict__)
-    return copy

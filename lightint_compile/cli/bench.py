@@ -220,14 +220,22 @@ def compiling(
         int, typer.Option(min=0, help="blocks of the deepest stack that Inductor compiles as well")
     ] = 4,
     history: Annotated[int, typer.Option(min=1, help="latent frames before the chunk")] = 24,
+    device: Annotated[str, typer.Option(help="cpu, or cuda with bfloat16")] = "cpu",
     json_file: JsonFile = None,
 ) -> None:
-    """Time compiling a chunk: Inductor, lightint cold and warm."""
+    """Time compiling a chunk: Inductor, lightint cold and warm, and with each distinct block traced once."""
     from lightint_compile.bench.compiling import run
 
     check_writable("--json", json_file)
     depths = depth or (4, 16)
-    run(model=model, depths=depths, inductor_up_to=inductor_up_to, history=history, json_file=json_file)
+    run(
+        model=model,
+        depths=depths,
+        inductor_up_to=inductor_up_to,
+        history=history,
+        device=device,
+        json_file=json_file,
+    )
 
 
 @bench.command()
@@ -295,10 +303,13 @@ def every(
         typer.Option(min=0.0, help="seconds after which a part is stopped", show_default="each part's own"),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="also run what was measured before")] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="on a GPU: full widths with few blocks, short rollouts; minutes, not hours")
+    ] = False,
 ) -> None:
     """Run all measurements and write a page with pictures; small sizes on a CPU. Goes on where it was stopped."""
     check_folder("--out", out)
     from lightint_compile.bench.parts.job import Asked, run_all
 
-    if not run_all(Asked(out, part or (), device, patience, again)):
+    if not run_all(Asked(out, part or (), device, patience, again, brief)):
         raise typer.Exit(1)

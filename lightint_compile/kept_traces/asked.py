@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightint_compile.asking import asked_inside, depends_on_rollout
+from lightint_compile.asking import asked_inside, depends_on_rollout, options_asked
 from lightint_compile.capture.host_values import are_numbers_read
 from lightint_compile.kept_traces.descriptions import code_text, digest
 from lightint_compile.lowering.artifact_keys import surroundings
@@ -37,15 +37,11 @@ class Asked:
     @classmethod
     def by(cls, frame: Frame, backend: Callable[..., Any]) -> Asked | None:
         """What a call asks of ``backend``; ``None`` where it asks another one, or for no kept trace."""
-        named = getattr(frame.backend, "kwargs", None)
-        if getattr(frame.backend, "compiler_fn", None) is not backend or not isinstance(named, dict):
-            return None
-        given = named.get("options")
-        options = given if isinstance(given, LightintOptions) else LightintOptions.from_mapping(given)
-        if not options.traces or why_never(options):
+        options = options_asked(frame, backend)
+        if options is None or not options.traces or why_never(options):
             return None
         inside = depends_on_rollout(options)
-        config = inductor_config(named.get("mode"))
+        config = inductor_config(frame.backend.kwargs.get("mode"))
         return cls(asked_inside(options, inside), config, frame.backend.dynamic, inside)
 
     def key(self, frame: Frame) -> str:
@@ -54,7 +50,7 @@ class Asked:
         Raises:
             UnkeepableError: a pass's source cannot be read.
         """
-        plain = dataclasses.replace(self.options, artifacts=None)
+        plain = dataclasses.replace(self.options, artifacts=None, trace_blocks_once=False)
         code = (frame.code.co_filename, frame.code.co_qualname, code_text(frame.code))
         mine = (plain, sorted(self.config.items()), self.dynamic, are_numbers_read(), switches(), code)
         try:

@@ -45,7 +45,8 @@ def key_of(
     """
     digest = hashlib.sha256()
     ranks = repr(Ranks.of(options.gpus, options.mesh))  # each has code of its own
-    asked = str(replace(options, artifacts=None, traces=False))  # where a program was found does not change it
+    found = replace(options, artifacts=None, traces=False, trace_blocks_once=False)  # these do not change a program
+    asked = str(found)
     known = (asked, ranks, repr(sorted(config.items())), *surroundings())
     try:
         for line in (*_graph_lines(graph_module), *known, *extension_lines(options)):

@@ -128,6 +128,13 @@ class LightintOptions:
         values="`True`, `False`",
         help="what Dynamo traced is kept beside the programs, and a later process takes it in place of tracing",
     )
+    trace_blocks_once: bool = option(
+        False,
+        truth,
+        values="`True`, `False`",
+        help="Dynamo traces each distinct block of a model once, and the others are guarded as it is (torch 2.14; the "
+        "report says where every call was traced)",
+    )
     density: float | None = option(
         None,
         _FRACTION,

@@ -17,7 +17,7 @@ TOPS = ("lightint_compile", "passes", "kernels", "models")
 
 LADDER = (
     ("errors", "torch_compat", "torch_marks", "torch_private", "trace_parts"),
-    ("entry_points", "torch_frames"),
+    ("entry_points", "torch_frames", "torch_regions"),
     ("kernels",),
     ("passes.ir",),
     ("overwritten_reads",),
@@ -30,7 +30,7 @@ LADDER = (
     ("compiled", "exporting"),
     ("as_captured",),
     ("compilation", "error_budget", "integrations", "bisecting", "training", "world_state"),
-    ("bench", "kept_traces"),
+    ("bench", "blocks_once", "kept_traces"),
     ("backend", "explaining", "acceleration", "evaluating"),
     ("demo", "play"),
     ("cli",),

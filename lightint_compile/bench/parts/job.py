@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lightint_compile.bench.about import now
 from lightint_compile.bench.parts.kept import Folder, Run
-from lightint_compile.bench.parts.listed import PARTS, Command, Part, chosen
+from lightint_compile.bench.parts.listed import PARTS, Command, Part, Scale, chosen
 from lightint_compile.bench.parts.page import Outcome, path_of, write_page
 from lightint_compile.bench.parts.running import call_of, machine_of, run, told_to_stop
 from lightint_compile.errors import InputError, OptionError, told
@@ -32,6 +32,7 @@ class Asked:
         device: ``cuda`` or ``cpu``; CUDA where there is one.
         patience: seconds after which a part is stopped; each part's own unless given.
         again: run also what is done already.
+        brief: on a GPU in minutes, see :class:`~.listed.Scale`.
     """
 
     out: Path
@@ -39,6 +40,18 @@ class Asked:
     device: str | None = None
     patience: float | None = None
     again: bool = False
+    brief: bool = False
+
+    def scale(self, device: str) -> Scale:
+        """How much is measured on a kind of device.
+
+        Raises:
+            OptionError: it is brief already.
+        """
+        if self.brief and device == "cpu":
+            why = "all parts are small there already"
+            raise OptionError("--brief is for a GPU", where="--brief", why=why, fix="leave it out")
+        return Scale.BRIEF if self.brief else Scale(device)
 
     def kind(self) -> str:
         """The kind of device.
@@ -65,8 +78,9 @@ def run_all(asked: Asked, console: Console | None = None) -> bool:
         StateError: device and versions cannot be told.
     """
     wanted, device = chosen(asked.parts), asked.kind()
+    scale = asked.scale(device)
     _make(asked.out)
-    job = Job(asked, device, wanted, machine_of(device), console or Console())
+    job = Job(asked, device, scale, wanted, machine_of(device), console or Console())
     try:
         with told_to_stop():
             job.run()
@@ -90,6 +104,7 @@ class Job:
 
     asked: Asked
     device: str
+    scale: Scale
     wanted: Sequence[Part]
     machine: Mapping[str, Any]
     console: Console
@@ -114,7 +129,7 @@ class Job:
 
     def _part(self, part: Part, tell: Callable[[str], None]) -> str:
         """Run a part unless it is done; what became of it."""
-        command = part.commands[self.device]
+        command = part.commands[self.scale]
         done = self.folder.fitting(part, command, self.machine)
         if done and not done.reason and self.folder.figures(part) is not None and not self.asked.again:
             return f"measured {done.date}, kept"
@@ -137,7 +152,7 @@ class Job:
         return [self._outcome(part) for part in PARTS]
 
     def _outcome(self, part: Part) -> Outcome:
-        command = part.commands[self.device]
+        command = part.commands[self.scale]
         found = self.folder.fitting(part, command, self.machine)
         if found:
             return Outcome(part, command, found)

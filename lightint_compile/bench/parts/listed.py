@@ -20,6 +20,18 @@ class Kind(StrEnum):
     EVALUATION = "evaluation"
 
 
+class Scale(StrEnum):
+    """How much is measured.
+
+    ``CUDA``: everything at full size, which takes hours. ``BRIEF``: on a GPU too, at full widths with few blocks
+    (times of all of them are read off a line) and short rollouts. ``CPU``: small sizes.
+    """
+
+    CUDA = "cuda"
+    BRIEF = "brief"
+    CPU = "cpu"
+
+
 @dataclass(frozen=True)
 class Command:
     """Arguments of ``lightint``, and the minutes after which they are stopped."""
@@ -35,7 +47,7 @@ class Part:
     Attributes:
         title: its heading on the page.
         says: what its figures are, in a sentence or two.
-        commands: by the kind of device.
+        commands: by scale: ``cuda`` at full size, ``brief`` on a GPU in minutes, ``cpu``.
         files: options that name a file of the part, and the suffix of that file.
     """
 
@@ -43,7 +55,7 @@ class Part:
     kind: Kind
     title: str
     says: str
-    commands: Mapping[str, Command]
+    commands: Mapping[Scale, Command]
     files: Mapping[str, str] = field(default_factory=lambda: {"--json": ".json"})
 
 
@@ -53,6 +65,11 @@ def _repeated(option: str, values: Sequence[object]) -> tuple[str, ...]:
 
 _RANDOM = "Weights are random: these are times, and say nothing of quality."
 _BRIEF = _repeated("--variant", ("eager", "exact", "all:drift=1e9"))
+_LINE = (
+    *_repeated("--variant", ("eager", "inductor", "exact", "published", "all:drift=1e9")),
+    *("--depth", "2", "--depth", "6", "--repeats", "1"),
+)
+_FLOPS = ("bench", "flops", "--latents", "16", *_repeated("--variant", ("off", "exact", "all")))
 
 PARTS: tuple[Part, ...] = (
     Part(
@@ -61,8 +78,17 @@ PARTS: tuple[Part, ...] = (
         "Attention operators",
         "Sparse attention against dense attention of the same sizes, on random tensors.",
         {
-            "cuda": Command(("bench", "kernels"), 40),
-            "cpu": Command(
+            Scale.CUDA: Command(("bench", "kernels"), 40),
+            Scale.BRIEF: Command(
+                (
+                    *("bench", "kernels", "--table", "sites", "--table", "sweep"),
+                    *_repeated("--length", (4096, 16384, 65536)),
+                    *_repeated("--density", (0.1, 0.3, 1.0)),
+                    *("--seconds", "0.1"),
+                ),
+                5,
+            ),
+            Scale.CPU: Command(
                 (
                     *("bench", "kernels", "--table", "sites", "--table", "sweep"),
                     *_repeated("--length", (1024, 4096)),
@@ -79,8 +105,9 @@ PARTS: tuple[Part, ...] = (
         "A rollout of WorldPlay",
         _RANDOM,
         {
-            "cuda": Command(("bench", "worldplay:8b-480p"), 180),
-            "cpu": Command(("bench", "worldplay:tiny", "--chunks", "6", "--depth", "2", *_BRIEF), 10),
+            Scale.CUDA: Command(("bench", "worldplay:8b-480p"), 180),
+            Scale.BRIEF: Command(("bench", "worldplay:8b-480p", "--chunks", "8", *_LINE), 12),
+            Scale.CPU: Command(("bench", "worldplay:tiny", "--chunks", "6", "--depth", "2", *_BRIEF), 10),
         },
     ),
     Part(
@@ -89,8 +116,9 @@ PARTS: tuple[Part, ...] = (
         "A rollout of Matrix-Game",
         _RANDOM,
         {
-            "cuda": Command(("bench", "matrix-game:5b-720p", "--chunks", "8", "--at-once", "4"), 180),
-            "cpu": Command(("bench", "matrix-game:tiny", "--chunks", "4", "--depth", "2", *_BRIEF), 10),
+            Scale.CUDA: Command(("bench", "matrix-game:5b-720p", "--chunks", "8", "--at-once", "4"), 180),
+            Scale.BRIEF: Command(("bench", "matrix-game:5b-720p", "--chunks", "4", *_LINE), 12),
+            Scale.CPU: Command(("bench", "matrix-game:tiny", "--chunks", "4", "--depth", "2", *_BRIEF), 10),
         },
     ),
     Part(
@@ -99,14 +127,9 @@ PARTS: tuple[Part, ...] = (
         "FLOPs of a rollout",
         "Counted on the rewritten graphs at full size, not measured: PFLOP as attention / linear / modulation.",
         {
-            "cuda": Command(("bench", "flops"), 60),
-            "cpu": Command(
-                (
-                    *("bench", "flops", "--latents", "16"),
-                    *_repeated("--variant", ("off", "exact", "all")),
-                ),
-                5,
-            ),
+            Scale.CUDA: Command(("bench", "flops"), 60),
+            Scale.BRIEF: Command(_FLOPS, 5),
+            Scale.CPU: Command(_FLOPS, 5),
         },
     ),
     Part(
@@ -114,7 +137,11 @@ PARTS: tuple[Part, ...] = (
         Kind.CHECKS,
         "Checks of kept results",
         "What it takes to tell whether the sources of kept results hold what they held.",
-        {"cuda": Command(("bench", "checks"), 20), "cpu": Command(("bench", "checks"), 5)},
+        {
+            Scale.CUDA: Command(("bench", "checks"), 20),
+            Scale.BRIEF: Command(("bench", "checks"), 5),
+            Scale.CPU: Command(("bench", "checks"), 5),
+        },
     ),
     Part(
         "compile",
@@ -122,8 +149,9 @@ PARTS: tuple[Part, ...] = (
         "Compiling a chunk",
         "Seconds of first calls in fresh processes with caches of their own, on the host's processor.",
         {
-            "cuda": Command(("bench", "compile"), 60),
-            "cpu": Command(("bench", "compile", "--depth", "1", "--inductor-up-to", "0"), 10),
+            Scale.CUDA: Command(("bench", "compile"), 60),
+            Scale.BRIEF: Command(("bench", "compile", "--depth", "4", "--inductor-up-to", "0"), 5),
+            Scale.CPU: Command(("bench", "compile", "--depth", "1", "--inductor-up-to", "0"), 10),
         },
     ),
     Part(
@@ -132,8 +160,15 @@ PARTS: tuple[Part, ...] = (
         "The maze's model against truth",
         "Trained weights in worlds whose every view can be rendered: quality, and time of the same rollouts.",
         {
-            "cuda": Command(("evaluate", "--variants", "eager,no-memory,other-dtype,published,all,peers"), 360),
-            "cpu": Command(
+            Scale.CUDA: Command(("evaluate", "--variants", "eager,no-memory,other-dtype,published,all,peers"), 360),
+            Scale.BRIEF: Command(
+                (
+                    *("evaluate", "--mazes", "2", "--latents", "32"),
+                    *("--variants", "eager,no-memory,published,all,teacache"),
+                ),
+                10,
+            ),
+            Scale.CPU: Command(
                 (
                     *("evaluate", "--mazes", "1", "--latents", "16", "--families", "protocol"),
                     *("--variants", "eager,no-memory,published,all,teacache"),

@@ -21,15 +21,17 @@ from rich.console import Console
 
 from lightint_compile import evaluating
 from lightint_compile.bench import about, checks, compiling, flops, kernels, rollout
+from lightint_compile.bench.depths import check_depths
 from lightint_compile.bench.parts import job as job_module
 from lightint_compile.bench.parts.job import Asked, run_all
 from lightint_compile.bench.parts.kept import Folder, Run
-from lightint_compile.bench.parts.listed import APART, PAGE, PARTS, Command, Kind, Part, part_names
+from lightint_compile.bench.parts.listed import APART, PAGE, PARTS, Command, Kind, Part, Scale, part_names
 from lightint_compile.bench.parts.markdown import escaped
 from lightint_compile.bench.parts.page import Outcome, write_page
 from lightint_compile.bench.parts.running import caches_in, environment, machine_of
 from lightint_compile.bench.rollout_job import Result, jobs_of
 from lightint_compile.cli import main
+from lightint_compile.errors import OptionError
 from lightint_compile.evaluating.variants import variants_of
 from lightint_compile.models.registry import world_model
 
@@ -107,7 +109,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder.path / "evaluation.png").write_bytes(b"drawn by its command")
     machine, outcomes = {name: recorded("kernels")["about"][name] for name in about.MACHINE}, []
     for each in PARTS:
-        command = each.commands["cpu"]
+        command = each.commands[Scale.CPU]
         outcomes.append(Outcome(each, command, Run(command.arguments, machine, "2026-11-28", 12.4)))
     shown = write_page(folder, outcomes, machine)
     assert not any(each.failed for each in shown) and len(shown) == len(PARTS)
@@ -337,10 +339,10 @@ def test_caches_are_empty_but_for_measured_rates(tmp_path: Path, monkeypatch: py
     assert environment("cpu")["CUDA_VISIBLE_DEVICES"] == "" and environment("cuda")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("scale", Scale)
 @pytest.mark.parametrize("name", part_names())
 def test_commands_are_taken_by_the_command_line(
-    name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -353,7 +355,7 @@ def test_commands_are_taken_by_the_command_line(
     monkeypatch.setattr(evaluating, "evaluate", seen)
     for left_out in ("print_table", "write_outputs"):
         monkeypatch.setattr(evaluating, left_out, lambda *_, **__: None)
-    command = part(name).commands[device]
+    command = part(name).commands[scale]
     arguments = Folder(tmp_path).arguments(part(name), command)
     monkeypatch.setattr(sys, "argv", ["lightint", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -366,7 +368,10 @@ def test_commands_are_taken_by_the_command_line(
 def _check_names(kind: Kind, asked: dict[str, Any]) -> None:
     """Models and variants exist: what runs them was not called."""
     if kind is Kind.ROLLOUT:
-        world_model(asked["model"])
+        model = world_model(asked["model"])
+        for option in ("depths", "inductor_depths"):
+            if asked[option]:
+                check_depths(model, asked[option], option)
         for variant in asked["variants"] or rollout.variants_of(asked["model"]):
             assert jobs_of(variant, (2,), asked["model"], "w-15", 1, "cpu")
     elif kind in (Kind.FLOPS, Kind.COMPILE):
@@ -381,6 +386,12 @@ def _check_names(kind: Kind, asked: dict[str, Any]) -> None:
 @dataclasses.dataclass
 class _World:
     model: Any
+
+
+def test_on_a_cpu_nothing_is_briefer(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--brief is for a GPU"):
+        run_all(Asked(tmp_path, device="cpu", brief=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_part_is_a_command_or_a_folder(whole: Path) -> None:

@@ -17,7 +17,7 @@ from lightint_compile import capture
 from lightint_compile.capture import repeated_blocks
 from lightint_compile.capture.dry_run import trace_once
 from lightint_compile.passes.ir.program import Program
-from lightint_compile.torch_compat import reuses_regions
+from lightint_compile.torch_regions import reuses_regions
 
 once_only = pytest.mark.skipif(not reuses_regions(), reason="this torch traces a region in every call")
 

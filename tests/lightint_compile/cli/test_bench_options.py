@@ -17,14 +17,14 @@ OPTIONS = {
         *("end-to-end", "decode", "decode-device", "decode-backend", "decoder", "text", "timeline"),
     },
     "ranks": {"model", "variant", "depth", "trajectory", "chunks", "repeats", "json"},
-    "compile": {"model", "depth", "inductor-up-to", "history", "json"},
+    "compile": {"model", "depth", "inductor-up-to", "history", "device", "json"},
     "checks": {"model", "device", "chunk", "seconds", "width", "json"},
     "flops": {"model", "variant", "trajectory", "latents", "depth", "json"},
     "budgets": {
         *("model", "preset", "budget", "families", "mazes", "calibrated", "latents", "given"),
         *("seed", "device", "dtype", "weights", "json"),
     },
-    "all": {"out", "part", "device", "patience", "again"},
+    "all": {"out", "part", "device", "patience", "again", "brief"},
 }
 
 SHORT = {"budgets": {"-p"}}
@@ -43,7 +43,7 @@ def test_help_shows_them(command: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("COLUMNS", "200")
     assert run(monkeypatch, command, "--help") == 0
     shown = capsys.readouterr().out
-    flags = ("--help", "--flex", "--end-to-end", "--text", "--again")
+    flags = ("--help", "--flex", "--end-to-end", "--text", "--again", "--brief")
     rows = [line for line in shown.splitlines() if "--" in line and not line.lstrip("│ ").startswith(flags)]
     assert all("[default: " in row or "--json" in row for row in rows), "every option shows its default"
     assert all(f"--{option}" in shown for option in OPTIONS[command])

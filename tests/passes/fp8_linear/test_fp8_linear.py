@@ -403,6 +403,9 @@ def test_a_pass_behind_a_plus_on_the_command_line() -> None:
     options = variant_options("all+fp8-linear{min-rows=512}+narrow-linears:drift=0.2")
     assert options == {"preset": "all", "also": "fp8-linear{min-rows=512},narrow-linears", "drift": 0.2}
     assert LightintOptions.from_mapping(options).also == "fp8-linear{min-rows=512},narrow-linears"
+    stated = variant_options('sparse:min_tokens=0,site_density={"*": 1, "blocks.0.*": 0.3},drift=0.2')
+    assert stated["site_density"] == {"*": 1, "blocks.0.*": 0.3}
+    assert stated["min_tokens"] == 0 and stated["drift"] == 0.2
     with pytest.raises(OptionError, match="there is no pass called 'fp8-liner'"):
         variant_of("all+fp8-liner")
     with pytest.raises(OptionError, match="takes no options"):

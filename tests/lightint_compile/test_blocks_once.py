@@ -1,0 +1,298 @@
+"""Blocks that are traced once: the numbers, the graph and the guards are those of a trace of every call."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import lightint_compile
+from lightint_compile import torch_frames
+from lightint_compile.blocks_once import GIVEN, RULE
+from lightint_compile.torch_frames import opens_frames
+from lightint_compile.torch_regions import reuses_regions
+
+once_only = pytest.mark.skipif(
+    not (opens_frames() and reuses_regions()), reason="this torch traces a region in every call"
+)
+
+
+class Gate(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width))
+        self.power = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight**self.power
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
+class Block(nn.Module):
+    """Everything that a guard may be about: weights, a missing one, constants, a table, modes, and a list."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.linear, self.last = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.gate: nn.Module = Gate(width)
+        self.register_buffer("table", torch.arange(float(width)))
+        self.scale, self.names = 0.5, ["a", "b"]
+        self.settings = {"clip": 3.0}
+        self.norm: nn.Module | None = None
+
+    def shifted(self, x: Tensor) -> Tensor:
+        return x + self.table.cos() * len(self.names)
+
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        y = self.gate(self.linear(self.shifted(x))) * self.scale
+        y = F.dropout(y, 0.0, self.training) + (y if self.training else 0)
+        if self.norm is not None:
+            y = self.norm(y)
+        if self.last.bias is not None:
+            y = y - 1
+        return x + self.last(y).clamp(max=self.settings["clip"]) * factor
+
+
+class Model(nn.Module):
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in range(2):
+            factor = x.mean() + step
+            for block in self.blocks:
+                x = block(x, factor)
+        return x
+
+
+def made(depth: int = 4) -> Model:
+    torch.manual_seed(0)
+    return Model(depth).eval().requires_grad_(False)
+
+
+def compiled(module: nn.Module, **options: Any) -> Any:
+    chosen = {"preset": "exact", "delegate": "eager", "trace_blocks_once": True, **options}
+    return torch.compile(module, backend="lightint", options=chosen)
+
+
+def called(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    with torch.no_grad():
+        return function(*args)
+
+
+def measured(function: Any) -> float:
+    return sum(section.measurements.get(GIVEN, 0) for section in lightint_compile.report(function).sections)
+
+
+def said(function: Any) -> list[str]:
+    sections = lightint_compile.report(function).sections
+    return [remark.message for section in sections for remark in section.remarks if remark.rule == RULE]
+
+
+def guards_of(function: Callable[..., Tensor], *args: Any) -> set[str]:
+    """The guards of the one trace of a call: kind, source and arguments, without the numbers of Dynamo's names."""
+    seen: list[Any] = []
+    with torch_frames._watched(lambda guards, _: seen.append(guards)):
+        called(function, *args)
+    (guards,) = seen
+    return {re.sub(r"_c?\d+(?=')", "", f"{kind} {source.name} {rest} {named}") for kind, source, rest, named in guards}
+
+
+@pytest.fixture(autouse=True)
+def _fresh(fresh_dynamo: None) -> None:
+    """Nothing is compiled before."""
+
+
+@once_only
+def test_guards_and_results_are_those_of_a_plain_trace() -> None:
+    module, x = made(), torch.randn(3, 8)
+    plain = guards_of(compiled(module, trace_blocks_once=False), x)
+    torch._dynamo.reset()
+    function = compiled(module)
+    assert plain <= guards_of(function, x)
+    assert torch.equal(called(function, x), called(module, x))
+    assert measured(function) == 2 * 4 - 1 and not said(function)
+
+
+def _other_linear(block: Block) -> None:
+    block.linear = nn.Linear(8, 8, dtype=torch.float64).float().requires_grad_(False)
+
+
+CHANGES: dict[str, Callable[[Block], None]] = {
+    "constant": lambda block: setattr(block, "scale", 0.25),
+    "inner constant": lambda block: setattr(block.gate, "power", 3),
+    "dictionary": lambda block: block.settings.update(clip=0.1),
+    "list": lambda block: block.names.append("c"),
+    "another module": lambda block: setattr(block, "gate", Squared()),
+    "another module of the class": _other_linear,
+    "a module that was missing": lambda block: setattr(block, "norm", nn.LayerNorm(8).requires_grad_(False)),
+    "a bias that was missing": lambda block: setattr(block.last, "bias", nn.Parameter(torch.ones(8), False)),
+    "a bias less": lambda block: setattr(block.linear, "bias", None),
+    "mode": lambda block: setattr(block, "training", True),
+    "data": lambda block: setattr(block.linear.weight, "data", block.linear.weight.data * 2),
+    "another tensor": lambda block: setattr(block, "table", torch.ones(8)),
+    "another dtype": lambda block: setattr(block, "table", torch.ones(8, dtype=torch.float16)),
+    "another size": lambda block: setattr(block, "table", torch.ones(1)),
+    "another layout": lambda block: setattr(block, "table", torch.ones(16)[::2]),
+    "own forward": lambda block: setattr(block, "forward", lambda x, factor: x * factor),
+    "own method": lambda block: setattr(block, "shifted", lambda x: x * 3),
+    "tied": lambda block: setattr(block.gate, "weight", nn.Parameter(block.linear.weight[0], False)),
+}
+"""What a user may do to a block between two calls."""
+
+
+@once_only
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_what_is_done_to_a_block_later_is_noticed(change: str, place: int) -> None:
+    module, x = made(), torch.randn(3, 8)
+    function = compiled(module)
+    called(function, x)
+    assert measured(function)
+    CHANGES[change](module.blocks[place])  # type: ignore[arg-type]
+    expected = called(copy.deepcopy(module), x)
+    torch.testing.assert_close(called(function, x).double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@once_only
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(CHANGES))), min_size=1, max_size=3))
+def test_blocks_that_differ_before_and_after_the_first_call(changes: list[tuple[int, str]]) -> None:
+    torch._dynamo.reset()
+    module, x = made(), torch.randn(3, 8)
+    function = compiled(module)
+    for place, change in changes:
+        torch.testing.assert_close(
+            called(function, x).double(), called(copy.deepcopy(module), x).double(), rtol=1e-5, atol=1e-6
+        )
+        CHANGES[change](module.blocks[place])  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    again = compiled(module)
+    expected = called(copy.deepcopy(module), x).double()
+    torch.testing.assert_close(called(again, x).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@once_only
+def test_sizes_that_change_and_a_class_that_changes() -> None:
+    module = made()
+    function = compiled(module)
+    for rows in (3, 5, 7):
+        x = torch.randn(rows, 8)
+        assert torch.equal(called(function, x), called(module, x))
+    own = Block.forward
+    try:
+        Block.forward = lambda self, x, factor: own(self, x, factor) * 2  # type: ignore[method-assign]
+        x = torch.randn(7, 8)
+        expected = called(copy.deepcopy(module), x)
+        torch._dynamo.reset()
+        assert torch.equal(called(compiled(module), x), expected)
+    finally:
+        Block.forward = own  # type: ignore[method-assign]
+
+
+@once_only
+def test_a_shared_module_and_tied_blocks() -> None:
+    module, x = made(), torch.randn(3, 8)
+    module.blocks[2].gate = module.blocks[0].gate
+    module.blocks[3].table = module.blocks[1].table
+    function = compiled(module)
+    assert torch.equal(called(function, x), called(module, x))
+    module.blocks[2].gate = Gate(8).requires_grad_(False)
+    assert torch.equal(called(function, x), called(module, x))
+
+
+class Breaks(Block):
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return super().forward(x, factor)
+
+
+class Counts(Block):
+    calls = 0
+
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x, factor) + self.calls
+
+
+@once_only
+@pytest.mark.parametrize("kind", [Breaks, Counts])
+def test_what_cannot_be_traced_once_is_traced_plainly(kind: type[Block]) -> None:
+    module, x = made(), torch.randn(3, 8)
+    module.blocks = nn.ModuleList(kind() for _ in range(3)).eval().requires_grad_(False)
+    function = compiled(module)
+    for _ in range(2):
+        expected = called(copy.deepcopy(module), x)
+        assert torch.equal(called(function, x), expected)
+    assert not measured(function)
+    assert said(function) and all(each.startswith("Dynamo traced every call of a block: ") for each in said(function))
+
+
+@once_only
+def test_why_nothing_is_traced_once() -> None:
+    x = torch.randn(3, 8)
+    single, tied = made(1), made()
+    tied.blocks[0].linear.weight = tied.blocks[0].last.weight
+    for module, why in ((single, "several modules of one class"), (tied, "one tensor differs between blocks")):
+        function = compiled(module)
+        assert torch.equal(called(function, x), called(module, x))
+        (message,) = said(function)
+        assert why in message
+
+
+@once_only
+def test_an_error_of_the_caller_is_raised_as_ever() -> None:
+    module = made()
+    with pytest.raises(Exception, match=r"size|shape"):
+        called(compiled(module), torch.randn(3, 7))
+    x = torch.randn(3, 8)
+    assert torch.equal(called(compiled(module), x), called(module, x))
+
+
+@once_only
+def test_a_fault_in_the_guards_is_no_fault_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightint_compile import torch_regions
+
+    def failing(*_: Any) -> None:
+        raise ValueError("a guard that cannot be made")
+
+    monkeypatch.setattr(torch_regions, "_guard_again", failing)
+    module, x = made(), torch.randn(3, 8)
+    function = compiled(module)
+    assert torch.equal(called(function, x), called(module, x))
+    (message,) = said(function)
+    assert "a guard that cannot be made" in message
+
+
+@pytest.mark.skipif(opens_frames(), reason="this torch is one that traces a block once")
+def test_another_torch_says_that_it_traces_every_call() -> None:
+    module, x = made(), torch.randn(3, 8)
+    function = compiled(module)
+    assert torch.equal(called(function, x), called(module, x))
+    (message,) = said(function)
+    assert torch.__version__ in message
+
+
+def test_nothing_of_dynamos_is_left_changed() -> None:
+    def places() -> Iterator[Any]:
+        from torch._dynamo.symbolic_convert import InstructionTranslatorBase
+
+        yield InstructionTranslatorBase.inline_user_function_return
+        yield vars(Block)["forward"]
+
+    before = list(places())
+    called(compiled(made()), torch.randn(3, 8))
+    assert list(places()) == before
