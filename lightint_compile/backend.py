@@ -189,6 +189,9 @@ def _reason_to_leave_alone(
 ) -> str:
     if options.runs_nothing:
         return 'preset="off"'
+    foreign = capture.foreign_tensors(graph_module, example_inputs)
+    if foreign:
+        return foreign
     if records_gradients(graph_module, example_inputs):
         return "it needs gradients, and the rewrites are for inference (call it under torch.no_grad())"
     return ""

@@ -20,6 +20,7 @@ PRIVATE = {
     "torch._C._dynamo.guards.TensorGuards": "layouts of two thousand tensors are compared in every call",
     "torch._C._dispatch_has_kernel_for_dispatch_key": "which operators are composites of others",
     "torch._C._autograd._top_saved_tensors_default_hooks": "whether a kept trace was made under hooks on saved tensors",
+    "torch._C._dispatch_tls_is_dispatch_key_excluded": "whether operations of a tensor's own class run in this thread",
     "torch._C._dispatch_keys": "what Dynamo's check of a tensor takes from it, for kept traces",
     "torch._C._exit_dual_level": "the adversary closes a level of forward mode that a failed assertion left open",
     "torch._C._functorch": "whether a transformation of functions is under way, and which",

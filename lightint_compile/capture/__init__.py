@@ -27,6 +27,8 @@ from lightint_compile.capture.copied_memory import WritesToAView
 from lightint_compile.capture.dry_run import Dynamic, sizes_marked, trace_once
 from lightint_compile.capture.equal_sizes import equate_keys_and_values
 from lightint_compile.capture.explicit_autocast import make_casts_explicit, uses_autocast
+from lightint_compile.capture.foreign_tensors import INSIDE, foreign_values, is_inside_an_operation
+from lightint_compile.capture.foreign_tensors import told as foreign_told
 from lightint_compile.capture.functional import functional
 from lightint_compile.capture.input_writes import put_in_place, refusal
 from lightint_compile.capture.module_stacks import Differs as Differs
@@ -63,9 +65,12 @@ def from_dynamo(graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, 
         example_inputs: what the backend was called with; only used where a placeholder carries no fake value.
 
     Raises:
-        CaptureError: the graph writes to an input in a way that cannot be kept, or holds an operation that cannot be
-            traced before dispatch.
+        CaptureError: the graph writes to an input in a way that cannot be kept, holds an operation that cannot be
+            traced before dispatch, or has a tensor that is no plain one.
     """
+    foreign = foreign_tensors(graph_module, example_inputs)
+    if foreign:
+        raise CaptureError(foreign)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     mode = _mode_of(placeholders, example_inputs)
     values = [
@@ -253,6 +258,22 @@ def inputs_of(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> li
     """The inputs of a graph of Dynamo's, as those of its program will be."""
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     return [_dynamo_input(node, real) for node, real in zip(placeholders, example_inputs, strict=True)]
+
+
+def foreign_tensors(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> str:
+    """Why a graph of Dynamo's has to be left alone for tensors that are no plain ones; empty where there are none."""
+    if is_inside_an_operation():
+        return INSIDE
+    found = foreign_values(graph_module, example_inputs)
+    if not found:
+        return ""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    entries = dict(zip(placeholders, inputs_of(graph_module, example_inputs), strict=True))
+    named = {f"the {_CALLED[entry.kind]} {entry.path}": found[node] for node, entry in entries.items() if node in found}
+    return foreign_told(named or {f"{node.name} in the graph": value for node, value in found.items()})
+
+
+_CALLED = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.TENSOR: "input"}
 
 
 def _dynamo_input(node: fx.Node, real: Any) -> ProgramInput:

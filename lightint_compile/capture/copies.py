@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lightint_compile.capture.foreign_tensors import is_foreign
 from lightint_compile.errors import StateError, told
 
 Invocation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -143,9 +144,10 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _check_room(tensors: Sequence[torch.Tensor]) -> None:
+    """The tensors that a foreign one holds are among ``tensors``, and it has no memory beside theirs."""
     sizes: dict[torch.device, dict[int, int]] = {}
     for tensor in tensors:
-        if not tensor.is_meta and tensor.layout is torch.strided:
+        if not (tensor.is_meta or is_foreign(tensor)) and tensor.layout is torch.strided:
             storage = tensor.untyped_storage()
             sizes.setdefault(tensor.device, {})[storage.data_ptr()] = storage.nbytes()
     for device, storages in sizes.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
+from lightint_compile.capture.foreign_tensors import foreign_values
 from lightint_compile.capture.repeat_tracing import looks_like_a_write
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.remarks import source_of
@@ -31,6 +32,8 @@ def core_of(graph: fx.GraphModule) -> Core | None:
     attention = next(filter(_is_attention, _nodes(graph)), None)
     if attention is None:
         return None
+    if foreign_values(graph):
+        return Core(source_of(attention), "keep its weights and inputs plain tensors if it is to be rewritten")
     if _needs_gradients(graph):
         return Core(source_of(attention), "call it under torch.no_grad() or torch.inference_mode()")
     write = next(filter(_writes_to_an_input, graph.graph.nodes), None)

@@ -11,6 +11,7 @@ import torch.fx as fx
 from torch.export import Dim, ExportedProgram
 
 from lightint_compile.capture.dry_run import Dynamic, named_dimensions
+from lightint_compile.capture.foreign_tensors import is_foreign
 from lightint_compile.errors import ExportError, told, user_line
 from lightint_compile.passes.ir.remarks import module_path_of, source_of
 
@@ -92,6 +93,18 @@ def because_random(error: ExportError, found: ExportedProgram) -> ExportError:
     why = f"{error.why}; it draws random numbers ({drawn[0].target})"
     fix = "pass the random tensor in as an argument"
     return ExportError(error.what, where=source_of(drawn[0]) or error.where, why=why, fix=fix)
+
+
+def because_foreign(error: ExportError, found: ExportedProgram) -> ExportError:
+    """``error``, with a tensor whose class has operations of its own as its reason where the program is given one."""
+    specs = zip(found.graph_signature.input_specs, found.graph.find_nodes(op="placeholder"), strict=False)
+    foreign = {spec.target or node.name: value for spec, node in specs if is_foreign(value := node.meta.get("val"))}
+    if not foreign:
+        return error
+    name, kind = next((name, type(value).__qualname__) for name, value in foreign.items())
+    why = f"{error.why}; {name} is a {kind}, whose class says what operations on it do"
+    fix = "export the module with plain tensors, or, for .pt2 and .aoti.pt2, define the class in a module to import"
+    return ExportError(error.what, where=error.where, why=why, fix=fix)
 
 
 def _draws(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from lightint_compile.capture.dry_run import Dynamic
 from lightint_compile.errors import ExportError
 from lightint_compile.exporting.calls import Call, accepted, example_call, grown_calls, sides_of, size_in
-from lightint_compile.exporting.capturing import because_random, captured
+from lightint_compile.exporting.capturing import because_foreign, because_random, captured
 from lightint_compile.exporting.check import run_each, run_fresh, run_onnx, worst_difference
 from lightint_compile.exporting.decide import Decide, paths
 from lightint_compile.exporting.formats import ONNX, Format, format_of
@@ -133,7 +133,10 @@ def export(
         calls, unchecked = _calls(prepared, (tuple(args), kwargs), checks)
         references = [prepared.reference(call) for call in calls]
         tell(f"writing {kind.suffix}")
-        written = WRITERS[kind].write(prepared, calls[0], folder / path.name)
+        try:
+            written = WRITERS[kind].write(prepared, calls[0], folder / path.name)
+        except ExportError as error:
+            raise because_foreign(error, program) from error
         tell("checking in a fresh process")
         try:
             found = _outputs(prepared, kind, written[0], calls, folder)
@@ -143,7 +146,7 @@ def export(
                 for call, outputs, expected in zip(calls, found, references, strict=True)
             ]
         except ExportError as error:
-            raise because_random(error, program) from error
+            raise because_foreign(because_random(error, program), program) from error
         decides, why = _decision(prepared, calls[0], kind, path, folder, tell)
         put([*written, *([] if decides is None else [folder / decides.name])], path)
     return Exported(

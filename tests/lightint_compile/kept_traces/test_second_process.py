@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import foreign_tensors
 import pytest
 import torch
 from torch import Tensor, nn
@@ -250,9 +251,19 @@ def _tied(module: ModuleType) -> tuple[Any, Tensor]:
     return model, torch.randn(2, 8)
 
 
+def _foreign(module: ModuleType) -> tuple[Any, Tensor]:
+    model = model_of(module)
+    foreign_tensors.wrap(model, "blocks.1.linear.weight")
+    return model, torch.randn(2, 8)
+
+
+def _foreign_input(module: ModuleType) -> tuple[Any, Tensor]:
+    return model_of(module), foreign_tensors.Scaled.of(torch.randn(2, 8))
+
+
 CHANGES = [
     *(_wider, _one_weight, _attribute, _dtype, _training, _constant, _function, _method),
-    *(_of_torch, _hook, _forward, _property, _tied),
+    *(_of_torch, _hook, _forward, _property, _tied, _foreign, _foreign_input),
 ]
 
 
