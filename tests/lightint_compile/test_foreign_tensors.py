@@ -127,7 +127,9 @@ def test_inductor_compiles_the_graph_as_it_is(name: str) -> None:
     exact, call = reference(model, case.make()), compiled(model, delegate="inductor")
     for _ in range(3):
         same(call, model, exact, case.inputs())
-    is_left_alone(call, case.called)
+    told = sections(call)  # torch 2.11's Inductor fails on some, and Dynamo goes on with parts of the call
+    assert any(case.called in each.untouched for each in told)
+    assert not any(remark.kind is RemarkKind.FAILURE for each in told for remark in each.remarks)
 
 
 NAMES = [f"blocks.{i}.{name}" for i in range(3) for name in ("linear.weight", "linear.bias", "gain", "offset")]
