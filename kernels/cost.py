@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from lightint_compile.errors import OptionError, did_you_mean
+from lightint_compile.read_back import UnreadableError, of_type, read_back
 from lightint_compile.torch_compat import cache_dir
 
 _PROGRAM = 128
@@ -216,8 +217,8 @@ def _rates(device: torch.device, implementation: str | None) -> tuple[Rates, Ori
 def _kept_rates(device: torch.device, implementation: str | None, _threads: int) -> tuple[Rates, Origin]:
     path = _path(device, implementation)
     try:
-        return Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"]), Origin.MEASURED
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_back(path, lambda data: of_type(Rates, data["rates"])), Origin.MEASURED
+    except (OSError, UnreadableError):
         return _known(device, implementation)
 
 

@@ -6,7 +6,7 @@ a second and leaves the model as it was. One tensor at a time is in flight: 17 G
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightint_compile.errors import CheckpointError
 from lightint_compile.models.devices import checked_device
+from lightint_compile.read_back import UnreadableError, an_object, read_back
 
 Located = dict[str, Path]
 """Which file holds each key."""
@@ -63,13 +64,12 @@ def locate_keys(folder: Path) -> Located:
 
 def _from_index(index: Path) -> Located:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        located = {str(key): index.parent / str(name) for key, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise CheckpointError("The index cannot be read.", where=str(index), why=why) from error
+        weight_map = read_back(index, lambda data: an_object(data["weight_map"]))
+    except (OSError, UnreadableError) as error:
+        raise CheckpointError("The index cannot be read.", where=str(index), why=str(error)) from error
+    located = {key: index.parent / str(name) for key, name in weight_map.items()}
     for key, path in located.items():
-        if not path.is_file():
+        if not os.path.isfile(path):  # a name that no file can have is none, and no error of the system's
             why = f"it is listed as the home of {key!r}"
             raise CheckpointError(
                 "A file of the index is not there.", where=str(path), why=why, fix="complete the folder"

@@ -15,6 +15,7 @@ from typing import Any
 
 from lightint_compile.error_budget.rollout_spread import limit
 from lightint_compile.options.error_limits import MARGIN, Budget, Deviation
+from lightint_compile.read_back import UnreadableError, a_number, of_type, read_back
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,11 @@ class Table:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
-        """The inverse of :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            Exception: ``data`` is of another form; :func:`load` reads what may be.
+        """
         return cls(tuple(_row(row) for row in data["rows"]))
 
 
@@ -154,15 +159,16 @@ def _numbers(deviation: Deviation) -> dict[str, float | None]:
 
 
 def _row(data: Mapping[str, Any]) -> Measured:
+    numbers = {"relative", "psnr"}
+    own = of_type(Measured, {name: value for name, value in data.items() if name not in numbers | {"rollouts"}})
     rollouts = tuple(map(_deviation, data.get("rollouts", ())))
-    own = (data["setting"], _deviation(data), data["calls"], data["complete"], data.get("acts", ""))
-    return Measured(*own, rollouts)
+    return dataclasses.replace(own, deviation=_deviation(data), rollouts=rollouts)
 
 
 def _deviation(data: Mapping[str, Any]) -> Deviation:
-    relative = math.inf if data["relative"] is None else data["relative"]
+    relative = math.inf if data["relative"] is None else a_number(data["relative"])
     without_peak = -math.inf if relative == math.inf else math.inf
-    return Deviation(relative, without_peak if data["psnr"] is None else data["psnr"])
+    return Deviation(relative, without_peak if data["psnr"] is None else a_number(data["psnr"]))
 
 
 def save(table: Table, path: Path) -> None:
@@ -179,9 +185,9 @@ def save(table: Table, path: Path) -> None:
 def load(path: Path) -> Table | None:
     """The table in a file; ``None`` where there is none that can be read."""
     try:
-        return Table.from_dict(json.loads(path.read_text()))
+        return read_back(path, Table.from_dict)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UnreadableError as error:
         log.warning("the calibration %s cannot be read: %s", path.name, error)
         return None

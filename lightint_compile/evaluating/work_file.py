@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from lightint_compile.read_back import UnreadableError, of_type, parsed
 
 from .results import Result
 from .true_world import Walk
@@ -31,13 +34,14 @@ class WorkFile:
 
     def _open(self, folder: Path, settings: str) -> None:
         about = folder / "settings.json"
-        if folder.exists() and not (about.exists() and about.read_text(encoding="utf-8") == settings):
+        if folder.exists() and not (about.exists() and about.read_bytes() == settings.encode()):
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
         about.write_text(settings, encoding="utf-8")
         lines = folder / "results.jsonl"
         if lines.exists():
-            self.results = list(filter(None, map(_read, lines.read_text(encoding="utf-8").splitlines())))
+            text = lines.read_text(encoding="utf-8", errors="replace")
+            self.results = list(filter(None, map(_read, text.splitlines())))
 
     def has(self, variant: str, walk: Walk) -> bool:
         """Whether this rollout is done."""
@@ -70,13 +74,11 @@ class WorkFile:
 
 
 def _read(line: str) -> Result | None:
-    """A result, or nothing where the line was cut off."""
+    """A result, or nothing where the line was cut off or damaged."""
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError:
+        return parsed(line, partial(of_type, Result))
+    except UnreadableError:
         return None
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-    return Result(**fields)
 
 
 def fingerprint(module: torch.nn.Module) -> str:

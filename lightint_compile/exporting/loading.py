@@ -13,11 +13,12 @@ import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
-from lightint_compile.errors import ExportError, InputError, told
+from lightint_compile.errors import ExportError, InputError, LightintError, told
 from lightint_compile.exporting.aoti import METADATA
 from lightint_compile.exporting.archive import REPORT_FILE
 from lightint_compile.exporting.formats import AOTI, loadable
 from lightint_compile.exporting.results import RESULTS_FILE, restored
+from lightint_compile.read_back import an_object
 from lightint_compile.reporting import Report
 
 
@@ -142,10 +143,13 @@ def _archive(path: Path) -> Loaded:
     extra = {REPORT_FILE: "", RESULTS_FILE: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
+        report = _report(extra[REPORT_FILE])
+    except LightintError:
+        raise
     except Exception as error:
         why = told(error)
         raise ExportError("the archive cannot be read", where=str(path), why=why, fix="export it again") from error
-    report, results = _report(extra[REPORT_FILE]), restored(extra[RESULTS_FILE])
+    results = restored(extra[RESULTS_FILE])
     return Loaded(program, report, program.module(), CallForm.of(program), results)
 
 
@@ -156,13 +160,16 @@ def _package(path: Path, runners: int) -> Loaded:
         package = load_package(str(path), num_runners=runners)
         data = json.loads(package.get_metadata().get(METADATA, "{}"))
         spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
+        constants = {place: (name, value) for place, name, value in data.get("constants", ())}
+        report = _report(data.get("report", ""))
+    except LightintError:
+        raise
     except Exception as error:
         why = told(error)
         raise ExportError("the package cannot be read", where=str(path), why=why, fix="export it again") from error
-    constants = {place: (name, value) for place, name, value in data.get("constants", ())}
     results = restored(data.get("results", ""))
-    return Loaded(None, _report(data.get("report", "")), package, CallForm(spec, constants), results)
+    return Loaded(None, report, package, CallForm(spec, constants), results)
 
 
 def _report(text: str) -> Report | None:
-    return Report.from_dict(json.loads(text)) if text else None
+    return Report.from_dict(an_object(json.loads(text))) if text else None

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch.utils._pytree as pytree
 
+from lightint_compile.read_back import UnreadableError, parsed
+
 RESULTS_FILE = "lightint_results.json"
 """The name among the archive's extra files of what the classes of results were."""
 
@@ -53,16 +55,19 @@ def described(spec: pytree.TreeSpec) -> str:
 
 
 def restored(description: str) -> pytree.TreeSpec | None:
-    """The spec that a description was made of; ``None`` where a package of it is not there."""
+    """The spec that a description was made of; ``None`` where it or a package of it is not there."""
     if not description:
         return None
-    data = json.loads(description)
     try:
-        for name in data["modules"]:
-            importlib.import_module(name)
-        return pytree.treespec_loads(data["spec"])
-    except (ImportError, NotImplementedError, ValueError):
+        return parsed(description, _classes_in)
+    except UnreadableError:
         return None
+
+
+def _classes_in(data: Any) -> pytree.TreeSpec:
+    for name in data["modules"]:
+        importlib.import_module(name)
+    return pytree.treespec_loads(data["spec"])
 
 
 def _shown(spec: pytree.TreeSpec) -> Any:

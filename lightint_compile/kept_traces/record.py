@@ -54,7 +54,10 @@ class Trace:
         expected, rest = content[:_HASH], content[_HASH:]
         if hashlib.sha256(rest).digest() != expected:
             raise UnkeepableError("the file is damaged")
-        found = pickle.loads(rest)
+        try:
+            found = pickle.loads(rest)
+        except Exception as error:  # a class of it is gone, or has other fields by now
+            raise UnkeepableError("the file is not of this version") from error
         if not isinstance(found, cls):
             raise UnkeepableError("the file is damaged")
         return found

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Varia
 from lightint_compile.lowering.region_sizes import BoundSymbol
 from lightint_compile.passes.ir.decision_points import point_from
 from lightint_compile.passes.ir.input_writes import InputWrites
+from lightint_compile.read_back import UnreadableError, an_object, read_back
 from lightint_compile.reporting.section import Section
 from lightint_compile.torch_compat import cache_dir, shape_env_of
 
@@ -123,7 +124,12 @@ class Store:
         if not self._folder.path.is_dir() or not self._folder.is_ready():
             return
         for path in _oldest_first(self._folder.path.glob(f"*/{key}-*{TRACE}")):
-            yield path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except OSError as error:  # another process removed it, or it is no file: the next may fit
+                log.info("the kept trace %s cannot be read: %s", path.name, error)
+                continue
+            yield content
 
     def load(self, key: str, compiler: Compiler, regions: RegionSource, *, strict: bool = False) -> Stored | None:
         """The record under ``key``. ``regions`` makes a region again, for sizes that the kept kernels do not cover."""
@@ -141,7 +147,12 @@ class Store:
 
 
 def _oldest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+    """Those that are there still: another process may delete them meanwhile."""
+    times: list[tuple[int, Path]] = []
+    for path in paths:
+        with suppress(OSError):
+            times.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(times)]
 
 
 def _write(record: Mapping[str, Any], folder: Path) -> None:
@@ -156,14 +167,23 @@ def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "hash": _hash(json.dumps(rest, sort_keys=True).encode())}
 
 
-def _read(folder: Path) -> Any:
-    """The inverse of :func:`_write`; raises when a file is not what was written."""
-    record = json.loads((folder / "record.json").read_text())
-    if _sealed(record)["hash"] != record["hash"]:
-        raise ValueError("record.json is damaged")
+def read_record(folder: Path) -> dict[str, Any]:
+    """What :func:`_write` wrote.
+
+    Raises:
+        UnreadableError, OSError: a file is not what was written, or not there.
+    """
+    record = read_back(folder / "record.json", _unsealed)
     for name, expected in record["files"].items():
         if _hash((folder / name).read_bytes()) != expected:
-            raise ValueError(f"{name} is damaged")
+            raise UnreadableError(f"{name} is damaged")
+    return record
+
+
+def _unsealed(data: Any) -> dict[str, Any]:
+    record = an_object(data)
+    if _sealed(record)["hash"] != record["hash"]:
+        raise UnreadableError("record.json is damaged")
     return record
 
 
@@ -172,7 +192,7 @@ def _hash(content: bytes) -> str:
 
 
 def _loaded(folder: Path, compiler: Compiler, regions: RegionSource, strict: bool) -> Stored:
-    record = _read(folder)
+    record = read_record(folder)
     leaves = {name: _leaf(name, data, folder, compiler, regions) for name, data in record["leaves"].items()}
     for leaf in leaves.values():
         leaf.strict = strict

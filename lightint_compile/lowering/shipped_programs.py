@@ -7,6 +7,7 @@ lists what else the key is made of, so that a machine on which none fits can say
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from typing import Any
 
 from lightint_compile.errors import StateError
 from lightint_compile.lowering.artifact_keys import SURROUNDINGS
-from lightint_compile.lowering.artifact_store import kept_in
+from lightint_compile.lowering.artifact_store import kept_in, read_record
 from lightint_compile.options.checks import SHIPPED
+from lightint_compile.read_back import UnreadableError, an_object, read_back
+
+log = logging.getLogger(__name__)
 
 MATTERS = ("torch and Python", "devices and driver", "Triton", "our sources", "threads", "rates of the cost model")
 """What differs between machines and installations, first of all that a program depends on."""
@@ -27,7 +31,7 @@ class Kept:
     """What a folder holds.
 
     Attributes:
-        programs: how many graphs.
+        programs: how many graphs; those that are damaged do not count.
         regions: the compiled forms in them.
         size: bytes.
     """
@@ -55,10 +59,11 @@ def keep_artifacts(folder: Path | str) -> Iterator[None]:
         folder: made where it is not there; what it holds already stays.
 
     Raises:
-        StateError: nothing that was compiled inside can be kept.
+        StateError: nothing that was compiled inside can be kept, or the folder cannot be written to.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    with _written(target):
+        target.mkdir(parents=True, exist_ok=True)
     with kept_in(target.absolute()):
         yield
         about = {name: repr(read()) for name, read in SURROUNDINGS.items()}
@@ -66,22 +71,40 @@ def keep_artifacts(folder: Path | str) -> Iterator[None]:
         why = "nothing was compiled inside, nothing in it is what lightint rewrites, or the folder may not be used"
         fix = "see report(compiled), and the log"
         raise StateError("no program was kept", where=str(target), why=why, fix=fix)
-    (target / SHIPPED).write_text(json.dumps({"schema": 1, "surroundings": about}, indent=1), encoding="utf-8")
+    with _written(target):
+        (target / SHIPPED).write_text(json.dumps({"schema": 1, "surroundings": about}, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        fix = "give a folder that is not there yet, or one that this user may write to"
+        raise StateError("the programs cannot be kept", where=str(target), why=str(error), fix=fix) from error
 
 
 def kept(folder: Path) -> Kept:
-    """What is in a folder."""
-    records = sorted(folder.glob("*/record.json"))
-    regions = sum(len(json.loads(record.read_text(encoding="utf-8"))["leaves"]) for record in records)
-    size = sum(file.stat().st_size for record in records for file in record.parent.iterdir())
-    return Kept(folder, len(records), regions, size)
+    """What is in a folder, without the programs that are damaged: those are named in the log."""
+    found = [each for record in sorted(folder.glob("*/record.json")) if (each := _program(record.parent)) is not None]
+    return Kept(folder, len(found), sum(regions for regions, _ in found), sum(size for _, size in found))
+
+
+def _program(folder: Path) -> tuple[int, int] | None:
+    """Regions and bytes of one program; ``None`` where it is not what was written."""
+    try:
+        regions = len(read_record(folder)["leaves"])
+        return regions, sum(file.stat().st_size for file in folder.iterdir())
+    except (UnreadableError, OSError) as error:
+        log.warning("the program %s is damaged, and is used by nobody: %s", folder, error)
+        return None
 
 
 def why_none_fits(folder: Path) -> str:
     """Why no program of a folder is the one that is looked for: what differs here, or that there is none."""
     try:
-        there: dict[str, Any] = json.loads((folder / SHIPPED).read_text(encoding="utf-8"))["surroundings"]
-    except (OSError, ValueError, KeyError) as error:
+        there = read_back(folder / SHIPPED, _surroundings)
+    except (OSError, UnreadableError) as error:
         return f"{SHIPPED} cannot be read: {error}"
     here = {name: repr(read()) for name, read in SURROUNDINGS.items()}
     names = [*MATTERS, *(name for name in here if name not in MATTERS)]
@@ -89,6 +112,10 @@ def why_none_fits(folder: Path) -> str:
         if there.get(name) != here[name]:
             return f"{name}: {_short(there.get(name, 'not known'))} there, {_short(here[name])} here"
     return "it holds none of this graph with these options"
+
+
+def _surroundings(data: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in an_object(an_object(data)["surroundings"]).items()}
 
 
 def _short(text: str) -> str:

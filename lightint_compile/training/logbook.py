@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from lightint_compile.read_back import UnreadableError, a_number, parsed
 from lightint_compile.training.clock import PhaseClock
 
 _SMOOTHING = 0.05
@@ -53,18 +54,26 @@ class Logbook:
         """The picture of all losses in the file."""
         if self.folder is None or not (self.folder / "log.jsonl").exists():
             return
-        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if "loss" in row]
-        names = list(dict.fromkeys(row["phase"] for row in rows))
+        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = list(filter(None, map(_loss, lines)))
+        names = list(dict.fromkeys(name for name, _, _ in rows))
         if not names:
             return
         figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
         FigureCanvasAgg(figure)
         for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            axis.plot(*zip(*((row["step"], row["loss"]) for row in rows if row["phase"] == name), strict=True))
+            axis.plot(*zip(*((step, loss) for phase, step, loss in rows if phase == name), strict=True))
             axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
             axis.grid(alpha=0.3)
         figure.savefig(self.folder / "loss.png", dpi=110)
+
+
+def _loss(line: str) -> tuple[str, float, float] | None:
+    """Phase, step and loss of a line; nothing where it has none, or was cut off."""
+    try:
+        return parsed(line, lambda row: (str(row["phase"]), a_number(row["step"]), a_number(row["loss"])))
+    except UnreadableError:
+        return None
 
 
 class Bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from lightint_compile.models.maze.config import MazeSize
 from lightint_compile.models.maze.weight_folder import card_of, load_part, unreadable
 from lightint_compile.models.worldplay.blocks import DoubleBlock
 from lightint_compile.models.worldplay.transformer import WorldPlayTransformer
+from lightint_compile.read_back import of_type
 from lightint_compile.training.plan import Plan
 
 FILE = "checkpoint.pt"
@@ -104,17 +106,22 @@ class State:
             raise CheckpointError("There is nothing to resume.", where=str(path), fix="leave --resume out")
         try:
             content: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            mine, theirs = (self.size.name, self.plan.seed), (content["size"], content["seed"])
+            if mine != theirs:
+                why = f"it is of size and seed {theirs}, asked for are {mine}"
+                raise CheckpointError("The checkpoint is of another training.", where=str(path), why=why)
+            self._take(content)
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError("The checkpoint cannot be read.", where=str(path), why=str(error)) from error
-        mine, theirs = (self.size.name, self.plan.seed), (content["size"], content["seed"])
-        if mine != theirs:
-            why = f"it is of size and seed {theirs}, asked for are {mine}"
-            raise CheckpointError("The checkpoint is of another training.", where=str(path), why=why)
+
+    def _take(self, content: Mapping[str, Any]) -> None:
         for name, each in self.modules().items():
             each.load_state_dict(content["modules"][name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(content["optimisers"][name])
-        self.own, self.progress = content["own"], Progress(**content["progress"])
+        self.own, self.progress = content["own"], of_type(Progress, content["progress"])
         if self.progress.start and "codec" not in self.progress.steps:
             self.plan = self.plan.without_codec()
 
@@ -126,7 +133,7 @@ def _told(folder: Path) -> str:
         return "weights without a card"
     try:
         return f"{facts['model']}, " + ", ".join(f"{steps} steps of {name}" for name, steps in facts["steps"].items())
-    except (KeyError, AttributeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise unreadable(folder, error) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightint_compile.errors import InputError
+from lightint_compile.errors import InputError, LightintError, told
 from lightint_compile.world_state.file import read_state, write_state
 from lightint_compile.world_state.program import Memory, restore, state_of
 
@@ -46,7 +46,10 @@ class WorldState:
         Raises:
             InputError: there is no such file, it is damaged, or holds something else.
         """
-        return cls(**read_state(path))
+        found = read_state(path)
+        if not isinstance(found, dict) or set(found) != {"memory", "world"} or not isinstance(found["memory"], dict):
+            raise _unreadable(path, "it holds something else than a memory and a world")
+        return cls(found["memory"], _copied(found["world"]))
 
 
 def fork_state(compiled: Any, world: Mapping[str, Tensor] | None = None) -> WorldState:
@@ -89,8 +92,18 @@ def load_state(compiled: Any, state: WorldState | str | Path) -> dict[str, Tenso
         InputError: the state is of another model, of other options or of other sizes; as of :meth:`WorldState.load`.
     """
     found = state if isinstance(state, WorldState) else WorldState.load(state)
-    restore(compiled, found.memory)
+    try:
+        restore(compiled, found.memory)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, LightintError):
+            raise
+        raise _unreadable(state, told(error)) from error
     return _copied(found.world)
+
+
+def _unreadable(state: object, why: str) -> InputError:
+    where = "state" if isinstance(state, WorldState) else str(state)
+    return InputError("the state cannot be read", where=where, why=why, fix="write it with save_state")
 
 
 def _copied(world: Mapping[str, Tensor]) -> dict[str, Tensor]:

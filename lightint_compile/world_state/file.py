@@ -71,9 +71,9 @@ def read_state(path: str | Path) -> Any:
             header = file.metadata() or {}
             _check(header, path)
             return _value(json.loads(header[_STATE]), file.get_tensor)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a wrong form is any error at all: a key, a type, a name that torch has not
         fix = "give the path of a file that save_state wrote, and copy it again where it may have been cut off"
         raise InputError("the state cannot be read", where=str(path), why=str(error), fix=fix) from error
 
@@ -124,7 +124,14 @@ def _value(data: Any, tensor: Callable[[str], Tensor]) -> Any:
         return {_value(key, tensor): _value(each, tensor) for key, each in held}
     if kind == "tuple":
         return tuple(_value(each, tensor) for each in held)
-    return getattr(torch, held) if kind == "dtype" else torch.device(held)
+    return _dtype(held) if kind == "dtype" else torch.device(held)
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{name} is no dtype")
+    return found
 
 
 def _placed(tensor: Tensor, device: str) -> Tensor:

@@ -124,7 +124,7 @@ def parse_json(text: str, name: str) -> RecordedPath:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("The pose file is no JSON.", where=name, why=str(error)) from error
     if not isinstance(data, dict) or "extrinsics" not in data:
         why = "the key 'extrinsics' is missing"
@@ -149,7 +149,7 @@ def _array(value: Any, shape: tuple[int, ...], where: str) -> Tensor:
     for index, entry in enumerate(value):
         try:
             tensor = torch.tensor(entry, dtype=torch.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError("An entry is no array.", where=f"{where}[{index}]", why=str(error)) from error
         if tuple(tensor.shape) != shape:
             why = f"its shape is {tuple(tensor.shape)}, expected {shape}"

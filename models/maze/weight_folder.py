@@ -6,7 +6,6 @@ taken over. Such a folder has only what moved, and its card names the folder bes
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from lightint_compile.errors import CheckpointError
+from lightint_compile.read_back import UnreadableError, an_object, read_back
 
 from ..checkpoint import load_checkpoint
 
@@ -49,14 +49,14 @@ def card_of(folder: Path) -> dict[str, Any] | None:
     if not card.is_file():
         return None
     try:
-        return dict(json.loads(card.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return read_back(card, an_object)
+    except (OSError, UnreadableError) as error:
         raise unreadable(folder, error) from error
 
 
 def unreadable(folder: Path, error: Exception) -> CheckpointError:
     """The error of a card that says something else than a training's."""
-    why = f"it is no card of a training: {type(error).__name__}"
+    why = f"it is no card of a training: {type(error.__cause__ or error).__name__}"
     return CheckpointError("The card cannot be read.", where=str(folder / CARD), why=why, fix="take it out")
 
 

@@ -6,10 +6,12 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightint_compile.bench.parts.listed import Command, Part
+from lightint_compile.read_back import UnreadableError, an_object, of_type, read_back
 
 RECORD = ".run.json"
 """Behind a part's name: the file of its record."""
@@ -65,9 +67,8 @@ class Folder:
     def last(self, part: Part) -> Run | None:
         """The record of the last run of a part; nothing where there is none that can be read."""
         try:
-            found = json.loads(self.file(part, RECORD).read_text(encoding="utf-8"))
-            return Run(**{**found, "arguments": tuple(found["arguments"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            return read_back(self.file(part, RECORD), partial(of_type, Run))
+        except (OSError, UnreadableError):
             return None
 
     def fitting(self, part: Part, command: Command, machine: Mapping[str, Any]) -> Run | None:
@@ -79,7 +80,6 @@ class Folder:
     def figures(self, part: Part) -> dict[str, Any] | None:
         """What a part wrote, also one that was stopped; nothing where it wrote no JSON."""
         try:
-            found: dict[str, Any] = json.loads(self.file(part, ".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_back(self.file(part, ".json"), an_object)
+        except (OSError, UnreadableError):
             return None
-        return found

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import lightint_compile
 from lightint_compile.cli.app import app
+from lightint_compile.compilation import not_shipped
 from lightint_compile.errors import DeviceError, InputError, LightintError, OptionError, StateError
 from lightint_compile.lowering import artifact_folder
 from lightint_compile.lowering.artifact_keys import SURROUNDINGS
@@ -52,6 +53,18 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.linear(x.repeat_interleave(16, 0)))
+
+
+class Other(nn.Module):
+    """Another graph."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x) + 1
+        return out
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,12 +134,8 @@ def test_where_no_program_fits_it_is_compiled_and_the_difference_is_named(
     assert str(shipped) in caplog.text
 
 
-def test_another_graph_is_none_of_them(shipped: Path) -> None:
-    class Other(Model):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + 1
-
-    section = call(Other().requires_grad_(False), artifacts=str(shipped))
+def test_another_graph_is_none_of_them(model: Model, shipped: Path) -> None:
+    section = call(Other(model), artifacts=str(shipped))
     (remark,) = [remark for remark in section.remarks if remark.rule == "artifacts"]
     assert remark.message.endswith("it holds none of this graph with these options")
 
@@ -138,6 +147,47 @@ def test_a_damaged_program_is_compiled_anew_and_stays_as_it_is(model: Model, shi
     binary.write_bytes(b"no program")
     assert not call(model, artifacts=str(damaged)).measurements["warm start"]
     assert binary.read_bytes() == b"no program"
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"surroundings": null}', '{"surroundings": []}', "{", None])
+def test_a_damaged_index_is_a_remark(text: str | None, model: Model, shipped: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "programs"
+    shutil.copytree(shipped, folder)
+    index = folder / "artifacts.json"
+    index.unlink()
+    index.mkdir() if text is None else index.write_text(text)
+    assert not_shipped(str(folder)).message.count("artifacts.json cannot be read")
+    if text == "[]":
+        section = call(Other(model), artifacts=str(folder))
+        assert any("artifacts.json cannot be read" in remark.message for remark in section.remarks)
+
+
+@pytest.mark.parametrize("text", ["", "[]", None])
+def test_a_damaged_program_of_another_graph_is_left_out(
+    text: str | None, model: Model, shipped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "programs"
+    shutil.copytree(shipped, folder)
+    (folder / "other").mkdir()
+    record = folder / "other" / "record.json"
+    record.mkdir() if text is None else record.write_text(text)
+    with caplog.at_level(logging.WARNING), lightint_compile.keep_artifacts(folder):
+        pass
+    assert kept(folder).programs == 1 and "other is damaged" in caplog.text
+    assert json.loads((folder / "artifacts.json").read_text())["surroundings"].keys() == SURROUNDINGS.keys()
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path, shipped: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(StateError, match="the programs cannot be kept"), lightint_compile.keep_artifacts(file):
+        pass
+    folder = tmp_path / "programs"
+    shutil.copytree(shipped, folder)
+    (folder / "artifacts.json").unlink()
+    (folder / "artifacts.json").mkdir()
+    with pytest.raises(StateError, match="the programs cannot be kept"), lightint_compile.keep_artifacts(folder):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner here")

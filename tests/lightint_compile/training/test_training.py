@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +210,13 @@ def test_another_training_is_not_taken_up(whole: tuple[State, Path], tmp_path: P
         other.load(whole[1])
     with pytest.raises(CheckpointError, match="nothing to resume"):
         other.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[], 3, {"size": SMALL.name}, {"size": SMALL.name, "seed": PLAN.seed}])
+def test_a_checkpoint_of_another_form_is_an_error(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        State(SMALL, PLAN, CPU).load(tmp_path)
 
 
 def test_a_renewed_pool_can_be_made_again() -> None:
