@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 from torch._dynamo.exc import TorchDynamoException
 
 from lightint_compile import capture
@@ -34,6 +33,7 @@ from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.pipeline_run import rewrite, state
 from lightint_compile.reporting import Report, Section
 from lightint_compile.runtime import handed_grids
+from lightint_compile.torch_marks import parts_uncompiled, uncompiled
 
 
 def explain(
@@ -64,7 +64,7 @@ def explain(
         PassError: a pass named by ``require`` rewrote nothing, or one failed under ``strict``.
     """
     wanted = in_rollout(options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options))
-    module = module._orig_mod if isinstance(module, OptimizedModule) else innermost_fn(module)
+    module = uncompiled(module)
     needs_gradients = torch.is_grad_enabled() and _trains(module)
     with torch.no_grad(), randomness_kept():
         sections = _sections((module, args, kwargs), dynamic or {}, wanted)
@@ -83,7 +83,9 @@ def _sections(call: Invocation, dynamic: Dynamic, options: LightintOptions) -> l
         return []
     except GraphBreakError:
         try:
-            return _graph_by_graph(copied(module, args, kwargs), dynamic, options)
+            with parts_uncompiled(module):
+                copies = copied(module, args, kwargs)
+            return _graph_by_graph(copies, dynamic, options)
         except StateError as error:
             return _up_to_the_first_break(call, dynamic, options, error)
     except CaptureError as error:

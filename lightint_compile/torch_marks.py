@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch._dynamo import eval_frame
+from torch._dynamo.eval_frame import OptimizedModule, innermost_fn
 
 _MARKS = (
     "_torchdynamo_disable",
@@ -119,3 +123,74 @@ def own_call(module: torch.nn.Module) -> Callable[..., Any]:
     """A call of a module with its hooks, past what compiles it in place."""
     call: Callable[..., Any] = module._call_impl
     return call
+
+
+def uncompiled(subject: Any) -> Any:
+    """What ``torch.compile`` was given, where it made ``subject``; else ``subject``.
+
+    A module that is compiled in place stays the object that it is: its copies are not compiled, and :func:`eager_calls`
+    runs its own code.
+    """
+    while isinstance(subject, OptimizedModule):
+        subject = subject._orig_mod
+    return subject if isinstance(subject, torch.nn.Module) or is_disabled(subject) else innermost_fn(subject)
+
+
+@contextmanager
+def parts_uncompiled(subject: Any) -> Iterator[None]:
+    """A module holds nothing that is compiled while the context lasts: then it can be copied, and its copy is eager.
+
+    Each part that ``torch.compile`` made is what that was given, and what compiles a module in place is gone. Calls
+    from other threads run eagerly meanwhile.
+    """
+    module = getattr(subject, "__self__", subject)
+    modules = list(module.modules()) if isinstance(module, torch.nn.Module) else []
+    places: list[dict[str, Any]] = [held for each in modules for held in (each._modules, vars(each))]
+    changed = [
+        (held, name, value, uncompiled(value))
+        for held in places
+        for name, value in held.items()
+        if isinstance(value, OptimizedModule) or inspect.isfunction(value)
+    ]
+    changed = [each for each in changed if each[2] is not each[3]]
+    calls = [(vars(each), call) for each in modules if (call := compiled_call(each)) is not None]
+    for held, name, _, plain in changed:
+        held[name] = plain
+    for attributes, _ in calls:
+        del attributes[_COMPILED_CALL]
+    try:
+        yield
+    finally:
+        for held, name, value, plain in changed:
+            if held.get(name) is plain:
+                held[name] = value
+        for attributes, call in calls:
+            attributes.setdefault(_COMPILED_CALL, call)
+
+
+_lock = threading.Lock()
+_eager: list[Any] = []
+"""What undoes that calls are eager, once for each who asks: the first makes it so, the last takes it back."""
+
+
+@contextmanager
+def eager_calls() -> Iterator[None]:
+    """Calls inside run their own code, whatever ``torch.compile`` or ``accelerate`` made of the functions on the way.
+
+    It holds for the process: other threads run eagerly meanwhile, which changes no result.
+    """
+    with _lock:
+        stance = None if _eager else torch.compiler.set_stance("force_eager")
+        _eager.append(_eager[0] if stance is None else stance)
+    try:
+        yield
+    finally:
+        with _lock:
+            stance = _eager.pop()
+            if not _eager:
+                stance.__exit__(None, None, None)
+
+
+def calls_are_eager() -> bool:
+    """Whether the process was told to run nothing that is compiled, by :func:`eager_calls` or by the user."""
+    return eval_frame._stance.stance == "force_eager"

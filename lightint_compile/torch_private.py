@@ -41,6 +41,7 @@ PRIVATE = {
     "torch._guards.ChainedSource": "see LocalSource",
     "torch._dynamo.eval_frame.OptimizedModule": "what torch.compile gives back; reports are found by it",
     "torch._dynamo.eval_frame._debug_get_cache_entry_list": "which graphs a compiled function has",
+    "torch._dynamo.eval_frame._stance": "whether the user wants compiled code to run eagerly",
     "torch._dynamo.eval_frame.innermost_fn": "the user's function under wrappers of torch.compile",
     "torch._dynamo.exc.TorchDynamoException": "the base class of everything that capture can raise",
     "torch._dynamo.graph_break": "a break that a test or a report asks for",

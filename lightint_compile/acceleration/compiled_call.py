@@ -28,7 +28,7 @@ from lightint_compile.integrations.loop import Around
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.reporting.section import Section
-from lightint_compile.torch_marks import compile_in_place, own_call
+from lightint_compile.torch_marks import calls_are_eager, compile_in_place, own_call
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,11 @@ class CompiledCall:
             undo()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One call of the module; inside of a model that is compiled as a whole it is a part of that."""
-        if torch.compiler.is_compiling():
+        """One call of the module; inside of a model that is compiled as a whole it is a part of that.
+
+        Under ``torch.compiler.set_stance("force_eager")`` it is the module's own.
+        """
+        if torch.compiler.is_compiling() or calls_are_eager():
             return self._own(*args, **kwargs)
         if self._around is None:
             return self._run(*args, **kwargs)

@@ -23,6 +23,7 @@ from lightint_compile.passes.base import Pass
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.pipeline import Pipeline
 from lightint_compile.pipeline_run import rewrite, state
+from lightint_compile.torch_marks import eager_calls, parts_uncompiled, uncompiled
 
 Rollout = Callable[[Callable[..., Any]], Any]
 """Calls what it is given, chunk after chunk, and gives the results of all."""
@@ -73,6 +74,8 @@ class CapturedGraph:
 class CapturedCall:
     """A call that is run as often as wanted, each time on fresh copies with the same random numbers.
 
+    What is compiled already, the whole or a part of it, is taken as it was before.
+
     Args:
         rollout: of many calls, in the place of one; its inputs stay as they are.
 
@@ -82,7 +85,8 @@ class CapturedCall:
     """
 
     def __init__(self, call: Invocation, options: LightintOptions, rollout: Rollout | None = None) -> None:
-        self._call, self._options, self._rollout = call, options, rollout
+        module, args, kwargs = call
+        self._call, self._options, self._rollout = (uncompiled(module), args, kwargs), options, rollout
         self.graphs: list[CapturedGraph | None] = []
         self.left: list[str] = []
         self._begun = 0
@@ -90,7 +94,7 @@ class CapturedCall:
 
     def exact(self) -> Any:
         """The results of the call without any compiler."""
-        with torch.no_grad(), randomness_kept():
+        with torch.no_grad(), randomness_kept(), eager_calls():
             return self._results(lambda module: module)
 
     def run(self, form: Form) -> Any:
@@ -102,7 +106,8 @@ class CapturedCall:
 
     def _results(self, made: Callable[[Any], Any]) -> Any:
         """What comes of a copy, compiled or not."""
-        module, args, kwargs = copied(*self._call)
+        with parts_uncompiled(self._call[0]):
+            module, args, kwargs = copied(*self._call)
         torch.manual_seed(SEED)
         results = made(module)(*args, **kwargs) if self._rollout is None else self._rollout(made(module))
         return pytree.tree_map(_kept, results)

@@ -60,7 +60,7 @@ def bisect(
     and bad with it, all passes before it being there in both.
 
     Args:
-        call: a module or function with its arguments.
+        call: a module or function with its arguments; of one that is compiled already, what it was before.
         judge: what good results are; within a relative error of 1e-3 by default.
         tell: is given a line a run.
         rollout: calls the module that it is given, chunk after chunk, and gives the results of all; in the place of the

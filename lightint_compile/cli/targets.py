@@ -80,12 +80,14 @@ def _of_model(model: WorldModel) -> Subject:
 
 def _from_factory(target: str, module_name: str, attribute: str) -> Subject:
     factory = _factory(target, module_name, attribute)
+    from lightint_compile.torch_marks import uncompiled
+
     with user_call(target):
         made = factory()
     if isinstance(made, tuple) and len(made) == 3:
         subject, args, kwargs = made
         if callable(subject) and isinstance(args, (tuple, list)) and isinstance(kwargs, Mapping):
-            return Subject(subject, tuple(args), dict(kwargs))
+            return Subject(uncompiled(subject), tuple(args), dict(kwargs))
     raise InputError("the factory does not return a call", where=target, why=f"it returned {_shown(made)}", fix=_CALL)
 
 

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 
 from lightint_compile.errors import told
 from lightint_compile.exporting.open_decisions import DRIFT, Opened, StateInput
+from lightint_compile.torch_marks import eager_calls
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ def accepted(module: Any, calls: Iterator[Call]) -> Call | None:
     """The first of ``calls`` that the module takes."""
     for call in calls:
         try:
-            module(*call.args, **call.kwargs)
+            with eager_calls():
+                module(*call.args, **call.kwargs)
         except Exception as error:
             log.debug("%s: %s", call.name, told(error))
         else:

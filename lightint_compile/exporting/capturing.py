@@ -14,6 +14,7 @@ from lightint_compile.capture.dry_run import Dynamic, named_dimensions
 from lightint_compile.capture.foreign_tensors import is_foreign
 from lightint_compile.errors import ExportError, told, user_line
 from lightint_compile.passes.ir.remarks import module_path_of, source_of
+from lightint_compile.torch_marks import eager_calls
 
 Source = torch.nn.Module | ExportedProgram
 
@@ -44,7 +45,8 @@ def _traced(source: Source, args: tuple[Any, ...], kwargs: dict[str, Any], dynam
         raise ExportError("there are no weights to write", where=name_of(source), why="they are on the meta device")
     shapes = _dynamic_shapes(source, args, kwargs, dynamic)
     try:
-        return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with eager_calls():
+            return torch.export.export(source, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         where = user_line(error) or name_of(source)
         raise ExportError("torch.export cannot capture the call", where=where, why=told(error)) from error

@@ -28,6 +28,7 @@ from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.ir.remarks import Numerics, RemarkKind
 from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting import Report
+from lightint_compile.torch_marks import eager_calls
 
 _DECIDING = ("adaptive-context", "step-cache")
 """Passes that put decisions into the program; they need its regions."""
@@ -82,7 +83,7 @@ class Prepared:
     def reference(self, call: Call) -> list[Any]:
         """The flat outputs that a file has to have: the module's, or those of the rewritten graph in this process."""
         args, kwargs = call.given
-        with torch.no_grad(), seeded():
+        with torch.no_grad(), seeded(), eager_calls():
             if not self._compares_graph:
                 return pytree.tree_leaves(self.original(*args, **kwargs))
             if not self._eager:

@@ -22,6 +22,7 @@ from lightint_compile.exporting.prepared import Prepared, prepare
 from lightint_compile.exporting.writers import WRITERS
 from lightint_compile.options import LightintOptions
 from lightint_compile.reporting import Report
+from lightint_compile.torch_marks import uncompiled
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def export(
     at all.
 
     Args:
-        module: a module, or a program that ``torch.export`` made of one.
+        module: a module, or a program that ``torch.export`` made of one. Of a module that is compiled already, what it
+            was before is written, and compared with.
         args: positional arguments of a call, by which the module is captured and the file is checked.
         path: the file to write.
         kwargs: keyword arguments of that call.
@@ -118,6 +120,7 @@ def export(
     """
     path, kwargs = Path(path), dict(kwargs or {})
     kind, tell = format_of(path, format), progress or (lambda _: None)
+    module = uncompiled(module)
     if not isinstance(module, (torch.nn.Module, ExportedProgram)):
         fix = "wrap the function in a torch.nn.Module"
         raise ExportError("only a module or an exported program can be written", why=f"it is {module!r}", fix=fix)

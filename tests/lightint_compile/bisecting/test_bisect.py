@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+import lightint_compile
 from lightint_compile import LightintOptions, lowering
+from lightint_compile.acceleration.handle import Accelerated
 from lightint_compile.bisecting import Finding, Tolerance, Verdict, bisect
+from lightint_compile.bisecting.captured_call import CapturedCall, as_captured
 from lightint_compile.bisecting.judging import distance
 from lightint_compile.errors import InputError
 from lightint_compile.lowering.region import Variant, eager_compiler
@@ -66,6 +69,95 @@ def test_the_pass_is_named_and_each_of_its_sites_with_module_and_line() -> None:
     assert any("sparse-attention" in rule for rule in finding.sites[0].made)
     assert lines[0].startswith("good  as captured") and lines[1].startswith("bad   all passes")
     assert "sparse-attention makes the difference" in str(finding) and "blocks.1 at " in str(finding)
+
+
+def spoilt(graph: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    """A backend whose results are off by a percent."""
+    return lambda *args: tuple(1.01 * value for value in graph.forward(*args))
+
+
+def whole(module: nn.Module) -> Any:
+    return torch.compile(module, backend=spoilt)
+
+
+def in_place(module: nn.Module) -> Any:
+    module.compile(backend=spoilt)
+    return module
+
+
+def its_forward(module: nn.Module) -> Any:
+    module.forward = torch.compile(module.forward, backend=spoilt)  # type: ignore[method-assign]
+    return module
+
+
+def its_parts(module: Video) -> Any:
+    module.blocks[0] = torch.compile(module.blocks[0], backend=spoilt)
+    module.blocks[1].compile(backend=spoilt)
+    return module
+
+
+def its_method(module: nn.Module) -> Any:
+    return torch.compile(module.forward, backend=spoilt)
+
+
+def a_function_around_it(module: nn.Module) -> Any:
+    compiled = torch.compile(module, backend=spoilt)
+    return lambda latent: compiled(latent)
+
+
+HANDLES: list[Accelerated] = []
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    """What a test accelerated is undone behind it."""
+    yield
+    while HANDLES:
+        HANDLES.pop().undo()
+
+
+def accelerated(module: nn.Module) -> Any:
+    HANDLES.append(lightint_compile.accelerate(module, delegate="eager", **SPARSE))
+    return module
+
+
+WAYS = (whole, in_place, its_forward, its_parts, its_method, a_function_around_it, accelerated)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_of_what_is_compiled_already_the_code_before_is_judged(way: Callable[[Video], Any]) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module, latents = Video().eval(), torch.randn(1, 4, 8, 32, 32)
+    with torch.no_grad():
+        eager = module(latents)
+        made = way(module)
+        assert not torch.equal(made(latents), eager)
+        call = CapturedCall((made, (latents,), {}), LightintOptions.from_mapping(SPARSE))
+        assert torch.equal(call.exact(), eager) and torch.equal(call.run(as_captured), eager)
+        assert not torch.equal(made(latents), eager), "the module stays as it is"
+    finding = bisect((made, (latents,), {}), LightintOptions.from_mapping(SPARSE), Tolerance(1e-5))
+    assert (finding.cause, finding.name, len(finding.sites)) == ("pass", "sparse-attention", 2)
+
+
+def test_behind_a_break_the_parts_are_judged_as_they_were_too() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.first(x))
+            torch._dynamo.graph_break()
+            out: Tensor = self.second(x)
+            return out
+
+    module, x = Broken().eval(), torch.randn(2, 4)
+    with torch.no_grad():
+        eager = module(x)
+        module.second = torch.compile(module.second, backend=spoilt)
+        call = CapturedCall((module, (x,), {}), LightintOptions(preset="exact"))
+        assert torch.equal(call.exact(), eager) and torch.equal(call.run(as_captured), eager)
 
 
 def test_a_class_that_was_compiled_before_is_searched_alike() -> None:
@@ -125,8 +217,6 @@ def test_where_no_pass_is_to_blame_the_region_is_and_its_script_runs(
 
 @pytest.mark.slow
 def test_a_script_compares_inductor_with_the_operators(tmp_path: Path) -> None:
-    import lightint_compile
-
     with torch.no_grad():
         report = lightint_compile.explain(Video().eval(), torch.randn(1, 4, 4, 16, 16), options={"preset": "exact"})
     for name in [key for key, module in report.graph.named_children() if isinstance(module, fx.GraphModule)]:

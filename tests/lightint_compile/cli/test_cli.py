@@ -11,12 +11,17 @@ import pytest
 import torch
 
 from lightint_compile.cli import main
+from lightint_compile.cli.targets import resolve
 
 FACTORY = """
 import torch
 
 def call():
     return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).eval(), (torch.randn(4, 8),), {}
+
+def compiled():
+    module, args, kwargs = call()
+    return torch.compile(module, backend="eager"), args, kwargs
 
 def nothing():
     return 3
@@ -176,8 +181,11 @@ def test_bisection_rolls_a_model_out_chunk_by_chunk(
     assert lines[-1].startswith("adaptive-context makes the difference (graph 2 of 2)")
 
 
+def test_what_a_factory_compiled_is_taken_as_it_was_before(project: Path) -> None:
+    assert type(resolve("lightint_test_project:compiled").module) is torch.nn.Sequential
+
+
 def test_the_8b_program_is_a_target_without_weights() -> None:
-    from lightint_compile.cli.targets import resolve
 
     subject = resolve("worldplay:8b-480p")
     assert all(parameter.is_meta for parameter in subject.module.parameters())

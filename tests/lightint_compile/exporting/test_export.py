@@ -6,7 +6,7 @@ import gc
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from export_here import run_here
 
 import lightint_compile
+from lightint_compile.acceleration.handle import Accelerated
 from lightint_compile.errors import ExportError, LightintError
 from lightint_compile.exporting import format_of
 from lightint_compile.exporting.check import relative_difference, worst_difference
@@ -83,6 +84,59 @@ def test_a_captured_program_can_be_written_too(
     torch.testing.assert_close(lightint_compile.load(tmp_path / "a.pt2")(x)["out"], module(x)["out"])
     with pytest.raises(ExportError, match="dynamic sizes cannot be added"):
         lightint_compile.export(captured, (x,), tmp_path / "a.pt2", options=PLAIN, dynamic={"x": 1})
+
+
+def spoilt(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+    """A backend whose results are off by a percent."""
+    return lambda *args: tuple(1.01 * value for value in graph.forward(*args))
+
+
+def whole(module: Attention) -> torch.nn.Module:
+    made: torch.nn.Module = torch.compile(module, backend=spoilt)  # type: ignore[assignment]
+    return made
+
+
+def in_place(module: Attention) -> torch.nn.Module:
+    module.compile(backend=spoilt)
+    return module
+
+
+def its_part(module: Attention) -> torch.nn.Module:
+    module.to_qkv = torch.compile(module.to_qkv, backend=spoilt)  # type: ignore[assignment]
+    return module
+
+
+HANDLES: list[Accelerated] = []
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    """What a test accelerated is undone behind it."""
+    yield
+    while HANDLES:
+        HANDLES.pop().undo()
+
+
+def accelerated(module: Attention) -> torch.nn.Module:
+    HANDLES.append(lightint_compile.accelerate(module, preset="exact", delegate="eager"))
+    return module
+
+
+@pytest.mark.parametrize("way", [whole, in_place, its_part, accelerated], ids=lambda way: way.__name__)
+def test_of_what_is_compiled_already_the_code_before_is_written_and_compared_with(
+    way: Callable[[Attention], torch.nn.Module],
+    call: tuple[Attention, torch.Tensor, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightint_compile.exporting.writing.run_fresh", run_here)
+    module, x, _ = call
+    with torch.no_grad():
+        eager = module(x)["out"]
+        made = way(module)
+        written = lightint_compile.export(made, (x,), tmp_path / "attention.pt2", options=PLAIN)
+        assert written.difference < 1e-4
+        torch.testing.assert_close(lightint_compile.load(written.path)(x)["out"], eager)
 
 
 def test_a_failed_check_leaves_the_old_file(
