@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -20,6 +19,7 @@ from lightint_compile.errors import StateError, check_callable
 from lightint_compile.fallback import Recovering
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.run_timing import RunTimer, profiled
+from lightint_compile.lowering.watchers import CallWatchers
 from lightint_compile.modelwide import check_required
 from lightint_compile.options.error_limits import Deviation
 from lightint_compile.reporting import Report
@@ -87,6 +87,7 @@ class CompiledGraph:
         self.of_another: Callable[[Form], CompiledGraph] | None = None
         self.announce: Callable[[Section], None] | None = None
         self._others: dict[Form, CompiledGraph] = {}
+        self._calls = CallWatchers()
         with self._lock:
             type(self)._made += 1
             self.order = type(self)._made
@@ -107,12 +108,16 @@ class CompiledGraph:
         if self.of_another is not None and (form := self.form.asked(args)) != self.form:
             return self._for(form).run(args)
         self.tell_siblings(args)
-        result = self.function(*args)
+        result = (self._calls.around(self.function) if self._calls else self.function)(*args)
         if self._section.tokens:
             note(result, self._section.tokens, args, self.symbols)
         if isinstance(self.function, Recovering) and self.function.fell_back:
             self.tell_siblings(args, exactly=True)
         return result
+
+    def watched_calls(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:
+        """Run every call as ``watcher(function, *arguments)`` while the context lasts: for measurements."""
+        return self._calls.added(watcher)
 
     def _for(self, form: Form) -> CompiledGraph:
         """The same graph in another form, compiled when a call first asks for it."""
@@ -266,8 +271,8 @@ def report(
 
     Args:
         compiled: the result of ``torch.compile(..., backend="lightint")``, after a call.
-        run: calls ``compiled``, once or for a whole rollout; it is run here, and every call is timed by stage. Calls
-            that compile a further graph are not.
+        run: calls ``compiled``, once or for a whole rollout; it is run here, and every call is timed by stage, also
+            one that another thread makes meanwhile. Calls that compile a further graph are not.
         trace: record the run with PyTorch's profiler as well, for ``report.to_perfetto``; that makes it slower.
         errors: run it once more, with every call made exactly as well, so that the report has the error of each chunk.
             Where results are fed back as inputs it is that of the rollout up to there, else that of the chunk alone.
@@ -275,7 +280,8 @@ def report(
     Raises:
         InputError: ``run`` cannot be called.
         StateError: the module was never called, or was compiled by another backend; errors are wanted without a run,
-            or of a module without an error budget, or of one that writes to its inputs and was not rewritten.
+            or of a module without an error budget, or of one that writes to its inputs and was not rewritten; another
+            run of it is being measured.
         PassError: a pass named by ``require`` rewrote nothing in any of its graphs.
     """
     if run is not None:
@@ -386,13 +392,7 @@ def _timed(compiled: Any, run: Callable[[], object], traced: bool) -> tuple[list
     """Milliseconds of every call that ``run`` makes, and a profiler's trace of them as text."""
     graphs = CompiledGraph.of(compiled)
     timer = RunTimer(next((graph.device for graph in graphs if graph.device is not None), None))
-    plain = {graph: graph.function for graph in graphs if graph.driver is None}
-    for graph, function in plain.items():
-        graph.function = partial(timer.whole, function)
-    try:
-        with timer.on([graph.driver for graph in graphs if graph.driver]), profiled(traced) as trace:
-            run()
-    finally:
-        for graph, function in plain.items():
-            graph.function = function
+    drivers, others = [graph.driver for graph in graphs if graph.driver], [each for each in graphs if not each.driver]
+    with timer.on(drivers, others), profiled(traced) as trace:
+        run()
     return [(call.chunk, call.milliseconds()) for call in timer.calls], trace.text

@@ -12,8 +12,8 @@ import math
 import operator
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from lightint_compile.lowering.direct_calls import DIRECT, SPELLED
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Leaf
 from lightint_compile.lowering.result_memo import Memo
+from lightint_compile.lowering.watchers import CallWatchers, Watchers
 from lightint_compile.passes.ir.decision_points import PointSpec
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.runtime.content_check import Watch
@@ -124,6 +125,8 @@ class Driver:
         for name, text in self.branches.items():
             setattr(self._self, name, partial(compiled_source(text, names), self._self))
         self._forward = compiled_source(source, names)
+        self._inside = Watchers(vars(self._self), {**self.leaves, **self.memos, **self.decisions.bound})
+        self._calls = CallWatchers()
 
     @property
     def compilations(self) -> int:
@@ -134,41 +137,23 @@ class Driver:
         """Run the program."""
         held = tuple(self.constants.values())
         with self._watch.call((*args, *held)), self.decisions.call(args, held):
-            return self._forward(self._self, *args)
+            forward = self._calls.around(self._forward) if self._calls else self._forward
+            return forward(self._self, *args)
 
-    @contextmanager
-    def watched(self, watcher: Callable[..., Any]) -> Iterator[None]:
+    def watched(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:
         """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements.
 
         A call whose result is kept has a name of its own.
         """
-        with self._watched([*self.leaves, *self.memos], watcher):
-            yield
+        return self._inside.added([*self.leaves, *self.memos], watcher)
 
-    @contextmanager
-    def watched_points(self, watcher: Callable[..., Any]) -> Iterator[None]:
+    def watched_points(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:
         """Ask every decision point as ``watcher(name, answer, *arguments)`` while the context lasts, likewise."""
-        with self._watched(self.decisions.bound, watcher):
-            yield
+        return self._inside.added(self.decisions.bound, watcher)
 
-    @contextmanager
-    def watched_calls(self, watcher: Callable[..., Any]) -> Iterator[None]:
+    def watched_calls(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:
         """Run every call of the program as ``watcher(function, *arguments)`` while the context lasts, likewise."""
-        forward = self._forward
-        self._forward = partial(watcher, forward)
-        try:
-            yield
-        finally:
-            self._forward = forward
-
-    @contextmanager
-    def _watched(self, names: Iterable[str], watcher: Callable[..., Any]) -> Iterator[None]:
-        called = {name: getattr(self._self, name) for name in names}
-        vars(self._self).update({name: partial(watcher, name, each) for name, each in called.items()})
-        try:
-            yield
-        finally:
-            vars(self._self).update(called)
+        return self._calls.added(watcher)
 
     def reset(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
         """Forget every result kept between calls, and the decisions of the model with these parameters (of all)."""

@@ -10,15 +10,18 @@ import linecache
 import re
 import sys
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from lightint_compile.errors import StateError
 from lightint_compile.lowering.driver import Driver
 
 MARK = "lightint"
@@ -63,7 +66,11 @@ class Trace:
 
 @contextmanager
 def profiled(wanted: bool) -> Iterator[Trace]:
-    """Record what runs meanwhile, where that is ``wanted``: marks, operators and kernels."""
+    """Record what runs meanwhile, where that is ``wanted``: marks, operators and kernels.
+
+    Raises:
+        StateError: another run is recorded; the profiler is the process's.
+    """
     trace = Trace()
     if not wanted:
         yield trace
@@ -71,7 +78,7 @@ def profiled(wanted: bool) -> Iterator[Trace]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with _alone([torch.profiler.profile]), torch.profiler.profile(activities=activities) as profile:
         yield trace
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -79,8 +86,43 @@ def profiled(wanted: bool) -> Iterator[Trace]:
         trace.text = path.read_text(encoding="utf-8")
 
 
+class Watchable(Protocol):
+    """Something whose calls can be watched."""
+
+    def watched_calls(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:
+        """See :meth:`Driver.watched_calls`."""
+
+
+class _Underway(threading.local):
+    """The calls that are under way in a thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+
+_lock = threading.Lock()
+_measured: weakref.WeakSet[object] = weakref.WeakSet()
+"""What is timed or recorded now."""
+
+
+@contextmanager
+def _alone(subjects: Sequence[object]) -> Iterator[None]:
+    """Nobody else measures these while the context lasts: the calls of one run would be among those of the other."""
+    with _lock:
+        if not _measured.isdisjoint(subjects):
+            why = "it is timed or traced by another report(..., run=...), or by this one around it"
+            fix = "measure one run after the other; modules of one class may share what is compiled"
+            raise StateError("a run is being measured already", where="run", why=why, fix=fix)
+        _measured.update(subjects)
+    try:
+        yield
+    finally:
+        with _lock:
+            _measured.difference_update(subjects)
+
+
 class RunTimer:
-    """Times every call of some drivers while it is :meth:`on`.
+    """Times every call of some drivers while it is :meth:`on`, whichever thread makes it.
 
     Attributes:
         calls: in the order in which they ended.
@@ -89,12 +131,18 @@ class RunTimer:
     def __init__(self, device: torch.device | None = None) -> None:
         self.calls: list[Call] = []
         self._cuda = device is not None and device.type == "cuda"
-        self._underway: list[Call] = []
+        self._underway = _Underway()
 
     @contextmanager
-    def on(self, drivers: Sequence[Driver]) -> Iterator[None]:
-        """Time these drivers while the context lasts."""
-        with ExitStack() as stack:
+    def on(self, drivers: Sequence[Driver], others: Sequence[Watchable] = ()) -> Iterator[None]:
+        """Time these drivers while the context lasts, and the calls of others as a whole.
+
+        Raises:
+            StateError: one of them is timed already.
+        """
+        with _alone([*drivers, *others]), ExitStack() as stack:
+            for other in others:
+                stack.enter_context(other.watched_calls(self.whole))
             for driver in drivers:
                 stack.enter_context(driver.watched(self._region))
                 stack.enter_context(driver.watched_points(self._point))
@@ -103,19 +151,22 @@ class RunTimer:
 
     def whole(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(*args)``, timed as one call."""
-        call = Call()
-        self._underway.append(call)
+        return self._whole(Call(), function, *args)
+
+    def _whole(self, call: Call, function: Callable[..., Any], *args: Any) -> Any:
+        self._underway.calls.append(call)
         try:
             result, call.whole = self._timed(f"{MARK}: call", function, *args)
         finally:
-            self._underway.pop()
+            self._underway.calls.pop()
         self.calls.append(call)
         return result
 
     def _call(self, driver: Driver, forward: Callable[..., Any], *args: Any) -> Any:
-        result = self.whole(forward, *args)
+        call = Call()
+        result = self._whole(call, forward, *args)
         made = driver.decisions.made
-        self.calls[-1].chunk = made[-1].chunk if made else None
+        call.chunk = made[-1].chunk if made else None
         return result
 
     def _region(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -127,8 +178,8 @@ class RunTimer:
 
     def _span(self, stage: str, mark: str, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
         result, span = self._timed(f"{MARK}: {mark}", function, *args, **more)
-        if self._underway:
-            self._underway[-1].spans.append((stage, span))
+        if self._underway.calls:
+            self._underway.calls[-1].spans.append((stage, span))
         return result
 
     def _timed(self, mark: str, function: Callable[..., Any], *args: Any, **more: Any) -> tuple[Any, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from toy_world import ToyWorld, there_and_back, toy_rollout
 
 import lightint_compile
 from lightint_compile.errors import InputError, StateError
-from lightint_compile.lowering.run_timing import REST, stage_of
+from lightint_compile.lowering.run_timing import REST, RunTimer, stage_of
 from lightint_compile.reporting import Report
 from lightint_compile.runtime.decision import Decision
 from lightint_compile.runtime.run_rows import as_rows
@@ -49,6 +51,67 @@ def test_a_graph_that_is_run_as_it_is_is_timed_as_a_whole() -> None:
         compiled(inputs)
         (row,) = lightint_compile.report(compiled, run=lambda: compiled(inputs)).chunks
     assert row["chunk"] == 0 and set(row["milliseconds"]) == {REST}
+
+
+@pytest.mark.parametrize("model", [blocks(), torch.nn.Linear(8, 8)], ids=["rewritten", "as it is"])
+def test_of_two_runs_at_once_one_is_measured_and_nothing_of_it_stays(model: torch.nn.Module) -> None:
+    torch._dynamo.reset()
+    options: dict[str, Any] = {"passes": "outline-regions", "require": ["outline-regions"], "delegate": "eager"}
+    if isinstance(model, torch.nn.Linear):
+        options = {"preset": "exact", "delegate": "eager"}
+    compiled, inputs = torch.compile(model, backend="lightint", options=options), torch.randn(2, 8)
+    entered, leave = threading.Event(), threading.Event()
+    reports: list[Report] = []
+
+    def call() -> None:
+        with torch.no_grad():
+            compiled(inputs)
+
+    def first() -> None:
+        entered.set()
+        leave.wait(10)
+        call()
+
+    call()
+    thread = threading.Thread(target=lambda: reports.append(lightint_compile.report(compiled, run=first)))
+    thread.start()
+    entered.wait(10)
+    with pytest.raises(StateError, match="measured already"):
+        lightint_compile.report(compiled, run=call)
+    leave.set()
+    thread.join()
+    assert len(reports[0].chunks) == 1
+    (graph,) = lightint_compile.compiled.CompiledGraph.of(compiled)
+    assert not graph._calls and (graph.driver is None or not graph.driver._calls)
+    assert len(lightint_compile.report(compiled, run=lambda: (call(), call())).chunks) == 2
+    with pytest.raises(StateError, match="measured already"):
+        lightint_compile.report(compiled, run=lambda: lightint_compile.report(compiled, run=call))
+    call()
+
+
+def test_a_run_that_fails_leaves_nothing_behind() -> None:
+    torch._dynamo.reset()
+    compiled, inputs = torch.compile(blocks(), backend="lightint", options={"delegate": "eager"}), torch.randn(2, 8)
+    with torch.no_grad():
+        compiled(inputs)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                lightint_compile.report(compiled, run=lambda: 1 // 0, trace=True)
+        assert len(lightint_compile.report(compiled, run=lambda: compiled(inputs), trace=True).chunks) == 1
+
+
+def test_calls_of_several_threads_have_their_own_regions() -> None:
+    timer, order = RunTimer(), threading.Barrier(2)
+
+    def call(stage: str) -> None:
+        timer.whole(lambda: (order.wait(10), timer._region(f"{stage}_block", lambda: order.wait(10)), order.wait(10)))
+
+    threads = [threading.Thread(target=call, args=(stage,)) for stage in ("step_0", "step_1")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted([stage for stage, _ in each.spans] for each in timer.calls) == [["step 0"], ["step 1"]]
 
 
 def test_without_a_traced_run_there_is_no_timeline(tmp_path: Path) -> None:
