@@ -9,9 +9,12 @@ Private names that are the same in all of them are declared in ``torch_private``
 
 from __future__ import annotations
 
+import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -213,3 +216,47 @@ def graph_passes(configured: Any, last: Callable[[fx.Graph], None]) -> Any:
 def keeps_copies_apart() -> bool:
     """Whether Inductor keeps a copy by a kernel of its own in front of what writes to its source, as from 2.14 on."""
     return TORCH >= (2, 14)
+
+
+class CallSetting:
+    """A setting of torch's that holds while calls of ours run, in whichever threads these are.
+
+    From torch 2.14 on what a thread sets holds in that thread alone, so each call sets it for itself. Before, it holds
+    for the process: the first call that runs sets it, and the last puts back what was there.
+
+    Args:
+        config: the module of settings.
+        wanted: makes the value from the one that stands; of its own value the same.
+    """
+
+    def __init__(self, config: Any, name: str, wanted: Callable[[Any], Any]) -> None:
+        self._config, self._name, self._wanted = config, name, wanted
+        self._is_of_a_thread = isinstance(config._config[name].user_override, ContextVar)
+        self._patch = functools.lru_cache(maxsize=8)(lambda value: config.patch({name: value}))
+        self._lock = threading.Lock()
+        self._calls, self._before, self._set = 0, None, None
+
+    def on(self) -> AbstractContextManager[None]:
+        """The setting holds while the context lasts."""
+        return self._in_this_thread() if self._is_of_a_thread else self._in_all_threads()
+
+    def _in_this_thread(self) -> AbstractContextManager[None]:
+        before = getattr(self._config, self._name)
+        value = self._wanted(before)
+        return nullcontext() if value == before else self._patch(value)  # one patch may be entered again inside itself
+
+    @contextmanager
+    def _in_all_threads(self) -> Iterator[None]:
+        with self._lock:
+            self._calls += 1
+            if self._calls == 1:
+                self._before = getattr(self._config, self._name)
+                self._set = self._wanted(self._before)
+                setattr(self._config, self._name, self._set)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if not self._calls and getattr(self._config, self._name) == self._set:
+                    setattr(self._config, self._name, self._before)

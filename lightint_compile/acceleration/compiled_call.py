@@ -20,7 +20,7 @@ from torch._dynamo.utils import graph_break_reasons
 from lightint_compile.acceleration.call_progress import has_begun, is_one_frame, may_be_the_callers
 from lightint_compile.acceleration.opened import Opened
 from lightint_compile.acceleration.settling import Settling
-from lightint_compile.acceleration.variants import allow_variants
+from lightint_compile.acceleration.variants import MANY_VARIANTS
 from lightint_compile.capture.memos import Memos
 from lightint_compile.capture.tracing_help import allow_help, helped
 from lightint_compile.errors import told, user_lines
@@ -58,7 +58,7 @@ class CompiledCall:
         self._strict = options.strict
         self.failure: Section | None = None
         self._around: Around | None = None
-        self._undo = (compile_in_place(module, self), allow_variants(), allow_help(), opened.undo)
+        self._undo = (compile_in_place(module, self), allow_help(), opened.undo)
 
     def intercept(self, around: Around) -> None:
         """Let every call of the module go through ``around``."""
@@ -83,7 +83,7 @@ class CompiledCall:
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._settling.is_due(args, kwargs):
             return self._eager(*args, **kwargs)
-        with helped(self.memos), collection_paused():
+        with MANY_VARIANTS.on(), helped(self.memos), collection_paused():
             return self._compiled(args, kwargs)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

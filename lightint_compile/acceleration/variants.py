@@ -6,30 +6,12 @@ change. Torch's limit of 8 is for functions that recompile without end.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 import torch._dynamo
 
+from lightint_compile.torch_compat import CallSetting
+
 MOST = 32
-"""Variants of one function while anything is accelerated."""
+"""Variants of one function in calls of what is accelerated."""
 
-_lock = threading.Lock()
-_before: list[int] = []
-"""The limit that stood before, once for each who asks."""
-
-
-def allow_variants() -> Callable[[], None]:
-    """Raise the limit to :data:`MOST`, and give what undoes that; it falls when the last one undoes it."""
-    config = torch._dynamo.config
-    with _lock:
-        _before.append(_before[0] if _before else config.recompile_limit)
-        config.recompile_limit = max(config.recompile_limit, MOST)
-
-    def undo() -> None:
-        with _lock:
-            limit = _before.pop()
-            if not _before and config.recompile_limit == MOST:
-                config.recompile_limit = limit
-
-    return undo
+MANY_VARIANTS = CallSetting(torch._dynamo.config, "recompile_limit", lambda limit: max(limit, MOST))
+"""Lets torch compile so many; a user's own limit stays where it is higher."""

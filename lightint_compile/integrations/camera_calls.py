@@ -7,7 +7,6 @@ constant and the second one anew, and a path of another length once more.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from operator import mul
@@ -17,6 +16,8 @@ import torch
 import torch._dynamo
 import torch.compiler.config
 from torch import Tensor
+
+from lightint_compile.torch_compat import CallSetting
 
 _CAMERAS = ("viewmats", "Ks", "action")
 """Arguments that are cut out of the whole path, latent frames along their axis 1."""
@@ -32,10 +33,6 @@ _COUNTS = ("rope_temporal_size", "start_rope_start_idx")
 
 _PATTERNS = [rf".*\['{name}'\]$" for name in _COUNTS]
 """Those numbers as Dynamo names them, in keyword arguments of any function."""
-
-_lock = threading.Lock()
-_users = 0
-"""How many pipelines have their counts symbolic."""
 
 
 def dense_cameras(given: dict[str, Any]) -> None:
@@ -59,28 +56,14 @@ def filled(given: dict[str, Any], call: Callable[[], Any]) -> Any:
     return caches
 
 
-def symbolic_counts() -> Callable[[], None]:
-    """Let Dynamo take the numbers that positions are counted from for symbols, and give what undoes that.
+def _with_counts(named: str) -> str:
+    """What the user names symbolic stays so."""
+    names = named.split(",") if named else []
+    return ",".join([*names, *(each for each in _PATTERNS if each not in names)])
 
-    What the user names symbolic stays so. The setting is the process's, so the first one makes it and the last one
-    takes it back.
-    """
-    global _users
-    config = torch.compiler.config
-    with _lock:
-        _users += 1
-        if _users == 1:
-            config.dynamic_sources = ",".join([*filter(None, [config.dynamic_sources]), *_PATTERNS])
 
-    def undo() -> None:
-        global _users
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                named = config.dynamic_sources.split(",")
-                config.dynamic_sources = ",".join(name for name in named if name not in _PATTERNS)
-
-    return undo
+SYMBOLIC_COUNTS = CallSetting(torch.compiler.config, "dynamic_sources", _with_counts)
+"""Lets Dynamo take the numbers that positions are counted from for symbols."""
 
 
 def _may_change(tensor: Any, axis: int) -> None:

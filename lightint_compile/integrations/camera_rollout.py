@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
-from lightint_compile.integrations.camera_calls import dense_cameras, filled, symbolic_counts
+from lightint_compile.integrations.camera_calls import SYMBOLIC_COUNTS, dense_cameras, filled
 from lightint_compile.integrations.loop import Calls
 from lightint_compile.integrations.loop_rules import LoopRules
 from lightint_compile.integrations.replacing import Replaced, ReplacedGlobal
@@ -101,12 +101,10 @@ class CameraRollout:
                 ReplacedGlobal(loop.__func__.__globals__, _SELECT, _choosing),
                 Replaced(pipeline, _ROLLOUT, self._rolled_out),
             )
-        self._undo_counts = symbolic_counts()
         transformer.intercept(_stepped)
 
     def undo(self) -> None:
         """Leave the pipeline as it was."""
-        self._undo_counts()
         for each in self._replaced:
             each.undo()
 
@@ -135,6 +133,11 @@ class CameraRollout:
 
 def _stepped(call: Callable[[], Any], given: dict[str, Any]) -> Any:
     """A call of the transformer, by one program; a denoising step inside of a rollout may be left out."""
+    with SYMBOLIC_COUNTS.on():
+        return _called(call, given)
+
+
+def _called(call: Callable[[], Any], given: dict[str, Any]) -> Any:
     run = _under_way.get()
     if not given.get("ar_vision_inference"):
         return call()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightint_compile import torch_compat, torch_private
+from lightint_compile.torch_compat import CallSetting
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("lightint_compile", "passes", "kernels", "models")
@@ -104,3 +107,47 @@ def test_watchers_of_operators_are_seen() -> None:
         seen.append(torch_compat.is_observed())
     torch.vmap(lambda x: (seen.append(torch_compat.is_observed()), x)[1])(torch.zeros(2))
     assert seen == [True, True] and not torch_compat.is_observed()
+
+
+class Settings:
+    """Settings as torch keeps them before 2.14: for the process."""
+
+    def __init__(self) -> None:
+        self._config = {"limit": SimpleNamespace(user_override=None)}
+        self.limit = 8
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_setting_of_the_process_holds_until_the_last_call_is_done(order: tuple[int, int]) -> None:
+    settings = Settings()
+    setting = CallSetting(settings, "limit", lambda limit: max(limit, 32))
+    calls = [setting.on(), setting.on()]
+    for call in calls:
+        call.__enter__()
+    assert settings.limit == 32
+    calls[order[0]].__exit__(None, None, None)
+    assert settings.limit == 32
+    calls[order[1]].__exit__(None, None, None)
+    assert settings.limit == 8
+    with setting.on():
+        settings.limit = 100
+    assert settings.limit == 100, "what somebody else has set since stays"
+
+
+def test_a_setting_holds_in_each_thread_that_calls() -> None:
+    setting = CallSetting(torch._dynamo.config, "recompile_limit", lambda limit: max(limit, 77))
+    before, seen = torch._dynamo.config.recompile_limit, list[int]()
+
+    def call() -> None:
+        with setting.on(), setting.on():
+            seen.append(torch._dynamo.config.recompile_limit)
+        seen.append(torch._dynamo.config.recompile_limit)
+
+    with setting.on():
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        call()
+    assert seen[0] == seen[2] == seen[3] == 77 and torch._dynamo.config.recompile_limit == before
+    with torch._dynamo.config.patch(recompile_limit=500), setting.on():
+        assert torch._dynamo.config.recompile_limit == 500
