@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch.fx as fx
+
 from lightint_compile.bisecting.captured_call import CapturedCall, CapturedGraph, Form, Rollout, as_captured
 from lightint_compile.bisecting.judging import Judge, Tolerance
 from lightint_compile.bisecting.sites import Site, can_be_compared, sites_of
@@ -14,10 +16,16 @@ from lightint_compile.capture.copies import Invocation
 from lightint_compile.errors import InputError
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.reporting.region import Region
 
 Tell = Callable[[str], object]
 """Is told of every run."""
+
+_SAME_DRAWS = {"fallback_random": True}
+"""Of Inductor: random numbers as operators draw them. By itself it draws others, which is no fault of a region."""
+
+_OTHER_DRAWS = "; random numbers were drawn as eager draws them, where the compiled model draws others"
 
 SHARE = 0.1
 """A value counts as different from this share of the tolerance on."""
@@ -150,7 +158,9 @@ class _Search:
             for name in self._driver(number, graph.passes()[:count], eager=True).leaves
         ]
         if self._is_good("all regions by Inductor", self._mixed(counts, names)):
-            return Finding("nothing", text="nothing makes a difference: the results are good at every stage")
+            draws = any(_drawn(graph.program.graph_module) for graph in self._graphs())
+            text = "nothing makes a difference: the results are good at every stage"
+            return Finding("nothing", text=text + _OTHER_DRAWS * draws)
         suspects = list(names)
         while len(suspects) > 1:
             first, second = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
@@ -163,12 +173,15 @@ class _Search:
                 return Finding("regions together", text=f"only together make the difference, compiled: {told}")
         ((number, name),) = suspects
         text = f"the region {name} of graph {number + 1} differs once Inductor has compiled it"
-        return Finding("region", name, number, text=text, repro=self._repro(number, name, counts))
+        repro = self._repro(number, name, counts)
+        drawn = _drawn(repro.module) if repro is not None else []
+        text += f"; it draws random numbers ({', '.join(drawn)}), which may be all of it" if drawn else ""
+        return Finding("region", name, number, text=text, repro=repro)
 
     def _driver(self, number: int, passes: Sequence[Any], *, eager: bool) -> Driver:
         key = (number, int(eager))
         if key not in self._drivers:
-            self._drivers[key] = self._graphs()[number].driver(passes, None if eager else {})
+            self._drivers[key] = self._graphs()[number].driver(passes, None if eager else _SAME_DRAWS)
         driver = self._drivers[key]
         driver.reset()
         return driver
@@ -201,6 +214,13 @@ class _Search:
         with driver.watched(watch):
             driver(*graph.args)
         return Region(name, driver.leaves[name].graph(), graph.program.name, seen[0]) if seen else None
+
+
+def _drawn(module: fx.GraphModule) -> list[str]:
+    """The operators of a graph that draw random numbers, each once."""
+    graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
+    found = [str(node.target) for graph in graphs for node in graph.nodes if draws_random(node)]
+    return list(dict.fromkeys(found))
 
 
 def _run_mixed(eager: Driver, own: Driver, names: set[str], *args: Any) -> Any:

@@ -215,6 +215,34 @@ def test_where_no_pass_is_to_blame_the_region_is_and_its_script_runs(
     compile(text, "repro.py", "exec")
 
 
+class Noisy(nn.Module):
+    """It draws random numbers in two ways, in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.dropout(self.linear(x.repeat_interleave(16, 0))))
+        return hidden + torch.rand_like(hidden)
+
+
+def test_random_numbers_are_drawn_alike_and_blame_no_region() -> None:
+    torch.manual_seed(0)
+    finding = bisect((Noisy().train(), (torch.randn(3, 8),), {}), LightintOptions(preset="exact"))
+    assert finding.cause == "nothing" and "the compiled model draws others" in finding.text
+
+
+def test_of_a_region_that_differs_the_draws_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lowering, "inductor_compiler", spoiling("rand_like", []))
+    finding = bisect((Noisy().train(), (torch.randn(3, 8),), {}), LightintOptions(preset="exact"))
+    assert finding.cause == "region" and "draws random numbers (aten.dropout.default, aten.rand" in finding.text
+    assert finding.repro is not None
+    script = finding.repro.write_repro(tmp_path / "repro.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert float(done.stdout.rpartition("relative error ")[2].split()[0]) < 1e-5, "the script draws alike as well"
+
+
 @pytest.mark.slow
 def test_a_script_compares_inductor_with_the_operators(tmp_path: Path) -> None:
     with torch.no_grad():
