@@ -186,7 +186,6 @@ def test_what_a_factory_compiled_is_taken_as_it_was_before(project: Path) -> Non
 
 
 def test_the_8b_program_is_a_target_without_weights() -> None:
-
     subject = resolve("worldplay:8b-480p")
     assert all(parameter.is_meta for parameter in subject.module.parameters())
     assert sum(parameter.numel() for parameter in subject.module.parameters()) > 8e9
