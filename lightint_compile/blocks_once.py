@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,11 +67,14 @@ class ByBlocks(threading.local):
         blocks = BlocksOnce.of(module)
         if module in self._failed:
             raise Differs(self._failed[module])
-        return _Way(blocks, lambda error: self._fail(module, error))
+        return _Way(blocks, self._left, lambda error: self._fail(module, error))
+
+    def _left(self) -> None:
+        self._way = None  # it holds the module
 
     def _fail(self, module: nn.Module, error: Exception) -> None:
         self._why = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._failed[module], self._way = self._why, None
+        self._failed[module] = self._why
         log.info("every call of a block is traced: %s", self._why)
         log.debug("the reason was", exc_info=error)
 
@@ -104,12 +107,17 @@ class _Way:
         is_compiled: the backend compiled its graph.
     """
 
-    def __init__(self, blocks: BlocksOnce, give_up: Callable[[Exception], None]) -> None:
-        self._blocks, self._give_up = blocks, give_up
+    def __init__(self, blocks: BlocksOnce, left: Callable[[], None], give_up: Callable[[Exception], None]) -> None:
+        self._blocks, self._left, self._give_up = blocks, left, give_up
         self.is_compiled = False
 
-    def around(self) -> AbstractContextManager[None]:
-        return self._blocks.traced(guarded=True)
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        try:
+            with self._blocks.traced(guarded=True):
+                yield
+        finally:
+            self._left()
 
     def is_final(self, error: Exception) -> bool:
         """What the backend raises of a graph that is the one of a plain trace, it raises of that one too."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 Look = Callable[[Sequence[fx.Node]], None]
 """Is shown the tensors and sizes that a region is called with; it may raise."""
@@ -123,6 +124,8 @@ class _Ways:
     def is_reuse_eligible(self, own: Any, tx: Any, body: Any, fingerprint: Any, *rest: Any, **named: Any) -> bool:
         if not own(tx, body, fingerprint, *rest, **named):
             raise ValueError("a region takes or gives what cannot be told apart, or changes objects")
+        if any(map(free_unbacked_symbols, _results_of(body))):
+            raise ValueError("a region gives a size that depends on data")  # another call has another one
         self._look(_operands_of(fingerprint))
         if self._guards is not None:
             self._guards.traced(tx, fingerprint)
@@ -276,6 +279,12 @@ def _structure(regions: Any, value: Any, leaves: list[Any]) -> Any:
     tag = regions.classify_vt(value)
     leaves.append((tag, value))
     return None if tag is None else "leaf"
+
+
+def _results_of(body: Any) -> Iterator[torch.Tensor]:
+    """The fake tensors that a region gives."""
+    for value in getattr(body, "items", (body,)):
+        yield value.as_proxy().node.meta["example_value"]
 
 
 def _operands_of(fingerprint: Any) -> list[fx.Node]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -241,6 +243,69 @@ def test_what_cannot_be_traced_once_is_traced_plainly(kind: type[Block]) -> None
     assert said(function) and all(each.startswith("Dynamo traced every call of a block: ") for each in said(function))
 
 
+class Caching(Block):
+    """Keys and values in a buffer of the block, and in one that the caller hands over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(6, 8))
+
+    def forward(self, x: Tensor, factor: Tensor, *, cache: list[Tensor], start: int = 1) -> Tensor:  # type: ignore[override]
+        x = super().forward(x, factor)
+        self.kept[start : start + 3] = x
+        self.kept.mul_(0.5)
+        cache[0][:3].copy_(x + self.kept.sum())
+        return x + cache[0].mean() + cache[1][: x.shape[0]]
+
+
+class CachingModel(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Caching() for _ in range(4))
+
+    def forward(self, x: Tensor, caches: list[list[Tensor]]) -> Tensor:  # type: ignore[override]
+        for step in range(2):
+            for place, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=step == 1):
+                    x = block(x, x.mean(), cache=cache, start=2 if place == 3 else 1).float()
+        return x
+
+
+@once_only
+def test_caches_that_blocks_write_to() -> None:
+    torch.manual_seed(0)
+    module = CachingModel().eval().requires_grad_(False)
+    other, function = copy.deepcopy(module), compiled(module)
+    caches = [[torch.randn(5, 8), torch.randn(4, 8)] for _ in range(4)]
+    others = copy.deepcopy(caches)
+    for change in (None, "data", "constant"):
+        if change:
+            CHANGES[change](module.blocks[2])  # type: ignore[arg-type]
+            CHANGES[change](other.blocks[2])  # type: ignore[arg-type]
+        x = torch.randn(3, 8)
+        torch.testing.assert_close(called(function, x, caches), called(other, x, others))
+        torch.testing.assert_close(caches, others)
+        torch.testing.assert_close(dict(module.named_buffers()), dict(other.named_buffers()))
+    assert measured(function) or said(function)
+
+
+class Picks(Block):
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        return torch.cat([x, x[x[:, 0] > factor]])
+
+
+@once_only
+def test_sizes_that_depend_on_data() -> None:
+    module = made()
+    module.blocks = nn.ModuleList(Picks() for _ in range(3)).eval().requires_grad_(False)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        function = compiled(module)
+        for _ in range(2):
+            x = torch.randn(6, 8)
+            assert torch.equal(called(function, x), called(module, x))
+    assert any("depends on data" in each for each in said(function))
+
+
 @once_only
 def test_why_nothing_is_traced_once() -> None:
     x = torch.randn(3, 8)
@@ -284,6 +349,18 @@ def test_another_torch_says_that_it_traces_every_call() -> None:
     assert torch.equal(called(function, x), called(module, x))
     (message,) = said(function)
     assert torch.__version__ in message
+
+
+@pytest.mark.parametrize("kind", [Block, Breaks])
+def test_a_model_that_is_gone_is_held_by_nobody(kind: type[Block]) -> None:
+    module, x = made(), torch.randn(3, 8)
+    module.blocks = nn.ModuleList(kind() for _ in range(3)).eval().requires_grad_(False)
+    called(compiled(module), x)
+    gone = weakref.ref(module)
+    del module
+    torch._dynamo.reset()
+    gc.collect()
+    assert gone() is None
 
 
 def test_nothing_of_dynamos_is_left_changed() -> None:
