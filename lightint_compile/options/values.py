@@ -299,6 +299,7 @@ class LightintOptions:
         _check_one_group(self)
         _check_not_both(self)
         _check_budget_of_something(self)
+        _check_beside_something(self)
 
     @property
     def is_shared(self) -> bool:
@@ -399,6 +400,17 @@ def _check_budget_of_something(options: LightintOptions) -> None:
             where=f"options[{given!r}]",
             why="a budget chooses among approximate passes, and none runs",
             fix=f'leave out {given}, or choose the preset "{DEFAULT_PRESET}"',
+        )
+
+
+def _check_beside_something(options: LightintOptions) -> None:
+    """Passes beside those of a preset whose graphs nobody looks at would never run."""
+    if options.runs_nothing and options.also:
+        raise OptionError(
+            f'{options.also} cannot run under the preset "off"',
+            where="options['also']",
+            why="it hands every graph to Inductor as it is",
+            fix=f'leave out also, or choose the preset "{DEFAULT_PRESET}"',
         )
 
 

@@ -109,6 +109,7 @@ def test_options_are_frozen() -> None:
         ({"passes": "sparse-attention{density=0.3,density=0.4}"}, "sparse-attention is given density twice"),
         ({"passes": "fp8-linear{on-cpu=yes}"}, "expected true or false\n  fix: for example on-cpu=false"),
         ({"preset": "off", "min_psnr": 30}, 'min_psnr can do nothing under the preset "off"'),
+        ({"preset": "off", "also": "fp8-linear"}, 'fp8-linear cannot run under the preset "off"'),
         ({"preset": "off", "max_relative_error": 0.1}, "max_relative_error can do nothing"),
     ],
 )
