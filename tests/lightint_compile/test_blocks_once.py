@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -109,7 +111,7 @@ def guards_of(function: Callable[..., Tensor], *args: Any) -> set[str]:
     seen: list[Any] = []
     with torch_frames._watched(lambda guards, _: seen.append(guards)):
         called(function, *args)
-    (guards,) = seen
+    guards = [each for trace in seen for each in trace]
     return {re.sub(r"_c?\d+(?=')", "", f"{kind} {source.name} {rest} {named}") for kind, source, rest, named in guards}
 
 
@@ -127,6 +129,32 @@ def test_guards_and_results_are_those_of_a_plain_trace() -> None:
     assert plain <= guards_of(function, x)
     assert torch.equal(called(function, x), called(module, x))
     assert measured(function) == 2 * 4 - 1 and not said(function)
+
+
+QUICK = ("wan", "cosmos", "ltx")
+
+
+@once_only
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in zoo.names()]
+)
+def test_transformers_of_diffusers_have_every_guard(name: str) -> None:
+    module, inputs = zoo.build(name)
+    module.eval().requires_grad_(False)
+
+    def call(function: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        results = pytree.tree_leaves(function(**inputs))
+        return [each for each in results if isinstance(each, Tensor)]
+
+    plain, by_blocks = compiled(module, trace_blocks_once=False), compiled(module)
+    every = guards_of(call, plain)
+    torch._dynamo.reset()
+    assert every <= guards_of(call, by_blocks)
+    for found, expected in zip(called(call, by_blocks), called(call, module), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert measured(by_blocks) or said(by_blocks)
+    assert measured(by_blocks) or name not in QUICK
 
 
 def _other_linear(block: Block) -> None:
