@@ -34,6 +34,7 @@ from lightint_compile.capture import foreign_tensors
 from lightint_compile.capture.foreign_tensors import is_foreign, is_inside_an_operation
 from lightint_compile.errors import ExportError, LightintError
 from lightint_compile.passes.ir.remarks import RemarkKind
+from lightint_compile.torch_compat import NEWEST, TORCH
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_dynamo")
 
@@ -127,9 +128,9 @@ def test_inductor_compiles_the_graph_as_it_is(name: str) -> None:
     exact, call = reference(model, case.make()), compiled(model, delegate="inductor")
     for _ in range(3):
         same(call, model, exact, case.inputs())
-    told = sections(call)  # torch 2.11's Inductor fails on some, and Dynamo goes on with parts of the call
-    assert any(case.called in each.untouched for each in told)
-    assert not any(remark.kind is RemarkKind.FAILURE for each in told for remark in each.remarks)
+    assert not any(remark.kind is RemarkKind.FAILURE for each in sections(call) for remark in each.remarks)
+    if TORCH == NEWEST:  # Inductor of torch 2.11 fails on such calls, and Dynamo goes on with parts of them
+        is_left_alone(call, case.called)
 
 
 NAMES = [f"blocks.{i}.{name}" for i in range(3) for name in ("linear.weight", "linear.bias", "gain", "offset")]
