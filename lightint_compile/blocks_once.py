@@ -56,8 +56,8 @@ class ByBlocks(threading.local):
         if options is not None and options.trace_blocks_once:
             try:
                 self._way = self._tried(frame, options)
-            except Differs as error:
-                self._why = str(error)
+            except Exception as error:  # whatever a user's module does when it is looked at
+                self._why = str(error) if isinstance(error, Differs) else f"{type(error).__name__}: {error}"
         return self._way
 
     def _tried(self, frame: Frame, options: LightintOptions) -> _Way:
@@ -85,6 +85,8 @@ class ByBlocks(threading.local):
         if given:
             graph.section = graph.section.with_measurements({GIVEN: float(given)})
         why = self._why if opens_frames() else f"torch {torch.__version__} traces every call of a region"
+        if self._way is not None and not given:
+            why = "none is like an earlier one"
         if why:
             message = f"Dynamo traced every call of a block: {why}"
             remark = Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule=RULE, message=message)

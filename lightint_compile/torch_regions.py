@@ -31,7 +31,10 @@ _VARIANTS = 64
 
 _OURS = "lightint"
 
-_OF_REUSE = ("is_reuse_eligible", "stamp_out_subgraph", "build_fingerprint_with_pytree")
+_OF_REUSE = ("is_reuse_eligible", "stamp_out_subgraph", "build_input_fingerprint")
+
+Describe = Callable[[object], str | None]
+"""The text of a block, equal for those that trace alike; ``None`` for any other object."""
 
 
 def reuses_regions() -> bool:
@@ -53,23 +56,30 @@ def is_region_call(node: fx.Node) -> bool:
 
 
 @contextmanager
-def as_regions(functions: Iterable[FunctionType], look: Look, *, guarded: bool) -> Iterator[None]:
+def as_regions(functions: Iterable[FunctionType], look: Look, describe: Describe, *, guarded: bool) -> Iterator[None]:
     """Calls of these functions are regions, for as long as it lasts; what is called inside of one is part of it.
 
     A region that cannot be given to later calls raises: Dynamo by itself would go on and trace every call of it.
 
     Args:
         functions: methods of modules, as their classes have them.
+        describe: torch's own comparison of a later block with the traced one misses guards on modules inside of it,
+            so blocks take each other's traces only where this is equal.
         guarded: make the guards of a call for every call that takes what it became. Without it the trace may only be
             read.
     """
     regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
     translator: Any = importlib.import_module("torch._dynamo.symbolic_convert").InstructionTranslatorBase
-    ways = _Ways(functions, look, _Guards() if guarded else None)
+    ways = _Ways(functions, look, describe, _Guards() if guarded else None)
     before = [(regions, name, getattr(regions, name)) for name in _OF_REUSE]
-    before.append((translator, "inline_user_function_return", translator.inline_user_function_return))
+    places = [(translator, "inline_user_function_return"), (_module("higher_order_ops"), "are_same_graph_modules")]
+    places.append((_module("hashable").HashableTracker, "__init__"))
+    before += [(place, name, getattr(place, name)) for place, name in places]
     ours: tuple[Callable[..., Any], ...]
-    ours = (ways.is_reuse_eligible, ways.stamp_out_subgraph, _fingerprint_or, ways.inline_user_function_return)
+    ours = (
+        *(ways.is_reuse_eligible, ways.stamp_out_subgraph, ways.build_input_fingerprint),
+        *(ways.inline_user_function_return, _are_same_graph_modules, ways.looked_up),
+    )
     try:
         for (place, name, own), made in zip(before, ours, strict=True):
             setattr(place, name, _around(made, own))
@@ -77,6 +87,15 @@ def as_regions(functions: Iterable[FunctionType], look: Look, *, guarded: bool) 
     finally:
         for place, name, own in before:
             setattr(place, name, own)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"torch._dynamo.variables.{name}")
+
+
+def _are_same_graph_modules(own: Any, *args: Any) -> bool:
+    """Torch compares constants of bodies by ``==``, where 0.0 is -0.0; each body is kept, as all are put in place."""
+    return False
 
 
 def _around(made: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,9 +110,15 @@ def _around(made: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., 
 class _Ways:
     """What is done at Dynamo's own functions while regions are watched; each is given Dynamo's first."""
 
-    def __init__(self, functions: Iterable[FunctionType], look: Look, guards: _Guards | None) -> None:
-        self._marked: dict[CodeType, FunctionType] = {each.__code__: _marked(each) for each in functions}
-        self._look, self._guards = look, guards
+    def __init__(
+        self, functions: Iterable[FunctionType], look: Look, describe: Describe, guards: _Guards | None
+    ) -> None:
+        self._marked: dict[CodeType, tuple[FunctionType, FunctionType]] = {}
+        for each in functions:
+            if each.__code__ in self._marked:  # by which torch tells functions apart
+                raise ValueError(f"two methods have the code of {each.__qualname__}")
+            self._marked[each.__code__] = each, _marked(each)
+        self._look, self._describe, self._guards = look, describe, guards
         self._inside = False
 
     def inline_user_function_return(
@@ -116,20 +141,69 @@ class _Ways:
         known = (functions.UserFunctionVariable, functions.UserMethodVariable)
         if self._inside or type(function) not in known or tx.output.current_tracer.parent is not None:
             return None
-        marked = self._marked.get(function.get_code())
-        if marked is None or not args or not isinstance(args[0], modules.UnspecializedNNModuleVariable):
+        own, marked = self._marked.get(function.get_code(), (None, None))
+        if own is not function.get_function() or own is None:
+            return None
+        if not args or not isinstance(args[0], modules.UnspecializedNNModuleVariable):
             return None
         return functions.UserFunctionVariable(marked, source=function.get_source())
 
+    def looked_up(self, own: Any, tracker: Any, variable: Any) -> None:
+        """A key of a dictionary or a set: no guard on a block says what is kept for it there."""
+        value = getattr(variable, "value", None)
+        if self._inside and isinstance(value, torch.nn.Module) and self._describe(value) is not None:
+            raise ValueError("what a block computes depends on which one it is")
+        own(tracker, variable)
+
     def is_reuse_eligible(self, own: Any, tx: Any, body: Any, fingerprint: Any, *rest: Any, **named: Any) -> bool:
-        if not own(tx, body, fingerprint, *rest, **named):
+        plain: Any = importlib.import_module("torch._dynamo.variables").TensorVariable
+        if not own(tx, body, fingerprint, *rest, **named) or any(type(each) is not plain for each in _results_of(body)):
             raise ValueError("a region takes or gives what cannot be told apart, or changes objects")
-        if any(map(free_unbacked_symbols, _results_of(body))):
+        if any(free_unbacked_symbols(each.as_proxy().node.meta["example_value"]) for each in _results_of(body)):
             raise ValueError("a region gives a size that depends on data")  # another call has another one
         self._look(_operands_of(fingerprint))
         if self._guards is not None:
             self._guards.traced(tx, fingerprint)
         return True
+
+    def build_input_fingerprint(self, own: Any, tx: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The leaves of a region's arguments, and all that has to be equal for calls that take one body.
+
+        Dynamo flattens more than tuples and lists by tracing the code of pytree, which takes as long as all the rest of
+        a call that is reused; here nothing else is taken.
+        """
+        regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
+        leaves: list[Any] = []
+        structure = [self._structure(regions, value, leaves) for value in (*args, *kwargs.values())]
+        objects = [value.value if tag.value == "object" else None for tag, value in leaves]
+        first = [next(j for j, other in enumerate(objects) if other is each) for each in objects]
+        sources = [getattr(value, "source", None) for _, value in leaves]
+        return regions.InputFingerprint(
+            leaves, sources, False, (tuple(structure), len(args), tuple(kwargs), tuple(first), _state())
+        )
+
+    def _structure(self, regions: Any, value: Any, leaves: list[Any]) -> Any:
+        """The structure of one argument, whose leaves are added to ``leaves``."""
+        variables: Any = importlib.import_module("torch._dynamo.variables")
+        value = value.realize() if isinstance(value, variables.LazyVariableTracker) else value
+        if type(value) in (variables.TupleVariable, variables.ListVariable, variables.NamedTupleVariable):
+            parts = tuple(self._structure(regions, part, leaves) for part in value.items)
+            return getattr(value, "tuple_cls", type(value)), parts
+        tag = regions.classify_vt(value)
+        if tag is None or (tag.value == "tensor" and type(value) is not variables.TensorVariable):
+            raise ValueError("a region takes what cannot be told apart")
+        leaves.append((tag, value))
+        return tag.value, self._told(tag.value, value)
+
+    def _told(self, tag: str, value: Any) -> Any:
+        """What else has to be equal of a leaf: torch compares layouts, and numbers by ``==``."""
+        if tag == "object":
+            text = self._describe(value.value)
+            return ("identity", id(value.value)) if text is None else text
+        if tag == "constant":
+            return type(value.value), repr(value.value)
+        source = getattr(value, "source", None)
+        return None if source is None else source.name
 
     def stamp_out_subgraph(self, own: Any, tx: Any, fingerprint: Any, cached: Any) -> Any:
         self._look(_operands_of(fingerprint))
@@ -189,6 +263,7 @@ class _Guards:
             source = renamed(guard.originating_source)
             if source != guard.originating_source:
                 _guard_again(tx, guard, source, renamed)
+                _guard_one_object(tx, guard.originating_source, source)
         tx.output.guard_on_key_order.update(map(renamed, ordered))
 
 
@@ -244,6 +319,18 @@ def _guard_again(tx: Any, guard: Any, source: Any, renamed: Callable[[Any], Any]
     tx.output.guards.add(again, collect_debug_stack=False)
 
 
+def _guard_one_object(tx: Any, source: Any, again: Any) -> None:
+    """Where two blocks hold one object of the user's, a plain trace guards that they do."""
+    guards: Any = importlib.import_module("torch._dynamo.guards")
+    value = tx.output.resolve_source_value(again)
+    if value is tx.output.resolve_source_value(source) and not isinstance(value, _NOT_OF_USER):
+        make = functools.partial(guards.GuardBuilder.DUPLICATE_INPUT, source_b=source)
+        tx.output.guards.add(again.make_guard(make), collect_debug_stack=False)
+
+
+_NOT_OF_USER = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
+
+
 def _create_again(create: Any, renamed: Callable[[Any], Any]) -> Any:
     if not isinstance(create, functools.partial):
         return create
@@ -253,38 +340,16 @@ def _create_again(create: Any, renamed: Callable[[Any], Any]) -> Any:
     return functools.partial(create.func, *given, **named)
 
 
-def _fingerprint_or(flattened: Any, tx: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The leaves of a region's arguments and their structure.
-
-    Dynamo flattens them by tracing the code of pytree, which takes as long as all the rest of a call that is reused;
-    here that is done only where there is more than tuples and lists.
-    """
-    regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
-    leaves: list[Any] = []
-    structure = [_structure(regions, value, leaves) for value in (*args, *kwargs.values())]
-    if None in structure:
-        return flattened(tx, args, kwargs)
-    sources = [getattr(value, "source", None) for _, value in leaves]
-    return regions.InputFingerprint(leaves, sources, False, (tuple(structure), len(args), tuple(kwargs)))
+def _results_of(body: Any) -> Sequence[Any]:
+    """What a region gives, as Dynamo's variables."""
+    results: Sequence[Any] = getattr(body, "items", (body,))
+    return results
 
 
-def _structure(regions: Any, value: Any, leaves: list[Any]) -> Any:
-    """The structure of one argument, whose leaves are added to ``leaves``; ``None`` for one that is not known here."""
-    from torch._dynamo import variables
-
-    value = value.realize() if isinstance(value, variables.LazyVariableTracker) else value
-    if type(value) in (variables.TupleVariable, variables.ListVariable, variables.NamedTupleVariable):
-        parts = tuple(_structure(regions, part, leaves) for part in value.items)
-        return None if None in parts else (getattr(value, "tuple_cls", type(value)), parts)
-    tag = regions.classify_vt(value)
-    leaves.append((tag, value))
-    return None if tag is None else "leaf"
-
-
-def _results_of(body: Any) -> Iterator[torch.Tensor]:
-    """The fake tensors that a region gives."""
-    for value in getattr(body, "items", (body,)):
-        yield value.as_proxy().node.meta["example_value"]
+def _state() -> tuple[Any, ...]:
+    """Switches of this thread that a trace depends on and that may change between two calls of a function."""
+    casts = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), *casts)
 
 
 def _operands_of(fingerprint: Any) -> list[fx.Node]:

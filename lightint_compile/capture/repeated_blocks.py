@@ -22,6 +22,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from lightint_compile.capture.block_descriptions import Descriptions
 from lightint_compile.capture.block_inlining import inline
 from lightint_compile.capture.dry_run import Reader, trace_once, undisturbed
 from lightint_compile.capture.module_stacks import Differs
@@ -76,7 +77,8 @@ class BlocksOnce:
         stack = _under_way.__dict__.setdefault("stack", [])
         stack.append(self)
         try:
-            with as_regions(functions, _Operands(self._blocks), guarded=guarded):
+            blocks = [block for each in self._blocks.values() for block in each]
+            with as_regions(functions, _Operands(self._blocks), Descriptions(blocks).of, guarded=guarded):
                 yield
         finally:
             stack.remove(self)
@@ -117,7 +119,8 @@ def trace_by_blocks(module: Callable[..., Any], args: Sequence[Any], kwargs: Map
     """
     try:
         way = BlocksOnce.of(module)
-    except Differs:
+    except Exception as error:  # whatever a user's module does when it is looked at
+        log.debug("every call of a block is traced: %s", error)
         return False
 
     def read_inlined(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> None:
