@@ -258,12 +258,14 @@ class _Guards:
         self._done.add(call)
         _, guards, ordered = self._known[id(before)]
 
-        renamed = _Renamed(replaced)
+        renamed, value_of = _Renamed(replaced), _values(tx)
         for guard in guards:
             source = renamed(guard.originating_source)
             if source != guard.originating_source:
                 _guard_again(tx, guard, source, renamed)
-                _guard_one_object(tx, guard.originating_source, source)
+        for source in {guard.originating_source for guard in guards}:
+            if renamed(source) != source:
+                _guard_one_object(tx, source, renamed(source), value_of)
         tx.output.guard_on_key_order.update(map(renamed, ordered))
 
 
@@ -319,11 +321,18 @@ def _guard_again(tx: Any, guard: Any, source: Any, renamed: Callable[[Any], Any]
     tx.output.guards.add(again, collect_debug_stack=False)
 
 
-def _guard_one_object(tx: Any, source: Any, again: Any) -> None:
+def _values(tx: Any) -> Callable[[Any], Any]:
+    """What sources are in the call that is traced, each looked up once."""
+    scope = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
+    known: dict[Any, Any] = {}
+    return lambda source: source.get_value(scope, {}, known)
+
+
+def _guard_one_object(tx: Any, source: Any, again: Any, value_of: Callable[[Any], Any]) -> None:
     """Where two blocks hold one object of the user's, a plain trace guards that they do."""
     guards: Any = importlib.import_module("torch._dynamo.guards")
-    value = tx.output.resolve_source_value(again)
-    if value is tx.output.resolve_source_value(source) and not isinstance(value, _NOT_OF_USER):
+    value = value_of(again)
+    if value is value_of(source) and not isinstance(value, _NOT_OF_USER):
         make = functools.partial(guards.GuardBuilder.DUPLICATE_INPUT, source_b=source)
         tx.output.guards.add(again.make_guard(make), collect_debug_stack=False)
 
