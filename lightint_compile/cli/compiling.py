@@ -38,7 +38,6 @@ def compile_ahead(
             raise OptionError(f"{name} cannot be set here", where="--option", why=why, fix="leave it out")
     LightintOptions.from_mapping(options)
     options.setdefault("traces", True)
-    options.setdefault("trace_blocks_once", True)
     if registry.is_family(target.partition(":")[0]):
         if dynamic:
             why = f"{target} says itself what grows"

@@ -50,7 +50,7 @@ class Asked:
         Raises:
             UnkeepableError: a pass's source cannot be read.
         """
-        plain = dataclasses.replace(self.options, artifacts=None, trace_blocks_once=False)
+        plain = dataclasses.replace(self.options, artifacts=None)
         code = (frame.code.co_filename, frame.code.co_qualname, code_text(frame.code))
         mine = (plain, sorted(self.config.items()), self.dynamic, are_numbers_read(), switches(), code)
         try:
