@@ -64,10 +64,9 @@ class ByBlocks(threading.local):
         if options.is_shared:
             raise Differs("several ranks have to trace alike")
         module = _module_of(frame)
-        blocks = BlocksOnce.of(module)
         if module in self._failed:
             raise Differs(self._failed[module])
-        return _Way(blocks, self._left, lambda error: self._fail(module, error))
+        return _Way(BlocksOnce.of(module), self._left, lambda error: self._fail(module, error))
 
     def _left(self) -> None:
         self._way = None  # it holds the module

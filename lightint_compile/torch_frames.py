@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import torch
 
 from lightint_compile.torch_compat import TORCH
+from lightint_compile.torch_guards import kind_of
+from lightint_compile.torch_switches import state
 from lightint_compile.trace_parts import Conditions, Frame, PlainGuard, Traced, UnkeepableError, names_in
 
 BUILTINS = "__lightint_builtins__"
@@ -231,59 +233,9 @@ def _plain(guard: Any) -> PlainGuard:
     return kind, guard.originating_source, tuple(given), tuple(named.items())
 
 
-def kind_of(guard: Any) -> str:
-    """The name of the method of Dynamo's that makes a guard."""
-    builder = importlib.import_module("torch._dynamo.guards").GuardBuilder
-    make = guard.inner_create_fn()
-    name: str = getattr(make, "__name__", "")
-    if getattr(builder, name, None) is not make:
-        raise UnkeepableError(f"a guard on {guard.name} is none of Dynamo's own")
-    return name
-
-
 def _concrete(layout: Mapping[str, Any]) -> dict[str, Any]:
     concrete = importlib.import_module("torch._dynamo.guards").convert_to_concrete_values
     return {name: tuple(concrete(layout[name])) for name in ("size", "stride")}
-
-
-def state() -> str:
-    """The switches of the process that Dynamo guards as a whole; they stay as they are while a call is traced."""
-    frames: Any = importlib.import_module("torch._dynamo.convert_frame")
-    device: Any = importlib.import_module("torch.utils._device")
-    modules: Any = torch.nn.modules.module
-    hooks = {name: len(value) for name, value in vars(modules).items() if name.startswith("_global_") and value}
-    saved = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    switches = (frames.initial_global_state.__getstate__(), device.CURRENT_DEVICE, hooks, saved is not None)
-    return repr((*switches, _place_among_ranks()))
-
-
-def _place_among_ranks() -> tuple[int, int] | None:
-    group = torch.distributed
-    return (group.get_rank(), group.get_world_size()) if group.is_available() and group.is_initialized() else None
-
-
-def switches() -> str:
-    """What of Dynamo's own configuration changes a trace; a setting that is an object counts by its type."""
-    modules: list[Any] = [importlib.import_module(name) for name in _CONFIGURATIONS]
-    return "\n".join(f"{name}={_setting(value)}" for each in modules for name, value in _settings_of(each))
-
-
-_CONFIGURATIONS = ("torch._dynamo.config", "torch.fx.experimental._config")
-
-
-def _settings_of(module: Any) -> list[tuple[str, Any]]:
-    return sorted(module.get_config_copy().items())
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, (set, frozenset)):
-        return repr(sorted(map(_setting, value)))
-    if isinstance(value, (tuple, list)):
-        return repr(list(map(_setting, value)))
-    if isinstance(value, dict):
-        return repr(sorted((_setting(key), _setting(each)) for key, each in value.items()))
-    plain = isinstance(value, (bool, int, float, str, type(None)))
-    return repr(value) if plain else getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def first_of(source: Any) -> Any:

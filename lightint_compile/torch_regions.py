@@ -11,8 +11,6 @@ All that this needs of Dynamo's private names is here.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from lightint_compile.torch_guards import GuardsAgain
 
 Look = Callable[[Sequence[fx.Node]], None]
 """Is shown the tensors and sizes that a region is called with; it may raise."""
@@ -70,7 +70,7 @@ def as_regions(functions: Iterable[FunctionType], look: Look, describe: Describe
     """
     regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
     translator: Any = importlib.import_module("torch._dynamo.symbolic_convert").InstructionTranslatorBase
-    ways = _Ways(functions, look, describe, _Guards() if guarded else None)
+    ways = _Ways(functions, look, describe, GuardsAgain() if guarded else None)
     before = [(regions, name, getattr(regions, name)) for name in _OF_REUSE]
     places = [(translator, "inline_user_function_return"), (_module("higher_order_ops"), "are_same_graph_modules")]
     places.append((_module("hashable").HashableTracker, "__init__"))
@@ -111,7 +111,7 @@ class _Ways:
     """What is done at Dynamo's own functions while regions are watched; each is given Dynamo's first."""
 
     def __init__(
-        self, functions: Iterable[FunctionType], look: Look, describe: Describe, guards: _Guards | None
+        self, functions: Iterable[FunctionType], look: Look, describe: Describe, guards: GuardsAgain | None
     ) -> None:
         self._marked: dict[CodeType, tuple[FunctionType, FunctionType]] = {}
         for each in functions:
@@ -222,131 +222,6 @@ def _marked(method: FunctionType) -> FunctionType:
     copy.__dict__.update(method.__dict__)
     marks.mark_compile_region(copy, options=options, max_reuse_entries=_VARIANTS)
     return copy
-
-
-class _Guards:
-    """The guards of calls that were traced, made for the calls that take what those became."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, list[Any], list[Any]]] = {}
-        self._done: set[tuple[int, tuple[Any, ...]]] = set()
-
-    def traced(self, tx: Any, fingerprint: Any) -> None:
-        """Remember what guards a call that was traced.
-
-        Every guard on what the call was given counts, whoever asked for it: more than what the trace leans on, and
-        never less. Dynamo looks at all guards once more when the trace is done.
-        """
-        sources, graph = set(filter(None, fingerprint.arg_sources)), tx.output
-        leaves = zip(fingerprint.flat_vts, fingerprint.arg_sources, strict=True)
-        objects = {source for (tag, _), source in leaves if tag.value == "object"}
-        sizes = (each for known in graph.shape_env.var_to_sources.values() for each in known)
-        if any(map(_Found(objects), sizes)):
-            raise ValueError("a number of a module is symbolic")
-        of_call = _Found(sources)
-        guards = [guard for guard in graph.guards if of_call(guard.originating_source)]
-        ordered = [source for source in graph.guard_on_key_order if of_call(source)]
-        self._known[id(fingerprint.arg_sources)] = (fingerprint.arg_sources, guards, ordered)
-
-    def given(self, tx: Any, before: Sequence[Any], now: Sequence[Any]) -> None:
-        """Make the guards of the call with the sources ``before`` for the one with ``now``."""
-        regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
-        replaced: Mapping[Any, Any] = regions.build_source_replacement(before, now)
-        call = (id(before), tuple(now))
-        if not replaced or call in self._done:
-            return
-        self._done.add(call)
-        _, guards, ordered = self._known[id(before)]
-
-        renamed, value_of = _Renamed(replaced), _values(tx)
-        for guard in guards:
-            source = renamed(guard.originating_source)
-            if source != guard.originating_source:
-                _guard_again(tx, guard, source, renamed)
-        for source in {guard.originating_source for guard in guards}:
-            if renamed(source) != source:
-                _guard_one_object(tx, source, renamed(source), value_of)
-        tx.output.guard_on_key_order.update(map(renamed, ordered))
-
-
-class _Found:
-    """Whether a source is one of ``owners`` or is found by way of one."""
-
-    def __init__(self, owners: Iterable[Any]) -> None:
-        self._known = dict.fromkeys(owners, True)
-
-    def __call__(self, source: Any) -> bool:
-        if source not in self._known:
-            self._known[source] = any(map(self, _parts(source).values()))
-        return self._known[source]
-
-
-class _Renamed:
-    """What torch's ``Source.clone`` makes of sources, each prefix made once: a block has some hundred guards."""
-
-    def __init__(self, replaced: Mapping[Any, Any]) -> None:
-        self._replaced, self._known = replaced, dict[Any, Any]()
-
-    def __call__(self, source: Any) -> Any:
-        if source not in self._known:
-            parts = _parts(source)
-            again = {name: self(part) for name, part in parts.items()}
-            made = source if again == parts else dataclasses.replace(source, **again)
-            self._known[source] = self._replaced.get(made, made)
-        return self._known[source]
-
-
-def _parts(source: Any) -> dict[str, Any]:
-    """The sources that a source is found by."""
-    records: Any = importlib.import_module("torch._guards")
-    if not isinstance(source, records.ChainedSource):
-        return {}
-    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.init}
-    return {name: value for name, value in fields.items() if isinstance(value, records.Source)}
-
-
-def _guard_again(tx: Any, guard: Any, source: Any, renamed: Callable[[Any], Any]) -> None:
-    """Make a guard for another source."""
-    guards: Any = importlib.import_module("torch._dynamo.guards")
-    make = guard.inner_create_fn()
-    if getattr(guards.GuardBuilder, getattr(make, "__name__", ""), None) is not make:
-        raise ValueError(f"a guard on {guard.name} is none of Dynamo's own")
-    if make is guards.GuardBuilder.TENSOR_MATCH:  # it goes with sizes and strides that are remembered elsewhere
-        builder: Any = importlib.import_module("torch._dynamo.variables.builder").VariableBuilder
-        builder(tx, source)(tx.output.resolve_source_value(source))
-        return
-    again = source.make_guard(_create_again(guard.create_fn, renamed))
-    again._force_dict_keys_match = guard._force_dict_keys_match
-    again.stack, again.user_stack = guard.stack, guard.user_stack  # finding the lines anew takes longer than the rest
-    tx.output.guards.add(again, collect_debug_stack=False)
-
-
-def _values(tx: Any) -> Callable[[Any], Any]:
-    """What sources are in the call that is traced, each looked up once."""
-    scope = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
-    known: dict[Any, Any] = {}
-    return lambda source: source.get_value(scope, {}, known)
-
-
-def _guard_one_object(tx: Any, source: Any, again: Any, value_of: Callable[[Any], Any]) -> None:
-    """Where two blocks hold one object of the user's, a plain trace guards that they do."""
-    guards: Any = importlib.import_module("torch._dynamo.guards")
-    value = value_of(again)
-    if value is value_of(source) and not isinstance(value, _NOT_OF_USER):
-        make = functools.partial(guards.GuardBuilder.DUPLICATE_INPUT, source_b=source)
-        tx.output.guards.add(again.make_guard(make), collect_debug_stack=False)
-
-
-_NOT_OF_USER = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
-
-
-def _create_again(create: Any, renamed: Callable[[Any], Any]) -> Any:
-    if not isinstance(create, functools.partial):
-        return create
-    source: Any = importlib.import_module("torch._guards").Source
-    given = [renamed(each) if isinstance(each, source) else each for each in create.args]
-    named = {name: renamed(each) if isinstance(each, source) else each for name, each in create.keywords.items()}
-    return functools.partial(create.func, *given, **named)
 
 
 def _results_of(body: Any) -> Sequence[Any]:

@@ -61,6 +61,15 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture
+def undone() -> Iterator[None]:
+    """What the test accelerates by ``accelerated_here`` is undone behind it."""
+    from accelerated_here import undo_all
+
+    yield
+    undo_all()
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """The test computes on one thread: its tensors are small, and workers share the cores."""
     threads = torch.get_num_threads()

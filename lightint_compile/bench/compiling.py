@@ -97,7 +97,7 @@ _RUN = (
 )
 
 
-def in_this_process(variant: str, name: str, depth: int, history: int, device: str = "cpu") -> dict[str, Any]:
+def in_this_process(variant: str, name: str, depth: int, history: int, device: str) -> dict[str, Any]:
     """The first and a later call of one variant in this process, and the seconds Dynamo spent before its backend.
 
     Args:

@@ -126,7 +126,7 @@ def jobs_of(variant: str, depths: tuple[int, ...], model: str, trajectory: str, 
     return [Job(variant, depth, model, trajectory, repeats, device) for depth in depths]
 
 
-def _outside_braces(text: str) -> list[str]:
+def outside_braces(text: str) -> list[str]:
     """What stands between commas, but for those of a value such as ``{"a": 1, "b": 2}``."""
     items: list[str] = []
     for item in filter(None, text.split(",")):
@@ -146,7 +146,7 @@ def variant_options(variant: str) -> dict[str, Any]:
     named, _, rest = variant.partition(":")
     preset, plus, also = named.partition("+")
     more = {"also": also.replace("+", ",")} if plus else {}
-    pairs = [item.partition("=") for item in _outside_braces(rest)]
+    pairs = [item.partition("=") for item in outside_braces(rest)]
     try:
         return {"preset": preset, **more, **{name: json.loads(value) for name, _, value in pairs}}
     except json.JSONDecodeError as error:

@@ -34,7 +34,7 @@ class Descriptions:
     """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        reached = Counter(each for block in blocks for each in set(_reached(block)))
+        reached = Counter(each for block in blocks for each in _reached(block))
         self._shared = {each for each, times in reached.items() if times > 1}
         self._texts: dict[int, str] = {}
         for block in blocks:
@@ -45,11 +45,10 @@ class Descriptions:
         return self._texts.get(id(value))
 
 
-def _reached(block: nn.Module) -> Iterator[int]:
+def _reached(block: nn.Module) -> Iterable[int]:
     walk = _Walk(frozenset())
-    for _ in walk.of(block):
-        pass
-    return iter(walk.places)
+    list(walk.of(block))
+    return walk.places
 
 
 class _Walk:
@@ -82,7 +81,7 @@ class _Walk:
             layout = (value.dtype, value.device, value.layout, value.requires_grad, value.is_leaf, tuple(value.shape))
             yield f"{layout} {value.stride() if value.layout is torch.strided else ''}"
             yield from self.of(vars(value))
-        elif kind in _LISTS or isinstance(value, tuple):
+        elif kind in _LISTS or (isinstance(value, tuple) and not hasattr(value, "__dict__")):
             yield from self._items(value)
         elif kind in _DICTS:
             yield from self._items([each for item in value.items() for each in item])
@@ -90,9 +89,9 @@ class _Walk:
             yield from sorted("".join(_Walk(self._shared).of(each)) for each in value)
         elif isinstance(value, types.MethodType):
             yield from self._items((value.__func__, value.__self__))
-        elif isinstance(value, functools.partial):
+        elif kind is functools.partial:
             yield from self._items((value.func, value.args, value.keywords))
-        elif hasattr(value, "__dict__") and not hasattr(kind, "__slots__"):
+        elif _holds_attributes_alone(kind):
             yield from self.of(vars(value))
         else:
             yield f"@{id(value)}"
@@ -102,6 +101,16 @@ class _Walk:
         for value in values:
             yield from self.of(value)
         yield ")"
+
+
+def _holds_attributes_alone(kind: type) -> bool:
+    """Whether all that an object of this class holds is in its dictionary: it has no slots, and no base of C's."""
+    bases = [each for each in kind.__mro__ if each is not object]
+    return not hasattr(kind, "__slots__") and all(each.__flags__ & _OF_PYTHON for each in bases)
+
+
+_OF_PYTHON = 1 << 9
+"""``Py_TPFLAGS_HEAPTYPE``: set of classes that a class statement makes, and of few of C's."""
 
 
 def _named(kind: type) -> str:

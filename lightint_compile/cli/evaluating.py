@@ -128,11 +128,12 @@ def _placed(device: str | None, dtype: str | None) -> dict[str, Any]:
 
 def _listed(text: str) -> tuple[str, ...]:
     """`a,b:x=1,y=2,c` as `a`, `b:x=1,y=2`, `c`: options and what is in braces belong to the name before."""
+    from lightint_compile.bench.rollout_job import outside_braces
+
     names: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, map(str.strip, outside_braces(text))):
         name, equals, _ = part.partition("=")
-        is_option = bool(equals) and name.isidentifier()
-        if names and (is_option or names[-1].count("{") > names[-1].count("}")):
+        if names and equals and name.isidentifier():
             names[-1] += f",{part}"
         else:
             names.append(part)

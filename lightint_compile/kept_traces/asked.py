@@ -15,7 +15,8 @@ from lightint_compile.kept_traces.descriptions import code_text, digest
 from lightint_compile.lowering.artifact_keys import surroundings
 from lightint_compile.lowering.extension_sources import UnknownSourceError, extension_lines
 from lightint_compile.options import LightintOptions
-from lightint_compile.torch_frames import opens_frames, switches
+from lightint_compile.torch_frames import opens_frames
+from lightint_compile.torch_switches import switches
 from lightint_compile.trace_parts import Frame, UnkeepableError
 
 

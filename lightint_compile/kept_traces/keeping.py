@@ -42,9 +42,9 @@ from lightint_compile.torch_frames import (
     installed,
     is_argument,
     is_watching,
-    state,
     values_in,
 )
+from lightint_compile.torch_switches import state
 from lightint_compile.trace_parts import Frame, PlainGuard, Traced, UnkeepableError
 
 log = logging.getLogger(__name__)

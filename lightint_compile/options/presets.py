@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from lightint_compile.entry_points import Extension, extension, names
 from lightint_compile.errors import OptionError, did_you_mean, told
 
+DEFAULT_PRESET = "all"
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -26,13 +26,13 @@ from lightint_compile.options.checks import (
     whole,
 )
 from lightint_compile.options.error_limits import Budget
+from lightint_compile.options.presets import DEFAULT_PRESET as DEFAULT_PRESET
 from lightint_compile.options.presets import PRESETS
 from lightint_compile.options.table import names_of, option, table_of, with_attributes
+from lightint_compile.options.together import check_together
 
 DELEGATES = ("inductor", "eager")
 """Who runs the rewritten regions: Inductor, or plain PyTorch (for debugging and for machines without a compiler)."""
-
-DEFAULT_PRESET = "all"
 
 
 def _listed(names: Iterable[str], quote: str = '"') -> str:
@@ -295,11 +295,7 @@ class LightintOptions:
     def __post_init__(self) -> None:
         for row in table_of(type(self)):
             object.__setattr__(self, row.name, row.check(row.name, getattr(self, row.name)))
-        _check_who_sets_thresholds(self)
-        _check_one_group(self)
-        _check_not_both(self)
-        _check_budget_of_something(self)
-        _check_beside_something(self)
+        check_together(self)
 
     @property
     def is_shared(self) -> bool:
@@ -343,75 +339,6 @@ class LightintOptions:
     def __str__(self) -> str:
         rest = {name: value for name, value in self.to_dict().items() if name != "preset"}
         return ", ".join([f"preset={self.preset}", *(f"{name}={value}" for name, value in rest.items())])
-
-
-def _check_who_sets_thresholds(options: LightintOptions) -> None:
-    thresholds = names_of(type(options), lambda row: row.threshold)
-    given = [name for name in thresholds if getattr(options, name) is not None]
-    if options.budget is None or options.budget.is_exact or not given:
-        return
-    stated = [name for name in ("max_relative_error", "min_psnr") if getattr(options, name) is not None]
-    raise OptionError(
-        f"{' and '.join(given)} cannot be set together with {' and '.join(stated)}",
-        where=f"options[{given[0]!r}]",
-        why="thresholds are what a budget is for: calibration sets them",
-        fix=f"leave out {' and '.join(given)}, or {' and '.join(stated)}",
-    )
-
-
-def _check_one_group(options: LightintOptions) -> None:
-    if options.gpus is not None and options.mesh is not None:
-        raise OptionError(
-            "gpus and mesh cannot be set together",
-            where="options['mesh']",
-            why="each says which ranks share the tokens",
-            fix="leave out gpus",
-        )
-    if options.is_shared and options.budget is not None and not options.budget.is_exact:
-        raise OptionError(
-            "an error budget cannot be set for several ranks",
-            where="options['gpus']",
-            why="each rank would calibrate for itself, and ranks must run the same graph",
-            fix="calibrate on one rank, and give the options that it chose",
-        )
-
-
-def _check_not_both(options: LightintOptions) -> None:
-    if not (options.also and options.without):
-        return
-    from lightint_compile.passes.pipeline import Pipeline
-
-    both = [step.name for step in Pipeline.parse(options.also).passes if step.name in options.without]
-    if both:
-        raise OptionError(
-            f"{both[0]} is to run besides the others and to be left out",
-            where="options['also']",
-            why=f"options['without'] names {both[0]} too",
-            fix="name it in one of them",
-        )
-
-
-def _check_budget_of_something(options: LightintOptions) -> None:
-    """A budget of nothing is kept by any program, Inductor's too."""
-    if options.runs_nothing and options.budget is not None and not options.budget.is_exact:
-        given = "max_relative_error" if options.max_relative_error is not None else "min_psnr"
-        raise OptionError(
-            f'{given} can do nothing under the preset "off"',
-            where=f"options[{given!r}]",
-            why="a budget chooses among approximate passes, and none runs",
-            fix=f'leave out {given}, or choose the preset "{DEFAULT_PRESET}"',
-        )
-
-
-def _check_beside_something(options: LightintOptions) -> None:
-    """Passes beside those of a preset whose graphs nobody looks at would never run."""
-    if options.runs_nothing and options.also:
-        raise OptionError(
-            f'{options.also} cannot run under the preset "off"',
-            where="options['also']",
-            why="it hands every graph to Inductor as it is",
-            fix=f'leave out also, or choose the preset "{DEFAULT_PRESET}"',
-        )
 
 
 def forwarded(kind: type[LightintOptions] = LightintOptions) -> tuple[str, ...]:

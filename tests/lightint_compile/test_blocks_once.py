@@ -332,12 +332,12 @@ def test_an_error_of_the_caller_is_raised_as_ever() -> None:
 
 @once_only
 def test_a_fault_in_the_guards_is_no_fault_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightint_compile import torch_regions
+    from lightint_compile import torch_guards
 
     def failing(*_: Any) -> None:
         raise ValueError("a guard that cannot be made")
 
-    monkeypatch.setattr(torch_regions, "_guard_again", failing)
+    monkeypatch.setattr(torch_guards._OtherCall, "guard", failing)
     module, x = made(), torch.randn(3, 8)
     function = compiled(module)
     assert torch.equal(called(function, x), called(module, x))

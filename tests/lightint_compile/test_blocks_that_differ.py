@@ -119,6 +119,14 @@ def changed(change: Callable[[Block], object], place: int) -> Callable[[], Model
     return make
 
 
+class Listed(list[int]):
+    """What it holds is not among its attributes."""
+
+
+class Numbered(int):
+    pass
+
+
 PAIR = Config(), Config()
 CHANGES: dict[str, Callable[[Block], object]] = {
     "class of a module": lambda block: setattr(block, "act", nn.Sigmoid()),
@@ -208,6 +216,11 @@ def test_descriptions_are_equal_for_copies_and_name_what_is_shared() -> None:
     texts = Descriptions([block, same, other])
     assert texts.of(block) == texts.of(same) != texts.of(other)
     assert texts.of(block) is not None and texts.of(copy.deepcopy(block)) is None
+    for one, another in ((Listed([1]), Listed([2])), (Numbered(1), Numbered(2)), ({1: 1}, {1: True})):
+        same.value, other.value = one, another
+        other.act = copy.deepcopy(same.act)
+        texts = Descriptions([same, other])
+        assert texts.of(same) != texts.of(other)
     cyclic = copy.deepcopy(block)
     cyclic.owner = [cyclic]  # type: ignore[assignment]
     assert Descriptions([cyclic]).of(cyclic)

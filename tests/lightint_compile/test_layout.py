@@ -17,7 +17,8 @@ TOPS = ("lightint_compile", "passes", "kernels", "models")
 
 LADDER = (
     ("errors", "torch_compat", "torch_marks", "torch_private", "trace_parts"),
-    ("entry_points", "read_back", "torch_frames", "torch_regions"),
+    ("entry_points", "read_back", "torch_guards", "torch_switches"),
+    ("torch_frames", "torch_regions"),
     ("kernels",),
     ("passes.ir",),
     ("overwritten_reads",),

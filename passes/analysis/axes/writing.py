@@ -9,7 +9,8 @@ import torch
 import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.movement import Along, Movement, Read, Ref, Way, Written, moves
-from lightint_compile.passes.analysis.axes.moving import bound, known_run, moved, slice_start
+from lightint_compile.passes.analysis.axes.moving import known_run, moved
+from lightint_compile.passes.analysis.axes.places import bound, slice_start
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.input_writes import WRITE_WINDOW
 from lightint_compile.passes.ir.op_arguments import argument, dimension, rank_of, size_argument, sizes_of

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.fx as fx
+from accelerated_here import accelerated_here
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import lightint_compile
 from lightint_compile import LightintOptions, lowering
-from lightint_compile.acceleration.handle import Accelerated
 from lightint_compile.bisecting import Finding, Tolerance, Verdict, bisect
 from lightint_compile.bisecting.captured_call import CapturedCall, as_captured
 from lightint_compile.bisecting.judging import distance
 from lightint_compile.errors import InputError
 from lightint_compile.lowering.region import Variant, eager_compiler
+
+pytestmark = pytest.mark.usefixtures("undone")
 
 WIDTH, HEADS = 16, 2
 
@@ -105,19 +107,8 @@ def a_function_around_it(module: nn.Module) -> Any:
     return lambda latent: compiled(latent)
 
 
-HANDLES: list[Accelerated] = []
-
-
-@pytest.fixture(autouse=True)
-def undone() -> Iterator[None]:
-    """What a test accelerated is undone behind it."""
-    yield
-    while HANDLES:
-        HANDLES.pop().undo()
-
-
 def accelerated(module: nn.Module) -> Any:
-    HANDLES.append(lightint_compile.accelerate(module, delegate="eager", **SPARSE))
+    accelerated_here(module, delegate="eager", **SPARSE)
     return module
 
 

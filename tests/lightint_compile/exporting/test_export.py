@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerated_here import accelerated_here
 from export_here import run_here
 
 import lightint_compile
-from lightint_compile.acceleration.handle import Accelerated
 from lightint_compile.errors import ExportError, LightintError
 from lightint_compile.exporting import format_of
 from lightint_compile.exporting.check import relative_difference, worst_difference
 from lightint_compile.torch_compat import solves_sizes_in_integers
+
+pytestmark = pytest.mark.usefixtures("undone")
 
 PLAIN = {"passes": "canonicalize-attention"}
 NEEDS_ONNX = pytest.mark.skipif(
@@ -106,20 +108,8 @@ def its_part(module: Attention) -> torch.nn.Module:
     return module
 
 
-HANDLES: list[Accelerated] = []
-
-
-@pytest.fixture(autouse=True)
-def undone() -> Iterator[None]:
-    """What a test accelerated is undone behind it."""
-    yield
-    while HANDLES:
-        HANDLES.pop().undo()
-
-
 def accelerated(module: Attention) -> torch.nn.Module:
-    HANDLES.append(lightint_compile.accelerate(module, preset="exact", delegate="eager"))
-    return module
+    return accelerated_here(module, preset="exact", delegate="eager")
 
 
 @pytest.mark.parametrize("way", [whole, in_place, its_part, accelerated], ids=lambda way: way.__name__)
