@@ -14,6 +14,8 @@ import torch.fx as fx
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes_tracing
 
+from lightint_compile.capture.functional import inner
+
 T = TypeVar("T")
 
 _SHARED = object()
@@ -31,6 +33,7 @@ class Memories:
         self._viewed: set[Any] = {_SHARED}
         self._of_storage: dict[int, Any] = {}
         self._alive: list[FunctionalTensor] = []  # an address stands for one storage as long as that lives
+        self._inside: dict[int, tuple[FunctionalTensor, int, Any]] = {}
 
     def is_viewed(self, leaf: Copy | FunctionalTensor) -> bool:
         """Whether a copied view shows the memory of a tensor."""
@@ -62,6 +65,26 @@ class Memories:
         if any(self.is_viewed(leaf) for _, leaf in changed):
             raise WritesToAView
         return result, [index for index, _ in changed]
+
+    def inner(self, leaf: FunctionalTensor) -> Any:
+        """:func:`~lightint_compile.capture.functional.inner`, found anew only where something was written since.
+
+        Finding it puts the mode of the trace aside for a moment, at which torch forgets how it dispatches operators.
+        """
+        counted, is_reshaped = _state(leaf)
+        if is_reshaped or torch._functionalize_was_storage_changed(leaf.elem):  # type: ignore[attr-defined]
+            return inner(leaf)  # it may be so again, and nothing counts that
+        known = self._inside.get(id(leaf))
+        if known is None or known[1] != counted:
+            known = self._inside[id(leaf)] = leaf, counted, inner(leaf)
+        return known[2]
+
+    def node_of(self, leaf: Copy | FunctionalTensor, tracer: Any) -> fx.Node | None:
+        """The node that computes a tensor; ``None`` for one that the trace does not know."""
+        if isinstance(leaf, Copy):
+            return leaf.node
+        tracked = tracer.tensor_tracker.get(self.inner(leaf))
+        return None if tracked is None else tracked.proxy.node
 
     def _memory(self, leaf: Copy | FunctionalTensor) -> Any:
         if isinstance(leaf, Copy):

@@ -138,18 +138,18 @@ class RepeatingInterpreter(ModeInterpreter):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         leaves = [leaf.now() if isinstance(leaf, Copy) else leaf for leaf in leaves]
         with torch._C.DisableTorchFunction():
-            key = _key((target, spec, _modes()), leaves, mode.tracer)
+            key = _key((target, spec, _modes()), leaves, self._memories, mode.tracer)
             kept = None if key is None else self._known.get(key)
             if kept is not None and all(self._can_be_written(leaves[index]) for index, _ in kept.written):
                 return self._copied(kept, leaves, mode.tracer)
         leaves = [leaf.functional(mode.tracer) if isinstance(leaf, Copy) else leaf for leaf in leaves]
-        operands = {_node_of(leaf, mode.tracer): _Operand(index) for index, leaf in _tensors(leaves)}
+        operands = {self._memories.node_of(leaf, mode.tracer): _Operand(index) for index, leaf in _tensors(leaves)}
         last = mode.tracer.graph._root.prev
         compute = functools.partial(trace, target, *pytree.tree_unflatten(leaves, spec))
         result, written = self._memories.written(leaves, compute)
         if key is not None and key not in self._known:
             with torch._C.DisableTorchFunction():
-                finals = {index: _node_of(leaves[index], mode.tracer) for index in written}
+                finals = {index: self._memories.node_of(leaves[index], mode.tracer) for index in written}
                 self._known[key] = self._kept(result, leaves, last, mode.tracer, operands, finals)
         return result
 
@@ -168,10 +168,10 @@ class RepeatingInterpreter(ModeInterpreter):
     ) -> _Kept | None:
         """What was traced after ``last``, if it can be copied."""
         outputs, spec = pytree.tree_flatten(result)
-        left = {_node_of(output, tracer) for output in outputs if isinstance(output, FunctionalTensor)}
+        left = {self._memories.node_of(output, tracer) for output in outputs if isinstance(output, FunctionalTensor)}
         nodes = _read(last, left | {*finals.values()})
         places = {**operands, **{node: _Local(index) for index, node in enumerate(nodes)}}
-        results = [_place(output, leaves, places, tracer) for output in outputs]
+        results = [self._place(output, leaves, places, tracer) for output in outputs]
         if None in results or not all(_can_be_copied(node, node in left) for node in nodes):
             return None
         made = any(isinstance(place, _Local) for place in results)
@@ -191,6 +191,15 @@ class RepeatingInterpreter(ModeInterpreter):
         calls = tuple((node.target, *_with_places(node, places)) for node in nodes)
         return _Kept(calls, tuple(node.meta["val"] for node in nodes), tuple(results), spec, written, views)
 
+    def _place(self, output: Any, leaves: Sequence[Any], places: dict[Any, Any], tracer: Any) -> Any:
+        """Where a result comes from: a node, an operand that was handed back, or itself in a tuple when it is plain."""
+        if isinstance(output, FunctionalTensor):
+            for index, leaf in enumerate(leaves):
+                if leaf is output:
+                    return _Operand(index)
+            return places.get(self._memories.node_of(output, tracer))
+        return (output,) if isinstance(output, _PLAIN) else None
+
     def _copied(self, kept: _Kept, leaves: Sequence[Any], tracer: Any) -> Any:
         """Copy the nodes of ``kept``, reading ``leaves``; the result is in the form that the interpreter expects."""
         made: list[fx.Node] = []
@@ -198,17 +207,17 @@ class RepeatingInterpreter(ModeInterpreter):
         def placed(place: Any) -> Any:
             if isinstance(place, _Local):
                 return made[place.index]
-            return _node_of(leaves[place.index], tracer) if isinstance(place, _Operand) else place
+            return self._memories.node_of(leaves[place.index], tracer) if isinstance(place, _Operand) else place
 
         for (target, args, kwargs), value in zip(kept.calls, kept.values, strict=True):
-            node = tracer.create_node("call_function", target, *(_mapped((args, kwargs), placed)))
+            node = tracer.create_node("call_function", target, *fx.node.map_aggregate((args, kwargs), placed))
             node.meta["val"] = another(value)
             made.append(node)
         for index, place in kept.written:
             leaves[index].write(made[place.index])
         viewed = self._memories.view(leaves) if kept.views else None
         results = [self._result(place, made, leaves, viewed) for place in kept.results]
-        return pytree.tree_unflatten(results, kept.spec)
+        return results[0] if kept.spec.is_leaf() else pytree.tree_unflatten(results, kept.spec)
 
     def _result(self, place: Any, made: Sequence[fx.Node], leaves: Sequence[Any], viewed: object | None) -> Any:
         if isinstance(place, _Operand):
@@ -226,7 +235,7 @@ def _is_known(target: Any) -> bool:
     return (getattr(target, "__module__", None) or "").split(".")[0] in _KNOWN
 
 
-def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
+def _key(call: Any, leaves: Sequence[Any], memories: Memories, tracer: Any) -> Any:
     """Equal keys are traced alike; ``None`` where an argument cannot be compared."""
     first: dict[Any, int] = {}
     entries: list[Any] = [call]
@@ -234,8 +243,8 @@ def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
         if isinstance(leaf, Copy):
             entries.append((first.setdefault(leaf.node, index), *_layout(leaf.value)))
         elif isinstance(leaf, FunctionalTensor):
-            value = inner(leaf)
-            node = _node_of(leaf, tracer)
+            value = memories.inner(leaf)
+            node = memories.node_of(leaf, tracer)
             if not isinstance(value, FakeTensor) or value.constant is not None or node is None:
                 return None
             entries.append((first.setdefault(node, index), *_layout(value)))
@@ -244,7 +253,9 @@ def _key(call: Any, leaves: Sequence[Any], tracer: Any) -> Any:
         elif isinstance(leaf, _PLAIN):
             entries.append((type(leaf), repr(leaf)))
         elif isinstance(leaf, slice) or leaf is Ellipsis:
-            part = _key(slice, [leaf.start, leaf.stop, leaf.step], tracer) if isinstance(leaf, slice) else "..."
+            part = (
+                _key(slice, [leaf.start, leaf.stop, leaf.step], memories, tracer) if isinstance(leaf, slice) else "..."
+            )
             if part is None:
                 return None
             entries.append(part)
@@ -258,19 +269,14 @@ def _modes() -> tuple[Any, ...]:
 
 
 def _layout(value: FakeTensor) -> tuple[Any, ...]:
-    sizes, strides = (tuple(map(size_of, numbers)) for numbers in (value.shape, value.stride()))
+    sizes, strides = tuple(value.shape), tuple(value.stride())
+    if value._has_symbolic_sizes_strides:
+        sizes, strides = tuple(map(size_of, sizes)), tuple(map(size_of, strides))
     return value.dtype, value.device, sizes, strides, size_of(value.storage_offset()), value.requires_grad
 
 
 def _tensors(leaves: Sequence[Any]) -> Iterator[tuple[int, FunctionalTensor]]:
     return ((index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, FunctionalTensor))
-
-
-def _node_of(leaf: FunctionalTensor | Copy, tracer: Any) -> fx.Node | None:
-    if isinstance(leaf, Copy):
-        return leaf.node
-    tracked = tracer.tensor_tracker.get(inner(leaf))
-    return None if tracked is None else tracked.proxy.node
 
 
 def _unbacked(values: Iterable[Any]) -> set[Any]:
@@ -317,30 +323,8 @@ def _may_be_a_view(node: fx.Node) -> bool:
     return any(entry.alias_info is not None for entry in node.target._schema.returns)
 
 
-def _place(output: Any, leaves: Sequence[Any], places: dict[Any, Any], tracer: Any) -> Any:
-    """Where a result comes from: a node, an operand that was handed back, or itself in a tuple when it is plain."""
-    if isinstance(output, FunctionalTensor):
-        for index, leaf in enumerate(leaves):
-            if leaf is output:
-                return _Operand(index)
-        return places.get(_node_of(output, tracer))
-    return (output,) if isinstance(output, _PLAIN) else None
-
-
 def _with_places(node: fx.Node, places: dict[Any, Any]) -> Any:
     return fx.map_arg((node.args, node.kwargs), lambda source: places.get(source, source))
-
-
-def _mapped(arguments: Any, place: Callable[[Any], Any]) -> Any:
-    """``arguments`` with the places in them filled in."""
-    if isinstance(arguments, (tuple, list)):
-        mapped = (_mapped(entry, place) for entry in arguments)
-        return tuple(mapped) if isinstance(arguments, tuple) else list(mapped)
-    if isinstance(arguments, dict):
-        return {key: _mapped(entry, place) for key, entry in arguments.items()}
-    if isinstance(arguments, slice):
-        return slice(*(_mapped(entry, place) for entry in (arguments.start, arguments.stop, arguments.step)))
-    return place(arguments)
 
 
 _AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")

@@ -147,6 +147,23 @@ def test_views_of_what_is_written_to_share_its_memory() -> None:
         assert torch.equal(got, expected)
 
 
+def _turned_and_back(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    turned = x * 2
+    turned.t_()
+    first = turned + w
+    turned.t_()
+    second = turned + w.t()
+    turned.mul_(2)
+    return first, second, turned + w.t(), turned + w.t()
+
+
+def test_a_tensor_that_changes_its_form_in_place_is_read_as_it_is() -> None:
+    inputs = torch.randn(3, 4), torch.randn(4, 3)
+    program = capture.trace(_turned_and_back, inputs)
+    for got, expected in zip(program.graph_module(*inputs), _turned_and_back(*inputs), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_statistics_that_a_norm_updates_count_as_a_write() -> None:
     from lightint_compile.errors import CaptureError
 
