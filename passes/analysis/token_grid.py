@@ -23,6 +23,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from lightint_compile.passes.analysis.axes.factors import extent
+from lightint_compile.passes.analysis.axes.moving import READS_NUMBERS
 from lightint_compile.passes.analysis.grid_axes.axes import (
     ROLES,
     Atom,
@@ -130,6 +131,8 @@ def _follow(program: Program, hints: Mapping[Origin, Axis], memory: type = Token
         if node.op == "placeholder":
             weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
             known[node] = walk.given(node, _Results([_input_axes(node, hints, weight)]))
+        elif node.target in READS_NUMBERS:
+            known[node] = walk.given(node, _results(node, known))
         else:
             known[node] = walk.at(node, lambda node: _results(node, known))
     return {node: found[0] for node, found in known.items() if tensor_of(node) is not None}
@@ -169,13 +172,17 @@ def _checked(node: fx.Node, result: Sequence[Axis | None] | None, shape: Sequenc
     """The rule's axes where their products are the recorded sizes, and new axes elsewhere."""
     if result is None or len(result) != len(shape):
         result = [None] * len(shape)
-    name = getattr(getattr(node.target, "_schema", None), "name", node.target)
-    made = f"{name} makes it".replace("aten::", "")
-    new = [(Atom(size, origin=Origin(node.name, axis, len(shape)), note=made),) for axis, size in enumerate(shape)]
     return tuple(
-        axis if axis is not None and same(extent(axis), size) else other
-        for axis, size, other in zip(result, shape, new, strict=True)
+        [
+            axis if axis is not None and same(extent(axis), size) else (_new(node, number, len(shape), size),)
+            for number, (axis, size) in enumerate(zip(result, shape, strict=True))
+        ]
     )
+
+
+def _new(node: fx.Node, axis: int, rank: int, size: Size) -> Atom:
+    name = getattr(getattr(node.target, "_schema", None), "name", node.target)
+    return Atom(size, origin=Origin(node.name, axis, rank), note=f"{name} makes it".replace("aten::", ""))
 
 
 # --- evidence from other graphs -------------------------------------------------------------------------------------
@@ -228,12 +235,15 @@ def _only(axis: TokenAxis | None) -> tuple[int | None, int | str, int | str] | N
 # --- evidence from the end of the graph -------------------------------------------------------------------------------
 
 
+_VIEWS = ("aten::view", "aten::reshape", "aten::unflatten")
+
+
 def _flattened_inputs(program: Program, axes: Mapping[fx.Node, Axes]) -> dict[Origin, Axis]:
     """Input axes without a grid that some view cuts into three in a row, as what it cuts them into."""
     hints: dict[Origin, Axis] = {}
     inputs = {node.name for node in program.placeholders()}
     for node in program.calls():
-        if not str(getattr(node.target, "_schema", "")).startswith(("aten::view", "aten::reshape", "aten::unflatten")):
+        if not getattr(getattr(node.target, "_schema", None), "name", "").startswith(_VIEWS):
             continue
         for axis in axes.get(tensors(node)[0], ()) if tensors(node) else ():
             origin = axis[0].origin if len(axis) == 1 and not axis[0].role else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import cast
 
@@ -193,7 +192,7 @@ def select(node: fx.Node) -> Movement | None:
             return None
         places = [place]
     found = moved(*[(*ways[:dim], *ways[dim + 1 :])] * len(places), reads=(Read((Ref(source, dim),), SELECTS),))
-    return replace(found, places=tuple(places))
+    return found._replace(places=tuple(places))
 
 
 @moves(Family.SLICE, aten.narrow.default)
@@ -241,6 +240,12 @@ def stack(node: fx.Node) -> Movement:
     ways: list[Way] = list(aligned(parts, rank_of(node) - 1))
     ways.insert(dimension(node, len(ways) + 1), New())
     return moved(tuple(ways))
+
+
+READS_NUMBERS = frozenset(
+    (*Family.INDEX_SELECT.value, aten.index.Tensor, aten.index_copy.default, aten.index_copy_.default)
+)
+"""Operators whose movement depends on how the numbers that they are given are made, and not on their sizes alone."""
 
 
 @moves(Family.INDEX_SELECT, aten.index.Tensor)
