@@ -87,7 +87,7 @@ def per_token_inputs(program: Program, fewest: int = MANY_ROWS) -> Iterator[PerT
         sizes = hinted_shape(tensor)
         axis = sizes.index(max(sizes))
         layout = tuple((same if place == axis else plain)(size) for place, size in enumerate(shape_of(tensor)))
-        found = analyse(program.graph, {node: layout})
+        found = analyse(program.graph, {node: layout}, like=repeated())
         readers = [user for user in node.users if user in found.sunk]
         if not readers or not any(each.target is aten.sin.default and found.sunk[each].works for each in found.sunk):
             continue

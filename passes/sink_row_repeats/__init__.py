@@ -53,7 +53,9 @@ class SinkRowRepeats(Pass):
         """See :meth:`~passes.base.Pass.run`."""
         supposed = analyse(program.graph, picks=every)
         worth = _worth_following(program.graph, supposed)
-        analysis = supposed if worth == _picks(supposed) else analyse(program.graph, picks=worth.__contains__)
+        analysis = supposed
+        if worth != _picks(supposed):
+            analysis = analyse(program.graph, picks=worth.__contains__, like=supposed)
         ends = _ends(program.graph, analysis)
         remarks = list(_missed(program, supposed))
         if ends:

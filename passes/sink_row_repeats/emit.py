@@ -9,7 +9,6 @@ from typing import Any, cast
 import sympy
 import torch
 import torch.fx as fx
-import torch.utils._pytree as pytree
 
 from lightint_compile.errors import PassError
 from lightint_compile.passes.analysis.axes.factors import Axis, Layout, Picks, axis, extent, is_same, plain
@@ -70,7 +69,7 @@ class Emission:
                 return self.bring(value, plan.operands[value])
             return self.size(value) if isinstance(value, sympy.Expr) else value
 
-        return pytree.tree_map(small, arguments)
+        return fx.node.map_aggregate(arguments, small)
 
     def _place_for(self, node: fx.Node) -> fx.Node:
         """Before the node; behind one that holds the numbers of its own picks, and behind all inputs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx as fx
@@ -20,6 +20,7 @@ from lightint_compile.passes.analysis.row_repeats.layout import (
     is_picked,
     is_simple,
     kept_size,
+    picks_of,
     regroup,
     repeats,
 )
@@ -38,8 +39,7 @@ _UNFOLLOWED = ("attn_mask", "dropout_p", "is_causal", "enable_gqa")
 _MIXES = Blocked("another operand differs in every row", mixes=True)
 
 
-@dataclass(frozen=True)
-class Sunk:
+class Sunk(NamedTuple):
     """A node with a small version.
 
     Attributes:
@@ -69,17 +69,51 @@ class Analysis:
         return shared(sizes_of(node)) if found is None else found.plan.result
 
 
-def analyse(graph: fx.Graph, given: Mapping[fx.Node, Layout] | None = None, picks: Allowed = none) -> Analysis:
-    """Run the rules over ``graph``; ``given`` are layouts of nodes to suppose, ``picks`` says which picks to follow."""
+def analyse(
+    graph: fx.Graph,
+    given: Mapping[fx.Node, Layout] | None = None,
+    picks: Allowed = none,
+    like: Analysis | None = None,
+) -> Analysis:
+    """Run the rules over ``graph``.
+
+    Args:
+        given: layouts of nodes to suppose.
+        picks: which picks to follow.
+        like: an analysis of the same graph, unchanged since, that followed these picks and maybe more. Where no operand
+            differs from it, nothing has to be found again.
+    """
     analysis = Analysis()
     for node, layout in (given or {}).items():
         analysis.sunk[node] = Sunk(Plan((layout,), computes=False), (), {}, seeded=True, works=False)
     for node in graph.nodes:
         if node.op == "call_function" and node not in analysis.sunk:
+            if like is not None and _is_as_in(like, node, analysis, picks):
+                _take(node, like, analysis)
+                continue
             _visit(node, analysis, picks)
         if node not in analysis.sunk and (mask := masked(node, picks)) is not None:
             analysis.sunk[node] = Sunk(mask, node.args, dict(node.kwargs), seeded=True, works=False)
+        if like is not None and node in like.sunk and analysis.sunk.get(node) == like.sunk[node]:
+            analysis.sunk[node] = like.sunk[node]
     return analysis
+
+
+def _is_as_in(like: Analysis, node: fx.Node, analysis: Analysis, picks: Allowed) -> bool:
+    """Whether a call's operands are those of another analysis, and what it is picked from there is followed here."""
+    if any(analysis.sunk.get(operand) is not like.sunk.get(operand) for operand in node.all_input_nodes):
+        return False
+    found = like.sunk.get(node)
+    return found is None or all(
+        picks(each) for layout in found.plan.results for entry in layout for each in picks_of(entry)
+    )
+
+
+def _take(node: fx.Node, like: Analysis, analysis: Analysis) -> None:
+    if node in like.sunk:
+        analysis.sunk[node] = like.sunk[node]
+    if node in like.blocked:
+        analysis.blocked[node] = like.blocked[node]
 
 
 def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:

@@ -30,7 +30,7 @@ def needed(ends: Iterable[fx.Node], analysis: Analysis) -> set[fx.Node]:
 def lost_products(graph: fx.Graph, analysis: Analysis, picks: Allowed) -> dict[fx.Node, int]:
     """Of what blocks repetition: FLOPs of its own, and of products that would run on fewer rows behind it."""
     supposed = {node: layout for node in analysis.blocked if (layout := _as_its_operand(node, analysis)) is not None}
-    beyond = analyse(graph, supposed, picks)
+    beyond = analyse(graph, supposed, picks, like=analysis)
     lost = Counter({node: flops for node in analysis.blocked if (flops := flops_of(node))})
     for node in beyond.sunk:
         if node not in analysis.sunk and beyond.sunk[node].works and flops_of(node):

@@ -161,7 +161,7 @@ def _planned(
     if FEWER * hint_at(node, picks.rows) > hint_at(node, length) or not allows(picks):
         return None
     (ways,) = movement.outputs
-    rest = replace(movement, outputs=(replaced(ways, place, Along()),), reads=())
+    rest = movement._replace(outputs=(replaced(ways, place, Along()),), reads=())
     results = results_of(node, rest, layouts)
     assert not isinstance(results, Blocked)
     operands = operands_of(rest, results, layouts, Kind.SAME, own)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.fx as fx
 from differential import feeds_of, largest_difference, rewritten, run, trace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightint_compile.passes.analysis.axes.factors import same
+from lightint_compile.passes.analysis.row_repeats.analysis import Sunk, analyse
+from lightint_compile.passes.analysis.row_repeats.picks import Allowed, every, none
 from lightint_compile.passes.ir.flops import program_flops
+from lightint_compile.passes.ir.op_arguments import sizes_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import RemarkKind
 
@@ -280,3 +286,22 @@ def test_a_range_of_another_dtype_is_cast_by_the_write() -> None:
     copy, _ = rewritten(program, PASS)
     feeds = feeds_of(module, inputs())
     assert largest_difference(run(copy, feeds), run(program, feeds)) <= 1e-14
+
+
+@pytest.mark.parametrize("picks", [none, every], ids=["none", "every"])
+@pytest.mark.parametrize("times", SPELLINGS, ids=lambda each: each.__name__)
+def test_an_analysis_like_another_is_the_one_from_nothing(
+    times: Callable[[Tensor, Tensor], Tensor], picks: Allowed
+) -> None:
+    graph = trace(Modulated(times), inputs()).graph
+    like = analyse(graph, picks=every)
+    repeated = {node: tuple(map(same, sizes_of(node))) for node in graph.find_nodes(op="placeholder")}
+    for given in ({}, repeated):
+        again, anew = analyse(graph, given, picks, like), analyse(graph, given, picks)
+        assert again.blocked == anew.blocked
+        assert [*map(_comparable, again.sunk.items())] == [*map(_comparable, anew.sunk.items())]
+
+
+def _comparable(item: tuple[fx.Node, Sunk]) -> tuple[fx.Node, Sunk]:
+    """Functions that make a tensor are not equal, whatever they do."""
+    return item[0], item[1]._replace(plan=replace(item[1].plan, made=None))
