@@ -155,14 +155,15 @@ def work_of(graph_module: fx.GraphModule) -> int:
     regions = {
         name: work_of(region) for name, region in graph_module.named_children() if isinstance(region, fx.GraphModule)
     }
-    total = 0
-    for node in graph_module.graph.nodes:
+    nodes = graph_module.graph.nodes
+    total = sum(map(flops_of, nodes))
+    for node in nodes if regions else ():
         called = (
             [node.target]
             if node.op == "call_module"
             else [n.target for n in node.all_input_nodes if n.op == "get_attr"]
         )
-        total += flops_of(node) + sum(regions.get(str(name), 0) for name in called)
+        total += sum(regions.get(str(name), 0) for name in called)
     return total
 
 

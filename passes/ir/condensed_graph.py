@@ -38,11 +38,7 @@ class Contraction:
 
     def order(self) -> list[int]:
         """The steps in an order in which they can run, close to the graph's own; steps on a cycle are missing."""
-        waiting = [len(sources) for sources in self._sources]
-        users: list[list[int]] = [[] for _ in self.steps]
-        for step, sources in enumerate(self._sources):
-            for source in sources:
-                users[source].append(step)
+        waiting, users = self._waiting()
         ready = [(self._first(step), step) for step, count in enumerate(waiting) if not count]
         heapq.heapify(ready)
         ordered = []
@@ -57,7 +53,22 @@ class Contraction:
 
     def on_cycles(self) -> set[int]:
         """The steps that never become ready."""
-        return set(range(len(self.steps))) - set(self.order())
+        waiting, users = self._waiting()
+        ready = [step for step, count in enumerate(waiting) if not count]
+        while ready:
+            for user in users[ready.pop()]:
+                waiting[user] -= 1
+                if not waiting[user]:
+                    ready.append(user)
+        return {step for step, count in enumerate(waiting) if count}
+
+    def _waiting(self) -> tuple[list[int], list[list[int]]]:
+        """How many steps each waits for, and those that wait for it."""
+        users: list[list[int]] = [[] for _ in self.steps]
+        for step, sources in enumerate(self._sources):
+            for source in sources:
+                users[source].append(step)
+        return [len(sources) for sources in self._sources], users
 
     def _first(self, step: int) -> int:
         return self._position[self.steps[step][0]]

@@ -125,6 +125,9 @@ def bytes_of_value(value: Any) -> int:
 
 
 def _flops(node: fx.Node, size: Callable[[Any], Any]) -> Any:
+    if node.op != "call_function" or (node.target not in _COUNTERS and getattr(node.target, "namespace", "") == "aten"):
+        return 0
+
     def shape(argument: Any) -> tuple[Any, ...]:
         tensor = tensor_of(argument)
         return () if tensor is None else tuple(map(size, tensor.shape))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.fx as fx
 
@@ -54,7 +52,7 @@ def pointwise(node: fx.Node) -> Movement:
 @moves(aten.copy.default)
 def copied_over(node: fx.Node) -> Movement:
     """Elementwise, but the first operand has the size of the result: it is not broadcast."""
-    return replace(pointwise(node), stretches=False)
+    return pointwise(node)._replace(stretches=False)
 
 
 @moves(aten.type_as.default)

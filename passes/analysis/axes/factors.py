@@ -96,7 +96,7 @@ def axis(factors: Sequence[Factor]) -> Axis:
 
 def plain(size: Size) -> Axis:
     """An axis of which nothing is known."""
-    return axis([Factor(Kind.PLAIN, size)])
+    return () if size == 1 else (Factor(Kind.PLAIN, size),)
 
 
 def same(size: Size) -> Axis:
@@ -116,7 +116,7 @@ def shared(shape: Sequence[Size]) -> Layout:
 
 def extent(of: Sequence[Sized]) -> Size:
     """Values along an axis, whatever is known of its factors."""
-    return product([factor.size for factor in of])
+    return of[0].size if len(of) == 1 else product([factor.size for factor in of])
 
 
 def without(of: Axis, kind: Kind) -> Size:

@@ -9,7 +9,6 @@ reads that table and has no rule of its own for any operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch.fx as fx
@@ -126,8 +125,7 @@ class Read(NamedTuple):
     how: str = ""
 
 
-@dataclass(frozen=True)
-class Movement:
+class Movement(NamedTuple):
     """What a call does to axes.
 
     Attributes:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from lightint_compile.passes.analysis.axes.factors import extent
 from lightint_compile.passes.ir.fake_values import Size, size_of
@@ -19,8 +18,7 @@ from lightint_compile.passes.ir.sizes import at_most, dealt, quotient, same, tot
 ROLES = ("frames", "height", "width")
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where an axis first appeared: a node, the axis's number there, and the rank of that tensor."""
 
     node: str
@@ -28,8 +26,7 @@ class Origin:
     rank: int
 
 
-@dataclass(frozen=True)
-class Atom:
+class Atom(NamedTuple):
     """One factor of an axis.
 
     Attributes:
@@ -63,7 +60,7 @@ Axes: TypeAlias = tuple[Axis, ...]
 def frames_of_input(origin: Origin, shape: Sequence[Size]) -> Axis:
     """An axis of an input as frames, height and width. The input has no such axes, so they count below zero."""
     sizes = enumerate(zip(ROLES, shape, strict=True))
-    return tuple(Atom(size, role=role, origin=replace(origin, axis=-1 - number)) for number, (role, size) in sizes)
+    return tuple(Atom(size, role=role, origin=origin._replace(axis=-1 - number)) for number, (role, size) in sizes)
 
 
 def knowledge(axis: Axis) -> int:
@@ -125,7 +122,7 @@ def _unstacked(frames: Atom) -> Axis:
 
 
 def _outer(atom: Atom, size: Size) -> Atom:
-    return replace(atom, size=size, start=0)
+    return atom._replace(size=size, start=0)
 
 
 def fuse(axis: Axis) -> Axis:
@@ -215,7 +212,7 @@ def _cut_frames(frames: Atom, start: Size, stop: Size) -> Axis | None:
     tokens = cut(_unstacked(frames), size_of(start * row), size_of(stop * row))
     pieces = [_apart(part, row) for part in (tokens[0].parts or (tokens,))]
     parts, planes = tuple(outer for outer, _ in pieces), tuple(plane for _, plane in pieces)
-    return (replace(frames, size=size_of(stop - start), parts=parts, planes=planes),) if all(planes) else None
+    return (frames._replace(size=size_of(stop - start), parts=parts, planes=planes),) if all(planes) else None
 
 
 def written(buffer: Axis, values: Axis, start: Size) -> Axis:
@@ -231,7 +228,7 @@ def written(buffer: Axis, values: Axis, start: Size) -> Axis:
 
 
 def _kept(axis: Axis) -> Axis:
-    return tuple(replace(atom, role=atom.role or "kept", parts=tuple(map(_kept, atom.parts))) for atom in axis)
+    return tuple(atom._replace(role=atom.role or "kept", parts=tuple(map(_kept, atom.parts))) for atom in axis)
 
 
 def padded(axis: Axis, before: Size, length: Size) -> Axis:
@@ -240,7 +237,7 @@ def padded(axis: Axis, before: Size, length: Size) -> Axis:
     One of a single atom keeps its meaning: padding before patchify adds rows, columns or frames.
     """
     if len(axis) == 1 and not axis[0].parts:
-        return (replace(axis[0], size=length, parent=None),)
+        return (axis[0]._replace(size=length, parent=None),)
     after = size_of(length - before - extent(axis))
     return join([(Atom(before, note="padding"),), axis, (Atom(after, note="padding"),)])
 
@@ -254,6 +251,6 @@ def _cut_rows(axis: Axis, start: Size, length: Size) -> Axis | None:
         first, count = (0 if start == 0 else quotient(start, row)), quotient(length, row)
         if first is None or count is None:
             return None
-        kept = replace(atom, size=count, start=size_of(atom.start + first), parent=None)
+        kept = atom._replace(size=count, start=size_of(atom.start + first), parent=None)
         return (*axis[:position], kept, *axis[position + 1 :])
     return None

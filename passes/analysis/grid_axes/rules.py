@@ -7,7 +7,6 @@ wrong grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -118,7 +117,7 @@ def _picked(axis: Axis, first: Size | None, length: Size) -> Axis:
     if first is not None:
         return cut(axis, first, size_of(first + length))
     if len(axis) == 1 and not axis[0].parts:
-        return (replace(axis[0], size=length, parent=None),)
+        return (axis[0]._replace(size=length, parent=None),)
     return (Atom(length, note="tokens picked by an index"),)
 
 

@@ -104,10 +104,12 @@ class _Growth:
 
     def _is_outer(self, node: fx.Node) -> bool:
         """Whether a node looks something up that no copy computes (``sigmas[i]``): it is left outside, in front."""
+        if not is_lookup(node):
+            return False
         if self._later is None:
             anchors = [node for slot in self.slots[: self._anchors] for node in slot]
             self._later = reached((user for node in anchors for user in node.users), lambda node: node.users)
-        return node not in self._later and is_lookup(node)
+        return node not in self._later
 
     def _split(self, kinds: Sequence[int | None]) -> None:
         parts: dict[int | None, list[int]] = defaultdict(list)
