@@ -29,6 +29,7 @@ PRIVATE = {
     "torch.distributed._functional_collectives": "registers what fakes of the collectives in graphs compute",
     "torch.distributed.distributed_c10d._get_default_store": "where ranks say what came of a compilation",
     "torch.distributed.distributed_c10d._resolve_process_group": "the group that a collective in a graph names",
+    "torch.fx.node._side_effectful_functions": "which operators users say have effects, asked of every node",
     "torch._dynamo.config": "documented, but reached through the private package",
     "torch._dynamo.convert_frame": "explain captures through Dynamo's own frame compiler, without a call",
     "torch._dynamo.exc.BackendCompilerFailed": "what of a failed trace is the backend's, and the caller's to see",

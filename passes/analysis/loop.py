@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 import torch
@@ -255,7 +255,7 @@ class _Chain:
 
     def steps(self) -> Iterator[LoopStep]:
         """The steps in order."""
-        single = self._outer_inputs()
+        single = self._outer_inputs
         for number, point in enumerate(self.points):
             update = [n for n in self._order if n in self.members and self.step_of.get(n) == number]
             yield LoopStep(
@@ -270,8 +270,9 @@ class _Chain:
     def invariants(self) -> Iterator[fx.Node]:
         """Outer values that every step reads."""
         every = set(range(len(self.points)))
-        return (source for source, readers in self._outer_inputs().items() if readers == every)
+        return (source for source, readers in self._outer_inputs.items() if readers == every)
 
+    @cached_property
     def _outer_inputs(self) -> dict[fx.Node, set[int]]:
         """The steps that read each value from outside the loop, weights apart."""
         weights = {e.name for e in self._program.inputs if e.kind in (InputKind.PARAMETER, InputKind.BUFFER)}

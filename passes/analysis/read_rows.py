@@ -119,6 +119,8 @@ def _need(node: fx.Node, wanted: Rows, all_wanted: _Wanted) -> Need | None:
     """What a call needs for the rows that are wanted of it; ``None`` for all that it is given."""
     if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
         return None
+    if not any(wanted) and node.target is not aten.slice.Tensor:
+        return None  # all of it is computed, from all that it is given
     if not is_pure(node) or is_write(node) or node.target is aten.squeeze.default:
         return None  # a squeeze of every axis of one would drop those that become one
     if dialect_of(node) is not None:

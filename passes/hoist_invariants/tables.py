@@ -78,11 +78,11 @@ def _fixed(program: Program) -> dict[fx.Node, None]:
     outputs = output_memory(program.graph)
     fixed: dict[fx.Node, None] = {}
     for node in program.graph.nodes:
-        if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or not is_pure(node):
+        if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
             continue
         if node in outputs or node.meta.get(MEMO) or not all(s in known or s in fixed for s in node.all_input_nodes):
             continue
-        if _is_size(node) or _is_small(node):
+        if is_pure(node) and (_is_size(node) or _is_small(node)):
             fixed[node] = None
     return fixed
 

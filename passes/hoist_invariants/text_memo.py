@@ -156,10 +156,10 @@ def nodes_from(program: Program, steady: set[fx.Node], constant: set[fx.Node]) -
     """
     outputs = output_memory(program.graph)
     for node in program.graph.nodes:
-        if node.op != "call_function" or not is_pure(node) or isinstance(node.target, HigherOrderOperator):
+        if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
             continue
         producers = node.all_input_nodes
-        if node in outputs or not all(p in constant or p in steady for p in producers):
+        if node in outputs or not all(p in constant or p in steady for p in producers) or not is_pure(node):
             continue
         (steady if any(p in steady for p in producers) else constant).add(node)
     return _closed(program.graph, steady, constant)

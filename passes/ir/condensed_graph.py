@@ -38,7 +38,11 @@ class Contraction:
 
     def order(self) -> list[int]:
         """The steps in an order in which they can run, close to the graph's own; steps on a cycle are missing."""
-        waiting, users = self._waiting()
+        waiting = [len(sources) for sources in self._sources]
+        users: list[list[int]] = [[] for _ in self.steps]
+        for step, sources in enumerate(self._sources):
+            for source in sources:
+                users[source].append(step)
         ready = [(self._first(step), step) for step, count in enumerate(waiting) if not count]
         heapq.heapify(ready)
         ordered = []
@@ -51,24 +55,27 @@ class Contraction:
                     heapq.heappush(ready, (self._first(user), user))
         return ordered
 
-    def on_cycles(self) -> set[int]:
-        """The steps that never become ready."""
-        waiting, users = self._waiting()
-        ready = [step for step, count in enumerate(waiting) if not count]
-        while ready:
-            for user in users[ready.pop()]:
-                waiting[user] -= 1
-                if not waiting[user]:
-                    ready.append(user)
-        return {step for step, count in enumerate(waiting) if count}
-
-    def _waiting(self) -> tuple[list[int], list[list[int]]]:
-        """How many steps each waits for, and those that wait for it."""
-        users: list[list[int]] = [[] for _ in self.steps]
-        for step, sources in enumerate(self._sources):
-            for source in sources:
-                users[source].append(step)
-        return [len(sources) for sources in self._sources], users
-
     def _first(self, step: int) -> int:
         return self._position[self.steps[step][0]]
+
+
+def on_cycles(pieces: Sequence[Iterable[fx.Node]], dependencies: Dependencies) -> set[int]:
+    """The numbers of the pieces that never become ready where each is one step, and each other node is one."""
+    step_of = list(range(len(pieces), len(pieces) + len(dependencies.order)))
+    for number, piece in enumerate(pieces):
+        for node in piece:
+            step_of[dependencies.position[node]] = number
+    waiting = [0] * (len(pieces) + len(step_of))
+    users: list[list[int]] = [[] for _ in waiting]
+    for step, sources in zip(step_of, dependencies.sources, strict=True):
+        for source in sources:
+            if step_of[source] != step:
+                waiting[step] += 1
+                users[step_of[source]].append(step)
+    ready = [step for step, count in enumerate(waiting) if not count]
+    while ready:
+        for user in users[ready.pop()]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                ready.append(user)
+    return {number for number in range(len(pieces)) if waiting[number]}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch.fx.node import _side_effectful_functions
 
 from lightint_compile.passes.ir.op_arguments import argument
 
@@ -21,7 +23,7 @@ _SILENT: dict[Any, tuple[str, Any]] = {
 def draws_random(node: fx.Node) -> bool:
     """Whether two evaluations with the same arguments may differ. Attention without dropout draws nothing."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    if not isinstance(target, torch._ops.OpOverload) or not _is_seeded(target):
         return False
     if target in _SILENT:
         name, silent = _SILENT[target]
@@ -29,9 +31,23 @@ def draws_random(node: fx.Node) -> bool:
     return True
 
 
+@cache
+def _is_seeded(target: torch._ops.OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in target.tags
+
+
 def is_pure(node: fx.Node) -> bool:
     """Whether a node may be erased when unread, moved, and merged with an equal one."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and node.op == "call_function":
+        return not (target in _side_effectful_functions or _has_effects(target) or draws_random(node))
     return not draws_random(node) and not node.is_impure(impure_random=False)
+
+
+@cache
+def _has_effects(target: torch._ops.OpOverload) -> bool:
+    """What torch says of an operator of its own; what users say of one (``torch.fx.has_side_effect``) may change."""
+    return fx.Graph().call_function(target).is_impure(impure_random=False)
 
 
 def live_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -107,6 +107,17 @@ def _collector(found: list[fx.Node]) -> Callable[[fx.Node], fx.Node]:
     return collect
 
 
+class _Asked:
+    """A rule that tells whether it was asked of any symbolic size."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule, self.asked = rule, False
+
+    def __call__(self, expression: sympy.Expr) -> Hashable:
+        self.asked = True
+        return self._rule(expression)
+
+
 class Tokens:
     """Small integers for nodes, equal where operator, constants and value are equal; wiring is left out."""
 
@@ -114,6 +125,7 @@ class Tokens:
         self._numbers: dict[Hashable, int] = {}
         self._of: dict[fx.Node, int] = {}
         self._arguments: dict[fx.Node, list[fx.Node]] = {}
+        self._plain: dict[fx.Node, Hashable] = {}
 
     def number(self, key: Hashable) -> int:
         """A number for ``key``, the same for equal keys."""
@@ -126,6 +138,16 @@ class Tokens:
             self._of[node] = token = self.number(self._key(node))
         return token
 
+    def value(self, node: fx.Node, rule: Rule) -> Hashable:
+        """The value of a node as data; one without symbolic sizes is described once for all rules."""
+        known = self._plain.get(node)
+        if known is None:
+            rules = _Asked(rule)
+            known = described(node.meta.get("val"), rules)
+            if not rules.asked:
+                self._plain[node] = known
+        return known
+
     def arguments(self, node: fx.Node) -> list[fx.Node]:
         """:func:`argument_nodes`, found once a node."""
         found = self._arguments.get(node)
@@ -134,7 +156,7 @@ class Tokens:
         return found
 
     def _key(self, node: fx.Node) -> Hashable:
-        value = described(node.meta.get("val"), anonymous)
+        value = self.value(node, anonymous)
         if node.op in ("placeholder", "get_attr"):
             return ("input", value)
         marks = node.meta.get("memo"), node.meta.get("sequence")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -135,6 +136,11 @@ class Dependencies:
         if found is None:
             found = self._awaited[node] = self._inputs(node)
         return found
+
+    @cached_property
+    def sources(self) -> list[list[int]]:
+        """For each node of ``order`` the positions of those that it directly waits for."""
+        return [[self.position[source] for source in self.before(node)] for node in self.order]
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that directly wait for ``node``."""

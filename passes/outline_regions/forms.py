@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sympy
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.ir.node_data import Tokens, constant, described, graph_described, wiring_free
+from lightint_compile.passes.ir.node_data import Tokens, constant, graph_described, wiring_free
 from lightint_compile.passes.ir.node_queries import MEMO, Dependencies, graph_of
 
 aten = torch.ops.aten
@@ -73,12 +74,12 @@ def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Toke
                 inputs.setdefault(source, len(inputs))
     rename = _Renaming()
     numbers: dict[int, float] = {}
-    entries: list[Hashable] = [described(source.meta.get("val"), rename) for source in inputs]
+    entries: list[Hashable] = [tokens.value(source, rename) for source in inputs]
     for index, node in enumerate(ordered):
         if not exact and is_scaled(node):
             numbers[index] = float(node.args[1])  # type: ignore[arg-type]
         wiring = tuple(_wire(source, place, inputs) for source in tokens.arguments(node))
-        value = described(node.meta.get("val"), rename)
+        value = tokens.value(node, rename)
         entries.append((node.target, _constants(node, index in numbers), wiring, value, node.meta.get(MEMO)))
     return Form(tokens.number(tuple(entries)), tuple(ordered), tuple(inputs), numbers)
 
@@ -108,17 +109,28 @@ class _Renaming:
     """A :data:`~passes.ir.node_data.Rule` that numbers symbols by first appearance."""
 
     def __init__(self) -> None:
-        self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+        self._numbers: dict[sympy.Symbol, int] = {}
         self._known: dict[sympy.Expr, Hashable] = {}
 
     def __call__(self, expression: sympy.Expr) -> Hashable:
         known = self._known.get(expression)
         if known is None:
-            for symbol in sorted(expression.free_symbols, key=str):
-                new = sympy.Symbol(f"n{len(self._symbols)}", **symbol.assumptions0)
-                self._symbols.setdefault(symbol, new)
-            self._known[expression] = known = constant(expression.xreplace(self._symbols))
+            symbols = _symbols_of(expression)
+            for symbol in symbols:
+                self._numbers.setdefault(symbol, len(self._numbers))
+            known = _renamed(expression, tuple([(symbol, self._numbers[symbol]) for symbol in symbols]))
+            self._known[expression] = known
         return known
+
+
+@lru_cache(maxsize=4096)
+def _symbols_of(expression: sympy.Expr) -> tuple[sympy.Symbol, ...]:
+    return tuple(sorted(expression.free_symbols, key=str))
+
+
+@lru_cache(maxsize=4096)
+def _renamed(expression: sympy.Expr, numbers: tuple[tuple[sympy.Symbol, int], ...]) -> Hashable:
+    return constant(expression.xreplace({s: sympy.Symbol(f"n{number}", **s.assumptions0) for s, number in numbers}))
 
 
 def _canonical_order(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Tokens) -> list[fx.Node]:

@@ -40,7 +40,7 @@ def mark_host_work(order: Sequence[fx.Node]) -> None:
         return
     host: dict[fx.Node, None] = {}
     for node in order:
-        if is_movable(node) and is_pure(node) and _is_of_host(node) and not _reads_accelerator(node):
+        if _is_of_host(node) and not _reads_accelerator(node) and is_movable(node) and is_pure(node):
             host[node] = None
     for piece in _connected(host):
         if _is_worth_it(piece, host):
@@ -56,7 +56,10 @@ def runs_on_host(nodes: Sequence[fx.Node]) -> bool:
 
 
 def _tensors(node: fx.Node) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _on_accelerator(node: fx.Node) -> bool:

@@ -20,7 +20,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.analysis.regions.candidates import is_list
 from lightint_compile.passes.analysis.regions.paths import common_path
-from lightint_compile.passes.ir.condensed_graph import Contraction
+from lightint_compile.passes.ir.condensed_graph import on_cycles
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.outline_regions.forms import Forms
@@ -103,7 +103,7 @@ class _Merging:
             return None
         gone = {number for bundle in bundles for number in bundle}
         pieces = [piece for number, piece in enumerate(self.pieces) if number not in gone] + made
-        closed = Contraction([piece.nodes for piece in pieces], self.dependencies).on_cycles()
+        closed = on_cycles([piece.nodes for piece in pieces], self.dependencies)
         return None if closed else pieces
 
     def _piece(self, bundle: _Bundle) -> Piece | None:

@@ -126,7 +126,10 @@ def without(of: Axis, kind: Kind) -> Size:
 
 def holds(of: Axis, kind: Kind) -> bool:
     """Whether an axis has a factor of a kind."""
-    return any(factor.has(kind) for factor in of)
+    for factor in of:  # noqa: SIM110 - asked of every axis of every value
+        if factor.has(kind):
+            return True
+    return False
 
 
 def count(layout: Layout, kind: Kind = Kind.BATCH) -> int:
@@ -179,7 +182,9 @@ def _cut(factor: Factor, outer: Size, inner: Size) -> tuple[Factor, list[Factor]
 
 def met(entries: Sequence[Axis]) -> Axis | None:
     """The axis of operands that are broadcast together; ``None`` where elements would meet other values."""
-    known = [entry for entry in entries if entry] if len(entries) > 1 else entries
+    if len(entries) == 1:
+        return entries[0]
+    known = [entry for entry in entries if entry]
     leading = next((entry for entry in known if holds(entry, Kind.BATCH)), None)
     if leading is None or len(known) == 1:
         return reduce(_meet, known) if known else ()

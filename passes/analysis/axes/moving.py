@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import cast
 
@@ -75,12 +76,18 @@ def aligned(nodes: Sequence[fx.Node], rank: int) -> tuple[Way, ...]:
     """The axes of tensors broadcast together, counted from the back."""
     if len(nodes) == 1 and rank_of(nodes[0]) == rank:
         return kept(nodes[0])
-    shapes = [(node, node.meta["val"].shape) for node in nodes]
-    found: list[Way] = []
+    axes = _aligned(tuple(map(sizes_of, nodes)), rank)
+    return tuple([Along(tuple([Ref(nodes[number], axis) for number, axis in held])) for held in axes])
+
+
+@lru_cache(maxsize=4096)
+def _aligned(shapes: tuple[tuple[Size, ...], ...], rank: int) -> list[list[tuple[int, int]]]:
+    """For each axis of a result the operands, by number, and their axes that have a say."""
+    found = []
     for back in range(rank, 0, -1):
-        held = [(Ref(node, len(shape) - back), shape[-back]) for node, shape in shapes if len(shape) >= back]
-        found.append(Along(tuple([ref for ref, size in held if size_of(size) != 1] or [ref for ref, _ in held])))
-    return tuple(found)
+        held = [(number, len(shape) - back) for number, shape in enumerate(shapes) if len(shape) >= back]
+        found.append([(number, axis) for number, axis in held if shapes[number][axis] != 1] or held)
+    return found
 
 
 def wide(refs: Sequence[Ref]) -> tuple[Ref, ...]:

@@ -80,12 +80,14 @@ def _carried(way: Way, size: Size, of: Lookup) -> Axis | None:
         return of(ref.node)[ref.axis]
 
     match way:
+        case Along((ref,)):
+            return at(ref)
         case Along(()):
             return ()
-        case Along((ref,)) | Across(ref) | Alike(Ref() as ref):
+        case Across(ref) | Alike(Ref() as ref):
             return at(ref)
         case Along(refs):
-            fitting = [(at(ref), ref.node) for ref in refs if same(sizes_of(ref.node)[ref.axis], size)]
+            fitting = [(at(ref), ref.node) for ref in refs if same(size_of(ref.node.meta["val"].shape[ref.axis]), size)]
             return _best(fitting) if fitting else None
         case Range(ref, start, 1):
             return cut(at(ref), start, size_of(start + size))

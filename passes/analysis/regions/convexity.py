@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch.fx as fx
 
-from lightint_compile.passes.ir.condensed_graph import Contraction
+from lightint_compile.passes.ir.condensed_graph import on_cycles
 from lightint_compile.passes.ir.node_queries import Dependencies
 
 #: The copies of one region: for each copy its nodes, aligned.
@@ -55,7 +55,7 @@ def _in_cycles(groups: Sequence[Copies], dependencies: Dependencies) -> set[int]
     """Numbers of the groups with a copy that never becomes ready when every copy is one step."""
     group_of = [number for number, group in enumerate(groups) for _ in group]
     pieces = [nodes for group in groups for nodes in group]
-    return {group_of[step] for step in Contraction(pieces, dependencies).on_cycles() if step < len(pieces)}
+    return {group_of[step] for step in on_cycles(pieces, dependencies)}
 
 
 def _trimmed(group: Copies, dependencies: Dependencies) -> Copies:

@@ -14,7 +14,6 @@ from lightint_compile.passes.analysis.axes.factors import (
     Kind,
     Layout,
     Picks,
-    count,
     holds,
     regrouped,
     without,
@@ -59,7 +58,7 @@ def is_simple(of: Axis) -> bool:
 
 def repeats(layout: Layout) -> bool:
     """Whether anything repeats."""
-    return bool(count(layout, Kind.SAME))
+    return any([holds(entry, Kind.SAME) for entry in layout])
 
 
 def regroup(layout: Layout, shape: Sequence[Size]) -> tuple[Layout, Layout]:

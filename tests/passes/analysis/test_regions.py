@@ -12,7 +12,7 @@ from torch.nn import functional
 from toyvideo import Block, First, ToyChunk, shuffled, toy_inputs, traced, without_paths
 
 from lightint_compile.passes.analysis.regions import RegionGroup, Regions
-from lightint_compile.passes.ir.condensed_graph import Contraction
+from lightint_compile.passes.ir.condensed_graph import on_cycles
 from lightint_compile.passes.ir.node_data import argument_nodes
 from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.ir.program import Program
@@ -53,7 +53,7 @@ def test_copies_are_isomorphic_disjoint_and_leave_no_cycle(chunk: Program, form:
     assert [group.size for group in regions] == [group.size for group in chunk.fact(Regions)]
     copies = [nodes for group in regions for nodes in group.instances]
     assert len(set().union(*copies)) == sum(map(len, copies))
-    assert not Contraction(copies, Dependencies(program.graph)).on_cycles()
+    assert not on_cycles(copies, Dependencies(program.graph))
     for group in regions:
         for nodes in group.instances:
             _assert_same(group.instances[0], nodes)
@@ -170,7 +170,7 @@ def test_a_path_out_of_a_block_and_back_is_cut_out_of_it() -> None:
     program = traced(Detour(), torch.randn(2, 16))
     copies = [nodes for group in program.fact(Regions) for nodes in group.instances]
     assert copies
-    assert not Contraction(copies, Dependencies(program.graph)).on_cycles()
+    assert not on_cycles(copies, Dependencies(program.graph))
 
 
 def test_two_equal_blocks_are_a_region_and_a_plain_mlp_has_none() -> None:
