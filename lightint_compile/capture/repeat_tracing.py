@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from lightint_compile.capture.bounded_sizes import settled
 from lightint_compile.capture.control_flow import wrapped_call
@@ -31,6 +32,9 @@ from lightint_compile.capture.normal_form import LEFTOVERS
 from lightint_compile.passes.ir.fake_values import another, size_of
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+#: What is taken apart no further; anything else pytree is asked about.
+_LEAVES = (Copy, FunctionalTensor, torch.SymInt, *_PLAIN)
 
 #: Modules whose functions mean the same in every call; a user's function may not.
 _KNOWN = ("torch", "_operator", "operator", "math", "builtins", "einops")
@@ -135,17 +139,20 @@ class RepeatingInterpreter(ModeInterpreter):
     def _repeated(self, target: Any, args: Any, kwargs: Any, trace: Callable[..., Any]) -> Any:
         mode = get_proxy_mode()
         assert mode is not None
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves = list[Any]()
+        form = _taken_apart((args, kwargs), leaves)
         leaves = [leaf.now() if isinstance(leaf, Copy) else leaf for leaf in leaves]
         with torch._C.DisableTorchFunction():
-            key = _key((target, spec, _modes()), leaves, self._memories, mode.tracer)
+            key = _key((target, form, _modes()), leaves, self._memories, mode.tracer)
             kept = None if key is None else self._known.get(key)
             if kept is not None and all(self._can_be_written(leaves[index]) for index, _ in kept.written):
                 return self._copied(kept, leaves, mode.tracer)
         leaves = [leaf.functional(mode.tracer) if isinstance(leaf, Copy) else leaf for leaf in leaves]
         operands = {self._memories.node_of(leaf, mode.tracer): _Operand(index) for index, leaf in _tensors(leaves)}
         last = mode.tracer.graph._root.prev
-        compute = functools.partial(trace, target, *pytree.tree_unflatten(leaves, spec))
+        compute = functools.partial(
+            trace, target, *pytree.tree_unflatten(leaves, pytree.tree_structure((args, kwargs)))
+        )
         result, written = self._memories.written(leaves, compute)
         if key is not None and key not in self._known:
             with torch._C.DisableTorchFunction():
@@ -233,6 +240,24 @@ def _is_known(target: Any) -> bool:
     if isinstance(target, HigherOrderOperator) or target in MODE_SWITCHES:
         return False
     return (getattr(target, "__module__", None) or "").split(".")[0] in _KNOWN
+
+
+def _taken_apart(value: Any, leaves: list[Any]) -> Any:
+    """How arguments are put together, as a key; ``leaves`` receives what they are put together of, in pytree's order.
+
+    Specifications of pytree say the same, and take longer to be made and compared.
+    """
+    kind = type(value)
+    if kind in (tuple, list, immutable_list):
+        return kind, *[_taken_apart(entry, leaves) for entry in value]
+    if kind in (dict, immutable_dict):
+        return kind, tuple(value), *[_taken_apart(entry, leaves) for entry in value.values()]
+    if isinstance(value, _LEAVES):
+        leaves.append(value)
+        return None
+    found, form = pytree.tree_flatten(value)
+    leaves.extend(found)
+    return form
 
 
 def _key(call: Any, leaves: Sequence[Any], memories: Memories, tracer: Any) -> Any:
