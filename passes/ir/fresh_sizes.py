@@ -17,7 +17,7 @@ from torch._guards import Source
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, statically_known_true
 
 from lightint_compile.errors import PassError
-from lightint_compile.passes.ir.fake_values import Size
+from lightint_compile.passes.ir.fake_values import Size, another, described
 from lightint_compile.passes.ir.program import Program, fake_mode_of
 from lightint_compile.passes.ir.size_conditions import always_holds
 from lightint_compile.passes.ir.sizes import quotient
@@ -159,6 +159,7 @@ class Resize:
         self._old = tuple(renames)
         self._new = {old: new.node.expr for old, new in renames.items()}
         self._sizes: dict[sympy.Expr, torch.SymInt] = {}
+        self._made: dict[Any, torch.Tensor] = {}
 
     def below(self, sources: Iterable[fx.Node]) -> int:
         """Rename below ``sources``, whose values are new already; how many nodes were renamed.
@@ -201,9 +202,12 @@ class Resize:
     def _leaf(self, value: torch.Tensor | torch.SymInt) -> Any:
         if isinstance(value, torch.SymInt):
             return self._size(value)
-        shape, stride = ([self._size(size) for size in sizes] for sizes in (value.shape, value.stride()))
-        with self._mode:
-            return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
+        key = described(value)
+        if key not in self._made:
+            shape, stride = ([self._size(size) for size in sizes] for sizes in (value.shape, value.stride()))
+            with self._mode:
+                self._made[key] = torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
+        return another(self._made[key])
 
     def _size(self, size: int | torch.SymInt) -> Any:
         if not isinstance(size, torch.SymInt) or not size.node.expr.has(*self._old):
