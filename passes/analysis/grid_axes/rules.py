@@ -54,6 +54,9 @@ Lookup: TypeAlias = Callable[[fx.Node], Axes]
 Known: TypeAlias = list[Axis | None]
 
 
+_MAY_SEED = (New, Window)
+
+
 def meanings(node: fx.Node, of: Lookup) -> list[Known] | None:
     """What the axes of a call's results mean, ``None`` for an axis of which nothing is known.
 
@@ -66,7 +69,7 @@ def meanings(node: fx.Node, of: Lookup) -> list[Known] | None:
         return [regroup(of(movement.regroups), sizes_of(node))]
     return [
         [
-            _seed(node, number, output, of) if isinstance(way, New | Window) else _carried(way, size, of)
+            _seed(node, number, output, of) if isinstance(way, _MAY_SEED) else _carried(way, size, of)
             for number, (way, size) in enumerate(output)
         ]
         for output in movement.sized(node)
@@ -138,15 +141,17 @@ def _seed(node: fx.Node, number: int, output: Sequence[tuple[Way, Size]], of: Lo
     A convolution over a volume says which axes are frames, height and width, the surest seed; one over a plane says
     height and width; three position vectors multiplied make the grid of a position table.
     """
-    origin, (way, size) = Origin(node.name, number, len(output)), output[number]
+    way, size = output[number]
     if node.target in _POSITIONS:
-        return (Atom(size, role="position", origin=origin),)
+        return (Atom(size, role="position", origin=Origin(node.name, number, len(output))),)
+    if not isinstance(way, Window):
+        return None
     windows = [(each, extent) for each, extent in output if isinstance(each, Window)]
-    if not isinstance(way, Window) or len(windows) not in (2, 3):
+    if len(windows) not in (2, 3):
         return None
     if all(_keeps(each, extent, of) for each, extent in windows):
         return of(way.ref.node)[way.ref.axis]
-    return (Atom(size, role=ROLES[number - len(output)], origin=origin),)
+    return (Atom(size, role=ROLES[number - len(output)], origin=Origin(node.name, number, len(output))),)
 
 
 def _keeps(way: Window, size: Size, of: Lookup) -> bool:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from toyvideo import Block, First, ToyChunk, shuffled, toy_inputs, traced, without_paths
 
 from lightint_compile.passes.analysis.regions import RegionGroup, Regions
-from lightint_compile.passes.ir.condensed_graph import on_cycles
+from lightint_compile.passes.ir.condensed_graph import Contraction, on_cycles
 from lightint_compile.passes.ir.node_data import argument_nodes
 from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.ir.program import Program
@@ -57,6 +57,19 @@ def test_copies_are_isomorphic_disjoint_and_leave_no_cycle(chunk: Program, form:
     for group in regions:
         for nodes in group.instances:
             _assert_same(group.instances[0], nodes)
+
+
+def test_pieces_that_never_become_ready_are_those_missing_in_an_order(chunk: Program) -> None:
+    dependencies = Dependencies(chunk.graph)
+    nodes = [node for node in dependencies.order if node.op == "call_function"]
+    make, stuck = random.Random(0), 0
+    for _ in range(20):
+        taken = make.sample(nodes, 24)
+        pieces = [taken[place : place + 2] for place in range(0, 24, 2)]
+        ordered = Contraction(pieces, dependencies).order()
+        assert on_cycles(pieces, dependencies) == {number for number in range(12) if number not in ordered}
+        stuck += len(on_cycles(pieces, dependencies))
+    assert stuck
 
 
 def _assert_same(first: tuple[torch.fx.Node, ...], other: tuple[torch.fx.Node, ...]) -> None:
