@@ -255,7 +255,7 @@ class Compilation:
             "compile seconds": lowered.seconds,
             "rewrite seconds": time.perf_counter() - start - lowered.seconds,
         }
-        return lowered, Section.of(rewritten, measurements)
+        return lowered, Section.of(rewritten, measurements).with_remarks(lowered.remarks)
 
     def _load(self, key: str | None) -> tuple[Driver, Section] | None:
         if key is None:

@@ -151,7 +151,8 @@ class CompiledGraph:
     def section(self) -> Section:
         """Its part of the report, with what failed in calls of it."""
         failures = [self.function.failure] if isinstance(self.function, Recovering) else []
-        failures += [leaf.failure for leaf in self.driver.leaves.values()] if self.driver else []
+        if self.driver is not None:
+            failures += [*(leaf.failure for leaf in self.driver.leaves.values()), *self.driver.replays.remarks()]
         failed = list(filter(None, failures))
         return self._section.with_remarks(failed) if failed else self._section
 

@@ -102,7 +102,7 @@ class Stopwatch:
 def stages_of(driver: Driver) -> dict[str, str]:
     """The stage of each region, by the names of its calls: ``prefill_block_3``, ``step_1_glue_0``, ``text_block_2``."""
     stages: dict[str, set[str]] = {}
-    source = "\n".join([driver.source, *driver.branches.values()])
+    source = "\n".join(driver.sources)
     for call, region in re.findall(r"(\w+) = self\.(\w+)\(", source):
         stages.setdefault(region, set()).add(STAGES.get(call.partition("_")[0], REST))
     return {region: found.pop() if len(found) == 1 else REST for region, found in stages.items()}

@@ -16,11 +16,17 @@ from lightint_compile.lowering.driver import Driver, driver_source, is_self_cont
 from lightint_compile.lowering.host_region import host_compiler, is_on_host
 from lightint_compile.lowering.kept_sites import with_sites
 from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
+from lightint_compile.lowering.stretches import FEWEST, Stretch, with_stretches
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.passes.ir.program import Program
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.passes.outline_regions import OutlineRegions
+from lightint_compile.passes.step_cache.per_element import EACH
+
+CUDA_GRAPHS = "triton.cudagraphs"
+"""Inductor's setting for CUDA graphs. A driver records stretches of itself, so that no region is told."""
 
 WHOLE = "whole"
 """The name of the one region of a program in which nothing repeats."""
@@ -35,6 +41,7 @@ class Lowered:
         calls: how often the driver calls each.
         seconds: what compiling the regions took.
         storable: whether the driver can be kept on disk.
+        remarks: what it cannot do that was asked for.
     """
 
     driver: Driver
@@ -42,6 +49,7 @@ class Lowered:
     calls: Mapping[str, int]
     seconds: float
     storable: bool
+    remarks: tuple[Remark, ...] = ()
 
 
 def lower(program: Program, options: LightintOptions, config: Mapping[str, Any]) -> Lowered:
@@ -72,9 +80,13 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     called, sites = with_sites(root, constants)
     storable = not constants and all(map(is_self_contained, graphs))
     extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
-    sources = {name: driver_source(branch) for name, branch in branches.items()}
+    written, stretches = {_ROOT: called, **branches}, dict[str, Stretch]()
+    wanted = options.cuda_graphs or bool(config.get(CUDA_GRAPHS))
+    if wanted:
+        written, stretches = _stretched(written, regions, _points(root))
+    sources = {name: driver_source(graph) for name, graph in written.items()}
     driver = Driver(
-        driver_source(called),
+        sources.pop(_ROOT),
         leaves,
         extra,
         sites=sites,
@@ -82,14 +94,48 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
         points=_points(root),
         constants=constants,
         writes=writes,
+        stretches=stretches,
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
-    return Lowered(driver, regions, counts, seconds, storable)
+    remarks = (_NO_STRETCH,) if wanted and not stretches else ()
+    return Lowered(driver, regions, counts, seconds, storable, remarks)
+
+
+_NO_STRETCH = Remark(
+    kind=RemarkKind.MISSED,
+    pass_name="backend",
+    rule="cuda-graphs",
+    message=f"nothing is recorded as a CUDA graph: no {FEWEST} operations run on a GPU without a decision between them",
+)
+
+_ROOT = "stretch"
+"""Stands for the root among its branches; its stretches have names that begin so."""
+
+
+def _stretched(
+    graphs: Mapping[str, fx.GraphModule], regions: Mapping[str, fx.GraphModule], points: Mapping[str, PointSpec]
+) -> tuple[dict[str, fx.GraphModule], dict[str, Stretch]]:
+    """A root and its branches with calls of their stretches, and the stretches."""
+    written, stretches = dict(graphs), dict[str, Stretch]()
+    regions = {name: region for name, region in regions.items() if not is_on_host(region)}
+    for name in graphs.keys() - _branches_for_elements(graphs):
+        found = with_stretches(graphs[name], regions, points, name if name == _ROOT else f"{name}_{_ROOT}")
+        written[name] = found.root
+        sources = {each: driver_source(graph) for each, graph in found.stretches.items()}
+        stretches.update({each: Stretch(text, found.written[each]) for each, text in sources.items()})
+    return written, stretches
+
+
+def _branches_for_elements(graphs: Mapping[str, fx.GraphModule]) -> set[str]:
+    """Branches that may be called more than once: what a recording gave the first time would be overwritten."""
+    calls = [node for graph in graphs.values() for node in graph.graph.nodes if node.target is EACH]
+    return {str(read.target) for node in calls for read in node.all_input_nodes if read.op == "get_attr"}
 
 
 def compiler_of(options: LightintOptions, config: Mapping[str, Any]) -> Compiler:
     """Who compiles the regions under ``options``."""
-    return eager_compiler if options.delegate == "eager" else inductor_compiler(dict(config))
+    own = {name: value for name, value in config.items() if name != CUDA_GRAPHS}
+    return eager_compiler if options.delegate == "eager" else inductor_compiler(own)
 
 
 def _compiler_for(region: fx.GraphModule, compiler: Compiler) -> Compiler:

@@ -28,6 +28,7 @@ from lightint_compile.lowering.weight_samples import samples_of
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.remarks import source_of
+from lightint_compile.torch_switches import CHOOSE_KERNELS
 
 log = logging.getLogger(__name__)
 
@@ -157,25 +158,6 @@ def _own_sources() -> str:
     return digest.hexdigest()
 
 
-def _settings(owner: Any, *names: str) -> Callable[[], Any]:
-    """Reads settings by name; one that a version of torch lacks, or refuses to tell, counts as that."""
-
-    def read() -> list[Any]:
-        return [_told(functools.partial(getattr, owner, name, None)) for name in names]
-
-    return read
-
-
-def _told(read: Callable[[], Any]) -> str:
-    try:
-        value = read()
-        return repr(value() if callable(value) else value)
-    except Exception as error:  # allow_tf32 raises once the newer fp32_precision is in use
-        return f"{type(error).__name__}: {error}"
-
-
-_CUDA, _CUDNN, _MKLDNN = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-
 SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "torch and Python": _machine,
     "devices and driver": _devices,
@@ -183,29 +165,9 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "our sources": _own_sources,
     "Inductor's configuration": inductor_config.get_hash,
     "rates of the cost model": cost.fingerprint,
-    "threads": _settings(torch, "get_num_threads"),
+    "threads": torch.get_num_threads,
     "autocast": _autocast,
-    "default dtype": _settings(torch, "get_default_dtype"),
-    "inference mode": _settings(torch, "is_inference_mode_enabled"),
-    "deterministic algorithms": _settings(
-        torch, "are_deterministic_algorithms_enabled", "is_deterministic_algorithms_warn_only_enabled"
-    ),
-    "filling of new memory": _settings(torch.utils.deterministic, "fill_uninitialized_memory"),
-    "float32 products": _settings(torch, "get_float32_matmul_precision"),
-    "products on CUDA": _settings(
-        _CUDA.matmul,
-        "allow_tf32",
-        "fp32_precision",
-        "allow_fp16_reduced_precision_reduction",
-        "allow_bf16_reduced_precision_reduction",
-        "allow_fp16_accumulation",
-    ),
-    "libraries on CUDA": _settings(_CUDA, "preferred_blas_library", "preferred_linalg_library"),
-    "cuDNN": _settings(_CUDNN, "enabled", "allow_tf32", "fp32_precision", "benchmark", "deterministic"),
-    "oneDNN": _settings(_MKLDNN, "enabled", "fp32_precision", "allow_tf32", "deterministic"),
-    "attention": _settings(
-        _CUDA, "flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled"
-    ),
+    **CHOOSE_KERNELS,
 }
 """What a kept program depends on besides its graph and options, by a name for people. A test changes each."""
 

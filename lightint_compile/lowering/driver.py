@@ -27,12 +27,14 @@ from lightint_compile.lowering.direct_calls import DIRECT, SPELLED
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Leaf
 from lightint_compile.lowering.result_memo import Memo
+from lightint_compile.lowering.stretches import Stretch
 from lightint_compile.lowering.watchers import CallWatchers, Watchers
-from lightint_compile.passes.ir.decision_points import PointSpec
+from lightint_compile.passes.ir.decision_points import KeepPoint, PointSpec, StepPoint
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.runtime.content_check import Watch
 from lightint_compile.runtime.decisions import Decisions
 from lightint_compile.runtime.per_element import choose_each
+from lightint_compile.runtime.stretch_replay import Replays
 
 
 def choose(condition: bool, then: Callable[..., Any], otherwise: Callable[..., Any], operands: Sequence[Any]) -> Any:
@@ -93,6 +95,8 @@ class Driver:
         decisions: what answers the decision points.
         constants: tensors that the captured graph holds itself.
         writes: what it writes to.
+        stretches: the functions that are recorded as CUDA graphs, by name.
+        replays: their recordings.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Driver:
         points: Mapping[str, PointSpec] | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
         writes: InputWrites | None = None,
+        stretches: Mapping[str, Stretch] | None = None,
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
@@ -120,13 +125,35 @@ class Driver:
         self.constants = dict(constants or {})
         self.writes = writes or InputWrites()
         self._extra = dict(extra or {})
-        self._self = SimpleNamespace(**{**self.constants, **self.leaves, **self.memos, **self.decisions.bound})
+        self.stretches = dict(stretches or {})
+        self.replays = Replays(strict=any(leaf.strict for leaf in self.leaves.values()))
+        called: dict[str, Callable[..., Any]] = {**self.leaves, **self._outside_recordings()}
+        self._self = SimpleNamespace(**{**self.constants, **called})
         names = {**NAMES, **self._extra}
         for name, text in self.branches.items():
             setattr(self._self, name, partial(compiled_source(text, names), self._self))
+        for name, stretch in self.stretches.items():
+            function = partial(compiled_source(stretch.source, names), self._self)
+            setattr(self._self, name, self.replays.stretch(function, stretch.written))
         self._forward = compiled_source(source, names)
-        self._inside = Watchers(vars(self._self), {**self.leaves, **self.memos, **self.decisions.bound})
+        self._inside = Watchers(vars(self._self), called)
         self._calls = CallWatchers()
+
+    def _outside_recordings(self) -> dict[str, Callable[..., Any]]:
+        """What is kept between calls and decided; none of it holds what a recording will overwrite."""
+        functions: dict[str, Callable[..., Any]] = {**self.memos, **self.decisions.bound}
+        if not self.stretches:
+            return functions
+        points = self.decisions.points
+        reads = {name for name, spec in points.items() if isinstance(spec, (KeepPoint, StepPoint))}
+        return {
+            name: function if name in reads else self.replays.outside(function) for name, function in functions.items()
+        }
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All generated Python, the program's own first."""
+        return (self.source, *self.branches.values(), *(stretch.source for stretch in self.stretches.values()))
 
     @property
     def compilations(self) -> int:
@@ -137,8 +164,14 @@ class Driver:
         """Run the program."""
         held = tuple(self.constants.values())
         with self._watch.call((*args, *held)), self.decisions.call(args, held):
-            forward = self._calls.around(self._forward) if self._calls else self._forward
-            return forward(self._self, *args)
+            forward = self._calls.around(self._run) if self._calls else self._run
+            return forward(*args)
+
+    def _run(self, *args: Any) -> Any:
+        if not self.stretches:
+            return self._forward(self._self, *args)
+        with self.replays.call(bool(self._inside)):
+            return self.replays.copied_out(self._forward(self._self, *args))
 
     def watched(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:
         """Run every region as ``watcher(name, region, *arguments)`` while the context lasts: for measurements.
@@ -183,6 +216,7 @@ class Driver:
             points=points,
             constants=self.constants,
             writes=self.writes,
+            stretches=self.stretches,
         )
 
 

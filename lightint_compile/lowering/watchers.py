@@ -33,6 +33,10 @@ class Watchers:
         self._watching: list[_Watching] = []
         self._lock = threading.Lock()
 
+    def __bool__(self) -> bool:
+        """Whether there is anybody."""
+        return bool(self._watching)
+
     @contextmanager
     def added(self, names: Iterable[str], watcher: Callable[..., Any]) -> Iterator[None]:
         """Calls of these functions go through ``watcher(name, function, *arguments)`` while the context lasts."""

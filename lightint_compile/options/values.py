@@ -135,6 +135,13 @@ class LightintOptions:
         help="Dynamo traces each distinct block of a model once, and the others are guarded as it is (torch 2.14; the "
         "report says where every call was traced)",
     )
+    cuda_graphs: bool = option(
+        False,
+        truth,
+        values="`True`, `False`",
+        help="what runs between two decisions is recorded as a CUDA graph, so that a host that is slower than its GPU "
+        'no longer sets the pace; it costs memory. `mode="reduce-overhead"` asks for it too',
+    )
     density: float | None = option(
         None,
         _FRACTION,

@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import pytest
 import rank_worlds
 import torch
 import torch.distributed as dist
 import torch.utils._pytree as pytree
 from formed_world import World
 from forms import FORMS, Scene
+from recorded_here import Recorded, recorded_here
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from toy_world import there_and_back, toy_rollout
@@ -102,16 +104,17 @@ def on_gpus(
     given: dict[str, Any],
     dtype: torch.dtype = torch.float32,
     world: type[rank_worlds.World] = rank_worlds.World,
+    seeds: tuple[int, ...] = (0, 1),
     **options: Any,
 ) -> Seen:
-    """A world on the GPU of each rank: the compiled one on all against float64 on one, twice with other inputs.
+    """A world on the GPU of each rank: the compiled one on all against float64 on one, each time with other inputs.
 
     Eager in the same dtype is no reference: in bfloat16 it is further from float64 than the ranks are, and where a
     query sees no key its attention gives what the kernel of that dtype happens to.
     """
     module, found = world(**model).cuda().to(dtype).eval().requires_grad_(False), 0.0
     exact, shared = copy.deepcopy(module).double(), compiled(module, gpus=dist.get_world_size(), **options)
-    for seed in (0, 1):
+    for seed in seeds:
         args = [each.cuda() for each in rank_worlds.inputs(module, dtype=dtype, seed=seed, **given)]
         found = max(found, difference(exact(*(each.double() for each in args)), shared(*args).double()))
     return told(remarks_of(shared), found)
@@ -208,6 +211,14 @@ def _model(family: str, heads: int, calls: tuple[int, ...]) -> tuple[nn.Module, 
         module = matrix_game.fill_random(matrix_game.MatrixGameClip(dataclasses.replace(small, heads=heads, steps=2)))
         given = [((), matrix_game.example_inputs(module.config, frames, dtype=torch.float64)) for frames in calls]
     return module.double().eval().requires_grad_(False), given
+
+
+def recorded(case: str, **options: Any) -> tuple[Seen, int]:
+    """A case of this module whose drivers record stretches, and how often they played one."""
+    with pytest.MonkeyPatch.context() as patched:
+        recorded_here(patched)
+        before = Recorded.plays
+        return globals()[case](cuda_graphs=True, **options), Recorded.plays - before
 
 
 def of_another_size(**options: Any) -> None:

@@ -57,3 +57,10 @@ def test_a_context_that_goes_around(pool: Pools, dtype: torch.dtype) -> None:
 def test_heads_that_are_exchanged(pool: Pools, dtype: torch.dtype, joint: bool) -> None:
     case = {"model": {"joint": joint, "steps": 2}, "given": {"past": 3}, "world": rank_worlds.World}
     agreed(pool, "ranks", dtype, **case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("joint", [False, True])
+def test_exchanges_that_are_recorded(pool: Pools, joint: bool) -> None:
+    case = {"model": {"joint": joint, "steps": 2}, "given": {"past": 3}, "world": rank_worlds.World}
+    agreed(pool, "ranks", torch.float32, cuda_graphs=True, seeds=(0, 1, 2, 3), **case)

@@ -120,3 +120,23 @@ def test_ranks_that_compile_different_graphs_stop(pool: Pools) -> None:
 def test_a_rank_that_fails_stops_all(pool: Pools) -> None:
     answers = pool(2).run(rank_cases.with_a_failure, preset="exact", delegate="eager")
     assert all(isinstance(answer, Failed) and "rank 1 of 2 failed, and all ranks stop" in answer for answer in answers)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("rollout", {"frames": 24, "drift": 1e9}),
+        ("rollout", {"frames": 24, "preset": "exact"}),
+        ("cached", {"chunks": 6, "delegate": "eager"}),
+        ("formed", {"form": "call by call", "delegate": "eager"}),
+    ],
+    ids=["all", "exact", "cached", "call-by-call"],
+)
+def test_recorded_exchanges_give_what_they_give_unrecorded(
+    pool: Pools, ranks: int, case: str, options: dict[str, Any]
+) -> None:
+    answers = pool(ranks).run(rank_cases.recorded, case=case, **options)
+    found = agreeing([answer if isinstance(answer, Failed) else answer[0] for answer in answers])
+    assert found.difference < EXACT and len(found.applied) >= 1
+    assert all(played for _, played in answers)

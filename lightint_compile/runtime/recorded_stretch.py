@@ -1,0 +1,278 @@
+"""One stretch of a driver: its forms, and what was recorded of each.
+
+A stretch runs as it is written the first time that arguments of some form are seen, so that everything in it is
+compiled; it is recorded the second time, and played from then on. A form is what a recording bakes in of its arguments
+but for where they lie: numbers, sizes and strides, whose weights they are, and switches that choose kernels.
+
+Arguments are read where they were when the recording was made. Of those that lay elsewhere in the call before, a copy
+is made in front of each play; others must lie where they did, or the stretch is recorded again.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from lightint_compile.fallback import is_answered, told
+from lightint_compile.runtime.cuda_recording import CudaRecording
+
+if TYPE_CHECKING:
+    from lightint_compile.runtime.stretch_replay import Replays
+
+FORMS = 4
+"""Forms of one stretch that are recorded at once."""
+
+IDLE = 64
+"""Calls after which a form that was not played makes room for another."""
+
+SEEN = 64
+"""Forms of one stretch that are remembered as seen."""
+
+ATTEMPTS = 3
+"""How often one form is recorded: arguments that lie elsewhere in every call are copied from the second time on."""
+
+COPIED = 512 * 2**20
+"""Bytes that are copied in front of a play at most. Copying more would cost what the host saves."""
+
+
+class Recording(Protocol):
+    """What :class:`CudaRecording` is."""
+
+    outputs: Any
+    held: int
+
+    def play(self, copies: Sequence[Tensor], originals: Sequence[Tensor]) -> None:
+        """Bring the originals to their copies, and do the work that was recorded."""
+
+    def forget(self) -> None:
+        """Give back what it holds."""
+
+
+RECORDER: Callable[[Callable[..., Sequence[Any]], Sequence[Any]], Recording] = CudaRecording
+"""Records ``function(*args)``."""
+
+
+class _Kinds:
+    """Which arguments of a stretch are what; the same in every call.
+
+    Attributes:
+        numbers: positions of what is no tensor.
+        sized: positions of tensors that are no weights.
+        tensors: positions of all tensors.
+        weights: the places of weights among all tensors.
+    """
+
+    def __init__(self, args: Sequence[Any]) -> None:
+        self.numbers = [at for at, value in enumerate(args) if not isinstance(value, Tensor)]
+        self.tensors = [at for at, value in enumerate(args) if isinstance(value, Tensor)]
+        weights = {at for at in self.tensors if isinstance(args[at], torch.nn.Parameter)}
+        self.sized = [at for at in self.tensors if at not in weights]
+        self.weights = weights
+
+    def places(self, args: Sequence[Any]) -> list[int]:
+        """The address of each tensor."""
+        return [args[at].data_ptr() for at in self.tensors]
+
+    def form(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What a recording bakes in of its arguments, but for where they lie."""
+        numbers = [(type(args[at]), args[at]) for at in self.numbers]
+        sizes = [(args[at].shape, args[at].stride(), args[at].dtype) for at in self.sized]
+        owner = next((args[at].data_ptr() for at in self.tensors if at in self.weights), 0)
+        return (owner, *numbers, *sizes)
+
+
+@dataclass
+class _Form:
+    """What is known of one form of a stretch's arguments.
+
+    Attributes:
+        places: the addresses of all tensors in the call before.
+        moving: positions of tensors that do not stay where they are.
+        attempts: how often it was recorded.
+        call: in which it was played last.
+        copies: what moving tensors are copied to, by their positions.
+        passed: for each output the position of the argument that it is; ``None`` for what was made.
+        own: what the recording writes to and nobody else does.
+    """
+
+    places: list[int]
+    moving: set[int] = field(default_factory=set)
+    attempts: int = 0
+    call: int = 0
+    recording: Recording | None = None
+    copies: dict[int, Tensor] = field(default_factory=dict)
+    passed: list[int | None] = field(default_factory=list)
+    own: list[Tensor] = field(default_factory=list)
+    _there: Callable[[Sequence[int]], Any] = field(default=len)
+    _lay: Any = None
+
+    def lies(self, places: Sequence[int], fixed: Collection[int]) -> None:
+        """Of all tensors those of ``fixed`` are read where they are now."""
+        self._there = operator.itemgetter(*fixed) if fixed else len
+        self._lay = self._there(places)
+
+    def fits(self, places: Sequence[int]) -> bool:
+        """Whether all that is read where it lay still lies there."""
+        return self.recording is not None and bool(self._there(places) == self._lay)
+
+
+class RecordedStretch:
+    """A stretch: called like the function that it is made of.
+
+    Args:
+        written: positions of the arguments that it writes to.
+    """
+
+    def __init__(self, replays: Replays, function: Callable[..., Any], written: Collection[int]) -> None:
+        self._replays, self._function, self._written = replays, function, frozenset(written)
+        self._forms: OrderedDict[Any, _Form] = OrderedDict()
+        self._kinds: _Kinds | None = None
+        self._fails = False
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the stretch."""
+        if not self._replays.is_playing or self._fails:
+            return self._as_written(args)
+        if self._kinds is None:
+            self._kinds = _Kinds(args)
+        key, places = (self._replays.switches, self._kinds.form(args)), self._kinds.places(args)
+        form = self._forms.get(key)
+        if form is None:
+            self._see(key, _Form(places))
+            return self._as_written(args)
+        if form.call == self._replays.number:
+            return self._as_written(args, "it was called once more in the same call")
+        self._forms.move_to_end(key)
+        reason = "" if form.fits(places) else self._recorded(form, args, places)
+        return self._as_written(args, reason) if reason else self._played(form, args)
+
+    def recordings(self) -> list[Recording]:
+        """Those that there are."""
+        return [form.recording for form in self._forms.values() if form.recording is not None]
+
+    def forget(self) -> None:
+        """Forget all forms."""
+        for form in self._forms.values():
+            self._drop(form)
+        self._forms.clear()
+
+    def _as_written(self, args: Sequence[Any], reason: str = "") -> Any:
+        self._replays.told.ran_as_written(reason)
+        return self._function(*args)
+
+    def _see(self, key: Any, form: _Form) -> None:
+        self._forms[key] = form
+        while len(self._forms) > SEEN:
+            _, oldest = self._forms.popitem(last=False)
+            self._drop(oldest)
+
+    def _played(self, form: _Form, args: Sequence[Any]) -> Any:
+        assert form.recording is not None
+        form.call = self._replays.number
+        form.recording.play(list(map(once, form.copies.values())), [once(args[at].detach()) for at in form.copies])
+        self._replays.told.played += 1
+        outputs = zip(form.recording.outputs, form.passed, strict=True)
+        return tuple(value if at is None else args[at] for value, at in outputs)
+
+    def _recorded(self, form: _Form, args: Sequence[Any], places: list[int]) -> str:
+        """Record a form for what lies where it does now; why that cannot be, if it cannot."""
+        assert self._kinds is not None
+        owned = {at for at in self._kinds.sized if self._replays.owns(args[at])}
+        lay = zip(self._kinds.tensors, places, form.places, strict=True)
+        form.moving |= {at for at, now, before in lay if now != before} - owned - self._kinds.weights
+        form.places = places
+        moving = form.moving - owned
+        if not moving.isdisjoint(self._overwritten(args)):
+            return "what it writes to lay elsewhere than before"
+        if sum(args[at].nbytes for at in moving) > COPIED:
+            return "too much of what it reads lay elsewhere than before"
+        if form.attempts == ATTEMPTS:
+            return f"what it reads lay elsewhere than in {ATTEMPTS} recordings"
+        if not self._makes_room():
+            return f"{FORMS} other forms of its arguments are recorded and in use"
+        self._drop(form)
+        form.attempts += 1
+        return self._record(form, args, moving)
+
+    def _overwritten(self, args: Sequence[Any]) -> set[int]:
+        """Positions of arguments whose memory is written to, whichever of them names it."""
+        assert self._kinds is not None
+        memories = {memory_of(args[at]) for at in self._written}
+        return {at for at in self._kinds.tensors if memories and memory_of(args[at]) in memories}
+
+    def _record(self, form: _Form, args: Sequence[Any], moving: set[int]) -> str:
+        assert self._kinds is not None
+        given = list(args)
+        try:
+            form.copies = {at: _copied(args[at]) for at in moving}
+            for at, copy in form.copies.items():
+                given[at] = copy
+            form.recording = RECORDER(self._function, given)
+        except torch.OutOfMemoryError:
+            form.attempts, form.copies = ATTEMPTS, {}
+            return "there was no memory left for a recording"
+        except Exception as error:
+            form.copies = {}
+            if self._replays.strict or not is_answered(error):
+                raise
+            self._fails = True
+            self._replays.failure = told("recording a CUDA graph", "its calls are made one by one", error)
+            return "it could not be recorded"
+        self._replays.told.recorded += 1
+        fixed = [at for at in self._kinds.tensors if at not in moving]
+        form.lies(form.places, [place for place, at in enumerate(self._kinds.tensors) if at not in moving])
+        numbers = {id(args[at]): at for at in fixed}
+        form.passed = [numbers.get(id(value)) for value in form.recording.outputs]
+        foreign = {memory_of(args[at]) for at in fixed}
+        made = [value for value in _tensors(form.recording.outputs) if memory_of(value) not in foreign]
+        form.own = [*made, *form.copies.values()]
+        self._replays.holds(form.own, more=True)
+        return ""
+
+    def _makes_room(self) -> bool:
+        """Whether there is room for one more recording, which is made of one that was not played for long."""
+        recorded = [form for form in self._forms.values() if form.recording is not None]
+        if len(recorded) < FORMS:
+            return True
+        if self._replays.number - recorded[0].call < IDLE:
+            return False
+        self._drop(recorded[0])
+        return True
+
+    def _drop(self, form: _Form) -> None:
+        if form.recording is None:
+            return
+        self._replays.holds(form.own, more=False)
+        form.recording.forget()
+        form.recording, form.copies, form.passed, form.own = None, {}, [], []
+
+
+def memory_of(value: Tensor) -> int:
+    """Where the memory begins that a tensor is in."""
+    return value.untyped_storage().data_ptr()
+
+
+def once(value: Tensor) -> Tensor:
+    """What an expanded tensor repeats, once."""
+    for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        value = value.narrow(dim, 0, 1) if size > 1 and not stride else value
+    return value
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy that is laid out as the tensor is."""
+    with torch.inference_mode(False), torch.no_grad():
+        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        once(copy).copy_(once(value))
+    return copy
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]

@@ -1,0 +1,147 @@
+"""The recordings of one driver's stretches: who may play them, and what becomes of what they give.
+
+What a recording gives is overwritten by its next play. So nothing of it leaves a call: what the driver returns, and
+what is kept between calls, is copied out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.runtime.recorded_stretch import RecordedStretch, memory_of
+from lightint_compile.torch_compat import is_observed
+from lightint_compile.torch_switches import of_kernels
+
+
+@dataclass
+class Told:
+    """What stretches did so far.
+
+    Attributes:
+        recorded, played: how often.
+        as_written: how often one ran call by call.
+        reasons: why it did, where it was not for the first time.
+    """
+
+    recorded: int = 0
+    played: int = 0
+    as_written: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def ran_as_written(self, reason: str) -> None:
+        """One did."""
+        self.as_written += 1
+        if reason:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def remark(self, held: int) -> Remark:
+        """The same for a report."""
+        message = f"{self.recorded} stretches were recorded as CUDA graphs, which hold {held / 1e9:.2f} GB, and played "
+        message += f"{self.played} times; {self.as_written} times one ran call by call"
+        reasons = sorted(self.reasons.items(), key=lambda each: -each[1])
+        message += "".join(f", {count} of them because {reason}" for reason, count in reasons)
+        return Remark(kind=RemarkKind.ANALYSIS, pass_name="backend", rule="cuda-graphs", message=message)
+
+
+class Replays:
+    """The recordings of one driver.
+
+    Attributes:
+        told: what was done so far.
+        failure: what is said of work that could not be recorded.
+        switches: what chooses kernels in the call at hand.
+        number: of the call at hand.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.told = Told()
+        self.failure: Remark | None = None
+        self.switches, self.number = "", 0
+        self._stretches: list[RecordedStretch] = []
+        self._lock, self._owner = threading.Lock(), 0
+        self._owned: dict[int, int] = {}
+
+    def stretch(self, function: Callable[..., Any], written: Collection[int]) -> RecordedStretch:
+        """What the driver calls in place of ``function``, which writes to its arguments at these positions."""
+        self._stretches.append(RecordedStretch(self, function, written))
+        return self._stretches[-1]
+
+    @contextmanager
+    def call(self, is_watched: bool) -> Iterator[None]:
+        """A call of the driver; one at a time plays recordings, and none whose operators somebody wants to see."""
+        if is_watched or is_observed() or not self._lock.acquire(blocking=False):
+            yield
+            return
+        try:
+            self._owner = threading.get_ident()
+            self.number += 1
+            self.switches = of_kernels()
+            yield
+        finally:
+            self._owner = 0
+            self._lock.release()
+
+    @property
+    def is_playing(self) -> bool:
+        """Whether this thread is in a call that may play recordings, and nobody records that call as a whole."""
+        if self._owner != threading.get_ident():
+            return False
+        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+    def owns(self, value: Any) -> bool:
+        """Whether a value lies where recordings write."""
+        return isinstance(value, Tensor) and bool(self._owned) and memory_of(value) in self._owned
+
+    def copied_out(self, values: Any) -> Any:
+        """``values`` with copies of those tensors that a later play would overwrite; one copy of each tensor."""
+        copies: dict[int, Tensor] = {}
+
+        def own(value: Any) -> Any:
+            if not self.owns(value):
+                return value
+            if id(value) not in copies:
+                copies[id(value)] = value.clone()
+            return copies[id(value)]
+
+        return pytree.tree_map(own, values) if self._owned else values
+
+    def outside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, which may keep what it is given."""
+
+        def called(*args: Any, **named: Any) -> Any:
+            args, named = self.copied_out((args, named))
+            return function(*args, **named)
+
+        return called
+
+    def holds(self, tensors: Sequence[Tensor], *, more: bool) -> None:
+        """Recordings write to these tensors from now on, or (``more`` is false) no longer."""
+        for place in set(map(memory_of, tensors)):
+            count = self._owned.pop(place, 0) + (1 if more else -1)
+            if count:
+                self._owned[place] = count
+
+    def remarks(self) -> list[Remark]:
+        """What the report says of calls so far."""
+        found = [] if self.failure is None else [self.failure]
+        return [*found, self.told.remark(self.held())] if self.number else found
+
+    def held(self) -> int:
+        """Bytes of device memory that recordings keep."""
+        return sum(recording.held for stretch in self._stretches for recording in stretch.recordings())
+
+    def forget(self) -> None:
+        """Give back all that recordings hold."""
+        with self._lock:
+            for stretch in self._stretches:
+                stretch.forget()
