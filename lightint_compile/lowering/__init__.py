@@ -16,7 +16,7 @@ from lightint_compile.lowering.driver import Driver, driver_source, is_self_cont
 from lightint_compile.lowering.host_region import host_compiler, is_on_host
 from lightint_compile.lowering.kept_sites import with_sites
 from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
-from lightint_compile.lowering.stretches import FEWEST, Stretch, with_stretches
+from lightint_compile.lowering.stretches import FEWEST, Stretch, Stretches, groups_in, with_stretches
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.ir.input_writes import InputWrites
@@ -80,7 +80,7 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     called, sites = with_sites(root, constants)
     storable = not constants and all(map(is_self_contained, graphs))
     extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
-    written, stretches = {_ROOT: called, **branches}, dict[str, Stretch]()
+    written, stretches = {_ROOT: called, **branches}, Stretches()
     wanted = options.cuda_graphs or bool(config.get(CUDA_GRAPHS))
     if wanted:
         written, stretches = _stretched(written, regions, _points(root))
@@ -97,7 +97,7 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
         stretches=stretches,
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
-    remarks = (_NO_STRETCH,) if wanted and not stretches else ()
+    remarks = (_NO_STRETCH,) if wanted and not stretches.by_name else ()
     return Lowered(driver, regions, counts, seconds, storable, remarks)
 
 
@@ -105,7 +105,9 @@ _NO_STRETCH = Remark(
     kind=RemarkKind.MISSED,
     pass_name="backend",
     rule="cuda-graphs",
-    message=f"nothing is recorded as a CUDA graph: no {FEWEST} operations run on a GPU without a decision between them",
+    message="nothing is recorded as a CUDA graph: "
+    f"no {FEWEST} operations run on a GPU without a decision between them, "
+    "or they are of several groups of processes",
 )
 
 _ROOT = "stretch"
@@ -114,16 +116,19 @@ _ROOT = "stretch"
 
 def _stretched(
     graphs: Mapping[str, fx.GraphModule], regions: Mapping[str, fx.GraphModule], points: Mapping[str, PointSpec]
-) -> tuple[dict[str, fx.GraphModule], dict[str, Stretch]]:
-    """A root and its branches with calls of their stretches, and the stretches."""
+) -> tuple[dict[str, fx.GraphModule], Stretches]:
+    """A root and its branches with calls of their stretches, and the stretches; none where two groups are in them."""
+    groups = groups_in([*graphs.values(), *regions.values()])
+    if len(groups) > 1:
+        return dict(graphs), Stretches()
     written, stretches = dict(graphs), dict[str, Stretch]()
     regions = {name: region for name, region in regions.items() if not is_on_host(region)}
-    for name in graphs.keys() - _branches_for_elements(graphs):
+    for name in [name for name in graphs if name not in _branches_for_elements(graphs)]:
         found = with_stretches(graphs[name], regions, points, name if name == _ROOT else f"{name}_{_ROOT}")
         written[name] = found.root
         sources = {each: driver_source(graph) for each, graph in found.stretches.items()}
         stretches.update({each: Stretch(text, found.written[each]) for each, text in sources.items()})
-    return written, stretches
+    return written, Stretches(stretches, next(iter(groups), ""))
 
 
 def _branches_for_elements(graphs: Mapping[str, fx.GraphModule]) -> set[str]:

@@ -33,7 +33,7 @@ from lightint_compile.lowering.host_region import host_compiler, host_variant
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Compiler, Leaf, RegionSource, Variant, below_autograd
 from lightint_compile.lowering.region_sizes import BoundSymbol
-from lightint_compile.lowering.stretches import Stretch
+from lightint_compile.lowering.stretches import Stretches
 from lightint_compile.passes.ir.decision_points import point_from
 from lightint_compile.passes.ir.input_writes import InputWrites
 from lightint_compile.read_back import UnreadableError, an_object, read_back
@@ -200,7 +200,7 @@ def _loaded(folder: Path, compiler: Compiler, regions: RegionSource, strict: boo
     points = {name: point_from(data) for name, data in record["points"].items()}
     sites, branches = Sites.from_dict(record["sites"]), record["branches"]
     writes = InputWrites(tuple(record["writes"]["positions"]), record["writes"]["repeatable"])
-    stretches = {name: Stretch(each["source"], tuple(each["written"])) for name, each in record["stretches"].items()}
+    stretches = Stretches.from_dict(record["stretches"])
     driver = Driver(
         record["source"], leaves, sites=sites, branches=branches, points=points, writes=writes, stretches=stretches
     )
@@ -234,7 +234,7 @@ def _record(lowered: Lowered, section: Section, guard: str | None, folder: Path)
         "leaves": leaves,
         "sites": driver.sites.to_dict(),
         "branches": driver.branches,
-        "stretches": {name: asdict(stretch) for name, stretch in driver.stretches.items()},
+        "stretches": driver.stretches.to_dict(),
         "writes": asdict(driver.writes),
         "points": {name: spec.to_dict() for name, spec in driver.decisions.points.items()},
         "section": section.to_dict(),

@@ -27,7 +27,7 @@ from lightint_compile.lowering.direct_calls import DIRECT, SPELLED
 from lightint_compile.lowering.kept_sites import Sites
 from lightint_compile.lowering.region import Leaf
 from lightint_compile.lowering.result_memo import Memo
-from lightint_compile.lowering.stretches import Stretch
+from lightint_compile.lowering.stretches import Stretches
 from lightint_compile.lowering.watchers import CallWatchers, Watchers
 from lightint_compile.passes.ir.decision_points import KeepPoint, PointSpec, StepPoint
 from lightint_compile.passes.ir.input_writes import InputWrites
@@ -95,7 +95,7 @@ class Driver:
         decisions: what answers the decision points.
         constants: tensors that the captured graph holds itself.
         writes: what it writes to.
-        stretches: the functions that are recorded as CUDA graphs, by name.
+        stretches: the functions that are recorded as CUDA graphs.
         replays: their recordings.
     """
 
@@ -110,7 +110,7 @@ class Driver:
         points: Mapping[str, PointSpec] | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
         writes: InputWrites | None = None,
-        stretches: Mapping[str, Stretch] | None = None,
+        stretches: Stretches | None = None,
     ) -> None:
         self.source = source
         self.leaves = dict(leaves)
@@ -125,14 +125,14 @@ class Driver:
         self.constants = dict(constants or {})
         self.writes = writes or InputWrites()
         self._extra = dict(extra or {})
-        self.stretches = dict(stretches or {})
-        self.replays = Replays(strict=any(leaf.strict for leaf in self.leaves.values()))
+        self.stretches = stretches or Stretches()
+        self.replays = Replays(group=self.stretches.group, strict=any(leaf.strict for leaf in self.leaves.values()))
         called: dict[str, Callable[..., Any]] = {**self.leaves, **self._outside_recordings()}
         self._self = SimpleNamespace(**{**self.constants, **called})
         names = {**NAMES, **self._extra}
         for name, text in self.branches.items():
             setattr(self._self, name, partial(compiled_source(text, names), self._self))
-        for name, stretch in self.stretches.items():
+        for name, stretch in self.stretches.by_name.items():
             function = partial(compiled_source(stretch.source, names), self._self)
             setattr(self._self, name, self.replays.stretch(function, stretch.written))
         self._forward = compiled_source(source, names)
@@ -142,7 +142,7 @@ class Driver:
     def _outside_recordings(self) -> dict[str, Callable[..., Any]]:
         """What is kept between calls and decided; none of it holds what a recording will overwrite."""
         functions: dict[str, Callable[..., Any]] = {**self.memos, **self.decisions.bound}
-        if not self.stretches:
+        if not self.stretches.by_name:
             return functions
         points = self.decisions.points
         reads = {name for name, spec in points.items() if isinstance(spec, (KeepPoint, StepPoint))}
@@ -153,7 +153,7 @@ class Driver:
     @property
     def sources(self) -> tuple[str, ...]:
         """All generated Python, the program's own first."""
-        return (self.source, *self.branches.values(), *(stretch.source for stretch in self.stretches.values()))
+        return (self.source, *self.branches.values(), *(stretch.source for stretch in self.stretches.by_name.values()))
 
     @property
     def compilations(self) -> int:
@@ -168,9 +168,9 @@ class Driver:
             return forward(*args)
 
     def _run(self, *args: Any) -> Any:
-        if not self.stretches:
+        if not self.stretches.by_name:
             return self._forward(self._self, *args)
-        with self.replays.call(bool(self._inside)):
+        with self.replays.call(args, bool(self._inside)):
             return self.replays.copied_out(self._forward(self._self, *args))
 
     def watched(self, watcher: Callable[..., Any]) -> AbstractContextManager[None]:

@@ -9,8 +9,9 @@ keys and values are looked up in front of it, and keys and values that are to be
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import torch
 import torch.fx as fx
@@ -51,6 +52,29 @@ class Stretch:
     written: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Stretches:
+    """Those of a driver.
+
+    Attributes:
+        by_name: as the driver's source calls them.
+        group: the name of the process group whose collectives are in them; empty where none are.
+    """
+
+    by_name: Mapping[str, Stretch] = field(default_factory=dict)
+    group: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_dict` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`, also after a way through JSON."""
+        by_name = {name: Stretch(each["source"], tuple(each["written"])) for name, each in data["by_name"].items()}
+        return cls(by_name, data["group"])
+
+
 @dataclass
 class Found:
     """A root graph that calls its stretches by name, and these as graphs."""
@@ -58,6 +82,12 @@ class Found:
     root: fx.GraphModule
     stretches: dict[str, fx.GraphModule] = field(default_factory=dict)
     written: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def groups_in(graphs: Iterable[fx.GraphModule]) -> set[str]:
+    """Names of the process groups whose collectives are in some graphs."""
+    collectives = (node for graph in graphs for node in graph.graph.nodes if _is_collective(node))
+    return {str(node.args[-1]) for node in collectives if not _is_wait(node)}
 
 
 def with_stretches(
@@ -134,10 +164,15 @@ def _is_recorded(node: fx.Node) -> bool:
     """Whether a call on a device is the same whenever it is made again with what lies at the same addresses."""
     if node.target is operator.getitem:
         return True
-    if not isinstance(node.target, OpOverload) or draws_random(node) or _is_read_on_host(node):
+    if not isinstance(node.target, OpOverload) or node.target.namespace in _OF_PROCESSES:
+        return False
+    if draws_random(node) or _is_read_on_host(node):
         return False
     return node.target not in _MOVES or all(map(_devices(node).issuperset, map(_devices, node.all_input_nodes)))
 
+
+_OF_PROCESSES = ("c10d", "symm_mem")
+"""Operators that other processes take part in, besides the functional collectives."""
 
 _MOVES = (aten._to_copy.default, aten.copy_.default, aten.copy.default)
 """What may bring a number of the host's to a device, which reads the host's memory once more when it is replayed."""
@@ -168,8 +203,12 @@ def _is_constant(node: fx.Node) -> bool:
     return node.target is _CONSTANT and not node.all_input_nodes and not node.args[0]
 
 
+def _is_collective(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target.namespace == "_c10d_functional"
+
+
 def _is_wait(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target.name() == "_c10d_functional::wait_tensor"
+    return _is_collective(node) and str(node.target).startswith("_c10d_functional.wait_tensor")
 
 
 def _is_of_sizes(node: fx.Node) -> bool:

@@ -5,7 +5,8 @@ compiled; it is recorded the second time, and played from then on. A form is wha
 but for where they lie: numbers, sizes and strides, whose weights they are, and switches that choose kernels.
 
 Arguments are read where they were when the recording was made. Of those that lay elsewhere in the call before, a copy
-is made in front of each play; others must lie where they did, or the stretch is recorded again.
+is made in front of each play; others must lie where they did, or the stretch is recorded again. Ranks that share a
+program copy all but weights and what other stretches gave, so that what one does never depends on its addresses.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ class RecordedStretch:
         """Record a form for what lies where it does now; why that cannot be, if it cannot."""
         assert self._kinds is not None
         owned = {at for at in self._kinds.sized if self._replays.owns(args[at])}
+        if self._replays.consent is not None:
+            form.moving |= set(self._kinds.sized)
         lay = zip(self._kinds.tensors, places, form.places, strict=True)
         form.moving |= {at for at, now, before in lay if now != before} - owned - self._kinds.weights
         form.places = places
@@ -208,33 +211,56 @@ class RecordedStretch:
         return {at for at in self._kinds.tensors if memories and memory_of(args[at]) in memories}
 
     def _record(self, form: _Form, args: Sequence[Any], moving: set[int]) -> str:
-        assert self._kinds is not None
+        failure, recording = self._attempt(form, args, moving)
+        is_full = isinstance(failure, torch.OutOfMemoryError)
+        if self._replays.consent is not None:
+            fails, is_full = self._replays.consent.any_says([failure is not None, is_full])
+        else:
+            fails = failure is not None
+        if not fails:
+            assert recording is not None
+            self._keep(form, recording, args, moving)
+            return ""
+        form.copies = {}
+        if recording is not None:
+            recording.forget()
+        if is_full:
+            form.attempts = ATTEMPTS
+            return "there was no memory left for a recording"
+        return self._given_up(failure)
+
+    def _attempt(self, form: _Form, args: Sequence[Any], moving: set[int]) -> tuple[Exception | None, Recording | None]:
         given = list(args)
         try:
-            form.copies = {at: _copied(args[at]) for at in moving}
+            form.copies = {at: _copied(args[at]) for at in sorted(moving)}
             for at, copy in form.copies.items():
                 given[at] = copy
-            form.recording = RECORDER(self._function, given)
-        except torch.OutOfMemoryError:
-            form.attempts, form.copies = ATTEMPTS, {}
-            return "there was no memory left for a recording"
+            return None, RECORDER(self._function, given)
         except Exception as error:
-            form.copies = {}
-            if self._replays.strict or not is_answered(error):
-                raise
-            self._fails = True
-            self._replays.failure = told("recording a CUDA graph", "its calls are made one by one", error)
-            return "it could not be recorded"
+            return error, None
+
+    def _given_up(self, failure: Exception | None) -> str:
+        """The stretch is not recorded any more; ``failure`` is that of another rank where it is ``None``."""
+        self._fails = True
+        if failure is None:
+            return "another rank could not record it"
+        if self._replays.strict or not is_answered(failure):
+            raise failure
+        self._replays.failure = told("recording a CUDA graph", "its calls are made one by one", failure)
+        return "it could not be recorded"
+
+    def _keep(self, form: _Form, recording: Recording, args: Sequence[Any], moving: set[int]) -> None:
+        assert self._kinds is not None
+        form.recording = recording
         self._replays.told.recorded += 1
         fixed = [at for at in self._kinds.tensors if at not in moving]
         form.lies(form.places, [place for place, at in enumerate(self._kinds.tensors) if at not in moving])
         numbers = {id(args[at]): at for at in fixed}
-        form.passed = [numbers.get(id(value)) for value in form.recording.outputs]
+        form.passed = [numbers.get(id(value)) for value in recording.outputs]
         foreign = {memory_of(args[at]) for at in fixed}
-        made = [value for value in _tensors(form.recording.outputs) if memory_of(value) not in foreign]
+        made = [value for value in _tensors(recording.outputs) if memory_of(value) not in foreign]
         form.own = [*made, *form.copies.values()]
         self._replays.holds(form.own, more=True)
-        return ""
 
     def _makes_room(self) -> bool:
         """Whether there is room for one more recording, which is made of one that was not played for long."""

@@ -17,6 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.runtime.rank_consent import Consent
 from lightint_compile.runtime.recorded_stretch import RecordedStretch, memory_of
 from lightint_compile.torch_compat import is_observed
 from lightint_compile.torch_switches import of_kernels
@@ -55,21 +56,28 @@ class Told:
 class Replays:
     """The recordings of one driver.
 
+    Args:
+        group: of the collectives in it; empty where there are none.
+        strict: what cannot be recorded raises.
+
     Attributes:
+        consent: what ranks that share the program say; ``None`` where none do.
         told: what was done so far.
         failure: what is said of work that could not be recorded.
         switches: what chooses kernels in the call at hand.
         number: of the call at hand.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, *, group: str = "", strict: bool = False) -> None:
         self.strict = strict
+        self.consent = Consent(group) if group else None
         self.told = Told()
         self.failure: Remark | None = None
         self.switches, self.number = "", 0
         self._stretches: list[RecordedStretch] = []
         self._lock, self._owner = threading.Lock(), 0
         self._owned: dict[int, int] = {}
+        self._weights: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def stretch(self, function: Callable[..., Any], written: Collection[int]) -> RecordedStretch:
         """What the driver calls in place of ``function``, which writes to its arguments at these positions."""
@@ -77,26 +85,39 @@ class Replays:
         return self._stretches[-1]
 
     @contextmanager
-    def call(self, is_watched: bool) -> Iterator[None]:
+    def call(self, args: Sequence[Any], is_watched: bool) -> Iterator[None]:
         """A call of the driver; one at a time plays recordings, and none whose operators somebody wants to see."""
-        if is_watched or is_observed() or not self._lock.acquire(blocking=False):
-            yield
-            return
+        may = not (is_watched or is_observed() or _is_being_recorded()) and self._lock.acquire(blocking=False)
         try:
-            self._owner = threading.get_ident()
-            self.number += 1
-            self.switches = of_kernels()
+            if self._all_may(may, args):
+                self._owner = threading.get_ident()
+                self.number += 1
+                self.switches = of_kernels()
             yield
         finally:
-            self._owner = 0
-            self._lock.release()
+            if may:
+                self._owner = 0
+                self._lock.release()
 
     @property
     def is_playing(self) -> bool:
-        """Whether this thread is in a call that may play recordings, and nobody records that call as a whole."""
-        if self._owner != threading.get_ident():
+        """Whether this thread is in a call that may play recordings."""
+        return self._owner == threading.get_ident()
+
+    def _all_may(self, may: bool, args: Sequence[Any]) -> bool:
+        """Whether all ranks may; where weights of one lie elsewhere than before, all of them begin anew."""
+        if self.consent is None:
+            return may
+        places = tuple(value.data_ptr() for value in args if isinstance(value, torch.nn.Parameter))
+        owner = places[:1]
+        may_not, are_others = self.consent.any_says([not may, self._weights.get(owner) != places])
+        if may_not:
             return False
-        return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+        if are_others:
+            self._weights[owner] = places
+            for stretch in self._stretches:
+                stretch.forget()
+        return True
 
     def owns(self, value: Any) -> bool:
         """Whether a value lies where recordings write."""
@@ -145,3 +166,8 @@ class Replays:
         with self._lock:
             for stretch in self._stretches:
                 stretch.forget()
+
+
+def _is_being_recorded() -> bool:
+    """Whether the caller records this call as a whole."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -213,12 +213,12 @@ def _model(family: str, heads: int, calls: tuple[int, ...]) -> tuple[nn.Module, 
     return module.double().eval().requires_grad_(False), given
 
 
-def recorded(case: str, **options: Any) -> tuple[Seen, int]:
+def recorded(which: str, **options: Any) -> tuple[Seen, int]:
     """A case of this module whose drivers record stretches, and how often they played one."""
     with pytest.MonkeyPatch.context() as patched:
         recorded_here(patched)
         before = Recorded.plays
-        return globals()[case](cuda_graphs=True, **options), Recorded.plays - before
+        return globals()[which](cuda_graphs=True, **options), Recorded.plays - before
 
 
 def of_another_size(**options: Any) -> None:

@@ -32,7 +32,7 @@ class Rig:
         self.stretch = self.replays.stretch(function, written)
 
     def __call__(self, *args: Any, is_watched: bool = False) -> Any:
-        with self.replays.call(is_watched):
+        with self.replays.call(args, is_watched):
             return self.replays.copied_out(self.stretch(*args))
 
     @property
@@ -186,7 +186,7 @@ def test_a_stretch_that_is_called_twice_in_a_call_is_played_once() -> None:
     replays = Replays()
     stretch, x = replays.stretch(doubled, ()), torch.ones(2)
     for number in range(4):
-        with replays.call(False):
+        with replays.call((), False):
             first, second = stretch(x + number)[0], stretch(x * 10)[0]
             assert first.equal((x + number) * 2 + 1) and second.equal(x * 20 + 1)
 
@@ -196,7 +196,7 @@ def test_one_stretch_reads_what_another_gave_without_a_copy() -> None:
     one, other, held = replays.stretch(doubled, ()), replays.stretch(lambda x: (x - 3,), ()), []
     for number in range(6):
         held.append(torch.full((2,), float(number)))
-        with replays.call(False):
+        with replays.call((), False):
             middle = one(held[-1])[0]
             found = replays.copied_out(other(middle))[0]
         assert float(found[0]) == number * 2 - 2
@@ -209,7 +209,7 @@ def test_what_may_be_kept_is_given_copies() -> None:
     stretch, keep = replays.stretch(doubled, ()), replays.outside(lambda values, *, more: kept.append((values, more)))
     x = torch.zeros(2)
     for _ in range(4):
-        with replays.call(False):
+        with replays.call((), False):
             value = stretch(x.add_(1))[0]
             keep([value], more={"also": value})
     assert [float(values[0][0]) for values, _ in kept] == [3.0, 5.0, 7.0, 9.0]
@@ -226,7 +226,7 @@ def test_watched_observed_and_other_threads_calls_run_as_written() -> None:
         rig(x)
     assert rig.counts == (*seen[:2], seen[2] + 2)
 
-    with rig.replays.call(False):
+    with rig.replays.call((), False):
         other = threading.Thread(target=rig, args=(x,))
         other.start()
         other.join()
@@ -320,7 +320,7 @@ def test_any_sequence_of_calls_gives_what_eager_gives(calls: list[tuple[int, boo
             weight.data = weight.data + 1
         made, theirs, flat = first(weight, x, theirs, number)
         wanted = [value.clone() for value in (*second(made, flat, theirs, x), made)]
-        with replays.call(False):
+        with replays.call((), False):
             made, same, flat = one(weight, x, ours, number)
             found = replays.copied_out((*other(made, flat, same, x), made))
         results.append((found, wanted))
