@@ -4,16 +4,17 @@ A stretch runs as it is written the first time that arguments of some form are s
 compiled; it is recorded the second time, and played from then on. A form is what a recording bakes in of its arguments
 but for where they lie: numbers, sizes and strides, whose weights they are, and switches that choose kernels.
 
-Arguments are read where they were when the recording was made. Of those that lay elsewhere in the call before, a copy
-is made in front of each play; others must lie where they did, or the stretch is recorded again. Ranks that share a
-program copy all but weights and what other stretches gave, so that what one does never depends on its addresses.
+Small arguments are copied in front of each play, and so are those that lay elsewhere in the call before. Weights, what
+other stretches gave, what is written to and what is large are read where they were when the recording was made: where
+they lie elsewhere, the stretch is recorded again. Ranks that share a program copy all but weights and what other
+stretches gave, so that what one does never depends on its addresses.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +28,7 @@ from lightint_compile.runtime.cuda_recording import CudaRecording
 if TYPE_CHECKING:
     from lightint_compile.runtime.stretch_replay import Replays
 
-FORMS = 4
+FORMS = 16
 """Forms of one stretch that are recorded at once."""
 
 IDLE = 64
@@ -39,8 +40,14 @@ SEEN = 64
 ATTEMPTS = 3
 """How often one form is recorded: arguments that lie elsewhere in every call are copied from the second time on."""
 
+SMALL = 64 * 2**20
+"""Bytes up to which an argument is copied wherever it lies: what comes from outside of a driver seldom lies still."""
+
 COPIED = 512 * 2**20
 """Bytes that are copied in front of a play at most. Copying more would cost what the host saves."""
+
+SHARE = 3
+"""The recordings of a driver hold no more than one in so many bytes of a device."""
 
 
 class Recording(Protocol):
@@ -98,6 +105,7 @@ class _Form:
         moving: positions of tensors that do not stay where they are.
         attempts: how often it was recorded.
         call: in which it was played last.
+        writes: how often the stretch writes to arguments, by their positions.
         copies: what moving tensors are copied to, by their positions.
         passed: for each output the position of the argument that it is; ``None`` for what was made.
         own: what the recording writes to and nobody else does.
@@ -107,6 +115,7 @@ class _Form:
     moving: set[int] = field(default_factory=set)
     attempts: int = 0
     call: int = 0
+    writes: dict[int, int] = field(default_factory=dict)
     recording: Recording | None = None
     copies: dict[int, Tensor] = field(default_factory=dict)
     passed: list[int | None] = field(default_factory=list)
@@ -144,15 +153,17 @@ class RecordedStretch:
         if self._kinds is None:
             self._kinds = _Kinds(args)
         key, places = (self._replays.switches, self._kinds.form(args)), self._kinds.places(args)
-        form = self._forms.get(key)
+        before, form = self._versions(args), self._forms.get(key)
         if form is None:
-            self._see(key, _Form(places))
-            return self._as_written(args)
+            found, form = self._as_written(args), _Form(places)
+            form.writes = {at: version - before[at] for at, version in self._versions(args).items()}
+            self._see(key, form)
+            return found
         if form.call == self._replays.number:
             return self._as_written(args, "it was called once more in the same call")
         self._forms.move_to_end(key)
         reason = "" if form.fits(places) else self._recorded(form, args, places)
-        return self._as_written(args, reason) if reason else self._played(form, args)
+        return self._as_written(args, reason) if reason else self._played(form, args, before)
 
     def recordings(self) -> list[Recording]:
         """Those that there are."""
@@ -174,11 +185,18 @@ class RecordedStretch:
             _, oldest = self._forms.popitem(last=False)
             self._drop(oldest)
 
-    def _played(self, form: _Form, args: Sequence[Any]) -> Any:
+    def _versions(self, args: Sequence[Any]) -> dict[int, int]:
+        """How often arguments that are written to were written to so far; who kept something of them looks at that."""
+        return {at: args[at]._version for at in self._written if not args[at].is_inference()}
+
+    def _played(self, form: _Form, args: Sequence[Any], before: Mapping[int, int]) -> Any:
         assert form.recording is not None
         form.call = self._replays.number
         form.recording.play(list(map(once, form.copies.values())), [once(args[at].detach()) for at in form.copies])
         self._replays.told.played += 1
+        for at, writes in form.writes.items():
+            for _ in range(before[at] + writes - args[at]._version):
+                torch.autograd.graph.increment_version(args[at])
         outputs = zip(form.recording.outputs, form.passed, strict=True)
         return tuple(value if at is None else args[at] for value, at in outputs)
 
@@ -186,13 +204,15 @@ class RecordedStretch:
         """Record a form for what lies where it does now; why that cannot be, if it cannot."""
         assert self._kinds is not None
         owned = {at for at in self._kinds.sized if self._replays.owns(args[at])}
-        if self._replays.consent is not None:
-            form.moving |= set(self._kinds.sized)
+        overwritten, alone = self._overwritten(args), self._replays.consent is None
+        form.moving |= {
+            at for at in self._kinds.sized if not alone or (args[at].nbytes <= SMALL and at not in overwritten)
+        }
         lay = zip(self._kinds.tensors, places, form.places, strict=True)
         form.moving |= {at for at, now, before in lay if now != before} - owned - self._kinds.weights
         form.places = places
         moving = form.moving - owned
-        if not moving.isdisjoint(self._overwritten(args)):
+        if not moving.isdisjoint(overwritten):
             return "what it writes to lay elsewhere than before"
         if sum(args[at].nbytes for at in moving) > COPIED:
             return "too much of what it reads lay elsewhere than before"
@@ -232,6 +252,8 @@ class RecordedStretch:
     def _attempt(self, form: _Form, args: Sequence[Any], moving: set[int]) -> tuple[Exception | None, Recording | None]:
         given = list(args)
         try:
+            if self._replays.held() * SHARE > _memory_beside(args):
+                return torch.OutOfMemoryError(), None
             form.copies = {at: _copied(args[at]) for at in sorted(moving)}
             for at, copy in form.copies.items():
                 given[at] = copy
@@ -278,6 +300,12 @@ class RecordedStretch:
         self._replays.holds(form.own, more=False)
         form.recording.forget()
         form.recording, form.copies, form.passed, form.own = None, {}, [], []
+
+
+def _memory_beside(args: Sequence[Any]) -> float:
+    """Bytes that the device of some arguments has."""
+    device = next((value.device for value in args if isinstance(value, Tensor) and value.is_cuda), None)
+    return float("inf") if device is None else float(torch.cuda.get_device_properties(device).total_memory)
 
 
 def memory_of(value: Tensor) -> int:

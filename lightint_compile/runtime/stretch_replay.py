@@ -7,6 +7,7 @@ what is kept between calls, is copied out.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,17 +125,24 @@ class Replays:
         return isinstance(value, Tensor) and bool(self._owned) and memory_of(value) in self._owned
 
     def copied_out(self, values: Any) -> Any:
-        """``values`` with copies of those tensors that a later play would overwrite; one copy of each tensor."""
-        copies: dict[int, Tensor] = {}
+        """``values`` with copies of those tensors that a later play would overwrite; they share what those share."""
+        if not self._owned:
+            return values
+        flat, form = pytree.tree_flatten(values)
+        named = Counter(memory_of(value) for value in flat if self.owns(value))
+        shared: dict[tuple[int, torch.dtype], Tensor] = {}
 
         def own(value: Any) -> Any:
             if not self.owns(value):
                 return value
-            if id(value) not in copies:
-                copies[id(value)] = value.clone()
-            return copies[id(value)]
+            place = memory_of(value), value.dtype
+            if named[place[0]] == 1 and value.nbytes == value.untyped_storage().nbytes():
+                return value.clone()
+            if place not in shared:
+                shared[place] = _whole(value).clone()
+            return shared[place].as_strided(value.shape, value.stride(), value.storage_offset())
 
-        return pytree.tree_map(own, values) if self._owned else values
+        return pytree.tree_unflatten(map(own, flat), form)
 
     def outside(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, which may keep what it is given."""
@@ -171,3 +179,8 @@ class Replays:
 def _is_being_recorded() -> bool:
     """Whether the caller records this call as a whole."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _whole(value: Tensor) -> Tensor:
+    """All of the memory that a tensor is in."""
+    return value.as_strided((value.untyped_storage().nbytes() // value.itemsize,), (1,), 0)

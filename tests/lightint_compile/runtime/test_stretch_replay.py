@@ -68,7 +68,8 @@ def test_arguments_that_lie_elsewhere_in_every_call_are_copied() -> None:
     assert rig.counts == (1, 5, 1)
 
 
-def test_one_that_moves_later_is_recorded_again_and_copied() -> None:
+def test_a_large_one_that_moves_later_is_recorded_again_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_stretch, "SMALL", 0)
     rig, x = Rig(doubled), torch.ones(3)
     for _ in range(3):
         rig(x)
@@ -121,7 +122,8 @@ def test_a_second_weight_that_moves_is_never_copied() -> None:
     assert rig.counts == (2, 4, 1)
 
 
-def test_a_form_is_not_recorded_for_ever() -> None:
+def test_a_form_is_not_recorded_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_stretch, "SMALL", 0)
     rig, held = Rig(lambda *tensors: (sum(tensors),)), []
     base = [torch.ones(2) for _ in range(ATTEMPTS + 3)]
     rig(*base)
@@ -191,6 +193,19 @@ def test_a_stretch_that_is_called_twice_in_a_call_is_played_once() -> None:
             assert first.equal((x + number) * 2 + 1) and second.equal(x * 20 + 1)
 
 
+def test_copies_share_what_results_share() -> None:
+    def parts(x: Tensor) -> tuple[Tensor, ...]:
+        whole = torch.stack([x, x + 1])
+        return whole[0], whole[1], whole.T, x * 2
+
+    rig, x = Rig(parts), torch.zeros(3)
+    for _ in range(3):
+        first, second, turned, other = rig(x)
+        assert (first._version, other._version) == (0, 0)
+        first.fill_(7)
+        assert turned[:, 0].eq(7).all() and turned[:, 1].equal(second) and second.eq(1).all() and other.eq(0).all()
+
+
 def test_one_stretch_reads_what_another_gave_without_a_copy() -> None:
     replays = Replays()
     one, other, held = replays.stretch(doubled, ()), replays.stretch(lambda x: (x - 3,), ()), []
@@ -213,7 +228,7 @@ def test_what_may_be_kept_is_given_copies() -> None:
             value = stretch(x.add_(1))[0]
             keep([value], more={"also": value})
     assert [float(values[0][0]) for values, _ in kept] == [3.0, 5.0, 7.0, 9.0]
-    assert all(values[0] is more["also"] for values, more in kept)
+    assert all(values[0].data_ptr() == more["also"].data_ptr() for values, more in kept)
 
 
 def test_watched_observed_and_other_threads_calls_run_as_written() -> None:
@@ -273,6 +288,33 @@ def test_full_memory_costs_the_recording_alone(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(4):
         assert rig(x)[0].equal(x * 2 + 1)
     assert rig.replays.told.reasons["there was no memory left for a recording"] == 1
+
+
+def test_recordings_hold_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_stretch, "_memory_beside", lambda args: 2.5 * Recorded.held * recorded_stretch.SHARE)
+    rig = Rig(doubled)
+    held = [torch.ones(size) for size in range(1, 7)]
+    for _ in range(3):
+        for value in held:
+            assert rig(value)[0].equal(value * 2 + 1)
+    assert rig.replays.told.recorded == 3
+    assert rig.replays.told.reasons["there was no memory left for a recording"] == 3
+
+
+def test_writes_are_counted_as_often_as_they_are_made() -> None:
+    def twice(buffer: Tensor, other: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        buffer.add_(x)
+        return other.copy_(buffer), buffer.mul_(2)
+
+    rig, (buffer, other, x) = Rig(twice, written=[0, 1]), (torch.ones(2) for _ in "abc")
+    for number in range(1, 6):
+        rig(buffer, other, x)
+        assert (buffer._version, other._version) == (2 * number, number)
+    with torch.inference_mode():
+        within = [torch.ones(2) for _ in "abc"]
+        for _ in range(4):
+            rig(*within)
+    assert rig.counts[1] == 4 + 3
 
 
 def test_forgotten_recordings_hold_nothing() -> None:
