@@ -49,6 +49,7 @@ class Row:
         warm_seconds: until the first three chunks were there: making the model and compiling.
         peak_gigabytes: device memory allocated at most, 10^9 bytes.
         refused: why tokens were not dealt out.
+        recorded: what was recorded as CUDA graphs.
         error: why there are no figures.
     """
 
@@ -64,6 +65,7 @@ class Row:
     warm_seconds: float = 0.0
     peak_gigabytes: float = 0.0
     refused: str = ""
+    recorded: str = ""
     error: str = ""
 
     @property
@@ -207,11 +209,13 @@ def _on_host(profile: torch.profiler.profile, wall: float) -> float:
 
 
 def _remarks(subject: Subject) -> dict[str, Any]:
-    remarks = [r for graph in subject.graphs() for r in graph.section.remarks if r.pass_name == "shard-sequence"]
+    everything = [r for graph in subject.graphs() for r in graph.section.remarks]
+    remarks = [r for r in everything if r.pass_name == "shard-sequence"]
+    recorded = "; ".join(r.message for r in everything if r.rule == "cuda-graphs")
     applied = [r for r in remarks if "bytes_sent" in r.args]
     sent, rings = (tuple(int(r.args[name]) for r in applied) for name in ("bytes_sent", "rings"))
     refused = "; ".join(dict.fromkeys(r.message for r in remarks if r not in applied))
-    return {"sent": sent, "rings": rings, "refused": refused}
+    return {"sent": sent, "rings": rings, "refused": refused, "recorded": recorded}
 
 
 def _print(row: Row) -> None:
@@ -219,7 +223,7 @@ def _print(row: Row) -> None:
     chunks = " ".join(f"{chunk:.1f}" for chunk in row.chunks)
     exchanged = f"collectives {row.collectives:.0%}, {row.hidden:.0%} hidden"
     said = row.error or f"{row.late:.1f} ms a late chunk, {exchanged}; chunks ms {chunks}"
-    print(f"{row.variant} depth {row.depth} on {row.ranks}: {said} {row.refused}", flush=True)
+    print(f"{row.variant} depth {row.depth} on {row.ranks}: {said} {row.refused} {row.recorded}", flush=True)
 
 
 def print_table(rows: Sequence[Row], model: str) -> None:

@@ -44,10 +44,15 @@ class Subject:
         return self.job.variant.partition("@")[0] == "eager"
 
     def warm_up(self) -> None:
-        """Compile: three chunks reach the graph with and the graph without a history."""
+        """Compile: three chunks reach the graph with and the graph without a history.
+
+        Stretches are recorded in the second rollout, after one that sees what there is.
+        """
         for number, _ in enumerate(self.rollout()):
             if number == 2:
                 break
+        for _ in range(2 if (self.job.options or {}).get("cuda_graphs") else 0):
+            list(self.rollout())
         self.now()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
