@@ -4,10 +4,10 @@ A stretch runs as it is written the first time that arguments of some form are s
 compiled; it is recorded the second time, and played from then on. A form is what a recording bakes in of its arguments
 but for where they lie: numbers, sizes and strides, whose weights they are, and switches that choose kernels.
 
-Small arguments are copied in front of each play, and so are those that lay elsewhere in the call before. Weights, what
-other stretches gave, what is written to and what is large are read where they were when the recording was made: where
-they lie elsewhere, the stretch is recorded again. Ranks that share a program copy all but weights and what other
-stretches gave, so that what one does never depends on its addresses.
+Weights, what other stretches gave, and tensors that stay from call to call are read where they were when the recording
+was made: where they lie elsewhere, the stretch is recorded again. Other arguments are copied in front of each play, but
+for large ones that lie where they lay, and for what is written to. Ranks that share a program copy all others, so that
+what one does never depends on its addresses.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lightint_compile.fallback import is_answered, told
 from lightint_compile.runtime.cuda_recording import CudaRecording
+from lightint_compile.runtime.staying import Staying, memory_of
 
 if TYPE_CHECKING:
     from lightint_compile.runtime.stretch_replay import Replays
@@ -39,6 +40,9 @@ SEEN = 64
 
 ATTEMPTS = 3
 """How often one form is recorded: arguments that lie elsewhere in every call are copied from the second time on."""
+
+PAID = 8
+"""Plays after which a recording was worth it, so that another of its form does not count as one more attempt."""
 
 SMALL = 64 * 2**20
 """Bytes up to which an argument is copied wherever it lies: what comes from outside of a driver seldom lies still."""
@@ -84,9 +88,17 @@ class _Kinds:
         self.sized = [at for at in self.tensors if at not in weights]
         self.weights = weights
 
-    def places(self, args: Sequence[Any]) -> list[int]:
+    def places(self, args: Sequence[Any]) -> list[Any]:
         """The address of each tensor."""
         return [args[at].data_ptr() for at in self.tensors]
+
+    def named(self, args: Sequence[Any], staying: Staying) -> list[Any]:
+        """The same, but for those that stay what all ranks call them."""
+        places = self.places(args)
+        for place, at in enumerate(self.tensors):
+            if at not in self.weights and (serial := staying.serial_of(args[at])) is not None:
+                places[place] = (serial, args[at].storage_offset())
+        return places
 
     def form(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """What a recording bakes in of its arguments, but for where they lie."""
@@ -101,9 +113,10 @@ class _Form:
     """What is known of one form of a stretch's arguments.
 
     Attributes:
-        places: the addresses of all tensors in the call before.
+        places: where all tensors lay in the call before.
         moving: positions of tensors that do not stay where they are.
-        attempts: how often it was recorded.
+        attempts: how often it was recorded in a row without much use.
+        plays: of the latest recording.
         call: in which it was played last.
         writes: how often the stretch writes to arguments, by their positions.
         copies: what moving tensors are copied to, by their positions.
@@ -111,24 +124,25 @@ class _Form:
         own: what the recording writes to and nobody else does.
     """
 
-    places: list[int]
+    places: list[Any]
     moving: set[int] = field(default_factory=set)
     attempts: int = 0
+    plays: int = 0
     call: int = 0
     writes: dict[int, int] = field(default_factory=dict)
     recording: Recording | None = None
     copies: dict[int, Tensor] = field(default_factory=dict)
     passed: list[int | None] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
-    _there: Callable[[Sequence[int]], Any] = field(default=len)
+    _there: Callable[[Sequence[Any]], Any] = field(default=len)
     _lay: Any = None
 
-    def lies(self, places: Sequence[int], fixed: Collection[int]) -> None:
+    def lies(self, places: Sequence[Any], fixed: Collection[int]) -> None:
         """Of all tensors those of ``fixed`` are read where they are now."""
         self._there = operator.itemgetter(*fixed) if fixed else len
         self._lay = self._there(places)
 
-    def fits(self, places: Sequence[int]) -> bool:
+    def fits(self, places: Sequence[Any]) -> bool:
         """Whether all that is read where it lay still lies there."""
         return self.recording is not None and bool(self._there(places) == self._lay)
 
@@ -152,7 +166,7 @@ class RecordedStretch:
             return self._as_written(args)
         if self._kinds is None:
             self._kinds = _Kinds(args)
-        key, places = (self._replays.switches, self._kinds.form(args)), self._kinds.places(args)
+        key, places = (self._replays.switches, self._kinds.form(args)), self._places(args)
         before, form = self._versions(args), self._forms.get(key)
         if form is None:
             found, form = self._as_written(args), _Form(places)
@@ -164,6 +178,12 @@ class RecordedStretch:
         self._forms.move_to_end(key)
         reason = "" if form.fits(places) else self._recorded(form, args, places)
         return self._as_written(args, reason) if reason else self._played(form, args, before)
+
+    def _places(self, args: Sequence[Any]) -> list[Any]:
+        assert self._kinds is not None
+        if self._replays.consent is None:
+            return self._kinds.places(args)
+        return self._kinds.named(args, self._replays.staying)
 
     def recordings(self) -> list[Recording]:
         """Those that there are."""
@@ -194,35 +214,41 @@ class RecordedStretch:
         form.call = self._replays.number
         form.recording.play(list(map(once, form.copies.values())), [once(args[at].detach()) for at in form.copies])
         self._replays.told.played += 1
+        form.plays += 1
         for at, writes in form.writes.items():
             for _ in range(before[at] + writes - args[at]._version):
                 torch.autograd.graph.increment_version(args[at])
         outputs = zip(form.recording.outputs, form.passed, strict=True)
         return tuple(value if at is None else args[at] for value, at in outputs)
 
-    def _recorded(self, form: _Form, args: Sequence[Any], places: list[int]) -> str:
+    def _recorded(self, form: _Form, args: Sequence[Any], places: list[Any]) -> str:
         """Record a form for what lies where it does now; why that cannot be, if it cannot."""
-        assert self._kinds is not None
-        owned = {at for at in self._kinds.sized if self._replays.owns(args[at])}
-        overwritten, alone = self._overwritten(args), self._replays.consent is None
-        form.moving |= {
-            at for at in self._kinds.sized if not alone or (args[at].nbytes <= SMALL and at not in overwritten)
-        }
-        lay = zip(self._kinds.tensors, places, form.places, strict=True)
-        form.moving |= {at for at, now, before in lay if now != before} - owned - self._kinds.weights
+        moving, overwritten = self._moving(form, args, places), self._overwritten(args)
         form.places = places
-        moving = form.moving - owned
         if not moving.isdisjoint(overwritten):
             return "what it writes to lay elsewhere than before"
         if sum(args[at].nbytes for at in moving) > COPIED:
             return "too much of what it reads lay elsewhere than before"
-        if form.attempts == ATTEMPTS:
+        if form.attempts == ATTEMPTS and form.plays < PAID:
             return f"what it reads lay elsewhere than in {ATTEMPTS} recordings"
         if not self._makes_room():
             return f"{FORMS} other forms of its arguments are recorded and in use"
         self._drop(form)
-        form.attempts += 1
+        form.attempts = 1 if form.plays >= PAID else form.attempts + 1
+        form.plays = 0
         return self._record(form, args, moving)
+
+    def _moving(self, form: _Form, args: Sequence[Any], places: list[Any]) -> set[int]:
+        """Positions of arguments that are not read where they lie now."""
+        assert self._kinds is not None
+        replays, sized = self._replays, self._kinds.sized
+        kept = {at for at in sized if replays.owns(args[at]) or replays.staying.serial_of(args[at]) is not None}
+        if replays.consent is not None:
+            return set(sized) - kept
+        lay = zip(self._kinds.tensors, places, form.places, strict=True)
+        form.moving |= {at for at, now, before in lay if now != before and not replays.owns(args[at])}
+        small = {at for at in sized if args[at].nbytes <= SMALL} - kept - self._overwritten(args)
+        return (form.moving - self._kinds.weights) | small
 
     def _overwritten(self, args: Sequence[Any]) -> set[int]:
         """Positions of arguments whose memory is written to, whichever of them names it."""
@@ -231,35 +257,36 @@ class RecordedStretch:
         return {at for at in self._kinds.tensors if memories and memory_of(args[at]) in memories}
 
     def _record(self, form: _Form, args: Sequence[Any], moving: set[int]) -> str:
+        if self._any(self._replays.held() * SHARE > _memory_beside(args)):
+            return self._too_full(form)
         failure, recording = self._attempt(form, args, moving)
-        is_full = isinstance(failure, torch.OutOfMemoryError)
-        if self._replays.consent is not None:
-            fails, is_full = self._replays.consent.any_says([failure is not None, is_full])
-        else:
-            fails = failure is not None
-        if not fails:
+        if not self._any(failure is not None):
             assert recording is not None
             self._keep(form, recording, args, moving)
             return ""
         form.copies = {}
         if recording is not None:
             recording.forget()
-        if is_full:
-            form.attempts = ATTEMPTS
-            return "there was no memory left for a recording"
-        return self._given_up(failure)
+        return self._too_full(form) if self._any(_is_memory(failure)) else self._given_up(failure)
+
+    def _any(self, own: bool) -> bool:
+        """Whether something holds on any of the ranks that share the program."""
+        consent = self._replays.consent
+        return own if consent is None else consent.any_says([own])[0]
 
     def _attempt(self, form: _Form, args: Sequence[Any], moving: set[int]) -> tuple[Exception | None, Recording | None]:
         given = list(args)
         try:
-            if self._replays.held() * SHARE > _memory_beside(args):
-                return torch.OutOfMemoryError(), None
             form.copies = {at: _copied(args[at]) for at in sorted(moving)}
             for at, copy in form.copies.items():
                 given[at] = copy
             return None, RECORDER(self._function, given)
         except Exception as error:
             return error, None
+
+    def _too_full(self, form: _Form) -> str:
+        form.attempts = ATTEMPTS
+        return "there was no memory left for a recording"
 
     def _given_up(self, failure: Exception | None) -> str:
         """The stretch is not recorded any more; ``failure`` is that of another rank where it is ``None``."""
@@ -302,15 +329,14 @@ class RecordedStretch:
         form.recording, form.copies, form.passed, form.own = None, {}, [], []
 
 
+def _is_memory(failure: Exception | None) -> bool:
+    return isinstance(failure, torch.OutOfMemoryError)
+
+
 def _memory_beside(args: Sequence[Any]) -> float:
     """Bytes that the device of some arguments has."""
     device = next((value.device for value in args if isinstance(value, Tensor) and value.is_cuda), None)
     return float("inf") if device is None else float(torch.cuda.get_device_properties(device).total_memory)
-
-
-def memory_of(value: Tensor) -> int:
-    """Where the memory begins that a tensor is in."""
-    return value.untyped_storage().data_ptr()
 
 
 def once(value: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.runtime.rank_consent import Consent
-from lightint_compile.runtime.recorded_stretch import RecordedStretch, memory_of
+from lightint_compile.runtime.recorded_stretch import RecordedStretch
+from lightint_compile.runtime.staying import Staying, memory_of
 from lightint_compile.torch_compat import is_observed
 from lightint_compile.torch_switches import of_kernels
 
@@ -63,6 +64,7 @@ class Replays:
 
     Attributes:
         consent: what ranks that share the program say; ``None`` where none do.
+        staying: what stays from call to call.
         told: what was done so far.
         failure: what is said of work that could not be recorded.
         switches: what chooses kernels in the call at hand.
@@ -72,6 +74,7 @@ class Replays:
     def __init__(self, *, group: str = "", strict: bool = False) -> None:
         self.strict = strict
         self.consent = Consent(group) if group else None
+        self.staying = Staying()
         self.told = Told()
         self.failure: Remark | None = None
         self.switches, self.number = "", 0
@@ -106,19 +109,18 @@ class Replays:
         return self._owner == threading.get_ident()
 
     def _all_may(self, may: bool, args: Sequence[Any]) -> bool:
-        """Whether all ranks may; where weights of one lie elsewhere than before, all of them begin anew."""
+        """Whether all ranks may; where something of one lies elsewhere than before, all of them begin anew."""
+        moved = may and self.staying.arrive(args)
         if self.consent is None:
             return may
-        places = tuple(value.data_ptr() for value in args if isinstance(value, torch.nn.Parameter))
-        owner = places[:1]
-        may_not, are_others = self.consent.any_says([not may, self._weights.get(owner) != places])
-        if may_not:
-            return False
+        weights = tuple(value.data_ptr() for value in args if isinstance(value, torch.nn.Parameter))
+        owner = weights[:1]
+        may_not, are_others = self.consent.any_says([not may, moved or self._weights.get(owner) != weights])
         if are_others:
-            self._weights[owner] = places
+            self._weights[owner] = weights
             for stretch in self._stretches:
                 stretch.forget()
-        return True
+        return not may_not
 
     def owns(self, value: Any) -> bool:
         """Whether a value lies where recordings write."""
@@ -145,11 +147,16 @@ class Replays:
         return pytree.tree_unflatten(map(own, flat), form)
 
     def outside(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, which may keep what it is given."""
+        """``function``, which may keep what it is given, and give what it keeps."""
 
         def called(*args: Any, **named: Any) -> Any:
             args, named = self.copied_out((args, named))
-            return function(*args, **named)
+            found = function(*args, **named)
+            if self.is_playing:
+                for value in found if isinstance(found, (tuple, list)) else [found]:
+                    if isinstance(value, Tensor):
+                        self.staying.met(value)
+            return found
 
         return called
 

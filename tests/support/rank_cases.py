@@ -21,8 +21,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from toy_world import there_and_back, toy_rollout
 
 import lightint_compile
+from lightint_compile.compiled import CompiledGraph
 from lightint_compile.passes.hoist_invariants import HoistInvariants
 from lightint_compile.passes.pipeline import Pipeline
+from lightint_compile.runtime import recorded_stretch
 from lightint_compile.testing.capturing import captured
 
 
@@ -219,6 +221,35 @@ def recorded(which: str, **options: Any) -> tuple[Seen, int]:
         recorded_here(patched)
         before = Recorded.plays
         return globals()[which](cuda_graphs=True, **options), Recorded.plays - before
+
+
+def uneven(event: str) -> tuple[float, int]:
+    """Recorded calls, in front of one of which something happens to the last rank alone; and how often one played."""
+    module = rank_worlds.World(steps=2).double().eval().requires_grad_(False)
+    options: dict[str, Any] = {"delegate": "eager", "cuda_graphs": True, "gpus": dist.get_world_size()}
+    found, is_last = 0.0, dist.get_rank() == dist.get_world_size() - 1
+    with pytest.MonkeyPatch.context() as patched:
+        recorded_here(patched)
+        shared, before = compiled(module, **options), Recorded.plays
+        for seed in range(8):
+            args, context = rank_worlds.inputs(module, past=3, seed=seed), nullcontext()
+            if is_last and seed == 4:
+                context = _happens(event, shared, patched)
+            with context:
+                found = max(found, difference(module(*args), shared(*args)))
+        return found, Recorded.plays - before
+
+
+def _happens(event: str, shared: Any, patched: pytest.MonkeyPatch) -> Any:
+    if event == "regions are watched":
+        (graph,) = CompiledGraph.of(shared)
+        assert graph.driver is not None
+        return graph.driver.watched(lambda name, region, *args: region(*args))
+    if event == "memory is full":
+        patched.setattr(recorded_stretch, "_memory_beside", lambda args: 0.0)
+    for parameter in shared.parameters():
+        parameter.data = parameter.data.clone()
+    return nullcontext()
 
 
 def of_another_size(**options: Any) -> None:

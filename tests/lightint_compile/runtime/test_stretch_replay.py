@@ -193,6 +193,45 @@ def test_a_stretch_that_is_called_twice_in_a_call_is_played_once() -> None:
             assert first.equal((x + number) * 2 + 1) and second.equal(x * 20 + 1)
 
 
+def copies_of(stretch: recorded_stretch.RecordedStretch) -> list[int]:
+    """Positions of the arguments that a play copies."""
+    return sorted({at for form in stretch._forms.values() for at in form.copies})
+
+
+def test_what_stays_is_read_where_it_lies() -> None:
+    rig, text = Rig(lambda x, text: (x + text,)), torch.ones(3)
+    for number in range(5):
+        x = torch.full((3,), float(number))
+        assert rig(x, text.add_(1))[0].equal(x + text)
+    assert rig.counts == (1, 4, 1) and copies_of(rig.stretch) == [0]
+    other = torch.zeros(3)
+    assert rig(x, other)[0].equal(x)
+    assert rig.counts[0] == 2
+
+
+def test_kept_results_are_read_where_they_lie() -> None:
+    replays, kept = Replays(), {}
+    stretch = replays.stretch(lambda x, text: (x + text,), ())
+    memo = replays.outside(lambda number: (kept.setdefault(number, torch.full((3,), float(number))),))
+    held = []
+    for number in (1, 1, 1, 1, 2, 2, 2, 1):
+        held.append(torch.full((3,), 10.0))
+        with replays.call((held[-1],), False):
+            found = replays.copied_out(stretch(held[-1], memo(number)[0]))
+        assert float(found[0][0]) == 10 + number
+        if len(held) == 4:
+            assert copies_of(stretch) == [0]
+    assert replays.told.recorded == 2
+
+
+def test_a_recording_that_was_played_often_is_no_vain_attempt() -> None:
+    rig, held = Rig(lambda x, text: (x + text,)), [torch.full((3,), float(number)) for number in range(6)]
+    for text in held:
+        for _ in range(recorded_stretch.PAID + 2):
+            assert rig(torch.ones(3), text)[0].equal(text + 1)
+    assert not rig.replays.told.reasons
+
+
 def test_copies_share_what_results_share() -> None:
     def parts(x: Tensor) -> tuple[Tensor, ...]:
         whole = torch.stack([x, x + 1])

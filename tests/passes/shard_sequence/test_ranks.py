@@ -139,5 +139,12 @@ def test_recorded_exchanges_give_what_they_give_unrecorded(
     answers = pool(ranks).run(rank_cases.recorded, which=case, **options)
     found = agreeing([answer if isinstance(answer, Failed) else answer[0] for answer in answers])
     assert found.difference < EXACT and len(found.applied) >= 1
-    written = case == "cached"  # in buffers of the caller's, of which no rank knows whether those of others moved
-    assert all(bool(played) != written for _, played in answers)
+    assert all(played or case == "cached" for _, played in answers)  # there each call writes to another place
+
+
+@pytest.mark.parametrize("event", ["weights move", "regions are watched", "memory is full"])
+def test_ranks_record_and_play_together_or_not_at_all(pool: Pools, event: str) -> None:
+    answers = pool(2).run(rank_cases.uneven, event=event)
+    assert not any(isinstance(answer, Failed) for answer in answers), answers
+    assert max(difference for difference, _ in answers) < EXACT
+    assert answers[0][1] == answers[1][1] > 0

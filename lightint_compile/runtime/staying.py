@@ -1,0 +1,67 @@
+"""Tensors that stay: the same object as in an earlier call, told apart by a number that all ranks give alike.
+
+An address says less: what was freed may lie where something else did, on one rank and not on another.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+_ATTRIBUTE = "_lightint_stays"
+
+_serials = itertools.count(1)
+
+
+class _Mark:
+    """Stands on a tensor for as long as that lives. A copy or a file of the tensor holds an empty dictionary."""
+
+    def __init__(self) -> None:
+        self.serial = next(_serials)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, ()
+
+
+def memory_of(value: Tensor) -> int:
+    """Where the memory begins that a tensor is in."""
+    return value.untyped_storage().data_ptr()
+
+
+class Staying:
+    """What stays in the call at hand, by the memory that it is in."""
+
+    def __init__(self) -> None:
+        self._serials: dict[int, int] = {}
+        self._places: dict[int, int] = {}
+
+    def arrive(self, args: Iterable[Any]) -> bool:
+        """A call with these arguments begins; whether one that stays lies elsewhere than it did."""
+        self._serials = {}
+        moved = False
+        for value in args:
+            if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+                continue
+            serial = self.met(value)
+            if serial is not None:
+                place = value.data_ptr()
+                moved |= self._places.setdefault(serial, place) != place
+                self._places[serial] = place
+        return moved
+
+    def met(self, value: Tensor) -> int | None:
+        """The number of a tensor that was met before; one that was not is known from now on."""
+        mark = getattr(value, _ATTRIBUTE, None)
+        if not isinstance(mark, _Mark):
+            setattr(value, _ATTRIBUTE, _Mark())
+            return None
+        self._serials[memory_of(value)] = mark.serial
+        return mark.serial
+
+    def serial_of(self, value: Tensor) -> int | None:
+        """The number of the tensor that has the memory of ``value``; ``None`` where it does not stay."""
+        return self._serials.get(memory_of(value))
