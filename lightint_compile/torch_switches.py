@@ -70,6 +70,7 @@ def _told(read: Callable[[], Any]) -> str:
 _CUDA, _CUDNN, _MKLDNN = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
 
 CHOOSE_KERNELS: Mapping[str, Callable[[], Any]] = {
+    "threads": _settings(torch, "get_num_threads"),
     "default dtype": _settings(torch, "get_default_dtype"),
     "inference mode": _settings(torch, "is_inference_mode_enabled"),
     "deterministic algorithms": _settings(

@@ -165,7 +165,6 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "our sources": _own_sources,
     "Inductor's configuration": inductor_config.get_hash,
     "rates of the cost model": cost.fingerprint,
-    "threads": torch.get_num_threads,
     "autocast": _autocast,
     **CHOOSE_KERNELS,
 }

@@ -2,7 +2,8 @@
 
 A stretch runs as it is written the first time that arguments of some form are seen, so that everything in it is
 compiled; it is recorded the second time, and played from then on. A form is what a recording bakes in of its arguments
-but for where they lie: numbers, sizes and strides, whose weights they are, and switches that choose kernels.
+but for where they lie: numbers, sizes and strides, whose weights they are, which recordings gave them, and switches
+that choose kernels.
 
 Weights, what other stretches gave, and tensors that stay from call to call are read where they were when the recording
 was made: where they lie elsewhere, the stretch is recorded again. Other arguments are copied in front of each play, but
@@ -100,12 +101,13 @@ class _Kinds:
                 places[place] = (serial, args[at].storage_offset())
         return places
 
-    def form(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """What a recording bakes in of its arguments, but for where they lie."""
+    def form(self, args: Sequence[Any], source_of: Callable[[Tensor], int]) -> tuple[Any, ...]:
+        """What a recording bakes in of its arguments, but for where they lie; first the recordings that gave them."""
+        sources = tuple(source_of(args[at]) for at in self.sized)
         numbers = [(type(args[at]), args[at]) for at in self.numbers]
         sizes = [(args[at].shape, args[at].stride(), args[at].dtype) for at in self.sized]
         owner = next((args[at].data_ptr() for at in self.tensors if at in self.weights), 0)
-        return (owner, *numbers, *sizes)
+        return (sources, owner, *numbers, *sizes)
 
 
 @dataclass
@@ -113,7 +115,9 @@ class _Form:
     """What is known of one form of a stretch's arguments.
 
     Attributes:
+        sources: numbers of the recordings that gave arguments.
         places: where all tensors lay in the call before.
+        number: of the recording.
         moving: positions of tensors that do not stay where they are.
         attempts: how often it was recorded in a row without much use.
         plays: of the latest recording.
@@ -124,7 +128,9 @@ class _Form:
         own: what the recording writes to and nobody else does.
     """
 
+    sources: frozenset[int]
     places: list[Any]
+    number: int = 0
     moving: set[int] = field(default_factory=set)
     attempts: int = 0
     plays: int = 0
@@ -166,10 +172,11 @@ class RecordedStretch:
             return self._as_written(args)
         if self._kinds is None:
             self._kinds = _Kinds(args)
-        key, places = (self._replays.switches, self._kinds.form(args)), self._places(args)
+        replays = self._replays
+        key, places = (replays.switches, *self._kinds.form(args, replays.source_of)), self._places(args)
         before, form = self._versions(args), self._forms.get(key)
         if form is None:
-            found, form = self._as_written(args), _Form(places)
+            found, form = self._as_written(args), _Form(frozenset(key[1]) - {0}, places)
             form.writes = {at: version - before[at] for at, version in self._versions(args).items()}
             self._see(key, form)
             return found
@@ -194,6 +201,13 @@ class RecordedStretch:
         for form in self._forms.values():
             self._drop(form)
         self._forms.clear()
+
+    def forget_readers(self, number: int) -> None:
+        """Forget the forms that read what a recording gave."""
+        readers = [key for key, form in self._forms.items() if number in form.sources]
+        for key in readers:
+            if (form := self._forms.pop(key, None)) is not None:
+                self._drop(form)
 
     def _as_written(self, args: Sequence[Any], reason: str = "") -> Any:
         self._replays.told.ran_as_written(reason)
@@ -242,11 +256,12 @@ class RecordedStretch:
         """Positions of arguments that are not read where they lie now."""
         assert self._kinds is not None
         replays, sized = self._replays, self._kinds.sized
-        kept = {at for at in sized if replays.owns(args[at]) or replays.staying.serial_of(args[at]) is not None}
+        given = {at for at in sized if replays.source_of(args[at])}
+        kept = given | {at for at in sized if replays.staying.serial_of(args[at]) is not None}
         if replays.consent is not None:
             return set(sized) - kept
         lay = zip(self._kinds.tensors, places, form.places, strict=True)
-        form.moving |= {at for at, now, before in lay if now != before and not replays.owns(args[at])}
+        form.moving |= {at for at, now, before in lay if now != before} - given
         small = {at for at in sized if args[at].nbytes <= SMALL} - kept - self._overwritten(args)
         return (form.moving - self._kinds.weights) | small
 
@@ -309,7 +324,7 @@ class RecordedStretch:
         foreign = {memory_of(args[at]) for at in fixed}
         made = [value for value in _tensors(recording.outputs) if memory_of(value) not in foreign]
         form.own = [*made, *form.copies.values()]
-        self._replays.holds(form.own, more=True)
+        form.number = self._replays.holds(form.own)
 
     def _makes_room(self) -> bool:
         """Whether there is room for one more recording, which is made of one that was not played for long."""
@@ -324,9 +339,9 @@ class RecordedStretch:
     def _drop(self, form: _Form) -> None:
         if form.recording is None:
             return
-        self._replays.holds(form.own, more=False)
         form.recording.forget()
         form.recording, form.copies, form.passed, form.own = None, {}, [], []
+        self._replays.holds_no_more(form.number)
 
 
 def _is_memory(failure: Exception | None) -> bool:

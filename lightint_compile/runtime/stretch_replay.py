@@ -6,6 +6,7 @@ what is kept between calls, is copied out.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -80,7 +81,8 @@ class Replays:
         self.switches, self.number = "", 0
         self._stretches: list[RecordedStretch] = []
         self._lock, self._owner = threading.Lock(), 0
-        self._owned: dict[int, int] = {}
+        self._sources: dict[int, int] = {}
+        self._numbers = itertools.count(1)
         self._weights: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def stretch(self, function: Callable[..., Any], written: Collection[int]) -> RecordedStretch:
@@ -122,20 +124,20 @@ class Replays:
                 stretch.forget()
         return not may_not
 
-    def owns(self, value: Any) -> bool:
-        """Whether a value lies where recordings write."""
-        return isinstance(value, Tensor) and bool(self._owned) and memory_of(value) in self._owned
+    def source_of(self, value: Any) -> int:
+        """The number of the recording that writes where a value lies; 0 where none does."""
+        return self._sources.get(memory_of(value), 0) if self._sources and isinstance(value, Tensor) else 0
 
     def copied_out(self, values: Any) -> Any:
         """``values`` with copies of those tensors that a later play would overwrite; they share what those share."""
-        if not self._owned:
+        if not self._sources:
             return values
         flat, form = pytree.tree_flatten(values)
-        named = Counter(memory_of(value) for value in flat if self.owns(value))
+        named = Counter(memory_of(value) for value in flat if self.source_of(value))
         shared: dict[tuple[int, torch.dtype], Tensor] = {}
 
         def own(value: Any) -> Any:
-            if not self.owns(value):
+            if not self.source_of(value):
                 return value
             place = memory_of(value), value.dtype
             if named[place[0]] == 1 and value.nbytes == value.untyped_storage().nbytes():
@@ -160,12 +162,17 @@ class Replays:
 
         return called
 
-    def holds(self, tensors: Sequence[Tensor], *, more: bool) -> None:
-        """Recordings write to these tensors from now on, or (``more`` is false) no longer."""
-        for place in set(map(memory_of, tensors)):
-            count = self._owned.pop(place, 0) + (1 if more else -1)
-            if count:
-                self._owned[place] = count
+    def holds(self, tensors: Sequence[Tensor]) -> int:
+        """A recording writes to these tensors from now on; its number."""
+        number = next(self._numbers)
+        self._sources.update(dict.fromkeys(map(memory_of, tensors), number))
+        return number
+
+    def holds_no_more(self, number: int) -> None:
+        """A recording is forgotten, and with it what reads what it gave."""
+        self._sources = {memory: source for memory, source in self._sources.items() if source != number}
+        for stretch in self._stretches:
+            stretch.forget_readers(number)
 
     def remarks(self) -> list[Remark]:
         """What the report says of calls so far."""

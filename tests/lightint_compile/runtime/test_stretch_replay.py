@@ -258,6 +258,30 @@ def test_one_stretch_reads_what_another_gave_without_a_copy() -> None:
     assert all(not form.copies for form in other._forms.values())
 
 
+def test_what_two_recordings_give_in_turn_has_a_recording_each() -> None:
+    replays, held = Replays(), []
+    one, two = replays.stretch(lambda x: (x + 1,), ()), replays.stretch(lambda x: (x + 2,), ())
+    last = replays.stretch(lambda x: (x * 10,), ())
+    for number in range(12):
+        held.append(torch.full((2,), float(number)))
+        with replays.call((), False):
+            middle = (one if number % 3 else two)(held[-1])[0]
+            found = replays.copied_out(last(middle))[0]
+        assert float(found[0]) == 10 * (number + (1 if number % 3 else 2))
+    assert replays.told.recorded == 5 and not replays.told.reasons and copies_of(last) == [0]
+
+
+def test_what_reads_a_recording_is_forgotten_with_it() -> None:
+    replays, weight = Replays(), torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    one, other = replays.stretch(lambda w, x: (w * x,), ()), replays.stretch(lambda x: (x + 1,), ())
+    for _ in range(4):
+        with replays.call((), False):
+            replays.copied_out(other(one(weight, torch.ones(2))[0]))
+    assert len(one.recordings()) == len(other.recordings()) == 1
+    one.forget()
+    assert other.recordings() == [] and replays.held() == 0
+
+
 def test_what_may_be_kept_is_given_copies() -> None:
     replays, kept = Replays(), []
     stretch, keep = replays.stretch(doubled, ()), replays.outside(lambda values, *, more: kept.append((values, more)))
@@ -362,7 +386,7 @@ def test_forgotten_recordings_hold_nothing() -> None:
         rig(x)
     assert rig.replays.held() == Recorded.held
     rig.replays.forget()
-    assert rig.replays.held() == 0 and not rig.replays._owned
+    assert rig.replays.held() == 0 and not rig.replays._sources
     assert rig(x)[0].equal(x * 2 + 1)
 
 
