@@ -12,6 +12,7 @@ from typing import Any
 PRIVATE = {
     "torch._dynamo.convert_frame.compile_lock": "a later size of a region is compiled beside no other compilation",
     "torch._C._AutoDispatchBelowAutograd": "regions record no gradients, and our operators would refuse them in Python",
+    "torch._C._cuda_clearCublasWorkspaces": "a recorded product has a workspace of its own, as Inductor's have",
     "torch._C.DisableTorchFunction": "tensors of the trace are handled without their own dispatch",
     "torch._C.DispatchKey": "with the next two: a trace in front of functionalisation",
     "torch._C.DispatchKeySet": "see DispatchKey",

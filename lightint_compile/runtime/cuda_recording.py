@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class CudaRecording:
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             # Other threads (of NCCL, of a decoder beside this) go on asking for what this one must not.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.outputs = function(*args)
             self.held = max(torch.cuda.memory_reserved() - before, 0)
 
@@ -55,3 +56,13 @@ class CudaRecording:
         torch.cuda.synchronize(self._device)
         self.outputs = ()
         self._graph.reset()
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Products write to no workspace that another recording, or a stream beside it, writes to at the same time."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()

@@ -9,6 +9,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class Staying:
 
     def __init__(self) -> None:
         self._serials: dict[int, int] = {}
-        self._places: dict[int, int] = {}
+        self._places: WeakKeyDictionary[_Mark, int] = WeakKeyDictionary()
 
     def arrive(self, args: Iterable[Any]) -> bool:
         """A call with these arguments begins; whether one that stays lies elsewhere than it did."""
@@ -46,21 +47,20 @@ class Staying:
         for value in args:
             if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
                 continue
-            serial = self.met(value)
-            if serial is not None:
-                place = value.data_ptr()
-                moved |= self._places.setdefault(serial, place) != place
-                self._places[serial] = place
+            if self.met(value):
+                mark, place = getattr(value, _ATTRIBUTE), value.data_ptr()
+                moved |= self._places.setdefault(mark, place) != place
+                self._places[mark] = place
         return moved
 
-    def met(self, value: Tensor) -> int | None:
-        """The number of a tensor that was met before; one that was not is known from now on."""
+    def met(self, value: Tensor) -> bool:
+        """Whether a tensor was met before; one that was not is known from now on."""
         mark = getattr(value, _ATTRIBUTE, None)
         if not isinstance(mark, _Mark):
             setattr(value, _ATTRIBUTE, _Mark())
-            return None
+            return False
         self._serials[memory_of(value)] = mark.serial
-        return mark.serial
+        return True
 
     def serial_of(self, value: Tensor) -> int | None:
         """The number of the tensor that has the memory of ``value``; ``None`` where it does not stay."""

@@ -25,6 +25,9 @@ from lightint_compile.runtime.staying import Staying, memory_of
 from lightint_compile.torch_compat import is_observed
 from lightint_compile.torch_switches import of_kernels
 
+MODELS = 8
+"""Models of which ranks remember where their weights lie."""
+
 
 @dataclass
 class Told:
@@ -119,7 +122,7 @@ class Replays:
         owner = weights[:1]
         may_not, are_others = self.consent.any_says([not may, moved or self._weights.get(owner) != weights])
         if are_others:
-            self._weights[owner] = weights
+            self._weights = {**dict(list(self._weights.items())[1 - MODELS :]), owner: weights}
             for stretch in self._stretches:
                 stretch.forget()
         return not may_not
