@@ -35,6 +35,9 @@ FEWEST = 12
 
 _READ_ON_HOST = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
+_NEVER = getattr(torch.Tag, "cudagraph_unsafe", None)
+"""What the author of an operator says of it, where torch has a word for it."""
+
 _CONSTANT = aten.full.default
 """How the host's constants are spelled in the normal form."""
 
@@ -166,7 +169,7 @@ def _is_recorded(node: fx.Node) -> bool:
         return True
     if not isinstance(node.target, OpOverload) or node.target.namespace in _OF_PROCESSES:
         return False
-    if draws_random(node) or _is_read_on_host(node):
+    if draws_random(node) or _is_read_on_host(node) or _NEVER in node.target.tags:
         return False
     return node.target not in _MOVES or all(map(_devices(node).issuperset, map(_devices, node.all_input_nodes)))
 

@@ -13,6 +13,7 @@ what one does never depends on its addresses.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,12 +24,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from lightint_compile.fallback import is_answered, told
+from lightint_compile.fallback import in_one_line, is_answered
+from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.runtime.cuda_recording import CudaRecording
 from lightint_compile.runtime.staying import Staying, memory_of
 
 if TYPE_CHECKING:
     from lightint_compile.runtime.stretch_replay import Replays
+
+log = logging.getLogger("lightint_compile.runtime")
 
 FORMS = 16
 """Forms of one stretch that are recorded at once."""
@@ -52,7 +56,7 @@ COPIED = 512 * 2**20
 """Bytes that are copied in front of a play at most. Copying more would cost what the host saves."""
 
 SHARE = 3
-"""The recordings of a driver hold no more than one in so many bytes of a device."""
+"""Recordings hold no more than one in so many bytes of a device, those of all drivers together."""
 
 
 class Recording(Protocol):
@@ -272,7 +276,7 @@ class RecordedStretch:
         return {at for at in self._kinds.tensors if memories and memory_of(args[at]) in memories}
 
     def _record(self, form: _Form, args: Sequence[Any], moving: set[int]) -> str:
-        if self._any(self._replays.held() * SHARE > _memory_beside(args)):
+        if self._any(self._replays.held_by_all() * SHARE > _memory_beside(args)):
             return self._too_full(form)
         failure, recording = self._attempt(form, args, moving)
         if not self._any(failure is not None):
@@ -310,7 +314,7 @@ class RecordedStretch:
             return "another rank could not record it"
         if self._replays.strict or not is_answered(failure):
             raise failure
-        self._replays.failure = told("recording a CUDA graph", "its calls are made one by one", failure)
+        self._replays.failure = _not_recorded(failure)
         return "it could not be recorded"
 
     def _keep(self, form: _Form, recording: Recording, args: Sequence[Any], moving: set[int]) -> None:
@@ -342,6 +346,13 @@ class RecordedStretch:
         form.recording.forget()
         form.recording, form.copies, form.passed, form.own = None, {}, [], []
         self._replays.holds_no_more(form.number)
+
+
+def _not_recorded(failure: Exception) -> Remark:
+    """What is said of work that cannot be recorded: an operator of the user's may wait for the device."""
+    message = f"a stretch cannot be recorded as a CUDA graph, and runs call by call: {in_one_line(failure)}"
+    log.warning("%s", message)
+    return Remark(kind=RemarkKind.MISSED, pass_name="backend", rule="cuda-graphs", message=message)
 
 
 def _is_memory(failure: Exception | None) -> bool:

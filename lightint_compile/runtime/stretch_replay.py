@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 import torch.utils._pytree as pytree
@@ -75,7 +76,10 @@ class Replays:
         number: of the call at hand.
     """
 
+    _all: ClassVar[WeakSet[Replays]] = WeakSet()
+
     def __init__(self, *, group: str = "", strict: bool = False) -> None:
+        self._all.add(self)
         self.strict = strict
         self.consent = Consent(group) if group else None
         self.staying = Staying()
@@ -185,6 +189,11 @@ class Replays:
     def held(self) -> int:
         """Bytes of device memory that recordings keep."""
         return sum(recording.held for stretch in self._stretches for recording in stretch.recordings())
+
+    @classmethod
+    def held_by_all(cls) -> int:
+        """The same of all drivers."""
+        return sum(each.held() for each in list(cls._all))
 
     def forget(self) -> None:
         """Give back all that recordings hold."""

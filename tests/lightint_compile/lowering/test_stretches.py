@@ -228,3 +228,14 @@ def test_two_devices_are_two_stretches() -> None:
         second = root.call(aten.relu.default, second, value=root.fake("cuda:1"))
     _, found = root.found(first, second)
     assert len(found.stretches) == 2
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no word for such operators")
+def test_operators_whose_author_forbids_it_are_not_recorded() -> None:
+    library = torch.library.Library("lightint_test_unsafe", "DEF")
+    library.define("asks(Tensor x) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,))
+    root = Root()
+    first = root.region("block_0", root.input("x"))
+    asked = root.call(torch.ops.lightint_test_unsafe.asks.default, first)
+    calls, found = root.found(root.region("block_0", asked))
+    assert asked.name in calls and len(found.stretches) == 2

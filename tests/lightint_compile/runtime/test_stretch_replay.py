@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from lightint_compile.runtime.stretch_replay import Replays
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_stretch, "RECORDER", Recorded)
+    monkeypatch.setattr(Replays, "_all", WeakSet())
 
 
 class Rig:
@@ -335,7 +337,8 @@ def test_work_that_cannot_be_recorded_runs_as_written(monkeypatch: pytest.Monkey
     for _ in range(4):
         assert rig(x)[0].equal(x * 2 + 1)
     (failure, _) = rig.replays.remarks()
-    assert "recording a CUDA graph failed" in failure.message and failure.kind == "failure"
+    assert "cannot be recorded as a CUDA graph" in failure.message and "not permitted" in failure.message
+    assert failure.kind == "missed" and rig.counts == (0, 0, 4)
     strict = Rig(doubled, strict=True)
     strict(x)
     with pytest.raises(RuntimeError, match="not permitted"):
@@ -355,13 +358,14 @@ def test_full_memory_costs_the_recording_alone(monkeypatch: pytest.MonkeyPatch) 
 
 def test_recordings_hold_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_stretch, "_memory_beside", lambda args: 2.5 * Recorded.held * recorded_stretch.SHARE)
-    rig = Rig(doubled)
-    held = [torch.ones(size) for size in range(1, 7)]
+    rigs = [Rig(doubled), Rig(doubled)]
+    held = [torch.ones(size) for size in range(1, 4)]
     for _ in range(3):
-        for value in held:
-            assert rig(value)[0].equal(value * 2 + 1)
-    assert rig.replays.told.recorded == 3
-    assert rig.replays.told.reasons["there was no memory left for a recording"] == 3
+        for rig in rigs:
+            for value in held:
+                assert rig(value)[0].equal(value * 2 + 1)
+    assert [rig.replays.told.recorded for rig in rigs] == [3, 0], "three are above two and a half"
+    assert rigs[1].replays.told.reasons["there was no memory left for a recording"] == 3
 
 
 def test_writes_are_counted_as_often_as_they_are_made() -> None:
