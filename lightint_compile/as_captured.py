@@ -50,7 +50,18 @@ def inductor_as_it_is(
         function = results.behind(compiled)
         if copies:
             remarks = [*remarks, _reads_first(copies)]
+    if options.cuda_graphs:
+        remarks = [*remarks, _NOT_RECORDED]
     return CompiledGraph(function, section.with_remarks([*remarks, remark]), example_inputs)
+
+
+_NOT_RECORDED = Remark(
+    kind=RemarkKind.MISSED,
+    pass_name="backend",
+    rule="cuda-graphs",
+    message="nothing is recorded as a CUDA graph: Inductor has the graph as it is",
+    hint='mode="reduce-overhead" asks Inductor for CUDA graphs of its own',
+)
 
 
 def _reading_first(graph_module: fx.GraphModule, inputs: list[Any]) -> tuple[Callable[..., Any], int]:

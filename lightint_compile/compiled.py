@@ -214,6 +214,7 @@ class CompiledGraph:
         for graph in graphs:
             if graph.driver is not None:
                 graph.driver.reset()
+                graph.driver.replays.forget()
         with cls._lock:
             cls._all.difference_update(graphs)
         Siblings.forget_all()

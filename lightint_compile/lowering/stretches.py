@@ -154,6 +154,8 @@ def _operations_of(region: fx.GraphModule) -> int | None:
     given = [tensor for node in region.graph.find_nodes(op="placeholder") for tensor in _tensors(node)]
     if not all(tensor.device.type == KIND or not tensor.dim() for tensor in given):
         return None
+    if len({device for node in region.graph.nodes for device in _devices(node) if device.type == KIND}) != 1:
+        return None
     if not all(is_scalar(node) or _is_constant(node) or _is_call(node) for node in calls):
         return None
     return len(calls)
@@ -184,7 +186,18 @@ _MOVES = (aten._to_copy.default, aten.copy_.default, aten.copy.default)
 def _is_read_on_host(node: fx.Node) -> bool:
     """Whether what a call gives has a size, or is a number, that is in the data."""
     tags = getattr(node.target, "tags", ())
+    if node.target in _PUTS:
+        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in _index_of(node))
     return any(tag in tags for tag in _READ_ON_HOST) or bool(free_unbacked_symbols(node.meta.get("val")))
+
+
+_PUTS = (aten.index_put.default, aten.index_put_.default, aten._unsafe_index_put.default)
+"""What looks for the places of a mask on the host."""
+
+
+def _index_of(node: fx.Node) -> Iterator[torch.Tensor]:
+    for index in pytree.tree_leaves(node.args[1]):
+        yield from _tensors(index) if isinstance(index, fx.Node) else ()
 
 
 def _tensors(node: fx.Node) -> list[torch.Tensor]:
@@ -267,7 +280,7 @@ class _Outlining:
 
     def _is_taken(self, node: fx.Node) -> bool:
         operations = 0 if _is_of_sizes(node) else self._calls.operations(node)
-        if operations is None:
+        if operations is None or self._writes_to_what_waits(node):
             return False
         here = next((devices for each in self._inside if (devices := _devices(each))), _devices(node))
         if not _devices(node) <= here:
@@ -275,6 +288,11 @@ class _Outlining:
         self._inside[node] = None
         self._operations += operations
         return True
+
+    def _writes_to_what_waits(self, node: fx.Node) -> bool:
+        """Whether a node writes to what is to be handed over behind the stretch as it was before."""
+        waiting = {memory_of(read) for each in self._behind for read in each.all_input_nodes}
+        return is_write(node) and memory_of(node) in waiting
 
     def _flush(self) -> None:
         """Write what was gathered: as a call where that is worth it, else as it was."""

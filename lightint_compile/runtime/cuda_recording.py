@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_one_at_a_time = threading.Lock()
+"""Torch records all graphs of a process on one stream."""
 
 
 class CudaRecording:
@@ -27,12 +32,12 @@ class CudaRecording:
         self._device = next(value.device for value in args if isinstance(value, Tensor) and value.is_cuda)
         self._last: torch.cuda.Stream | None = None
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.no_grad():
+        with _one_at_a_time, torch.cuda.device(self._device), torch.no_grad():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             # Other threads (of NCCL, of a decoder beside this) go on asking for what this one must not.
-            with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with _undisturbed(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.outputs = function(*args)
             self.held = max(torch.cuda.memory_reserved() - before, 0)
 
@@ -59,10 +64,20 @@ class CudaRecording:
 
 
 @contextmanager
-def _own_workspaces() -> Iterator[None]:
-    """Products write to no workspace that another recording, or a stream beside it, writes to at the same time."""
+def _undisturbed() -> Iterator[None]:
+    """A recording: products have a workspace of its own, no dead graph is cleared away meanwhile, and one that fails
+    leaves its stream, and the error that it failed with.
+    """
+    stream, collects = torch.cuda.current_stream(), gc.isenabled()
+    gc.disable()
     torch._C._cuda_clearCublasWorkspaces()
     try:
         yield
+    except Exception as error:
+        torch.cuda.set_stream(stream)
+        first = error.__context__  # ending a spoiled recording raises once more
+        raise first if isinstance(first, Exception) else error from None
     finally:
         torch._C._cuda_clearCublasWorkspaces()
+        if collects:
+            gc.enable()

@@ -27,7 +27,8 @@ from torch import Tensor
 from lightint_compile.fallback import in_one_line, is_answered
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.runtime.cuda_recording import CudaRecording
-from lightint_compile.runtime.staying import Staying, memory_of
+from lightint_compile.runtime.staying import memory_of
+from lightint_compile.runtime.stretch_arguments import Kinds, View, copied, once
 
 if TYPE_CHECKING:
     from lightint_compile.runtime.stretch_replay import Replays
@@ -38,7 +39,7 @@ FORMS = 16
 """Forms of one stretch that are recorded at once."""
 
 IDLE = 64
-"""Calls after which a form that was not played makes room for another."""
+"""Calls after which a form that was not played makes room for another, and after which memory is asked for again."""
 
 SEEN = 64
 """Forms of one stretch that are remembered as seen."""
@@ -76,44 +77,6 @@ RECORDER: Callable[[Callable[..., Sequence[Any]], Sequence[Any]], Recording] = C
 """Records ``function(*args)``."""
 
 
-class _Kinds:
-    """Which arguments of a stretch are what; the same in every call.
-
-    Attributes:
-        numbers: positions of what is no tensor.
-        sized: positions of tensors that are no weights.
-        tensors: positions of all tensors.
-        weights: the places of weights among all tensors.
-    """
-
-    def __init__(self, args: Sequence[Any]) -> None:
-        self.numbers = [at for at, value in enumerate(args) if not isinstance(value, Tensor)]
-        self.tensors = [at for at, value in enumerate(args) if isinstance(value, Tensor)]
-        weights = {at for at in self.tensors if isinstance(args[at], torch.nn.Parameter)}
-        self.sized = [at for at in self.tensors if at not in weights]
-        self.weights = weights
-
-    def places(self, args: Sequence[Any]) -> list[Any]:
-        """The address of each tensor."""
-        return [args[at].data_ptr() for at in self.tensors]
-
-    def named(self, args: Sequence[Any], staying: Staying) -> list[Any]:
-        """The same, but for those that stay what all ranks call them."""
-        places = self.places(args)
-        for place, at in enumerate(self.tensors):
-            if at not in self.weights and (serial := staying.serial_of(args[at])) is not None:
-                places[place] = (serial, args[at].storage_offset())
-        return places
-
-    def form(self, args: Sequence[Any], source_of: Callable[[Tensor], int]) -> tuple[Any, ...]:
-        """What a recording bakes in of its arguments, but for where they lie; first the recordings that gave them."""
-        sources = tuple(source_of(args[at]) for at in self.sized)
-        numbers = [(type(args[at]), args[at]) for at in self.numbers]
-        sizes = [(args[at].shape, args[at].stride(), args[at].dtype) for at in self.sized]
-        owner = next((args[at].data_ptr() for at in self.tensors if at in self.weights), 0)
-        return (sources, owner, *numbers, *sizes)
-
-
 @dataclass
 class _Form:
     """What is known of one form of a stretch's arguments.
@@ -124,11 +87,12 @@ class _Form:
         number: of the recording.
         moving: positions of tensors that do not stay where they are.
         attempts: how often it was recorded in a row without much use.
+        waits: until this call, as there was no memory.
         plays: of the latest recording.
         call: in which it was played last.
         writes: how often the stretch writes to arguments, by their positions.
         copies: what moving tensors are copied to, by their positions.
-        passed: for each output the position of the argument that it is; ``None`` for what was made.
+        shown: for each output how it is a view of an argument; ``None`` for what was made.
         own: what the recording writes to and nobody else does.
     """
 
@@ -137,12 +101,13 @@ class _Form:
     number: int = 0
     moving: set[int] = field(default_factory=set)
     attempts: int = 0
+    waits: int = 0
     plays: int = 0
     call: int = 0
     writes: dict[int, int] = field(default_factory=dict)
     recording: Recording | None = None
     copies: dict[int, Tensor] = field(default_factory=dict)
-    passed: list[int | None] = field(default_factory=list)
+    shown: list[View | None] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
     _there: Callable[[Sequence[Any]], Any] = field(default=len)
     _lay: Any = None
@@ -167,7 +132,7 @@ class RecordedStretch:
     def __init__(self, replays: Replays, function: Callable[..., Any], written: Collection[int]) -> None:
         self._replays, self._function, self._written = replays, function, frozenset(written)
         self._forms: OrderedDict[Any, _Form] = OrderedDict()
-        self._kinds: _Kinds | None = None
+        self._kinds: Kinds | None = None
         self._fails = False
 
     def __call__(self, *args: Any) -> Any:
@@ -175,9 +140,11 @@ class RecordedStretch:
         if not self._replays.is_playing or self._fails:
             return self._as_written(args)
         if self._kinds is None:
-            self._kinds = _Kinds(args)
+            self._kinds = Kinds(args)
         replays = self._replays
-        key, places = (replays.switches, *self._kinds.form(args, replays.source_of)), self._places(args)
+        places = self._places(args)
+        written = tuple((at, places[self._kinds.tensors.index(at)]) for at in sorted(self._overwritten(args)))
+        key = (replays.switches, *self._kinds.form(args, replays.source_of), written)
         before, form = self._versions(args), self._forms.get(key)
         if form is None:
             found, form = self._as_written(args), _Form(frozenset(key[1]) - {0}, places)
@@ -194,11 +161,16 @@ class RecordedStretch:
         assert self._kinds is not None
         if self._replays.consent is None:
             return self._kinds.places(args)
-        return self._kinds.named(args, self._replays.staying)
+        return self._kinds.named(args, self._replays.source_of, self._replays.staying)
 
     def recordings(self) -> list[Recording]:
         """Those that there are."""
         return [form.recording for form in self._forms.values() if form.recording is not None]
+
+    def held(self) -> int:
+        """Bytes that they and what is copied for them take."""
+        copies = (copy for form in self._forms.values() for copy in form.copies.values())
+        return sum(each.held for each in self.recordings()) + sum(copy.nbytes for copy in copies)
 
     def forget(self) -> None:
         """Forget all forms."""
@@ -234,10 +206,10 @@ class RecordedStretch:
         self._replays.told.played += 1
         form.plays += 1
         for at, writes in form.writes.items():
-            for _ in range(before[at] + writes - args[at]._version):
+            for _ in range(before[at] + writes - args[at]._version if at in before else 0):
                 torch.autograd.graph.increment_version(args[at])
-        outputs = zip(form.recording.outputs, form.passed, strict=True)
-        return tuple(value if at is None else args[at] for value, at in outputs)
+        outputs = zip(form.recording.outputs, form.shown, strict=True)
+        return tuple(value if view is None else view.of(args) for value, view in outputs)
 
     def _recorded(self, form: _Form, args: Sequence[Any], places: list[Any]) -> str:
         """Record a form for what lies where it does now; why that cannot be, if it cannot."""
@@ -247,6 +219,8 @@ class RecordedStretch:
             return "what it writes to lay elsewhere than before"
         if sum(args[at].nbytes for at in moving) > COPIED:
             return "too much of what it reads lay elsewhere than before"
+        if form.waits > self._replays.number:
+            return "there was no memory left for a recording"
         if form.attempts == ATTEMPTS and form.plays < PAID:
             return f"what it reads lay elsewhere than in {ATTEMPTS} recordings"
         if not self._makes_room():
@@ -265,15 +239,17 @@ class RecordedStretch:
         if replays.consent is not None:
             return set(sized) - kept
         lay = zip(self._kinds.tensors, places, form.places, strict=True)
-        form.moving |= {at for at, now, before in lay if now != before} - given
-        small = {at for at in sized if args[at].nbytes <= SMALL} - kept - self._overwritten(args)
-        return (form.moving - self._kinds.weights) | small
+        overwritten = self._overwritten(args)  # a form of its own for each place
+        form.moving |= {at for at, now, before in lay if now != before} - given - overwritten - self._kinds.weights
+        return form.moving | ({at for at in sized if args[at].nbytes <= SMALL} - kept - overwritten)
 
     def _overwritten(self, args: Sequence[Any]) -> set[int]:
         """Positions of arguments whose memory is written to, whichever of them names it."""
+        if not self._written:
+            return set()
         assert self._kinds is not None
         memories = {memory_of(args[at]) for at in self._written}
-        return {at for at in self._kinds.tensors if memories and memory_of(args[at]) in memories}
+        return {at for at in self._kinds.tensors if memory_of(args[at]) in memories}
 
     def _record(self, form: _Form, args: Sequence[Any], moving: set[int]) -> str:
         if self._any(self._replays.held_by_all() * SHARE > _memory_beside(args)):
@@ -281,9 +257,9 @@ class RecordedStretch:
         failure, recording = self._attempt(form, args, moving)
         if not self._any(failure is not None):
             assert recording is not None
-            self._keep(form, recording, args, moving)
+            self._keep(form, recording)
             return ""
-        form.copies = {}
+        form.copies, form.shown = {}, []
         if recording is not None:
             recording.forget()
         return self._too_full(form) if self._any(_is_memory(failure)) else self._given_up(failure)
@@ -294,17 +270,21 @@ class RecordedStretch:
         return own if consent is None else consent.any_says([own])[0]
 
     def _attempt(self, form: _Form, args: Sequence[Any], moving: set[int]) -> tuple[Exception | None, Recording | None]:
-        given = list(args)
+        assert self._kinds is not None
+        given, recording = list(args), None
+        fixed = [at for at in self._kinds.tensors if at not in moving]
         try:
-            form.copies = {at: _copied(args[at]) for at in sorted(moving)}
+            form.copies = {at: copied(args[at]) for at in sorted(moving)}
             for at, copy in form.copies.items():
                 given[at] = copy
-            return None, RECORDER(self._function, given)
+            recording = RECORDER(self._function, given)
+            form.shown = [View.found(value, args, fixed) for value in recording.outputs]
+            return None, recording
         except Exception as error:
-            return error, None
+            return error, recording
 
     def _too_full(self, form: _Form) -> str:
-        form.attempts = ATTEMPTS
+        form.waits = self._replays.number + IDLE
         return "there was no memory left for a recording"
 
     def _given_up(self, failure: Exception | None) -> str:
@@ -317,17 +297,14 @@ class RecordedStretch:
         self._replays.failure = _not_recorded(failure)
         return "it could not be recorded"
 
-    def _keep(self, form: _Form, recording: Recording, args: Sequence[Any], moving: set[int]) -> None:
+    def _keep(self, form: _Form, recording: Recording) -> None:
         assert self._kinds is not None
         form.recording = recording
         self._replays.told.recorded += 1
-        fixed = [at for at in self._kinds.tensors if at not in moving]
-        form.lies(form.places, [place for place, at in enumerate(self._kinds.tensors) if at not in moving])
-        numbers = {id(args[at]): at for at in fixed}
-        form.passed = [numbers.get(id(value)) for value in recording.outputs]
-        foreign = {memory_of(args[at]) for at in fixed}
-        made = [value for value in _tensors(recording.outputs) if memory_of(value) not in foreign]
-        form.own = [*made, *form.copies.values()]
+        form.lies(form.places, [place for place, at in enumerate(self._kinds.tensors) if at not in form.copies])
+        outputs = zip(recording.outputs, form.shown, strict=True)
+        recording.outputs = [value if view is None else None for value, view in outputs]
+        form.own = [*_tensors(recording.outputs), *form.copies.values()]
         form.number = self._replays.holds(form.own)
 
     def _makes_room(self) -> bool:
@@ -344,7 +321,7 @@ class RecordedStretch:
         if form.recording is None:
             return
         form.recording.forget()
-        form.recording, form.copies, form.passed, form.own = None, {}, [], []
+        form.recording, form.copies, form.shown, form.own = None, {}, [], []
         self._replays.holds_no_more(form.number)
 
 
@@ -363,21 +340,6 @@ def _memory_beside(args: Sequence[Any]) -> float:
     """Bytes that the device of some arguments has."""
     device = next((value.device for value in args if isinstance(value, Tensor) and value.is_cuda), None)
     return float("inf") if device is None else float(torch.cuda.get_device_properties(device).total_memory)
-
-
-def once(value: Tensor) -> Tensor:
-    """What an expanded tensor repeats, once."""
-    for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
-        value = value.narrow(dim, 0, 1) if size > 1 and not stride else value
-    return value
-
-
-def _copied(value: Tensor) -> Tensor:
-    """A copy that is laid out as the tensor is."""
-    with torch.inference_mode(False), torch.no_grad():
-        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-        once(copy).copy_(once(value))
-    return copy
 
 
 def _tensors(values: Any) -> list[Tensor]:

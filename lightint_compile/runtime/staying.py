@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 _ATTRIBUTE = "_lightint_stays"
 
-_serials = itertools.count(1)
+_drivers = itertools.count()
 
 
 class _Mark:
-    """Stands on a tensor for as long as that lives. A copy or a file of the tensor holds an empty dictionary."""
+    """Stands on a tensor for as long as that lives. A copy or a file of the tensor holds an empty dictionary.
+
+    Attributes:
+        serials: what each driver calls the tensor, by the driver's number. Another driver may run on one rank alone.
+    """
 
     def __init__(self) -> None:
-        self.serial = next(_serials)
+        self.serials: dict[int, int] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OrderedDict, ()
@@ -34,9 +38,10 @@ def memory_of(value: Tensor) -> int:
 
 
 class Staying:
-    """What stays in the call at hand, by the memory that it is in."""
+    """What stays in the call at hand of one driver, by the memory that it is in."""
 
     def __init__(self) -> None:
+        self._driver, self._next = next(_drivers), itertools.count(1)
         self._serials: dict[int, int] = {}
         self._places: WeakKeyDictionary[_Mark, int] = WeakKeyDictionary()
 
@@ -57,9 +62,12 @@ class Staying:
         """Whether a tensor was met before; one that was not is known from now on."""
         mark = getattr(value, _ATTRIBUTE, None)
         if not isinstance(mark, _Mark):
-            setattr(value, _ATTRIBUTE, _Mark())
+            mark = _Mark()
+            setattr(value, _ATTRIBUTE, mark)
+        if self._driver not in mark.serials:
+            mark.serials[self._driver] = next(self._next)
             return False
-        self._serials[memory_of(value)] = mark.serial
+        self._serials[memory_of(value)] = mark.serials[self._driver]
         return True
 
     def serial_of(self, value: Tensor) -> int | None:

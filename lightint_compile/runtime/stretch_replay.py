@@ -90,7 +90,7 @@ class Replays:
         self._lock, self._owner = threading.Lock(), 0
         self._sources: dict[int, int] = {}
         self._numbers = itertools.count(1)
-        self._weights: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._weights: list[tuple[int, ...]] = []
 
     def stretch(self, function: Callable[..., Any], written: Collection[int]) -> RecordedStretch:
         """What the driver calls in place of ``function``, which writes to its arguments at these positions."""
@@ -101,9 +101,12 @@ class Replays:
     def call(self, args: Sequence[Any], is_watched: bool) -> Iterator[None]:
         """A call of the driver; one at a time plays recordings, and none whose operators somebody wants to see."""
         may = not (is_watched or is_observed() or _is_being_recorded()) and self._lock.acquire(blocking=False)
+        outer = self._owner
         try:
-            if self._all_may(may, args):
-                self._owner = threading.get_ident()
+            plays = self._all_may(may, args)
+            if may or outer == threading.get_ident():  # a call inside of another one plays nothing
+                self._owner = threading.get_ident() if plays else 0
+            if plays:
                 self.number += 1
                 self.switches = of_kernels()
             yield
@@ -111,6 +114,8 @@ class Replays:
             if may:
                 self._owner = 0
                 self._lock.release()
+            elif outer == threading.get_ident():
+                self._owner = outer
 
     @property
     def is_playing(self) -> bool:
@@ -123,10 +128,9 @@ class Replays:
         if self.consent is None:
             return may
         weights = tuple(value.data_ptr() for value in args if isinstance(value, torch.nn.Parameter))
-        owner = weights[:1]
-        may_not, are_others = self.consent.any_says([not may, moved or self._weights.get(owner) != weights])
+        may_not, are_others = self.consent.any_says([not may, moved or weights not in self._weights])
         if are_others:
-            self._weights = {**dict(list(self._weights.items())[1 - MODELS :]), owner: weights}
+            self._weights = [*self._weights[1 - MODELS :], weights]
             for stretch in self._stretches:
                 stretch.forget()
         return not may_not
@@ -140,14 +144,15 @@ class Replays:
         if not self._sources:
             return values
         flat, form = pytree.tree_flatten(values)
-        named = Counter(memory_of(value) for value in flat if self.source_of(value))
+        named = Counter(memory_of(value) for value in flat if self.source_of(value) and not _is_of_bits(value))
         shared: dict[tuple[int, torch.dtype], Tensor] = {}
 
         def own(value: Any) -> Any:
             if not self.source_of(value):
                 return value
             place = memory_of(value), value.dtype
-            if named[place[0]] == 1 and value.nbytes == value.untyped_storage().nbytes():
+            fills = value.nbytes == value.untyped_storage().nbytes() and all(value.stride())
+            if _is_of_bits(value) or (named[place[0]] == 1 and fills):
                 return value.clone()
             if place not in shared:
                 shared[place] = _whole(value).clone()
@@ -188,7 +193,7 @@ class Replays:
 
     def held(self) -> int:
         """Bytes of device memory that recordings keep."""
-        return sum(recording.held for stretch in self._stretches for recording in stretch.recordings())
+        return sum(stretch.held() for stretch in self._stretches)
 
     @classmethod
     def held_by_all(cls) -> int:
@@ -196,15 +201,23 @@ class Replays:
         return sum(each.held() for each in list(cls._all))
 
     def forget(self) -> None:
-        """Give back all that recordings hold."""
-        with self._lock:
-            for stretch in self._stretches:
-                stretch.forget()
+        """Give back all that recordings hold, unless a call is under way."""
+        if self._lock.acquire(blocking=False):
+            try:
+                for stretch in self._stretches:
+                    stretch.forget()
+            finally:
+                self._lock.release()
 
 
 def _is_being_recorded() -> bool:
     """Whether the caller records this call as a whole."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_of_bits(value: Tensor) -> bool:
+    """Whether a tensor is a conjugate or a negative that nobody has computed, which is no view by sizes alone."""
+    return value.is_conj() or value.is_neg()
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -189,6 +189,12 @@ def test_without_a_gpu_the_report_says_that_nothing_is() -> None:
     assert "nothing is recorded as a CUDA graph" in str(lightint_compile.report(model))
 
 
+def test_a_graph_that_is_left_as_it_is_says_so() -> None:
+    model = torch.compile(nn.Linear(3, 3), backend="lightint", options={"preset": "off", "cuda_graphs": True})
+    model(torch.ones(2, 3))
+    assert "Inductor has the graph as it is" in str(lightint_compile.report(model))
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

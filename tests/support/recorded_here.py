@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightint_compile.lowering import stretches
 from lightint_compile.runtime import recorded_stretch
+from lightint_compile.runtime.stretch_arguments import once
 
 
 class Recorded:
@@ -27,12 +28,14 @@ class Recorded:
     def __init__(self, function: Callable[..., Sequence[Any]], args: Sequence[Any]) -> None:
         self._function = function
         self._args = [_Place(value) if isinstance(value, Tensor) else value for value in args]
-        copies = [value.detach().clone() if isinstance(value, Tensor) else value for value in args]
-        names = {id(copy): value for copy, value in zip(copies, args, strict=True) if isinstance(copy, Tensor)}
-        with torch.no_grad():
-            results = function(*copies)
-        self.outputs = tuple(names.get(id(value), value) for value in results)
-        self._made = [id(value) not in names for value in results]
+        before = [once(place.there()).clone() if isinstance(place, _Place) else None for place in self._args]
+        try:
+            with torch.no_grad():
+                self.outputs = function(*args)
+        finally:  # nothing was done
+            for place, value in zip(self._args, before, strict=True):
+                if isinstance(place, _Place) and value is not None:
+                    once(place.there()).copy_(value)
 
     def play(self, copies: Sequence[Tensor], originals: Sequence[Tensor]) -> None:
         type(self).plays += 1
@@ -41,8 +44,8 @@ class Recorded:
                 copy.copy_(original)
             given = [value.there() if isinstance(value, _Place) else value for value in self._args]
             results = self._function(*given)
-            for made, place, value in zip(self._made, self.outputs, results, strict=True):
-                if made:
+            for place, value in zip(self.outputs, results, strict=True):
+                if place is not None:  # else it is shown by an argument
                     pytree.tree_map(_put, place, value)
 
     def forget(self) -> None:
@@ -67,7 +70,7 @@ class _Place:
 
 def _put(place: Any, value: Any) -> None:
     if isinstance(place, Tensor):
-        recorded_stretch.once(place).copy_(recorded_stretch.once(value))
+        once(place).copy_(once(value))
     else:
         assert place == value, "a number that a recording gives is the same in every play"
 

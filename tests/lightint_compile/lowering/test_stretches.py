@@ -239,3 +239,39 @@ def test_operators_whose_author_forbids_it_are_not_recorded() -> None:
     asked = root.call(torch.ops.lightint_test_unsafe.asks.default, first)
     calls, found = root.found(root.region("block_0", asked))
     assert asked.name in calls and len(found.stretches) == 2
+
+
+def test_places_of_a_mask_are_looked_for_on_the_host() -> None:
+    root = Root()
+    x, mask = root.input("x"), root.valued(root.graph.placeholder("mask"), root.fake().bool())
+    first = root.region("block_0", x)
+    put = root.call(aten.index_put.default, first, [mask], x)
+    calls, found = root.found(root.region("block_0", put))
+    assert put.name in calls and len(found.stretches) == 2
+
+
+def test_a_write_to_what_is_to_be_kept_as_it_was_ends_the_stretch() -> None:
+    root = Root()
+    x, cache, record = root.input("x"), root.input("cache"), root.valued(root.graph.placeholder("record"), None)
+    first = root.region("block_0", x)
+    shown = root.call(aten.slice.Tensor, cache, 0, 0, 2)
+    root.point("keep_0", KEEP, record, shown)
+    written = root.call(aten.copy_.default, cache, first)
+    calls, _ = root.found(root.region("block_0", written))
+    assert [name for name in calls if not name.startswith(("getitem", "slice"))][:2] == ["stretch_0", "keep_0"]
+
+
+def test_a_region_on_two_devices_is_not_recorded() -> None:
+    root = Root()
+    x, other = root.input("x"), root.input("y", "cuda:1")
+    body = fx.Graph()
+    given = [root.valued(body.placeholder(name), node.meta["val"]) for name, node in (("a", x), ("b", other))]
+    root.valued(body.call_function(aten.relu.default, (given[1],)), root.fake("cuda:1"))
+    value = given[0]
+    for _ in range(FEWEST):
+        value = root.valued(body.call_function(aten.relu.default, (value,)), root.fake())
+    body.output((value,))
+    root.regions["odd"] = fx.GraphModule({}, body)
+    called = root.valued(root.graph.call_module("odd", (x, other)), (root.fake(),))
+    calls, found = root.found(root.call(operator.getitem, called, 0))
+    assert calls[0] == "odd" and not found.stretches
