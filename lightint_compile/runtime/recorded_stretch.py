@@ -144,7 +144,7 @@ class RecordedStretch:
         replays = self._replays
         places = self._places(args)
         written = tuple((at, places[self._kinds.tensors.index(at)]) for at in sorted(self._overwritten(args)))
-        key = (replays.switches, *self._kinds.form(args, replays.source_of), written)
+        key = (replays.switches, *self._kinds.form(args, places, replays.source_of), written)
         before, form = self._versions(args), self._forms.get(key)
         if form is None:
             found, form = self._as_written(args), _Form(frozenset(key[1]) - {0}, places)
@@ -174,9 +174,9 @@ class RecordedStretch:
 
     def forget(self) -> None:
         """Forget all forms."""
-        for form in self._forms.values():
+        forms, self._forms = self._forms, OrderedDict()
+        for form in forms.values():
             self._drop(form)
-        self._forms.clear()
 
     def forget_readers(self, number: int) -> None:
         """Forget the forms that read what a recording gave."""

@@ -18,7 +18,7 @@ class Kinds:
         numbers: positions of what is no tensor.
         sized: positions of tensors that are no weights.
         tensors: positions of all tensors.
-        weights: the places of weights among all tensors.
+        weights: positions of weights.
     """
 
     def __init__(self, args: Sequence[Any]) -> None:
@@ -27,6 +27,7 @@ class Kinds:
         weights = {at for at in self.tensors if isinstance(args[at], torch.nn.Parameter)}
         self.sized = [at for at in self.tensors if at not in weights]
         self.weights = weights
+        self._of_weights = [place for place, at in enumerate(self.tensors) if at in weights]
 
     def places(self, args: Sequence[Any]) -> list[Any]:
         """The address of each tensor."""
@@ -43,12 +44,12 @@ class Kinds:
                 places[place] = (source, serial, args[at].storage_offset())
         return places
 
-    def form(self, args: Sequence[Any], source_of: Callable[[Tensor], int]) -> tuple[Any, ...]:
+    def form(self, args: Sequence[Any], places: Sequence[Any], source_of: Callable[[Tensor], int]) -> tuple[Any, ...]:
         """What a recording bakes in of its arguments, but for where they lie; first the recordings that gave them."""
         sources = tuple(source_of(args[at]) for at in self.sized)
         numbers = [(type(args[at]), _exactly(args[at])) for at in self.numbers]
         sizes = [(args[at].shape, args[at].stride(), args[at].dtype) for at in self.sized]
-        weights = hash(tuple(args[at].data_ptr() for at in self.tensors if at in self.weights))
+        weights = hash(tuple(places[place] for place in self._of_weights))
         return (sources, weights, *numbers, *sizes)
 
 
