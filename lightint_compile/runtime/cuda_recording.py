@@ -36,10 +36,22 @@ class CudaRecording:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
-            # Other threads (of NCCL, of a decoder beside this) go on asking for what this one must not.
-            with _undisturbed(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self.outputs = function(*args)
+            with _undisturbed():
+                self.outputs = self._recorded(function, args)
             self.held = max(torch.cuda.memory_reserved() - before, 0)
+
+    def _recorded(self, function: Callable[..., Sequence[Any]], args: Sequence[Any]) -> Sequence[Any]:
+        failure: Exception | None = None
+        try:
+            # Other threads (of NCCL, of a decoder beside this) go on asking for what this one must not.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                try:
+                    return function(*args)
+                except Exception as error:
+                    failure = error
+                    raise
+        except Exception as error:  # ending a spoiled recording raises once more
+            raise failure or error from None
 
     def play(self, copies: Sequence[Tensor], originals: Sequence[Tensor]) -> None:
         """Bring the originals to their copies, and do the work, on the current stream of the device.
@@ -65,19 +77,16 @@ class CudaRecording:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A recording: products have a workspace of its own, no dead graph is cleared away meanwhile, and one that fails
-    leaves its stream, and the error that it failed with.
+    """A recording: its products have a workspace of their own, no dead graph is cleared away meanwhile, and one that
+    fails leaves its stream.
     """
     stream, collects = torch.cuda.current_stream(), gc.isenabled()
     gc.disable()
     torch._C._cuda_clearCublasWorkspaces()
     try:
         yield
-    except Exception as error:
-        torch.cuda.set_stream(stream)
-        first = error.__context__  # ending a spoiled recording raises once more
-        raise first if isinstance(first, Exception) else error from None
     finally:
+        torch.cuda.set_stream(stream)
         torch._C._cuda_clearCublasWorkspaces()
         if collects:
             gc.enable()
