@@ -70,9 +70,10 @@ class CudaRecording:
 
     def forget(self) -> None:
         """Give its memory back, once the device is done with it."""
-        torch.cuda.synchronize(self._device)
-        self.outputs = ()
-        self._graph.reset()
+        with _one_at_a_time:  # to wait for a device spoils what another thread records on it
+            torch.cuda.synchronize(self._device)
+            self.outputs = ()
+            self._graph.reset()
 
 
 @contextmanager

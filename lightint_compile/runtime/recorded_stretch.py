@@ -1,6 +1,6 @@
 """One stretch of a driver: its forms, and what was recorded of each.
 
-A stretch runs as it is written the first time that arguments of some form are seen, so that everything in it is
+A stretch runs as it is written the first time that arguments of some kind are seen, so that everything in it is
 compiled; it is recorded the second time, and played from then on. A form is what a recording bakes in of its arguments
 but for where they lie: numbers, sizes and strides, whose weights they are, which recordings gave them, and switches
 that choose kernels.
@@ -24,6 +24,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from lightint_compile.errors import RankError
 from lightint_compile.fallback import in_one_line, is_answered
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.runtime.cuda_recording import CudaRecording
@@ -32,6 +33,9 @@ from lightint_compile.runtime.stretch_arguments import Kinds, View, copied, once
 
 if TYPE_CHECKING:
     from lightint_compile.runtime.stretch_replay import Replays
+
+AS_WRITTEN, RECORD, PLAY = range(3)
+"""What can be done with a stretch."""
 
 log = logging.getLogger("lightint_compile.runtime")
 
@@ -78,7 +82,7 @@ RECORDER: Callable[[Callable[..., Sequence[Any]], Sequence[Any]], Recording] = C
 
 
 @dataclass
-class _Form:
+class Form:
     """What is known of one form of a stretch's arguments.
 
     Attributes:
@@ -86,6 +90,7 @@ class _Form:
         places: where all tensors lay in the call before.
         number: of the recording.
         moving: positions of tensors that do not stay where they are.
+        next: those that the next recording copies.
         attempts: how often it was recorded in a row without much use.
         waits: until this call, as there was no memory.
         plays: of the latest recording.
@@ -100,6 +105,7 @@ class _Form:
     places: list[Any]
     number: int = 0
     moving: set[int] = field(default_factory=set)
+    next: set[int] = field(default_factory=set)
     attempts: int = 0
     waits: int = 0
     plays: int = 0
@@ -117,6 +123,14 @@ class _Form:
         self._there = operator.itemgetter(*fixed) if fixed else len
         self._lay = self._there(places)
 
+    def clear(self) -> int:
+        """Forget the recording; its number, 0 where there is none."""
+        if self.recording is None:
+            return 0
+        self.recording.forget()
+        self.recording, self.copies, self.shown, self.own = None, {}, [], []
+        return self.number
+
     def fits(self, places: Sequence[Any]) -> bool:
         """Whether all that is read where it lay still lies there."""
         return self.recording is not None and bool(self._there(places) == self._lay)
@@ -131,31 +145,64 @@ class RecordedStretch:
 
     def __init__(self, replays: Replays, function: Callable[..., Any], written: Collection[int]) -> None:
         self._replays, self._function, self._written = replays, function, frozenset(written)
-        self._forms: OrderedDict[Any, _Form] = OrderedDict()
+        self._forms: OrderedDict[Any, Form] = OrderedDict()
+        self._compiled: OrderedDict[Any, dict[int, int]] = OrderedDict()
         self._kinds: Kinds | None = None
         self._fails = False
 
     def __call__(self, *args: Any) -> Any:
         """Run the stretch."""
-        if not self._replays.is_playing or self._fails:
+        replays = self._replays
+        if not replays.is_playing:
             return self._as_written(args)
         if self._kinds is None:
             self._kinds = Kinds(args)
-        replays = self._replays
-        places = self._places(args)
+        before, places = self._versions(args), self._places(args)
+        sources, *compiled = self._kinds.form(args, places, replays.source_of)
         written = tuple((at, places[self._kinds.tensors.index(at)]) for at in sorted(self._overwritten(args)))
-        key = (replays.switches, *self._kinds.form(args, places, replays.source_of), written)
-        before, form = self._versions(args), self._forms.get(key)
-        if form is None:
-            found, form = self._as_written(args), _Form(frozenset(key[1]) - {0}, places)
-            form.writes = {at: version - before[at] for at, version in self._versions(args).items()}
-            self._see(key, form)
-            return found
+        what = (replays.switches, *compiled, written)
+        form = self._form((what, sources), what, places)
+        action, reason = self._wanted(form, args, places)
+        if replays.consent is not None and not replays.consent.all_want(action):
+            replays.disagreed()
+            action, reason = AS_WRITTEN, "ranks wanted to do different things with it"
+        if action == RECORD and form is not None:
+            reason = self._record(form, args)
+        if form is None or action == AS_WRITTEN or reason:
+            return self._compiling(what, args, before, reason)
+        return self._played(form, args, before)
+
+    def _form(self, key: Any, what: Any, places: list[Any]) -> Form | None:
+        """What is known of the form of a call; ``None`` where nothing like it was compiled yet."""
+        form = self._forms.get(key)
+        if form is None and what in self._compiled:
+            form = self._forms[key] = Form(frozenset(key[1]) - {0}, places, writes=self._compiled[what])
+            while len(self._forms) > SEEN:
+                self._replays.drop(self._forms.popitem(last=False)[1])
+        elif form is not None:
+            self._forms.move_to_end(key)
+        return form
+
+    def _compiling(self, what: Any, args: Sequence[Any], before: Mapping[int, int], reason: str) -> Any:
+        """Run as it is written, and remember that all of it is compiled and how often it writes."""
+        found = self._as_written(args, reason)
+        self._compiled[what] = {
+            at: version - before[at] for at, version in self._versions(args).items() if at in before
+        }
+        while len(self._compiled) > SEEN:
+            self._compiled.popitem(last=False)
+        return found
+
+    def _wanted(self, form: Form | None, args: Sequence[Any], places: list[Any]) -> tuple[int, str]:
+        """What this rank would do, and why it would run as written."""
+        if form is None or self._fails:
+            return AS_WRITTEN, ""
         if form.call == self._replays.number:
-            return self._as_written(args, "it was called once more in the same call")
-        self._forms.move_to_end(key)
-        reason = "" if form.fits(places) else self._recorded(form, args, places)
-        return self._as_written(args, reason) if reason else self._played(form, args, before)
+            return AS_WRITTEN, "it was called once more in the same call"
+        if form.fits(places):
+            return PLAY, ""
+        reason = self._why_not(form, args, places)
+        return (AS_WRITTEN, reason) if reason else (RECORD, "")
 
     def _places(self, args: Sequence[Any]) -> list[Any]:
         assert self._kinds is not None
@@ -165,41 +212,34 @@ class RecordedStretch:
 
     def recordings(self) -> list[Recording]:
         """Those that there are."""
-        return [form.recording for form in self._forms.values() if form.recording is not None]
+        return [form.recording for form in list(self._forms.values()) if form.recording is not None]
 
     def held(self) -> int:
         """Bytes that they and what is copied for them take."""
-        copies = (copy for form in self._forms.values() for copy in form.copies.values())
+        copies = (copy for form in list(self._forms.values()) for copy in list(form.copies.values()))
         return sum(each.held for each in self.recordings()) + sum(copy.nbytes for copy in copies)
 
     def forget(self) -> None:
         """Forget all forms."""
         forms, self._forms = self._forms, OrderedDict()
+        self._compiled.clear()
         for form in forms.values():
-            self._drop(form)
+            self._replays.drop(form)
 
-    def forget_readers(self, number: int) -> None:
-        """Forget the forms that read what a recording gave."""
+    def without_readers(self, number: int) -> list[Form]:
+        """The forms that read what a recording gave, which are forgotten here."""
         readers = [key for key, form in self._forms.items() if number in form.sources]
-        for key in readers:
-            if (form := self._forms.pop(key, None)) is not None:
-                self._drop(form)
+        return [self._forms.pop(key) for key in readers]
 
     def _as_written(self, args: Sequence[Any], reason: str = "") -> Any:
         self._replays.told.ran_as_written(reason)
         return self._function(*args)
 
-    def _see(self, key: Any, form: _Form) -> None:
-        self._forms[key] = form
-        while len(self._forms) > SEEN:
-            _, oldest = self._forms.popitem(last=False)
-            self._drop(oldest)
-
     def _versions(self, args: Sequence[Any]) -> dict[int, int]:
         """How often arguments that are written to were written to so far; who kept something of them looks at that."""
         return {at: args[at]._version for at in self._written if not args[at].is_inference()}
 
-    def _played(self, form: _Form, args: Sequence[Any], before: Mapping[int, int]) -> Any:
+    def _played(self, form: Form, args: Sequence[Any], before: Mapping[int, int]) -> Any:
         assert form.recording is not None
         form.call = self._replays.number
         form.recording.play(list(map(once, form.copies.values())), [once(args[at].detach()) for at in form.copies])
@@ -211,30 +251,25 @@ class RecordedStretch:
         outputs = zip(form.recording.outputs, form.shown, strict=True)
         return tuple(value if view is None else view.of(args) for value, view in outputs)
 
-    def _recorded(self, form: _Form, args: Sequence[Any], places: list[Any]) -> str:
-        """Record a form for what lies where it does now; why that cannot be, if it cannot."""
-        moving, overwritten = self._moving(form, args, places), self._overwritten(args)
+    def _why_not(self, form: Form, args: Sequence[Any], places: list[Any]) -> str:
+        """Why a form cannot be recorded for what lies where it does now; empty where it can."""
+        form.next, overwritten = self._moving(form, args, places), self._overwritten(args)
         form.places = places
-        if not moving.isdisjoint(overwritten):
+        if not form.next.isdisjoint(overwritten):
             return "what it writes to lay elsewhere than before"
-        if sum(args[at].nbytes for at in moving) > COPIED:
+        if sum(args[at].nbytes for at in form.next) > COPIED:
             return "too much of what it reads lay elsewhere than before"
         if form.waits > self._replays.number:
             return "there was no memory left for a recording"
         if form.attempts == ATTEMPTS and form.plays < PAID:
             return f"what it reads lay elsewhere than in {ATTEMPTS} recordings"
-        if not self._makes_room():
-            return f"{FORMS} other forms of its arguments are recorded and in use"
-        self._drop(form)
-        form.attempts = 1 if form.plays >= PAID else form.attempts + 1
-        form.plays = 0
-        return self._record(form, args, moving)
+        return "" if self._has_room(form) else f"{FORMS} other forms of its arguments are recorded and in use"
 
-    def _moving(self, form: _Form, args: Sequence[Any], places: list[Any]) -> set[int]:
+    def _moving(self, form: Form, args: Sequence[Any], places: list[Any]) -> set[int]:
         """Positions of arguments that are not read where they lie now."""
         assert self._kinds is not None
         replays, sized = self._replays, self._kinds.sized
-        given = {at for at in sized if replays.source_of(args[at])}
+        given = {at for at in sized if replays.is_written(args[at])}
         kept = given | {at for at in sized if replays.staying.serial_of(args[at]) is not None}
         if replays.consent is not None:
             return set(sized) - kept
@@ -248,13 +283,16 @@ class RecordedStretch:
         if not self._written:
             return set()
         assert self._kinds is not None
-        memories = {memory_of(args[at]) for at in self._written}
+        memories = {memory_of(args[at]) for at in self._written} - {0}
         return {at for at in self._kinds.tensors if memory_of(args[at]) in memories}
 
-    def _record(self, form: _Form, args: Sequence[Any], moving: set[int]) -> str:
+    def _record(self, form: Form, args: Sequence[Any]) -> str:
+        """Record a form, which may be recorded; why that failed, if it did."""
+        self._make_room(form)
+        self._replays.drop(form)
         if self._any(self._replays.held_by_all() * SHARE > _memory_beside(args)):
             return self._too_full(form)
-        failure, recording = self._attempt(form, args, moving)
+        failure, recording = self._attempt(form, args, form.next)
         if not self._any(failure is not None):
             assert recording is not None
             self._keep(form, recording)
@@ -269,7 +307,7 @@ class RecordedStretch:
         consent = self._replays.consent
         return own if consent is None else consent.any_says([own])[0]
 
-    def _attempt(self, form: _Form, args: Sequence[Any], moving: set[int]) -> tuple[Exception | None, Recording | None]:
+    def _attempt(self, form: Form, args: Sequence[Any], moving: set[int]) -> tuple[Exception | None, Recording | None]:
         assert self._kinds is not None
         given, recording = list(args), None
         fixed = [at for at in self._kinds.tensors if at not in moving]
@@ -283,7 +321,7 @@ class RecordedStretch:
         except Exception as error:
             return error, recording
 
-    def _too_full(self, form: _Form) -> str:
+    def _too_full(self, form: Form) -> str:
         form.waits = self._replays.number + IDLE
         return "there was no memory left for a recording"
 
@@ -291,15 +329,20 @@ class RecordedStretch:
         """The stretch is not recorded any more; ``failure`` is that of another rank where it is ``None``."""
         self._fails = True
         if failure is None:
+            if self._replays.strict:
+                raise RankError(
+                    "another rank could not record a stretch", why="it says why", fix="leave out cuda_graphs"
+                )
             return "another rank could not record it"
         if self._replays.strict or not is_answered(failure):
             raise failure
         self._replays.failure = _not_recorded(failure)
         return "it could not be recorded"
 
-    def _keep(self, form: _Form, recording: Recording) -> None:
+    def _keep(self, form: Form, recording: Recording) -> None:
         assert self._kinds is not None
         form.recording = recording
+        form.attempts, form.plays = 1 if form.plays >= PAID else form.attempts + 1, 0
         self._replays.told.recorded += 1
         form.lies(form.places, [place for place, at in enumerate(self._kinds.tensors) if at not in form.copies])
         outputs = zip(recording.outputs, form.shown, strict=True)
@@ -307,22 +350,18 @@ class RecordedStretch:
         form.own = [*_tensors(recording.outputs), *form.copies.values()]
         form.number = self._replays.holds(form.own)
 
-    def _makes_room(self) -> bool:
-        """Whether there is room for one more recording, which is made of one that was not played for long."""
-        recorded = [form for form in self._forms.values() if form.recording is not None]
-        if len(recorded) < FORMS:
-            return True
-        if self._replays.number - recorded[0].call < IDLE:
-            return False
-        self._drop(recorded[0])
-        return True
+    def _has_room(self, form: Form) -> bool:
+        """Whether there is room for one more recording, or one that was not played for long makes it."""
+        others = self._recorded_besides(form)
+        return len(others) < FORMS or self._replays.number - others[0].call >= IDLE
 
-    def _drop(self, form: _Form) -> None:
-        if form.recording is None:
-            return
-        form.recording.forget()
-        form.recording, form.copies, form.shown, form.own = None, {}, [], []
-        self._replays.holds_no_more(form.number)
+    def _make_room(self, form: Form) -> None:
+        others = self._recorded_besides(form)
+        if len(others) >= FORMS:
+            self._replays.drop(others[0])
+
+    def _recorded_besides(self, form: Form) -> list[Form]:
+        return [each for each in self._forms.values() if each.recording is not None and each is not form]
 
 
 def _not_recorded(failure: Exception) -> Remark:

@@ -33,7 +33,7 @@ class _Mark:
 
 
 def memory_of(value: Tensor) -> int:
-    """Where the memory begins that a tensor is in."""
+    """Where the memory begins that a tensor is in; 0 for one without any."""
     return value.untyped_storage().data_ptr()
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lightint_compile.runtime.staying import Staying, memory_of
 
+Source = tuple[int, int]
+"""The number of a recording and which of the tensors it writes to; zeros for none."""
+
 
 class Kinds:
     """Which arguments of a stretch are what; the same in every call.
@@ -33,20 +36,22 @@ class Kinds:
         """The address of each tensor."""
         return [args[at].data_ptr() for at in self.tensors]
 
-    def named(self, args: Sequence[Any], source_of: Callable[[Tensor], int], staying: Staying) -> list[Any]:
+    def named(self, args: Sequence[Any], source_of: Callable[[Tensor], Source], staying: Staying) -> list[Any]:
         """The same, but what all ranks call those that stay and those that recordings gave."""
         places = self.places(args)
         for place, at in enumerate(self.tensors):
             if at in self.weights:
                 continue
             source, serial = source_of(args[at]), staying.serial_of(args[at])
-            if source or serial is not None:
+            if source[0] or serial is not None:
                 places[place] = (source, serial, args[at].storage_offset())
         return places
 
-    def form(self, args: Sequence[Any], places: Sequence[Any], source_of: Callable[[Tensor], int]) -> tuple[Any, ...]:
+    def form(
+        self, args: Sequence[Any], places: Sequence[Any], source_of: Callable[[Tensor], Source]
+    ) -> tuple[Any, ...]:
         """What a recording bakes in of its arguments, but for where they lie; first the recordings that gave them."""
-        sources = tuple(source_of(args[at]) for at in self.sized)
+        sources = tuple(source_of(args[at])[0] for at in self.sized)
         numbers = [(type(args[at]), _exactly(args[at])) for at in self.numbers]
         sizes = [(args[at].shape, args[at].stride(), args[at].dtype) for at in self.sized]
         weights = hash(tuple(places[place] for place in self._of_weights))
@@ -67,20 +72,31 @@ class View(NamedTuple):
         Raises:
             ValueError: it shows it as another kind of numbers.
         """
-        lent = [at for at in fixed if isinstance(value, Tensor) and memory_of(args[at]) == memory_of(value)]
+        memory = memory_of(value) if isinstance(value, Tensor) else 0
+        lent = [at for at in fixed if memory and memory_of(args[at]) == memory]
         if not lent:
             return None
         same = next((at for at in lent if args[at] is value), None)
         if same is not None:
             return cls(same, True, ())
-        if value.dtype != args[lent[0]].dtype or value.is_conj() or value.is_neg():
+        argument = args[lent[0]]
+        if (value.dtype, *_bits(value)) != (argument.dtype, *_bits(argument)):
             raise ValueError("a result shows an argument as another kind of numbers")
-        return cls(lent[0], False, (value.shape, value.stride(), value.storage_offset()))
+        behind = value.storage_offset() - argument.storage_offset()
+        return cls(lent[0], False, (value.shape, value.stride(), behind))
 
     def of(self, args: Sequence[Any]) -> Tensor:
         """The result in a call with these arguments."""
         argument: Tensor = args[self.argument]
-        return argument if self.is_whole else argument.as_strided(*self.place)
+        if self.is_whole:
+            return argument
+        shape, strides, behind = self.place
+        return argument.as_strided(shape, strides, argument.storage_offset() + behind)
+
+
+def _bits(value: Tensor) -> tuple[bool, bool]:
+    """Whether a tensor is a conjugate, or a negative, that nobody has computed."""
+    return value.is_conj(), value.is_neg()
 
 
 def _exactly(value: Any) -> Any:

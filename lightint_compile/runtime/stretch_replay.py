@@ -21,10 +21,16 @@ from torch import Tensor
 
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.runtime.rank_consent import Consent
-from lightint_compile.runtime.recorded_stretch import RecordedStretch
+from lightint_compile.runtime.recorded_stretch import Form, RecordedStretch
 from lightint_compile.runtime.staying import Staying, memory_of
+from lightint_compile.runtime.stretch_arguments import Source
 from lightint_compile.torch_compat import is_observed
 from lightint_compile.torch_switches import of_kernels
+
+NOWHERE: Source = (0, 0)
+
+DISAGREEMENTS = 8
+"""Stretches on which ranks differ before all of them begin anew."""
 
 MODELS = 8
 """Models of which ranks remember where their weights lie."""
@@ -88,8 +94,9 @@ class Replays:
         self.switches, self.number = "", 0
         self._stretches: list[RecordedStretch] = []
         self._lock, self._owner = threading.Lock(), 0
-        self._sources: dict[int, int] = {}
+        self._sources: dict[int, Source] = {}
         self._numbers = itertools.count(1)
+        self._disagreements = 0
         self._weights: list[tuple[int, ...]] = []
 
     def stretch(self, function: Callable[..., Any], written: Collection[int]) -> RecordedStretch:
@@ -129,26 +136,33 @@ class Replays:
             return may
         weights = tuple(value.data_ptr() for value in args if isinstance(value, torch.nn.Parameter))
         may_not, are_others = self.consent.any_says([not may, moved or weights not in self._weights])
-        if are_others:
-            self._weights = [*self._weights[1 - MODELS :], weights]
+        if may_not:
+            return False
+        if are_others or self._disagreements >= DISAGREEMENTS:
+            known = self._weights if self._disagreements < DISAGREEMENTS else []
+            self._weights, self._disagreements = [*known[1 - MODELS :], weights], 0
             for stretch in self._stretches:
                 stretch.forget()
-        return not may_not
+        return True
 
-    def source_of(self, value: Any) -> int:
-        """The number of the recording that writes where a value lies; 0 where none does."""
-        return self._sources.get(memory_of(value), 0) if self._sources and isinstance(value, Tensor) else 0
+    def source_of(self, value: Any) -> Source:
+        """The recording that writes where a value lies, and which of its tensors that is."""
+        return self._sources.get(memory_of(value), NOWHERE) if self._sources and isinstance(value, Tensor) else NOWHERE
+
+    def is_written(self, value: Any) -> bool:
+        """Whether a recording writes where a value lies."""
+        return self.source_of(value) is not NOWHERE
 
     def copied_out(self, values: Any) -> Any:
         """``values`` with copies of those tensors that a later play would overwrite; they share what those share."""
         if not self._sources:
             return values
         flat, form = pytree.tree_flatten(values)
-        named = Counter(memory_of(value) for value in flat if self.source_of(value) and not _is_of_bits(value))
+        named = Counter(memory_of(value) for value in flat if self.is_written(value) and not _is_of_bits(value))
         shared: dict[tuple[int, torch.dtype], Tensor] = {}
 
         def own(value: Any) -> Any:
-            if not self.source_of(value):
+            if not self.is_written(value):
                 return value
             place = memory_of(value), value.dtype
             fills = value.nbytes == value.untyped_storage().nbytes() and all(value.stride())
@@ -177,14 +191,21 @@ class Replays:
     def holds(self, tensors: Sequence[Tensor]) -> int:
         """A recording writes to these tensors from now on; its number."""
         number = next(self._numbers)
-        self._sources.update(dict.fromkeys(map(memory_of, tensors), number))
+        places = ((memory_of(tensor), (number, at)) for at, tensor in enumerate(tensors))
+        self._sources.update((memory, source) for memory, source in places if memory)
         return number
 
-    def holds_no_more(self, number: int) -> None:
-        """A recording is forgotten, and with it what reads what it gave."""
-        self._sources = {memory: source for memory, source in self._sources.items() if source != number}
-        for stretch in self._stretches:
-            stretch.forget_readers(number)
+    def drop(self, form: Form) -> None:
+        """A form is forgotten, and with its recording all that reads what that gave."""
+        waiting = [form]
+        while waiting:
+            if number := waiting.pop().clear():
+                self._sources = {memory: source for memory, source in self._sources.items() if source[0] != number}
+                waiting += [each for stretch in self._stretches for each in stretch.without_readers(number)]
+
+    def disagreed(self) -> None:
+        """Ranks did not want the same of a stretch; after some times all of them begin anew."""
+        self._disagreements += 1
 
     def remarks(self) -> list[Remark]:
         """What the report says of calls so far."""

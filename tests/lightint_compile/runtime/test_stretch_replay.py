@@ -348,6 +348,76 @@ def test_what_two_recordings_give_in_turn_has_a_recording_each() -> None:
     assert replays.told.recorded == 5 and not replays.told.reasons and copies_of(last) == [0]
 
 
+def test_a_chain_is_recorded_in_one_call() -> None:
+    replays = Replays()
+    chain = [replays.stretch(doubled, ()) for _ in range(24)]
+    for number in range(6):
+        for size in (2, 3):
+            value = torch.full((size,), float(number))
+            with replays.call((), False):
+                found = value
+                for stretch in chain:
+                    found = stretch(found)[0]
+                found = replays.copied_out(found)
+            assert found.eq(value * 2**24 + 2**24 - 1).all()
+    assert (replays.told.recorded, replays.told.as_written) == (48, 48)
+    assert sum(len(stretch.recordings()) for stretch in chain) == 48
+
+
+class Agreeing:
+    """Ranks that always say what this one says."""
+
+    def all_want(self, own: int) -> bool:
+        return True
+
+    def any_says(self, own: Sequence[bool]) -> list[bool]:
+        return list(own)
+
+
+def test_two_results_of_one_recording_have_two_names() -> None:
+    replays = Replays()
+    replays.consent = Agreeing()  # type: ignore[assignment]
+    both, last = replays.stretch(lambda x: (x + 1, x + 100), ()), replays.stretch(lambda x: (x * 2,), ())
+    for number in range(8):
+        x = torch.full((2,), float(number))
+        with replays.call((x,), False):
+            found = replays.copied_out(last(both(x)[number % 2]))[0]
+        assert float(found[0]) == 2 * (number + (100 if number % 2 else 1))
+
+
+def test_ranks_that_want_different_things_run_as_written_and_begin_anew() -> None:
+    class Differing(Agreeing):
+        def all_want(self, own: int) -> bool:
+            return False
+
+    rig, x = Rig(doubled), torch.ones(2)
+    rig.replays.consent = Differing()  # type: ignore[assignment]
+    for _ in range(20):
+        assert rig(x)[0].equal(x * 2 + 1)
+    assert rig.counts == (0, 0, 20)
+    rig.replays.consent = Agreeing()  # type: ignore[assignment]
+    for _ in range(4):
+        assert rig(x)[0].equal(x * 2 + 1)
+    assert rig.counts[0] == 1
+
+
+def test_a_view_is_made_from_where_the_argument_lies_in_its_storage() -> None:
+    rig, base = Rig(lambda part: (part.add_(1)[1:],), written=[0]), torch.zeros(8)
+    part = base[4:8]
+    for number in range(1, 5):
+        assert rig(part)[0].eq(number).all()
+    same = torch.from_dlpack(part)
+    for number in range(5, 8):
+        assert rig(same)[0].eq(number).all() and base[:4].eq(0).all()
+
+
+def test_tensors_without_memory_show_nothing() -> None:
+    rig, empty = Rig(lambda x, none: (x + 1, none.to(torch.int32), none[:0])), torch.empty(0)
+    for _ in range(4):
+        assert [value.dtype for value in rig(torch.ones(2), empty)] == [torch.float32, torch.int32, torch.float32]
+    assert rig.counts == (1, 3, 1)
+
+
 def test_what_reads_a_recording_is_forgotten_with_it() -> None:
     replays, weight = Replays(), torch.nn.Parameter(torch.ones(2), requires_grad=False)
     one, other = replays.stretch(lambda w, x: (w * x,), ()), replays.stretch(lambda x: (x + 1,), ())
