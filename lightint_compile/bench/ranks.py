@@ -46,7 +46,7 @@ class Row:
         difference: of the last chunk from that of the same variant on one rank, relative to its largest value.
         sent: bytes that a rank sends in one call of each graph, by the pass.
         rings: attention sites of each graph whose keys and values go around, as the ranks do not divide their heads.
-        warm_seconds: until the first three chunks were there: making the model and compiling.
+        warm_seconds: until the first three chunks were there, and stretches recorded: making the model and compiling.
         peak_gigabytes: device memory allocated at most, 10^9 bytes.
         refused: why tokens were not dealt out.
         recorded: what was recorded as CUDA graphs.

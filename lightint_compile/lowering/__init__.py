@@ -78,12 +78,13 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     calls = [node for graph in graphs for node in graph.graph.nodes if is_region_call(graph, node)]
     constants = _constants(root)
     called, sites = with_sites(root, constants)
+    points = _points(root)
     storable = not constants and all(map(is_self_contained, graphs))
     extra = {k: v for graph in graphs for k, v in graph.graph.python_code(root_module="self").globals.items()}
     written, stretches = {_ROOT: called, **branches}, Stretches()
     wanted = options.cuda_graphs or bool(config.get(CUDA_GRAPHS))
     if wanted:
-        written, stretches = _stretched(written, regions, _points(root))
+        written, stretches = _stretched(written, regions, points)
     sources = {name: driver_source(graph) for name, graph in written.items()}
     driver = Driver(
         sources.pop(_ROOT),
@@ -91,7 +92,7 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
         extra,
         sites=sites,
         branches=sources,
-        points=_points(root),
+        points=points,
         constants=constants,
         writes=writes,
         stretches=stretches,
@@ -123,11 +124,14 @@ def _stretched(
         return dict(graphs), Stretches()
     written, stretches = dict(graphs), dict[str, Stretch]()
     regions = {name: region for name, region in regions.items() if not is_on_host(region)}
-    for name in [name for name in graphs if name not in _branches_for_elements(graphs)]:
-        found = with_stretches(graphs[name], regions, points, name if name == _ROOT else f"{name}_{_ROOT}")
+    called_often = _branches_for_elements(graphs)
+    for name, graph in graphs.items():
+        if name in called_often:
+            continue
+        found = with_stretches(graph, regions, points, name if name == _ROOT else f"{name}_{_ROOT}")
         written[name] = found.root
-        sources = {each: driver_source(graph) for each, graph in found.stretches.items()}
-        stretches.update({each: Stretch(text, found.written[each]) for each, text in sources.items()})
+        for each, body in found.stretches.items():
+            stretches[each] = Stretch(driver_source(body), found.written[each])
     return written, Stretches(stretches, next(iter(groups), ""))
 
 

@@ -157,12 +157,12 @@ class RecordedStretch:
             return self._as_written(args)
         if self._kinds is None:
             self._kinds = Kinds(args)
-        before, places = self._versions(args), self._places(args)
+        before, places, overwritten = self._versions(args), self._places(args), self._overwritten(args)
         sources, *compiled = self._kinds.form(args, places, replays.source_of)
-        written = tuple((at, places[self._kinds.tensors.index(at)]) for at in sorted(self._overwritten(args)))
+        written = tuple((at, places[self._kinds.tensors.index(at)]) for at in sorted(overwritten))
         what = (replays.switches, *compiled, written)
         form = self._form((what, sources), what, places)
-        action, reason = self._wanted(form, args, places)
+        action, reason = self._wanted(form, args, places, overwritten)
         if replays.consent is not None and not replays.consent.all_want(action):
             replays.disagreed()
             action, reason = AS_WRITTEN, "ranks wanted to do different things with it"
@@ -193,7 +193,9 @@ class RecordedStretch:
             self._compiled.popitem(last=False)
         return found
 
-    def _wanted(self, form: Form | None, args: Sequence[Any], places: list[Any]) -> tuple[int, str]:
+    def _wanted(
+        self, form: Form | None, args: Sequence[Any], places: list[Any], overwritten: set[int]
+    ) -> tuple[int, str]:
         """What this rank would do, and why it would run as written."""
         if form is None or self._fails:
             return AS_WRITTEN, ""
@@ -201,7 +203,7 @@ class RecordedStretch:
             return AS_WRITTEN, "it was called once more in the same call"
         if form.fits(places):
             return PLAY, ""
-        reason = self._why_not(form, args, places)
+        reason = self._why_not(form, args, places, overwritten)
         return (AS_WRITTEN, reason) if reason else (RECORD, "")
 
     def _places(self, args: Sequence[Any]) -> list[Any]:
@@ -251,9 +253,9 @@ class RecordedStretch:
         outputs = zip(form.recording.outputs, form.shown, strict=True)
         return tuple(value if view is None else view.of(args) for value, view in outputs)
 
-    def _why_not(self, form: Form, args: Sequence[Any], places: list[Any]) -> str:
+    def _why_not(self, form: Form, args: Sequence[Any], places: list[Any], overwritten: set[int]) -> str:
         """Why a form cannot be recorded for what lies where it does now; empty where it can."""
-        form.next, overwritten = self._moving(form, args, places), self._overwritten(args)
+        form.next = self._moving(form, args, places, overwritten)
         form.places = places
         if not form.next.isdisjoint(overwritten):
             return "what it writes to lay elsewhere than before"
@@ -265,7 +267,7 @@ class RecordedStretch:
             return f"what it reads lay elsewhere than in {ATTEMPTS} recordings"
         return "" if self._has_room(form) else f"{FORMS} other forms of its arguments are recorded and in use"
 
-    def _moving(self, form: Form, args: Sequence[Any], places: list[Any]) -> set[int]:
+    def _moving(self, form: Form, args: Sequence[Any], places: list[Any], overwritten: set[int]) -> set[int]:
         """Positions of arguments that are not read where they lie now."""
         assert self._kinds is not None
         replays, sized = self._replays, self._kinds.sized
@@ -274,7 +276,7 @@ class RecordedStretch:
         if replays.consent is not None:
             return set(sized) - kept
         lay = zip(self._kinds.tensors, places, form.places, strict=True)
-        overwritten = self._overwritten(args)  # a form of its own for each place
+        # Each place that is written to has a form of its own.
         form.moving |= {at for at, now, before in lay if now != before} - given - overwritten - self._kinds.weights
         return form.moving | ({at for at in sized if args[at].nbytes <= SMALL} - kept - overwritten)
 
