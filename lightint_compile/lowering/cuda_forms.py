@@ -5,6 +5,7 @@
   through memory: 23 % of the device time of a WorldPlay step.
 * The input of a linear in float32 over a weight in bfloat16 is split in the graph (:mod:`.mixed_linears`).
 * Padding that repeats the edges is a gather, which fuses with what is in front of it (:mod:`.edge_pads`).
+* Attention with heads wider than flash attention takes is two products around a softmax (:mod:`.wide_heads`).
 * A tanh GELU behind a linear layer of half precision goes into the product's epilogue, which saves reading and writing
   the widest activation of a block.
 """
@@ -25,6 +26,8 @@ from lightint_compile.lowering.camera_heads import with_camera_heads
 from lightint_compile.lowering.edge_pads import REPLICATION, pad_by_gather
 from lightint_compile.lowering.mixed_linears import split_linear
 from lightint_compile.lowering.region_nodes import size_at
+from lightint_compile.lowering.wide_heads import by_products
+from lightint_compile.passes.analysis.attention_sites import ATTENTION
 from lightint_compile.passes.ir.fake_values import hint_of
 
 aten = torch.ops.aten
@@ -182,4 +185,5 @@ _SPELLINGS: dict[Any, Callable[[fx.Graph, fx.Node, _Made], fx.Node | None]] = {
     aten.pad.default: pad_by_gather,
     **dict.fromkeys(REPLICATION, pad_by_gather),
     torch.ops.lightint.mixed_linear.default: split_linear,
+    ATTENTION: by_products,
 }

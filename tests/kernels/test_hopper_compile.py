@@ -74,7 +74,7 @@ ATTENTION = ["pool_kernel", "score_kernel", "select_kernel", "means_kernel"]
     [
         ("hopper", 90, [*ATTENTION, "block_sparse_attention"]),
         ("portable", 80, [*ATTENTION, "attention_kernel"]),
-        ("others", 80, ["camera_kernel", "camera_kernel", "checksum_kernel", "checksum_kernel", "dense_kernel"]),
+        ("others", 80, [*["camera_kernel"] * 2, *["checksum_kernel"] * 2, "dense_kernel", *["row_weights_kernel"] * 3]),
         ("linears-portable", 80, ["parts_kernel"] * 2),
         ("linears-hopper", 90, ["parts_kernel"] * 2),
     ],

@@ -77,6 +77,7 @@ def kernels_of(implementation: str, head_dim: int) -> None:
         _camera_heads(head_dim)
         _checksums()
         _masked(head_dim)
+        _row_weights()
     else:
         _sparse_attention(implementation, head_dim)
 
@@ -108,6 +109,15 @@ def _masked(head_dim: int) -> None:
     )
     bias, wanted = torch.zeros(1, sum(key.shape[2] for key in keys)), torch.ones(1, dtype=torch.bool)
     dense.attend_all(torch.empty_like(query), query, keys, keys, bias, wanted, head_dim**-0.5)
+
+
+def _row_weights() -> None:
+    from lightint_compile.kernels.portable import row_weights
+
+    scores, mask = torch.zeros(2, 24, 104)[..., :100], torch.ones(24, 100, dtype=torch.bool).expand(1, 2, 24, 100)
+    weights = torch.empty_like(scores, dtype=torch.bfloat16)
+    for each in (None, mask, mask.to(torch.bfloat16)):
+        row_weights.fill_row_weights(scores, weights, each, 0, 0, 0.1)
 
 
 def _linears(home: str) -> None:
