@@ -25,6 +25,9 @@ SCHEMA = "wide_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, f
 WIDEST_FLASH = 256
 """The head_dim up to which flash attention runs."""
 
+FEWEST = 1 << 24
+"""Scores of a call from which products are faster, as measured; fewer go to PyTorch's operator."""
+
 SCORES = 1 << 26
 """Scores that are held at once: 256 MiB in float32, and half of it for their weights."""
 
@@ -61,10 +64,10 @@ def _of_any(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    empty = 0 in (*query.shape, *key.shape, *value.shape)
-    if empty or query.dtype not in (torch.bfloat16, torch.float16) or obstacle(query.device):
-        return _of_any(query, key, value, mask, scale)
     _check(query, key, value, mask)
+    few = query.shape[:3].numel() * key.shape[2] < FEWEST or 0 in (query.shape[3], value.shape[3])
+    if few or query.dtype not in (torch.bfloat16, torch.float16) or obstacle(query.device):
+        return _of_any(query, key, value, mask, scale)
     with torch.cuda.device(query.device):
         return by_products(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale)
 

@@ -24,6 +24,7 @@ import torch.fx as fx
 from lightint_compile.kernels import mixed_linear as _mixed_linear  # noqa: F401 - registers the operator
 from lightint_compile.lowering.camera_heads import with_camera_heads
 from lightint_compile.lowering.edge_pads import REPLICATION, pad_by_gather
+from lightint_compile.lowering.joined_frames import join_frames
 from lightint_compile.lowering.mixed_linears import split_linear
 from lightint_compile.lowering.region_nodes import size_at
 from lightint_compile.lowering.wide_heads import by_products
@@ -186,4 +187,5 @@ _SPELLINGS: dict[Any, Callable[[fx.Graph, fx.Node, _Made], fx.Node | None]] = {
     **dict.fromkeys(REPLICATION, pad_by_gather),
     torch.ops.lightint.mixed_linear.default: split_linear,
     ATTENTION: by_products,
+    aten.clone.default: join_frames,
 }

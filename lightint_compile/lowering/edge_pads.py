@@ -27,9 +27,9 @@ REPLICATION = (aten.replication_pad1d.default, aten.replication_pad2d.default, a
 
 def pad_by_gather(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node | None:
     """``node``'s input at clamped positions; ``None`` where it pads otherwise, or by nothing."""
-    if not _repeats_edges(node):
+    if not repeats_edges(node):
         return None
-    source, pads = node.args[0], _numbers(node.args[1])
+    source, pads = node.args[0], numbers_of(node.args[1])
     if pads is None:
         return None
     assert isinstance(source, fx.Node)
@@ -49,7 +49,8 @@ def pad_by_gather(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) 
     return stored_in(_recorded_order(node), gathered, partial(call, graph))
 
 
-def _repeats_edges(node: fx.Node) -> bool:
+def repeats_edges(node: fx.Node) -> bool:
+    """Whether a padding repeats the edges."""
     return node.target in REPLICATION or "replicate" in node.args[2:3]
 
 
@@ -59,7 +60,7 @@ def _recorded_order(node: fx.Node) -> list[int]:
     return sorted(range(len(strides)), key=lambda axis: -strides[axis])
 
 
-def _numbers(pads: Any) -> list[int] | None:
+def numbers_of(pads: Any) -> list[int] | None:
     """How much is added on each side, from the last axis on; ``None`` where that is known in the call only."""
     return list(pads) if all(isinstance(pad, int) for pad in pads) else None
 

@@ -99,11 +99,18 @@ LARGE = {
 }
 
 
+@pytest.fixture
+def by_products_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of any size go by products."""
+    monkeypatch.setattr(wide_heads, "FEWEST", 0)
+
+
 def difference(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("by_products_alone")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", [*CASES, *LARGE])
 def test_on_a_gpu_it_is_as_exact_as_the_operator_of_torch(name: str, dtype: torch.dtype) -> None:
@@ -121,6 +128,7 @@ def test_on_a_gpu_it_is_as_exact_as_the_operator_of_torch(name: str, dtype: torc
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("by_products_alone")
 def test_on_a_gpu_operands_are_taken_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide_heads, "SCORES", 5000)
     query, key, value = (each.cuda() for each in operands(Case(2, 3, keys=203), torch.bfloat16))
@@ -136,6 +144,7 @@ def test_on_a_gpu_operands_are_taken_as_they_lie(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("by_products_alone")
 def test_on_a_gpu_a_nan_stays_in_its_row() -> None:
     query, key, value = (each.cuda() for each in operands(Case(), torch.bfloat16))
     query[0, 0, 3, 5] = float("nan")
@@ -157,6 +166,7 @@ def test_on_a_gpu_memory_has_a_bound() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("by_products_alone")
 def test_on_a_gpu_it_can_be_recorded() -> None:
     query, key, value = (each.cuda() for each in operands(Case(), torch.bfloat16))
     wide_attention(query, key, value)
@@ -166,3 +176,9 @@ def test_on_a_gpu_it_can_be_recorded() -> None:
     query.neg_()
     graph.replay()
     assert torch.equal(found, wide_attention(query, key, value))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_few_scores_go_to_torch() -> None:
+    parts = [each.cuda() for each in operands(Case(), torch.bfloat16)]
+    assert torch.equal(wide_attention(*parts), F.scaled_dot_product_attention(*parts))
