@@ -35,8 +35,7 @@ def joined_frames(parts: Sequence[Tensor], pads: Sequence[int]) -> Tensor:
     """``cat`` along frames of each part padded by its edges, with channels last in memory; no gradients.
 
     Args:
-        parts: ``[batch, channels, frames, height, width]``; padded they differ in their frames alone, of which each has
-            one or more.
+        parts: ``[batch, channels, frames, height, width]``; padded they differ in their frames alone.
         pads: as of :func:`torch.nn.functional.pad`, of width, height and frames: 6 numbers a part, none below 0.
 
     Raises:

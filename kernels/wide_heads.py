@@ -39,7 +39,8 @@ def wide_attention(
 ) -> Tensor:
     """``scaled_dot_product_attention`` for wide heads; no gradients.
 
-    Scores are float32. Their weights are rounded to the dtype of the values, as in flash attention.
+    Scores are float32. Their weights are rounded to the dtype of the values and then divided by their sums in float32,
+    as in flash attention.
 
     Args:
         query: ``[batch, heads, queries, head_dim]``.
@@ -81,10 +82,10 @@ class Round(NamedTuple):
     rows: int
 
 
-def rounds(heads: int, rows: int, keys: int) -> Iterator[Round]:
-    """All rows of all heads: whole heads where several fit, else runs of rows of one."""
-    together = max(1, min(heads, SCORES // (rows * keys)))
-    run = rows if together > 1 else max(1, min(rows, SCORES // keys))
+def rounds(heads: int, rows: int, width: int) -> Iterator[Round]:
+    """All rows of ``width`` scores of all heads: whole heads where several fit, else runs of rows of one."""
+    together = max(1, min(heads, SCORES // (rows * width)))
+    run = rows if together > 1 else max(1, min(rows, SCORES // width))
     for head in range(0, heads, together):
         for row in range(0, rows, run):
             yield Round(head, min(together, heads - head), row, min(run, rows - row))
@@ -96,33 +97,36 @@ def by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
 
     batch, heads, rows, _ = query.shape
     keys = key.shape[2]
+    width = keys + -keys % ALIGNED
     spread = None if mask is None else mask.expand(batch, heads, rows, keys)
     query, key, value = (each.flatten(0, 1) for each in (query, key, value))
     out = query.new_empty((batch * heads, rows, value.shape[2]))
-    every = list(rounds(batch * heads, rows, keys))
-    width = keys + -keys % ALIGNED
-    held = query.new_empty(max(each.heads * each.rows for each in every) * width, dtype=torch.float32)
+    every = list(rounds(batch * heads, rows, width))
+    most = max(each.heads * each.rows for each in every)
+    held, masses = (query.new_empty(most * many, dtype=torch.float32) for many in (width, 1))
     weights = torch.empty_like(held, dtype=query.dtype)
     for each in every:
         chosen, run = slice(each.head, each.head + each.heads), slice(each.row, each.row + each.rows)
-        scores, shares = (_rows(memory, each, width, keys) for memory in (held, weights))
+        scores, shares = (_rows(memory, each, width)[..., :keys] for memory in (held, weights))
+        mass = _rows(masses, each, 1)
         torch.bmm(query[chosen, run], key[chosen].mT, out_dtype=torch.float32, out=scores)
-        fill_row_weights(scores, shares, spread, each.head, each.row, scale)
-        torch.bmm(shares, value[chosen], out=out[chosen, run])
+        fill_row_weights(scores, shares, mass, spread, each.head, each.row, scale)
+        torch.div(torch.bmm(shares, value[chosen], out_dtype=torch.float32), mass, out=out[chosen, run])
     return out.view(batch, heads, rows, out.shape[2])
 
 
-def _rows(memory: Tensor, each: Round, width: int, keys: int) -> Tensor:
-    """``[heads, rows, keys]`` at the front of a flat memory, each row ``width`` long."""
-    return memory[: each.heads * each.rows * width].view(each.heads, each.rows, width)[..., :keys]
+def _rows(memory: Tensor, each: Round, width: int) -> Tensor:
+    """``[heads, rows, width]`` at the front of a flat memory."""
+    return memory[: each.heads * each.rows * width].view(each.heads, each.rows, width)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if {query.dim(), key.dim(), value.dim()} != {4} or key.shape[:3] != value.shape[:3]:
-        raise InputError("queries, keys and values are not [batch, heads, tokens, ...]", why=shapes)
-    if key.shape[3] != query.shape[3] or key.shape[:2] != query.shape[:2]:
-        raise InputError("queries and keys do not fit together", where="wide_attention", why=shapes)
+    if {query.dim(), key.dim(), value.dim()} != {4}:
+        what = "queries, keys and values are not [batch, heads, tokens, ...]"
+        raise InputError(what, where="wide_attention", why=shapes)
+    if key.shape[3] != query.shape[3] or key.shape[:2] != query.shape[:2] or key.shape[:3] != value.shape[:3]:
+        raise InputError("queries, keys and values do not fit together", where="wide_attention", why=shapes)
     if len({query.dtype, key.dtype, value.dtype}) > 1:
         raise InputError("queries, keys and values differ in dtype", where="wide_attention", why=str(key.dtype))
     if mask is not None and mask.dtype not in (torch.bool, query.dtype):

@@ -16,7 +16,11 @@ ELEMENTS = 8192
 MOST_CHANNELS = 1024
 
 
-@triton.jit
+_COUNTS = ["rows", "frames", "height", "width", "out_frames", "first", "source_frames", "source_height", "source_width"]
+_COUNTS += ["before_frames", "before_height", "before_width"]
+
+
+@triton.jit(do_not_specialize=_COUNTS)
 def edge_rows_kernel(
     out, source, channels, rows, frames, height, width, out_frames, first,
     source_frames, source_height, source_width, before_frames, before_height, before_width,

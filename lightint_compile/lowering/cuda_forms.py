@@ -4,7 +4,8 @@
   and a sum, which are fused with their neighbours. As an einsum it is a batched cuBLAS call on float32 operands that go
   through memory: 23 % of the device time of a WorldPlay step.
 * The input of a linear in float32 over a weight in bfloat16 is split in the graph (:mod:`.mixed_linears`).
-* Padding that repeats the edges is a gather, which fuses with what is in front of it (:mod:`.edge_pads`).
+* Padding that repeats the edges is a gather, which fuses with what is in front of it (:mod:`.edge_pads`); where it is
+  joined and stored with channels last, a copy of rows (:mod:`.joined_frames`).
 * Attention with heads wider than flash attention takes is two products around a softmax (:mod:`.wide_heads`).
 * A tanh GELU behind a linear layer of half precision goes into the product's epilogue, which saves reading and writing
   the widest activation of a block.
@@ -27,7 +28,7 @@ from lightint_compile.lowering.edge_pads import REPLICATION, pad_by_gather
 from lightint_compile.lowering.joined_frames import join_frames
 from lightint_compile.lowering.mixed_linears import split_linear
 from lightint_compile.lowering.region_nodes import size_at
-from lightint_compile.lowering.wide_heads import by_products
+from lightint_compile.lowering.wide_heads import attend_by_products
 from lightint_compile.passes.analysis.attention_sites import ATTENTION
 from lightint_compile.passes.ir.fake_values import hint_of
 
@@ -59,7 +60,8 @@ def spelled_for_cuda(graph_module: fx.GraphModule) -> Spelled:
 def spelled(graph_module: fx.GraphModule) -> Spelled:
     """A copy of a region in these forms.
 
-    The new nodes carry no fake values: the compiler finds them. Memory layouts stay as recorded.
+    The new nodes carry no fake values: the compiler finds them. Memory layouts stay as recorded. A region writes
+    to none of its inputs, so that a form may read one later than the call that it stands for.
     """
     graph_module = with_camera_heads(graph_module)
     graph, config = fx.Graph(), dict[str, Any]()
@@ -186,6 +188,6 @@ _SPELLINGS: dict[Any, Callable[[fx.Graph, fx.Node, _Made], fx.Node | None]] = {
     aten.pad.default: pad_by_gather,
     **dict.fromkeys(REPLICATION, pad_by_gather),
     torch.ops.lightint.mixed_linear.default: split_linear,
-    ATTENTION: by_products,
+    ATTENTION: attend_by_products,
     aten.clone.default: join_frames,
 }

@@ -2,8 +2,9 @@
 
 Inductor takes ``replication_pad`` apart into a gather an axis, in float32, and writes what is between them to memory,
 in the order of dimensions and not of the memory: under a causal video decoder that is twice the bytes of its
-activations, and a transposition behind it. A gather is read where it is used: norm, activation, padding and the joining
-with earlier frames become one kernel, in the dtype and the memory order of the activations. Values are equal.
+activations, and a transposition behind it. A gather is read where it is used, in the dtype and the memory order of the
+activations: it fuses with what is in front of it. Values are equal. Padding that is joined and stored with channels
+last is a copy of rows instead (:mod:`.joined_frames`).
 """
 
 from __future__ import annotations

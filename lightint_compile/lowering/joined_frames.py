@@ -35,8 +35,10 @@ def join_frames(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) ->
     pads = [pads for part in parts if (pads := _pads(part, value.dtype)) is not None]
     if len(pads) < len(parts) or not any(map(any, pads)):
         return None
-    sources = [made[_source(part)] for part in parts]
-    return call(graph, torch.ops.lightint.joined_frames.default, sources, [*chain(*pads)])
+    sources = [_source(part) for part in parts]
+    if any(source.meta["val"].stride(1) != 1 for source in sources):
+        return None  # a row of channels is no line of memory
+    return call(graph, torch.ops.lightint.joined_frames.default, [made[s] for s in sources], [*chain(*pads)])
 
 
 def _joined(node: fx.Node) -> tuple[Sequence[fx.Node], int]:

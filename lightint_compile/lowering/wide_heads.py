@@ -6,12 +6,13 @@ operator (:mod:`lightint_compile.kernels.wide_heads` says why that is slow). Val
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 import torch.fx as fx
 
-from lightint_compile.kernels.wide_heads import WIDEST_FLASH
+from lightint_compile.kernels.wide_heads import FEWEST, WIDEST_FLASH
 from lightint_compile.lowering.region_nodes import call
 from lightint_compile.passes.ir.memory_sharing import memory_order
 from lightint_compile.passes.ir.op_arguments import argument
@@ -20,7 +21,7 @@ from lightint_compile.passes.ir.rewriter import stored_in
 HALF = (torch.bfloat16, torch.float16)
 
 
-def by_products(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node | None:
+def attend_by_products(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node | None:
     """``node``'s attention by products, in the memory order it had; ``None`` where PyTorch's own operator is kept."""
     if not _fits(node):
         return None
@@ -40,5 +41,11 @@ def _fits(node: fx.Node) -> bool:
     plain = not argument(node, "is_causal") and argument(node, "dropout_p") == 0.0
     if not plain or {query.dim(), key.dim(), value.dim()} != {4} or query.dtype not in HALF:
         return False
+    mask = argument(node, "attn_mask")
+    if mask is not None and mask.meta["val"].dtype not in (torch.bool, query.dtype):
+        return False
+    scores = (*query.shape[:3], key.shape[2])
+    if all(isinstance(size, int) for size in scores) and math.prod(scores) < FEWEST:
+        return False  # the operator would hand it to PyTorch's
     wide = isinstance(query.shape[3], int) and query.shape[3] > WIDEST_FLASH
     return wide and key.shape[:2] == query.shape[:2] and value.shape[:2] == query.shape[:2]

@@ -66,6 +66,9 @@ def test_the_softmax_runs_while_values_are_multiplied(compiled):
     assert "ex2.approx.ftz.f32" in code or "ex2.approx.f32" in code
 
 
+OTHERS = [*["camera_kernel"] * 2, *["checksum_kernel"] * 2, "dense_kernel"]
+OTHERS += [*["row_weights_kernel"] * 3, "edge_rows_kernel"]
+
 ATTENTION = ["pool_kernel", "score_kernel", "select_kernel", "means_kernel"]
 
 
@@ -74,7 +77,7 @@ ATTENTION = ["pool_kernel", "score_kernel", "select_kernel", "means_kernel"]
     [
         ("hopper", 90, [*ATTENTION, "block_sparse_attention"]),
         ("portable", 80, [*ATTENTION, "attention_kernel"]),
-        ("others", 80, [*["camera_kernel"] * 2, *["checksum_kernel"] * 2, "dense_kernel", *["row_weights_kernel"] * 3]),
+        ("others", 80, OTHERS),
         ("linears-portable", 80, ["parts_kernel"] * 2),
         ("linears-hopper", 90, ["parts_kernel"] * 2),
     ],

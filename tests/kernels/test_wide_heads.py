@@ -47,9 +47,10 @@ def test_the_kernel_interpreted_rounds_once() -> None:
     assert found.returncode == 0, found.stderr
     errors = json.loads(found.stdout)
     assert set(errors) == set(CASES) and max(errors.values()) < 1e-3, errors  # half a bit of float16 is 5e-4
+    assert errors["keys that are all alike"] < 6e-4  # the result alone is rounded
 
 
-@given(st.integers(1, 9), st.integers(1, 300), st.integers(1, 300), st.integers(1, 2000))
+@given(st.integers(1, 90), st.integers(1, 60), st.integers(1, 300), st.integers(1, 2000))
 def test_rounds_are_all_rows_once_and_no_more_scores_than_are_allowed(
     heads: int, rows: int, keys: int, allowed: int
 ) -> None:
@@ -72,7 +73,7 @@ def test_rounds_take_whole_heads_where_several_fit() -> None:
     ("change", "told"),
     [
         (lambda q, k, v: (q[0], k, v), r"are not \[batch, heads, tokens"),
-        (lambda q, k, v: (q, k, v[:, :, 1:]), r"are not \[batch, heads, tokens"),
+        (lambda q, k, v: (q, k, v[:, :, 1:]), "do not fit together"),
         (lambda q, k, v: (q, k[..., 1:], v), "do not fit together"),
         (lambda q, k, v: (q.expand(-1, 2, -1, -1), k, v), "do not fit together"),
         (lambda q, k, v: (q, k.double(), v), "differ in dtype"),
@@ -93,6 +94,8 @@ def test_a_gradient_is_refused() -> None:
 # --- on a GPU --------------------------------------------------------------------------------------------------------
 
 LARGE = {
+    "many keys": Case(queries=200, keys=98_280, scale=0.02),
+    "a sample for each pixel": Case(70_000, queries=16, keys=16, value_dim=8),
     "a frame of a decoder and its past": Case(queries=1560, keys=16_380, head_dim=1024, value_dim=1024, scale=1 / 32),
     "a frame alone": Case(queries=6240, keys=6240, head_dim=384, value_dim=384),
     "an odd number of keys": Case(2, 2, queries=333, keys=4097, head_dim=512, value_dim=512, mask="bool"),
@@ -140,7 +143,18 @@ def test_on_a_gpu_operands_are_taken_as_they_lie(monkeypatch: pytest.MonkeyPatch
     for each in (turned, cut, odd, columns):
         assert difference(wide_attention(*each), wanted.double()) < 4e-3
     with torch.autocast("cuda", dtype=torch.float16):
-        assert wide_attention(query, key, value).dtype is torch.bfloat16
+        assert torch.equal(wide_attention(query, key, value), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_products_alone")
+@pytest.mark.parametrize("kind", ["added", "least"])
+def test_on_a_gpu_masks_are_those_of_torch(kind: str) -> None:
+    case = Case(2, 2, keys=70, mask=kind)
+    parts, mask = [each.cuda() for each in operands(case, torch.bfloat16)], mask_of(case, torch.bfloat16)
+    assert mask is not None
+    found, theirs = wide_attention(*parts, mask.cuda()), F.scaled_dot_product_attention(*parts, mask.cuda())
+    assert difference(found, theirs.double()) < 1e-2
 
 
 @pytest.mark.gpu

@@ -78,6 +78,7 @@ def kernels_of(implementation: str, head_dim: int) -> None:
         _checksums()
         _masked(head_dim)
         _row_weights()
+        _edge_rows()
     else:
         _sparse_attention(implementation, head_dim)
 
@@ -115,9 +116,19 @@ def _row_weights() -> None:
     from lightint_compile.kernels.portable import row_weights
 
     scores, mask = torch.zeros(2, 24, 104)[..., :100], torch.ones(24, 100, dtype=torch.bool).expand(1, 2, 24, 100)
-    weights = torch.empty_like(scores, dtype=torch.bfloat16)
+    weights = torch.zeros(2, 24, 104, dtype=torch.bfloat16)[..., :100]
     for each in (None, mask, mask.to(torch.bfloat16)):
-        row_weights.fill_row_weights(scores, weights, each, 0, 0, 0.1)
+        row_weights.fill_row_weights(scores, weights, torch.zeros(2, 24), each, 0, 0, 0.1)
+
+
+def _edge_rows() -> None:
+    from lightint_compile.kernels.portable import edge_rows
+
+    part, out = (
+        torch.zeros(1, 64, 3, *size, dtype=torch.bfloat16).to(memory_format=torch.channels_last_3d)
+        for size in ((4, 5), (6, 7))
+    )
+    edge_rows.fill_frames(out, part, (1, 1, 1, 1, 0, 0), 0, 3)
 
 
 def _linears(home: str) -> None:

@@ -32,6 +32,8 @@ CASES = {
     "other values": Case(value_dim=48, mask="bool"),
     "a mask of numbers": Case(mask="added"),
     "padded keys": Case(2, 2, mask="padding"),
+    "the least number of the dtype": Case(2, 2, keys=70, mask="least"),
+    "keys that are all alike": Case(keys=9_000, queries=3, scale=0.0),
     "rows without a key": Case(2, 2, keys=70, mask="alone"),
     "large scores": Case(scale=4.0),
 }
@@ -57,6 +59,9 @@ def mask_of(case: Case, dtype: torch.dtype) -> Tensor | None:
     seen = torch.rand(case.queries, case.keys, generator=draw) > 0.4
     if case.mask == "bool":
         return seen
+    if case.mask == "least":
+        seen[3] = False
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     seen[3], seen[case.queries - 1] = False, False
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -math.inf)
 

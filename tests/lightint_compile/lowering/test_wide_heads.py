@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +15,21 @@ from torch.nn import functional as F
 
 from lightint_compile import capture
 from lightint_compile.lowering import region as lowering
+from lightint_compile.lowering import wide_heads
 from lightint_compile.lowering.cuda_forms import spelled
 from lightint_compile.lowering.region_sizes import fresh_inputs
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 OURS = torch.ops.lightint.wide_attention.default
 WIDE = 272
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_scores_are_enough() -> Iterator[None]:
+    """The rule holds for calls of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wide_heads, "FEWEST", 0)
+        yield
 
 
 def operands(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -32,7 +41,7 @@ def alike(shape: tuple[int, ...] = (2, 3, 10, WIDE), dtype: torch.dtype = torch.
     return operands(shape, (*shape[:-2], 14, shape[-1]), (*shape[:-2], 14, shape[-1]), dtype=dtype)
 
 
-def by_products(function: Callable[..., Tensor], *given_here: Tensor) -> bool:
+def goes_by_products(function: Callable[..., Tensor], *given_here: Tensor) -> bool:
     """Whether the attention of a function goes by products, with the same result and memory order."""
     before = region(function, *given_here)
     after = spelled(before).graph_module
@@ -44,16 +53,18 @@ def by_products(function: Callable[..., Tensor], *given_here: Tensor) -> bool:
 
 
 def test_wide_heads_of_16_bits_go_by_products() -> None:
-    assert by_products(F.scaled_dot_product_attention, *alike())
-    assert by_products(F.scaled_dot_product_attention, *alike(dtype=torch.float16))
+    assert goes_by_products(F.scaled_dot_product_attention, *alike())
+    assert goes_by_products(F.scaled_dot_product_attention, *alike(dtype=torch.float16))
     query, key, value = alike()
-    assert by_products(F.scaled_dot_product_attention, query, key, value[..., :40])
+    assert goes_by_products(F.scaled_dot_product_attention, query, key, value[..., :40])
 
 
 def test_masks_and_scales_go_with_them() -> None:
     added, seen = operands((3, 10, 14))[0], torch.ones(10, 14, dtype=torch.bool).tril(2)
     for mask in (added, seen):
-        assert by_products(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m, scale=0.3), *alike(), mask)
+        assert goes_by_products(
+            lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m, scale=0.3), *alike(), mask
+        )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +83,19 @@ def test_masks_and_scales_go_with_them() -> None:
     ids=["flash takes it", "float32", "no heads", "causal", "shared key heads", "one sample of keys"],
 )
 def test_one_edit_away_it_stays(function: Callable[..., Tensor], given_here: list[Tensor]) -> None:
-    assert not by_products(function, *given_here)
+    assert not goes_by_products(function, *given_here)
+
+
+def test_few_scores_stay_where_sizes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide_heads, "FEWEST", 2 * 3 * 10 * 14)
+    assert goes_by_products(F.scaled_dot_product_attention, *alike())
+    monkeypatch.setattr(wide_heads, "FEWEST", 2 * 3 * 10 * 14 + 1)
+    assert not goes_by_products(F.scaled_dot_product_attention, *alike())
+
+
+def test_a_mask_of_another_dtype_stays() -> None:
+    before = one_node(ATTENTION, lambda nodes: tuple(nodes), *alike(), torch.zeros(10, 14))
+    assert ATTENTION in targets(spelled(before).graph_module)
 
 
 def test_dropout_stays() -> None:
@@ -85,7 +108,7 @@ def test_dropout_stays() -> None:
 def test_operands_in_any_memory_order(order: list[int], sizes: tuple[int, int, int], width: int) -> None:
     parts = operands(*((*sizes, width),) * 3)
     laid = [each.permute(order).contiguous().permute([order.index(axis) for axis in range(4)]) for each in parts]
-    assert by_products(F.scaled_dot_product_attention, *laid)
+    assert goes_by_products(F.scaled_dot_product_attention, *laid)
 
 
 class Frames(nn.Module):
