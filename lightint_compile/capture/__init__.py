@@ -158,10 +158,12 @@ def _program(
     if uses_transforms(graph_module):
         graph_module = without_transforms(graph_module, values, mode)
     autocast = uses_autocast(graph_module)
+    interpreters: list[RepeatingInterpreter] = []
 
     def traced_by(copies_views: bool) -> fx.GraphModule:
         def flat(*inputs: Any) -> tuple[Any, ...]:
             interpreter = RepeatingInterpreter(graph_module, copies_views=copies_views)
+            interpreters.append(interpreter)
             leaves, spec = pytree.tree_flatten(interpreter.run(*inputs))
             outputs.append(spec)
             return (*leaves, *interpreter.unread())  # so that a pass can see and report them
@@ -173,6 +175,7 @@ def _program(
         traced = traced_by(copies_views=True)
     except WritesToAView:
         traced = traced_by(copies_views=False)
+    interpreters[-1].give_values()
     if replaced:
         paths = ", ".join(entries[index].path for index in replaced)
         raise refusal(paths, _REPLACED)

@@ -15,6 +15,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import _ProxyTensor, disable_proxy_modes_tracing
 
 from lightint_compile.capture.functional import inner
+from lightint_compile.passes.ir.fake_values import another
 
 T = TypeVar("T")
 
@@ -98,7 +99,7 @@ class Copy:
 
     Attributes:
         node: what computes it, since the latest write to it.
-        value: its fake value.
+        value: its fake value, or an equal one while nothing reads it as a functional tensor.
         memory: stands for its memory, see :class:`Memories`.
     """
 
@@ -120,6 +121,7 @@ class Copy:
     def functional(self, tracer: Any) -> FunctionalTensor:
         """What a trace reads."""
         if self._functional is None:
+            self.value = self.node.meta["val"] = another(self.value)  # a trace knows a node by its value
             tracer.tensor_tracker[self.value] = _ProxyTensor(fx.Proxy(self.node, tracer), None)
             with torch._C.DisableTorchFunction(), disable_proxy_modes_tracing():  # sizes would be traced
                 self._functional = FunctionalTensor.to_functional(self.value)

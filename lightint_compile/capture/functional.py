@@ -57,7 +57,12 @@ def inner(leaf: Any) -> Any:
 
 
 def _sync(tensor: FunctionalTensor) -> None:
-    """Trace the views that show what was written; on tensors without data torch does it too, which no mode may see."""
+    """Trace the views that show what was written; on tensors without data torch does it too, which no mode may see.
+
+    Where nothing ever was there are none. Putting the mode aside makes torch forget how it dispatches operators.
+    """
+    if not (torch._functionalize_mutation_counter(tensor.elem) or _was_replaced(tensor)):  # type: ignore[attr-defined]
+        return
     with disable_functional_mode():
         torch._sync(tensor)  # type: ignore[attr-defined]
 

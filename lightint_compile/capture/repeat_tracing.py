@@ -97,6 +97,7 @@ class RepeatingInterpreter(ModeInterpreter):
         self._copies_views = copies_views
         self._known: dict[Any, _Kept | None] = {}
         self._memories = Memories()
+        self._copies: list[tuple[fx.Node, Any]] = []
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Copy what an equal call became, or trace it; a graph that is only wrapped is run in its place."""
@@ -127,9 +128,18 @@ class RepeatingInterpreter(ModeInterpreter):
         values = _for_trace([self.env.get(node) for node in last])
         return [value for value in values if isinstance(value, torch.Tensor)]
 
+    def give_values(self) -> None:
+        """Give each copied node a value of its own, which it shares with the operation that it is a copy of until then.
+
+        After a trace: in one, torch looks for every value of a node through the modes of the trace.
+        """
+        for node, shared in self._copies:
+            if node.meta["val"] is shared:
+                node.meta["val"] = another(shared)
+
     def _inlined(self, graph_module: fx.GraphModule, operands: Sequence[Any]) -> Any:
         inside = RepeatingInterpreter(graph_module, copies_views=self._copies_views)
-        inside._known, inside._memories = self._known, self._memories
+        inside._known, inside._memories, inside._copies = self._known, self._memories, self._copies
         return inside.run(*operands)
 
     def _traced(self, target: Any, args: Any, kwargs: Any, trace: Callable[..., Any]) -> Any:
@@ -217,8 +227,10 @@ class RepeatingInterpreter(ModeInterpreter):
             return self._memories.node_of(leaves[place.index], tracer) if isinstance(place, _Operand) else place
 
         for (target, args, kwargs), value in zip(kept.calls, kept.values, strict=True):
-            node = tracer.create_node("call_function", target, *fx.node.map_aggregate((args, kwargs), placed))
-            node.meta["val"] = another(value)
+            arguments = fx.node.map_aggregate((args, kwargs), placed)
+            node = fx.Tracer.create_node(tracer, "call_function", target, *arguments)
+            node.meta["val"] = value
+            self._copies.append((node, value))
             made.append(node)
         for index, place in kept.written:
             leaves[index].write(made[place.index])
@@ -335,9 +347,14 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _can_be_copied(node: fx.Node, is_result: bool) -> bool:
-    """Whether equal calls make equal nodes. A result must be no constant: the host may read what is in one."""
+    """Whether equal calls make equal nodes. A result must be no constant: the host may read what is in one.
+
+    What a tracer of ``make_fx`` notes of a call beside what any tracer does is about its very operands.
+    """
     values = pytree.tree_leaves(node.meta.get("val"))
     if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or not values:
+        return False
+    if "eager_input_vals" in node.meta:
         return False
     return all(isinstance(v, FakeTensor) and (v.constant is None or not is_result) for v in values)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import torch.fx as fx
@@ -132,6 +133,7 @@ _PLUMBING = frozenset({"__dict__", "_modules", "_parameters", "_buffers"})
 _PATH_WORD = re.compile(r"[^\[\]'\".]+")
 
 
+@lru_cache(maxsize=4096)  # every node of a block has its paths
 def clean_path(path: str, *, of_module: bool = True) -> str:
     """A module or parameter path as the user writes it: ``blocks.3.attn1.to_q.weight``.
 
