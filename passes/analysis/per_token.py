@@ -19,6 +19,7 @@ from lightint_compile.passes.ir.fake_values import hint_at, hinted_shape, numel_
 from lightint_compile.passes.ir.flops import flops_of, program_flops
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.input_writes import written_buffers
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 
 aten = torch.ops.aten
@@ -74,7 +75,8 @@ def per_token_inputs(program: Program, fewest: int = MANY_ROWS) -> Iterator[PerT
 
     Those that do not get to these products are among them, with what they are blocked by.
     """
-    repeated = cache(lambda: analyse(program.graph))
+    looks = program.memory(Looks)
+    repeated = cache(lambda: analyse(program.graph, looks=looks))
     sines = program.graph.find_nodes(op="call_function", target=aten.sin.default)
     embedded = reached(sines, lambda node: node.all_input_nodes)
     worth, written = WORTH * program_flops(program)["total"], written_buffers(program.graph)
@@ -87,7 +89,7 @@ def per_token_inputs(program: Program, fewest: int = MANY_ROWS) -> Iterator[PerT
         sizes = hinted_shape(tensor)
         axis = sizes.index(max(sizes))
         layout = tuple((same if place == axis else plain)(size) for place, size in enumerate(shape_of(tensor)))
-        found = analyse(program.graph, {node: layout}, like=repeated())
+        found = analyse(program.graph, {node: layout}, like=repeated(), looks=looks)
         readers = [user for user in node.users if user in found.sunk]
         if not readers or not any(each.target is aten.sin.default and found.sunk[each].works for each in found.sunk):
             continue
@@ -95,7 +97,7 @@ def per_token_inputs(program: Program, fewest: int = MANY_ROWS) -> Iterator[PerT
         if flops > worth:
             yield PerToken(node, entry.path, axis, readers, flops, None)
             continue
-        for blocking, lost in lost_products(program.graph, found, none).items():
+        for blocking, lost in lost_products(program, found, none).items():
             if lost > worth:
                 reason = found.blocked[blocking].reason
                 yield PerToken(node, entry.path, axis, readers, flops, (blocking, reason, lost))

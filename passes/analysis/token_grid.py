@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,14 +32,15 @@ from lightint_compile.passes.analysis.grid_axes.axes import (
     Origin,
     frames_of_input,
 )
+from lightint_compile.passes.analysis.grid_axes.following import Followed, Results
 from lightint_compile.passes.analysis.grid_axes.rules import meanings
 from lightint_compile.passes.analysis.past_frames import PastFrames, find_past
 from lightint_compile.passes.analysis.token_axis import Grid, TokenAxis
 from lightint_compile.passes.analysis.token_spans import is_volume, spans_of
 from lightint_compile.passes.ir.fake_values import Size, hint_of, plain, shape_of, size_of
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.op_arguments import pick_of, results_in, sizes_of, tensors
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
-from lightint_compile.passes.ir.remembering import Walk
 from lightint_compile.passes.ir.sizes import same
 
 Made = tuple[tuple[int, tuple[int | None, int | str, int | str]], ...]
@@ -73,7 +74,7 @@ class TokenGrid:
             axes, hints = (hinted if kept == hints else _follow(program, {**told, **kept}) if kept else axes), kept
         past = find_past(program, axes)
         if past.kept:
-            axes = _follow(program, {**told, **hints, **past.axes(program)}, PastFrames)
+            axes = _follow(program, {**told, **hints, **past.axes(program)})
         return cls(axes, frozenset(_unpatchified(program, axes)), past)
 
     def of(self, node: fx.Node, axis: int) -> TokenAxis | None:
@@ -122,24 +123,17 @@ def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
     return (pick.index, 0) if pick is not None and pick.axis == axis else (node, axis)
 
 
-def _follow(program: Program, hints: Mapping[Origin, Axis], memory: type = TokenGrid) -> dict[fx.Node, Axes]:
-    """Run every rule in order. ``hints`` are axes of inputs that are known to be grids; ``memory`` is of such walks."""
-    known: dict[fx.Node, _Results] = {}
+def _follow(program: Program, hints: Mapping[Origin, Axis]) -> Mapping[fx.Node, Axes]:
+    """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
     kinds = {entry.name: entry.kind for entry in program.inputs}
-    walk: Walk[_Results] = Walk(program.memory(memory))
+    followed = Followed(program.memory(Looks))
     for node in program.graph.nodes:
         if node.op == "placeholder":
             weight = kinds.get(node.name) in (InputKind.PARAMETER, InputKind.BUFFER)
-            known[node] = walk.given(node, _Results([_input_axes(node, hints, weight)]))
-        elif node.target in READS_NUMBERS:
-            known[node] = walk.given(node, _results(node, known))
-        else:
-            known[node] = walk.at(node, lambda node: _results(node, known))
-    return {node: found[0] for node, found in known.items() if tensor_of(node) is not None}
-
-
-class _Results(tuple[Axes, ...]):
-    """What is known of the axes of every result of a call. Equal ones of two calls are not the same one."""
+            followed.given(node, (_input_axes(node, hints, weight),))
+        elif node.op != "output":
+            followed.follow(node, _results, alike=node.target not in READS_NUMBERS)
+    return followed
 
 
 def _input_axes(node: fx.Node, hints: Mapping[Origin, Axis], weight: bool) -> Axes:
@@ -154,16 +148,16 @@ def _input_axes(node: fx.Node, hints: Mapping[Origin, Axis], weight: bool) -> Ax
     )
 
 
-def _results(node: fx.Node, known: Mapping[fx.Node, _Results]) -> _Results:
+def _results(node: fx.Node, of: Callable[[fx.Node], Results]) -> Results:
     """What the movement of a call says; an operation or argument form that the table does not know says nothing."""
     found: Sequence[Sequence[Axis | None]] = ()
     with suppress(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, sympy.SympifyError):
         if node.target is operator.getitem:
-            found = [known[node.args[0]][node.args[1]]]  # type: ignore[index]
+            found = [of(node.args[0])[node.args[1]]]  # type: ignore[arg-type, index]
         elif node.op == "call_function":
-            found = meanings(node, lambda source: known[source][0]) or ()
+            found = meanings(node, lambda source: of(source)[0]) or ()
     values = itertools.zip_longest(results_in(node), found)
-    return _Results(
+    return tuple(
         _checked(node, result, shape_of(value)) if isinstance(value, torch.Tensor) else () for value, result in values
     )
 

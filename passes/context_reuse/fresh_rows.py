@@ -19,6 +19,7 @@ from lightint_compile.passes.context_reuse.scope import Scope, has_rows, rows_ax
 from lightint_compile.passes.ir.effects import live_nodes
 from lightint_compile.passes.ir.fake_values import Size, shape_of
 from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.program import Program, tensor_of
 from lightint_compile.passes.ir.remarks import Miss
@@ -73,7 +74,7 @@ def _made_from(program: Program, scope: Scope, cuts: Sequence[Cut], joined: set[
 def _misses(program: Program, scope: Scope, rows: list[fx.Node], joined: set[fx.Node]) -> Iterator[Miss]:
     inside = set(rows)
     live = set(live_nodes(program.graph))
-    analysis = analyse(program.graph, _supposed(scope, rows))
+    analysis = analyse(program.graph, _supposed(scope, rows), looks=program.memory(Looks))
     for node in rows:
         if tensor_of(node) is not None and not _row_by_row(node, scope.size, analysis):
             yield Miss(node, f"{node.name} cannot be computed for some frames alone: {_mixing(node, analysis)}")

@@ -8,7 +8,7 @@ placeholders; the output is one flat tuple. Passes never see a torch function.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -20,8 +20,6 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-from lightint_compile.passes.ir.remembering import Memory
 
 
 class InputKind(StrEnum):
@@ -59,6 +57,7 @@ class Fact(Protocol):
 
 
 F = TypeVar("F", bound=Fact)
+M = TypeVar("M")
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Program:
     arguments: tuple[str, ...] | None = None
     owned: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
-    _memories: dict[type, Memory[Any]] = field(default_factory=dict, repr=False)
+    _memories: dict[Callable[[], Any], Any] = field(default_factory=dict, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
@@ -107,9 +106,12 @@ class Program:
         """Drop every fact: the graph is no longer the one they describe."""
         self._facts.clear()
 
-    def memory(self, kind: type) -> Memory[Any]:
-        """What the analysis ``kind`` remembers of nodes; it outlives changes, so whoever reads it checks what holds."""
-        return self._memories.setdefault(kind, Memory())
+    def memory(self, kind: Callable[[], M]) -> M:
+        """The one ``kind`` of this program: what it remembers of nodes outlives changes, so it checks what holds."""
+        if kind not in self._memories:
+            self._memories[kind] = kind()
+        found: M = self._memories[kind]
+        return found
 
     def placeholders(self) -> list[fx.Node]:
         """The placeholder nodes, one for each of ``inputs``."""

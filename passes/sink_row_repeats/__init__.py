@@ -25,6 +25,7 @@ from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.fake_values import refresh
 from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.fresh_sizes import is_decided
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.memory_sharing import alias_source, output_memory
 from lightint_compile.passes.ir.node_queries import is_element
 from lightint_compile.passes.ir.program import Program, tensor_of
@@ -51,11 +52,12 @@ class SinkRowRepeats(Pass):
 
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""
-        supposed = analyse(program.graph, picks=every)
+        looks = program.memory(Looks)
+        supposed = analyse(program.graph, picks=every, looks=looks)
         worth = _worth_following(program.graph, supposed)
         analysis = supposed
         if worth != _picks(supposed):
-            analysis = analyse(program.graph, picks=worth.__contains__, like=supposed)
+            analysis = analyse(program.graph, picks=worth.__contains__, like=supposed, looks=looks)
         ends = _ends(program.graph, analysis)
         remarks = list(_missed(program, supposed))
         if ends:
@@ -161,7 +163,7 @@ def _missed(program: Program, analysis: Analysis) -> Iterator[Remark]:
 
     Every pick is followed in ``analysis``: one that ends in front of the first product is a miss as well.
     """
-    for node, flops in lost_products(program.graph, analysis, every).items():
+    for node, flops in lost_products(program, analysis, every).items():
         yield _miss(node, analysis.blocked[node], flops)
 
 

@@ -75,6 +75,18 @@ class Plan:
         """The layout of the first result."""
         return self.results[0]
 
+    def of_operands(self, node: fx.Node, other: fx.Node) -> Plan:
+        """This plan of ``node`` as that of another call which looks the same, on its own operands."""
+        theirs = dict(zip(node.all_input_nodes, other.all_input_nodes, strict=True))
+        return Plan(
+            self.results,
+            {theirs[operand]: layout for operand, layout in self.operands.items()},
+            self.computes,
+            None if self.args is None else fx.node.map_arg(self.args, theirs.__getitem__),
+            self.target,
+            None if self.forwards is None else theirs[self.forwards],
+        )
+
 
 @dataclass(frozen=True)
 class Blocked:

@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.analysis.axes.factors import Kind, Layout, extent, is_same, plain, shared
 from lightint_compile.passes.analysis.axes.movement import Joined, Movement, Range
-from lightint_compile.passes.analysis.axes.moving import operand, squeezed
+from lightint_compile.passes.analysis.axes.moving import READS_NUMBERS, operand, squeezed
 from lightint_compile.passes.analysis.axes.plans import Blocked, Layouts, Plan, operands_of, read_along, results_of
 from lightint_compile.passes.analysis.axes.table import movement_of
 from lightint_compile.passes.analysis.row_repeats.layout import (
@@ -26,6 +26,7 @@ from lightint_compile.passes.analysis.row_repeats.layout import (
 )
 from lightint_compile.passes.analysis.row_repeats.picks import Allowed, masked, none, picked
 from lightint_compile.passes.ir.effects import draws_random
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.op_arguments import argument, dimension, sizes_of, tensors
 from lightint_compile.passes.ir.op_families import Family, takes_rows
 from lightint_compile.passes.ir.program import tensor_of
@@ -74,6 +75,7 @@ def analyse(
     given: Mapping[fx.Node, Layout] | None = None,
     picks: Allowed = none,
     like: Analysis | None = None,
+    looks: Looks | None = None,
 ) -> Analysis:
     """Run the rules over ``graph``.
 
@@ -82,8 +84,10 @@ def analyse(
         picks: which picks to follow.
         like: an analysis of the same graph, unchanged since, that followed these picks and maybe more. Where no operand
             differs from it, nothing has to be found again.
+        looks: those of the program that ``graph`` is of.
     """
     analysis = Analysis()
+    alike = _Alike(Looks() if looks is None else looks, analysis, picks)
     for node, layout in (given or {}).items():
         analysis.sunk[node] = Sunk(Plan((layout,), computes=False), (), {}, seeded=True, works=False)
     for node in graph.nodes:
@@ -91,7 +95,7 @@ def analyse(
             if like is not None and _is_as_in(like, node, analysis, picks):
                 _take(node, like, analysis)
                 continue
-            _visit(node, analysis, picks)
+            _visit(node, analysis, alike)
         if node not in analysis.sunk and (mask := masked(node, picks)) is not None:
             analysis.sunk[node] = Sunk(mask, node.args, dict(node.kwargs), seeded=True, works=False)
         if like is not None and node in like.sunk and analysis.sunk.get(node) == like.sunk[node]:
@@ -116,11 +120,11 @@ def _take(node: fx.Node, like: Analysis, analysis: Analysis) -> None:
         analysis.blocked[node] = like.blocked[node]
 
 
-def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:
+def _visit(node: fx.Node, analysis: Analysis, alike: _Alike) -> None:
     reached = [analysis.sunk[o] for o in node.all_input_nodes if o in analysis.sunk]
     if not reached and node.target not in _MAY_START:
         return
-    found = _apply(node, analysis, picks)
+    found = alike.apply(node)
     if isinstance(found, Blocked):
         if any(entry.seeded for entry in reached) and not found.mixes:
             analysis.blocked[node] = found
@@ -129,6 +133,34 @@ def _visit(node: fx.Node, analysis: Analysis, picks: Allowed) -> None:
         seeded = starts or any(entry.seeded for entry in reached)
         works = found.computes or any(entry.works for entry in reached)
         analysis.sunk[node] = Sunk(found, node.args, dict(node.kwargs), seeded, seeded and works)
+
+
+class _Alike:
+    """The rules of one analysis, applied once to all nodes that look alike and whose operands repeat alike.
+
+    A rule reads nothing else of a node, but for operators that read how the numbers that they are given are made. A
+    layout may name the node that rows are picked by; that is the same one then.
+    """
+
+    def __init__(self, looks: Looks, analysis: Analysis, picks: Allowed) -> None:
+        self._looks, self._analysis, self._picks = looks, analysis, picks
+        self._found: dict[object, tuple[fx.Node, Plan | Blocked]] = {}
+
+    def apply(self, node: fx.Node) -> Plan | Blocked:
+        """See :func:`_apply`."""
+        if node.target in READS_NUMBERS:
+            return _apply(node, self._analysis, self._picks)
+        operands = tuple([self._known(operand) for operand in node.all_input_nodes])
+        key = self._looks.of(node).call, operands
+        if key not in self._found:
+            self._found[key] = node, _apply(node, self._analysis, self._picks)
+        first, found = self._found[key]
+        return found if isinstance(found, Blocked) or first is node else found.of_operands(first, node)
+
+    def _known(self, operand: fx.Node) -> tuple[int, int | None]:
+        """An operand's value, and its layouts by identity: the analysis holds them, and those of alike nodes are one."""
+        entry = self._analysis.sunk.get(operand)
+        return self._looks.of(operand).value, None if entry is None else id(entry.plan.results)
 
 
 def _apply(node: fx.Node, analysis: Analysis, picks: Allowed) -> Plan | Blocked:

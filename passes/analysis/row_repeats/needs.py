@@ -13,8 +13,9 @@ from lightint_compile.passes.analysis.row_repeats.layout import is_full, repeats
 from lightint_compile.passes.analysis.row_repeats.picks import Allowed
 from lightint_compile.passes.ir.flops import flops_of
 from lightint_compile.passes.ir.graph_walk import reached
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.op_arguments import sizes_of
-from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.program import Program, tensor_of
 
 
 def needed(ends: Iterable[fx.Node], analysis: Analysis) -> set[fx.Node]:
@@ -27,10 +28,10 @@ def needed(ends: Iterable[fx.Node], analysis: Analysis) -> set[fx.Node]:
     return reached(ends, read_small)
 
 
-def lost_products(graph: fx.Graph, analysis: Analysis, picks: Allowed) -> dict[fx.Node, int]:
+def lost_products(program: Program, analysis: Analysis, picks: Allowed) -> dict[fx.Node, int]:
     """Of what blocks repetition: FLOPs of its own, and of products that would run on fewer rows behind it."""
     supposed = {node: layout for node in analysis.blocked if (layout := _as_its_operand(node, analysis)) is not None}
-    beyond = analyse(graph, supposed, picks, like=analysis)
+    beyond = analyse(program.graph, supposed, picks, like=analysis, looks=program.memory(Looks))
     lost = Counter({node: flops for node in analysis.blocked if (flops := flops_of(node))})
     for node in beyond.sunk:
         if node not in analysis.sunk and beyond.sunk[node].works and flops_of(node):
