@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Self
 
 import torch
@@ -22,7 +22,7 @@ import torch.utils._pytree as pytree
 
 from lightint_compile.passes.analysis.pinned_frames import behind_pinned, pinned_frames
 from lightint_compile.passes.analysis.weighted_sums import weighted_sum
-from lightint_compile.passes.ir.fake_values import hint_of
+from lightint_compile.passes.ir.fake_values import Size, hint_of, size_of
 from lightint_compile.passes.ir.node_data import anonymous, described
 from lightint_compile.passes.ir.program import InputKind, Program, tensor_of
 
@@ -202,7 +202,12 @@ def _is_made_like(node: fx.Node) -> bool:
 
 def _shape(node: fx.Node) -> Any:
     tensor = tensor_of(node)
-    return None if tensor is None else tuple(map(str, tensor.shape))
+    return None if tensor is None else tuple([_written(size_of(size)) for size in tensor.shape])
+
+
+@lru_cache(maxsize=4096)
+def _written(size: Size) -> str:
+    return str(size)
 
 
 class _Chain:

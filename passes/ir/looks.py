@@ -6,7 +6,7 @@ and what is known of its operands finds the same at all nodes that look alike, s
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch.fx as fx
@@ -29,12 +29,13 @@ class Look(NamedTuple):
 class Looks:
     """The looks of the nodes of a program.
 
-    What was found at a node holds for as long as target, arguments and value are the very same objects; each is looked
-    at again whenever its look is asked for. Arguments are immutable, and a value is replaced where it changes.
+    What was found at a node holds for as long as target, arguments and value are the very same objects, which is asked
+    whenever its look is. Arguments are immutable, and a value is replaced where it changes.
     """
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
+        self._values: dict[fx.Node, tuple[Any, int]] = {}
         self._of: dict[fx.Node, tuple[Any, Any, Any, Any, Look]] = {}
 
     def of(self, node: fx.Node) -> Look:
@@ -49,26 +50,41 @@ class Looks:
             and known[0] is target
         ):
             return known[4]
-        number = self.number(described(value))
         place = {source: index for index, source in enumerate(node.all_input_nodes)}
-        call = self.number((node.op, target, _wired(args, place), _wired(kwargs, place), number))
-        look = Look(call, number)
+        number, wiring = self.value(node), (_key(args, place.__getitem__), _key(kwargs, place.__getitem__))
+        look = Look(self.number((node.op, target, *wiring, number)), number)
         self._of[node] = target, args, kwargs, value, look
         return look
+
+    def value(self, node: fx.Node) -> int:
+        """The number of a node's value as it is now."""
+        value = node.meta.get("val")
+        known = self._values.get(node)
+        if known is None or known[0] is not value:
+            known = self._values[node] = value, self.number(described(value))
+        return known[1]
+
+    def arguments(self, arguments: Any) -> Hashable:
+        """Arguments as a key in which nodes count as their values: equal ones behave alike under every operation on
+        fake values."""
+        return _key(arguments, self.value)
 
     def number(self, key: Hashable) -> int:
         """A number for ``key``, the same for equal keys."""
         return self._numbers.setdefault(key, len(self._numbers))
 
 
-def _wired(arguments: Any, place: Mapping[fx.Node, int]) -> Any:
-    """Arguments as a key, operands by number. Constants are no plain numbers there: their type is beside them."""
+_OPERAND = object()
+"""Tells an operand's number from a constant."""
+
+
+def _key(arguments: Any, operand: Callable[[fx.Node], int]) -> Any:
     if isinstance(arguments, fx.Node):
-        return place[arguments]
+        return _OPERAND, operand(arguments)
     if isinstance(arguments, (tuple, list)):
-        return tuple([_wired(entry, place) for entry in arguments])
+        return tuple([_key(entry, operand) for entry in arguments])
     if isinstance(arguments, dict):
-        return tuple([(key, _wired(entry, place)) for key, entry in sorted(arguments.items())])
+        return tuple([(key, _key(entry, operand)) for key, entry in sorted(arguments.items())])
     if isinstance(arguments, slice):
-        return slice, _wired((arguments.start, arguments.stop, arguments.step), place)
+        return slice, _key((arguments.start, arguments.stop, arguments.step), operand)
     return described(arguments)

@@ -11,6 +11,8 @@ import sympy
 import torch
 import torch.fx as fx
 
+from lightint_compile.passes.ir.looks import Looks
+
 #: A size or stride as it is compared: an integer, or what a rule makes of a symbolic expression.
 Rule = Callable[[sympy.Expr], Hashable]
 
@@ -119,13 +121,22 @@ class _Asked:
 
 
 class Tokens:
-    """Small integers for nodes, equal where operator, constants and value are equal; wiring is left out."""
+    """Small integers for nodes, equal where operator, constants and value are equal; wiring is left out.
 
-    def __init__(self) -> None:
+    Equal looks have equal tokens, so that what makes one is put together once for all nodes that look alike.
+
+    Args:
+        looks: those of the program whose nodes they are, which do not change while there are tokens of them.
+    """
+
+    def __init__(self, looks: Looks | None = None) -> None:
+        self._looks = Looks() if looks is None else looks
         self._numbers: dict[Hashable, int] = {}
         self._of: dict[fx.Node, int] = {}
+        self._of_looks: dict[Hashable, int] = {}
         self._arguments: dict[fx.Node, list[fx.Node]] = {}
-        self._plain: dict[fx.Node, Hashable] = {}
+        self._plain: dict[int, Hashable] = {}
+        self._constants: dict[tuple[int, bool], Hashable] = {}
 
     def number(self, key: Hashable) -> int:
         """A number for ``key``, the same for equal keys."""
@@ -135,17 +146,36 @@ class Tokens:
         """The token of one node; placeholders are alike when their values are."""
         token = self._of.get(node)
         if token is None:
-            self._of[node] = token = self.number(self._key(node))
+            look = (self._looks.of(node).call, *_marks(node))
+            token = self._of_looks.get(look)
+            if token is None:
+                self._of_looks[look] = token = self.number(self._key(node))
+            self._of[node] = token
         return token
+
+    def value_number(self, node: fx.Node) -> int:
+        """A number for the value of a node: equal numbers are described alike by every rule."""
+        return self._looks.value(node)
 
     def value(self, node: fx.Node, rule: Rule) -> Hashable:
         """The value of a node as data; one without symbolic sizes is described once for all rules."""
-        known = self._plain.get(node)
+        number = self.value_number(node)
+        known = self._plain.get(number)
         if known is None:
             rules = _Asked(rule)
             known = described(node.meta.get("val"), rules)
             if not rules.asked:
-                self._plain[node] = known
+                self._plain[number] = known
+        return known
+
+    def constants(self, node: fx.Node, *, but_second: bool = False) -> Hashable:
+        """What a call is, without its wiring: target and constants; or without its second argument as well."""
+        place = self._looks.of(node).call, but_second
+        known = self._constants.get(place)
+        if known is None:
+            args = (node.args[0], *node.args[2:]) if but_second else node.args
+            known = self.number((node.target, wiring_free(args), wiring_free(node.kwargs)))
+            self._constants[place] = known
         return known
 
     def arguments(self, node: fx.Node) -> list[fx.Node]:
@@ -159,5 +189,8 @@ class Tokens:
         value = self.value(node, anonymous)
         if node.op in ("placeholder", "get_attr"):
             return ("input", value)
-        marks = node.meta.get("memo"), node.meta.get("sequence")
-        return (node.op, node.target, wiring_free(node.args), wiring_free(node.kwargs), value, marks)
+        return (node.op, node.target, wiring_free(node.args), wiring_free(node.kwargs), value, _marks(node))
+
+
+def _marks(node: fx.Node) -> tuple[Hashable, Hashable]:
+    return node.meta.get("memo"), node.meta.get("sequence")

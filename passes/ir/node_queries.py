@@ -122,19 +122,19 @@ class Dependencies:
             for source in awaited:
                 self._fencing.setdefault(source, []).append(node)
         self._awaited: dict[fx.Node, list[fx.Node]] = {}
+        self._awaiting: dict[fx.Node, list[fx.Node]] = {}
 
-    def _inputs(self, node: fx.Node) -> list[fx.Node]:
-        inputs = node.all_input_nodes
+    def beside_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """What ``node`` directly waits for on account of order alone; an input of it may be among them."""
         previous = self._after.get(node)
-        others = [] if previous is None else [previous]
-        others += self._fenced.get(node, ())
-        return list(dict.fromkeys((*inputs, *others))) if others else inputs
+        return [*([] if previous is None else [previous]), *self._fenced.get(node, ())]
 
     def before(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that ``node`` directly waits for."""
         found = self._awaited.get(node)
         if found is None:
-            found = self._awaited[node] = self._inputs(node)
+            inputs, others = node.all_input_nodes, self.beside_inputs(node)
+            found = self._awaited[node] = list(dict.fromkeys((*inputs, *others))) if others else inputs
         return found
 
     @cached_property
@@ -144,6 +144,12 @@ class Dependencies:
 
     def after(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that directly wait for ``node``."""
+        found = self._awaiting.get(node)
+        if found is None:
+            found = self._awaiting[node] = self._followers(node)
+        return found
+
+    def _followers(self, node: fx.Node) -> list[fx.Node]:
         users = [user for user in node.users if user in self.position]
         following = self._before.get(node)
         others = [] if following is None else [following]

@@ -88,6 +88,7 @@ class Program:
     arguments: tuple[str, ...] | None = None
     owned: tuple[str, ...] | None = None
     _facts: dict[type, Any] = field(default_factory=dict, repr=False)
+    _named: tuple[tuple[ProgramInput, ...], dict[str, ProgramInput]] = field(default=((), {}), repr=False)
     _memories: dict[Callable[[], Any], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -119,7 +120,11 @@ class Program:
 
     def input_of(self, node: fx.Node) -> ProgramInput:
         """The input of a placeholder."""
-        return next(entry for entry in self.inputs if entry.name == node.name)
+        inputs, by_name = self._named
+        if inputs is not self.inputs:
+            by_name = {entry.name: entry for entry in self.inputs}
+            self._named = self.inputs, by_name
+        return by_name[node.name]
 
     def calls(self, *targets: Any) -> Iterator[fx.Node]:
         """Every ``call_function`` node whose target is one of ``targets`` (all when none is given), in order."""

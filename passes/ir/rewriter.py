@@ -12,7 +12,8 @@ import torch.utils._pytree as pytree
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from lightint_compile.passes.ir.effects import is_pure
-from lightint_compile.passes.ir.fake_values import another, described
+from lightint_compile.passes.ir.fake_values import another
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.memory_sharing import memory_order, output_memory
 from lightint_compile.passes.ir.program import Program, fake_mode_of, faking
 from lightint_compile.passes.ir.provenance import MADE_BY, origin_of
@@ -41,6 +42,7 @@ class Rewriter:
         self._graph = program.graph
         self._pass_name = pass_name
         self._mode = fake_mode_of(program.graph.nodes)
+        self._looks = program.memory(Looks)
         self._known: dict[Any, Any] = {}
         self._like: fx.Node | None = None
         self._rule = ""
@@ -67,7 +69,7 @@ class Rewriter:
         """
         if not isinstance(target, torch._ops.OpOverload):
             return self._evaluated(target, args, kwargs)
-        key = (target, described(list(args)), described(kwargs))
+        key = (target, self._looks.arguments(args), self._looks.arguments(kwargs))
         if key not in self._known:
             value = self._evaluated(target, args, kwargs)
             if free_unbacked_symbols(pytree.tree_leaves(value)):

@@ -11,8 +11,8 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator
 
 from lightint_compile.errors import PassError
-from lightint_compile.passes.ir.fake_values import described
 from lightint_compile.passes.ir.input_writes import stale_reads
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.memory_sharing import is_write
 from lightint_compile.passes.ir.node_queries import graph_of
 from lightint_compile.passes.ir.program import Program, fake_mode_of, faking
@@ -63,7 +63,7 @@ def _check_writes(program: Program) -> None:
 
 
 def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
-    mode = fake_mode_of(program.graph.nodes)
+    mode, looks = fake_mode_of(program.graph.nodes), program.memory(Looks)
     fresh: set[fx.Node] = set()
     checked: set[Any] = set()
     for node in program.graph.nodes:
@@ -78,7 +78,7 @@ def _true_values(program: Program, unchanged: Collection[fx.Node]) -> None:
             fresh.add(node)
         if "val" not in node.meta:
             raise PassError(f"the new node {node.name} has no fake value", why=f"target {node.target}")
-        key = (node.target, described(node.args), described(node.kwargs), described(node))
+        key = (looks.of(node).call, *map(looks.value, node.all_input_nodes))
         if key not in checked:
             checked.add(key)
             _check_value(node, mode)

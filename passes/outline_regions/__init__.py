@@ -19,6 +19,7 @@ from lightint_compile.passes.base import Pass, PassResult
 from lightint_compile.passes.ir.chunk_plan import has_plan
 from lightint_compile.passes.ir.decision_points import is_outlined
 from lightint_compile.passes.ir.frame_numbers import Coming
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.ir.program import Program
@@ -59,7 +60,7 @@ class OutlineRegions(Pass):
 
 
 def _outline(program: Program) -> list[Outlined]:
-    dependencies, tokens = Dependencies(program.graph), Tokens()
+    dependencies, tokens = Dependencies(program.graph), Tokens(program.memory(Looks))
     loop = program.fact(DenoisingLoop)
     mark_loop(loop)
     mark_outer_step(program)

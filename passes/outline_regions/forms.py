@@ -7,16 +7,15 @@ dtypes, devices, sizes and strides of all values, symbolic sizes up to one consi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import sympy
 import torch
 import torch.fx as fx
 
-from lightint_compile.passes.ir.node_data import Tokens, constant, graph_described, wiring_free
+from lightint_compile.passes.ir.node_data import Tokens, constant, graph_described
 from lightint_compile.passes.ir.node_queries import MEMO, Dependencies, graph_of
 
 aten = torch.ops.aten
@@ -72,24 +71,41 @@ def form_of(nodes: Collection[fx.Node], dependencies: Dependencies, tokens: Toke
         for source in tokens.arguments(node):
             if source not in place and graph_of(source) is None:
                 inputs.setdefault(source, len(inputs))
-    rename = _Renaming()
+    values = _Values(tokens)
     numbers: dict[int, float] = {}
-    entries: list[Hashable] = [tokens.value(source, rename) for source in inputs]
+    entries: list[Hashable] = [values.of(source) for source in inputs]
     for index, node in enumerate(ordered):
         if not exact and is_scaled(node):
             numbers[index] = float(node.args[1])  # type: ignore[arg-type]
-        wiring = tuple(_wire(source, place, inputs) for source in tokens.arguments(node))
-        value = tokens.value(node, rename)
-        entries.append((node.target, _constants(node, index in numbers), wiring, value, node.meta.get(MEMO)))
+        wiring = tuple([_wire(source, place, inputs) for source in tokens.arguments(node)])
+        call = tokens.constants(node, but_second=index in numbers)
+        entries.append((call, wiring, values.of(node), node.meta.get(MEMO)))
     return Form(tokens.number(tuple(entries)), tuple(ordered), tuple(inputs), numbers)
+
+
+class _Values:
+    """Values as data of one form, equal ones described once."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens, self._rename = tokens, _Renaming()
+        self._known: dict[int, int] = {}
+
+    def of(self, node: fx.Node) -> int:
+        """A number for the value of a node, with its symbols named by first appearance in the form."""
+        number = self._tokens.value_number(node)
+        known = self._known.get(number)
+        if known is None:
+            known = self._known[number] = self._tokens.number(("value", self._tokens.value(node, self._rename)))
+        return known
 
 
 def _wire(source: fx.Node, place: Mapping[fx.Node, int], inputs: Mapping[fx.Node, int]) -> Hashable:
     """Where an argument comes from: a node of the piece, an input of it, or a graph, which is a constant."""
+    inside = place.get(source)
+    if inside is not None:
+        return inside
     graph = graph_of(source)
-    if graph is not None:
-        return graph_described(graph)
-    return place[source] if source in place else -1 - inputs[source]
+    return -1 - inputs[source] if graph is None else graph_described(graph)
 
 
 def is_scaled(node: fx.Node) -> bool:
@@ -98,11 +114,6 @@ def is_scaled(node: fx.Node) -> bool:
         return False
     value = node.args[0].meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
-
-
-def _constants(node: fx.Node, drop_number: bool) -> Hashable:
-    args: Sequence[Any] = (node.args[0], *node.args[2:]) if drop_number else node.args
-    return wiring_free(args), wiring_free(node.kwargs)
 
 
 class _Renaming:
@@ -138,7 +149,8 @@ def _canonical_order(nodes: Collection[fx.Node], dependencies: Dependencies, tok
     inside = set(nodes)
     look: dict[fx.Node, int] = {}
     for node in sorted(nodes, key=dependencies.position.__getitem__):
-        producers = tuple(look.get(source, -1 - tokens.of(source)) for source in _sources(node, dependencies, tokens))
+        sources = _sources(node, dependencies, tokens)
+        producers = tuple([look[s] if s in look else -1 - tokens.of(s) for s in sources])
         look[node] = tokens.number((tokens.of(node), producers))
     sinks = [node for node in look if not any(user in inside for user in dependencies.after(node))]
     ordered: dict[fx.Node, None] = {}
@@ -148,8 +160,8 @@ def _canonical_order(nodes: Collection[fx.Node], dependencies: Dependencies, tok
 
 
 def _sources(node: fx.Node, dependencies: Dependencies, tokens: Tokens) -> list[fx.Node]:
-    arguments = tokens.arguments(node)
-    return arguments + [source for source in dependencies.before(node) if source not in arguments]
+    arguments, others = tokens.arguments(node), dependencies.beside_inputs(node)
+    return arguments + [source for source in others if source not in arguments] if others else arguments
 
 
 def _visit(

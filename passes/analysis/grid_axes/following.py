@@ -52,7 +52,7 @@ class Followed(Mapping[fx.Node, Axes]):
 
     def given(self, node: fx.Node, results: Results) -> None:
         """What is known of ``node`` from elsewhere."""
-        self._keep(node, results, self._looks.of(node).value)
+        self._keep(node, results, self._looks.value(node))
 
     def follow(self, node: fx.Node, find: Find, *, alike: bool = True) -> None:
         """What follows for ``node`` from its operands.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch.fx as fx
@@ -25,6 +26,7 @@ from lightint_compile.passes.analysis.regions.convexity import convex, follow_on
 from lightint_compile.passes.analysis.regions.growth import Slot, absorb, grow, recruit, whole_tuples
 from lightint_compile.passes.analysis.regions.paths import common_path
 from lightint_compile.passes.ir.decision_points import is_outlined
+from lightint_compile.passes.ir.looks import Looks
 from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import MEMO, Dependencies
 from lightint_compile.passes.ir.program import Program
@@ -77,7 +79,7 @@ class RegionGroup:
         """Nodes of one copy."""
         return len(self.instances[0])
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """Places whose value something outside reads, in any copy."""
         insides = [set(nodes) for nodes in self.instances]
@@ -106,13 +108,13 @@ class Regions:
         """Find the regions of a program, those that save most first."""
         if is_outlined(program.graph_module, program.graph):
             return cls()
-        return cls(tuple(_Search(program.graph).run()))
+        return cls(tuple(_Search(program.graph, Tokens(program.memory(Looks))).run()))
 
 
 class _Search:
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, tokens: Tokens) -> None:
         self._dependencies = Dependencies(graph)
-        self._tokens = Tokens()
+        self._tokens = tokens
         self._free = movable(self._dependencies.order)
         self._by_token: dict[int, list[fx.Node]] = defaultdict(list)
         for node in self._free:

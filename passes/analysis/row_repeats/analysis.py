@@ -160,7 +160,7 @@ class _Alike:
     def _known(self, operand: fx.Node) -> tuple[int, int | None]:
         """An operand's value, and its layouts by identity: the analysis holds them, and those of alike nodes are one."""
         entry = self._analysis.sunk.get(operand)
-        return self._looks.of(operand).value, None if entry is None else id(entry.plan.results)
+        return self._looks.value(operand), None if entry is None else id(entry.plan.results)
 
 
 def _apply(node: fx.Node, analysis: Analysis, picks: Allowed) -> Plan | Blocked:
