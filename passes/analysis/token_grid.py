@@ -123,7 +123,7 @@ def _reader(node: fx.Node, axis: int) -> tuple[fx.Node, int]:
     return (pick.index, 0) if pick is not None and pick.axis == axis else (node, axis)
 
 
-def _follow(program: Program, hints: Mapping[Origin, Axis]) -> Mapping[fx.Node, Axes]:
+def _follow(program: Program, hints: Mapping[Origin, Axis]) -> Followed:
     """Run every rule in order. ``hints`` are axes of inputs that are known to be grids."""
     kinds = {entry.name: entry.kind for entry in program.inputs}
     followed = Followed(program.memory(Looks))
@@ -232,16 +232,18 @@ def _only(axis: TokenAxis | None) -> tuple[int | None, int | str, int | str] | N
 _VIEWS = ("aten::view", "aten::reshape", "aten::unflatten")
 
 
-def _flattened_inputs(program: Program, axes: Mapping[fx.Node, Axes]) -> dict[Origin, Axis]:
+def _flattened_inputs(program: Program, axes: Followed) -> dict[Origin, Axis]:
     """Input axes without a grid that some view cuts into three in a row, as what it cuts them into."""
     hints: dict[Origin, Axis] = {}
-    inputs = {node.name for node in program.placeholders()}
+    given = (node for node in program.placeholders() if (value := tensor_of(node)) is not None and value.dim() == 3)
+    inputs = {node.name for node in given}
     for node in program.calls():
         if not getattr(getattr(node.target, "_schema", None), "name", "").startswith(_VIEWS):
             continue
-        for axis in axes.get(tensors(node)[0], ()) if tensors(node) else ():
+        viewed = [source for source in tensors(node)[:1] if not inputs.isdisjoint(axes.names(source))]
+        for axis in axes[viewed[0]] if viewed else ():
             origin = axis[0].origin if len(axis) == 1 and not axis[0].role else None
-            if origin and origin.node in inputs and origin.rank == 3 and origin.axis == 1 and origin not in hints:
+            if origin and origin.node in inputs and origin.axis == 1 and origin not in hints:
                 cut = _cut_in_three(axis[0].size, axes[node])
                 hints.update({origin: frames_of_input(origin, cut)} if cut else {})
     return hints

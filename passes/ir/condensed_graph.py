@@ -61,21 +61,24 @@ class Contraction:
 
 def on_cycles(pieces: Sequence[Iterable[fx.Node]], dependencies: Dependencies) -> set[int]:
     """The numbers of the pieces that never become ready where each is one step, and each other node is one."""
-    step_of = list(range(len(pieces), len(pieces) + len(dependencies.order)))
-    for number, piece in enumerate(pieces):
-        for node in piece:
-            step_of[dependencies.position[node]] = number
-    waiting = [0] * (len(pieces) + len(step_of))
-    users: list[list[int]] = [[] for _ in waiting]
-    for step, sources in zip(step_of, dependencies.sources, strict=True):
-        for source in sources:
-            if step_of[source] != step:
-                waiting[step] += 1
-                users[step_of[source]].append(step)
-    ready = [step for step, count in enumerate(waiting) if not count]
+    sources, readers = dependencies.sources, dependencies.readers
+    members = [[dependencies.position[node] for node in piece] for piece in pieces]
+    step_of = list(range(len(sources)))  # a piece is a step of the number of its first node
+    waiting = list(map(len, sources))
+    for piece in members:
+        for place in piece:
+            step_of[place] = piece[0]
+    for piece in members:
+        waiting[piece[0]] = sum(step_of[source] != piece[0] for place in piece for source in sources[place])
+    inside = {piece[0]: piece for piece in members}
+    ready = [place for place, step in enumerate(step_of) if place == step and not waiting[place]]
     while ready:
-        for user in users[ready.pop()]:
-            waiting[user] -= 1
-            if not waiting[user]:
-                ready.append(user)
-    return {number for number in range(len(pieces)) if waiting[number]}
+        step = ready.pop()
+        for place in inside.get(step, (step,)):
+            for reader in readers[place]:
+                other = step_of[reader]
+                if other != step:
+                    waiting[other] -= 1
+                    if not waiting[other]:
+                        ready.append(other)
+    return {number for number, piece in enumerate(members) if waiting[piece[0]]}

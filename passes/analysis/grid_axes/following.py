@@ -61,22 +61,19 @@ class Followed(Mapping[fx.Node, Axes]):
             alike: whether ``find`` reads nothing but the node's look, and the values and results of its operands.
         """
         look, operands = self._looks.of(node), [self._known[source] for source in node.all_input_nodes]
-        names = operands[0].names if len(operands) == 1 else tuple(dict.fromkeys(_all_names(operands)))
-        place = {name: number for number, name in enumerate(names)}
-        key: object = None
-        if alike:
-            wiring = () if len(operands) == 1 else tuple([place[name] for name in _all_names(operands)])
-            key = (look.call, tuple([(known.form, known.value) for known in operands]), wiring)
-            rule = self._rules.get(key)
-            if rule is not None:
-                form, sources = rule
-                own = tuple([node.name if number == _OWN else names[number] for number in sources])
-                self._known[node] = _Known(form, own, look.value)
-                return
-        place[node.name] = _OWN
+        names, wiring = _numbered(operands)
+        key = (look.call, wiring, *[(known.form, known.value) for known in operands])
+        rule = self._rules.get(key) if alike else None
+        if rule is not None:
+            form, sources = rule
+            own = tuple([node.name if number == _OWN else names[number] for number in sources])
+            self._known[node] = _Known(form, own, look.value)
+            return
         known = self._keep(node, find(node, self.results), look.value)
         if alike:
-            self._rules[key] = known.form, tuple([place[name] for name in known.names])
+            self._rules[key] = known.form, tuple(
+                [_OWN if name == node.name else names.index(name) for name in known.names]
+            )
 
     def results(self, node: fx.Node) -> Results:
         """The axes of all results of a node."""
@@ -86,6 +83,10 @@ class Followed(Mapping[fx.Node, Axes]):
             renamed = dict(zip(map(str, range(len(names))), names, strict=True))
             written = self._written[form, names] = _renamed(self._form_of[form], renamed)
         return written
+
+    def names(self, node: fx.Node) -> tuple[str, ...]:
+        """The nodes at which the axes of a node's results appeared first, by name."""
+        return self._known[node].names
 
     def _keep(self, node: fx.Node, results: Results, value: int) -> _Known:
         names: dict[str, str] = {}
@@ -113,8 +114,13 @@ class Followed(Mapping[fx.Node, Axes]):
         return sum(1 for _ in self)
 
 
-def _all_names(operands: Sequence[_Known]) -> Iterator[str]:
-    return (name for known in operands for name in known.names)
+def _numbered(operands: Sequence[_Known]) -> tuple[Sequence[str], tuple[int, ...]]:
+    """The names that operands have, each once, and which of them each operand has, in its order."""
+    if len(operands) == 1:
+        return operands[0].names, ()
+    numbers: dict[str, int] = {}
+    wiring = tuple([numbers.setdefault(name, len(numbers)) for known in operands for name in known.names])
+    return tuple(numbers), wiring
 
 
 def _collect(axis: Axis, names: dict[str, str]) -> None:
