@@ -60,25 +60,44 @@ class Contraction:
 
 
 def on_cycles(pieces: Sequence[Iterable[fx.Node]], dependencies: Dependencies) -> set[int]:
-    """The numbers of the pieces that never become ready where each is one step, and each other node is one."""
-    sources, readers = dependencies.sources, dependencies.readers
-    members = [[dependencies.position[node] for node in piece] for piece in pieces]
-    step_of = list(range(len(sources)))  # a piece is a step of the number of its first node
-    waiting = list(map(len, sources))
-    for piece in members:
-        for place in piece:
-            step_of[place] = piece[0]
-    for piece in members:
-        waiting[piece[0]] = sum(step_of[source] != piece[0] for place in piece for source in sources[place])
-    inside = {piece[0]: piece for piece in members}
-    ready = [place for place, step in enumerate(step_of) if place == step and not waiting[place]]
-    while ready:
-        step = ready.pop()
-        for place in inside.get(step, (step,)):
-            for reader in readers[place]:
-                other = step_of[reader]
-                if other != step:
-                    waiting[other] -= 1
-                    if not waiting[other]:
-                        ready.append(other)
-    return {number for number, piece in enumerate(members) if waiting[piece[0]]}
+    """The numbers of the pieces that never become ready where each is one step, and each other node is one.
+
+    A set of pieces is an integer with their bits. Nodes are in execution order, so that what one outside of the pieces
+    waits for is known before it is read.
+    """
+    position = dependencies.position
+    piece_of = [-1] * len(dependencies.order)
+    for number, piece in enumerate(pieces):
+        for node in piece:
+            piece_of[position[node]] = number
+    bits = [1 << number for number in range(len(pieces))]
+    awaited = [0] * len(pieces)
+    behind = [0] * len(piece_of)
+    for place, (own, sources) in enumerate(zip(piece_of, dependencies.sources, strict=True)):
+        found = 0
+        for source in sources:
+            other = piece_of[source]
+            if other < 0:
+                found |= behind[source]
+            elif other != own:
+                found |= bits[other]
+        if own < 0:
+            behind[place] = found
+        else:
+            awaited[own] |= found
+    return _never_ready(awaited)
+
+
+def _never_ready(awaited: Sequence[int]) -> set[int]:
+    """The numbers of the sets that do not become empty where each that is empty is taken out of all."""
+    done, waiting = 0, list(range(len(awaited)))
+    while True:
+        left = []
+        for number in waiting:
+            if awaited[number] & ~done:
+                left.append(number)
+            else:
+                done |= 1 << number
+        if len(left) == len(waiting):
+            return set(left)
+        waiting = left

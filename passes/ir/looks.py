@@ -42,13 +42,7 @@ class Looks:
         """The look of a node as it is now."""
         target, args, kwargs, value = node.target, node.args, node.kwargs, node.meta.get("val")
         known = self._of.get(node)
-        if (
-            known is not None
-            and known[1] is args
-            and known[3] is value
-            and known[2] is kwargs
-            and known[0] is target
-        ):
+        if known is not None and known[1] is args and known[3] is value and known[2] is kwargs and known[0] is target:
             return known[4]
         place = {source: index for index, source in enumerate(node.all_input_nodes)}
         number, wiring = self.value(node), (_key(args, place.__getitem__), _key(kwargs, place.__getitem__))

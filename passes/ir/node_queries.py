@@ -142,15 +142,6 @@ class Dependencies:
         """For each node of ``order`` the positions of those that it directly waits for."""
         return [[self.position[source] for source in self.before(node)] for node in self.order]
 
-    @cached_property
-    def readers(self) -> list[list[int]]:
-        """For each node of ``order`` the positions of those that directly wait for it."""
-        found: list[list[int]] = [[] for _ in self.order]
-        for place, sources in enumerate(self.sources):
-            for source in sources:
-                found[source].append(place)
-        return found
-
     def after(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that directly wait for ``node``."""
         found = self._awaiting.get(node)

@@ -71,8 +71,9 @@ class Followed(Mapping[fx.Node, Axes]):
             return
         known = self._keep(node, find(node, self.results), look.value)
         if alike:
-            self._rules[key] = known.form, tuple(
-                [_OWN if name == node.name else names.index(name) for name in known.names]
+            self._rules[key] = (
+                known.form,
+                tuple([_OWN if name == node.name else names.index(name) for name in known.names]),
             )
 
     def results(self, node: fx.Node) -> Results:

@@ -121,6 +121,7 @@ class _Search:
             self._by_token[self._tokens.of(node)].append(node)
         self._total = len(self._free)
         self._found: list[RegionGroup] = []
+        self._marked: dict[str | None, frozenset[fx.Node]] = {}
 
     def run(self) -> list[RegionGroup]:
         """Take the best candidate's groups until none saves enough.
@@ -159,11 +160,12 @@ class _Search:
         self._found += groups
         taken = {node for group in groups for instance in group.instances for node in instance}
         self._free = [node for node in self._free if node not in taken]
+        self._marked.clear()
 
     def _groups(self, candidate: Candidate, least: int) -> list[RegionGroup]:
         """The legal groups that a candidate grows to; none unless they are worth more than ``least``."""
         mark = candidate.anchors[0][0].meta.get(MEMO)
-        free = {node for node in self._free if node.meta.get(MEMO) == mark}
+        free = set(self._free_of(mark))
         anchors = [slot for slot in candidate.anchors if slot[0].meta.get(MEMO) == mark]
         grown = []
 
@@ -184,6 +186,12 @@ class _Search:
         blocks = [group for group in groups if not is_list(group.paths[0], group.instances[0])]
         enough = [group for group in blocks if group.saved >= self._least(group)]
         return enough if _worth(enough) > least else []
+
+    def _free_of(self, mark: str | None) -> frozenset[fx.Node]:
+        """The free nodes of one mark."""
+        if mark not in self._marked:
+            self._marked[mark] = frozenset(node for node in self._free if node.meta.get(MEMO) == mark)
+        return self._marked[mark]
 
     def _least(self, group: RegionGroup) -> float:
         chained = follow_one_another(group.instances, self._dependencies)

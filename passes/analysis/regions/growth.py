@@ -159,11 +159,12 @@ def absorb(slots: Sequence[Slot], free: Set[fx.Node], tokens: Tokens) -> list[Sl
 
     A ``free`` node joins when it reads nothing but its copy, inputs of the program and sizes, and all copies have one.
     """
-    grown, free = list(slots), free - {node for slot in slots for node in slot}
+    grown, taken = list(slots), {node for slot in slots for node in slot}
     places = [{node: index for index, node in enumerate(copy)} for copy in zip(*slots, strict=True)]
     index = 0
     while index < len(grown):
-        tables = [_readers(node, place, free, tokens) for node, place in zip(grown[index], places, strict=True)]
+        pairs = zip(grown[index], places, strict=True)
+        tables = [_readers(node, place, free, taken, tokens) for node, place in pairs]
         for key in tables[0]:
             found = tuple(table[key][0] for table in tables if len(table.get(key, ())) == 1)
             if len(found) == len(tables) == len(set(found)):
@@ -175,14 +176,16 @@ def absorb(slots: Sequence[Slot], free: Set[fx.Node], tokens: Tokens) -> list[Sl
 
 
 def _readers(
-    node: fx.Node, place: dict[fx.Node, int], free: Collection[fx.Node], tokens: Tokens
+    node: fx.Node, place: dict[fx.Node, int], free: Set[fx.Node], taken: Set[fx.Node], tokens: Tokens
 ) -> dict[tuple[int, tuple[int, ...]], list[fx.Node]]:
-    """The free nodes that read ``node`` and nothing else that is computed outside the copy, by look and wiring."""
+    """The free nodes, not taken by any copy, that read ``node`` and nothing else that is computed outside the copy, by
+    look and wiring."""
     found = defaultdict(list)
     for user in node.users:
+        if user in place or user in taken or user not in free:
+            continue
         arguments = tokens.arguments(user)
-        inside = all(a in place or a.op in ("placeholder", "get_attr") or is_scalar(a) for a in arguments)
-        if inside and user in free and user not in place:
+        if all(a in place or a.op in ("placeholder", "get_attr") or is_scalar(a) for a in arguments):
             found[tokens.of(user), tuple(place.get(a, -1) for a in arguments)].append(user)
     return found
 

@@ -145,6 +145,7 @@ class _Alike:
     def __init__(self, looks: Looks, analysis: Analysis, picks: Allowed) -> None:
         self._looks, self._analysis, self._picks = looks, analysis, picks
         self._found: dict[object, tuple[fx.Node, Plan | Blocked]] = {}
+        self._held: dict[int, tuple[Layout, ...]] = {}  # so that no other layouts take their place in memory
 
     def apply(self, node: fx.Node) -> Plan | Blocked:
         """See :func:`_apply`."""
@@ -158,9 +159,13 @@ class _Alike:
         return found if isinstance(found, Blocked) or first is node else found.of_operands(first, node)
 
     def _known(self, operand: fx.Node) -> tuple[int, int | None]:
-        """An operand's value, and its layouts by identity: the analysis holds them, and those of alike nodes are one."""
+        """An operand's value, and its layouts by identity: those of alike nodes are one object."""
         entry = self._analysis.sunk.get(operand)
-        return self._looks.value(operand), None if entry is None else id(entry.plan.results)
+        if entry is None:
+            return self._looks.value(operand), None
+        layouts = entry.plan.results
+        self._held[id(layouts)] = layouts
+        return self._looks.value(operand), id(layouts)
 
 
 def _apply(node: fx.Node, analysis: Analysis, picks: Allowed) -> Plan | Blocked:
