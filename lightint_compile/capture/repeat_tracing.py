@@ -22,6 +22,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.fx.traceback import set_current_meta
 
 from lightint_compile.capture.bounded_sizes import settled
 from lightint_compile.capture.control_flow import wrapped_call
@@ -98,6 +99,12 @@ class RepeatingInterpreter(ModeInterpreter):
         self._known: dict[Any, _Kept | None] = {}
         self._memories = Memories()
         self._copies: list[tuple[fx.Node, Any]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As of any interpreter, which would make ready to log each node as well."""
+        with set_current_meta(n, f"Interpreter_{type(self).__name__}"):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            return getattr(self, n.op)(n.target, args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Copy what an equal call became, or trace it; a graph that is only wrapped is run in its place."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import torch
 import torch.fx as fx
 
 from lightint_compile.passes.ir.fake_values import described
@@ -72,8 +73,15 @@ _OPERAND = object()
 """Tells an operand's number from a constant."""
 
 
+_SIMPLE = frozenset((int, bool, str, type(None), torch.dtype, torch.device))
+"""Constants that are equal where type and value are; of floats two zeros differ."""
+
+
 def _key(arguments: Any, operand: Callable[[fx.Node], int]) -> Any:
-    if isinstance(arguments, fx.Node):
+    kind = type(arguments)
+    if kind in _SIMPLE:
+        return kind, arguments
+    if kind is fx.Node:
         return _OPERAND, operand(arguments)
     if isinstance(arguments, (tuple, list)):
         return tuple([_key(entry, operand) for entry in arguments])

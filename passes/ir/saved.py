@@ -63,8 +63,9 @@ class Saved:
 
     def __init__(self, program: Program) -> None:
         graph, module = program.graph, program.graph_module
-        self._nodes = [_Node(n, n.op, n.name, n.target, n.args, n.kwargs, n.type, dict(n.meta)) for n in graph.nodes]
-        self.nodes = frozenset(each.node for each in self._nodes)
+        written = [(n, n.op, n.name, n.target, n.args, n.kwargs, n.type, dict(n.meta)) for n in graph.nodes]
+        self._nodes = list(map(_Node._make, written))
+        self.nodes = frozenset(graph.nodes)
         self.interface = Interface.of(graph)
         called = {each.target for each in self._nodes if each.op in ("get_attr", "call_module")}
         self._attributes = {target: attrgetter(target)(module) for target in called}

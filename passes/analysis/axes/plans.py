@@ -76,7 +76,7 @@ class Plan:
         return self.results[0]
 
     def of_operands(self, node: fx.Node, other: fx.Node) -> Plan:
-        """This plan of ``node`` as that of another call which looks the same, on its own operands."""
+        """This plan of ``node``, a call, as that of another which looks the same, on its own operands."""
         theirs = dict(zip(node.all_input_nodes, other.all_input_nodes, strict=True))
         return Plan(
             self.results,

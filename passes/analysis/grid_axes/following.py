@@ -40,7 +40,11 @@ _OWN = -1
 
 
 class Followed(Mapping[fx.Node, Axes]):
-    """The axes of every node that is a tensor, of the first of several results."""
+    """The axes of every node that is a tensor, of the first of several results.
+
+    What was found at a call holds for one walk, from the first node to the last: the next one begins with nothing but
+    the looks, which are asked of every node again.
+    """
 
     def __init__(self, looks: Looks) -> None:
         self._looks = looks
@@ -71,10 +75,8 @@ class Followed(Mapping[fx.Node, Axes]):
             return
         known = self._keep(node, find(node, self.results), look.value)
         if alike:
-            self._rules[key] = (
-                known.form,
-                tuple([_OWN if name == node.name else names.index(name) for name in known.names]),
-            )
+            sources = tuple([_OWN if name == node.name else names.index(name) for name in known.names])
+            self._rules[key] = known.form, sources
 
     def results(self, node: fx.Node) -> Results:
         """The axes of all results of a node."""
@@ -94,9 +96,10 @@ class Followed(Mapping[fx.Node, Axes]):
         for axes in results:
             for axis in axes:
                 _collect(axis, names)
-        form = self._forms.setdefault(_renamed(results, names), len(self._forms))
+        numbered = _renamed(results, names)
+        form = self._forms.setdefault(numbered, len(self._forms))
         if form == len(self._form_of):
-            self._form_of.append(_renamed(results, names))
+            self._form_of.append(numbered)
         known = self._known[node] = _Known(form, tuple(names), value)
         return known
 
