@@ -95,6 +95,21 @@ def test_the_graph_is_the_one_that_tracing_everything_gives(dynamic: Any, monkey
     assert len(list(program.calls(aten.layer_norm.default))) == 3
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_every_node_has_a_value_of_its_own(written: bool) -> None:
+    """Values that nodes shared would count as one tensor later."""
+    layers = Layers().eval().requires_grad_(False)
+
+    def network(x: Tensor) -> Tensor:
+        x = layers(x)
+        shown = x[:, 1:]
+        return shown.add_(1) if written else shown.sin()
+
+    program = capture.trace(network, (torch.randn(2, 5, 8),))
+    values = [value for node in program.graph.nodes for value in _values(node) if isinstance(value, Tensor)]
+    assert len(set(map(id, values))) == len(values) > 40
+
+
 def test_autocast_tells_calls_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def both(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16):

@@ -22,8 +22,9 @@ from lightint_compile.passes.analysis.row_repeats import analysis
 from lightint_compile.passes.analysis.row_repeats.analysis import Sunk, analyse
 from lightint_compile.passes.analysis.row_repeats.picks import every
 from lightint_compile.passes.analysis.token_grid import TokenGrid
-from lightint_compile.passes.ir.looks import Looks
+from lightint_compile.passes.ir.looks import Look, Looks
 from lightint_compile.passes.ir.program import Program
+from lightint_compile.pipeline_run import rewrite
 
 aten = torch.ops.aten
 
@@ -76,6 +77,28 @@ def test_what_is_found_after_every_pass_is_what_is_found_from_nothing(monkeypatc
     pipeline = pipeline_of(LightintOptions.from_mapping({"preset": "all"}))
     pipeline.run(program, strict=True, observer=check)
     assert len(seen) == len(pipeline.passes)
+
+
+def test_a_program_in_which_nothing_looks_alike_becomes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens, forms of regions and whatever else is put together once are those of each node."""
+    options = LightintOptions.from_mapping({"preset": "all"})
+
+    def rewritten() -> tuple[list[str], Any]:
+        made = rewrite(worldplay_tiny.program.__wrapped__(), options)  # a trace of its own: passes make symbols
+        graphs = [each for each in made.program.graph_module.modules() if isinstance(each, fx.GraphModule)]
+        return [str(node.format_node()) for each in graphs for node in each.graph.nodes], made.remarks
+
+    alike, of, value = rewritten(), Looks.of, Looks.value
+
+    def own_value(self: Looks, node: fx.Node) -> int:
+        return self.number((node, value(self, node)))
+
+    def own_look(self: Looks, node: fx.Node) -> Look:
+        return Look(self.number((node, "call", of(self, node).call)), own_value(self, node))
+
+    monkeypatch.setattr(Looks, "of", own_look)
+    monkeypatch.setattr(Looks, "value", own_value)
+    assert rewritten() == alike
 
 
 def test_a_changed_call_is_followed_anew() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -34,3 +35,28 @@ def test_passes_run_without_it(monkeypatch) -> None:
     assert gc.isenabled()
     lightint_compile.explain(lambda x: x.sin() + 1, torch.ones(3), options={"preset": "exact"})
     assert seen == [False] and gc.isenabled()
+
+
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """What the tests begin with, and its end: the whole of pytest is frozen around them."""
+    gc.freeze()
+    yield
+    gc.freeze()
+
+
+def test_what_was_built_inside_counts_as_old(frozen: None) -> None:
+    gc.unfreeze()
+    assert gc.isenabled()
+    with collection_paused():
+        built = [[number] for number in range(100)]
+    assert any(each is built for each in gc.get_objects(generation=2))
+    assert not gc.get_freeze_count()
+
+
+def test_what_the_user_froze_stays_frozen(frozen: None) -> None:
+    count = gc.get_freeze_count()
+    with collection_paused():
+        built = [[number] for number in range(100)]
+    assert gc.get_freeze_count() == count > 0
+    assert any(each is built for each in gc.get_objects())
