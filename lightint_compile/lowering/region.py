@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType
@@ -14,6 +14,7 @@ import torch
 import torch.fx as fx
 from torch._dynamo.convert_frame import compile_lock
 from torch._inductor import config as inductor_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.fallback import is_answered, told
@@ -142,8 +143,6 @@ def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphMod
         size = graph.placeholder(f"size_{index}")
         size.meta["val"] = size.meta["example_value"] = inputs.symbols[index]
     floats = set(inputs.floats)
-    with inputs.mode:  # a region of tables has no tensor among its inputs
-        anchor = torch.empty(())
     read: list[tuple[fx.Node, fx.Node]] = []
     for node in graph_module.graph.nodes:
         if node.op != "placeholder":
@@ -156,10 +155,16 @@ def standalone(graph_module: fx.GraphModule, inputs: FreshInputs) -> fx.GraphMod
             copied.meta["val"] = copied.meta["example_value"] = value
             if index in floats:
                 read.append((node, copied))
-    for node in graph.output_node().all_input_nodes:
-        # standalone_compile finds its fake mode on an output; any value of that mode will do.
-        node.meta.setdefault("example_value", anchor)
+    anchor(graph, inputs.mode)
     return fx.GraphModule(graph_module, graph)
+
+
+def anchor(graph: fx.Graph, mode: FakeTensorMode) -> None:
+    """Show ``mode`` on the outputs, where standalone_compile looks for it; any value of that mode will do."""
+    with mode:  # a region of tables has no tensor among its inputs
+        value = torch.empty(())
+    for node in graph.output_node().all_input_nodes:
+        node.meta.setdefault("example_value", value)
 
 
 def with_fixed_integers(alone: fx.GraphModule) -> fx.GraphModule:
@@ -211,17 +216,29 @@ def inductor_compiler(config_patches: dict[str, Any]) -> Compiler:
     """Inductor on one region, outside Dynamo's tracing context, under ``config_patches``."""
 
     def compile_region(graph_module: fx.GraphModule, inputs: FreshInputs) -> Variant:
-        spelled = spelled_for_cuda(graph_module)
-        alone = with_fixed_integers(standalone(spelled.graph_module, inputs))
-        examples = [node.meta["val"] for node in alone.graph.find_nodes(op="placeholder")]
-        with torch.no_grad(), inductor_config.patch({**settings(), **spelled.config, **config_patches}), autocast_off():
-            artifact = torch._inductor.standalone_compile(alone, examples, dynamic_shapes="from_graph", options={})
+        artifact = compiled_alone(*for_inductor(graph_module, inputs, config_patches))
         save = _saver(artifact) if getattr(artifact, "is_saveable", lambda: True)() else None
         results = FreshResults(stated_memory(graph_module.graph), stated_orders(graph_module.graph))
         function = below_autograd(artifact)
         return Variant(function, inputs.guard(), inputs.guarded(), inputs.extra, inputs.floats, save, results=results)
 
     return compile_region
+
+
+def for_inductor(
+    graph_module: fx.GraphModule, inputs: FreshInputs, config_patches: Mapping[str, Any]
+) -> tuple[fx.GraphModule, dict[str, Any]]:
+    """What :func:`compiled_alone` takes for a region: its graph, and settings of Inductor."""
+    spelled = spelled_for_cuda(graph_module)
+    alone = with_fixed_integers(standalone(spelled.graph_module, inputs))
+    return alone, {**spelled.config, **config_patches}
+
+
+def compiled_alone(alone: fx.GraphModule, config: Mapping[str, Any]) -> Any:
+    """Inductor's artifact of a graph whose placeholders carry their fake values."""
+    examples = [node.meta["val"] for node in alone.graph.find_nodes(op="placeholder")]
+    with torch.no_grad(), inductor_config.patch({**settings(), **config}), autocast_off():
+        return torch._inductor.standalone_compile(alone, examples, dynamic_shapes="from_graph", options={})
 
 
 def below_autograd(compiled: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:

@@ -63,6 +63,35 @@ class BoundSymbol:
 
 
 @dataclass(frozen=True)
+class FreshSymbol:
+    """How a fresh symbol is made.
+
+    Attributes:
+        number: the how many-th; its name follows from it.
+        hint: the value to trace with.
+        is_size: whether it is taken to be neither 0 nor 1.
+    """
+
+    number: int
+    hint: int
+    is_size: bool
+
+    def made_in(self, env: ShapeEnv) -> tuple[sympy.Expr, torch.SymInt]:
+        """The symbol, and the integer that it stands for."""
+        source = ConstantSource(f"__region_size_{self.number}")
+        create = env.create_symbol if self.is_size else env.create_unspecified_symbol
+        symbol = create(self.hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
+        size = env.create_symintnode(symbol, hint=self.hint, source=source)
+        assert isinstance(size, torch.SymInt)
+        return symbol, size
+
+
+def fresh_mode() -> FakeTensorMode:
+    """A mode of fake tensors that knows no symbol yet."""
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+@dataclass(frozen=True)
 class FreshInputs:
     """Fake inputs in a separate fake mode.
 
@@ -74,6 +103,7 @@ class FreshInputs:
         ``values``.
         constants: sizes of 0 or 1, which code is compiled for as they are, and where they are read.
         floats: positions in ``values`` of the changing floats.
+        made: how each of ``symbols`` is made.
     """
 
     mode: FakeTensorMode
@@ -83,6 +113,7 @@ class FreshInputs:
     extra: tuple[int, ...] = ()
     constants: tuple[tuple[BoundSymbol, int], ...] = ()
     floats: tuple[int, ...] = ()
+    made: tuple[FreshSymbol, ...] = ()
 
     def guard(self) -> str | None:
         """Under which sizes code compiled for these inputs holds: text over ``L['t0']``, ... for :meth:`guarded`."""
@@ -129,12 +160,14 @@ class _Freshener:
     def __init__(self, values: Sequence[Any], hints: Sequence[Any] | None) -> None:
         self._values = values
         self._hints = hints
-        self._env = ShapeEnv()
-        self._mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
+        self._mode = fresh_mode()
+        assert self._mode.shape_env is not None
+        self._env = self._mode.shape_env
         self._sizes = Elimination()
         self._fresh: dict[sympy.Expr, sympy.Expr] = {}
         self._hint_of: dict[sympy.Expr, int] = {}
         self._dynamic: list[tuple[torch.SymInt, BoundSymbol]] = []
+        self._made: list[FreshSymbol] = []
         self._constants: list[tuple[BoundSymbol, int]] = []
 
     def build(self) -> FreshInputs:
@@ -150,7 +183,8 @@ class _Freshener:
         extra = tuple(index for index, (_, place) in enumerate(self._dynamic) if not place.is_argument)
         symbols, bindings = tuple(s for s, _ in self._dynamic), tuple(p for _, p in self._dynamic)
         floats = tuple(index for index, value in enumerate(self._values) if isinstance(value, torch.SymFloat))
-        return FreshInputs(self._mode, values, symbols, bindings, extra, tuple(self._constants), floats)
+        constants, made = tuple(self._constants), tuple(self._made)
+        return FreshInputs(self._mode, values, symbols, bindings, extra, constants, floats, made)
 
     def _places(self) -> Iterator[_Place]:
         for index, value in enumerate(self._values):
@@ -191,12 +225,8 @@ class _Freshener:
             self._fresh[reading.number] = sympy.Integer(hint)
             self._constants.append((bound, hint))
             return
-        source = ConstantSource(f"__region_size_{len(self._fresh)}")
-        create = self._env.create_symbol if is_size and hint > 1 else self._env.create_unspecified_symbol
-        symbol = create(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
-        self._fresh[reading.number] = symbol
-        size = self._env.create_symintnode(symbol, hint=hint, source=source)
-        assert isinstance(size, torch.SymInt)
+        self._made.append(FreshSymbol(len(self._fresh), hint, is_size and hint > 1))
+        self._fresh[reading.number], size = self._made[-1].made_in(self._env)
         self._dynamic.append((size, bound))
 
     def _is_in_a_size(self, argument: _Place, places: Sequence[_Place]) -> bool:
