@@ -29,6 +29,8 @@ from lightint_compile.lowering import Lowered, compiler_of, lower
 from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_of, key_of
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.shipped_programs import why_none_fits
+from lightint_compile.lowering.workers.asked import workers_for
+from lightint_compile.lowering.workers.pool import Workers
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import SHARD, pipeline_of
 from lightint_compile.passes.ir.program import Program
@@ -153,12 +155,17 @@ class Compilation:
         self._ahead = None
 
     def _made(self, *, at_all_costs: bool = False) -> CompiledGraph:
-        """The compiled graph, where need be without the passes that cannot be compiled."""
+        """The compiled graph: as it was kept, or made anew."""
         start = time.perf_counter()
         key = self.key()
         found = self._load(key)
         if found is not None:
             return self._finished(*found, start, key, warm=True)
+        with workers_for(self._graph_module, self._options, self._config) as workers:
+            return self._made_anew(start, key, workers, at_all_costs)
+
+    def _made_anew(self, start: float, key: str | None, workers: Workers | None, at_all_costs: bool) -> CompiledGraph:
+        """The compiled graph, where need be without the passes that cannot be compiled."""
         failure: Exception | None = None
         applied: set[str] = set()
         for leave_out in self._ways():
@@ -170,7 +177,7 @@ class Compilation:
                 raise NothingLeftError("nothing in it is what lightint rewrites", failed, rewritten)
             applied = _applied(rewritten)
             try:
-                lowered, section = self._lowered(rewritten, start)
+                lowered, section = self._lowered(rewritten, start, workers)
             except Exception as error:
                 if self._options.strict or not is_answered(error):
                     raise
@@ -246,13 +253,14 @@ class Compilation:
             failure = self._answered(error, "rewriting", _INDUCTOR)
             raise NothingLeftError(failure.message, [failure]) from error
 
-    def _lowered(self, rewritten: Rewritten, start: float) -> tuple[Lowered, Section]:
+    def _lowered(self, rewritten: Rewritten, start: float, workers: Workers | None) -> tuple[Lowered, Section]:
         config = self._config | _guards_against_inductor(rewritten)
-        lowered = lower(rewritten.program, self._options, config)
+        lowered = lower(rewritten.program, self._options, config, workers)
         measurements = {
             "distinct regions": len(lowered.regions),
             "region calls": sum(lowered.calls.values()),
             "compile seconds": lowered.seconds,
+            "regions compiled in workers": lowered.in_workers,
             "rewrite seconds": time.perf_counter() - start - lowered.seconds,
         }
         return lowered, Section.of(rewritten, measurements).with_remarks(lowered.remarks)

@@ -17,6 +17,8 @@ from lightint_compile.lowering.host_region import host_compiler, is_on_host
 from lightint_compile.lowering.kept_sites import with_sites
 from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
 from lightint_compile.lowering.stretches import FEWEST, Stretch, Stretches, groups_in, with_stretches
+from lightint_compile.lowering.workers.pool import Workers
+from lightint_compile.lowering.workers.sharing import compile_all
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.ir.input_writes import InputWrites
@@ -40,6 +42,7 @@ class Lowered:
         regions: the distinct regions by name, in normal form.
         calls: how often the driver calls each.
         seconds: what compiling the regions took.
+        in_workers: how many regions other processes compiled.
         storable: whether the driver can be kept on disk.
         remarks: what it cannot do that was asked for.
     """
@@ -48,15 +51,19 @@ class Lowered:
     regions: Mapping[str, fx.GraphModule]
     calls: Mapping[str, int]
     seconds: float
+    in_workers: int
     storable: bool
     remarks: tuple[Remark, ...] = ()
 
 
-def lower(program: Program, options: LightintOptions, config: Mapping[str, Any]) -> Lowered:
+def lower(
+    program: Program, options: LightintOptions, config: Mapping[str, Any], workers: Workers | None = None
+) -> Lowered:
     """Compile every distinct region of ``program``; one that writes to its inputs or asks the driver is cut.
 
     Args:
         config: Inductor configuration for the regions (from ``torch.compile``'s ``mode``, and guards against its bugs).
+        workers: processes that compile regions beside this one; they are ended.
     """
     writes = InputWrites.of(program.graph)
     if (writes.positions or _points(program.graph_module)) and not _outlined(program):
@@ -64,14 +71,15 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
     compiler = compiler_of(options, config)
     regions = _regions(root)
+    compilers = {name: _compiler_for(region, compiler) for name, region in regions.items()}
     leaves = {
-        name: Leaf(name, partial(_region, region), _compiler_for(region, compiler), strict=options.strict)
+        name: Leaf(name, partial(_region, region), compilers[name], strict=options.strict)
         for name, region in regions.items()
     }
     start = time.perf_counter()
+    of_inductor = {name: region for name, region in regions.items() if compilers[name] not in _WITHOUT_INDUCTOR}
     with one_wait_for_all_kernels():
-        for leaf in leaves.values():
-            leaf.compile()
+        in_workers = compile_all(leaves, of_inductor, _own(config), workers)
     seconds = time.perf_counter() - start
     branches = _branches(root)
     graphs = [root, *branches.values()]
@@ -99,8 +107,10 @@ def lower(program: Program, options: LightintOptions, config: Mapping[str, Any])
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     remarks = (_NO_STRETCH,) if wanted and not stretches.by_name else ()
-    return Lowered(driver, regions, counts, seconds, storable, remarks)
+    return Lowered(driver, regions, counts, seconds, in_workers, storable, remarks)
 
+
+_WITHOUT_INDUCTOR = (eager_compiler, host_compiler)
 
 _NO_STRETCH = Remark(
     kind=RemarkKind.MISSED,
@@ -143,8 +153,12 @@ def _branches_for_elements(graphs: Mapping[str, fx.GraphModule]) -> set[str]:
 
 def compiler_of(options: LightintOptions, config: Mapping[str, Any]) -> Compiler:
     """Who compiles the regions under ``options``."""
-    own = {name: value for name, value in config.items() if name != CUDA_GRAPHS}
-    return eager_compiler if options.delegate == "eager" else inductor_compiler(own)
+    return eager_compiler if options.delegate == "eager" else inductor_compiler(_own(config))
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are Inductor's for regions."""
+    return {name: value for name, value in config.items() if name != CUDA_GRAPHS}
 
 
 def _compiler_for(region: fx.GraphModule, compiler: Compiler) -> Compiler:

@@ -104,7 +104,10 @@ class Leaf:
         graph = self.graph()
         values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         inputs = fresh_inputs(values, hints)
-        variant = self.compiler(graph, inputs)
+        return self.take(self.compiler(graph, inputs))
+
+    def take(self, variant: Variant) -> Variant:
+        """Run ``variant`` from now on where it holds: the region was compiled for this process."""
         self.variants.append(variant)
         self.compilations += 1
         return variant

@@ -91,6 +91,13 @@ def fresh_mode() -> FakeTensorMode:
     return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
 
+def guard_on(mode: FakeTensorMode, symbols: Sequence[torch.SymInt]) -> str | None:
+    """What is known of symbols by now, as text over ``L['t0']``, ...; ``None`` where nothing is."""
+    assert mode.shape_env is not None
+    found = mode.shape_env.produce_guards_expression(symbols) if symbols else None
+    return None if found is None else str(found)
+
+
 @dataclass(frozen=True)
 class FreshInputs:
     """Fake inputs in a separate fake mode.
@@ -117,9 +124,11 @@ class FreshInputs:
 
     def guard(self) -> str | None:
         """Under which sizes code compiled for these inputs holds: text over ``L['t0']``, ... for :meth:`guarded`."""
-        assert self.mode.shape_env is not None
-        found = self.mode.shape_env.produce_guards_expression(self.symbols) if self.symbols else None
-        conditions = [str(found)] if found else []
+        return self.guard_with(guard_on(self.mode, self.symbols))
+
+    def guard_with(self, found: str | None) -> str | None:
+        """The guard where compilation ended with ``found``, as of :func:`guard_on`."""
+        conditions = [found] if found else []
         conditions += [f"L['t{len(self.symbols) + i}'] == {value}" for i, (_, value) in enumerate(self.constants)]
         return " and ".join(f"({condition})" for condition in conditions) or None
 
