@@ -99,6 +99,16 @@ def waiting_for_a_worker(monkeypatch: pytest.MonkeyPatch, jobs: int = 1) -> None
     monkeypatch.setattr(sharing, "_least", patient)
 
 
+def impatient_once_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_region = Worker.compile
+
+    def impatient(worker: Worker, content: bytes) -> Any:
+        monkeypatch.setattr(pool, "PATIENCE", 0.5)
+        return compile_region(worker, content)
+
+    monkeypatch.setattr(Worker, "compile", impatient)
+
+
 @pytest.fixture(autouse=True)
 def apart() -> Iterator[None]:
     torch._dynamo.reset()
@@ -118,7 +128,9 @@ def assert_right(leaves: dict[str, Leaf], graphs: dict[str, fx.GraphModule]) -> 
 @pytest.mark.parametrize("way", FAILING)
 def test_a_worker_that_fails_is_nobodys_loss(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_RUN", FAILING[way])
-    monkeypatch.setattr(pool, "PATIENCE", 5.0 if way == "hangs" else LONG)
+    monkeypatch.setattr(pool, "PATIENCE", LONG)
+    if way == "hangs":
+        impatient_once_it_is_ready(monkeypatch)
     if way in GETS_ONE:
         waiting_for_a_worker(monkeypatch)
     graphs = regions()
