@@ -18,6 +18,7 @@ from typing import NoReturn
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels import partial as _partial  # noqa: F401 - registers operators that only ranks use
 from lightint_compile.lowering.region import anchor, compiled_alone
 from lightint_compile.lowering.region_sizes import fresh_mode, guard_on
 from lightint_compile.lowering.workers.channel import Channel, ChannelError
