@@ -15,6 +15,7 @@ import torch.fx as fx
 from lightint_compile.kernels.edge_frames import FRAMES, SIDES
 from lightint_compile.lowering.edge_pads import REPLICATION, numbers_of, repeats_edges
 from lightint_compile.lowering.region_nodes import call
+from lightint_compile.passes.ir.fake_values import numel_hint
 
 aten = torch.ops.aten
 
@@ -36,7 +37,8 @@ def join_frames(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) ->
     if len(pads) < len(parts) or not any(map(any, pads)):
         return None
     sources = [_source(part) for part in parts]
-    if any(source.meta["val"].stride(1) != 1 for source in sources):
+    largest = max((source.meta["val"] for source in sources), key=numel_hint)
+    if largest.stride(1) != 1:
         return None  # a row of channels is no line of memory
     return call(graph, torch.ops.lightint.joined_frames.default, [made[s] for s in sources], [*chain(*pads)])
 

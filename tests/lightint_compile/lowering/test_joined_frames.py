@@ -52,6 +52,7 @@ def test_frames_and_those_before_them() -> None:
     assert one_copy(lambda a, b: stored(pad(a), pad(b), axis=-3), frames(2), frames(3))
     assert one_copy(lambda a: stored(pad(a)), frames(3))
     assert one_copy(lambda a, b: stored(a, pad(b)), frames(2, (6, 7)), frames(3))
+    assert one_copy(lambda a, b: stored(a.contiguous(), pad(b)), frames(2, (6, 7)), frames(9))
     assert one_copy(lambda a: stored(pad(a[:, :, :1].expand(-1, -1, 2, -1, -1)), pad(a)), frames(3))
     assert one_copy(lambda a, b: stored(pad(a, (2, 0, 1, 1, 0, 3)), pad(b, (1, 1, 0, 2, 0, 0))), frames(2), frames(3))
     assert one_copy(
