@@ -42,9 +42,28 @@ def told(stage: str, instead: str, error: Exception) -> Remark:
         instead: what is done in its place and what that costs.
     """
     message = f"{stage} failed and {instead}: {in_one_line(error)}"
-    log.warning("%s; %s", message, how_to_report())
+    hint = _MORE_MEMORY if _is_for_want_of_memory(error) else how_to_report()
+    log.warning("%s; %s", message, hint)
     log.debug("the failure was", exc_info=error)
-    return Remark(kind=RemarkKind.FAILURE, pass_name="backend", rule="fallback", message=message, hint=how_to_report())
+    return Remark(kind=RemarkKind.FAILURE, pass_name="backend", rule="fallback", message=message, hint=hint)
+
+
+_MORE_MEMORY = (
+    "memory was full: Inductor times its kernels on the device while it compiles, on tensors of the sizes of the call; "
+    "leave some of it free until the program is compiled"
+)
+
+
+def _is_for_want_of_memory(error: BaseException) -> bool:
+    """Whether what an exception came of says that memory is full."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        if isinstance(found, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        seen.append(found)
+        found = getattr(found, "inner_exception", None) or found.__cause__
+    return False
 
 
 def in_one_line(error: Exception) -> str:

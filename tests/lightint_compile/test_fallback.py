@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 
 import lightint_compile
 from lightint_compile import compilation, fallback, lowering
@@ -296,3 +297,18 @@ def test_inductor_gets_the_graph_where_nothing_of_it_can_be_lowered(
 
 def test_how_to_report_names_versions_and_the_way_to_the_exception() -> None:
     assert torch.__version__ in fallback.how_to_report() and '"strict": True' in fallback.how_to_report()
+
+
+def test_full_memory_inside_of_inductor_is_no_fault_to_report() -> None:
+    def timed() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.24 GiB")
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(f"Failed to run autotuning code block: {error}") from error
+
+    with pytest.raises(RuntimeError) as failed:
+        timed()
+    wrapped = InductorError(failed.value, None)
+    remark = fallback.told("compiling", "Inductor got the graph", wrapped)
+    assert "memory was full" in remark.hint and "report it" not in remark.hint and "1.24 GiB" in remark.message
+    assert "report it" in fallback.told("compiling", "Inductor got the graph", RuntimeError("another")).hint
