@@ -127,7 +127,7 @@ class Dependencies:
     def beside_inputs(self, node: fx.Node) -> list[fx.Node]:
         """What ``node`` directly waits for on account of order alone; an input of it may be among them."""
         previous = self._after.get(node)
-        return [*([] if previous is None else [previous]), *self._fenced.get(node, ())]
+        return list(dict.fromkeys((*([] if previous is None else [previous]), *self._fenced.get(node, ()))))
 
     def before(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that ``node`` directly waits for."""

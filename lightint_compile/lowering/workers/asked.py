@@ -28,6 +28,8 @@ FEWEST_NODES = 1500
 
 _MOST = 8
 
+_MOST_ASKED = 64
+
 _FEWEST_CORES = 4
 """Fewer are kept busy by this process and its compilers of kernels."""
 
@@ -79,7 +81,7 @@ def _asked(otherwise: int) -> int:
     text = os.environ.get(COUNT, "")
     if text and not text.isdecimal():
         log.warning("%s=%s is no number of processes, and counts as not set", COUNT, text)
-    return int(text) if text.isdecimal() else otherwise
+    return min(int(text[:9]), _MOST_ASKED) if text.isdecimal() else otherwise
 
 
 def _can_start() -> bool:

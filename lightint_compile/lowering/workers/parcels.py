@@ -14,6 +14,7 @@ from typing import Any, cast
 import sympy
 import torch
 import torch.fx as fx
+import torch.utils._pytree as pytree
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -148,7 +149,9 @@ def _with_nodes(arguments: Any, made: Sequence[fx.Node]) -> Any:
     return map_aggregate(arguments, lambda each: made[each.place] if isinstance(each, _Read) else each)
 
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
+
+_ARGUMENTS = (*_PLAIN, complex, type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 _KEPT = ("stack_trace", "custom")
 """What of a node's notes goes along. The others name classes of the user's, and say where a node comes from only."""
@@ -159,15 +162,21 @@ def _node(node: fx.Node, places: Mapping[fx.Node, _Read]) -> _Node:
         raise StaysHereError(f"{node.name} is a {node.op}")
     arguments = map_aggregate((node.args, dict(node.kwargs)), lambda each: _argument(each, places))
     kept = {name: node.meta[name] for name in _KEPT if name in node.meta}
+    pytree.tree_map(_noted, kept)
     target = _named(node) if node.op == "call_function" else node.target
     value = _described(node.meta["val"]) if node.op == "placeholder" else None
     return _Node(node.op, node.name, target, arguments, kept, value)
 
 
+def _noted(value: Any) -> None:
+    if type(value) not in _PLAIN:
+        raise StaysHereError(f"a note is a {type(value).__name__}")
+
+
 def _argument(value: Any, places: Mapping[fx.Node, _Read]) -> Any:
     if isinstance(value, fx.Node):
         return places[value]
-    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, torch.Tensor)):
+    if type(value) not in _ARGUMENTS:  # what else there is may be of a module that another process does not have
         raise StaysHereError(f"an argument is a {type(value).__name__}")
     return value
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +29,14 @@ PATIENCE = 120.0
 READY = "ready"
 """What a worker says first, once all that compiling needs is there."""
 
-_RUN = "import sys; from lightint_compile.lowering.workers.worker import main; main(*map(int, sys.argv[1:]))"
+LEAVE = 60.0
+"""Seconds that a worker has to finish what it does once it is not needed any more: it may be writing into a cache that
+others read."""
+
+_RUN = (
+    "import json, sys; sys.path += [each for each in json.loads(sys.argv[4]) if each not in sys.path]; "
+    "from lightint_compile.lowering.workers.worker import main; main(*map(int, sys.argv[1:4]))"
+)
 
 
 class WorkerLostError(Exception):
@@ -57,7 +68,8 @@ class Worker:
         gpu: the CUDA device that regions run on; below zero for the CPU.
 
     Attributes:
-        close: ends the process and what it has started. It may be called twice, and is called at exit.
+        close: lets the process end, with what it has started, once it has finished what it does. It may be called
+            twice, and is called at exit.
 
     Raises:
         OSError: it cannot be started.
@@ -67,10 +79,12 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
+                # input and output of the worker take the first three numbers, which are free where they are closed
+                number = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _RUN, *map(str, (theirs.fileno(), os.getpid(), gpu))],
+                    [sys.executable, "-c", _RUN, *map(str, (number, os.getpid(), gpu)), json.dumps(_path())],
                     env=_environment(threads),
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(number,),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -79,13 +93,20 @@ class Worker:
             except BaseException:
                 ours.close()
                 raise
+            os.close(number)
         self._channel = Channel(ours)
-        self.close = weakref.finalize(self, _end, self._process, self._channel, os.getpid())
+        self.close = weakref.finalize(self, _let_go, self._process, self._channel, os.getpid())
 
     @property
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
+
+    def kill(self) -> None:
+        """End the process, whatever it does: it does not do what a worker does."""
+        if self.close.alive:
+            _kill(self._process)
+            self.close()
 
     def wait_until_ready(self) -> None:
         """Wait until it has what compiling needs.
@@ -111,6 +132,8 @@ class Worker:
         except OSError as error:
             raise WorkerLostError(str(error)) from error
         answer = self._heard()
+        if "differs" in answer:
+            raise WorkerLostError(f"it has other settings: {answer['differs']}")
         if "error" in answer:
             raise NotCompiledError(str(answer["error"]))
         guard = answer.get("guard", 0)
@@ -131,27 +154,42 @@ class Worker:
             raise WorkerLostError(str(error) or type(error).__name__) from error
 
 
+def _path() -> list[str]:
+    """Where this process finds modules; not in the working folder, which may be another one by now."""
+    return [each for each in sys.path if each]
+
+
 def _environment(threads: int) -> dict[str, str]:
-    """This process's, and its way of finding modules.
+    """This process's.
 
     Inductor of a worker starts compilers of kernels when it first has some, and they end with it.
     """
     own = {
-        "PYTHONPATH": os.pathsep.join(map(str, sys.path)),
         "PYTHONSAFEPATH": "1",  # no module of the working folder's in place of Python's own
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
     }
     return {name: value for name, value in os.environ.items() if name != "PYTHONINSPECT"} | own
 
 
-def _end(process: subprocess.Popen[bytes], channel: Channel, owner: int) -> None:
+def _let_go(process: subprocess.Popen[bytes], channel: Channel, owner: int) -> None:
     if os.getpid() != owner:  # a process that was forked meanwhile exits
         return
     channel.close()
+    with contextlib.suppress(RuntimeError):  # no thread is to be had, or the interpreter ends: it leaves by itself
+        threading.Thread(target=_wait_for, args=(process,), daemon=True).start()
+
+
+def _wait_for(process: subprocess.Popen[bytes]) -> None:
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # no other process has the number before this one waits for its end
-    except OSError as error:
-        log.debug("the worker %s has ended before: %s", process.pid, error)
+        process.wait(LEAVE)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(OSError):  # it has ended in between
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

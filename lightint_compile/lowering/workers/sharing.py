@@ -63,18 +63,32 @@ def compile_all(
         return 0
     jobs = _jobs(regions, config)
     waiting, answers = deque(jobs), _Answers()
-    serving = [threading.Thread(target=_serve, args=(each, waiting, answers), daemon=True) for each in workers.all]
     with workers:
-        for thread in serving:
-            thread.start()
+        serving = _served(workers, waiting, answers)
         sent = {job.name for job in jobs}
         for name, leaf in leaves.items():
             if name not in sent:
                 leaf.compile()
         by_workers = sum(_one_more(leaves, waiting, answers) for _ in jobs)
     for thread in serving:
-        thread.join()  # its worker has ended, so that it hears nothing any more
+        thread.join()  # its channel is closed, so that it hears nothing any more
+    log.info("%s of %s regions were compiled by workers", by_workers, len(leaves))
     return by_workers
+
+
+def _served(workers: Workers, waiting: deque[_Job], answers: _Answers) -> list[threading.Thread]:
+    """A thread for each worker; where the system has no more of them, the other workers are let go."""
+    threads: list[threading.Thread] = []
+    for worker in workers.all:
+        thread = threading.Thread(target=_serve, args=(worker, waiting, answers), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.info("a worker is not used: %s", error)
+            worker.close()
+        else:
+            threads.append(thread)
+    return threads
 
 
 def _jobs(regions: Mapping[str, fx.GraphModule], config: Mapping[str, Any]) -> list[_Job]:
@@ -160,5 +174,7 @@ def _serve(worker: Worker, waiting: deque[_Job], answers: _Answers) -> None:
             finally:
                 answers.put((job, artifact))
     except Exception as reason:  # WorkerLostError, and whatever else: a thread has nobody to raise to
-        log.debug("worker %s is lost: %s", worker.pid, reason)
+        if worker.close.alive:  # else this process has let it go
+            log.info("worker %s is lost: %s", worker.pid, reason)
+            worker.kill()
     worker.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._inductor.decomposition import decompositions
-from torch._inductor.lowering import lowerings
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from lightint_compile import torch_switches
+from lightint_compile.lowering.workers.rules import Rules, of_others
 
 _CONFIGURATIONS = ("torch._inductor.config", "torch._functorch.config", "torch.fx.experimental._config")
 
@@ -36,6 +34,7 @@ class Switches:
         configurations: torch's modules of settings, each setting by name.
         torch: the switches that have functions of their own, by their place in the table.
         kernels: all that choose kernels, as text, to be compared.
+        rules: what Inductor was told of operators, to be compared.
         inference: whether inference mode is on.
         device: the current CUDA device; ``None`` where CUDA is not in use.
         environment: where the caches are.
@@ -44,6 +43,7 @@ class Switches:
     configurations: Mapping[str, Mapping[str, Any]]
     torch: Mapping[str, Any]
     kernels: str
+    rules: Rules
     inference: bool
     device: int | None
     environment: Mapping[str, str]
@@ -57,12 +57,13 @@ class Switches:
         """
         if torch.get_default_device().type != "cpu":
             raise OnlyHereError("a default device")
-        if (own := _rules_of_others()) is not None:
+        if (own := of_others()) is not None:
             raise OnlyHereError(own)
         return cls(
             {name: _plain(importlib.import_module(name)) for name in _CONFIGURATIONS},
             {name: value for name, (read, _) in _TORCH.items() if (value := _read(read)) is not _UNKNOWN},
             torch_switches.of_kernels(),
+            Rules.now(),
             torch.is_inference_mode_enabled(),
             torch.cuda.current_device() if torch.cuda.is_initialized() else None,
             {**{name: os.environ[name] for name in _CACHES if name in os.environ}, _CACHES[0]: cache_dir()},
@@ -89,6 +90,8 @@ class Switches:
                 raise OnlyHereError(f"settings of {name}")
         if torch_switches.of_kernels() != self.kernels:
             raise OnlyHereError(f"{torch_switches.of_kernels()} here, {self.kernels} there")
+        if not self.rules.are_in(Rules.now()):
+            raise OnlyHereError("a rule or a kernel of an operator")
 
 
 def _plain(module: Any) -> dict[str, Any]:
@@ -109,20 +112,6 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     return isinstance(value, (bool, int, float, str, bytes, type(None)))
 
-
-def _rules_of_others() -> str | None:
-    """A rule that neither torch nor this project has told Inductor, by the operator that it is for."""
-    for rules in (lowerings, decompositions):
-        for operator, rule in rules.items():
-            while isinstance(rule, functools.partial):
-                rule = rule.func
-            if not str(getattr(rule, "__module__", "")).startswith(_OURS):
-                return f"a rule for {operator}"
-    return None
-
-
-_OURS = ("torch.", "lightint_compile.", "functools", "_operator")
-"""Modules of rules that every process has; the last two are named by rules that take the name of what they wrap."""
 
 _UNKNOWN = object()
 

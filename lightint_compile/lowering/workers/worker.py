@@ -23,7 +23,8 @@ from lightint_compile.lowering.region import anchor, compiled_alone
 from lightint_compile.lowering.region_sizes import fresh_mode, guard_on
 from lightint_compile.lowering.workers.channel import Channel, ChannelError
 from lightint_compile.lowering.workers.parcels import Parcel, unpacked
-from lightint_compile.lowering.workers.pool import READY
+from lightint_compile.lowering.workers.pool import LEAVE, READY
+from lightint_compile.lowering.workers.switches import OnlyHereError
 
 _LOOK = 1.0
 """Seconds between two looks for the other process."""
@@ -67,6 +68,8 @@ def _answer(content: bytes) -> Sequence[bytes]:
     """What came of a parcel: the guard and the artifact, or an error."""
     try:
         guard, artifact = _compiled(unpacked(content))
+    except OnlyHereError as reason:
+        return [json.dumps({"differs": str(reason)}).encode()]
     except Exception:  # the other process compiles the region itself, and meets the error if it is one
         return [json.dumps({"error": traceback.format_exc()}).encode()]
     return [json.dumps({"guard": guard}).encode(), artifact]
@@ -86,6 +89,7 @@ def _compiled(parcel: Parcel) -> tuple[str | None, bytes]:
 def _leave_with(channel: Channel, parent: int) -> None:
     while os.getppid() == parent and not channel.is_closed():
         time.sleep(_LOOK)
+    time.sleep(LEAVE)  # what is being compiled is finished, or else half of a file would stay in a cache
     _leave()
 
 

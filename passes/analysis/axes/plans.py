@@ -77,6 +77,7 @@ class Plan:
 
     def of_operands(self, node: fx.Node, other: fx.Node) -> Plan:
         """This plan of ``node``, a call, as that of another which looks the same, on its own operands."""
+        assert self.made is None  # what it makes would read this node's operands
         theirs = dict(zip(node.all_input_nodes, other.all_input_nodes, strict=True))
         return Plan(
             self.results,

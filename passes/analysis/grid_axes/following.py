@@ -74,7 +74,7 @@ class Followed(Mapping[fx.Node, Axes]):
             self._known[node] = _Known(form, own, look.value)
             return
         known = self._keep(node, find(node, self.results), look.value)
-        if alike:
+        if alike and {node.name, *names}.issuperset(known.names):
             sources = tuple([_OWN if name == node.name else names.index(name) for name in known.names])
             self._rules[key] = known.form, sources
 

@@ -24,7 +24,7 @@ from lightint_compile import torch_switches
 from lightint_compile.lowering.region import Leaf, Variant, inductor_compiler
 from lightint_compile.lowering.region_sizes import fresh_inputs
 from lightint_compile.lowering.workers.parcels import StaysHereError, parcel_of, unpacked
-from lightint_compile.lowering.workers.pool import NotCompiledError, Worker
+from lightint_compile.lowering.workers.pool import NotCompiledError, Worker, WorkerLostError
 from lightint_compile.lowering.workers.sharing import _Job, _jobs, _loaded
 from lightint_compile.lowering.workers.switches import OnlyHereError, Switches
 from lightint_compile.torch_compat import cache_dir
@@ -217,10 +217,10 @@ def test_the_caches_of_the_moment_are_used(worker: Worker) -> None:
 def test_what_a_worker_cannot_be_given_is_an_answer(worker: Worker) -> None:
     other = dataclasses.replace(Switches.now(), kernels="something else")
     made = job(plain())
-    with pytest.raises(NotCompiledError, match="something else"):
+    with pytest.raises(WorkerLostError, match="something else"):
         worker.compile(parcel_of(made.region, made.inputs, {}, other).packed())
     other = dataclasses.replace(Switches.now(), configurations={"torch._inductor.config": {"epilogue_fusion": 7}})
-    with pytest.raises(NotCompiledError, match=r"torch\._inductor\.config"):
+    with pytest.raises(WorkerLostError, match=r"torch\._inductor\.config"):
         worker.compile(parcel_of(made.region, made.inputs, {}, other).packed())
     with pytest.raises(NotCompiledError, match="Traceback"):
         worker.compile(b"no parcel")

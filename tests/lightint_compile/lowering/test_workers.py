@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ FAILING = {
     "dies": READY + "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "hangs": READY + "time.sleep(1000)",
     "cannot": READY + 'say(b\'{"error": "it is too hard"}\')',
+    "has other settings": READY + 'say(b\'{"differs": "a switch"}\'); time.sleep(1000)',
     "answers no message": READY + "s.sendall(b'!' * 100); time.sleep(1000)",
     "answers no JSON": READY + "say(b'\\xff{'); time.sleep(1000)",
     "answers something else": READY + "say(b'{\"guard\": 7}'); time.sleep(1000)",
@@ -133,6 +135,7 @@ def assert_right(leaves: dict[str, Leaf], graphs: dict[str, fx.GraphModule]) -> 
 def test_a_worker_that_fails_is_nobodys_loss(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_RUN", FAILING[way])
     monkeypatch.setattr(pool, "PATIENCE", LONG)
+    monkeypatch.setattr(pool, "LEAVE", 0.5)
     if way == "hangs":
         impatient_once_it_is_ready(monkeypatch)
     if way in GETS_ONE:
@@ -140,7 +143,7 @@ def test_a_worker_that_fails_is_nobodys_loss(way: str, monkeypatch: pytest.Monke
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(1, 1)
     assert compile_all(leaves, graphs, {}, workers) == 0
-    assert not is_running(workers.all[0].pid)
+    assert comes(lambda: not is_running(workers.all[0].pid))
     assert_right(leaves, graphs)
 
 
@@ -154,6 +157,48 @@ def test_what_fails_everywhere_is_the_error_of_this_process(monkeypatch: pytest.
     with pytest.raises(ZeroDivisionError):
         compile_all(leaves, graphs, {}, workers)
     assert comes(lambda: not any(is_running(worker.pid) for worker in workers.all))
+
+
+def test_a_worker_without_a_thread_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pool, "_RUN", READY)
+    graphs = regions()
+    leaves, workers = leaves_of(graphs), Workers(2, 1)
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    assert compile_all(leaves, graphs, {}, workers) == 0
+    assert not any(worker.close.alive for worker in workers.all)
+    monkeypatch.undo()
+    for worker in workers.all:
+        worker._process.wait()
+    assert_right(leaves, graphs)
+
+
+def test_a_worker_finishes_what_it_does_before_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed while it writes leaves half of a file in a cache that others read."""
+    file = tmp_path / "written"
+    monkeypatch.setattr(pool, "_RUN", SAYS + f"say(b'{{}}'); time.sleep(1); open({str(file)!r}, 'w').write('all')")
+    worker = Worker(1, -1)
+    with pytest.raises(WorkerLostError):
+        worker.wait_until_ready()
+    worker.close()
+    assert comes(lambda: not is_running(worker.pid))
+    assert file.read_text() == "all"
+
+
+def test_a_worker_runs_no_module_of_the_users(tmp_path: Path) -> None:
+    """Neither of a folder that was added in front of Python's own, nor of the working folder."""
+    for name in ("platform", "json", "signal"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close(); raise SystemExit(1)")
+    program = (
+        "from lightint_compile.lowering.workers.pool import Worker; import os, sys\n"
+        f"sys.path[:0] = ['', {str(tmp_path)!r}]; os.chdir({str(tmp_path)!r})\n"
+        "worker = Worker(1, -1); worker.wait_until_ready(); worker.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_processes_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +216,7 @@ def test_two_workers_share_regions_with_this_process(monkeypatch: pytest.MonkeyP
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(2, 1)
     assert compile_all(leaves, graphs, {}, workers) >= 2
-    assert not any(is_running(worker.pid) for worker in workers.all)
+    assert comes(lambda: not any(is_running(worker.pid) for worker in workers.all))
     assert_right(leaves, graphs)
 
 
@@ -201,7 +246,7 @@ def test_a_process_that_was_forked_meanwhile_ends_no_worker(monkeypatch: pytest.
     os.waitpid(child, 0)
     worker.wait_until_ready()
     worker.close()
-    assert not is_running(worker.pid)
+    assert comes(lambda: not is_running(worker.pid))
     with pytest.raises(WorkerLostError):
         worker.compile(b"")
 

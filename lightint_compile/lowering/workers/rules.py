@@ -1,0 +1,110 @@
+"""What decides how Inductor compiles an operator: rules, patterns and kernels, of which anybody may add some.
+
+A worker has those that come with torch and this project. So a region is compiled in this process where there are
+others, or where one stands for another operator than in the worker.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch._inductor.decomposition import decompositions
+from torch._inductor.lowering import lowerings
+from torch._inductor.pattern_matcher import PatternMatcherPass
+from torch._ops import OpOverload, OpOverloadPacket
+
+_TABLES: Mapping[str, Mapping[Any, Any]] = {"lowerings": lowerings, "decompositions": decompositions}
+
+_PASSES = "torch._inductor.fx_passes."
+"""Where torch keeps its patterns."""
+
+_OURS = ("torch.", "lightint_compile.", "functools", "_operator")
+"""Modules of rules that every process has; the last two are named by rules that take the name of what they wrap."""
+
+_CORE = ("aten/", "prims/")
+"""How the names of kernels of torch's own operators begin."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a process has.
+
+    Attributes:
+        told: a short hash of each rule by its operator and where it is defined, and of each kernel that Python has
+            registered for an operator of torch's own.
+    """
+
+    told: frozenset[bytes]
+
+    @classmethod
+    def now(cls) -> Rules:
+        """Those of this process."""
+        rules = [f"{t} {_operator(op)} {_name(rule)}" for t, table in _TABLES.items() for op, rule in table.items()]
+        kernels = [key for key in torch.library._impls if key.startswith(_CORE)]
+        return cls(frozenset(blake2b(each.encode(), digest_size=8).digest() for each in (*rules, *kernels)))
+
+    def are_in(self, other: Rules) -> bool:
+        """Whether ``other`` has all of these."""
+        return self.told <= other.told
+
+
+def of_others() -> str | None:
+    """A rule or a pattern that neither torch nor this project has told Inductor."""
+    for table, rules in _TABLES.items():
+        for operator, rule in rules.items():
+            if _is_strange(rule):
+                return f"{table} of {operator}"
+    return next((f"the pattern {function.__name__}" for function in _in_patterns() if _is_strange(function)), None)
+
+
+def _in_patterns() -> Iterator[types.FunctionType]:
+    """The functions that all patterns call; those that torch's own functions were given as well."""
+    for module in [module for name, module in list(sys.modules.items()) if name.startswith(_PASSES)]:
+        for held in list(vars(module).values()):
+            for one in held if isinstance(held, (list, tuple)) else [held]:
+                if isinstance(one, PatternMatcherPass):
+                    yield from _of_pass(one)
+
+
+def _of_pass(patterns: PatternMatcherPass) -> Iterator[types.FunctionType]:
+    for entries in list(patterns.patterns.values()):
+        for entry in entries:
+            for value in vars(entry).values():
+                if isinstance(value, types.FunctionType):
+                    yield value
+                    cells = value.__closure__ or ()
+                    yield from (cell.cell_contents for cell in cells if _holds_a_function(cell))
+
+
+def _holds_a_function(cell: types.CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, types.FunctionType)
+    except ValueError:  # nothing yet
+        return False
+
+
+def _is_strange(rule: Any) -> bool:
+    return not str(getattr(_unwrapped(rule), "__module__", "")).startswith(_OURS)
+
+
+def _operator(operator: Any) -> str:
+    """Its name in every process; functions of C say where they are in this one."""
+    return str(operator) if isinstance(operator, (OpOverload, OpOverloadPacket)) else _name(operator)
+
+
+def _name(rule: Any) -> str:
+    rule = _unwrapped(rule)
+    return f"{getattr(rule, '__module__', '')}.{getattr(rule, '__qualname__', '')}"
+
+
+def _unwrapped(rule: Any) -> Any:
+    while isinstance(rule, functools.partial):
+        rule = rule.func
+    return rule
