@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -77,22 +76,21 @@ class Worker:
 
     def __init__(self, threads: int, gpu: int) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                # input and output of the worker take the first three numbers, which are free where they are closed
-                number = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _RUN, *map(str, (number, os.getpid(), gpu)), json.dumps(_path())],
-                    env=_environment(threads),
-                    pass_fds=(number,),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
+        number = _above_standard(theirs)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _RUN, *map(str, (number, os.getpid(), gpu)), json.dumps(_path())],
+                env=_environment(threads),
+                pass_fds=(number,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
             os.close(number)
         self._channel = Channel(ours)
         self.close = weakref.finalize(self, _let_go, self._process, self._channel, os.getpid())
@@ -152,6 +150,14 @@ class Worker:
             return self._channel.receive(PATIENCE)
         except (OSError, ChannelError) as error:
             raise WorkerLostError(str(error) or type(error).__name__) from error
+
+
+def _above_standard(theirs: socket.socket) -> int:
+    """A socket as a descriptor that is none of standard input and output, which may be closed in this process."""
+    import fcntl  # not on Windows, where there are no workers
+
+    with theirs:
+        return fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _path() -> list[str]:

@@ -359,3 +359,13 @@ def test_there_are_none_where_they_would_not_help(monkeypatch: pytest.MonkeyPatc
         context.setattr(asked, "_gpu_of", lambda *_: 1 / 0)
         assert wanted() == 0
     assert wanted() == 3
+
+
+def test_a_worker_of_a_process_without_standard_input_and_output(tmp_path: Path) -> None:
+    program = (
+        "import os\nos.closerange(0, 3)\n"
+        "from lightint_compile.lowering.workers.pool import Worker\n"
+        f"worker = Worker(1, -1); worker.wait_until_ready(); open({str(tmp_path / 'ready')!r}, 'w').close()"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=2 * LONG, check=False)
+    assert (tmp_path / "ready").exists()
