@@ -104,7 +104,7 @@ def test_what_others_read_stays() -> None:
     assert not one_copy(joined_twice, frames(2), frames(3))
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=3),
     st.lists(st.integers(0, 3), min_size=6, max_size=6),

@@ -103,7 +103,7 @@ def test_dropout_stays() -> None:
     assert ATTENTION in targets(spelled(before).graph_module)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.permutations(range(4)), st.tuples(*(st.integers(1, 4),) * 3), st.sampled_from([WIDE, 300]))
 def test_operands_in_any_memory_order(order: list[int], sizes: tuple[int, int, int], width: int) -> None:
     parts = operands(*((*sizes, width),) * 3)
