@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch._inductor.decomposition import decompositions
 from torch._inductor.lowering import lowerings
 from torch._inductor.pattern_matcher import PatternMatcherPass
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 _TABLES: Mapping[str, Mapping[Any, Any]] = {"lowerings": lowerings, "decompositions": decompositions}
 
@@ -28,31 +28,54 @@ _PASSES = "torch._inductor.fx_passes."
 _OURS = ("torch.", "lightint_compile.", "functools", "_operator")
 """Modules of rules that every process has; the last two are named by rules that take the name of what they wrap."""
 
+_LEFT = "torch._inductor.lowering.fallback_handler."
+"""Where the rules are defined by which an operator is called as it is."""
+
 _CORE = ("aten/", "prims/")
 """How the names of kernels of torch's own operators begin."""
+
+_OF_VMAP = "/FuncTorch"
+"""Is in the names of kernels that torch registers once there is a ``vmap``; none is in a region."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a process has.
+    """What a process has, as short hashes.
 
     Attributes:
-        told: a short hash of each rule by its operator and where it is defined, and of each kernel that Python has
-            registered for an operator of torch's own.
+        told: each rule, by its operator and where it is defined.
+        ruled: the operators that they are for.
+        left: the operators that Inductor calls as they are. It notes so of every one that it meets and has no rule for.
+        kernels: those that Python has registered for operators of torch's own.
     """
 
     told: frozenset[bytes]
+    ruled: frozenset[bytes]
+    left: frozenset[bytes]
+    kernels: frozenset[bytes]
 
     @classmethod
     def now(cls) -> Rules:
         """Those of this process."""
-        rules = [f"{t} {_operator(op)} {_name(rule)}" for t, table in _TABLES.items() for op, rule in table.items()]
-        kernels = [key for key in torch.library._impls if key.startswith(_CORE)]
-        return cls(frozenset(blake2b(each.encode(), digest_size=8).digest() for each in (*rules, *kernels)))
+        every = [
+            (f"{table} {_operator(op)}", _name(rule)) for table, rules in _TABLES.items() for op, rule in rules.items()
+        ]
+        rules = {operator: name for operator, name in every if not name.startswith(_LEFT)}
+        return cls(
+            _hashed(f"{operator} {name}" for operator, name in rules.items()),
+            _hashed(rules),
+            _hashed(operator for operator, name in every if name.startswith(_LEFT)),
+            _hashed(key for key in torch.library._impls if key.startswith(_CORE) and _OF_VMAP not in key),
+        )
 
     def are_in(self, other: Rules) -> bool:
-        """Whether ``other`` has all of these."""
-        return self.told <= other.told
+        """Whether ``other`` does with every operator what is done here."""
+        has_all = self.told <= other.told and self.kernels <= other.kernels
+        return has_all and self.left.isdisjoint(other.ruled)
+
+
+def _hashed(texts: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(blake2b(text.encode(), digest_size=8).digest() for text in texts)
 
 
 def of_others() -> str | None:
@@ -96,6 +119,8 @@ def _is_strange(rule: Any) -> bool:
 
 def _operator(operator: Any) -> str:
     """Its name in every process; functions of C say where they are in this one."""
+    if isinstance(operator, HigherOrderOperator):
+        return str(operator.name())
     return str(operator) if isinstance(operator, (OpOverload, OpOverloadPacket)) else _name(operator)
 
 

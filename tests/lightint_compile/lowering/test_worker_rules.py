@@ -20,6 +20,7 @@ from torch._inductor.pattern_matcher import (
     register_graph_pattern,
     register_replacement,
 )
+from torch._inductor.utils import fresh_cache
 
 from lightint_compile.lowering.workers import rules
 from lightint_compile.lowering.workers.rules import Rules
@@ -111,6 +112,25 @@ def test_a_rule_of_torchs_for_another_operator_is_seen_by_the_worker() -> None:
     with a_rule(inductor_lowering.fallback_handler(aten.exp.default, add_to_fallback_set=False)):
         assert rules.of_others() is None
         assert not Rules.now().are_in(worker)
+
+
+@torch.library.custom_op("lightint_tests_of_rules::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@twice.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_an_operator_that_inductor_met_without_a_rule_is_no_obstacle() -> None:
+    worker, operator = Rules.now(), torch.ops.lightint_tests_of_rules.twice.default
+    with fresh_cache():
+        torch.compile(lambda x: torch.ops.lightint_tests_of_rules.twice(x) + 1)(torch.ones(3))
+    torch.vmap(torch.nn.functional.mse_loss)(torch.ones(3, 2), torch.ones(3, 2))  # torch has kernels of its own for it
+    assert operator in inductor_lowering.lowerings
+    assert rules.of_others() is None and Rules.now().are_in(worker)
 
 
 def test_a_kernel_of_an_operator_of_torchs_is_seen_by_the_worker() -> None:
