@@ -25,6 +25,7 @@ from lightint_compile.lowering.region import Leaf, Variant, inductor_compiler
 from lightint_compile.lowering.region_sizes import fresh_inputs
 from lightint_compile.lowering.workers.parcels import StaysHereError, parcel_of, unpacked
 from lightint_compile.lowering.workers.pool import NotCompiledError, Worker, WorkerLostError
+from lightint_compile.lowering.workers.rules import Rules
 from lightint_compile.lowering.workers.sharing import _Job, _jobs, _loaded
 from lightint_compile.lowering.workers.switches import OnlyHereError, Switches
 from lightint_compile.torch_compat import cache_dir
@@ -38,6 +39,12 @@ def worker() -> Iterator[Worker]:
     made.wait_until_ready()
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests of this process have told Inductor: test_worker_rules.py is about that."""
+    monkeypatch.setattr(Rules, "now", lambda: Rules(*[frozenset()] * 4))
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from lightint_compile.lowering.region import Leaf, inductor_compiler
 from lightint_compile.lowering.workers import asked, pool, sharing
 from lightint_compile.lowering.workers.asked import COUNT, workers_for
 from lightint_compile.lowering.workers.pool import Worker, WorkerLostError, Workers
+from lightint_compile.lowering.workers.rules import Rules
 from lightint_compile.lowering.workers.sharing import compile_all
 from lightint_compile.options import LightintOptions
 
@@ -113,6 +114,12 @@ def impatient_once_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
         return compile_region(worker, content)
 
     monkeypatch.setattr(Worker, "compile", impatient)
+
+
+@pytest.fixture(autouse=True)
+def told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests of this process have told Inductor: test_worker_rules.py is about that."""
+    monkeypatch.setattr(Rules, "now", lambda: Rules(*[frozenset()] * 4))
 
 
 @pytest.fixture(autouse=True)
