@@ -17,6 +17,7 @@ from torch.library import Library
 
 from lightint_compile.errors import InputError
 
+from .checks import no_gradient
 from .planning import on_device_of
 
 GROUP = 4
@@ -143,11 +144,6 @@ def check_heads(
 
 fitting_heads = functools.lru_cache(maxsize=256)(check_heads)
 """The same for shapes of real tensors, which come again in every block."""
-
-
-def no_gradient(*_: Any) -> Any:
-    """What asking for a gradient raises."""
-    raise InputError("lightint operators have no gradient", fix="run under torch.no_grad()")
 
 
 _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))

@@ -13,8 +13,9 @@ from torch.library import Library
 
 from lightint_compile.errors import InputError
 
-from .camera import DIMS, check_heads, no_gradient, shapes_of
+from .camera import DIMS, check_heads, shapes_of
 from .camera import reference as _positioned
+from .checks import no_gradient
 from .planning import on_device_of
 
 SCHEMA = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ MAX_TILE_SLOTS = 1024
 
 check_index_range = os.environ.get("LIGHTINT_DEBUG", "") not in ("", "0")
 """Whether lists are read back and checked; a host synchronisation, so only for debugging (``LIGHTINT_DEBUG=1``)."""
+
+
+def no_gradient(*_: Any) -> Any:
+    """What asking an operator for a gradient raises."""
+    raise InputError(
+        "lightint operators have no gradient",
+        why="they serve inference; a graph that needs gradients is left to Inductor",
+        fix="run under torch.inference_mode() or torch.no_grad(), or detach the inputs",
+    )
 
 
 def site(

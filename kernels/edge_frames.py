@@ -9,7 +9,6 @@ finds its own place in five dimensions, which costs more than reading and writin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
+from .checks import no_gradient
 from .mixed_linear import obstacle
 
 SCHEMA = "joined_frames(Tensor[] parts, int[] pads) -> Tensor"
@@ -110,12 +110,8 @@ def _fake(parts: Sequence[Tensor], pads: Sequence[int]) -> Tensor:
     return empty(parts, pads)
 
 
-def _no_gradient(*_: Any) -> Any:
-    raise InputError("lightint operators have no gradient", fix="run under torch.no_grad()")
-
-
 _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 _library.impl("joined_frames", _of_any, "CompositeExplicitAutograd")
 _library.impl("joined_frames", _on_gpu, "CUDA")
 torch.library.register_fake("lightint::joined_frames", _fake, lib=_library)
-torch.library.register_autograd("lightint::joined_frames", _no_gradient, lib=_library)
+torch.library.register_autograd("lightint::joined_frames", no_gradient, lib=_library)

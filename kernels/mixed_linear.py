@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
+from .checks import no_gradient
 from .cost import capability_of, kind_of
 
 log = logging.getLogger(__name__)
@@ -218,10 +219,6 @@ def _fake_parts(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) ->
     return parts[0].new_empty((*parts[0].shape[:-1], weight.shape[0]), dtype=WIDE)
 
 
-def _no_gradient(*_: Any) -> Any:
-    raise InputError("lightint operators have no gradient", fix="run under torch.no_grad()")
-
-
 for _schema, _plain, _gpu, _fake in (
     (SCHEMAS[0], _whole_of_any, _whole_on_gpu, _fake_whole),
     (SCHEMAS[1], _parts_of_any, _parts_on_gpu, _fake_parts),
@@ -231,4 +228,4 @@ for _schema, _plain, _gpu, _fake in (
     _library.impl(_name, _plain, "CompositeExplicitAutograd")
     _library.impl(_name, _gpu, "CUDA")
     torch.library.register_fake(f"lightint::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(f"lightint::{_name}", _no_gradient, lib=_library)
+    torch.library.register_autograd(f"lightint::{_name}", no_gradient, lib=_library)

@@ -57,8 +57,6 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from lightint_compile.errors import InputError
-
 from . import checks, dispatch, planning
 from .settings import Grid, Policy, Settings
 from .spans import empty_output, split_spans
@@ -256,20 +254,12 @@ def _fake_select(
     return query_pool.new_empty((*rows, width), dtype=torch.int32), query_pool.new_empty(rows, dtype=torch.int32)
 
 
-def _no_gradient(*_: Any) -> Any:
-    raise InputError(
-        "lightint operators have no gradient",
-        why="they serve inference; a graph that needs gradients is left to Inductor",
-        fix="run under torch.inference_mode() or torch.no_grad(), or detach the inputs",
-    )
-
-
 def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     qualified = f"{NAMESPACE}::{name}"
     _library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(qualified, _no_gradient, lib=_library)
+    torch.library.register_autograd(qualified, checks.no_gradient, lib=_library)
 
 
 _register("sparse_attention", sparse_attention, _fake_attention)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
+from .checks import no_gradient
 from .tiles import accumulate_dtype
 
 SCHEMAS = (
@@ -201,13 +202,9 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale:
     return out, query.new_empty((batch, heads, tokens), dtype=accumulate_dtype(query.dtype))
 
 
-def _no_gradient(*_: Any) -> Any:
-    raise InputError("lightint operators have no gradient", fix="run under torch.no_grad()")
-
-
 for _schema in SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 _library.impl("partial_attention", _attended, "CompositeExplicitAutograd")
 torch.library.register_fake("lightint::partial_attention", _fake, lib=_library)
-torch.library.register_autograd("lightint::partial_attention", _no_gradient, lib=_library)
+torch.library.register_autograd("lightint::partial_attention", no_gradient, lib=_library)
 _library.impl("merge_attention", _merged, "CompositeImplicitAutograd")

@@ -9,7 +9,7 @@ go in rounds, so that the memory for scores has a bound.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, autocast
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lightint_compile.errors import InputError
 
+from .checks import no_gradient
 from .mixed_linear import obstacle
 
 SCHEMA = "wide_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scale) -> Tensor"
@@ -27,6 +28,9 @@ WIDEST_FLASH = 256
 
 FEWEST = 1 << 24
 """Scores of a call from which products are faster, as measured; fewer go to PyTorch's operator."""
+
+DTYPES = (torch.bfloat16, torch.float16)
+"""Of operands that go by products."""
 
 SCORES = 1 << 26
 """Scores that are held at once: 256 MiB in float32, and half of it for their weights."""
@@ -67,7 +71,7 @@ def _of_any(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     _check(query, key, value, mask)
     few = query.shape[:3].numel() * key.shape[2] < FEWEST or 0 in (query.shape[3], value.shape[3])
-    if few or query.dtype not in (torch.bfloat16, torch.float16) or obstacle(query.device):
+    if few or query.dtype not in DTYPES or obstacle(query.device):
         return _of_any(query, key, value, mask, scale)
     with torch.cuda.device(query.device):
         return by_products(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale)
@@ -138,12 +142,8 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale:
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 
-def _no_gradient(*_: Any) -> Any:
-    raise InputError("lightint operators have no gradient", fix="run under torch.no_grad()")
-
-
 _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 _library.impl("wide_attention", _of_any, "CompositeExplicitAutograd")
 _library.impl("wide_attention", _on_gpu, "CUDA")
 torch.library.register_fake("lightint::wide_attention", _fake, lib=_library)
-torch.library.register_autograd("lightint::wide_attention", _no_gradient, lib=_library)
+torch.library.register_autograd("lightint::wide_attention", no_gradient, lib=_library)

@@ -29,9 +29,13 @@ ENOUGH = 3
 """Calls in a row that fail before the program is not tried any more."""
 
 
+_FULL = (torch.OutOfMemoryError, MemoryError)
+"""What says that memory is full."""
+
+
 def is_answered(error: Exception) -> bool:
     """Whether an exception is answered by a fallback; what says that memory is full or an option is bad is not."""
-    return not isinstance(error, (torch.OutOfMemoryError, MemoryError, OptionError, RankError))
+    return not isinstance(error, (*_FULL, OptionError, RankError))
 
 
 def told(stage: str, instead: str, error: Exception) -> Remark:
@@ -59,7 +63,7 @@ def _is_for_want_of_memory(error: BaseException) -> bool:
     seen: list[BaseException] = []
     found: BaseException | None = error
     while found is not None and found not in seen:
-        if isinstance(found, (torch.OutOfMemoryError, MemoryError)):
+        if isinstance(found, _FULL):
             return True
         seen.append(found)
         found = getattr(found, "inner_exception", None) or found.__cause__

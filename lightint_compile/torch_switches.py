@@ -67,6 +67,18 @@ def _told(read: Callable[[], Any]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
+OF_PRODUCTS = (
+    "allow_tf32",
+    "fp32_precision",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+"""Switches of ``torch.backends.cuda.matmul``."""
+
+OF_CUDNN = ("enabled", "allow_tf32", "fp32_precision", "benchmark", "deterministic")
+"""Switches of ``torch.backends.cudnn``."""
+
 _CUDA, _CUDNN, _MKLDNN = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
 
 CHOOSE_KERNELS: Mapping[str, Callable[[], Any]] = {
@@ -78,16 +90,9 @@ CHOOSE_KERNELS: Mapping[str, Callable[[], Any]] = {
     ),
     "filling of new memory": _settings(torch.utils.deterministic, "fill_uninitialized_memory"),
     "float32 products": _settings(torch, "get_float32_matmul_precision"),
-    "products on CUDA": _settings(
-        _CUDA.matmul,
-        "allow_tf32",
-        "fp32_precision",
-        "allow_fp16_reduced_precision_reduction",
-        "allow_bf16_reduced_precision_reduction",
-        "allow_fp16_accumulation",
-    ),
+    "products on CUDA": _settings(_CUDA.matmul, *OF_PRODUCTS),
     "libraries on CUDA": _settings(_CUDA, "preferred_blas_library", "preferred_linalg_library"),
-    "cuDNN": _settings(_CUDNN, "enabled", "allow_tf32", "fp32_precision", "benchmark", "deterministic"),
+    "cuDNN": _settings(_CUDNN, *OF_CUDNN),
     "oneDNN": _settings(_MKLDNN, "enabled", "fp32_precision", "allow_tf32", "deterministic"),
     "attention": _settings(
         _CUDA, "flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled"

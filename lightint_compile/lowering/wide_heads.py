@@ -12,13 +12,11 @@ from functools import partial
 import torch
 import torch.fx as fx
 
-from lightint_compile.kernels.wide_heads import FEWEST, WIDEST_FLASH
+from lightint_compile.kernels.wide_heads import DTYPES, FEWEST, WIDEST_FLASH
 from lightint_compile.lowering.region_nodes import call
 from lightint_compile.passes.ir.memory_sharing import memory_order
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.rewriter import stored_in
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 def attend_by_products(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node | None:
@@ -39,7 +37,7 @@ def attend_by_products(graph: fx.Graph, node: fx.Node, made: dict[fx.Node, fx.No
 def _fits(node: fx.Node) -> bool:
     query, key, value = (argument(node, name).meta["val"] for name in ("query", "key", "value"))
     plain = not argument(node, "is_causal") and argument(node, "dropout_p") == 0.0
-    if not plain or {query.dim(), key.dim(), value.dim()} != {4} or query.dtype not in HALF:
+    if not plain or {query.dim(), key.dim(), value.dim()} != {4} or query.dtype not in DTYPES:
         return False
     mask = argument(node, "attn_mask")
     if mask is not None and mask.meta["val"].dtype not in (torch.bool, query.dtype):

@@ -216,6 +216,11 @@ class Workers:
         except OSError as error:  # memory or processes are limited: those that run are enough
             log.info("%s of %s workers run: %s", len(self.all), count, error)
 
+    @property
+    def running(self) -> list[Worker]:
+        """Those that were not let go: a program that is lowered once more does without."""
+        return [worker for worker in self.all if worker.close.alive]
+
     def __enter__(self) -> Workers:
         return self
 

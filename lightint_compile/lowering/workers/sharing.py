@@ -57,7 +57,7 @@ def compile_all(
     Raises:
         Exception: what compiling a leaf raises.
     """
-    if workers is None:
+    if workers is None or not workers.running:
         for leaf in leaves.values():
             leaf.compile()
         return 0
@@ -141,11 +141,10 @@ def _loaded(job: _Job, artifact: Artifact) -> Variant | None:
 
 
 def _saver(content: bytes) -> Callable[[str], None]:
-    return lambda path: _written(Path(path), content)
+    def save(path: str) -> None:
+        Path(path).write_bytes(content)
 
-
-def _written(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    return save
 
 
 def _least(waiting: deque[_Job]) -> _Job | None:

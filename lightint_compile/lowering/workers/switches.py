@@ -144,15 +144,7 @@ _TORCH: Mapping[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "efficient": (_CUDA.mem_efficient_sdp_enabled, _CUDA.enable_mem_efficient_sdp),
     "math": (_CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
     "cuDNN attention": (_CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
-    **_attributes(
-        "products",
-        _CUDA.matmul,
-        "allow_tf32",
-        "fp32_precision",
-        "allow_fp16_reduced_precision_reduction",
-        "allow_bf16_reduced_precision_reduction",
-        "allow_fp16_accumulation",
-    ),
-    **_attributes("cuDNN", _CUDNN, "enabled", "allow_tf32", "fp32_precision", "benchmark", "deterministic"),
+    **_attributes("products", _CUDA.matmul, *torch_switches.OF_PRODUCTS),
+    **_attributes("cuDNN", _CUDNN, *torch_switches.OF_CUDNN),
     **_attributes("oneDNN", _MKLDNN, "enabled", "fp32_precision", "deterministic"),
 }
