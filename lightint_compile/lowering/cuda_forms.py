@@ -28,6 +28,7 @@ from lightint_compile.lowering.edge_pads import REPLICATION, pad_by_gather
 from lightint_compile.lowering.joined_frames import join_frames
 from lightint_compile.lowering.mixed_linears import split_linear
 from lightint_compile.lowering.region_nodes import size_at
+from lightint_compile.lowering.small_tiles import settings_for
 from lightint_compile.lowering.wide_heads import attend_by_products
 from lightint_compile.passes.analysis.attention_sites import ATTENTION
 from lightint_compile.passes.ir.fake_values import hint_of
@@ -54,7 +55,10 @@ class Spelled:
 
 def spelled_for_cuda(graph_module: fx.GraphModule) -> Spelled:
     """:func:`spelled`, for regions that hold CUDA tensors; others come back as they are."""
-    return spelled(graph_module) if any(map(_on_cuda, graph_module.graph.nodes)) else Spelled(graph_module)
+    if not any(map(_on_cuda, graph_module.graph.nodes)):
+        return Spelled(graph_module)
+    made = spelled(graph_module)
+    return Spelled(made.graph_module, {**settings_for(graph_module), **made.config})
 
 
 def spelled(graph_module: fx.GraphModule) -> Spelled:
