@@ -32,6 +32,7 @@ from lightint_compile.passes.ir.node_queries import (
 )
 from lightint_compile.passes.outline_regions.forms import form_of
 from lightint_compile.passes.outline_regions.host_work import ON_HOST, mark_host_work
+from lightint_compile.passes.outline_regions.parts import parts
 
 
 @dataclass
@@ -84,6 +85,8 @@ def _up_to(boundaries: Set[fx.Node], nodes: Sequence[fx.Node], dependencies: Dep
 
 
 _Mark: TypeAlias = tuple[str | None, int | None, bool]
+
+_UNMARKED: _Mark = (None, None, False)
 
 
 def _mark(node: fx.Node) -> _Mark:
@@ -190,7 +193,11 @@ def _glue(levels: dict[fx.Node, int], dependencies: Dependencies, tokens: Tokens
             pieces.append(Piece(_kind("glue", nodes[0]), nodes, nodes[0].meta.get(MEMO)))
         else:
             rest[levels[nodes[0]], _mark(nodes[0])] += nodes
-    return pieces + [Piece(_kind("glue", nodes[0]), nodes, nodes[0].meta.get(MEMO)) for nodes in rest.values()]
+    for (_, mark), nodes in rest.items():
+        nodes.sort(key=dependencies.position.__getitem__)
+        for part in parts(nodes) if mark == _UNMARKED else [nodes]:
+            pieces.append(Piece(_kind("glue", nodes[0]), part, nodes[0].meta.get(MEMO)))
+    return pieces
 
 
 def _components(levels: dict[fx.Node, int], dependencies: Dependencies) -> list[list[fx.Node]]:

@@ -1,0 +1,71 @@
+"""Large glue is cut where little crosses the cut.
+
+What is compiled side by side is done when the largest piece is. In front of the first block a model computes cameras,
+positions and conditioning, hundreds of operations that run once a call; fused or not makes no difference to a call, and
+compiling them as one takes as long as compiling several blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch.fx as fx
+
+from lightint_compile.passes.ir.fake_values import hint_of
+from lightint_compile.passes.ir.memory_sharing import alias_source
+from lightint_compile.passes.ir.program import tensor_of
+
+LARGEST = 150
+"""Operations of a piece up to which it stays whole. A block of a world model is some hundred."""
+
+
+def parts(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """Glue in parts of at most :data:`LARGEST` operations, as far as it can be cut.
+
+    Args:
+        nodes: in execution order; no operation outside of them lies between two of them.
+
+    Returns:
+        Parts in execution order, of which later ones read earlier ones and never the other way round.
+    """
+    if len(nodes) <= LARGEST:
+        return [list(nodes)]
+    cuts = [(crossing, part) for part in _halves(nodes) if (crossing := _crossing(*part)) < math.inf]
+    if not cuts:
+        return [list(nodes)]
+    _, halves = min(cuts, key=lambda cut: cut[0])
+    return [part for half in halves for part in parts(half)]
+
+
+def _halves(nodes: Sequence[fx.Node]) -> Iterator[tuple[list[fx.Node], list[fx.Node]]]:
+    """``nodes`` in two, neither less than a third: what the second reads of views and sizes is made there."""
+    third = len(nodes) // 3
+    for place in range(third, len(nodes) - third + 1):
+        first, second = list(nodes[:place]), list(nodes[place:])
+        inside = set(second)
+        late: list[fx.Node] = []
+        for node in reversed(first):
+            if _may_wait(node) and node.users and inside.issuperset(node.users):
+                inside.add(node)
+                late.append(node)
+        moved = set(late)
+        yield [node for node in first if node not in moved], [*reversed(late), *second]
+
+
+def _may_wait(node: fx.Node) -> bool:
+    return alias_source(node) is not None or tensor_of(node) is None
+
+
+def _crossing(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> float:
+    """Elements that the second half reads of the first; infinite where a tuple or a number would cross."""
+    inside = set(second)
+    total = 0.0
+    for node in first:
+        if inside.isdisjoint(node.users):
+            continue
+        value = tensor_of(node)
+        if value is None:
+            return math.inf
+        total += math.prod(map(hint_of, value.shape))
+    return total
