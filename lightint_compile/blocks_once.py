@@ -20,6 +20,7 @@ from lightint_compile.asking import options_asked
 from lightint_compile.capture import BlocksOnce, Differs
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.options import LightintOptions
+from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
 from lightint_compile.torch_frames import opens_frames
 from lightint_compile.trace_parts import Frame
@@ -115,7 +116,7 @@ class _Way:
     @contextmanager
     def around(self) -> Iterator[None]:
         try:
-            with self._blocks.traced(guarded=True):
+            with collection_paused(), self._blocks.traced(guarded=True):
                 yield
         finally:
             self._left()

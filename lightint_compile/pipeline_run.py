@@ -28,7 +28,7 @@ from lightint_compile.passes.ir.fresh_sizes import forget_guards
 from lightint_compile.passes.ir.garbage import collection_paused
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.provenance import Removals, mark_captured
-from lightint_compile.passes.ir.remarks import Remark, RemarkKind
+from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
 from lightint_compile.passes.pipeline import PassTiming, Pipeline
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,10 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     state(program, options)
     check_stated(program)
     whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
-    guided = is_guided(program)
-    unasked = () if guided else unasked_passes(options)
+    unasked = unasked_passes(options)
+    approximates = bool(unasked) or any(step.numerics is Numerics.APPROXIMATE for step in whole)
+    guided = approximates and is_guided(program)  # nothing else asks for it
+    unasked = () if guided else unasked
     pipeline = Pipeline(tuple(step for step in whole if step.name not in unasked))
     mark_captured(program)
     original = program.snapshot()

@@ -8,17 +8,55 @@ built: were that counted as old beforehand, what the user dropped meanwhile woul
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_lock = threading.Lock()
+
+_pauses = 0
+"""How many pauses are under way, of all threads; collection was on when the first began."""
 
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
     """No cycles are collected inside; what is not in a cycle is freed as ever. It may be nested, and decorate."""
-    was_on = gc.isenabled()
-    gc.disable()
+    if not _begin():
+        yield
+        return
     try:
         yield
     finally:
-        if was_on:
+        _end()
+
+
+@contextmanager
+def collection_resumed() -> Iterator[None]:
+    """Cycles are collected inside though a pause is around it: where this process waits for others anyway."""
+    resumed = _pauses > 0 and not gc.isenabled()
+    if resumed:
+        gc.enable()
+    try:
+        yield
+    finally:
+        if resumed and _pauses > 0:
+            gc.disable()
+
+
+def _begin() -> bool:
+    """Begin a pause; whether there is one to end: who turned collection off himself gets it back off."""
+    global _pauses
+    with _lock:
+        if not (_pauses or gc.isenabled()):
+            return False
+        _pauses += 1
+        gc.disable()
+    return True
+
+
+def _end() -> None:
+    global _pauses
+    with _lock:
+        _pauses -= 1
+        if not _pauses:
             gc.enable()

@@ -1,10 +1,15 @@
-"""Who compiles which region: workers take the largest that is left, this process the smallest."""
+"""Who compiles which region: workers take the largest that is left, this process the smallest of what is too much.
+
+Workers have compiled something before, and this process may not have: its first compilation takes seconds longer, so
+that it waits where each worker has at most one more region to come.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +26,15 @@ from lightint_compile.lowering.region_sizes import FreshInputs, fresh_inputs
 from lightint_compile.lowering.workers.parcels import parcel_of
 from lightint_compile.lowering.workers.pool import Artifact, NotCompiledError, Worker, Workers
 from lightint_compile.lowering.workers.switches import Switches
+from lightint_compile.passes.ir.garbage import collection_resumed
 
 log = logging.getLogger(__name__)
+
+WAIT = 10.0
+"""Seconds that this process waits for an answer before it compiles what workers could."""
+
+_LOOK = 0.01
+"""Seconds between two looks for an answer."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +75,13 @@ def compile_all(
         return 0
     jobs = _jobs(regions, config)
     waiting, answers = deque(jobs), _Answers()
-    with workers:
+    with workers, collection_resumed():
         serving = _served(workers, waiting, answers)
         sent = {job.name for job in jobs}
         for name, leaf in leaves.items():
             if name not in sent:
                 leaf.compile()
-        by_workers = sum(_one_more(leaves, waiting, answers) for _ in jobs)
+        by_workers = sum(_one_more(leaves, waiting, answers, workers) for _ in jobs)
     for thread in serving:
         thread.join()  # its channel is closed, so that it hears nothing any more
     log.info("%s of %s regions were compiled by workers", by_workers, len(leaves))
@@ -109,9 +121,9 @@ def _jobs(regions: Mapping[str, fx.GraphModule], config: Mapping[str, Any]) -> l
     return sorted(jobs, key=lambda job: job.work)
 
 
-def _one_more(leaves: Mapping[str, Leaf], waiting: deque[_Job], answers: _Answers) -> bool:
+def _one_more(leaves: Mapping[str, Leaf], waiting: deque[_Job], answers: _Answers, workers: Workers) -> bool:
     """Compile what is waiting, or take what a worker has compiled; whether it was the latter."""
-    if answers.empty() and (job := _least(waiting)) is not None:
+    if not _answers_soon(waiting, answers, workers) and (job := _least(waiting)) is not None:
         leaves[job.name].compile()
         return False
     job, artifact = answers.get()  # each job that a worker took is answered, at the latest when it is given up
@@ -121,6 +133,14 @@ def _one_more(leaves: Mapping[str, Leaf], waiting: deque[_Job], answers: _Answer
     else:
         leaves[job.name].take(variant)
     return variant is not None
+
+
+def _answers_soon(waiting: deque[_Job], answers: _Answers, workers: Workers) -> bool:
+    """Whether there is an answer, or is one after a while that is worth it since little is left to do here."""
+    end = time.monotonic() + WAIT
+    while answers.empty() and 0 < len(waiting) <= len(workers.running) and time.monotonic() < end:
+        time.sleep(_LOOK)
+    return not answers.empty()
 
 
 def _loaded(job: _Job, artifact: Artifact) -> Variant | None:

@@ -123,8 +123,9 @@ def told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def apart() -> Iterator[None]:
+def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
+    monkeypatch.setattr(sharing, "WAIT", 0.2)
     threads = set(threading.enumerate())
     with fresh_cache(), torch.no_grad():
         yield
@@ -225,6 +226,38 @@ def test_two_workers_share_regions_with_this_process(monkeypatch: pytest.MonkeyP
     assert compile_all(leaves, graphs, {}, workers) >= 2
     assert comes(lambda: not any(is_running(worker.pid) for worker in workers.all))
     assert_right(leaves, graphs)
+
+
+class Some:
+    """Stands for workers of which so many run."""
+
+    def __init__(self, running: int) -> None:
+        self.running = [None] * running
+
+
+@pytest.mark.parametrize(("waiting", "running"), [(3, 2), (0, 2), (1, 0)])
+def test_this_process_waits_for_nobody_where_much_or_nothing_is_left(
+    waiting: int, running: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "WAIT", LONG)
+    start = time.monotonic()
+    assert not sharing._answers_soon(deque([None] * waiting), sharing._Answers(), Some(running))
+    assert time.monotonic() < start + LONG
+
+
+def test_this_process_waits_where_each_worker_has_at_most_one_more_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, workers, answers = deque([None, None]), Some(2), sharing._Answers()
+    assert not sharing._answers_soon(waiting, answers, workers)  # nothing comes: it has waited in vain
+    monkeypatch.setattr(sharing, "WAIT", LONG)
+    later = threading.Timer(0.1, answers.put, [(None, None)])
+    later.start()
+    assert sharing._answers_soon(waiting, answers, workers)
+    later.join()
+    answers.get()
+    gone = threading.Timer(0.1, workers.running.clear)
+    gone.start()
+    assert not sharing._answers_soon(waiting, answers, workers)
+    gone.join()
 
 
 def test_a_worker_ends_with_a_process_that_is_killed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import lightint_compile
 from lightint_compile import pipeline_run
-from lightint_compile.passes.ir.garbage import collection_paused
+from lightint_compile.passes.ir.garbage import collection_paused, collection_resumed
 
 
 @pytest.mark.parametrize("was_on", [True, False])
@@ -26,6 +27,47 @@ def test_it_is_as_it_was_afterwards_whatever_happens_inside(was_on) -> None:
         assert gc.isenabled() is was_on
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_it_goes_on_where_it_is_asked_to_inside_of_a_pause() -> None:
+    assert gc.isenabled()
+    with collection_paused():
+        with collection_resumed():
+            assert gc.isenabled()
+            with collection_paused():
+                assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_who_turned_it_off_has_it_off_everywhere() -> None:
+    gc.disable()
+    try:
+        with collection_paused(), collection_resumed():
+            assert not gc.isenabled()
+        with collection_resumed():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_pauses_of_threads_end_with_the_last() -> None:
+    begun, ends = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with collection_paused():
+            begun.set()
+            ends.wait(10)
+
+    thread = threading.Thread(target=other)
+    with collection_paused():
+        thread.start()
+        assert begun.wait(10)
+    assert not gc.isenabled()
+    ends.set()
+    thread.join()
+    assert gc.isenabled()
 
 
 def test_passes_run_without_it(monkeypatch) -> None:
