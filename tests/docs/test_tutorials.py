@@ -19,7 +19,13 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+SLOWLY = {"error-budget"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in SLOWLY else (), id=page.stem) for page in TUTORIALS],
+)
 def test_a_tutorial_runs_and_prints_what_it_shows(page: Path) -> None:
     blocks = doc_pages.blocks_of(page)
     assert sum(block.output is not None for block in blocks) >= 2, "nothing would be compared"

@@ -76,10 +76,10 @@ ATTENTION = ["pool_kernel", "score_kernel", "select_kernel", "means_kernel"]
     ("implementation", "chip", "names"),
     [
         ("hopper", 90, [*ATTENTION, "block_sparse_attention"]),
-        ("portable", 80, [*ATTENTION, "attention_kernel"]),
+        pytest.param("portable", 80, [*ATTENTION, "attention_kernel"], marks=pytest.mark.slow),
         ("others", 80, OTHERS),
         ("linears-portable", 80, ["parts_kernel"] * 2),
-        ("linears-hopper", 90, ["parts_kernel"] * 2),
+        pytest.param("linears-hopper", 90, ["parts_kernel"] * 2, marks=pytest.mark.slow),
     ],
 )
 def test_all_kernels_of_a_call_compile_as_the_call_would_launch_them(implementation, chip, names):

@@ -16,6 +16,7 @@ POLICIES = (
     {"density": 0.3, "context_density": 0.1},
 )
 NAMES = ("aligned", "ragged", "odd-tile", "wide-tile")
+QUICK = {("odd-tile", 1), ("wide-tile", 1), ("ragged", 4), ("prefill", 2)}
 FINER = (("aligned", 2), ("ragged", 4), ("ragged", 8), ("prefill", 2), ("wide-tile", 8))
 
 
@@ -46,7 +47,13 @@ def tokens_of(layout, prefix):
 
 @pytest.mark.parametrize("implementation", ["reference", "gather"])
 @pytest.mark.parametrize("policy", POLICIES, ids=["thin", "covering", "context"])
-@pytest.mark.parametrize(("name", "parts"), [*((name, 1) for name in NAMES), *FINER])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
+        for each in (*((n, 1) for n in NAMES), *FINER)
+    ],
+)
 def test_a_skipped_block_counts_as_the_means_of_its_parts(name, parts, policy, implementation):
     site = SITES[name]
     tensors = site.tensors(torch.float64)

@@ -40,9 +40,26 @@ def test_operator_contract() -> None:
     torch.library.opcheck(lightint.wide_attention.default, (*operands(Case(), torch.bfloat16), None, None))
 
 
-def test_the_kernel_interpreted_rounds_once() -> None:
+#: Sizes that show each case to the interpreter, which takes a tenth of a second for a step of a row.
+SMALLER: dict[str, dict[str, int]] = {
+    "heads in rounds of rows": {"batch": 1, "queries": 24},
+    "heads together": {"batch": 1},
+    "padded keys": {"queries": 6},
+    "the least number of the dtype": {"queries": 6},
+    "keys that are all alike": {"queries": 1},
+    "rows without a key": {"queries": 6},
+}
+
+
+@pytest.mark.parametrize("smaller", [SMALLER, pytest.param({}, marks=pytest.mark.slow)], ids=["smaller", "as they are"])
+def test_the_kernel_interpreted_rounds_once(smaller: dict[str, dict[str, int]]) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, str(SUPPORT / "wide_heads_interpreted.py")]
+    program = (
+        "import runpy, wide_cases; cases = wide_cases.CASES\n"
+        f"cases.update({{name: cases[name]._replace(**sizes) for name, sizes in {smaller!r}.items()}})\n"
+        f"runpy.run_path({str(SUPPORT / 'wide_heads_interpreted.py')!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program]
     found = subprocess.run(command, capture_output=True, text=True, cwd=SUPPORT, timeout=300)
     assert found.returncode == 0, found.stderr
     errors = json.loads(found.stdout)

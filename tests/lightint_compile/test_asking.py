@@ -19,6 +19,7 @@ from lightint_compile.passes.ir.remarks import Numerics, RemarkKind
 from lightint_compile.reporting import Report
 
 PLAIN = ("wan", "hunyuan_video", "cogvideox", "ltx")
+QUICK = ("wan", "ltx")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def said(report: Report, rule: str) -> list[Any]:
 
 def large_wan() -> tuple[torch.nn.Module, dict[str, Any]]:
     module, kwargs = zoo.build("wan")
-    return module, kwargs | {"hidden_states": torch.randn(1, 4, 8, 48, 64)}
+    return module, kwargs | {"hidden_states": torch.randn(1, 4, 4, 48, 64)}
 
 
 @pytest.mark.usefixtures("sparse_pays")
@@ -55,7 +56,9 @@ def test_a_plain_video_transformer_stays_exact_and_hears_what_sparse_would_save(
 
 
 @pytest.mark.usefixtures("sparse_pays")
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN]
+)
 def test_no_model_without_cameras_is_approximated_by_default(name: str) -> None:
     """Sizes of the zoo are too small for a gain, so the passes are told that it pays."""
     from lightint_compile.pipeline_run import rewrite
@@ -71,10 +74,10 @@ def test_no_model_without_cameras_is_approximated_by_default(name: str) -> None:
     [
         {"preset": "sparse"},
         {"density": 0.3},
-        {"min_tokens": 0},
+        pytest.param({"min_tokens": 0}, marks=pytest.mark.slow),
         {"require": ["sparse-attention"]},
         {"approximate": True},
-        {"passes": "sparse-attention"},
+        pytest.param({"passes": "sparse-attention"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -108,7 +111,7 @@ def test_the_settings_of_a_budget_ask_for_what_they_approximate() -> None:
 
 def test_a_world_model_is_approximated_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     torch._dynamo.reset()
-    model = ToyWorld().eval().requires_grad_(False)
+    model = ToyWorld(steps=3).eval().requires_grad_(False)
     compiled = torch.compile(model, backend="lightint", options={"delegate": "eager"})
     with caplog.at_level(logging.WARNING, "lightint_compile"):
         toy_rollout(compiled, there_and_back(12))
@@ -147,10 +150,17 @@ def called(function: Callable[..., torch.Tensor], inside: bool, **kwargs: Any) -
 
 
 @pytest.mark.usefixtures("sparse_pays")
-@pytest.mark.parametrize("way", ["torch.compile", "accelerate"])
-@pytest.mark.parametrize("order", [(True, False, True), (False, True, False)], ids=["inside first", "outside first"])
+@pytest.mark.parametrize(
+    ("order", "way"),
+    [
+        pytest.param((True, False, True), "torch.compile", id="inside first-torch.compile"),
+        pytest.param((True, False, True), "accelerate", id="inside first-accelerate", marks=pytest.mark.slow),
+        pytest.param((False, True, False), "torch.compile", id="outside first-torch.compile", marks=pytest.mark.slow),
+        pytest.param((False, True, False), "accelerate", id="outside first-accelerate"),
+    ],
+)
 def test_a_rollout_says_nothing_of_calls_outside_of_it(
-    way: str, order: tuple[bool, ...], caplog: pytest.LogCaptureFixture
+    order: tuple[bool, ...], way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch._dynamo.reset()
     module, kwargs = large_wan()
@@ -182,7 +192,11 @@ def test_a_rollout_says_nothing_of_other_models_of_its_class() -> None:
 
 
 @pytest.mark.usefixtures("sparse_pays")
-@pytest.mark.parametrize("options", [{"preset": "sparse"}, {"preset": "exact"}, {"approximate": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"preset": "sparse"}, {"preset": "exact"}, pytest.param({"approximate": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_who_asked_gets_one_graph_in_and_outside_of_rollouts(options: dict[str, Any]) -> None:
     torch._dynamo.reset()
     module, kwargs = large_wan()

@@ -111,7 +111,7 @@ QUICK = ("wan", "cosmos", "ltx")
 
 @once_only
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in zoo.names()]
+    "name", [name if name == "wan" else pytest.param(name, marks=pytest.mark.slow) for name in zoo.names()]
 )
 def test_transformers_of_diffusers_have_every_guard(name: str) -> None:
     module, inputs = zoo.build(name)
@@ -157,12 +157,27 @@ CHANGES: dict[str, Callable[[Block], None]] = {
     "tied": lambda block: setattr(block.gate, "weight", nn.Parameter(block.linear.weight[0], False)),
 }
 """What a user may do to a block between two calls."""
+ALIKE = {
+    "inner constant",
+    "another module of the class",
+    "a bias that was missing",
+    "another size",
+    "another layout",
+    "own method",
+}
+"""Changes of which another one shows the kind: of a number, of a module, of what was missing, of a tensor, of code."""
 
 
 @once_only
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("place", [0, 2, 3])
-def test_what_is_done_to_a_block_later_is_noticed(change: str, place: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        pytest.param(place, change, marks=[pytest.mark.slow] * (at % 3 != turn or change in ALIKE))
+        for at, change in enumerate(CHANGES)
+        for turn, place in enumerate((0, 2, 3))
+    ],
+)
+def test_what_is_done_to_a_block_later_is_noticed(place: int, change: str) -> None:
     module, x = made(), torch.randn(3, 8)
     function = compiled(module)
     called(function, x)
@@ -173,7 +188,7 @@ def test_what_is_done_to_a_block_later_is_noticed(change: str, place: int) -> No
 
 
 @once_only
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(CHANGES))), min_size=1, max_size=3))
 def test_blocks_that_differ_before_and_after_the_first_call(changes: list[tuple[int, str]]) -> None:
     torch._dynamo.reset()

@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all, guarded": {"preset": "all", "drift": 0.05},
     "keys and values kept": {"preset": "all", "drift": 1e9, "age": 4},
 }
+QUICK = ("exact", "all, guarded", "keys and values kept")
 
 
 @pytest.fixture(params=DEVICES)
@@ -64,7 +65,9 @@ def played(model: Any) -> tuple[int, int]:
     return sum(each.recorded for each in told), sum(each.played for each in told)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+)
 def test_a_rollout_gives_what_it_gives_without_recordings(name: str, device: str) -> None:
     world, results = ToyWorld().eval().to(device), []
     for more in ({}, {"cuda_graphs": True}):
@@ -148,7 +151,7 @@ def _loaded(world: nn.Module) -> None:
     world.load_state_dict({name: value + 0.01 for name, value in world.state_dict().items()})
 
 
-@pytest.mark.parametrize("change", [_scaled, _replaced, _loaded])
+@pytest.mark.parametrize("change", [_scaled, _replaced, pytest.param(_loaded, marks=pytest.mark.slow)])
 def test_weights_may_change_between_calls(change: Callable[[nn.Module], None], device: str) -> None:
     world = ToyWorld().eval().to(device)
     model = compiled(world, preset="exact", cuda_graphs=True)

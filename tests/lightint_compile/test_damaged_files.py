@@ -150,7 +150,7 @@ def test_a_reader_takes_whatever_stands_in_its_file(name: str, tmp_path: Path) -
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(contents(whole))
     def reads(content: bytes) -> None:
         path.write_bytes(content)
@@ -175,7 +175,7 @@ def test_rates_are_those_of_the_table_where_the_file_has_others(
 ) -> None:
     path, whole = tmp_path / "rates.json", {"rates": vars(cost._CPU)}
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(contents(whole))
     def reads(content: bytes) -> None:
         path.write_bytes(content)
@@ -195,7 +195,7 @@ def test_a_state_of_another_form_is_an_error_of_ours(state: Any, tmp_path: Path)
         WorldState.load(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(VALUES)
 def test_a_header_of_another_form_is_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.mktemp("state") / "state.safetensors"

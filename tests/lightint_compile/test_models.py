@@ -178,8 +178,17 @@ def _half() -> Any:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-@pytest.mark.parametrize(("mode", "tolerance"), [(torch.inference_mode, 1e-4), (_half, 5e-2)])
-@pytest.mark.parametrize("name", ["vit", "gpt2", "convolutions"])
+@pytest.mark.parametrize(
+    ("name", "mode", "tolerance"),
+    [
+        ("vit", _half, 5e-2),
+        pytest.param("vit", torch.inference_mode, 1e-4, marks=pytest.mark.slow),
+        pytest.param("gpt2", _half, 5e-2, marks=pytest.mark.slow),
+        ("gpt2", torch.inference_mode, 1e-4),
+        ("convolutions", _half, 5e-2),
+        ("convolutions", torch.inference_mode, 1e-4),
+    ],
+)
 def test_modes_around_the_call(name: str, mode: Callable[[], Any], tolerance: float) -> None:
     module, kwargs = _foreign(name)
     compiled = torch.compile(module, backend="lightint", options={"delegate": "eager", "strict": True})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from operator_cases import Case, Kind, Outcome, outcome_of
 
-SAMPLE, QUICK, BATCH = 150, 50, 10
+SAMPLE, QUICK, BATCH = 150, 20, 10
 
 
 def drawn() -> list[str]:

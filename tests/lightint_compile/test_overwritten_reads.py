@@ -197,6 +197,20 @@ PROGRAMS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     puts_into_what_it_kept,
 )
 BY_STRIDES = (computed_by_strides, added_by_strides, computed_by_strides_of_the_start)
+QUICK = {
+    up,
+    rolls_behind_its_sink,
+    transposed,
+    flipped,
+    swapped,
+    swapped_through_memory,
+    put,
+    added_behind,
+    into_a_temporary,
+    computed_by_strides,
+    puts_into_what_it_kept,
+}
+"""One of each kind: windows, whole values turned and exchanged, puts, sums, temporaries, strides, copies."""
 needs_copies_apart = pytest.mark.skipif(
     not keeps_copies_apart(), reason="this Inductor writes to strided windows too early, whatever was copied"
 )
@@ -218,7 +232,10 @@ def square(size: int = 16, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     "program",
-    [*PROGRAMS, *(pytest.param(each, marks=needs_copies_apart) for each in BY_STRIDES)],
+    [
+        pytest.param(each, marks=[needs_copies_apart] * (each in BY_STRIDES) + [pytest.mark.slow] * (each not in QUICK))
+        for each in (*PROGRAMS, *BY_STRIDES)
+    ],
     ids=lambda program: program.__name__,
 )
 def test_a_value_that_is_written_over_is_read_first(program: Callable[..., Tensor]) -> None:
@@ -239,7 +256,7 @@ SECOND: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
     "mixed": lambda target, read, y: target.copy_(torch.where(y[1:, 2:] > 0, read, target)),
     "turned": lambda target, read, y: target.copy_(read.flip(0) + y[1:, 2:]),
 }
-FAST = (("scaled", "turned"), ("given", "computed"))
+FAST = (("scaled", "turned"),)
 
 
 @needs_copies_apart
@@ -263,14 +280,26 @@ def test_windows_by_strides_at_every_distance(first: str, second: str) -> None:
         agree(all_of_them, torch.compile(all_of_them, backend="lightint"), made)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64], ids=str)
-@pytest.mark.parametrize("program", [along_rows, swapped], ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    ("program", "dtype"),
+    [
+        (along_rows, torch.bfloat16),
+        (swapped, torch.int64),
+        pytest.param(along_rows, torch.int64, marks=pytest.mark.slow),
+        pytest.param(swapped, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_in_other_dtypes(program: Callable[..., Tensor], dtype: torch.dtype) -> None:
     with torch.no_grad():
         agree(program, torch.compile(program, backend="lightint"), square(dtype=dtype))
 
 
-@pytest.mark.parametrize("program", [up, swapped, pushed], ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(up, marks=pytest.mark.slow), swapped, pushed],
+    ids=lambda program: program.__name__,
+)
 def test_with_symbolic_sizes(program: Callable[..., Tensor]) -> None:
     compiled = torch.compile(program, backend="lightint", dynamic=True)
     with torch.no_grad():
@@ -338,7 +367,15 @@ def swaps_and_trains(c: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     return (weight * weight * c).sum()
 
 
-@pytest.mark.parametrize("program", [keeps_for_later, computes_for_later, takes_what_it_wrote, swaps_and_trains])
+@pytest.mark.parametrize(
+    "program",
+    [
+        keeps_for_later,
+        pytest.param(computes_for_later, marks=pytest.mark.slow),
+        takes_what_it_wrote,
+        pytest.param(swaps_and_trains, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_see_what_the_forward_pass_saw_and_leave_inputs_alone(program: Callable[..., Tensor]) -> None:
     made = square()
     mine = [each.clone() for each in made]
@@ -423,11 +460,11 @@ def put_from_another(c: Tensor, y: Tensor) -> None:
         to_another_place,
         computed_first,
         strides_computed_in_place,
-        one_way,
-        written_window,
+        pytest.param(one_way, marks=pytest.mark.slow),
+        pytest.param(written_window, marks=pytest.mark.slow),
         kept_and_not_written,
         given_back,
-        put_from_another,
+        pytest.param(put_from_another, marks=pytest.mark.slow),
     ],
     ids=lambda program: program.__name__,
 )
@@ -538,7 +575,9 @@ def draw_agrees(seed: int) -> None:
 @pytest.mark.parametrize(
     "seed",
     [
-        *range(3),
+        0,
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
         pytest.param(
             136, marks=pytest.mark.skipif(not keeps_copies_apart(), reason="a put that is fused with its copy")
         ),

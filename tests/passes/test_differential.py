@@ -33,14 +33,21 @@ def batches(quick: int) -> list[object]:
     return [pytest.param(first, marks=[pytest.mark.slow] * (first >= quick)) for first in range(0, 200, BATCH)]
 
 
-@pytest.mark.parametrize("first", batches(40))
+def in_calls() -> list[object]:
+    """Batches and forms whose chunk is several calls; of the first 20 seeds, the forms in turn are not slow."""
+    forms = [form for form in FORMS if form != "module"]
+    quick = [(number * BATCH, form) for number, form in enumerate(forms)]
+    every = [(first, form) for first in range(0, 200, BATCH) for form in forms]
+    return [pytest.param(*each, marks=[pytest.mark.slow] * (each not in quick)) for each in every]
+
+
+@pytest.mark.parametrize("first", batches(20))
 def test_generated_models(first: int) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed)))]
     assert not findings, "\n".join(map(str, findings))
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "module"])
-@pytest.mark.parametrize("first", batches(20))
+@pytest.mark.parametrize(("first", "form"), in_calls())
 def test_generated_models_whose_chunk_is_several_calls(first: int, form: str) -> None:
     findings = [found for seed in range(first, first + BATCH) if (found := check(Features.from_seed(seed), form))]
     assert not findings, "\n".join(map(str, findings))

@@ -224,7 +224,7 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("name", ["m.pt2", pytest.param("m.onnx", marks=NEEDS_ONNX)])
+@pytest.mark.parametrize("name", ["m.pt2", pytest.param("m.onnx", marks=[NEEDS_ONNX, pytest.mark.slow])])
 def test_on_a_full_disk_there_is_one_error_and_the_old_file(name: str, tmp_path: Path) -> None:
     module, x = torch.nn.Linear(512, 512).eval(), torch.randn(2, 512)
     (tmp_path / name).write_text("precious")

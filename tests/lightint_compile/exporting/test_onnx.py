@@ -119,7 +119,13 @@ FORMED: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORMED)
+#: The others have a twin among the forms of test_onnx_results.py.
+QUICK = {"twice", "an input"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FORMED]
+)
 def test_every_result_is_an_output_of_its_own_name(name: str, tmp_path: Path) -> None:
     form, names = FORMED[name]
     module, x = Formed(form).eval(), torch.randn(2, 8)

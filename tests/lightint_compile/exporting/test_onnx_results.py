@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,20 @@ def outputs_of(written: Exported, x: Tensor) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.asarray(session.run([name], {"x": x.numpy()})[0])) for name in names}
 
 
-@pytest.mark.parametrize("name", FORMS)
+#: A number, a place left out, places in places, one tensor twice, a view, a weight, and a name that is taken.
+QUICK = {
+    "numbers first",
+    "None and a text first",
+    "nested",
+    "views of the input",
+    "the name of a weight",
+    "places with one name",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
+)
 def test_each_result_has_an_output_with_the_name_of_its_place(name: str, tmp_path: Path) -> None:
     form, names, left_out = FORMS[name]
     module, x = Returns(form).eval().requires_grad_(False), torch.randn(2, 8)
@@ -107,8 +121,23 @@ SMALL = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.fl
 SHAPES = {"matrix": torch.randn(2, 8), "transposed": torch.randn(3, 5).mT, "scalar": torch.tensor(1.5)}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *SMALL], ids=str)
+NARROW = list(itertools.product([torch.bfloat16, torch.float16, *SMALL], SHAPES))
+#: Each shape, each width, and an eighth of each kind.
+SHOWN = {
+    (torch.bfloat16, "matrix"),
+    (torch.float16, "transposed"),
+    (torch.float8_e4m3fn, "scalar"),
+    (torch.float8_e5m2fnuz, "matrix"),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        pytest.param(*each, marks=() if each in SHOWN else pytest.mark.slow, id=f"{each[0]}-{each[1]}")
+        for each in NARROW
+    ],
+)
 def test_narrow_dtypes_are_given_and_returned(dtype: torch.dtype, shape: str, tmp_path: Path) -> None:
     written = lightint_compile.export(Converts(), (SHAPES[shape].to(dtype),), tmp_path / "m.onnx")
     assert written.difference == 0 and written.path.exists()

@@ -261,13 +261,19 @@ def _foreign_input(module: ModuleType) -> tuple[Any, Tensor]:
     return model_of(module), foreign_tensors.Scaled.of(torch.randn(2, 8))
 
 
+#: A weight that is gone, one that is tied, another dtype, an attribute, a global, a hook, and a tensor that is foreign.
+QUICK = {_one_weight, _tied, _dtype, _attribute, _function, _hook, _foreign_input}
 CHANGES = [
     *(_wider, _one_weight, _attribute, _dtype, _training, _constant, _function, _method),
     *(_of_torch, _hook, _forward, _property, _tied, _foreign, _foreign_input),
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
+@pytest.mark.parametrize(
+    "change",
+    [change if change in QUICK else pytest.param(change, marks=pytest.mark.slow) for change in CHANGES],
+    ids=lambda change: change.__name__.strip("_"),
+)
 @torch.no_grad()
 def test_what_changed_is_traced_again(second: ModuleType, change: Callable[[ModuleType], tuple[Any, Tensor]]) -> None:
     assert not kept(*change(second))
@@ -284,6 +290,19 @@ def test_gradients_are_another_state_of_the_process(second: ModuleType) -> None:
     assert not kept(model_of(second), torch.randn(2, 8))
 
 
+@torch.no_grad()
+def test_a_changed_source_is_another_trace(second: ModuleType, folder: Path) -> None:
+    """What the test below shows in a process of its own."""
+    assert kept(model_of(second), torch.randn(2, 8))
+    path = folder / "traced_model.py"
+    path.write_text(MODULE.replace("torch.tanh(x)", "torch.sigmoid(x)"))
+    try:
+        assert not kept(model_of(forgotten()), torch.randn(2, 8))
+    finally:
+        path.write_text(MODULE)
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_changed_source_is_traced_again(folder: Path, first: tuple[Path, Any], tmp_path: Path) -> None:
     cache, traced = first

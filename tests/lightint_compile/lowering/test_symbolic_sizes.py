@@ -34,8 +34,8 @@ JOINS: dict[str, Join] = {
     "the smaller of both": lambda a, b: a[:, : min(a.shape[1], 6)].sum(1, True) + torch.cat([a, b], 1),
 }
 
-#: One of each kind of size: a sum, a quotient, a difference, a remainder, a product and a minimum.
-KINDS = {"both", "a part of one", "from where the other ends", "padded to a multiple", "crossed", "the smaller of both"}
+#: One of each kind of size: a quotient, a difference, a remainder, a product and a minimum, and with them sums.
+KINDS = {"a part of one", "from where the other ends", "padded to a multiple", "crossed", "the smaller of both"}
 
 
 class Block(nn.Module):
@@ -52,7 +52,7 @@ class Block(nn.Module):
 class Joined(nn.Module):
     def __init__(self, join: Join) -> None:
         super().__init__()
-        self.join, self.blocks = join, nn.ModuleList(Block() for _ in range(3))
+        self.join, self.blocks = join, nn.ModuleList(Block() for _ in range(2))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = self.join(a, b)
@@ -66,7 +66,7 @@ class Stepped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
 
     def forward(self, x: Tensor, sigma: float = 0.5, step: int = 3) -> Tensor:
         for block in self.blocks:
@@ -110,7 +110,9 @@ def test_sequences_of_varying_length(way: str) -> None:
     assert _graphs(module, calls, **_lightint()) <= expected
 
 
-@pytest.mark.parametrize("way", ["both", "centred", "a part of one"])
+@pytest.mark.parametrize(
+    "way", [*(pytest.param(way, marks=pytest.mark.slow) for way in ("both", "centred")), "a part of one"]
+)
 def test_compiled_regions_hold_for_every_length(way: str) -> None:
     torch.manual_seed(0)
     module = Joined(JOINS[way]).eval().requires_grad_(False)
@@ -118,8 +120,15 @@ def test_compiled_regions_hold_for_every_length(way: str) -> None:
     _graphs(module, calls, **_lightint("inductor"))
 
 
-@pytest.mark.parametrize("delegate", ["eager", "inductor"])
-@pytest.mark.parametrize("number", ["sigma", "step"])
+@pytest.mark.parametrize(
+    ("number", "delegate"),
+    [
+        ("sigma", "inductor"),
+        ("step", "eager"),
+        pytest.param("sigma", "eager", marks=pytest.mark.slow),
+        pytest.param("step", "inductor", marks=pytest.mark.slow),
+    ],
+)
 def test_python_numbers_that_change_are_no_reason_to_compile_again(number: str, delegate: str) -> None:
     torch.manual_seed(0)
     module = Stepped().eval().requires_grad_(False)

@@ -155,7 +155,12 @@ def test_a_worker_that_fails_is_nobodys_loss(way: str, monkeypatch: pytest.Monke
     assert_right(leaves, graphs)
 
 
-def test_what_fails_everywhere_is_the_error_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "program", [FAILING["cannot"], pytest.param(pool._RUN, marks=pytest.mark.slow)], ids=["cannot", "can"]
+)
+def test_what_fails_everywhere_is_the_error_of_this_process(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_RUN", program)
+
     def fails(*_: Any) -> Any:
         raise ZeroDivisionError
 
@@ -195,17 +200,15 @@ def test_a_worker_finishes_what_it_does_before_it_leaves(tmp_path: Path, monkeyp
     assert file.read_text() == "all"
 
 
-def test_a_worker_runs_no_module_of_the_users(tmp_path: Path) -> None:
+def test_a_worker_runs_no_module_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither of a folder that was added in front of Python's own, nor of the working folder."""
     for name in ("platform", "json", "signal"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close(); raise SystemExit(1)")
-    program = (
-        "from lightint_compile.lowering.workers.pool import Worker; import os, sys\n"
-        f"sys.path[:0] = ['', {str(tmp_path)!r}]; os.chdir({str(tmp_path)!r})\n"
-        "worker = Worker(1, -1); worker.wait_until_ready(); worker.close()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    worker = Worker(1, -1)
+    worker.wait_until_ready()
+    worker.close()
     assert not (tmp_path / "ran").exists()
 
 

@@ -354,7 +354,7 @@ def test_cameras_that_are_no_cameras_cost_the_saving_alone(caplog: pytest.LogCap
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("users", [2, 3])
+@pytest.mark.parametrize("users", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("swapped", [False, True], ids=["in order", "swapped"])
 def test_two_rollouts_in_lockstep_that_are_given_the_same_take_nothing_of_each_other(users: int, swapped: bool) -> None:
     """Two seeds of one prompt along one path: nothing but the latents tells their calls apart."""

@@ -312,7 +312,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_drawn_programs_hold_what_they_held_at_kept_places(data: st.DataObject) -> None:
     change = drawn_change(data)

@@ -113,7 +113,12 @@ def told(result: PipelineResult) -> list[str]:
     return [remark.message for remark in result.remarks if remark.pass_name == "adaptive-context"]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+QUICK = {"mean", "sum before", "one", "beside", "result"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REFUSED]
+)
 def test_what_looks_across_frames_keeps_them_all_and_says_why(name: str) -> None:
     world, why = REFUSED[name]
     program = trace(world.eval(), arguments(3, BACK_AND_FORTH), dynamic=DYNAMIC)
@@ -123,7 +128,8 @@ def test_what_looks_across_frames_keeps_them_all_and_says_why(name: str) -> None
     assert copy.graph_module.code == program.graph_module.code and PLAN not in dict(copy.graph_module.named_children())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matrix_game_computes_as_with_those_frames_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The released rules along a turn: one frame of five, then all; the reference has no others in its memory."""
     model = world_model("matrix-game:tiny")

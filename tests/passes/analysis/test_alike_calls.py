@@ -11,7 +11,9 @@ import torch
 import torch.fx as fx
 import worldplay_tiny
 import zoo
+from differential import trace
 from torch import Tensor
+from toy_world import ToyWorld, walk
 
 from lightint_compile import capture
 from lightint_compile.options import LightintOptions
@@ -49,7 +51,15 @@ def rows_of(program: Program, looks: Looks | None) -> tuple[dict[fx.Node, Any], 
     return found.blocked, sunk
 
 
-@pytest.fixture(params=["worldplay", *zoo.names()])
+QUICK = {"cosmos_v2w", "hunyuan_video", "wan", "ltx", "cogvideox"}
+
+
+@pytest.fixture(
+    params=[
+        "worldplay",
+        *(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in zoo.names()),
+    ]
+)
 def program(request: pytest.FixtureRequest) -> Program:
     made: Program = worldplay_tiny.program() if request.param == "worldplay" else zoo.program(request.param)
     return made.snapshot()
@@ -79,14 +89,25 @@ def test_what_is_found_after_every_pass_is_what_is_found_from_nothing(monkeypatc
     assert len(seen) == len(pipeline.passes)
 
 
-def test_a_program_in_which_nothing_looks_alike_becomes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def toy() -> Program:
+    """The toy world with random weights, traced anew."""
+    given = {"noise": torch.ones(1, 4, 4, 4, 6), "history": torch.ones(1, 4, 8, 4, 6), "extrinsics": walk(12)}
+    return trace(ToyWorld().eval(), given, dynamic={"history": 2, "extrinsics": 1})
+
+
+@pytest.mark.parametrize(
+    "made", [toy, pytest.param(worldplay_tiny.program.__wrapped__, id="worldplay", marks=pytest.mark.slow)]
+)
+def test_a_program_in_which_nothing_looks_alike_becomes_the_same(
+    made: Callable[[], Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tokens, forms of regions and whatever else is put together once are those of each node."""
     options = LightintOptions.from_mapping({"preset": "all"})
 
     def rewritten() -> tuple[list[str], Any]:
-        made = rewrite(worldplay_tiny.program.__wrapped__(), options)  # a trace of its own: passes make symbols
-        graphs = [each for each in made.program.graph_module.modules() if isinstance(each, fx.GraphModule)]
-        return [str(node.format_node()) for each in graphs for node in each.graph.nodes], made.remarks
+        done = rewrite(made(), options)  # a trace of its own: passes make symbols
+        graphs = [each for each in done.program.graph_module.modules() if isinstance(each, fx.GraphModule)]
+        return [str(node.format_node()) for each in graphs for node in each.graph.nodes], done.remarks
 
     alike, of, value = rewritten(), Looks.of, Looks.value
 

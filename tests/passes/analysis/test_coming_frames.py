@@ -64,12 +64,19 @@ WAYS: dict[str, tuple[Pick, int]] = {
 }
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("way", WAYS)
+def ways() -> list[object]:
+    """Every way, dynamic where it may be; where sizes are fixed as well, all but every third are slow."""
+    pieces = ("split", "chunks", "unbound")  # of a number of the capture
+    static = [
+        pytest.param(way, False, id=f"{way}-static", marks=[pytest.mark.slow] * (way not in pieces and number % 3 > 0))
+        for number, way in enumerate(WAYS)
+    ]
+    return [*static, *(pytest.param(way, True, id=f"{way}-dynamic") for way in WAYS if way not in pieces)]
+
+
+@pytest.mark.parametrize(("way", "dynamic"), ways())
 def test_the_frames_that_the_steps_read_are_found(way: str, dynamic: bool) -> None:
     pick, first = WAYS[way]
-    if dynamic and way in ("split", "chunks", "unbound"):
-        pytest.skip("the number of pieces is a number of the capture")
     found, cameras = found_by(pick, dynamic=dynamic)
     assert isinstance(found, Coming), found
     assert (found.count, hint_at(cameras, found.first)) == (4, first) and found.index is None

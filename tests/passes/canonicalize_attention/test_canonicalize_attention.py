@@ -64,8 +64,16 @@ def mask_kind(call: torch.fx.Node) -> str:
     return "bool" if mask.meta["val"].dtype == torch.bool else "float"
 
 
-@pytest.mark.parametrize("form", ["float32-static", "bfloat16-dynamic"])
-@pytest.mark.parametrize("spelling", POSITIVES, ids=lambda s: s.name)
+def forms_of_spellings() -> list[object]:
+    """Every spelling in two forms; in bfloat16 all but every third are slow."""
+    return [
+        pytest.param(spelling, form, id=f"{spelling.name}-{form}", marks=[pytest.mark.slow] * (last and number % 3 > 0))
+        for number, spelling in enumerate(POSITIVES)
+        for last, form in enumerate(("float32-static", "bfloat16-dynamic"))
+    ]
+
+
+@pytest.mark.parametrize(("spelling", "form"), forms_of_spellings())
 def test_spelling_becomes_one_call(spelling: Spelling, form: str) -> None:
     dynamic = form.endswith("dynamic") and spelling.dynamic  # a causal mask is known by its values: static sizes
     dtype = torch.bfloat16 if form.startswith("bfloat16") else torch.float32
@@ -87,7 +95,15 @@ def test_spelling_becomes_one_call(spelling: Spelling, form: str) -> None:
     assert not again.modified and not again.remarks
 
 
-@pytest.mark.parametrize("spelling", [s for s in POSITIVES if kept_axes(s)], ids=lambda s: s.name)
+def spellings_of_buffers() -> list[object]:
+    """Spellings that read buffers; all but every third are slow."""
+    return [
+        pytest.param(spelling, id=spelling.name, marks=[pytest.mark.slow] * (number % 3 > 0))
+        for number, spelling in enumerate(s for s in POSITIVES if kept_axes(s))
+    ]
+
+
+@pytest.mark.parametrize("spelling", spellings_of_buffers())
 def test_spelling_of_a_window_of_a_buffer_becomes_one_call_behind_the_write(spelling: Spelling) -> None:
     module, args = FromBuffers(spelling.run, kept_axes(spelling)), tensors(spelling)
     with torch.no_grad():

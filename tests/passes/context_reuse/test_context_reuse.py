@@ -101,8 +101,8 @@ def test_half_precision_is_kept_as_it_is_where_positions_are_applied_in_float32(
     ("twin", "reason"),
     [
         ("MeanOverFrames", "reduces over"),
-        ("SummedUp", "runs along"),
-        ("ConvolvedOverTime", "conv3d"),
+        pytest.param("SummedUp", "runs along", marks=pytest.mark.slow),
+        pytest.param("ConvolvedOverTime", "conv3d", marks=pytest.mark.slow),
         ("PlacedByLatents", "depends on latents"),
         ("Masked", "mask"),
         ("ReadBesides", "besides their keys and values"),

@@ -153,7 +153,7 @@ STEPS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(1, 6)), min_size=2, max_size=7),
     low=st.integers(0, 3),

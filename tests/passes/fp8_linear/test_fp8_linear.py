@@ -376,6 +376,7 @@ def test_with_inductor_it_is_the_same_product(one_thread: None) -> None:
             assert error(ours, product(x, linear.weight, linear.bias)) < 2**-8
 
 
+@pytest.mark.slow
 def test_with_inductor_a_model_is_near_what_it_is(one_thread: None) -> None:
     module, x = model(3), tokens()
     torch._dynamo.reset()

@@ -35,9 +35,18 @@ def agreeing(answers: list[Any]) -> rank_cases.Seen:
     return max(answers)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(
-    ("model", "given"), [LOOP, JOINT, BATCH, COPIES], ids=["loop-and-past", "joint-text", "batch-by-rows", "copies"]
+    ("ranks", "model", "given"),
+    [
+        pytest.param(2, *LOOP, id="2-loop-and-past"),
+        pytest.param(4, *LOOP, id="4-loop-and-past"),
+        pytest.param(2, *JOINT, id="2-joint-text"),
+        pytest.param(4, *JOINT, id="4-joint-text", marks=pytest.mark.slow),
+        pytest.param(2, *BATCH, id="2-batch-by-rows", marks=pytest.mark.slow),
+        pytest.param(4, *BATCH, id="4-batch-by-rows"),
+        pytest.param(2, *COPIES, id="2-copies"),
+        pytest.param(4, *COPIES, id="4-copies", marks=pytest.mark.slow),
+    ],
 )
 def test_several_ranks_give_what_one_gives(pool: Pools, ranks: int, model: Any, given: Any) -> None:
     found = agreeing(pool(ranks).run(rank_cases.graph, model=model, given=given))
@@ -52,7 +61,10 @@ def test_in_narrower_numbers(pool: Pools, dtype: torch.dtype, bound: float) -> N
     assert found.difference < bound and len(found.applied) == 1
 
 
-@pytest.mark.parametrize(("ranks", "joint", "frames"), [(2, False, 4), (4, False, 4), (2, True, 12)])
+@pytest.mark.parametrize(
+    ("ranks", "joint", "frames"),
+    [pytest.param(2, False, 4, marks=pytest.mark.slow), (4, False, 4), (2, True, 12)],
+)
 def test_sparse_attention_selects_for_the_heads_of_a_rank(pool: Pools, ranks: int, joint: bool, frames: int) -> None:
     given = {"past": 4, "frames": frames}
     found = agreeing(pool(ranks).run(rank_cases.graph, model={"joint": joint}, given=given, front=rank_cases.SPARSE))
@@ -122,20 +134,26 @@ def test_a_rank_that_fails_stops_all(pool: Pools) -> None:
     assert all(isinstance(answer, Failed) and "rank 1 of 2 failed, and all ranks stop" in answer for answer in answers)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+RECORDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "all": ("rollout", {"frames": 24, "drift": 1e9}),
+    "sizes": ("sizes", {"given": [{"past": past} for past in (3, 3, 4, 3, 4, 4)], "delegate": "eager"}),
+    "cached": ("cached", {"chunks": 6, "delegate": "eager"}),
+    "call-by-call": ("formed", {"form": "call by call", "delegate": "eager"}),
+}
+QUICK = {("sizes", 4), ("cached", 2)}
+"""Unrecorded, the others run by default too: decisions, and every form of a chunk."""
+
+
 @pytest.mark.parametrize(
-    ("case", "options"),
+    ("name", "ranks"),
     [
-        ("rollout", {"frames": 24, "drift": 1e9}),
-        ("sizes", {"given": [{"past": past} for past in (3, 3, 4, 3, 4, 4)], "delegate": "eager"}),
-        ("cached", {"chunks": 6, "delegate": "eager"}),
-        ("formed", {"form": "call by call", "delegate": "eager"}),
+        pytest.param(name, ranks, marks=[pytest.mark.slow] * ((name, ranks) not in QUICK))
+        for name in RECORDED
+        for ranks in (2, 4)
     ],
-    ids=["all", "sizes", "cached", "call-by-call"],
 )
-def test_recorded_exchanges_give_what_they_give_unrecorded(
-    pool: Pools, ranks: int, case: str, options: dict[str, Any]
-) -> None:
+def test_recorded_exchanges_give_what_they_give_unrecorded(pool: Pools, name: str, ranks: int) -> None:
+    case, options = RECORDED[name]
     answers = pool(ranks).run(rank_cases.recorded, which=case, **options)
     found = agreeing([answer if isinstance(answer, Failed) else answer[0] for answer in answers])
     assert found.difference < EXACT and len(found.applied) >= 1

@@ -102,8 +102,19 @@ def feeds_for(module: nn.Module, given: dict[str, Any], program: Any) -> dict[st
 GROUPS = {"causal": (causal, 5), "chunks": (chunks, 3), "window": (window, 5), "bidirectional": (bidirectional, 1)}
 
 
-@pytest.mark.parametrize("options", [{}, {"returns_pads": True}, {"shared": 2}], ids=["plain", "pads", "shared"])
-@pytest.mark.parametrize("kind", GROUPS)
+OPTIONS: dict[str, dict[str, Any]] = {"plain": {}, "pads": {"returns_pads": True}, "shared": {"shared": 2}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        pytest.param(
+            kind, OPTIONS[name], id=f"{kind}-{name}", marks=[pytest.mark.slow] * (name != "plain" and kind != "chunks")
+        )
+        for kind in GROUPS
+        for name in OPTIONS
+    ],
+)
 def test_frames_that_see_the_same_are_one_call(kind, options):
     mask_mod, groups = GROUPS[kind]
     module, given = model(**options), arguments(block_mask(mask_mod))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-import worldplay_tiny
 import zoo
 from differential import rewritten
 from hypothesis import given
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import lightint_compile
 from lightint_compile.errors import OptionError
+from lightint_compile.models.worldplay import WorldPlayChunk, WorldPlayConfig, example_inputs, fill_random
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import pipeline_of
 from lightint_compile.passes.ir.remarks import Remark, RemarkKind
@@ -108,7 +109,9 @@ def test_so_is_a_pipeline_text(text: str):
 def test_exact_takes_none_and_the_model_of_all_dense_sites_is_exact():
     with pytest.raises(OptionError, match="no pass of the pipeline takes"):
         pipeline_of(LightintOptions(preset="exact", site_density={"*": 0.5}))
-    chunk, args = worldplay_tiny.module(), tuple(worldplay_tiny.inputs(8).values())
+    config = dataclasses.replace(WorldPlayConfig.tiny(), depth=1, refiner_depth=1, steps=1)
+    chunk = fill_random(WorldPlayChunk(config)).double().eval().requires_grad_(False)
+    args = example_inputs(config, 8, dtype=torch.float64)[0]
     options = {"preset": "sparse", "min_tokens": 0, "tile": [2, 2, 2], "delegate": "eager"}
     with torch.no_grad():
         wanted = chunk(*args)

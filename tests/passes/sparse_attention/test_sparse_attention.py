@@ -258,7 +258,7 @@ def test_text_on_both_sides_of_the_queries_stays():
     assert "queries 3 | 4x4x4 | 5" in missed(result.remarks)["text-on-both-sides"]
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox", "cosmos"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox", pytest.param("cosmos", marks=pytest.mark.slow)])
 def test_real_models_compute_the_same_when_every_key_is_read(name: str):
     module, kwargs = zoo.build(name)
     feeds = feeds_of(module, kwargs)

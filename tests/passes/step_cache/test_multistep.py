@@ -65,7 +65,7 @@ class PinnedWorld(UniPCWorld):
         return torch.cat([history[:, :, -1:], latents[:, :, 1:]], 2)
 
 
-@pytest.fixture(scope="module", params=[DPMWorld, UniPCWorld, PinnedWorld])
+@pytest.fixture(scope="module", params=[DPMWorld, pytest.param(UniPCWorld, marks=pytest.mark.slow), PinnedWorld])
 def toy(request: pytest.FixtureRequest) -> Toy:
     return Toy(kind=request.param)
 
@@ -158,9 +158,9 @@ class Diffused(nn.Module):
     ("kind", "settings"),
     [
         ("UniPCMultistepScheduler", {}),
-        ("UniPCMultistepScheduler", {"solver_order": 3}),
-        ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
-        ("DPMSolverMultistepScheduler", {}),
+        pytest.param("UniPCMultistepScheduler", {"solver_order": 3}, marks=pytest.mark.slow),
+        pytest.param("UniPCMultistepScheduler", {"solver_type": "bh1"}, marks=pytest.mark.slow),
+        pytest.param("DPMSolverMultistepScheduler", {}, marks=pytest.mark.slow),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}),
     ],
 )

@@ -24,8 +24,19 @@ def toy():
     return Toy(batch=3)
 
 
-@pytest.mark.parametrize("reused", WAYS)
-@pytest.mark.parametrize("strategy", ["hold", "extrapolate", "residual"])
+def cases(ways: list[object]) -> list[object]:
+    """Each strategy with each way; those are slow that show neither a strategy nor a way for the first time."""
+    every = [(strategy, way) for strategy in range(3) for way in range(len(ways))]
+    names = "hold", "extrapolate", "residual"
+    return [
+        pytest.param(
+            names[strategy], ways[way], id=f"{names[strategy]}-{way}", marks=[pytest.mark.slow] * (way % 3 != strategy)
+        )
+        for strategy, way in every
+    ]
+
+
+@pytest.mark.parametrize(("strategy", "reused"), cases(WAYS))
 def test_each_element_gets_what_its_own_steps_give_by_hand(toy, strategy, reused) -> None:
     program, _ = toy.rewritten(f"step-cache{{strategy={strategy},drift=none}}")
     got, _, _ = toy.run_each(program, reused)
@@ -47,8 +58,7 @@ def test_only_the_elements_that_need_a_step_compute_it(toy) -> None:
     assert not any(name.endswith("_row") for name in plain)
 
 
-@pytest.mark.parametrize("reused", [(), (1, 2), (1,)])
-@pytest.mark.parametrize("strategy", ["hold", "extrapolate", "residual"])
+@pytest.mark.parametrize(("strategy", "reused"), cases([(), (1, 2), (1,)]))
 def test_elements_that_agree_run_what_a_shared_decision_runs(toy, strategy, reused) -> None:
     program, _ = toy.rewritten(f"step-cache{{strategy={strategy},drift=none}}")
     got, calls, record = toy.run_each(program, (reused,) * 3)
@@ -200,7 +210,7 @@ def world_of(kind):
 @pytest.mark.parametrize(
     ("kind", "at", "why"),
     [
-        (CentredOverBatch, "mean", "it reduces over the batch"),
+        pytest.param(CentredOverBatch, "mean", "it reduces over the batch", marks=pytest.mark.slow),
         pytest.param(Flipped, "flip", "no rule says", marks=pytest.mark.slow),
         pytest.param(SummedUp, "cumsum", "it runs along the batch", marks=pytest.mark.slow),
         pytest.param(Compared, "sub", "meet one another", marks=pytest.mark.slow),

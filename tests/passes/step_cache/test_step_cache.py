@@ -122,9 +122,13 @@ def test_half_precision_residuals_are_added_in_float32_and_rounded_once() -> Non
     torch.testing.assert_close(got, toy.by_hand((1, 2), "residual"), rtol=2e-2, atol=2e-2)
 
 
+@pytest.fixture(scope="module")
+def pair():
+    return Toy(batch=2)
+
+
 @pytest.mark.parametrize("strategy", ["hold", "extrapolate", "residual"])
-def test_a_pair_with_the_same_cameras_shares_the_decision_and_nothing_else(strategy) -> None:
-    pair = Toy(batch=2)
+def test_a_pair_with_the_same_cameras_shares_the_decision_and_nothing_else(pair, strategy) -> None:
     program, _ = pair.rewritten(f"step-cache{{strategy={strategy},drift=none}}")
     together, _ = pair.run(program, reused=(1, 2))
     assert not torch.allclose(together[0], together[1])
