@@ -14,6 +14,7 @@ import torch.fx as fx
 
 from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.memory_sharing import alias_source
+from lightint_compile.passes.ir.node_queries import is_ordered
 from lightint_compile.passes.ir.program import tensor_of
 
 LARGEST = 150
@@ -24,7 +25,7 @@ def parts(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """Glue in parts of at most :data:`LARGEST` operations, as far as it can be cut.
 
     Args:
-        nodes: in execution order; no operation outside of them lies between two of them.
+        nodes: in execution order; none waits for another one through what is not among them.
 
     Returns:
         Parts in execution order, of which later ones read earlier ones and never the other way round.
@@ -39,7 +40,7 @@ def parts(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
 
 
 def _halves(nodes: Sequence[fx.Node]) -> Iterator[tuple[list[fx.Node], list[fx.Node]]]:
-    """``nodes`` in two, neither less than a third: what the second reads of views and sizes is made there."""
+    """``nodes`` in two, neither less than a third: views and sizes that only the second reads are made there."""
     third = len(nodes) // 3
     for place in range(third, len(nodes) - third + 1):
         first, second = list(nodes[:place]), list(nodes[place:])
@@ -54,7 +55,7 @@ def _halves(nodes: Sequence[fx.Node]) -> Iterator[tuple[list[fx.Node], list[fx.N
 
 
 def _may_wait(node: fx.Node) -> bool:
-    return alias_source(node) is not None or tensor_of(node) is None
+    return (alias_source(node) is not None or tensor_of(node) is None) and not is_ordered(node)
 
 
 def _crossing(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -13,7 +14,7 @@ from region_graphs import region
 from torch import Tensor, nn
 from toyvideo import traced, values_for
 
-from lightint_compile.passes.ir.node_queries import is_scalar, is_tuple
+from lightint_compile.passes.ir.node_queries import is_ordered, is_scalar, is_tuple
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.outline_regions import parts as parts_of
 from lightint_compile.passes.outline_regions.parts import LARGEST, parts
@@ -66,6 +67,21 @@ def test_it_is_cut_at_the_narrowest_place() -> None:
     graph = region(function, torch.randn(64, 8)).graph
     first, second = parts([node for node in graph.nodes if node.op == "call_function"])
     assert first[-1].target is torch.ops.aten.sum.dim_IntList and len(second) == 100
+
+
+def test_what_draws_random_numbers_keeps_its_order() -> None:
+    def function(x: Tensor) -> Tensor:
+        drawn = []
+        for _ in range(30):
+            kept, mask = torch.ops.aten.native_dropout.default(x, 0.5, True)
+            drawn += [kept, mask]
+            x = (x + torch.rand_like(x)).sin() * 2
+        return sum(drawn) + x
+
+    nodes = [node for node in region(function, torch.randn(4)).graph.nodes if node.op == "call_function"]
+    found = parts(nodes)
+    assert len(found) > 1
+    assert list(filter(is_ordered, itertools.chain(*found))) == list(filter(is_ordered, nodes))
 
 
 class Preamble(nn.Module):
