@@ -1,7 +1,7 @@
 """Who compiles which region: workers take the largest that is left, this process the smallest of what is too much.
 
 Workers have compiled something before, and this process may not have: its first compilation takes seconds longer, so
-that it waits where each worker has at most one more region to come.
+that it does not begin where each worker has at most one more region to come.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ def compile_all(
             leaf.compile()
         return 0
     jobs = _jobs(regions, config)
-    waiting, answers = deque(jobs), _Answers()
+    here = _Here(leaves, deque(jobs), _Answers(), workers)
     with workers, collection_resumed():
-        serving = _served(workers, waiting, answers)
+        serving = _served(workers, here.waiting, here.answers)
         sent = {job.name for job in jobs}
-        for name, leaf in leaves.items():
+        for name in leaves:
             if name not in sent:
-                leaf.compile()
-        by_workers = sum(_one_more(leaves, waiting, answers, workers) for _ in jobs)
+                here.compile(name)
+        by_workers = sum(here.one_more() for _ in jobs)
     for thread in serving:
         thread.join()  # its channel is closed, so that it hears nothing any more
     log.info("%s of %s regions were compiled by workers", by_workers, len(leaves))
@@ -121,26 +121,47 @@ def _jobs(regions: Mapping[str, fx.GraphModule], config: Mapping[str, Any]) -> l
     return sorted(jobs, key=lambda job: job.work)
 
 
-def _one_more(leaves: Mapping[str, Leaf], waiting: deque[_Job], answers: _Answers, workers: Workers) -> bool:
-    """Compile what is waiting, or take what a worker has compiled; whether it was the latter."""
-    if not _answers_soon(waiting, answers, workers) and (job := _least(waiting)) is not None:
-        leaves[job.name].compile()
-        return False
-    job, artifact = answers.get()  # each job that a worker took is answered, at the latest when it is given up
-    variant = None if artifact is None else _loaded(job, artifact)
-    if variant is None:
-        leaves[job.name].compile()
-    else:
-        leaves[job.name].take(variant)
-    return variant is not None
+@dataclass
+class _Here:
+    """What this process does of it.
 
+    Attributes:
+        is_warm: whether it has compiled a region.
+    """
 
-def _answers_soon(waiting: deque[_Job], answers: _Answers, workers: Workers) -> bool:
-    """Whether there is an answer, or is one after a while that is worth it since little is left to do here."""
-    end = time.monotonic() + WAIT
-    while answers.empty() and 0 < len(waiting) <= len(workers.running) and time.monotonic() < end:
-        time.sleep(_LOOK)
-    return not answers.empty()
+    leaves: Mapping[str, Leaf]
+    waiting: deque[_Job]
+    answers: _Answers
+    workers: Workers
+    is_warm: bool = False
+
+    def one_more(self) -> bool:
+        """Compile what is waiting, or take what a worker has compiled; whether it was the latter."""
+        if not self.answers_soon() and (job := _least(self.waiting)) is not None:
+            self.compile(job.name)
+            return False
+        job, artifact = self.answers.get()  # each job that a worker took is answered, at the latest when it is given up
+        variant = None if artifact is None else _loaded(job, artifact)
+        if variant is None:
+            self.compile(job.name)
+        else:
+            self.leaves[job.name].take(variant)
+        return variant is not None
+
+    def compile(self, name: str) -> None:
+        """Compile a region here."""
+        self.leaves[name].compile()
+        self.is_warm = True
+
+    def answers_soon(self) -> bool:
+        """Whether there is an answer, or is one after a while in which it would not be worth it to begin here."""
+        end = time.monotonic() + WAIT
+        while not self.is_warm and self.answers.empty() and self._is_little_left() and time.monotonic() < end:
+            time.sleep(_LOOK)
+        return not self.answers.empty()
+
+    def _is_little_left(self) -> bool:
+        return 0 < len(self.waiting) <= len(self.workers.running)
 
 
 def _loaded(job: _Job, artifact: Artifact) -> Variant | None:

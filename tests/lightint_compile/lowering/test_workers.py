@@ -238,29 +238,43 @@ class Some:
         self.running = [None] * running
 
 
+def here(waiting: int, running: int) -> Any:
+    """This process with so many regions waiting, and workers running."""
+    leaves = leaves_of({"small": regions()["small"]})
+    return sharing._Here(leaves, deque([None] * waiting), sharing._Answers(), Some(running))
+
+
 @pytest.mark.parametrize(("waiting", "running"), [(3, 2), (0, 2), (1, 0)])
 def test_this_process_waits_for_nobody_where_much_or_nothing_is_left(
     waiting: int, running: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "WAIT", LONG)
     start = time.monotonic()
-    assert not sharing._answers_soon(deque([None] * waiting), sharing._Answers(), Some(running))
+    assert not here(waiting, running).answers_soon()
     assert time.monotonic() < start + LONG
 
 
 def test_this_process_waits_where_each_worker_has_at_most_one_more_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting, workers, answers = deque([None, None]), Some(2), sharing._Answers()
-    assert not sharing._answers_soon(waiting, answers, workers)  # nothing comes: it has waited in vain
+    some = here(2, 2)
+    assert not some.answers_soon()  # nothing comes: it has waited in vain
     monkeypatch.setattr(sharing, "WAIT", LONG)
-    later = threading.Timer(0.1, answers.put, [(None, None)])
+    later = threading.Timer(0.1, some.answers.put, [(None, None)])
     later.start()
-    assert sharing._answers_soon(waiting, answers, workers)
+    assert some.answers_soon()
     later.join()
-    answers.get()
-    gone = threading.Timer(0.1, workers.running.clear)
+    some.answers.get()
+    gone = threading.Timer(0.1, some.workers.running.clear)
     gone.start()
-    assert not sharing._answers_soon(waiting, answers, workers)
+    assert not some.answers_soon()
     gone.join()
+
+
+def test_this_process_does_not_wait_once_it_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "WAIT", LONG)
+    some, start = here(2, 2), time.monotonic()
+    some.compile("small")
+    assert not some.answers_soon()
+    assert time.monotonic() < start + LONG
 
 
 def test_a_worker_ends_with_a_process_that_is_killed() -> None:
