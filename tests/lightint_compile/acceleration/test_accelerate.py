@@ -43,14 +43,21 @@ def state_of(function: Any) -> tuple[Any, ...]:
     return function, function.__code__, dict(vars(function))
 
 
-def test_every_spelling_is_traced_as_one_graph_and_undone() -> None:
-    model, given = models.Video(*models.SPELLINGS), models.inputs()
+QUICK = (models.Wrapped, models.Shallow, models.Static, models.Looked, models.Inner, models.Patched)
+"""Spellings that no other test of a whole model has, and a wrapper that copies the marks."""
+
+
+@pytest.mark.parametrize(
+    "spellings", [pytest.param(QUICK, id="some"), pytest.param(models.SPELLINGS, id="all", marks=pytest.mark.slow)]
+)
+def test_every_spelling_is_traced_as_one_graph_and_undone(spellings: tuple[type[models.Block], ...]) -> None:
+    model, given = models.Video(*spellings), models.inputs()
     expected, as_is, _ = graphs_of(lambda: torch.compile(model, backend="eager")(*given))
     assert as_is > 3
     torch._dynamo.reset()
     found = [each.function for each in disabled_in(model)]
     before = [state_of(function) for function in found]
-    assert len(found) == len(models.SPELLINGS) + 1  # a wrapper that copies the marks is one besides
+    assert len(found) == len(spellings) + 1  # a wrapper that copies the marks is one besides
     attributes, keys = dict(vars(model)), list(model.state_dict())
     with lightint_compile.accelerate(model, preset="exact", delegate="eager") as handle:
         result, graphs, breaks = graphs_of(lambda: model(*given))
@@ -121,6 +128,7 @@ class ManyForms(nn.Module):
 
 
 @pytest.mark.parametrize("where", ["this thread", "another thread"])
+@torch._dynamo.config.patch(recompile_limit=3)
 def test_many_variants_are_compiled_in_whichever_thread_calls(where: str) -> None:
     torch._dynamo.reset()
     model, limit = ManyForms().eval().requires_grad_(False), torch._dynamo.config.recompile_limit

@@ -84,12 +84,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         del sys.modules[name]
 
 
-def chunks(call: Callable[..., Tensor]) -> tuple[list[Tensor], list[int]]:
-    """What two calls for each of six chunks give, and how many graphs there are after each."""
+def chunks(call: Callable[..., Tensor], number: int = 6) -> tuple[list[Tensor], list[int]]:
+    """What two calls for each of some chunks give, and how many graphs there are after each."""
     draw, found, graphs = torch.Generator().manual_seed(0), list[Tensor](), list[int]()
     torch.manual_seed(0)
     counters.clear()
-    for start in (chunk * 2 for chunk in range(6) for _ in range(2)):
+    for start in (chunk * 2 for chunk in range(number) for _ in range(2)):
         found.append(call(torch.randn(1, 2, 8, generator=draw), start))
         graphs.append(counters["stats"]["unique_graphs"])
     return found, graphs
@@ -101,16 +101,20 @@ def model_of(code: ModuleType) -> Any:
 
 
 def run(
-    load: Load, *edits: tuple[str, str], prepare: Callable[[ModuleType], None] | None = None, named: bool = True
+    load: Load,
+    *edits: tuple[str, str],
+    prepare: Callable[[ModuleType], None] | None = None,
+    named: bool = True,
+    number: int = 6,
 ) -> SimpleNamespace:
-    """Six chunks of the edited source, compared with eager calls of another copy of it."""
-    expected, _ = chunks(model_of(load(*edits)))
+    """Some chunks of the edited source, compared with eager calls of another copy of it."""
+    expected, _ = chunks(model_of(load(*edits)), number)
     code = load(*edits)
     if prepare is not None:
         prepare(code)
     model, memos = model_of(code), [f"{code.__name__}.TABLES"] if named else []
     with lightint_compile.accelerate(model, preset="exact", delegate="eager", memos=memos) as handle:
-        found, graphs = chunks(model)
+        found, graphs = chunks(model, number)
         (section, *_) = handle.report().sections
     torch.testing.assert_close(found, expected)
     remarks = [remark for remark in section.remarks if remark.rule in ("memo-left-out", "kept-memo")]
@@ -132,11 +136,11 @@ def test_a_new_chunk_compiles_nothing_and_undo_gives_the_memo_back(load: Load) -
 
 
 def test_what_is_not_named_is_asked_as_ever_and_told(load: Load) -> None:
-    done = run(load, named=False)
+    done = run(load, named=False, number=4)
     assert len(done.tables) == 3 and done.graphs[-1] > 2 and list(done.told) == ["kept-memo"]
     name = f"{done.code.__name__}.TABLES"
     assert done.told["kept-memo"].endswith("it was not named") and f'memos=["{name}"]' in done.hints["kept-memo"]
-    assert not run(load, ("TABLES.pop(next(iter(TABLES)))", "pass"), named=False).told
+    assert not run(load, ("TABLES.pop(next(iter(TABLES)))", "pass"), named=False, number=4).told
 
 
 @pytest.mark.parametrize("memos", ["torch.TABLES", ["TABLES"], ["torch.nn"], ["no.such.TABLES"], [7], 7])
@@ -209,7 +213,12 @@ FORMS: dict[str, Edits] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+SLOW_FORMS = {"kept and read", "the first by its keys", "behind a break"}
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(name, marks=pytest.mark.slow if name in SLOW_FORMS else ()) for name in FORMS]
+)
 def test_spellings(load: Load, form: str) -> None:
     done = run(load, *FORMS[form])
     assert list(done.told) == ["memo-left-out"] and not done.tables
@@ -254,10 +263,24 @@ TWINS: dict[str, tuple[str, Edits]] = {
 }
 
 
-@pytest.mark.parametrize("twin", TWINS)
+QUICK = {
+    "it has no bound",
+    "read elsewhere",
+    "more than tensors",
+    "first of its session",
+    "random",
+    "room",
+    "written to",
+}
+"""Those that run by default: one of each reason, and of what a memo is read by."""
+
+
+@pytest.mark.parametrize(
+    "twin", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TWINS]
+)
 def test_what_is_asked_as_it_is(load: Load, twin: str) -> None:
     why, edits = TWINS[twin]
-    done = run(load, *edits)
+    done = run(load, *edits, number=4)
     assert done.tables and list(done.told) == ["kept-memo"]
     assert why in done.told["kept-memo"]
 
@@ -276,7 +299,7 @@ def test_what_others_have_is_asked_as_it_is(load: Load) -> None:
 
     sys.modules[other.__name__] = other
     try:
-        done = run(load, prepare=hold)
+        done = run(load, prepare=hold, number=3)
     finally:
         del sys.modules[other.__name__]
     assert done.tables and "holder_of_a_memo has it too" in done.told["kept-memo"]
@@ -290,7 +313,7 @@ def test_what_others_read_is_asked_as_it_is(load: Load) -> None:
         exec("def shown(key):\n    return code.TABLES[key]", names)
         readers.append(names["shown"])
 
-    done = run(load, prepare=read)
+    done = run(load, prepare=read, number=3)
     assert done.tables and " uses it" in done.told["kept-memo"]
 
 
@@ -301,7 +324,7 @@ def test_what_holds_more_than_tensors_is_asked_as_it_is(load: Load) -> None:
 
 def test_tensors_of_a_module_are_its_globals_only_where_a_module_has_them(load: Load) -> None:
     state = ("MOST = 3\n", "MOST = 3\nANGLES = torch.linspace(0, 9, 64 * 8).view(64, 8)\n")
-    done = run(load, state, (MADE, MADE.replace("angles[", "ANGLES[")))
+    done = run(load, state, (MADE, MADE.replace("angles[", "ANGLES[")), number=3)
     assert done.tables and "made of an argument" in done.told["kept-memo"]
 
 

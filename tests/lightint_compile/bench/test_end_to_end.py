@@ -84,7 +84,12 @@ def assert_in_order(spans: Sequence[Span], chunks: int) -> None:
 @diffusers_installed
 @pytest.mark.parametrize(
     ("model", "decoder"),
-    [("worldplay:tiny", None), ("matrix-game:tiny", None), ("matrix-game:tiny", "wan"), ("maze:tiny", None)],
+    [
+        pytest.param("worldplay:tiny", None, marks=pytest.mark.slow),
+        ("matrix-game:tiny", None),
+        pytest.param("matrix-game:tiny", "wan", marks=pytest.mark.slow),
+        ("maze:tiny", None),
+    ],
 )
 def test_frames_are_those_of_all_latents_at_once(model: str, decoder: str | None, one_thread: None) -> None:
     film = Film(job(model, 2, decoder=decoder))
@@ -105,7 +110,7 @@ def test_a_second_rollout_begins_a_new_video(one_thread: None) -> None:
 
 
 @diffusers_installed
-@pytest.mark.parametrize("model", ["worldplay:tiny", "matrix-game:tiny"])
+@pytest.mark.parametrize("model", [pytest.param("worldplay:tiny", marks=pytest.mark.slow), "matrix-game:tiny"])
 def test_a_text_is_encoded_once_before_the_first_chunk(model: str, one_thread: None) -> None:
     film = Film(job(model, 2, text=True))
     drawn = film.subject.scene

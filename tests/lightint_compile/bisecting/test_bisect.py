@@ -115,7 +115,12 @@ def accelerated(module: nn.Module) -> Any:
 WAYS = (whole, in_place, its_forward, its_parts, its_method, a_function_around_it, accelerated)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+QUICK = (in_place, its_parts, a_function_around_it, accelerated)
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, id=way.__name__, marks=() if way in QUICK else pytest.mark.slow) for way in WAYS]
+)
 def test_of_what_is_compiled_already_the_code_before_is_judged(way: Callable[[Video], Any]) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -138,9 +138,13 @@ def scalars_captured():
 
 
 CASES = [(function, None) for function in FUNCTIONS] + [(each, True) for each in (branch_twice, loop, flex, region)]
+SLOW = {(each, True) for each in (branch_twice, loop, flex)} | {(flex, None), (branch_in_a_branch, None)}
+"""What is of a kind with another case, or runs in another test."""
 
 
-@pytest.mark.parametrize(("function", "dynamic"), CASES)
+@pytest.mark.parametrize(
+    ("function", "dynamic"), [pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+)
 def test_what_is_beside_it_is_rewritten(function, dynamic) -> None:
     q, k, v, x = inputs()
     made = compiled(function, dynamic=dynamic, require=["canonicalize-attention"])

@@ -41,8 +41,20 @@ class Product(nn.Module):
         return F.scaled_dot_product_attention(made, made, made)  # what is rewritten: no graph goes on as it was
 
 
-@pytest.mark.parametrize(("left", "right"), list(product((BF16, torch.float32), repeat=2)), ids=str)
-@pytest.mark.parametrize("name", PRODUCTS)
+MIXED = (BF16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "right"),
+    [
+        pytest.param(
+            *(name, left, right),
+            id=f"{name}-{left}-{right}",
+            marks=() if name == "linear" or (left, right) == MIXED else pytest.mark.slow,
+        )
+        for name, (left, right) in product(PRODUCTS, product(MIXED, repeat=2))
+    ],
+)
 def test_products_of_whatever_dtypes_are_captured_as_they_run(name: str, left: torch.dtype, right: torch.dtype):
     module = Product(name, left, right).eval().requires_grad_(False)
     same_as_eager(module, WIDE)

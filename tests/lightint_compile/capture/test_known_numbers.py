@@ -118,7 +118,17 @@ def test_sizes_in_tensors_are_sizes(idiom: Idiom) -> None:
         assert counters["stats"]["unique_graphs"] == 2  # the second serves every number of frames
 
 
-@pytest.mark.parametrize("idiom", [*IDIOMS, _of_half_precision])
+@pytest.mark.parametrize(
+    "idiom",
+    [
+        _branches,
+        _a_part_of_the_tokens,
+        pytest.param(_as_sizes, marks=pytest.mark.slow),
+        pytest.param(_in_patterns, marks=pytest.mark.slow),
+        _in_lists,
+        _of_half_precision,
+    ],
+)
 def test_the_same_with_a_grid_that_is_data_is_computed_when_it_runs(idiom: Idiom) -> None:
     model = OfData(idiom).eval()
     with lightint_compile.accelerate(model, delegate="eager"):
@@ -239,7 +249,9 @@ WRITES: list[Callable[[Tensor, Tensor], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("place", range(len(WRITES)))
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=pytest.mark.slow if place % 2 else ()) for place in range(len(WRITES))]
+)
 def test_what_is_written_in_a_way_that_is_not_followed_is_data(place: int) -> None:
     class Written(nn.Module):
         def forward(self, x: Tensor, data: Tensor) -> Tensor:
@@ -330,7 +342,7 @@ class Drawn(nn.Module):
         return x + sum(each.sum() for each in pool), [each.tolist() for each in pool]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow if seed % 5 else ()) for seed in range(12)])
 def test_drawn_programs_hold_what_eager_holds(seed: int) -> None:
     model = Drawn(seed).eval()
     with lightint_compile.accelerate(model, delegate="eager"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,14 @@ def made(kind, view):
     return kind(view).eval().requires_grad_(False), (torch.randn(2, 6, 8), torch.randn(2, 4, 12))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+def all_but_every_third_slow(first: int) -> list[Any]:
+    """Names of operators; each test of them begins elsewhere, so that together they run most by default."""
+    return [
+        pytest.param(name, marks=() if place % 3 == first else pytest.mark.slow) for place, name in enumerate(OPERATORS)
+    ]
+
+
+@pytest.mark.parametrize("name", all_but_every_third_slow(0))
 @torch.no_grad()
 def test_equal_outputs_stay_two_memories(name) -> None:
     module, args = made(Texts, OPERATORS[name])
@@ -90,7 +99,7 @@ def test_equal_outputs_stay_two_memories(name) -> None:
     torch.testing.assert_close(second, expected[2])
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", all_but_every_third_slow(1))
 @torch.no_grad()
 def test_what_the_caller_writes_is_not_what_the_next_call_returns(name) -> None:
     module, args = made(Kept, OPERATORS[name])

@@ -129,14 +129,17 @@ def play(seed: int) -> None:
             torch.testing.assert_close(ours.tensors(), eager.tensors())
 
 
-@pytest.mark.parametrize("seed", [*range(12), 60, 145, 251])
+QUICK = (0, 1, 2, 9, 145)
+
+
+@pytest.mark.parametrize("seed", QUICK)
 @torch.no_grad()
 def test_drawn_outputs_share_what_eagers_share(seed) -> None:
     play(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", sorted({*range(12, 300)} - {60, 145, 251}))
+@pytest.mark.parametrize("seed", sorted({*range(300)} - {*QUICK}))
 @torch.no_grad()
 def test_more_drawn_outputs_share_what_eagers_share(seed) -> None:
     play(seed)

@@ -64,9 +64,23 @@ def calls(model: Callable[..., Tensor]) -> tuple[list[Tensor], Tensor]:
         return [model(torch.randn(1, 2, 8, generator=draw), handed).clone() for _ in range(3)], handed
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["buffer", "argument"])
-@pytest.mark.parametrize("delegate", ["eager", "inductor"])
-@pytest.mark.parametrize("replace", [rolled, grown, replaced_and_written, written_and_replaced, copied])
+REPLACES = (rolled, grown, replaced_and_written, written_and_replaced, copied)
+QUICK = {(rolled, False), (written_and_replaced, True), (copied, True)}
+"""What Inductor compiles by default; the eager delegate gets all."""
+CASES = [(replace, delegate, given) for replace in REPLACES for delegate in ("eager", "inductor") for given in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("replace", "delegate", "given"),
+    [
+        pytest.param(
+            *(replace, delegate, bool(given)),
+            id=f"{replace.__name__}-{delegate}-{'argument' if given else 'buffer'}",
+            marks=() if delegate == "eager" or (replace, bool(given)) in QUICK else pytest.mark.slow,
+        )
+        for replace, delegate, given in CASES
+    ],
+)
 def test_what_an_input_is_afterwards_is_kept(replace: Replace, delegate: str, given: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from lightint_compile.models.worldplay import (
 )
 from lightint_compile.options.error_limits import Budget, Deviation
 
-PATH = there_and_back(40)
+PATH, SHORT = there_and_back(40), there_and_back(24)
 OPTIONS = {"delegate": "eager", "strict": True}
 
 
@@ -42,10 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 class Toy:
     """The toy world compiled with a budget, and what its rollouts are."""
 
-    def __init__(self, **budget: float) -> None:
+    def __init__(self, depth: int = 2, steps: int = 4, **budget: float) -> None:
         torch._dynamo.reset()
         torch.manual_seed(0)
-        self.module = ToyWorld().eval().requires_grad_(False)
+        self.module = ToyWorld(depth=depth, steps=steps).eval().requires_grad_(False)
         self.compiled = torch.compile(self.module, backend="lightint", options={**OPTIONS, **budget})
 
     def rollout(self, path=PATH):
@@ -148,7 +148,7 @@ def test_a_report_of_a_run_has_the_error_of_every_chunk_beside_what_was_predicte
     assert {(row["error"]["calibrated"], row["error"]["allowed"]) for row in rows} == {(predicted, 0.9)}
 
 
-@pytest.mark.parametrize("share", [0.5, 1.3])
+@pytest.mark.parametrize("share", [0.5, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_another_process_finds_the_calibration_and_keeps_another_budget_with_it(calibrated, share) -> None:
     """A process is as good as new after `torch._dynamo.reset()`: compiled graphs are gone, the file is not."""
     _, calibration = calibrated
@@ -192,19 +192,21 @@ def _continued(model, path, seed: int, scale: float = 1.0) -> None:
             history = torch.cat([history, model(noise, history, seen)], 2)
 
 
-def test_of_rollouts_one_after_another_each_is_followed(folder) -> None:
+@pytest.mark.parametrize("order", [(0, 1), pytest.param((1, 0), marks=pytest.mark.slow)])
+def test_of_rollouts_one_after_another_each_is_followed(folder, order: tuple[int, int]) -> None:
     """The errors along both are those of whole rollouts: the worse of what each has by itself, in either order."""
     errors = {}
-    for seeds in ((0,), (1,), (0, 1), (1, 0)):
-        toy = Toy(max_relative_error=0.9)
+    for seeds in ((0,), (1,), order):
+        toy = Toy(steps=3, max_relative_error=0.9)
         made = lightint_compile.calibrate(
-            toy.compiled, lambda toy=toy, seeds=seeds: [_continued(toy.compiled, PATH, seed) for seed in seeds]
+            toy.compiled, lambda toy=toy, seeds=seeds: [_continued(toy.compiled, SHORT, seed) for seed in seeds]
         )
         assert (made.whole_rollout, made.rollouts) == ((True, 1) if len(seeds) == 1 else (True, 2))
         assert made.beginnings == len(seeds) < made.calls, "calls of one rollout go wrong together"
         errors[seeds] = [row.deviation.relative for row in made.table.rows[:-1]]
     worst = [max(pair) for pair in zip(errors[0,], errors[1,], strict=True)]
-    assert errors[0, 1] == pytest.approx(worst, rel=1e-3) and errors[1, 0] == pytest.approx(worst, rel=1e-3)
+    assert max(worst) > 0
+    assert errors[order] == pytest.approx(worst, rel=1e-3)
 
 
 def test_of_many_rollouts_those_that_differ_ask_for_a_larger_budget(
@@ -216,7 +218,7 @@ def test_of_many_rollouts_those_that_differ_ask_for_a_larger_budget(
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"{budget}"))
         toy = Toy(max_relative_error=budget, preset="cache")
         return lightint_compile.calibrate(
-            toy.compiled, lambda: [_continued(toy.compiled, PATH, seed, 0.01 if seed else 10.0) for seed in range(6)]
+            toy.compiled, lambda: [_continued(toy.compiled, SHORT, seed, 0.01 if seed else 10.0) for seed in range(6)]
         )
 
     made = calibrated_for(0.9)
@@ -249,7 +251,7 @@ def test_a_budget_that_cannot_be_met_says_what_is_reachable_and_leaves_the_modul
 
 def test_a_rollout_without_numbers_leaves_all_of_the_module_exact(folder) -> None:
     """It runs the graph of first chunks alone; that of later ones was calibrated."""
-    toy = Toy(max_relative_error=0.9)
+    toy = Toy(depth=1, max_relative_error=0.9)
     assert toy.calibrate().chosen and toy.error() != Deviation()
     cameras, broken = PATH[:, :CHUNK].contiguous(), torch.full((1, 4, CHUNK, 4, 6), torch.nan)
     with pytest.raises(BudgetError, match="calibrate on a rollout whose results are finite"):
@@ -260,7 +262,7 @@ def test_a_rollout_without_numbers_leaves_all_of_the_module_exact(folder) -> Non
 def test_a_function_around_a_module_is_calibrated(folder) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    world = ToyWorld().eval().requires_grad_(False)
+    world = ToyWorld(depth=1).eval().requires_grad_(False)
     options = {**OPTIONS, "max_relative_error": 0.9}
     compiled = torch.compile(lambda *args: world(*args), backend="lightint", options=options)
     assert lightint_compile.calibrate(compiled, lambda: toy_rollout(compiled, PATH)).chosen
@@ -268,7 +270,7 @@ def test_a_function_around_a_module_is_calibrated(folder) -> None:
 
 def _with_buffers(seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
-    world = ToyWorld().eval()
+    world = ToyWorld(depth=1).eval()
     for module in world.modules():
         for name, weight in list(module._parameters.items()):
             del module._parameters[name]

@@ -26,7 +26,6 @@ from lightint_compile.options.ladder import Setting
 from lightint_compile.reporting.section import Section
 
 Mode = Callable[[], AbstractContextManager[Any]]
-MODES: list[Mode] = [torch.no_grad, torch.inference_mode]
 
 
 class Rolling(nn.Module):
@@ -68,7 +67,7 @@ def worst(exact: list[Tensor], got: list[Tensor]) -> Deviation:
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(torch.no_grad, marks=pytest.mark.slow), torch.inference_mode])
 def test_a_compiled_model_that_rolls_its_caches(mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)

@@ -28,6 +28,9 @@ ACTING = {
 }
 """The last setting of each world and preset. Matrix-Game has no keys and values of context alone that could be kept."""
 
+QUICK = ("matrix-game:tiny", "cache")
+"""The world and preset that run by default."""
+
 GENEROUS = 0.9
 
 
@@ -76,9 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(case, id="-".join(case), marks=() if case[1] == "cache" else pytest.mark.slow) for case in ACTING
-    ],
+    params=[pytest.param(case, id="-".join(case), marks=() if case == QUICK else pytest.mark.slow) for case in ACTING],
 )
 def calibrated(request: pytest.FixtureRequest) -> tuple[Budgeted, Calibration]:
     session = Budgeted(*request.param, GENEROUS)

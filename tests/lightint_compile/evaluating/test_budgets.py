@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -15,9 +16,11 @@ from typer.testing import CliRunner
 from lightint_compile.cli.app import app
 from lightint_compile.error_budget.table import Measured, Table
 from lightint_compile.errors import InputError, LightintError, OptionError
-from lightint_compile.evaluating import Plan, Sweep, judge_budgets, print_budgets
+from lightint_compile.evaluating import Plan, Sweep, budgets, judge_budgets, print_budgets
+from lightint_compile.evaluating.asked import true_world
 from lightint_compile.evaluating.budgets import SEEN, _judged, edges
 from lightint_compile.evaluating.results import Result
+from lightint_compile.evaluating.true_world import TrueWorld
 from lightint_compile.options.error_limits import MARGIN, Budget, Deviation
 
 pytest.importorskip("torchmetrics")
@@ -33,10 +36,21 @@ def judged(sweep: Sweep, file: Path | None = None) -> dict[str, Any]:
     return judge_budgets(plan(), sweep, file, Console(file=io.StringIO(), width=160))
 
 
+def shallow(*asked: Any) -> TrueWorld:
+    """The world with a model of one block and three steps."""
+    world: Any = true_world(*asked)
+    model = world.with_steps(3).at_depth(1)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, refiner_depth=1))
+    made: TrueWorld = dataclasses.replace(world, model=model)
+    return made
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file, cache = tmp_path_factory.mktemp("budgets") / "found.json", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    made = judged(Sweep("published", budgets=(1e-6, 0.5)), file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budgets, "true_world", shallow)
+        made = judged(Sweep("published", budgets=(1e-6, 0.5)), file)
     assert json.loads(file.read_text()) == json.loads(json.dumps(made))
     assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == cache
     return made

@@ -55,7 +55,7 @@ def told(decisions: list[Any]) -> list[Any]:
     return [(each.chunk, each.context_frames, each.asked_places, each.reused_steps) for each in decisions]
 
 
-@pytest.mark.parametrize("preset", ["published", "all"])
+@pytest.mark.parametrize("preset", [pytest.param("published", marks=pytest.mark.slow), "all"])
 def test_clips_are_decided_as_the_command_line_says(preset: str, computed: list[int]) -> None:
     pipe = pipelines.ClipPipeline(poses())
     own, choose, before = pipe.generate("", STEPS), pipelines.select_memory_idx_fov, set(vars(pipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from lightint_compile.errors import InputError, StateError
+from lightint_compile.models.registry import world_model
+from lightint_compile.play import opening
 from lightint_compile.play.liveframe_world import KEYS, Accelerated, Eager
 
 pytest.importorskip("cv2")
@@ -79,7 +82,12 @@ def test_a_case_counts_every_frame_and_moves() -> None:
         world.reset(None, None, 0)
 
 
-def test_what_we_compile_shows_what_eager_shows() -> None:
+def test_what_we_compile_shows_what_eager_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(name: str) -> Any:
+        model: Any = world_model(name).at_depth(1)
+        return dataclasses.replace(model, config=dataclasses.replace(model.config, refiner_depth=1, steps=2))
+
+    monkeypatch.setattr(opening, "world_model", small)
     shown = []
     for kind in (Tiny, TinyByUs):
         world = kind()
