@@ -122,7 +122,9 @@ def test_a_world_model_is_approximated_and_says_so_once(caplog: pytest.LogCaptur
     assert '{"preset": "exact"}' in warning and "max_relative_error" in warning
 
 
-@pytest.mark.parametrize("options", [{"preset": "exact"}, {"max_relative_error": 0.05}], ids=str)
+@pytest.mark.parametrize(
+    "options", [pytest.param({"preset": "exact"}, marks=pytest.mark.slow), {"max_relative_error": 0.05}], ids=str
+)
 def test_what_is_exact_or_bounded_does_not_say_so(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     torch._dynamo.reset()
     model = ToyWorld().eval().requires_grad_(False)
@@ -194,7 +196,11 @@ def test_a_rollout_says_nothing_of_other_models_of_its_class() -> None:
 @pytest.mark.usefixtures("sparse_pays")
 @pytest.mark.parametrize(
     "options",
-    [{"preset": "sparse"}, {"preset": "exact"}, pytest.param({"approximate": True}, marks=pytest.mark.slow)],
+    [
+        {"preset": "sparse"},
+        pytest.param({"preset": "exact"}, marks=pytest.mark.slow),
+        pytest.param({"approximate": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_who_asked_gets_one_graph_in_and_outside_of_rollouts(options: dict[str, Any]) -> None:

@@ -227,30 +227,35 @@ def test_off_is_inductor_bit_for_bit() -> None:
     assert torch.equal(got, expected)
 
 
-def _started() -> list[str]:
-    """Regions compiled, whether the start was warm, whether results are right, and whether there are remarks."""
-    torch.manual_seed(0)
-    module = Stack().eval()
-    compiled = torch.compile(module, backend="lightint")
-    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
-    torch._dynamo.mark_dynamic(x, 1)
-    with torch.no_grad():
-        error = (compiled(x) - module(x)).abs().max().item()
-        longer = torch.randn(2, 9, 16)
-        error = max(error, (compiled(longer) - module(longer)).abs().max().item())
-    (graph,) = CompiledGraph.of(compiled)
-    assert graph.driver is not None
-    warm = graph.section.measurements["warm start"]
-    return [str(each) for each in (graph.driver.compilations, warm, error < 1e-5, len(graph.section.remarks) > 0)]
+_CHILD = """
+import sys, torch
+sys.path.insert(0, {folder!r})
+import torch._inductor.config
+from test_backend import Stack
+from lightint_compile.compiled import CompiledGraph, report
+torch.manual_seed(0)
+module = Stack().eval()
+compiled = torch.compile(module, backend="lightint")
+x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+torch._dynamo.mark_dynamic(x, 1)
+with torch.no_grad():
+    error = (compiled(x) - module(x)).abs().max().item()
+    longer = torch.randn(2, 9, 16)
+    error = max(error, (compiled(longer) - module(longer)).abs().max().item())
+(graph,) = CompiledGraph.of(compiled)
+print(graph.driver.compilations, graph.section.measurements["warm start"], error < 1e-5, len(graph.section.remarks) > 0)
+"""
 
 
+@pytest.mark.slow  # by default test_second_process.py and test_shipped_programs.py start a second process
 def test_a_second_process_starts_warm_with_its_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    cold = _started()
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    script += "import torch._inductor.config\nimport test_backend\nprint(*test_backend._started())"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    warm = run.stdout.split()
+    script = _CHILD.format(folder=str(Path(__file__).parent))
+    lines = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    cold, warm = lines
     assert int(cold[0]) > 0
     assert cold[1:] == ["0.0", "True", "True"]
     assert warm == ["0", "1.0", "True", "True"]

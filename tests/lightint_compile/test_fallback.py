@@ -111,7 +111,13 @@ STAGES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+SLOWLY = {"counting", "forgetting guards", "telling", "fresh inputs", "the driver's source", "a call"}
+"""Stages in front of or behind which another one raises in the same way."""
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=pytest.mark.slow) if stage in SLOWLY else stage for stage in STAGES]
+)
 def test_a_stage_that_raises_costs_speed_and_nothing_else(
     stage: str, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

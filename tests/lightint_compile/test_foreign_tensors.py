@@ -396,7 +396,7 @@ def test_accelerate_says_it_as_well() -> None:
     assert section.untouched.startswith("the parameter gain is a foreign_tensors.Scaled")
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", [pytest.param(".pt2", marks=pytest.mark.slow), ".onnx"])
 def test_an_export_is_right_or_says_what_is_in_its_way(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_nothing_is_compiled_again_however_the_elements_divide(three) -> None:
     assert not counters["recompiles"] and counters["stats"]["unique_graphs"] == 0
 
 
+@pytest.mark.slow
 def test_a_guidance_pair_in_one_batch_is_told_apart_by_drift_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     module = compiled_for("1e9", "hold")
     cameras = torch.cat([BACK, BACK])

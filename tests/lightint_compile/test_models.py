@@ -19,7 +19,7 @@ RATIO = 2.0
 
 #: One of each kind: text by cross-attention, behind and in front of the video in one sequence, frames with noise of
 #: their own, known frames beside drawn ones.
-KINDS = {"wan", "skyreels_v2_df", "hunyuan_video15", "cogvideox", "cosmos_v2w"}
+KINDS = {"wan", "skyreels_v2_df", "cogvideox"}
 DELEGATES = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 

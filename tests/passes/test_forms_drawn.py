@@ -103,7 +103,7 @@ def played(form: str, dtype: torch.dtype, seeds: range, turns: int = 12) -> None
         Caller(trio, seed).play(turns)
 
 
-@pytest.mark.parametrize("form", every_form())
+@pytest.mark.parametrize("form", every_form(quick=["in-place cache"]))
 def test_calls_in_a_drawn_order_are_eagers(form: str) -> None:
     played(form, torch.float32, range(12))
 

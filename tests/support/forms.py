@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -236,9 +236,9 @@ QUICK = ("call by call", "in-place cache")
 """Forms of the fast suite; the passes' own tests run on whole chunks."""
 
 
-def every_form() -> list[Any]:
+def every_form(quick: Collection[str] = QUICK) -> list[Any]:
     """Parameters of a test; forms that are not of the fast suite are marked slow."""
-    return [pytest.param(form, marks=[] if form in QUICK else [pytest.mark.slow]) for form in FORMS]
+    return [pytest.param(form, marks=[] if form in quick else [pytest.mark.slow]) for form in FORMS]
 
 
 class Trio:

@@ -70,7 +70,8 @@ def test_a_pipeline_runs_as_before_with_its_modules_compiled_in_place() -> None:
     assert counters["stats"]["unique_graphs"] == 0
 
 
-@pytest.mark.parametrize("name", ["LTXPipeline", pytest.param("CogVideoXPipeline", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LTXPipeline", "CogVideoXPipeline"])
 def test_pipelines_of_other_models_make_eagers_video_and_compile_nothing_anew(name: str) -> None:
     torch._dynamo.reset()
     made = PIPELINES[name]()

@@ -229,7 +229,7 @@ def test_the_world_of_the_large_size_is_that_of_the_published_rules() -> None:
     assert registry.world_model(registry.LARGE).spec == PUBLISHED
 
 
-@pytest.mark.parametrize("name", ["worldplay:tiny", "matrix-game:tiny"])
+@pytest.mark.parametrize("name", ["worldplay:tiny", pytest.param("matrix-game:tiny", marks=pytest.mark.slow)])
 def test_the_roles_that_a_model_states_are_those_that_are_inferred(name: str) -> None:
     model = registry.world_model(name).at_depth(1)
     inputs = model.example_inputs(model.example_history)

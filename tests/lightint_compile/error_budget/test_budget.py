@@ -209,6 +209,7 @@ def test_of_rollouts_one_after_another_each_is_followed(folder, order: tuple[int
     assert errors[order] == pytest.approx(worst, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_of_many_rollouts_those_that_differ_ask_for_a_larger_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,7 +118,7 @@ def test_threads_share_a_decoder_and_a_copy_is_one_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [each if each == "wan-2.1" else pytest.param(each, marks=pytest.mark.slow) for each in VAES]
+    "name", [each if each == "hunyuan-1.5" else pytest.param(each, marks=pytest.mark.slow) for each in VAES]
 )
 def test_compiled_it_is_two_programs_and_no_break(name: str, fresh_dynamo: None) -> None:
     decoder, whole = lightint_compile.streaming_decoder(vae(name)), latents(8)

@@ -418,6 +418,7 @@ def test_there_are_none_where_they_would_not_help(monkeypatch: pytest.MonkeyPatc
     assert wanted() == 3
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_process_without_standard_input_and_output(tmp_path: Path) -> None:
     program = (
         "import os\nos.closerange(0, 3)\n"

@@ -63,7 +63,9 @@ def rows(program: Program) -> dict[Row, int]:
     )
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "sana_wm" else ()) for name in TABLE]
+)
 def test_sites_of_a_model(name: str):
     assert rows(zoo.program(name)) == TABLE[name]
 

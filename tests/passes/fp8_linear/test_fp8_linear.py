@@ -422,6 +422,7 @@ def test_also_gives_a_pass_of_the_preset_other_options() -> None:
     assert "sparse-attention{density=0.4}" in str(pipeline_of(options))
 
 
+@pytest.mark.slow
 def test_worldplay_changes_in_all_steps_and_keeps_both_ends() -> None:
     config = dataclasses.replace(WorldPlayConfig.tiny(), depth=4)
     module = made(fill_random(WorldPlayChunk(config)))

@@ -36,7 +36,7 @@ def drawn(seed: int, steps: int) -> fx.GraphModule:
     return region(function, torch.randn(4, 6), torch.randn(4, 6))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 60))
 def test_parts_are_in_order_and_neither_tuples_nor_numbers_cross(seed: int, steps: int) -> None:
     nodes = [node for node in drawn(seed, steps).graph.nodes if node.op == "call_function"]

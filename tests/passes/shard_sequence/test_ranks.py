@@ -39,7 +39,7 @@ def agreeing(answers: list[Any]) -> rank_cases.Seen:
     ("ranks", "model", "given"),
     [
         pytest.param(2, *LOOP, id="2-loop-and-past"),
-        pytest.param(4, *LOOP, id="4-loop-and-past"),
+        pytest.param(4, *LOOP, id="4-loop-and-past", marks=pytest.mark.slow),
         pytest.param(2, *JOINT, id="2-joint-text"),
         pytest.param(4, *JOINT, id="4-joint-text", marks=pytest.mark.slow),
         pytest.param(2, *BATCH, id="2-batch-by-rows", marks=pytest.mark.slow),
@@ -94,7 +94,7 @@ def test_caches_that_are_written_in_place(pool: Pools) -> None:
     assert found.difference < EXACT and found.applied
 
 
-@pytest.mark.parametrize("form", every_form())
+@pytest.mark.parametrize("form", every_form(quick=["in-place cache"]))
 def test_every_form_of_a_chunk_is_dealt_out(pool: Pools, form: str) -> None:
     """In each call of it, with a history that grows."""
     passes = f"{rank_cases.FRONT},shard-sequence{{gpus=2}},outline-regions"
