@@ -20,6 +20,12 @@ from lightint_compile.passes.ir.program import tensor_of
 LARGEST = 150
 """Operations of a piece up to which it stays whole. A block of a world model is some hundred."""
 
+WIDEST = 1 << 22
+"""Elements that may cross a cut: to write and read them takes a GPU microseconds."""
+
+_TRIED = 200
+"""Places that are looked at for a cut."""
+
 
 def parts(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """Glue in parts of at most :data:`LARGEST` operations, as far as it can be cut.
@@ -32,7 +38,7 @@ def parts(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """
     if len(nodes) <= LARGEST:
         return [list(nodes)]
-    cuts = [(crossing, part) for part in _halves(nodes) if (crossing := _crossing(*part)) < math.inf]
+    cuts = [(crossing, part) for part in _halves(nodes) if (crossing := _crossing(*part)) <= WIDEST]
     if not cuts:
         return [list(nodes)]
     _, halves = min(cuts, key=lambda cut: cut[0])
@@ -40,9 +46,9 @@ def parts(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
 
 
 def _halves(nodes: Sequence[fx.Node]) -> Iterator[tuple[list[fx.Node], list[fx.Node]]]:
-    """``nodes`` in two, neither less than a third: views and sizes that only the second reads are made there."""
+    """``nodes`` in two, near the middle: views and sizes that only the second half reads are made there."""
     third = len(nodes) // 3
-    for place in range(third, len(nodes) - third + 1):
+    for place in range(third, len(nodes) - third + 1, max(1, third // _TRIED)):
         first, second = list(nodes[:place]), list(nodes[place:])
         inside = set(second)
         late: list[fx.Node] = []
@@ -51,7 +57,9 @@ def _halves(nodes: Sequence[fx.Node]) -> Iterator[tuple[list[fx.Node], list[fx.N
                 inside.add(node)
                 late.append(node)
         moved = set(late)
-        yield [node for node in first if node not in moved], [*reversed(late), *second]
+        kept = [node for node in first if node not in moved]
+        if len(kept) > third // 2:
+            yield kept, [*reversed(late), *second]
 
 
 def _may_wait(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ from toyvideo import traced, values_for
 from lightint_compile.passes.ir.node_queries import is_ordered, is_scalar, is_tuple
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.outline_regions import parts as parts_of
-from lightint_compile.passes.outline_regions.parts import LARGEST, parts
+from lightint_compile.passes.outline_regions.parts import LARGEST, WIDEST, parts
 from lightint_compile.passes.pipeline import Pipeline
 
 
@@ -67,6 +67,31 @@ def test_it_is_cut_at_the_narrowest_place() -> None:
     graph = region(function, torch.randn(64, 8)).graph
     first, second = parts([node for node in graph.nodes if node.op == "call_function"])
     assert first[-1].target is torch.ops.aten.sum.dim_IntList and len(second) == 100
+
+
+def test_views_in_front_are_no_half() -> None:
+    """All of them are read behind the cut: nothing would be left in front of it."""
+
+    def function(x: Tensor) -> Tensor:
+        rows = [x[number % 4 :][:1] for number in range(90)]
+        for row in rows:
+            x = x * row
+        return x
+
+    nodes = [node for node in region(function, torch.randn(8, 6)).graph.nodes if node.op == "call_function"]
+    found = parts(nodes)
+    assert all(found) and sum(map(len, found)) == len(nodes)
+
+
+def test_nothing_is_cut_where_much_would_cross() -> None:
+    def function(x: Tensor) -> Tensor:
+        for _ in range(200):
+            x = x.sin()
+        return x
+
+    for size, pieces in ((1 << 10, 2), (WIDEST + 1, 1)):
+        nodes = [node for node in region(function, torch.empty(size)).graph.nodes if node.op == "call_function"]
+        assert len(parts(nodes)) == pieces
 
 
 def test_what_draws_random_numbers_keeps_its_order() -> None:
