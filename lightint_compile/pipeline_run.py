@@ -94,10 +94,8 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     state(program, options)
     check_stated(program)
     whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
-    unasked = unasked_passes(options)
-    approximates = bool(unasked) or any(step.numerics is Numerics.APPROXIMATE for step in whole)
-    guided = approximates and is_guided(program)  # nothing else asks for it
-    unasked = () if guided else unasked
+    guided = any(step.numerics is Numerics.APPROXIMATE for step in whole) and is_guided(program)
+    unasked = () if guided else unasked_passes(options)
     pipeline = Pipeline(tuple(step for step in whole if step.name not in unasked))
     mark_captured(program)
     original = program.snapshot()

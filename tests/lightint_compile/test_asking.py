@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from quick_variants import mostly_slow
 from toy_world import ToyWorld, there_and_back, toy_rollout, walk
 
 import lightint_compile
@@ -56,9 +57,7 @@ def test_a_plain_video_transformer_stays_exact_and_hears_what_sparse_would_save(
 
 
 @pytest.mark.usefixtures("sparse_pays")
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN]
-)
+@pytest.mark.parametrize("name", mostly_slow(PLAIN, quick=QUICK))
 def test_no_model_without_cameras_is_approximated_by_default(name: str) -> None:
     """Sizes of the zoo are too small for a gain, so the passes are told that it pays."""
     from lightint_compile.pipeline_run import rewrite

@@ -17,6 +17,7 @@ import zoo
 from blocks_once_calls import called, compiled, measured, once_only, said
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 from lightint_compile import torch_frames
@@ -110,9 +111,7 @@ QUICK = ("wan", "cosmos", "ltx")
 
 
 @once_only
-@pytest.mark.parametrize(
-    "name", [name if name == "wan" else pytest.param(name, marks=pytest.mark.slow) for name in zoo.names()]
-)
+@pytest.mark.parametrize("name", mostly_slow(zoo.names(), quick={"wan"}))
 def test_transformers_of_diffusers_have_every_guard(name: str) -> None:
     module, inputs = zoo.build(name)
     module.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from typing import Any
 import in_place_context
 import pytest
 import torch
+from quick_variants import mostly_slow
 from recorded_here import recorded_here
 from torch import Tensor, nn
 from toy_world import ToyWorld, there_and_back, toy_rollout
@@ -65,9 +66,7 @@ def played(model: Any) -> tuple[int, int]:
     return sum(each.recorded for each in told), sum(each.played for each in told)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
-)
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, quick=QUICK))
 def test_a_rollout_gives_what_it_gives_without_recordings(name: str, device: str) -> None:
     world, results = ToyWorld().eval().to(device), []
     for more in ({}, {"cuda_graphs": True}):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import zoo
 from float64 import largest_error, partial_reference, reference
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 from lightint_compile.compiled import report
@@ -68,9 +69,7 @@ def _by_inductor(module: nn.Module, kwargs: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("delegate", DELEGATES)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in zoo.names()]
-)
+@pytest.mark.parametrize("name", mostly_slow(zoo.names(), quick=KINDS))
 def test_video_transformers(name: str, delegate: str) -> None:
     module, kwargs = zoo.build(name)
     compiled = _check(module, kwargs, delegate)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
 
-import pytest
 import torch
 from formed_world import (
     CHUNK,
@@ -27,6 +26,7 @@ from formed_world import (
     World,
     moved,
 )
+from quick_variants import mostly_slow
 from torch import Tensor
 from toy_world import there_and_back
 
@@ -238,7 +238,7 @@ QUICK = ("call by call", "in-place cache")
 
 def every_form(quick: Collection[str] = QUICK) -> list[Any]:
     """Parameters of a test; forms that are not of the fast suite are marked slow."""
-    return [pytest.param(form, marks=[] if form in quick else [pytest.mark.slow]) for form in FORMS]
+    return mostly_slow(FORMS, quick)
 
 
 class Trio:

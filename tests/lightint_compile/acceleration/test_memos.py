@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick_variants import mostly_slow
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -275,9 +276,7 @@ QUICK = {
 """Those that run by default: one of each reason, and of what a memo is read by."""
 
 
-@pytest.mark.parametrize(
-    "twin", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TWINS]
-)
+@pytest.mark.parametrize("twin", mostly_slow(TWINS, quick=QUICK))
 def test_what_is_asked_as_it_is(load: Load, twin: str) -> None:
     why, edits = TWINS[twin]
     done = run(load, *edits, number=4)

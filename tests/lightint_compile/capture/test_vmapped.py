@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from differential import trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 from lightint_compile.capture.vmapped import is_switch, stretches_of
@@ -71,9 +72,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 QUICK = {"causal", "of a constant", "of data", "with a write", "of one axis"}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MASKS]
-)
+@pytest.mark.parametrize("name", mostly_slow(MASKS, quick=QUICK))
 def test_layers_beside_a_mask_stay_whole(name: str) -> None:
     module, latent = layers(MASKS[name]), torch.randn(1, 2, 3, 4, 8)
     plain = trace(layers(lambda tokens: torch.ones(1, tokens.shape[1], dtype=torch.bool)), {"latent": latent})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 from toy_world import ToyWorld, there_and_back
 
@@ -123,9 +124,7 @@ FORMED: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[str]]] = {
 QUICK = {"twice", "an input"}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FORMED]
-)
+@pytest.mark.parametrize("name", mostly_slow(FORMED, quick=QUICK))
 def test_every_result_is_an_output_of_its_own_name(name: str, tmp_path: Path) -> None:
     form, names = FORMED[name]
     module, x = Formed(form).eval(), torch.randn(2, 8)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 import lightint_compile
@@ -75,9 +76,7 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
-)
+@pytest.mark.parametrize("name", mostly_slow(FORMS, quick=QUICK))
 def test_each_result_has_an_output_with_the_name_of_its_place(name: str, tmp_path: Path) -> None:
     form, names, left_out = FORMS[name]
     module, x = Returns(form).eval().requires_grad_(False), torch.randn(2, 8)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -117,9 +118,7 @@ def test_threads_share_a_decoder_and_a_copy_is_one_of_its_own() -> None:
         assert torch.equal(frames, in_chunks(copy.deepcopy(decoder), video, [1, 2, 1]))
 
 
-@pytest.mark.parametrize(
-    "name", [each if each == "hunyuan-1.5" else pytest.param(each, marks=pytest.mark.slow) for each in VAES]
-)
+@pytest.mark.parametrize("name", mostly_slow(VAES, quick={"hunyuan-1.5"}))
 def test_compiled_it_is_two_programs_and_no_break(name: str, fresh_dynamo: None) -> None:
     decoder, whole = lightint_compile.streaming_decoder(vae(name)), latents(8)
     compiled = torch.compile(decoder, backend="lightint", fullgraph=True, options={"delegate": "eager"})

@@ -16,6 +16,7 @@ from typing import Any
 import foreign_tensors
 import pytest
 import torch
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 import lightint_compile
@@ -271,7 +272,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(
     "change",
-    [change if change in QUICK else pytest.param(change, marks=pytest.mark.slow) for change in CHANGES],
+    mostly_slow(CHANGES, quick=QUICK),
     ids=lambda change: change.__name__.strip("_"),
 )
 @torch.no_grad()

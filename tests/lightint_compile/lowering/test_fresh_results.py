@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 from lightint_compile import capture, compilation
@@ -46,9 +47,7 @@ QUICK = {"times one", "plus a tensor", "a view behind", "rounded twice"}
 
 
 @pytest.mark.parametrize("rewritten", [True, False], ids=["rewritten", "as it is"])
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NOTHING_DONE]
-)
+@pytest.mark.parametrize("name", mostly_slow(NOTHING_DONE, quick=QUICK))
 @torch.no_grad()
 def test_a_write_into_a_result_leaves_inputs_and_other_results_alone(name, rewritten, monkeypatch) -> None:
     monkeypatch.setattr(compilation, "_worth_it", lambda _: rewritten)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -101,7 +102,7 @@ def _lightint(delegate: str = "eager") -> dict[str, Any]:
     return {"backend": "lightint", "options": {"preset": "exact", "delegate": delegate, "strict": True}}
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way in KINDS else pytest.mark.slow) for way in JOINS])
+@pytest.mark.parametrize("way", mostly_slow(JOINS, quick=KINDS))
 def test_sequences_of_varying_length(way: str) -> None:
     torch.manual_seed(0)
     module = Joined(JOINS[way]).eval().requires_grad_(False)

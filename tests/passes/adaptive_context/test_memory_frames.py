@@ -9,6 +9,7 @@ import pytest
 import torch
 from differential import rewritten, trace
 from frame_memory_world import FrameMemoryWorld, arguments, turning, video_frames, walking
+from quick_variants import mostly_slow
 from torch import Tensor, nn
 
 import lightint_compile
@@ -116,9 +117,7 @@ def told(result: PipelineResult) -> list[str]:
 QUICK = {"mean", "sum before", "one", "beside", "result"}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REFUSED]
-)
+@pytest.mark.parametrize("name", mostly_slow(REFUSED, quick=QUICK))
 def test_what_looks_across_frames_keeps_them_all_and_says_why(name: str) -> None:
     world, why = REFUSED[name]
     program = trace(world.eval(), arguments(3, BACK_AND_FORTH), dynamic=DYNAMIC)
