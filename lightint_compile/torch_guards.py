@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -14,9 +15,14 @@ import torch
 from lightint_compile.trace_parts import UnkeepableError
 
 
+@functools.cache
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
 def kind_of(guard: Any) -> str:
     """The name of the method of Dynamo's that makes a guard."""
-    builder = importlib.import_module("torch._dynamo.guards").GuardBuilder
+    builder = _module("torch._dynamo.guards").GuardBuilder
     make = guard.inner_create_fn()
     name: str = getattr(make, "__name__", "")
     if getattr(builder, name, None) is not make:
@@ -28,7 +34,7 @@ class GuardsAgain:
     """The guards of calls that were traced, made for the calls that take what those became."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, list[Any], list[Any]]] = {}
+        self._known: dict[int, _Guarded] = {}
         self._done: set[tuple[int, tuple[Any, ...]]] = set()
 
     def traced(self, tx: Any, fingerprint: Any) -> None:
@@ -46,23 +52,15 @@ class GuardsAgain:
         of_call = _Found(sources)
         guards = [guard for guard in graph.guards if of_call(guard.originating_source)]
         ordered = [source for source in graph.guard_on_key_order if of_call(source)]
-        self._known[id(fingerprint.arg_sources)] = (fingerprint.arg_sources, guards, ordered)
+        self._known[id(fingerprint.arg_sources)] = _Guarded(fingerprint.arg_sources, guards, ordered)
 
     def given(self, tx: Any, before: Sequence[Any], now: Sequence[Any]) -> None:
         """Make the guards of the call with the sources ``before`` for the one with ``now``."""
-        regions: Any = importlib.import_module("torch._dynamo.variables.invoke_subgraph")
-        replaced: Mapping[Any, Any] = regions.build_source_replacement(before, now)
+        replaced = _module("torch._dynamo.variables.invoke_subgraph").build_source_replacement(before, now)
         call = (id(before), tuple(now))
-        if not replaced or call in self._done:
-            return
-        self._done.add(call)
-        _, guards, ordered = self._known[id(before)]
-        other = _OtherCall(tx, _Renamed(replaced))
-        for guard in guards:
-            other.guard(guard)
-        for source in dict.fromkeys(guard.originating_source for guard in guards):
-            other.guard_one_object(source)
-        tx.output.guard_on_key_order.update(map(other.renamed, ordered))
+        if replaced and call not in self._done:
+            self._done.add(call)
+            self._known[id(before)].make_for(tx, replaced)
 
 
 class _Found:
@@ -77,80 +75,138 @@ class _Found:
         return self._known[source]
 
 
-class _Renamed:
-    """What torch's ``Source.clone`` makes of sources, each prefix made once: a block has some hundred guards."""
+class _Sources:
+    """Sources, each behind those that it is found by: a block has some hundred, renamed for every call of it.
 
-    def __init__(self, replaced: Mapping[Any, Any]) -> None:
-        self._replaced, self._known = replaced, dict[Any, Any]()
+    Attributes:
+        all: the sources, and which of their fields are sources, by their places.
+    """
 
-    def __call__(self, source: Any) -> Any:
-        if source not in self._known:
-            parts = _parts(source)
-            again = {name: self(part) for name, part in parts.items()}
-            made = source if again == parts else dataclasses.replace(source, **again)
-            self._known[source] = self._replaced.get(made, made)
-        return self._known[source]
+    def __init__(self) -> None:
+        self.all: list[tuple[Any, Sequence[tuple[str, int]]]] = []
+        self._places: dict[Any, int] = {}
+
+    def place(self, source: Any) -> int:
+        """Where a source is, which is added where need be."""
+        if source not in self._places:
+            parts = [(name, self.place(part)) for name, part in _parts(source).items()]
+            self._places[source] = len(self.all)
+            self.all.append((source, parts))
+        return self._places[source]
+
+    def renamed(self, replaced: Mapping[Any, Any]) -> list[Any]:
+        """What torch's ``Source.clone`` makes of each; the same object where nothing of it is replaced."""
+        made: list[Any] = []
+        for source, parts in self.all:
+            again = {name: made[part] for name, part in parts if made[part] is not self.all[part][0]}
+            other = dataclasses.replace(source, **again) if again else source
+            made.append(replaced.get(other, other))
+        return made
+
+
+@functools.cache
+def _fields(kind: type) -> Sequence[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
 def _parts(source: Any) -> dict[str, Any]:
     """The sources that a source is found by."""
-    records: Any = importlib.import_module("torch._guards")
+    records = _module("torch._guards")
     if not isinstance(source, records.ChainedSource):
         return {}
-    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.init}
-    return {name: value for name, value in fields.items() if isinstance(value, records.Source)}
+    fields = ((name, getattr(source, name)) for name in _fields(type(source)))
+    return {name: value for name, value in fields if isinstance(value, records.Source)}
 
 
-class _OtherCall:
-    """The call that guards are made again for.
+@dataclass(frozen=True)
+class _Guard:
+    """A guard of the call that was traced.
 
-    Args:
-        renamed: gives a source of the call that was traced as it is in this one.
+    Attributes:
+        place: where its source is.
+        of_tensor: it goes with sizes and strides that are remembered elsewhere.
+        besides: where the sources are that it names besides.
     """
 
-    def __init__(self, tx: Any, renamed: Callable[[Any], Any]) -> None:
-        self._tx, self.renamed = tx, renamed
-        self._scope = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
-        self._values: dict[Any, Any] = {}
+    guard: Any
+    place: int
+    of_tensor: bool
+    besides: Mapping[Any, int]
 
-    def guard(self, guard: Any) -> None:
-        """Make a guard again, unless it is on something that both calls have."""
-        source = self.renamed(guard.originating_source)
-        if source == guard.originating_source:
-            return
-        if kind_of(guard) == "TENSOR_MATCH":  # it goes with sizes and strides that are remembered elsewhere
-            builder: Any = importlib.import_module("torch._dynamo.variables.builder").VariableBuilder
-            builder(self._tx, source)(self._value(source))
-            return
-        again = source.make_guard(self._created(guard.create_fn))
-        again._force_dict_keys_match = guard._force_dict_keys_match
-        again.stack, again.user_stack = guard.stack, guard.user_stack  # to find the lines anew takes longer than this
-        self._tx.output.guards.add(again, collect_debug_stack=False)
+    @classmethod
+    def of(cls, guard: Any, sources: _Sources) -> _Guard:
+        create, source = guard.create_fn, _module("torch._guards").Source
+        named = (*create.args, *create.keywords.values()) if isinstance(create, functools.partial) else ()
+        besides = {each: sources.place(each) for each in named if isinstance(each, source)}
+        return cls(guard, sources.place(guard.originating_source), kind_of(guard) == "TENSOR_MATCH", besides)
 
-    def guard_one_object(self, source: Any) -> None:
-        """Where both calls have one object of the user's there, a plain trace guards that they do."""
-        again = self.renamed(source)
-        value = self._value(again)
-        if again == source or value is not self._value(source) or isinstance(value, _NOT_OF_USER):
-            return
-        guards: Any = importlib.import_module("torch._dynamo.guards")
-        make = functools.partial(guards.GuardBuilder.DUPLICATE_INPUT, source_b=source)
-        self._tx.output.guards.add(again.make_guard(make), collect_debug_stack=False)
+    def made(self, renamed: Sequence[Any]) -> Any:
+        """The guard of another call."""
+        again = renamed[self.place].make_guard(self._create(renamed))
+        again._force_dict_keys_match = self.guard._force_dict_keys_match
+        again.stack, again.user_stack = self.guard.stack, self.guard.user_stack  # to find the lines anew takes longer
+        return again
 
-    def _value(self, source: Any) -> Any:
-        return source.get_value(self._scope, {}, self._values)
-
-    def _created(self, create: Any) -> Any:
-        """What makes a guard, with the sources that it names besides renamed too."""
-        if not isinstance(create, functools.partial):
+    def _create(self, renamed: Sequence[Any]) -> Any:
+        """What makes it."""
+        create = self.guard.create_fn
+        if not self.besides:
             return create
-        source: Any = importlib.import_module("torch._guards").Source
 
-        def again(value: Any) -> Any:
-            return self.renamed(value) if isinstance(value, source) else value
+        def other(value: Any) -> Any:
+            place = self.besides.get(value) if isinstance(value, _module("torch._guards").Source) else None
+            return value if place is None else renamed[place]
 
-        named = {name: again(value) for name, value in create.keywords.items()}
-        return functools.partial(create.func, *map(again, create.args), **named)
+        named = {name: other(value) for name, value in create.keywords.items()}
+        return functools.partial(create.func, *map(other, create.args), **named)
+
+
+class _Guarded:
+    """What guards a call that was traced.
+
+    Args:
+        owners: the sources of what it was given, which are kept: their address names the call.
+        guards: Dynamo's.
+        ordered: sources of dictionaries whose keys have to keep their order.
+    """
+
+    def __init__(self, owners: Sequence[Any], guards: Iterable[Any], ordered: Iterable[Any]) -> None:
+        self.owners = owners
+        self._sources = _Sources()
+        self._guards = [_Guard.of(guard, self._sources) for guard in guards]
+        self._places = list(dict.fromkeys(each.place for each in self._guards))
+        self._ordered = [self._sources.place(source) for source in ordered]
+        self._values: list[Any] = []
+
+    def make_for(self, tx: Any, replaced: Mapping[Any, Any]) -> None:
+        """Make the guards of a call in which other sources stand for those of this one.
+
+        One on something that both calls have is there already.
+        """
+        renamed, output = self._sources.renamed(replaced), tx.output
+        self._values = self._values or list(self._read(tx, [source for source, _ in self._sources.all]))
+        values = dict(zip(self._places, self._read(tx, [renamed[place] for place in self._places]), strict=True))
+        changed = {place for place in self._places if renamed[place] is not self._sources.all[place][0]}
+        builder = _module("torch._dynamo.variables.builder").VariableBuilder
+        for each in self._guards:
+            if each.place in changed and each.of_tensor:
+                builder(tx, renamed[each.place])(values[each.place])
+            elif each.place in changed:
+                output.guards.add(each.made(renamed), collect_debug_stack=False)
+        for place in self._places:
+            value = values[place]
+            if place in changed and value is self._values[place] and not isinstance(value, _NOT_OF_USER):
+                output.guards.add(self._same_object(place, renamed[place]), collect_debug_stack=False)
+        output.guard_on_key_order.update(renamed[place] for place in self._ordered)
+
+    def _same_object(self, place: int, source: Any) -> Any:
+        """Where both calls have one object of the user's, a plain trace guards that they do."""
+        make = _module("torch._dynamo.guards").GuardBuilder.DUPLICATE_INPUT
+        return source.make_guard(functools.partial(make, source_b=self._sources.all[place][0]))
+
+    def _read(self, tx: Any, sources: Iterable[Any]) -> Iterator[Any]:
+        scope, known = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}, dict[Any, Any]()
+        return (source.get_value(scope, {}, known) for source in sources)
 
 
 _NOT_OF_USER = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)

@@ -351,7 +351,7 @@ def test_a_fault_in_the_guards_is_no_fault_of_the_call(monkeypatch: pytest.Monke
     def failing(*_: Any) -> None:
         raise ValueError("a guard that cannot be made")
 
-    monkeypatch.setattr(torch_guards._OtherCall, "guard", failing)
+    monkeypatch.setattr(torch_guards._Guard, "made", failing)
     module, x = made(), torch.randn(3, 8)
     function = compiled(module)
     assert torch.equal(called(function, x), called(module, x))
