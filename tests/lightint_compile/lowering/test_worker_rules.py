@@ -1,10 +1,11 @@
-"""What others have told Inductor keeps regions in this process; what torch has told it does not."""
+"""What others have told Inductor keeps regions in this process; what torch has told it does not.
+
+That a worker has the rules of a process that has compiled before is shown in test_workers.py.
+"""
 
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -143,21 +144,3 @@ def test_a_kernel_of_an_operator_of_torchs_is_seen_by_the_worker() -> None:
     finally:
         library._destroy()
     assert Rules.now().are_in(worker)
-
-
-def test_a_worker_has_the_rules_of_a_process_that_has_compiled_before() -> None:
-    program = (
-        "import torch\n"
-        "from torch.fx.experimental.proxy_tensor import make_fx\n"
-        "from lightint_compile.lowering.workers.pool import Artifact, Worker\n"
-        "from lightint_compile.lowering.workers.sharing import _jobs\n"
-        "torch.compile(lambda x: x @ x)(torch.ones(4, 4))\n"
-        "region = make_fx(lambda x: (torch.mm(x, x),), tracing_mode='fake')(torch.ones(4, 4))\n"
-        "worker = Worker(1, -1)\n"
-        "worker.wait_until_ready()\n"
-        "(job,) = _jobs({'region': region}, {})\n"
-        "assert isinstance(worker.compile(job.content), Artifact)\n"
-        "worker.close()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr

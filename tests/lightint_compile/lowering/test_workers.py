@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering.region import Leaf, inductor_compiler
 from lightint_compile.lowering.workers import asked, pool, sharing
 from lightint_compile.lowering.workers.asked import COUNT, workers_for
-from lightint_compile.lowering.workers.pool import Worker, WorkerLostError, Workers
+from lightint_compile.lowering.workers.pool import Artifact, Worker, WorkerLostError, Workers
 from lightint_compile.lowering.workers.rules import Rules
 from lightint_compile.lowering.workers.sharing import compile_all
 from lightint_compile.options import LightintOptions
@@ -200,18 +201,6 @@ def test_a_worker_finishes_what_it_does_before_it_leaves(tmp_path: Path, monkeyp
     assert file.read_text() == "all"
 
 
-def test_a_worker_runs_no_module_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither of a folder that was added in front of Python's own, nor of the working folder."""
-    for name in ("platform", "json", "signal"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close(); raise SystemExit(1)")
-    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
-    monkeypatch.chdir(tmp_path)
-    worker = Worker(1, -1)
-    worker.wait_until_ready()
-    worker.close()
-    assert not (tmp_path / "ran").exists()
-
-
 def test_processes_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     graphs = regions()
@@ -277,20 +266,66 @@ def test_this_process_does_not_wait_once_it_has_compiled(monkeypatch: pytest.Mon
     assert time.monotonic() < start + LONG
 
 
-def test_a_worker_ends_with_a_process_that_is_killed() -> None:
-    """The program has no guard around its start: a worker does not run it again."""
-    program = (
-        "from lightint_compile.lowering.workers.pool import Worker; import time\n"
-        "worker = Worker(1, -1); worker.wait_until_ready(); print(worker.pid, flush=True); time.sleep(1000)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+SHADOWED = ("platform", "json", "signal")
+"""Modules of Python's own that the user below has others of."""
+
+PROGRAM = """
+import sys, time, torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from lightint_compile.lowering.workers.pool import Artifact, Worker
+from lightint_compile.lowering.workers.sharing import _jobs
+torch.compile(lambda x: x @ x)(torch.ones(4, 4))
+region = make_fx(lambda x: (torch.mm(x, x),), tracing_mode="fake")(torch.ones(4, 4))
+sys.path[:0] = sys.argv[1:]
+worker = Worker(1, -1)
+worker.wait_until_ready()
+(job,) = _jobs({"region": region}, {})
+print(worker.pid, type(worker.compile(job.content)).__name__, flush=True)
+time.sleep(1000)
+"""
+"""Of a user: it compiles, and has a worker compile. It has no guard around its start."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A worker of a program that was killed: its number, what it gave back, and whether it ran a user's module."""
+
+    pid: int
+    given: str
+    ran: bool
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    folder = tmp_path_factory.mktemp("user")
+    ran = folder / "ran"
+    for name in SHADOWED:
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w').close(); raise SystemExit(1)")
+    command = [sys.executable, "-P", "-c", PROGRAM, "", str(folder)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout:
-        pid = int(process.stdout.readline())
+        said = process.stdout.readline().split()
+    assert len(said) == 2, "it failed: see standard error"
+    pid, given = int(said[0]), said[1]
     assert is_running(pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert comes(lambda: not is_running(pid))
+    return Known(pid, given, ran.exists())
+
+
+def test_a_worker_ends_with_a_process_that_is_killed(known: Known) -> None:
+    """The program has no guard around its start: a worker does not run it again."""
+    assert comes(lambda: not is_running(known.pid))
+
+
+def test_a_worker_runs_no_module_of_the_users(known: Known) -> None:
+    """Neither of a folder that was added in front of Python's own, nor of the working folder."""
+    assert not known.ran
+
+
+def test_a_worker_has_the_rules_of_a_process_that_has_compiled_before(known: Known) -> None:
+    assert known.given == Artifact.__name__
 
 
 def test_a_process_that_was_forked_meanwhile_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
