@@ -15,6 +15,7 @@ from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from lightint_compile.lowering.workers.orders import Orders
 from lightint_compile.lowering.workers.pool import Workers
 from lightint_compile.options import LightintOptions
 
@@ -43,8 +44,10 @@ _TIMED = ("max_autotune", "max_autotune_gemm", "max_autotune_pointwise", "coordi
 @contextmanager
 def workers_for(
     graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]
-) -> Iterator[Workers | None]:
-    """Workers for a graph that is about to be compiled, while the context lasts; ``None`` where it does without.
+) -> Iterator[Orders | None]:
+    """Orders for the workers of a graph that is about to be compiled, which run while the context lasts.
+
+    It is ``None`` where the graph does without workers.
 
     Args:
         graph_module: as Dynamo captured it.
@@ -54,8 +57,8 @@ def workers_for(
     if workers is None:
         yield None
         return
-    with workers:
-        yield workers
+    with Orders(workers) as orders:
+        yield orders
 
 
 def _started(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]) -> Workers | None:
