@@ -18,7 +18,7 @@ from lightint_compile import capture
 from lightint_compile.as_captured import inductor_as_it_is
 from lightint_compile.asking import asked_inside, depends_on_rollout
 from lightint_compile.blocks_once import ByBlocks
-from lightint_compile.capture import ARGUMENTS, OWNED, SMALLER, blocks_in_place, fewer_blocks
+from lightint_compile.capture import ARGUMENTS, OWNED, blocks_in_place
 from lightint_compile.capture.gradients import records_gradients
 from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph, Form
@@ -67,7 +67,6 @@ def lightint(
     given = options if isinstance(options, LightintOptions) else LightintOptions.from_mapping(options)
     inside = depends_on_rollout(given)
     chosen = asked_inside(given, inside)
-    smaller = fewer_blocks(graph_module)
     block_calls = blocks_in_place(graph_module)
     arguments = compiled_arguments()
     graph_module.meta[ARGUMENTS] = (*dict(chosen.roles), *dict(chosen.grids)) if arguments is None else arguments
@@ -75,7 +74,6 @@ def lightint(
     names = StatedNames.of(graph_module, example_inputs, arguments, chosen)
     if names is not None and arguments is not None and captured.is_whole:
         graph_module.meta[OWNED] = owned_by(captured.call)
-    graph_module.meta[SMALLER] = smaller
     sources = tensor_sources(graph_module)
     graph = _compiled(graph_module, example_inputs, chosen, inductor_config(mode), inside)
     graph.sizes, graph.symbols = _sizes(graph_module), symbols_of(graph_module)

@@ -25,18 +25,18 @@ from lightint_compile.asking import asked_inside, differs_inside
 from lightint_compile.compiled import CompiledGraph, Form
 from lightint_compile.errors import CaptureError, OptionError, PassError, one_line
 from lightint_compile.fallback import Recovering, in_one_line, is_answered, told
-from lightint_compile.lowering import Lowered, begin, compiler_of, lower
+from lightint_compile.lowering import Lowered, compiler_of, lower
 from lightint_compile.lowering.artifact_store import Store, guard_holds, guard_of, key_of
 from lightint_compile.lowering.driver import Driver
 from lightint_compile.lowering.shipped_programs import why_none_fits
 from lightint_compile.lowering.workers.asked import workers_for
-from lightint_compile.lowering.workers.orders import Orders
+from lightint_compile.lowering.workers.pool import Workers
 from lightint_compile.options import LightintOptions
 from lightint_compile.options.pipelines import SHARD, pipeline_of
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind
-from lightint_compile.pipeline_run import Rewritten, rewrite, run_passes
+from lightint_compile.pipeline_run import Rewritten, rewrite
 from lightint_compile.reporting.graphs import Graphs
 from lightint_compile.reporting.section import Section
 from lightint_compile.runtime.handed_grids import remarks_on, tell
@@ -114,7 +114,7 @@ class Compilation:
             return self._made()
         except NothingLeftError as found:
             left = found
-        config = self._config | (_guards_against_inductor(left.rewritten.program) if left.rewritten else {})
+        config = self._config | (_guards_against_inductor(left.rewritten) if left.rewritten else {})
         graph = inductor_as_it_is(
             self._graph_module, self._inputs, config, self._options, left.reason, left.rewritten, left.remarks
         )
@@ -161,25 +161,10 @@ class Compilation:
         found = self._load(key)
         if found is not None:
             return self._finished(*found, start, key, warm=True)
-        smaller = self._graph_module.meta.pop(capture.SMALLER, None)
-        with workers_for(self._graph_module, self._options, self._config) as orders:
-            if orders is not None and smaller is not None:
-                self._begin(smaller, orders)
-            return self._made_anew(start, key, orders, at_all_costs)
+        with workers_for(self._graph_module, self._options, self._config) as workers:
+            return self._made_anew(start, key, workers, at_all_costs)
 
-    def _begin(self, smaller: Callable[[], fx.GraphModule], orders: Orders) -> None:
-        """Let workers compile the regions of a smaller graph: most are also those of the graph itself."""
-        try:
-            graph = smaller()
-            graph.meta.update(self._graph_module.meta)
-            program = capture.from_dynamo(graph, self._inputs)
-            tell(program, self._form.told)
-            run_passes(program, self._options)
-            begin(program, self._options, self._config | _guards_against_inductor(program), orders)
-        except Exception as error:  # it only saves time
-            log.debug("workers begin once all is rewritten", exc_info=error)
-
-    def _made_anew(self, start: float, key: str | None, orders: Orders | None, at_all_costs: bool) -> CompiledGraph:
+    def _made_anew(self, start: float, key: str | None, workers: Workers | None, at_all_costs: bool) -> CompiledGraph:
         """The compiled graph, where need be without the passes that cannot be compiled."""
         failure: Exception | None = None
         applied: set[str] = set()
@@ -192,7 +177,7 @@ class Compilation:
                 raise NothingLeftError("nothing in it is what lightint rewrites", failed, rewritten)
             applied = _applied(rewritten)
             try:
-                lowered, section = self._lowered(rewritten, start, orders)
+                lowered, section = self._lowered(rewritten, start, workers)
             except Exception as error:
                 if self._options.strict or not is_answered(error):
                     raise
@@ -268,15 +253,14 @@ class Compilation:
             failure = self._answered(error, "rewriting", _INDUCTOR)
             raise NothingLeftError(failure.message, [failure]) from error
 
-    def _lowered(self, rewritten: Rewritten, start: float, orders: Orders | None) -> tuple[Lowered, Section]:
-        config = self._config | _guards_against_inductor(rewritten.program)
-        lowered = lower(rewritten.program, self._options, config, orders)
+    def _lowered(self, rewritten: Rewritten, start: float, workers: Workers | None) -> tuple[Lowered, Section]:
+        config = self._config | _guards_against_inductor(rewritten)
+        lowered = lower(rewritten.program, self._options, config, workers)
         measurements = {
             "distinct regions": len(lowered.regions),
             "region calls": sum(lowered.calls.values()),
             "compile seconds": lowered.seconds,
-            "regions compiled in workers": lowered.shared.in_workers,
-            "regions begun before the passes were done": lowered.shared.ahead,
+            "regions compiled in workers": lowered.in_workers,
             "rewrite seconds": time.perf_counter() - start - lowered.seconds,
         }
         return lowered, Section.of(rewritten, measurements).with_remarks(lowered.remarks)
@@ -394,11 +378,11 @@ def _applied(rewritten: Rewritten) -> set[str]:
     return {remark.pass_name for remark in rewritten.remarks if remark.kind is RemarkKind.APPLIED}
 
 
-def _guards_against_inductor(program: Program) -> dict[str, Any]:
+def _guards_against_inductor(rewritten: Rewritten) -> dict[str, Any]:
     """Keep Inductor's own attention patterns away from hand-written attention that was left as it is.
 
     They ignore how the key was permuted (pytorch#195320) and give wrong numbers without a word.
     """
     from lightint_compile.passes.canonicalize_attention import inductor_guard
 
-    return {"disabled_passes": "pass_pattern_0"} if inductor_guard(program) else {}
+    return {"disabled_passes": "pass_pattern_0"} if inductor_guard(rewritten.program) else {}

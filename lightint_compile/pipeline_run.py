@@ -91,8 +91,12 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
         PassError: a pass failed under ``strict``. ``require`` is about a whole model: see ``modelwide``.
         OptionError: the options do not make a pipeline.
     """
-    asked = _Asked.of(program, options, leave_out)
-    whole, unasked, pipeline = asked.whole, asked.unasked, asked.pipeline
+    state(program, options)
+    check_stated(program)
+    whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
+    guided = any(step.numerics is Numerics.APPROXIMATE for step in whole) and is_guided(program)
+    unasked = () if guided else unasked_passes(options)
+    pipeline = Pipeline(tuple(step for step in whole if step.name not in unasked))
     mark_captured(program)
     original = program.snapshot()
     flops = [work_of(program.graph_module)]
@@ -114,51 +118,10 @@ def rewrite(program: Program, options: LightintOptions, *, leave_out: Collection
     forget_guards(program)
     program.graph_module.recompile()
     unused = unused_remarks(original, [step.name for step in pipeline.passes], result.remarks)
-    remarks = (*result.remarks, *unused, *left_out, *approximations(result.remarks, options, asked.guided))
+    remarks = (*result.remarks, *unused, *left_out, *approximations(result.remarks, options, guided))
     rewritten = Rewritten(program, original, remarks, result.timings, str(pipeline), options, tuple(flops), removals.by)
     _tell(rewritten)
     return rewritten
-
-
-@collection_paused()
-def run_passes(program: Program, options: LightintOptions) -> None:
-    """Run the passes of ``options`` on ``program``, in place, without a word of it.
-
-    Raises:
-        Exception: as :func:`rewrite`.
-    """
-    pipeline = _Asked.of(program, options).pipeline
-    mark_captured(program)
-    pipeline.run(program, strict=options.strict)
-    forget_guards(program)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The passes that options ask for.
-
-    Attributes:
-        whole: all of them, in order.
-        unasked: names of those that the program gives nothing to go by.
-        guided: whether the program tells what approximate passes go by.
-    """
-
-    whole: Sequence[Pass]
-    unasked: Collection[str]
-    guided: bool
-
-    @classmethod
-    def of(cls, program: Program, options: LightintOptions, leave_out: Collection[str] = ()) -> _Asked:
-        state(program, options)
-        check_stated(program)
-        whole = [step for step in pipeline_of(options).passes if step.name not in leave_out]
-        guided = any(step.numerics is Numerics.APPROXIMATE for step in whole) and is_guided(program)
-        return cls(whole, () if guided else unasked_passes(options), guided)
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """Those that run."""
-        return Pipeline(tuple(step for step in self.whole if step.name not in self.unasked))
 
 
 @contextmanager

@@ -36,7 +36,6 @@ from lightint_compile.capture.normal_form import tidy
 from lightint_compile.capture.repeat_tracing import RepeatingInterpreter
 from lightint_compile.capture.repeated_blocks import BlocksOnce as BlocksOnce
 from lightint_compile.capture.repeated_blocks import blocks_in_place as blocks_in_place
-from lightint_compile.capture.repeated_blocks import fewer_blocks as fewer_blocks
 from lightint_compile.capture.repeated_blocks import trace_by_blocks
 from lightint_compile.capture.transforms import levels_restored, uses_transforms, without_transforms
 from lightint_compile.errors import CaptureError, EmptyGraphError, GraphBreakError, LightintError, told, user_line
@@ -52,8 +51,6 @@ ARGUMENTS = "lightint_arguments"
 OWNED = "lightint_owned"
 """Under this name it holds the parameters and buffers of the module, where the graph is the whole call."""
 
-SMALLER = "lightint_smaller"
-"""Under this name it holds what makes a smaller graph with the same regions, where there is one."""
 
 _REPLACED = "another tensor is put in its place, as by x.data = y"
 _ASKED_BEFORE_REPLACING = torch.ops.aten._has_compatible_shallow_copy_type.default

@@ -25,7 +25,6 @@ from torch import nn
 from lightint_compile.capture.block_descriptions import Descriptions
 from lightint_compile.capture.block_inlining import inline
 from lightint_compile.capture.dry_run import Reader, trace_once, undisturbed
-from lightint_compile.capture.fewer_blocks import places_of, with_fewer_blocks
 from lightint_compile.capture.module_stacks import Differs
 from lightint_compile.capture.transforms import uses_transforms
 from lightint_compile.torch_compat import changes_objects
@@ -98,23 +97,6 @@ class BlocksOnce:
         self.done = True
         return len(calls) - len(bodies)
 
-    def smaller(self, graph_module: fx.GraphModule) -> Callable[[], fx.GraphModule] | None:
-        """What makes the graph of a call with fewer blocks, before :meth:`inline`; ``None`` where most are left.
-
-        Raises:
-            Differs: it cannot be told.
-        """
-        root = self._root
-        blocks = (block for each in self._blocks.values() for block in each)
-        found = with_fewer_blocks(graph_module, places_of(root, blocks))
-
-        def made() -> fx.GraphModule:
-            assert found is not None
-            inline(found, list(filter(is_region_call, found.graph.nodes)), root)
-            return found
-
-        return None if found is None else made
-
 
 _under_way = threading.local()
 
@@ -127,18 +109,6 @@ def blocks_in_place(graph_module: fx.GraphModule) -> int:
     """
     stack = getattr(_under_way, "stack", None)
     return stack[-1].inline(graph_module) if stack and not stack[-1].done else 0
-
-
-def fewer_blocks(graph_module: fx.GraphModule) -> Callable[[], fx.GraphModule] | None:
-    """What makes a smaller graph that has the regions of one that Dynamo hands over; call it before the blocks are in
-    their places. ``None`` where there is none.
-    """
-    stack = getattr(_under_way, "stack", None)
-    try:
-        return stack[-1].smaller(graph_module) if stack and not stack[-1].done else None
-    except Exception as error:  # it only saves time
-        log.debug("there is no smaller graph: %s", error)
-        return None
 
 
 def trace_by_blocks(module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], read: Reader) -> bool:

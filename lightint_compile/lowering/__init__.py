@@ -17,8 +17,8 @@ from lightint_compile.lowering.host_region import host_compiler, is_on_host
 from lightint_compile.lowering.kept_sites import with_sites
 from lightint_compile.lowering.region import Compiler, Leaf, eager_compiler, inductor_compiler
 from lightint_compile.lowering.stretches import FEWEST, Stretch, Stretches, groups_in, with_stretches
-from lightint_compile.lowering.workers import sharing
-from lightint_compile.lowering.workers.orders import Orders
+from lightint_compile.lowering.workers.pool import Workers
+from lightint_compile.lowering.workers.sharing import compile_all
 from lightint_compile.options import LightintOptions
 from lightint_compile.passes.ir.decision_points import PointSpec, is_outlined, is_region_call, point_of
 from lightint_compile.passes.ir.input_writes import InputWrites
@@ -42,7 +42,7 @@ class Lowered:
         regions: the distinct regions by name, in normal form.
         calls: how often the driver calls each.
         seconds: what compiling the regions took.
-        shared: how many regions other processes compiled.
+        in_workers: how many regions other processes compiled.
         storable: whether the driver can be kept on disk.
         remarks: what it cannot do that was asked for.
     """
@@ -51,22 +51,24 @@ class Lowered:
     regions: Mapping[str, fx.GraphModule]
     calls: Mapping[str, int]
     seconds: float
-    shared: sharing.Shared
+    in_workers: int
     storable: bool
     remarks: tuple[Remark, ...] = ()
 
 
 def lower(
-    program: Program, options: LightintOptions, config: Mapping[str, Any], orders: Orders | None = None
+    program: Program, options: LightintOptions, config: Mapping[str, Any], workers: Workers | None = None
 ) -> Lowered:
     """Compile every distinct region of ``program``; one that writes to its inputs or asks the driver is cut.
 
     Args:
         config: Inductor configuration for the regions (from ``torch.compile``'s ``mode``, and guards against its bugs).
-        orders: for processes that compile regions beside this one; they are ended.
+        workers: processes that compile regions beside this one; they are ended.
     """
     writes = InputWrites.of(program.graph)
-    root = _root_of(program, writes)
+    if (writes.positions or _points(program.graph_module)) and not _outlined(program):
+        OutlineRegions().run(program)
+    root = program.graph_module if _outlined(program) else _wrapped(program.graph_module)
     compiler = compiler_of(options, config)
     regions = _regions(root)
     compilers = {name: _compiler_for(region, compiler) for name, region in regions.items()}
@@ -77,7 +79,7 @@ def lower(
     start = time.perf_counter()
     of_inductor = {name: region for name, region in regions.items() if compilers[name] not in _WITHOUT_INDUCTOR}
     with one_wait_for_all_kernels():
-        shared = sharing.compile_all(leaves, of_inductor, _own(config), orders)
+        in_workers = compile_all(leaves, of_inductor, _own(config), workers)
     seconds = time.perf_counter() - start
     branches = _branches(root)
     graphs = [root, *branches.values()]
@@ -105,28 +107,7 @@ def lower(
     )
     counts = {name: sum(node.target == name for node in calls) for name in regions}
     remarks = (_NO_STRETCH,) if wanted and not stretches.by_name else ()
-    return Lowered(driver, regions, counts, seconds, shared, storable, remarks)
-
-
-def begin(program: Program, options: LightintOptions, config: Mapping[str, Any], orders: Orders) -> None:
-    """Let workers compile the distinct regions of ``program``, which are likely to be those of one to come.
-
-    Args:
-        config: as of :func:`lower`.
-    """
-    compiler = compiler_of(options, config)
-    regions = _regions(_root_of(program, InputWrites.of(program.graph)))
-    of_inductor = {
-        name: region for name, region in regions.items() if _compiler_for(region, compiler) not in _WITHOUT_INDUCTOR
-    }
-    sharing.begin(of_inductor, _own(config), orders)
-
-
-def _root_of(program: Program, writes: InputWrites) -> fx.GraphModule:
-    """The graph that calls regions."""
-    if (writes.positions or _points(program.graph_module)) and not _outlined(program):
-        OutlineRegions().run(program)
-    return program.graph_module if _outlined(program) else _wrapped(program.graph_module)
+    return Lowered(driver, regions, counts, seconds, in_workers, storable, remarks)
 
 
 _WITHOUT_INDUCTOR = (eager_compiler, host_compiler)

@@ -11,5 +11,5 @@ imported modules in another order: ``pickle`` names ``torch.contiguous_format`` 
 * :mod:`.pool`: the processes, started ahead of lowering and let go with it;
 * :mod:`.parcels`: a region, and what its compilation depends on, as bytes;
 * :mod:`.switches`: the settings among these, and :mod:`.rules` what Inductor was told of operators;
-* :mod:`.orders`: what they are to compile, and :mod:`.sharing` who compiles which region.
+* :mod:`.sharing`: who compiles which region.
 """

@@ -15,7 +15,6 @@ from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from lightint_compile.lowering.workers.orders import Orders
 from lightint_compile.lowering.workers.pool import Workers
 from lightint_compile.options import LightintOptions
 
@@ -44,10 +43,8 @@ _TIMED = ("max_autotune", "max_autotune_gemm", "max_autotune_pointwise", "coordi
 @contextmanager
 def workers_for(
     graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]
-) -> Iterator[Orders | None]:
-    """Orders for the workers of a graph that is about to be compiled, which run while the context lasts.
-
-    It is ``None`` where the graph does without workers.
+) -> Iterator[Workers | None]:
+    """Workers for a graph that is about to be compiled, while the context lasts; ``None`` where it does without.
 
     Args:
         graph_module: as Dynamo captured it.
@@ -57,8 +54,8 @@ def workers_for(
     if workers is None:
         yield None
         return
-    with Orders(workers) as orders:
-        yield orders
+    with workers:
+        yield workers
 
 
 def _started(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]) -> Workers | None:

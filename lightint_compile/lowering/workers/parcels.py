@@ -6,7 +6,6 @@ their sizes, strides, dtypes and devices over the symbols of :class:`.region_siz
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,16 +93,6 @@ class Parcel:
     def work(self) -> int:
         """How much there is to do, in nodes."""
         return len(self.nodes)
-
-    @property
-    def key(self) -> str:
-        """What it says, of one process: parcels of one key become the same.
-
-        Names of nodes and the user's lines are left out, and rules, which are those of the process.
-        """
-        nodes = [(each.op, each.target, each.arguments, each.kept.get("custom"), each.value) for each in self.nodes]
-        switches = {name: value for name, value in vars(self.switches).items() if name != "rules"}
-        return hashlib.sha256(repr((nodes, self.symbols, self.config, switches)).encode()).hexdigest()
 
     def packed(self) -> bytes:
         """The parcel as bytes.

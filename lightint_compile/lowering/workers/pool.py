@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from lightint_compile.lowering.workers.channel import Channel, ChannelError
@@ -199,7 +200,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 class Workers:
-    """Several workers, until they are closed.
+    """Several workers; none of them is left when the context is.
 
     Args:
         count: how many.
@@ -219,6 +220,12 @@ class Workers:
     def running(self) -> list[Worker]:
         """Those that were not let go: a program that is lowered once more does without."""
         return [worker for worker in self.all if worker.close.alive]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     def close(self) -> None:
         """End all of them."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.fx as fx
 from torch._inductor.standalone_compile import CompiledArtifact
@@ -23,9 +23,8 @@ from torch._inductor.standalone_compile import CompiledArtifact
 from lightint_compile.lowering.fresh_results import FreshResults, stated_memory, stated_orders
 from lightint_compile.lowering.region import Leaf, Variant, below_autograd
 from lightint_compile.lowering.region_sizes import FreshInputs, fresh_inputs
-from lightint_compile.lowering.workers.orders import Order, Orders
 from lightint_compile.lowering.workers.parcels import parcel_of
-from lightint_compile.lowering.workers.pool import Artifact
+from lightint_compile.lowering.workers.pool import Artifact, NotCompiledError, Worker, Workers
 from lightint_compile.lowering.workers.switches import Switches
 from lightint_compile.passes.ir.garbage import collection_resumed
 
@@ -38,41 +37,25 @@ _LOOK = 0.01
 """Seconds between two looks for an answer."""
 
 
-class Shared(NamedTuple):
-    """How many regions workers compiled, and with how many of them they had been asked to begin ahead."""
-
-    in_workers: int
-    ahead: int
-
-
 @dataclass(frozen=True)
 class _Job:
     name: str
     region: fx.GraphModule
     inputs: FreshInputs
-    order: Order
+    content: bytes
+    work: int
 
 
 _Answers = SimpleQueue[tuple[_Job, Artifact | None]]
-
-
-def begin(regions: Mapping[str, fx.GraphModule], config: Mapping[str, Any], orders: Orders) -> None:
-    """Let workers begin with regions that are likely to be among those of a program to come.
-
-    Args:
-        regions: what Inductor would compile.
-        config: Inductor's settings for regions.
-    """
-    orders.place([job.order for job in _jobs(regions, config)])
 
 
 def compile_all(
     leaves: Mapping[str, Leaf],
     regions: Mapping[str, fx.GraphModule],
     config: Mapping[str, Any],
-    orders: Orders | None,
-) -> Shared:
-    """Compile every leaf, in this process and in workers, which are ended.
+    workers: Workers | None,
+) -> int:
+    """Compile every leaf, in this process and in ``workers``, which are ended.
 
     What a worker could not do is done here, so that only what fails here is an error.
 
@@ -80,28 +63,48 @@ def compile_all(
         regions: what Inductor compiles of them, by the names of the leaves.
         config: Inductor's settings for regions.
 
+    Returns:
+        How many leaves workers compiled.
+
     Raises:
         Exception: what compiling a leaf raises.
     """
-    if orders is None or not orders.running:
+    if workers is None or not workers.running:
         for leaf in leaves.values():
             leaf.compile()
-        return Shared(0, 0)
-    with orders, collection_resumed():
-        jobs = _jobs(regions, config)
-        here = _Here(leaves, orders, _Answers())
-        ahead = here.ask(jobs)
+        return 0
+    jobs = _jobs(regions, config)
+    here = _Here(leaves, deque(jobs), _Answers(), workers)
+    with workers, collection_resumed():
+        serving = _served(workers, here.waiting, here.answers)
         sent = {job.name for job in jobs}
         for name in leaves:
             if name not in sent:
                 here.compile(name)
-        by_workers = {name for name in (here.one_more() for _ in jobs) if name is not None}
-    log.info("%s of %s regions were compiled by workers", len(by_workers), len(leaves))
-    return Shared(len(by_workers), len(by_workers & ahead))
+        by_workers = sum(here.one_more() for _ in jobs)
+    for thread in serving:
+        thread.join()  # its channel is closed, so that it hears nothing any more
+    log.info("%s of %s regions were compiled by workers", by_workers, len(leaves))
+    return by_workers
+
+
+def _served(workers: Workers, waiting: deque[_Job], answers: _Answers) -> list[threading.Thread]:
+    """A thread for each worker; where the system has no more of them, the other workers are let go."""
+    threads: list[threading.Thread] = []
+    for worker in workers.all:
+        thread = threading.Thread(target=_serve, args=(worker, waiting, answers), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.info("a worker is not used: %s", error)
+            worker.close()
+        else:
+            threads.append(thread)
+    return threads
 
 
 def _jobs(regions: Mapping[str, fx.GraphModule], config: Mapping[str, Any]) -> list[_Job]:
-    """What workers may do."""
+    """What workers may do, the least work first."""
     try:
         switches = Switches.now()
     except Exception as reason:  # most are OnlyHereError
@@ -112,10 +115,10 @@ def _jobs(regions: Mapping[str, fx.GraphModule], config: Mapping[str, Any]) -> l
         try:
             inputs = fresh_inputs([node.meta["val"] for node in region.graph.find_nodes(op="placeholder")])
             parcel = parcel_of(region, inputs, config, switches)
-            jobs.append(_Job(name, region, inputs, Order(parcel.key, parcel.packed(), parcel.work)))
+            jobs.append(_Job(name, region, inputs, parcel.packed(), parcel.work))
         except Exception as reason:  # most are StaysHereError; what is wrong with the region itself is met again
             log.debug("%s is compiled in this process: %s", name, reason)
-    return jobs
+    return sorted(jobs, key=lambda job: job.work)
 
 
 @dataclass
@@ -127,32 +130,23 @@ class _Here:
     """
 
     leaves: Mapping[str, Leaf]
-    orders: Orders
+    waiting: deque[_Job]
     answers: _Answers
+    workers: Workers
     is_warm: bool = False
 
-    def ask(self, jobs: Sequence[_Job]) -> set[str]:
-        """Place the orders of ``jobs``, and no others; the names of those that were placed before."""
-        self.orders.keep({job.order.key for job in jobs})
-        placed = self.orders.place([job.order for job in jobs])
-        for job, order in zip(jobs, placed, strict=True):
-            order.answer.add_done_callback(partial(self._answered, job))
-        return {job.name for job, order in zip(jobs, placed, strict=True) if order is not job.order}
-
-    def _answered(self, job: _Job, answer: Future[Artifact | None]) -> None:
-        self.answers.put((job, answer.result()))
-
-    def one_more(self) -> str | None:
-        """Compile what is waiting, or take what a worker has compiled; the name of the latter."""
-        if not self.answers_soon():
-            self.orders.take_back()
-        job, artifact = self.answers.get()  # each order that a worker took is answered, at the latest when it is lost
+    def one_more(self) -> bool:
+        """Compile what is waiting, or take what a worker has compiled; whether it was the latter."""
+        if not self.answers_soon() and (job := _least(self.waiting)) is not None:
+            self.compile(job.name)
+            return False
+        job, artifact = self.answers.get()  # each job that a worker took is answered, at the latest when it is given up
         variant = None if artifact is None else _loaded(job, artifact)
         if variant is None:
             self.compile(job.name)
-            return None
-        self.leaves[job.name].take(variant)
-        return job.name
+        else:
+            self.leaves[job.name].take(variant)
+        return variant is not None
 
     def compile(self, name: str) -> None:
         """Compile a region here."""
@@ -167,7 +161,7 @@ class _Here:
         return not self.answers.empty()
 
     def _is_little_left(self) -> bool:
-        return 0 < self.orders.waiting <= len(self.orders.running)
+        return 0 < len(self.waiting) <= len(self.workers.running)
 
 
 def _loaded(job: _Job, artifact: Artifact) -> Variant | None:
@@ -192,3 +186,35 @@ def _saver(content: bytes) -> Callable[[str], None]:
         Path(path).write_bytes(content)
 
     return save
+
+
+def _least(waiting: deque[_Job]) -> _Job | None:
+    """The job for this process, if one is left."""
+    return _taken(waiting.popleft)
+
+
+def _taken(take: Callable[[], _Job]) -> _Job | None:
+    try:
+        return take()
+    except IndexError:
+        return None
+
+
+def _serve(worker: Worker, waiting: deque[_Job], answers: _Answers) -> None:
+    """Give a worker what is waiting until nothing is, or the worker is lost. Each job that it takes is answered."""
+    try:
+        worker.wait_until_ready()
+        while (job := _taken(waiting.pop)) is not None:
+            artifact = None
+            try:
+                artifact = worker.compile(job.content)
+                log.debug("worker %s has compiled %s", worker.pid, job.name)
+            except NotCompiledError as reason:
+                log.debug("worker %s cannot compile %s: %s", worker.pid, job.name, reason)
+            finally:
+                answers.put((job, artifact))
+    except Exception as reason:  # WorkerLostError, and whatever else: a thread has nobody to raise to
+        if worker.close.alive:  # else this process has let it go
+            log.info("worker %s is lost: %s", worker.pid, reason)
+            worker.kill()
+    worker.close()

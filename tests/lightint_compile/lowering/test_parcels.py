@@ -108,7 +108,7 @@ def job(graph_module: fx.GraphModule, config: dict[str, Any] | None = None) -> _
 
 def by_worker(worker: Worker, graph_module: fx.GraphModule, config: dict[str, Any] | None = None) -> Variant:
     made = job(graph_module, config)
-    variant = _loaded(made, worker.compile(made.order.content))
+    variant = _loaded(made, worker.compile(made.content))
     assert variant is not None
     return variant
 
@@ -294,32 +294,9 @@ def test_a_rule_of_the_users_for_an_operator_stays_here(monkeypatch: pytest.Monk
 
 def test_a_parcel_says_the_same_graph() -> None:
     made = job(dynamic(), {"epilogue_fusion": False})
-    parcel = unpacked(made.order.content)
+    parcel = unpacked(made.content)
     again, _, symbols = parcel.graph()
     assert parcel.config == {"epilogue_fusion": False}
     values = [node.meta["val"] for node in again.graph.find_nodes(op="placeholder")]
     assert [str(size) for size in values[1].shape] == [f"3*{symbols[0]} + 8", "8"]
     assert [node.target for node in again.graph.nodes if node.op == "call_function"] == [aten.mm.default]
-
-
-def key(graph_module: fx.GraphModule, config: dict[str, Any] | None = None) -> str:
-    return job(graph_module, config).order.key
-
-
-def test_a_key_says_what_is_compiled_and_no_names() -> None:
-    one, renamed = plain(), plain()
-    for node in renamed.graph.nodes:
-        node.name = f"other_{node.name}"
-        node.meta["stack_trace"] = "elsewhere"
-    assert key(one) == key(renamed)
-    assert key(dynamic()) == key(dynamic())
-    keys = [key(one), key(one, {"epilogue_fusion": False}), key(halves()), key(fused()), key(tables()), key(dynamic())]
-    with torch.backends.mkldnn.flags(enabled=False):
-        keys.append(key(one))
-    assert len(set(keys)) == len(keys)
-
-
-@pytest.mark.parametrize(("one", "other"), [(0.0, -0.0), (1, 1.0), (1, True), (2.0, 2.0000001)])
-def test_a_key_tells_numbers_apart(one: float, other: float) -> None:
-    x = torch.randn(4)
-    assert key(region(lambda x: (x * one,), x)) != key(region(lambda x: (x * other,), x))

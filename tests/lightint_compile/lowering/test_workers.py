@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 from region_graphs import region
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
@@ -24,17 +24,14 @@ from torch._inductor import config as inductor_config
 from torch._inductor.utils import fresh_cache
 
 import lightint_compile
-from lightint_compile.compilation import Compilation
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering.region import Leaf, inductor_compiler
 from lightint_compile.lowering.workers import asked, pool, sharing
 from lightint_compile.lowering.workers.asked import COUNT, workers_for
-from lightint_compile.lowering.workers.orders import Order, Orders
 from lightint_compile.lowering.workers.pool import Artifact, Worker, WorkerLostError, Workers
 from lightint_compile.lowering.workers.rules import Rules
 from lightint_compile.lowering.workers.sharing import compile_all
 from lightint_compile.options import LightintOptions
-from lightint_compile.torch_regions import reuses_regions
 
 LONG = 60.0
 """Seconds in which what is to happen has happened on the busiest machine."""
@@ -96,18 +93,18 @@ def comes(true: Callable[[], bool]) -> bool:
 
 def waiting_for_a_worker(monkeypatch: pytest.MonkeyPatch, jobs: int = 1) -> None:
     """This process begins once workers have taken so many jobs."""
-    take_back, compile_region, taken = Orders.take_back, Worker.compile, list[Worker]()
+    least, compile_region, taken = sharing._least, Worker.compile, list[Worker]()
 
     def told(worker: Worker, content: bytes) -> Any:
         taken.append(worker)
         return compile_region(worker, content)
 
-    def patient(orders: Orders) -> None:
+    def patient(waiting: deque[Any]) -> Any:
         assert comes(lambda: len(taken) >= jobs)
-        take_back(orders)
+        return least(waiting)
 
     monkeypatch.setattr(Worker, "compile", told)
-    monkeypatch.setattr(Orders, "take_back", patient)
+    monkeypatch.setattr(sharing, "_least", patient)
 
 
 def impatient_once_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +151,7 @@ def test_a_worker_that_fails_is_nobodys_loss(way: str, monkeypatch: pytest.Monke
         waiting_for_a_worker(monkeypatch)
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(1, 1)
-    assert compile_all(leaves, graphs, {}, Orders(workers)) == (0, 0)
+    assert compile_all(leaves, graphs, {}, workers) == 0
     assert comes(lambda: not is_running(workers.all[0].pid))
     assert_right(leaves, graphs)
 
@@ -172,7 +169,7 @@ def test_what_fails_everywhere_is_the_error_of_this_process(program: str, monkey
     leaves = {name: Leaf(name, lambda: graphs["small"], fails) for name in graphs}
     workers = Workers(2, 1)
     with pytest.raises(ZeroDivisionError):
-        compile_all(leaves, graphs, {}, Orders(workers))
+        compile_all(leaves, graphs, {}, workers)
     assert comes(lambda: not any(is_running(worker.pid) for worker in workers.all))
 
 
@@ -184,7 +181,7 @@ def test_a_worker_without_a_thread_is_let_go(monkeypatch: pytest.MonkeyPatch) ->
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(2, 1)
     monkeypatch.setattr(threading.Thread, "start", fails)
-    assert compile_all(leaves, graphs, {}, Orders(workers)) == (0, 0)
+    assert compile_all(leaves, graphs, {}, workers) == 0
     assert not any(worker.close.alive for worker in workers.all)
     monkeypatch.undo()
     for worker in workers.all:
@@ -209,7 +206,7 @@ def test_processes_that_cannot_be_started_are_done_without(monkeypatch: pytest.M
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(2, 1)
     assert workers.all == []
-    assert compile_all(leaves, graphs, {}, Orders(workers)) == (0, 0)
+    assert compile_all(leaves, graphs, {}, workers) == 0
     assert_right(leaves, graphs)
 
 
@@ -218,78 +215,22 @@ def test_two_workers_share_regions_with_this_process(monkeypatch: pytest.MonkeyP
     waiting_for_a_worker(monkeypatch, jobs=2)
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(2, 1)
-    assert compile_all(leaves, graphs, {}, Orders(workers)).in_workers >= 2
+    assert compile_all(leaves, graphs, {}, workers) >= 2
     assert comes(lambda: not any(is_running(worker.pid) for worker in workers.all))
     assert_right(leaves, graphs)
 
 
-@pytest.fixture
-def ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[Orders]:
-    """Orders of a worker that begins with one, and never ends."""
-    monkeypatch.setattr(pool, "_RUN", FAILING["hangs"])
-    monkeypatch.setattr(pool, "LEAVE", 0.1)
-    with Orders(Workers(1, 1)) as orders:
-        yield orders
-
-
-def test_orders_of_one_key_are_one(ready: Orders) -> None:
-    largest, one, same, other = (Order(key, b"parcel", work) for key, work in (("a", 9), ("b", 2), ("b", 2), ("c", 1)))
-    assert ready.place([largest, one]) == [largest, one]
-    assert ready.place([same, other]) == [one, other]
-    assert comes(lambda: ready.waiting == 2)  # the worker has the largest
-    ready.keep(["b"])
-    assert ready.waiting == 1
-    ready.take_back()
-    assert one.answer.result(0) is None
-    assert ready.waiting == 0
-    ready.take_back()
-    assert not other.answer.done()
-
-
-def test_what_was_begun_ahead_is_not_ordered_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting_for_a_worker(monkeypatch, jobs=2)
-    monkeypatch.setattr(pool, "_RUN", FAILING["cannot"])
-    graphs, before = regions(), regions() | {"not asked for": region(lambda x: (x.exp(),), torch.randn(4, 4))}
-    del before["middle"]
-    orders = Orders(Workers(2, 1))
-    sharing.begin(before, {}, orders)
-    leaves = leaves_of(graphs)
-    placed: list[bool] = []
-    ask = sharing._Here.ask
-
-    def told(here: Any, jobs: Any) -> set[str]:
-        found = ask(here, jobs)
-        placed.extend(job.name in found for job in jobs)
-        return found
-
-    monkeypatch.setattr(sharing._Here, "ask", told)
-    assert compile_all(leaves, graphs, {}, orders) == (0, 0)  # a worker that can would have compiled them
-    assert placed == [True, False, True]
-    assert_right(leaves, graphs)
-
-
-def test_a_smaller_graph_that_fails_is_nobodys_loss(ready: Orders) -> None:
-    graph_module = regions()["small"]
-
-    def fails() -> fx.GraphModule:
-        raise ZeroDivisionError
-
-    compilation = Compilation(graph_module, [torch.randn(4, 4)], LightintOptions.from_mapping({"strict": True}), {})
-    compilation._begin(fails, ready)
-    assert ready.waiting == 0
-
-
 class Some:
-    """Stands for orders of which so many wait, for so many workers."""
+    """Stands for workers of which so many run."""
 
-    def __init__(self, waiting: int, running: int) -> None:
-        self.waiting, self.running = waiting, [None] * running
+    def __init__(self, running: int) -> None:
+        self.running = [None] * running
 
 
 def here(waiting: int, running: int) -> Any:
     """This process with so many regions waiting, and workers running."""
     leaves = leaves_of({"small": regions()["small"]})
-    return sharing._Here(leaves, Some(waiting, running), sharing._Answers())
+    return sharing._Here(leaves, deque([None] * waiting), sharing._Answers(), Some(running))
 
 
 @pytest.mark.parametrize(("waiting", "running"), [(3, 2), (0, 2), (1, 0)])
@@ -311,7 +252,7 @@ def test_this_process_waits_where_each_worker_has_at_most_one_more_to_come(monke
     assert some.answers_soon()
     later.join()
     some.answers.get()
-    gone = threading.Timer(0.1, some.orders.running.clear)
+    gone = threading.Timer(0.1, some.workers.running.clear)
     gone.start()
     assert not some.answers_soon()
     gone.join()
@@ -339,7 +280,7 @@ sys.path[:0] = sys.argv[1:]
 worker = Worker(1, -1)
 worker.wait_until_ready()
 (job,) = _jobs({"region": region}, {})
-print(worker.pid, type(worker.compile(job.order.content)).__name__, flush=True)
+print(worker.pid, type(worker.compile(job.content)).__name__, flush=True)
 time.sleep(1000)
 """
 """Of a user: it compiles, and has a worker compile. It has no guard around its start."""
@@ -408,14 +349,13 @@ class Block(nn.Module):
         self.linear = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + torch.tanh(self.linear(x))
-        return x + torch.sigmoid(self.linear(F.layer_norm(x, (8,)))) * F.gelu(self.linear(x.sin()))
+        return x + torch.tanh(self.linear(x))
 
 
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(10))
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -425,32 +365,26 @@ class Model(nn.Module):
         return self.head(x).softmax(-1)
 
 
-OPTIONS = {"preset": "exact", "strict": True, "trace_blocks_once": True}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_a_program_is_the_one_that_is_compiled_without(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = Model().eval().requires_grad_(False).to(dtype)
     inputs = [torch.randn(frames, 8, dtype=dtype) for frames in (3, 5, 2)]
     torch._dynamo.maybe_mark_dynamic(inputs[0], 0)
-    results, found, begun = [], [], 0.0
+    results, found = [], []
     monkeypatch.setattr(asked, "FEWEST_NODES", 1)
     waiting_for_a_worker(monkeypatch)
     for count in ("0", "1"):
         monkeypatch.setenv(COUNT, count)
         torch._dynamo.reset()
         with fresh_cache():
-            compiled = torch.compile(model, backend="lightint", options=OPTIONS)
+            compiled = torch.compile(model, backend="lightint", options={"preset": "exact", "strict": True})
             results.append([compiled(x) for x in inputs])
-            (graph,) = CompiledGraph.of(model)
-            found.append(graph.section.measurements["regions compiled in workers"])
-            begun = graph.section.measurements.get("regions begun before the passes were done", 0)
+            found += [graph.section.measurements["regions compiled in workers"] for graph in CompiledGraph.of(model)]
             report = lightint_compile.report(compiled)
             assert f"regions compiled in workers {found[-1]}" in " ".join(str(report).split())
     assert found[0] == 0
     assert found[1] >= 1
-    assert (begun >= 1) is reuses_regions()
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
@@ -458,8 +392,8 @@ def test_a_program_is_the_one_that_is_compiled_without(dtype: torch.dtype, monke
 def wanted(options: dict[str, Any] | None = None, config: dict[str, Any] | None = None, monkeypatch: Any = None) -> int:
     """How many workers there would be for a graph of some nodes."""
     graph_module = region(lambda x: (x + 1,), torch.randn(4))
-    with workers_for(graph_module, LightintOptions.from_mapping(options or {}), config or {}) as orders:
-        return 0 if orders is None else len(orders.running)
+    with workers_for(graph_module, LightintOptions.from_mapping(options or {}), config or {}) as workers:
+        return 0 if workers is None else len(workers.all)
 
 
 @pytest.fixture
