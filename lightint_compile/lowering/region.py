@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from lightint_compile.fallback import is_answered, told
+from lightint_compile.kernels.exchange import lower_as_collective
 from lightint_compile.lowering.cuda_forms import spelled_for_cuda
+from lightint_compile.lowering.early_starts import settings_for
 from lightint_compile.lowering.fresh_results import FreshResults, stated_memory, stated_orders
 from lightint_compile.lowering.region_sizes import BoundSymbol, FreshInputs, fresh_inputs
 from lightint_compile.overwritten_reads import settings
@@ -234,11 +236,12 @@ def for_inductor(
     """What :func:`compiled_alone` takes for a region: its graph, and settings of Inductor."""
     spelled = spelled_for_cuda(graph_module)
     alone = with_fixed_integers(standalone(spelled.graph_module, inputs))
-    return alone, {**spelled.config, **config_patches}
+    return alone, {**settings_for(graph_module), **spelled.config, **config_patches}
 
 
 def compiled_alone(alone: fx.GraphModule, config: Mapping[str, Any]) -> Any:
     """Inductor's artifact of a graph whose placeholders carry their fake values."""
+    lower_as_collective()
     examples = [node.meta["val"] for node in alone.graph.find_nodes(op="placeholder")]
     with torch.no_grad(), inductor_config.patch({**settings(), **config}), autocast_off():
         return torch._inductor.standalone_compile(alone, examples, dynamic_shapes="from_graph", options={})

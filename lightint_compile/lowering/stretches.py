@@ -19,11 +19,13 @@ import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from lightint_compile.kernels.exchange import EXCHANGE
 from lightint_compile.lowering.fresh_results import stated_memory
 from lightint_compile.passes.ir.decision_points import KeepPoint, PointSpec, RecallPoint
 from lightint_compile.passes.ir.effects import draws_random
 from lightint_compile.passes.ir.memory_sharing import alias_source, is_write, memory_of
 from lightint_compile.passes.ir.node_queries import is_scalar
+from lightint_compile.passes.ir.transfers import is_wait
 
 aten = torch.ops.aten
 
@@ -90,7 +92,7 @@ class Found:
 def groups_in(graphs: Iterable[fx.GraphModule]) -> set[str]:
     """Names of the process groups whose collectives are in some graphs."""
     collectives = (node for graph in graphs for node in graph.graph.nodes if _is_collective(node))
-    return {str(node.args[-1]) for node in collectives if not _is_wait(node)}
+    return {str(node.args[-1]) for node in collectives if not is_wait(node)}
 
 
 def with_stretches(
@@ -132,7 +134,7 @@ class _Calls:
             return isinstance(self._points.get(str(node.target)), RecallPoint)
         if node.op == "get_attr" or is_scalar(node) or node.target is operator.getitem or _is_constant(node):
             return True
-        return _is_wait(node) or (not is_write(node) and alias_source(node) is not None)
+        return is_wait(node) or (not is_write(node) and alias_source(node) is not None)
 
     def goes_behind(self, node: fx.Node) -> bool:
         """Whether a node takes values of the stretch without giving any."""
@@ -220,11 +222,8 @@ def _is_constant(node: fx.Node) -> bool:
 
 
 def _is_collective(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target.namespace == "_c10d_functional"
-
-
-def _is_wait(node: fx.Node) -> bool:
-    return _is_collective(node) and str(node.target).startswith("_c10d_functional.wait_tensor")
+    is_functional = isinstance(node.target, OpOverload) and node.target.namespace == "_c10d_functional"
+    return is_functional or node.target is EXCHANGE
 
 
 def _is_of_sizes(node: fx.Node) -> bool:
@@ -310,7 +309,7 @@ class _Outlining:
 
     def _wait_inside(self) -> None:
         """What is on its way at the end of a stretch arrives in it: a recording is over when all of its work is."""
-        waits = [user for node in self._inside for user in node.users if _is_wait(user)]
+        waits = [user for node in self._inside for user in node.users if is_wait(user)]
         self._brought.update(wait for wait in waits if wait not in self._inside)
         self._inside.update(dict.fromkeys(waits))
 

@@ -29,6 +29,11 @@ def choice(known: Iterable[str]) -> Check:
     return check
 
 
+def none_or(check: Check) -> Check:
+    """What ``check`` takes, or ``None``."""
+    return lambda option, value: None if value is None else check(option, value)
+
+
 def truth(option: str, value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -15,6 +15,7 @@ from lightint_compile.options.checks import (
     input_roles,
     is_number,
     is_whole,
+    none_or,
     number,
     pass_names,
     pipeline_text,
@@ -30,6 +31,7 @@ from lightint_compile.options.presets import DEFAULT_PRESET as DEFAULT_PRESET
 from lightint_compile.options.presets import PRESETS
 from lightint_compile.options.table import names_of, option, table_of, with_attributes
 from lightint_compile.options.together import check_together
+from lightint_compile.passes.ir.exchange_ways import EXCHANGES
 
 DELEGATES = ("inductor", "eager")
 """Who runs the rewritten regions: Inductor, or plain PyTorch (for debugging and for machines without a compiler)."""
@@ -280,6 +282,15 @@ class LightintOptions:
         device_mesh,
         values="a `DeviceMesh` of one dimension",
         help="the same for the ranks of a part of the process group",
+        to_passes=True,
+        asks=False,
+    )
+    exchanges: str | None = option(
+        None,
+        none_or(choice(EXCHANGES)),
+        values=_listed(EXCHANGES),
+        help="how ranks exchange tokens for heads: by the backend of the process group, or by copies from GPU to GPU "
+        "on one host, which take nothing from what runs meanwhile; `collectives` by default",
         to_passes=True,
         asks=False,
     )

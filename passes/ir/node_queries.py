@@ -15,6 +15,7 @@ from lightint_compile.passes.ir.effects import is_pure, live_nodes
 from lightint_compile.passes.ir.graph_walk import reached
 from lightint_compile.passes.ir.input_writes import reads_before
 from lightint_compile.passes.ir.memory_sharing import alias_source, is_write
+from lightint_compile.passes.ir.transfers import waits_for_copies
 
 #: Mark on a node whose value is kept between calls; it says what the value changes with.
 MEMO = "memo"
@@ -98,7 +99,8 @@ class Dependencies:
     """Who must run before whom: data, the order of random and side-effecting operations, what is between two writes.
 
     A write fences off what computes: an operation that raises leaves the inputs written to as far as the user's code
-    had come. Views and sizes go anywhere that reads do, and what is kept between calls is not made in every call.
+    had come. Views and sizes go anywhere that reads do, and what is kept between calls is not made in every call. Waits
+    for exchanges by copies are in no order: each is for what it waits for.
 
     Attributes:
         order: every node of the graph that something depends on, in execution order.
@@ -112,7 +114,7 @@ class Dependencies:
         self._before: dict[fx.Node, fx.Node] = {}
         last: fx.Node | None = None
         for node in self.order:
-            if is_ordered(node):
+            if is_ordered(node) and not waits_for_copies(node):
                 if last is not None:
                     self._after[node], self._before[last] = last, node
                 last = node

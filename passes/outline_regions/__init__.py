@@ -24,6 +24,7 @@ from lightint_compile.passes.ir.node_data import Tokens
 from lightint_compile.passes.ir.node_queries import Dependencies
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.remarks import Numerics, Remark, RemarkKind, generic_path
+from lightint_compile.passes.ir.transfers import spread
 from lightint_compile.passes.outline_regions.as_they_are import left_as_it_is
 from lightint_compile.passes.outline_regions.forms import Forms
 from lightint_compile.passes.outline_regions.memory_order import choose_memory_orders
@@ -75,7 +76,9 @@ def _outline(program: Program) -> list[Outlined]:
     if entries:
         graph = Root(entries, call_names(entries, pieces, loop)).build(pieces, dependencies)
         for entry in entries:
-            program.graph_module.add_submodule(entry.name, entry.module())
+            module = entry.module()
+            spread(module.graph)
+            program.graph_module.add_submodule(entry.name, module)
         program.graph_module.graph = graph
         graph.eliminate_dead_code()
         program.graph_module.recompile()

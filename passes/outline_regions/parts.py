@@ -16,6 +16,7 @@ from lightint_compile.passes.ir.fake_values import hint_of
 from lightint_compile.passes.ir.memory_sharing import alias_source
 from lightint_compile.passes.ir.node_queries import is_ordered
 from lightint_compile.passes.ir.program import tensor_of
+from lightint_compile.passes.ir.transfers import waits_for_copies
 
 LARGEST = 150
 """Operations of a piece up to which it stays whole. A block of a world model is some hundred."""
@@ -67,14 +68,14 @@ def _may_wait(node: fx.Node) -> bool:
 
 
 def _crossing(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> float:
-    """Elements that the second half reads of the first; infinite where a tuple or a number would cross."""
+    """Elements that the second half reads of the first; infinite where a tuple, a number or a transfer would cross."""
     inside = set(second)
     total = 0.0
     for node in first:
         if inside.isdisjoint(node.users):
             continue
         value = tensor_of(node)
-        if value is None:
+        if value is None or any(waits_for_copies(user) for user in node.users if user in inside):
             return math.inf
         total += math.prod(map(hint_of, value.shape))
     return total

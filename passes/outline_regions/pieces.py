@@ -30,6 +30,7 @@ from lightint_compile.passes.ir.node_queries import (
     is_scalar,
     is_tuple,
 )
+from lightint_compile.passes.ir.transfers import waits_for_copies
 from lightint_compile.passes.outline_regions.forms import form_of
 from lightint_compile.passes.outline_regions.host_work import ON_HOST, mark_host_work
 from lightint_compile.passes.outline_regions.parts import parts
@@ -101,12 +102,17 @@ def _kind(kind: str, node: fx.Node) -> str:
 def _with_elements(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """``nodes`` with all elements of their own tuples and none of others, so that no tuple crosses a border.
 
-    Regions are trimmed node by node after they were found, so that a tuple may have been left outside.
+    The same goes for exchanges by copies and the waits for them, so that none is on its way between two pieces. Regions
+    are trimmed node by node after they were found: such a node may have been left outside.
     """
     inside = set(nodes)
-    kept = [node for node in nodes if not is_element(node) or node.args[0] in inside]
-    elements = [user for node in nodes if is_tuple(node) for user in node.users if user not in inside]
-    return [*kept, *elements]
+    kept = [node for node in nodes if not (is_element(node) or waits_for_copies(node)) or node.args[0] in inside]
+    more = [user for node in nodes for user in node.users if user not in inside and _goes_with(user, node)]
+    return [*kept, *more]
+
+
+def _goes_with(user: fx.Node, node: fx.Node) -> bool:
+    return is_tuple(node) or waits_for_copies(user)
 
 
 def _levels(regions: Sequence[Piece], boundaries: Set[fx.Node], dependencies: Dependencies) -> dict[fx.Node, int]:

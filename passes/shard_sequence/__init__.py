@@ -10,10 +10,11 @@ from typing import ClassVar
 
 import torch.fx as fx
 
-from lightint_compile.errors import OptionError
+from lightint_compile.errors import OptionError, did_you_mean
 from lightint_compile.passes.analysis.token_axis import Grid
 from lightint_compile.passes.analysis.token_grid import TokenGrid
 from lightint_compile.passes.base import Pass, PassResult
+from lightint_compile.passes.ir.exchange_ways import COLLECTIVES, COPIES, EXCHANGES
 from lightint_compile.passes.ir.op_arguments import argument
 from lightint_compile.passes.ir.program import Program
 from lightint_compile.passes.ir.ranks import MARK, Ranks
@@ -34,18 +35,23 @@ class ShardSequence(Pass):
     Attributes:
         gpus: how many ranks the default process group has.
         mesh: a one-dimensional ``DeviceMesh`` instead, as ``ranks@group``.
+        exchanges: how tokens are exchanged for heads, one of :data:`~passes.ir.exchange_ways.EXCHANGES`.
     """
 
     name: ClassVar[str] = "shard-sequence"
     numerics: ClassVar[Numerics] = Numerics.EXACT
     gpus: int | None = None
     mesh: str | None = None
+    exchanges: str = COLLECTIVES
 
     def __post_init__(self) -> None:
         if self.gpus is not None and self.gpus < 1:
             raise OptionError(
                 f"there is no group of {self.gpus} ranks", where=f"{self.name}{{gpus}}", fix="give 1 or more"
             )
+        if self.exchanges not in EXCHANGES:
+            fix = did_you_mean(self.exchanges, EXCHANGES)
+            raise OptionError(f"there are no exchanges by {self.exchanges}", where=f"{self.name}{{exchanges}}", fix=fix)
 
     def run(self, program: Program) -> PassResult:
         """See :meth:`~passes.base.Pass.run`."""
@@ -57,8 +63,8 @@ class ShardSequence(Pass):
         except Obstacle as obstacle:
             miss = Miss(obstacle.node, f"every rank computes all of it: {obstacle.reason}", obstacle.hint)
             return PassResult(False, (miss.remark(self.name, "tokens"),))
-        agreed = _fingerprint(flow)
-        emission = Emission(program, flow, ranks, self.name)
+        agreed = _fingerprint(flow, self.exchanges)
+        emission = Emission(program, flow, ranks, self.name, self.exchanges == COPIES)
         emission.rewrite()
         program.graph_module.meta[MARK] = ranks
         return PassResult(True, (_applied(by, flow, emission, ranks, agreed),))
@@ -160,9 +166,9 @@ def _rings(flow: Flow, ranks: Ranks) -> Iterator[str]:
         yield f"divide {heads} heads: keys and values go around {around}"
 
 
-def _fingerprint(flow: Flow) -> str:
-    """What all ranks must have found alike, as a hash: which calls are made on which parts."""
-    digest = hashlib.sha256()
+def _fingerprint(flow: Flow, exchanges: str) -> str:
+    """What all ranks must have found alike, as a hash: which calls are made on which parts, and how they exchange."""
+    digest = hashlib.sha256(exchanges.encode())
     for line in _lines(flow):
         digest.update(line.encode())
     return digest.hexdigest()[:16]

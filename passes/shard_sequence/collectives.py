@@ -1,7 +1,7 @@
 """The nodes that bring a value from one cut to another: a slice, a gather, an exchange.
 
-Collectives are torch's functional ones: they take and give contiguous tensors, and a wait stands behind each. Every
-rank has the same nodes in the same order; only the numbers of slices differ.
+Collectives are torch's functional ones, or of their form: they take and give contiguous tensors, and a wait stands
+behind each. Every rank has the same nodes in the same order; only the numbers of slices differ.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.fx as fx
 
+from lightint_compile.kernels.exchange import EXCHANGE
 from lightint_compile.passes.analysis.axes.factors import Place
 from lightint_compile.passes.ir.fake_values import Size
 from lightint_compile.passes.ir.op_arguments import rank_of, sizes_of
 from lightint_compile.passes.ir.sizes import product
+from lightint_compile.passes.ir.transfers import Exchange
 from lightint_compile.passes.shard_sequence.teams import Team
-from lightint_compile.passes.shard_sequence.together import Exchange
 
 aten = torch.ops.aten
 
@@ -27,14 +28,17 @@ Call = Callable[..., fx.Node]
 class Collectives:
     """Makes the nodes, for one rank of a team.
 
+    Args:
+        by_copies: exchanges are :func:`~lightint_compile.kernels.exchange.exchange_rows`; the team is every rank then.
+
     Attributes:
         exchanges: those that were made.
     """
 
-    def __init__(self, team: Team, call: Call) -> None:
+    def __init__(self, team: Team, call: Call, by_copies: bool = False) -> None:
         import torch.distributed._functional_collectives
 
-        self._team, self._call = team, call
+        self._team, self._call, self._by_copies = team, call, by_copies
         self._ops = torch.ops._c10d_functional
         self.exchanges: list[Exchange] = []
 
@@ -73,8 +77,7 @@ class Collectives:
         axes = list(range(rank_of(split)))
         front = [want.axis + 1, *(axis for axis in axes if axis != want.axis + 1)]
         ready = self._contiguous(self._call(aten.permute.default, split, front))
-        rows = self._team.rows(*range(count))
-        sent = self._sent(ready, rows, rows)
+        sent = self._exchanged(ready)
         found = self.arrived(sent)
         self.exchanges.append(Exchange(ready, sent, found))
         behind = int(have.axis > want.axis)
@@ -92,6 +95,12 @@ class Collectives:
     def arrived(self, sent: fx.Node) -> fx.Node:
         """What a collective gave, once it is there."""
         return self._call(self._ops.wait_tensor.default, sent)
+
+    def _exchanged(self, rows: fx.Node) -> fx.Node:
+        if self._by_copies:
+            return self._call(EXCHANGE, rows, self._team.group.group)
+        everyone = self._team.rows(*range(self._team.count))
+        return self._sent(rows, everyone, everyone)
 
     def _sent(self, rows: fx.Node, received: Sequence[int], sent: Sequence[int]) -> fx.Node:
         target = self._ops.all_to_all_single.default

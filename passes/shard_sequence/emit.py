@@ -17,6 +17,7 @@ from lightint_compile.passes.ir.op_arguments import results_in
 from lightint_compile.passes.ir.program import Program, fake_mode_of
 from lightint_compile.passes.ir.ranks import Ranks
 from lightint_compile.passes.ir.rewriter import Rewriter, stored_in
+from lightint_compile.passes.ir.transfers import spread
 from lightint_compile.passes.shard_sequence.around import Rings
 from lightint_compile.passes.shard_sequence.collectives import Collectives
 from lightint_compile.passes.shard_sequence.flow import Flow
@@ -27,14 +28,17 @@ from lightint_compile.passes.shard_sequence.together import joined
 class Emission:
     """Rewrites the calls of a program in place.
 
+    Args:
+        by_copies: heads are exchanged by copies, each exchange by itself.
+
     Attributes:
         exchanged, gathered: how many collectives of each kind were written, but for those of rings.
     """
 
-    def __init__(self, program: Program, flow: Flow, ranks: Ranks, pass_name: str) -> None:
-        self._program, self._flow, self._ranks = program, flow, ranks
+    def __init__(self, program: Program, flow: Flow, ranks: Ranks, pass_name: str, by_copies: bool) -> None:
+        self._program, self._flow, self._ranks, self._by_copies = program, flow, ranks, by_copies
         self._rewriter = Rewriter(program, pass_name)
-        self._collectives = Collectives(Team.of_all(ranks), self._rewriter.call)
+        self._collectives = Collectives(Team.of_all(ranks), self._rewriter.call, by_copies)
         self._rings = Rings(ranks, flow.rings, self._rewriter, self._bring)
         self._mode = fake_mode_of(program.graph.nodes)
         self._converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
@@ -65,7 +69,11 @@ class Emission:
                 self._evaluate(node)
         places = {node: place for place, node in enumerate(self._program.graph.nodes)}
         exchanges = sorted(self._collectives.exchanges, key=lambda exchange: places[exchange.sent])
-        self.exchanged = len(exchanges) - joined(exchanges, self._rewriter)
+        self.exchanged = len(exchanges)
+        if self._by_copies:
+            spread(self._program.graph)
+        else:
+            self.exchanged -= joined(exchanges, self._rewriter)
 
     def _rewrite(self, node: fx.Node) -> None:
         read = {source: self._bring(source, layout) for source, layout in self._flow.reads[node].items()}
