@@ -265,3 +265,11 @@ def with_a_failure(**options: Any) -> None:
     fails = dist.get_rank() == dist.get_world_size() - 1
     with patch.object(HoistInvariants, "run", side_effect=KeyError("no such thing")) if fails else nullcontext():
         compiled(module, gpus=dist.get_world_size(), **options)(*rank_worlds.inputs(module))
+
+
+def exchanging_differently(**options: Any) -> None:
+    """The last rank exchanges by copies, the others by collectives."""
+    module = rank_worlds.World().double().eval().requires_grad_(False)
+    way = "copies" if dist.get_rank() == dist.get_world_size() - 1 else "collectives"
+    shared = compiled(module, gpus=dist.get_world_size(), exchanges=way, **options)
+    shared(*rank_worlds.inputs(module))

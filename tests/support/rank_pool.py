@@ -25,12 +25,17 @@ _FIRST = ["torch", "torch._dynamo", "lightint_compile"]
 
 
 class Pool:
-    """``count`` processes of one group: of gloo on a CPU, of NCCL where each has a GPU.
+    """``count`` processes of one group: of gloo on a CPU, of NCCL where each has a GPU, of gloo where all have one.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``one gpu``, which torch's symmetric memory has to allow.
+        patience: seconds in which a case must answer.
 
     A server without threads forks them: a lock that a thread of the tests holds would be held for ever in a copy.
     """
 
-    def __init__(self, count: int, device: str = "cpu") -> None:
+    def __init__(self, count: int, device: str = "cpu", patience: float = PATIENCE) -> None:
+        self._patience = patience
         context, port = get_context("forkserver"), _free_port()
         context.set_forkserver_preload(_FIRST)
         self.is_open = True
@@ -50,7 +55,7 @@ class Pool:
             end.send((case, arguments))
         answers = []
         for rank, end in enumerate(self._ends):
-            if not end.poll(PATIENCE):
+            if not end.poll(self._patience):
                 self.close()
                 raise AssertionError(f"rank {rank} does not answer")
             answers.append(end.recv())
@@ -94,7 +99,10 @@ def _serve(rank: int, count: int, port: int, end: Connection, device: str) -> No
     os.environ.update(TORCHINDUCTOR_COMPILE_THREADS="1", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     own: dict[str, Any] = {"backend": "gloo"}
-    if device == "cuda":
+    if device == "one gpu":
+        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
+        torch.cuda.set_device(0)
+    elif device == "cuda":
         torch.cuda.set_device(rank)
         own = {"backend": "nccl", "device_id": torch.device(device, rank)}
     address, patience = f"tcp://127.0.0.1:{port}", timedelta(seconds=PATIENCE)

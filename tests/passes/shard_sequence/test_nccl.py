@@ -1,4 +1,4 @@
-"""Two GPUs of one host, over NCCL: exchanges of heads and rings give what float64 gives on one, within rounding."""
+"""Two GPUs of one host, over NCCL or by copies: exchanges of heads and rings give what float64 on one does, rounded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import rank_worlds
 import torch
 from rank_pool import Failed, Pool, pools
 from ring_worlds import KINDS, Prefilling, RingWorld
+
+from lightint_compile.passes.ir.exchange_ways import EXCHANGES
 
 Pools = Callable[[int], Pool]
 
@@ -52,15 +54,17 @@ def test_a_context_that_goes_around(pool: Pools, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("exchanges", EXCHANGES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("joint", [False, True])
-def test_heads_that_are_exchanged(pool: Pools, dtype: torch.dtype, joint: bool) -> None:
+def test_heads_that_are_exchanged(pool: Pools, dtype: torch.dtype, joint: bool, exchanges: str) -> None:
     case = {"model": {"joint": joint, "steps": 2}, "given": {"past": 3}, "world": rank_worlds.World}
-    agreed(pool, "ranks", dtype, **case)
+    agreed(pool, "ranks", dtype, exchanges=exchanges, **case)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("exchanges", EXCHANGES)
 @pytest.mark.parametrize("joint", [False, True])
-def test_exchanges_that_are_recorded(pool: Pools, joint: bool) -> None:
+def test_exchanges_that_are_recorded(pool: Pools, joint: bool, exchanges: str) -> None:
     case = {"model": {"joint": joint, "steps": 2}, "given": {"past": 3}, "world": rank_worlds.World}
-    agreed(pool, "ranks", torch.float32, cuda_graphs=True, seeds=(0, 1, 2, 3), **case)
+    agreed(pool, "ranks", torch.float32, cuda_graphs=True, seeds=(0, 1, 2, 3), exchanges=exchanges, **case)
