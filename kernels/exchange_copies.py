@@ -29,7 +29,7 @@ import socket
 import weakref
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -130,10 +130,15 @@ class Memory:
 
     def __init__(self, block: Tensor, handle: Any, size: int, patience: timedelta) -> None:
         self.device, self.size, self.rank, self.count = block.device, size, handle.rank, handle.world_size
-        self._block, self._handle, self._patience = block, handle, int(patience.total_seconds() * 1e3)
+        self._block: Tensor | None = block
+        self._handle, self._patience = handle, int(patience.total_seconds() * 1e3)
         shape = (_LANES, SLOTS, size)
         self._slots = [handle.get_buffer(rank, shape, torch.uint8) for rank in range(self.count)]
-        self.eager, self.recorded = (Lane(self, place) for place in range(_LANES))
+
+    def release(self) -> None:
+        """Give it back: nothing is exchanged in it any more. Other ranks may still read it, and hold it until then."""
+        torch.cuda.synchronize(self.device)
+        self._slots, self._handle, self._block = [], None, None
 
     def stage(self, rows: Tensor, lane: int, slot: int) -> None:
         """Copy the rows for others, ``[ranks, bytes]``, into a slot of this rank, without a gap for its own."""
@@ -165,8 +170,16 @@ def _is_capturing(stream: torch.cuda.Stream) -> bool:
 # --- what a group has ------------------------------------------------------------------------------------------------
 
 
-_found: weakref.WeakKeyDictionary[Any, dict[torch.device, Memory | None]] = weakref.WeakKeyDictionary()
-"""The memory of each group; ``None`` where there is none to be had."""
+class Lanes(NamedTuple):
+    """Those of one memory: of eager exchanges, and of those that are recorded in CUDA graphs."""
+
+    memory: Memory
+    eager: Lane
+    recorded: Lane
+
+
+_found: weakref.WeakKeyDictionary[Any, dict[torch.device, Lanes | None]] = weakref.WeakKeyDictionary()
+"""The lanes of each group; ``None`` where there is no memory to be had."""
 
 _recorded: list[Memory] = []
 """Memory that graphs hold addresses of: it stays where it is when exchanges outgrow it, or the group is left."""
@@ -182,25 +195,30 @@ def lane_for(group: Any, rows: Tensor) -> Lane | None:
     """
     known, device = _found.setdefault(group, {}), rows.device
     needed = rows.nbytes // group.size() * (group.size() - 1)
-    memory = known.get(device)
+    lanes = known.get(device)
     records = torch.cuda.is_current_stream_capturing()
-    if device not in known or (memory is not None and memory.size < needed):
+    if device not in known or (lanes is not None and lanes.memory.size < needed):
         if records:
             why = f"no exchange of {needed} bytes was made before, and to make room for it ranks must meet"
             raise StateError("a recording cannot begin with exchanges", why=why, fix="make the same call once before")
-        memory = known[device] = _made(group, device, _grown(needed, memory))
-    if memory is None:
+        size = _grown(needed, lanes)
+        if lanes is not None and not lanes.recorded.is_used:
+            lanes.memory.release()
+        memory = _made(group, device, size)
+        lanes = None if memory is None else Lanes(memory, *(Lane(memory, place) for place in range(_LANES)))
+        known[device] = lanes
+    if lanes is None:
         return None
     if not records:
-        return memory.eager
-    if not memory.recorded.is_used:
-        _recorded.append(memory)
-    return memory.recorded
+        return lanes.eager
+    if not lanes.recorded.is_used:
+        _recorded.append(lanes.memory)
+    return lanes.recorded
 
 
-def _grown(needed: int, memory: Memory | None) -> int:
+def _grown(needed: int, lanes: Lanes | None) -> int:
     """Bytes of slots for exchanges of so many; they grow by half at least, so that they seldom do."""
-    least = max(needed, 0 if memory is None else memory.size * 3 // 2)
+    least = max(needed, 0 if lanes is None else lanes.memory.size * 3 // 2)
     return -(-least // _UNIT) * _UNIT
 
 
@@ -209,7 +227,7 @@ def _made(group: Any, device: torch.device, size: int) -> Memory | None:
 
     What one rank cannot do is told to the others in front of each step that all take together.
     """
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), torch.inference_mode(False):  # what is made may be written to outside of that mode
         try:
             block = _block(group, device, size) if _reaches_all(group, device) else None
         except (RuntimeError, ImportError, AttributeError):  # no such memory on this device, or none is left

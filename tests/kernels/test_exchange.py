@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import exchange_cases
@@ -14,7 +15,6 @@ from simulated_streams import Graph, Rank, Stream, races, simulated
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightint_compile.errors import InputError
-from lightint_compile.kernels import exchange_copies
 from lightint_compile.kernels.exchange import exchange_rows
 from lightint_compile.kernels.exchange_copies import SLOTS, Lane, Memory
 
@@ -106,12 +106,11 @@ def test_one_edit_away_slots_are_overwritten(monkeypatch: pytest.MonkeyPatch, mi
     assert any("written to while it is read" in each for each in found)
 
 
-def test_rows_are_staged_without_a_gap_and_pulled_from_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_staged_without_a_gap_and_pulled_from_their_places() -> None:
     """The arithmetic of slots, for three ranks in one process."""
-    monkeypatch.setattr(exchange_copies, "Lane", lambda memory, place: None)
     width, count = 5, 3
     blocks = [torch.zeros(2 * SLOTS * 16, dtype=torch.uint8) for _ in range(count)]
-    memories = [Memory(blocks[rank], Handle(rank, blocks), 16, exchange_copies.timedelta(1)) for rank in range(count)]
+    memories = [Memory(blocks[rank], Handle(rank, blocks), 16, timedelta(1)) for rank in range(count)]
     rows = [torch.arange(count * width, dtype=torch.uint8).view(count, width) + 50 * rank for rank in range(count)]
     for memory, sent in zip(memories, rows, strict=True):
         memory.stage(sent, 1, 2)

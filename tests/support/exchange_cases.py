@@ -76,8 +76,8 @@ def by_copies(case: str) -> None:
     torch.zeros(1, device="cuda")
     {"many": _many, "recorded": _recorded, "grown": _grown, "refused": _refused}[case]()
     torch.cuda.synchronize()
-    (memory,) = [found for known in exchange_copies._found.values() for found in known.values()]
-    assert memory is not None, "symmetric memory could not be had"
+    (lanes,) = [found for known in exchange_copies._found.values() for found in known.values()]
+    assert lanes is not None, "symmetric memory could not be had"
     dist.barrier()
 
 
