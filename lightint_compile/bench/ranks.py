@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightint_compile.bench.about import write
 from lightint_compile.bench.breakdown import both, busy, device_spans
-from lightint_compile.bench.rollout_job import UNREWRITTEN, Job, jobs_of
+from lightint_compile.bench.rollout_job import UNREWRITTEN, Job, jobs_of, outside_braces
 from lightint_compile.bench.rollout_subject import Subject
 from lightint_compile.errors import DeviceError, LightintError, told
 from lightint_compile.models.registry import TINY, world_model
@@ -101,10 +101,10 @@ def run(
     try:
         path = trajectory or turn_and_back(chosen.spec, chosen.spec.frames(chunks))
         blocks, count = (depth or chosen.depth,), dist.get_world_size()
-        rows: list[Row] = []
+        rows, known = list[Row](), dict[str, Tensor | None]()
         for variant in variants or VARIANTS:
             (job,) = jobs_of(variant, blocks, model, path, repeats, device)
-            for row in _side_by_side(job, count):
+            for row in _side_by_side(job, count, known):
                 rows.append(row)
                 if dist.get_rank() == 0:
                     _print(row)
@@ -133,15 +133,30 @@ def _joined() -> str:
     return "cuda"
 
 
-def _side_by_side(job: Job, count: int) -> Iterator[Row]:
-    """A variant on one rank, and where it is lightint's on all."""
-    alone, last = _row(job, 1, None)
-    yield alone
+def _side_by_side(job: Job, count: int, known: dict[str, Tensor | None]) -> Iterator[Row]:
+    """A variant on one rank, unless it is known, and where it is lightint's on all.
+
+    Args:
+        known: the latents that variants on one rank gave.
+    """
+    name = on_one_rank(job.variant)
+    if name not in known:
+        (single,) = jobs_of(name, (job.depth,), job.model, job.trajectory, job.repeats, job.device)
+        alone, known[name] = _row(single, 1, None)
+        yield alone
+    last = known[name]
     if job.variant.partition("@")[0] not in UNREWRITTEN:
         name, colon, rest = job.variant.partition(":")
         shared = f"{name}:gpus={count}{',' if colon else ''}{rest}"
         (more,) = jobs_of(shared, (job.depth,), job.model, job.trajectory, job.repeats, job.device)
         yield _row(more, count, last, job.variant)[0]
+
+
+def on_one_rank(variant: str) -> str:
+    """A variant without what only several ranks have."""
+    name, _, rest = variant.partition(":")
+    options = [option for option in outside_braces(rest) if not option.startswith("exchanges=")]
+    return f"{name}:{','.join(options)}" if options else name
 
 
 def _row(job: Job, count: int, reference: Tensor | None, name: str = "") -> tuple[Row, Tensor | None]:
@@ -247,7 +262,7 @@ def print_table(rows: Sequence[Row], model: str) -> None:
             table.add_row(row.variant, str(row.ranks), row.error)
             continue
         sent, rings = f"{max(row.sent) / 1e6:.1f}" if row.sent else "-", str(max(row.rings, default="-"))
-        faster = f"{alone[row.variant] / row.late:.2f}x"
+        faster = f"{alone[on_one_rank(row.variant)] / row.late:.2f}x"
         exchanged = (f"{row.collectives:.0%}", f"{row.hidden:.0%}", sent, rings)
         cells = (f"{row.late:.1f}", faster, *exchanged, f"{row.difference:.1e}")
         table.add_row(row.variant, str(row.ranks), *cells, f"{row.warm_seconds:.0f}", f"{row.peak_gigabytes:.1f}")

@@ -49,7 +49,7 @@ class Pool:
             self._ends.append(ours)
             self._workers.append(worker)
 
-    def run(self, case: Case, **arguments: Any) -> list[Any]:
+    def run(self, case: Case, /, **arguments: Any) -> list[Any]:
         """What ``case(**arguments)`` gives on each rank; an exception is the text of its traceback, as a ``Failed``."""
         for end in self._ends:
             end.send((case, arguments))
