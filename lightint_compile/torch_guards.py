@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -105,7 +105,7 @@ class _Sources:
 
 
 @functools.cache
-def _fields(kind: type) -> Sequence[str]:
+def _fields(kind: Any) -> Sequence[str]:
     return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
@@ -114,7 +114,7 @@ def _parts(source: Any) -> dict[str, Any]:
     records = _module("torch._guards")
     if not isinstance(source, records.ChainedSource):
         return {}
-    fields = ((name, getattr(source, name)) for name in _fields(type(source)))
+    fields = ((name, getattr(source, name)) for name in _fields(cast(Hashable, type(source))))
     return {name: value for name, value in fields if isinstance(value, records.Source)}
 
 
