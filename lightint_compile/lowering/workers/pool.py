@@ -67,6 +67,7 @@ class Worker:
         gpu: the CUDA device that regions run on; below zero for the CPU.
 
     Attributes:
+        is_ready: it has said so.
         close: lets the process end, with what it has started, once it has finished what it does. It may be called
             twice, and is called at exit.
 
@@ -92,6 +93,7 @@ class Worker:
             raise
         finally:
             os.close(number)
+        self.is_ready = False
         self._channel = Channel(ours)
         self.close = weakref.finalize(self, _let_go, self._process, self._channel, os.getpid())
 
@@ -99,6 +101,11 @@ class Worker:
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was not let go, and has not ended."""
+        return self.close.alive and self._process.poll() is None
 
     def kill(self) -> None:
         """End the process, whatever it does: it does not do what a worker does."""
@@ -112,8 +119,9 @@ class Worker:
         Raises:
             WorkerLostError: it does not come to that.
         """
-        if READY not in self._heard():
+        if not self.is_ready and READY not in self._heard():
             raise WorkerLostError("it did not say that it is ready")
+        self.is_ready = True
 
     def compile(self, content: bytes) -> Artifact:
         """Have a region compiled.
@@ -200,7 +208,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 class Workers:
-    """Several workers; none of them is left when the context is.
+    """Several workers; none of them is left where the context is left by an error.
 
     Args:
         count: how many.
@@ -218,16 +226,23 @@ class Workers:
 
     @property
     def running(self) -> list[Worker]:
-        """Those that were not let go: a program that is lowered once more does without."""
-        return [worker for worker in self.all if worker.close.alive]
+        """Those that were not let go and have not ended: a program that is lowered once more does without."""
+        return [worker for worker in self.all if worker.is_running]
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        if error is not None:
+            self.close()
 
     def close(self) -> None:
         """End all of them."""
         for worker in self.all:
             worker.close()
+
+    def close_late_ones(self) -> None:
+        """End those that are not ready yet."""
+        for worker in self.all:
+            if not worker.is_ready:
+                worker.close()
