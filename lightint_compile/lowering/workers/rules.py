@@ -7,6 +7,7 @@ others, or where one stands for another operator than in the worker.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,25 +58,46 @@ class Rules:
     @classmethod
     def now(cls) -> Rules:
         """Those of this process."""
-        every = [
-            (f"{table} {_operator(op)}", _name(rule)) for table, rules in _TABLES.items() for op, rule in rules.items()
-        ]
-        rules = {operator: name for operator, name in every if not name.startswith(_LEFT)}
-        return cls(
-            _hashed(f"{operator} {name}" for operator, name in rules.items()),
-            _hashed(rules),
-            _hashed(operator for operator, name in every if name.startswith(_LEFT)),
-            _hashed(key for key in torch.library._impls if key.startswith(_CORE) and _OF_VMAP not in key),
-        )
+        return cls(*map(_hashed, _texts()))
 
-    def are_in(self, other: Rules) -> bool:
-        """Whether ``other`` does with every operator what is done here."""
-        has_all = self.told <= other.told and self.kernels <= other.kernels
-        return has_all and self.left.isdisjoint(other.ruled)
+    def beyond(self, other: Rules) -> list[str]:
+        """What is done here with an operator and not in ``other``; empty where that does all as here.
+
+        These are hashes; :func:`named` says what they are in the process that they come from.
+        """
+        beyond = (self.told - other.told) | (self.kernels - other.kernels) | (self.left & other.ruled)
+        return sorted(each.hex() for each in beyond)
+
+
+def named(text: str) -> str:
+    """A text with what hashes of this process's rules stand for."""
+    known = {_hash(each).hex(): each for texts in _texts() for each in texts}
+    return _HASH.sub(lambda found: known.get(found[0], found[0]), text)
+
+
+def _texts() -> tuple[list[str], list[str], list[str], list[str]]:
+    """What the fields of :class:`Rules` are made of."""
+    every = [
+        (f"{table} {_operator(op)}", _name(rule)) for table, rules in _TABLES.items() for op, rule in rules.items()
+    ]
+    rules = {operator: name for operator, name in every if not name.startswith(_LEFT)}
+    return (
+        [f"{operator} {name}" for operator, name in rules.items()],
+        list(rules),
+        [operator for operator, name in every if name.startswith(_LEFT)],
+        [key for key in torch.library._impls if key.startswith(_CORE) and _OF_VMAP not in key],
+    )
+
+
+_HASH = re.compile(r"\b[0-9a-f]{16}\b")
+
+
+def _hash(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=8).digest()
 
 
 def _hashed(texts: Iterable[str]) -> frozenset[bytes]:
-    return frozenset(blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return frozenset(map(_hash, texts))
 
 
 def of_others() -> str | None:

@@ -25,6 +25,7 @@ from lightint_compile.lowering.region import Leaf, Variant, below_autograd
 from lightint_compile.lowering.region_sizes import FreshInputs, fresh_inputs
 from lightint_compile.lowering.workers.parcels import parcel_of
 from lightint_compile.lowering.workers.pool import Artifact, NotCompiledError, Worker, Workers
+from lightint_compile.lowering.workers.rules import named
 from lightint_compile.lowering.workers.switches import Switches
 from lightint_compile.passes.ir.garbage import collection_resumed
 
@@ -216,5 +217,5 @@ def _serve(worker: Worker, waiting: deque[_Job], answers: _Answers) -> None:
                 answers.put((job, artifact))
     except Exception as reason:  # WorkerLostError, and whatever else: a thread has nobody to raise to
         if worker.close.alive:  # else this process has let it go
-            log.info("worker %s is lost: %s", worker.pid, reason)
+            log.info("worker %s is lost: %s", worker.pid, named(str(reason)))
             worker.kill()

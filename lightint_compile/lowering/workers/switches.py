@@ -19,6 +19,9 @@ _CONFIGURATIONS = ("torch._inductor.config", "torch._functorch.config", "torch.f
 _ITS_OWN = frozenset(("compile_threads", "worker_start_method"))
 """Settings that each process has for itself. They change no code."""
 
+_MOST_TOLD = 5
+"""Rules that are told of those that differ."""
+
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
@@ -90,8 +93,8 @@ class Switches:
                 raise OnlyHereError(f"settings of {name}")
         if torch_switches.of_kernels() != self.kernels:
             raise OnlyHereError(f"{torch_switches.of_kernels()} here, {self.kernels} there")
-        if not self.rules.are_in(Rules.now()):
-            raise OnlyHereError("a rule or a kernel of an operator")
+        if beyond := self.rules.beyond(Rules.now()):
+            raise OnlyHereError(f"a rule or a kernel of an operator: {', '.join(beyond[:_MOST_TOLD])}")
 
 
 def _plain(module: Any) -> dict[str, Any]:

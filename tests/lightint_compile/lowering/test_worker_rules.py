@@ -87,7 +87,7 @@ def rule_of_a_user(x: Any) -> Any:
 
 def test_torchs_own_are_everywhere() -> None:
     assert rules.of_others() is None
-    assert Rules.now().are_in(Rules.now())
+    assert not Rules.now().beyond(Rules.now())
     Switches.now()
 
 
@@ -114,7 +114,8 @@ def test_a_rule_of_torchs_for_another_operator_is_seen_by_the_worker() -> None:
     worker = Rules.now()
     with a_rule(inductor_lowering.fallback_handler(aten.exp.default, add_to_fallback_set=False)):
         assert rules.of_others() is None
-        assert not Rules.now().are_in(worker)
+        (beyond,) = Rules.now().beyond(worker)
+        assert "lowerings aten.exp.default" in rules.named(f"it has other settings: {beyond}, {'0' * 16}")
 
 
 @torch.library.custom_op("lightint_tests_of_rules::twice", mutates_args=())
@@ -133,14 +134,14 @@ def test_an_operator_that_inductor_met_without_a_rule_is_no_obstacle() -> None:
         torch.compile(lambda x: torch.ops.lightint_tests_of_rules.twice(x) + 1)(torch.ones(3))
     torch.vmap(torch.nn.functional.mse_loss)(torch.ones(3, 2), torch.ones(3, 2))  # torch has kernels of its own for it
     assert operator in inductor_lowering.lowerings
-    assert rules.of_others() is None and Rules.now().are_in(worker)
+    assert rules.of_others() is None and not Rules.now().beyond(worker)
 
 
 def test_a_kernel_of_an_operator_of_torchs_is_seen_by_the_worker() -> None:
     worker, library = Rules.now(), torch.library.Library("aten", "IMPL")
     library.impl("tril", lambda x, diagonal=0: x, "CPU")
     try:
-        assert not Rules.now().are_in(worker)
+        assert Rules.now().beyond(worker)
     finally:
         library._destroy()
-    assert Rules.now().are_in(worker)
+    assert not Rules.now().beyond(worker)
