@@ -8,7 +8,7 @@ That Inductor's caches are filled and found again would be simpler. But their ke
 imported modules in another order: ``pickle`` names ``torch.contiguous_format`` by the first module that has ``torch``.
 
 * :mod:`.asked`: whether workers are worth it, and how many;
-* :mod:`.pool`: the processes, started ahead of lowering, and :mod:`.parked` what becomes of them afterwards;
+* :mod:`.pool`: the processes, started ahead of lowering and let go with it;
 * :mod:`.parcels`: a region, and what its compilation depends on, as bytes;
 * :mod:`.switches`: the settings among these, and :mod:`.rules` what Inductor was told of operators;
 * :mod:`.sharing`: who compiles which region.

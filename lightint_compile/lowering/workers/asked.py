@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from lightint_compile.lowering.workers.parked import park, taken
 from lightint_compile.lowering.workers.pool import Workers
 from lightint_compile.options import LightintOptions
 
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 COUNT = "LIGHTINT_COMPILE_WORKERS"
 """The environment variable that says how many workers there are; 0 for none."""
 
-FEWEST_NODES = 600
+FEWEST_NODES = 1500
 """Operations of a captured graph from which on there are workers. A smaller one is compiled before they are ready."""
 
 _MOST = 8
@@ -47,46 +46,35 @@ def workers_for(
 ) -> Iterator[Workers | None]:
     """Workers for a graph that is about to be compiled, while the context lasts; ``None`` where it does without.
 
-    Afterwards they are kept for a while, for the next graph.
-
     Args:
         graph_module: as Dynamo captured it.
         config: Inductor configuration for its regions.
     """
-    found = _found(graph_module, options, config)
-    if found is None:
+    workers = _started(graph_module, options, config)
+    if workers is None:
         yield None
         return
-    key, workers = found
     with workers:
         yield workers
-    park(key, workers)
 
 
-def _found(
-    graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]
-) -> tuple[Hashable, Workers] | None:
+def _started(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]) -> Workers | None:
     try:
-        gpu, asked = _gpu_of(graph_module), _wanted(graph_module, options, config)
-        key = (os.getpid(), gpu, asked, _cores(), *sys.path, *sorted(os.environ.items()))
-        if not asked:
-            return None
-        kept = taken(key)
-        if kept is not None:
-            return key, kept
-        count, cores = min(asked, _fit_on(gpu)) if gpu >= 0 else asked, _cores()
-        return (key, Workers(count, max(1, min(cores, 2 * cores // count)), gpu)) if count else None
+        gpu = _gpu_of(graph_module)
+        count, cores = _wanted(graph_module, options, config, gpu), _cores()
+        return Workers(count, max(1, min(cores, 2 * cores // count)), gpu) if count else None
     except Exception as error:  # of the system's or CUDA's: the graph can be compiled without
         log.debug("there are no workers", exc_info=error)
         return None
 
 
-def _wanted(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any]) -> int:
+def _wanted(graph_module: fx.GraphModule, options: LightintOptions, config: Mapping[str, Any], gpu: int) -> int:
     is_small = len(graph_module.graph.nodes) < FEWEST_NODES
     if is_small or options.delegate == "eager" or not _can_start() or not _keeps() or _measures(config):
         return 0
     cores = _cores()
-    return _asked(min(_MOST, cores // 2) if cores >= _FEWEST_CORES else 0)
+    asked = _asked(min(_MOST, cores // 2) if cores >= _FEWEST_CORES else 0)
+    return min(asked, _fit_on(gpu)) if asked and gpu >= 0 else asked
 
 
 def _asked(otherwise: int) -> int:

@@ -67,7 +67,6 @@ class Worker:
         gpu: the CUDA device that regions run on; below zero for the CPU.
 
     Attributes:
-        is_ready: it has said so.
         close: lets the process end, with what it has started, once it has finished what it does. It may be called
             twice, and is called at exit.
 
@@ -93,7 +92,6 @@ class Worker:
             raise
         finally:
             os.close(number)
-        self.is_ready = False
         self._channel = Channel(ours)
         self.close = weakref.finalize(self, _let_go, self._process, self._channel, os.getpid())
 
@@ -101,11 +99,6 @@ class Worker:
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it was not let go, and has not ended."""
-        return self.close.alive and self._process.poll() is None
 
     def kill(self) -> None:
         """End the process, whatever it does: it does not do what a worker does."""
@@ -119,9 +112,8 @@ class Worker:
         Raises:
             WorkerLostError: it does not come to that.
         """
-        if not self.is_ready and READY not in self._heard():
+        if READY not in self._heard():
             raise WorkerLostError("it did not say that it is ready")
-        self.is_ready = True
 
     def compile(self, content: bytes) -> Artifact:
         """Have a region compiled.
@@ -208,7 +200,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 class Workers:
-    """Several workers; none of them is left where the context is left by an error.
+    """Several workers; none of them is left when the context is.
 
     Args:
         count: how many.
@@ -226,23 +218,16 @@ class Workers:
 
     @property
     def running(self) -> list[Worker]:
-        """Those that were not let go and have not ended: a program that is lowered once more does without."""
-        return [worker for worker in self.all if worker.is_running]
+        """Those that were not let go: a program that is lowered once more does without."""
+        return [worker for worker in self.all if worker.close.alive]
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is not None:
-            self.close()
+        self.close()
 
     def close(self) -> None:
         """End all of them."""
         for worker in self.all:
             worker.close()
-
-    def close_late_ones(self) -> None:
-        """End those that are not ready yet."""
-        for worker in self.all:
-            if not worker.is_ready:
-                worker.close()

@@ -56,7 +56,7 @@ def compile_all(
     config: Mapping[str, Any],
     workers: Workers | None,
 ) -> int:
-    """Compile every leaf, in this process and in ``workers``. Those that are late are ended, and all where this raises.
+    """Compile every leaf, in this process and in ``workers``, which are ended.
 
     What a worker could not do is done here, so that only what fails here is an error.
 
@@ -83,9 +83,8 @@ def compile_all(
             if name not in sent:
                 here.compile(name)
         by_workers = sum(here.one_more() for _ in jobs)
-    workers.close_late_ones()
     for thread in serving:
-        thread.join()  # nothing is left to do, or its channel is closed, so that it hears nothing any more
+        thread.join()  # its channel is closed, so that it hears nothing any more
     log.info("%s of %s regions were compiled by workers", by_workers, len(leaves))
     return by_workers
 
@@ -219,3 +218,4 @@ def _serve(worker: Worker, waiting: deque[_Job], answers: _Answers) -> None:
         if worker.close.alive:  # else this process has let it go
             log.info("worker %s is lost: %s", worker.pid, named(str(reason)))
             worker.kill()
+    worker.close()

@@ -46,8 +46,6 @@ def main(descriptor: int, parent: int, gpu: int) -> None:
         while True:
             for message in _answer(channel.receive()):
                 channel.send(message)
-            if gpu >= 0:
-                torch.cuda.empty_cache()  # kernels were tried on it, and the next parcel may be long in coming
     _leave()
 
 

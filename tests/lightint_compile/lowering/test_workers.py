@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch._inductor.utils import fresh_cache
 import lightint_compile
 from lightint_compile.compiled import CompiledGraph
 from lightint_compile.lowering.region import Leaf, inductor_compiler
-from lightint_compile.lowering.workers import asked, parked, pool, sharing
+from lightint_compile.lowering.workers import asked, pool, sharing
 from lightint_compile.lowering.workers.asked import COUNT, workers_for
 from lightint_compile.lowering.workers.pool import Artifact, Worker, WorkerLostError, Workers
 from lightint_compile.lowering.workers.rules import Rules
@@ -135,7 +134,6 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = set(threading.enumerate())
     with fresh_cache(), torch.no_grad():
         yield
-    assert parked.taken("of no graph") is None  # none is left for another test
     assert not [thread for thread in set(threading.enumerate()) - threads if "_serve" in thread.name]
 
 
@@ -222,8 +220,6 @@ def test_two_workers_share_regions_with_this_process(monkeypatch: pytest.MonkeyP
     graphs = regions()
     leaves, workers = leaves_of(graphs), Workers(2, 1)
     assert compile_all(leaves, graphs, {}, workers) >= 2
-    assert len(workers.running) == 2
-    workers.close()
     assert comes(lambda: not any(is_running(worker.pid) for worker in workers.all))
     assert_right(leaves, graphs)
 
@@ -459,63 +455,6 @@ def test_there_are_none_where_they_would_not_help(monkeypatch: pytest.MonkeyPatc
         context.setattr(asked, "_gpu_of", lambda *_: 1 / 0)
         assert wanted() == 0
     assert wanted() == 3
-
-
-@contextmanager
-def some_workers(options: dict[str, Any] | None = None) -> Iterator[Workers]:
-    """Workers for a graph of some nodes, all of them ready."""
-    graph_module = region(lambda x: (x + 1,), torch.randn(4))
-    with workers_for(graph_module, LightintOptions.from_mapping(options or {}), {}) as workers:
-        assert workers is not None
-        for worker in workers.all:
-            worker.wait_until_ready()
-        yield workers
-
-
-@pytest.fixture
-def one_core_more(many_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_RUN", READY)
-    monkeypatch.setattr(pool, "LEAVE", 0.1)
-    monkeypatch.setenv(COUNT, "1")
-
-
-@pytest.mark.usefixtures("one_core_more")
-def test_workers_are_kept_for_the_next_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    with some_workers() as first:
-        pass
-    with some_workers({"preset": "exact"}) as second:
-        assert second is first
-    monkeypatch.setenv("LIGHTINT_OF_A_TEST", "1")
-    with some_workers() as third:
-        assert third is not first
-    assert comes(lambda: not is_running(first.all[0].pid))
-
-
-@pytest.mark.usefixtures("one_core_more")
-def test_a_worker_that_has_ended_meanwhile_is_replaced() -> None:
-    with some_workers() as first:
-        pass
-    os.kill(first.all[0].pid, signal.SIGKILL)
-    assert comes(lambda: not first.running)
-    with some_workers() as second:
-        assert second is not first
-
-
-@pytest.mark.usefixtures("one_core_more")
-def test_workers_are_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parked, "KEPT", 0.1)
-    with some_workers() as workers:
-        pass
-    assert comes(lambda: not is_running(workers.all[0].pid))
-    assert parked._waiting == []
-
-
-@pytest.mark.usefixtures("one_core_more")
-def test_workers_of_a_graph_that_fails_are_not_kept() -> None:
-    with pytest.raises(ZeroDivisionError), some_workers() as workers:
-        raise ZeroDivisionError
-    assert comes(lambda: not is_running(workers.all[0].pid))
-    assert parked._waiting == []
 
 
 @pytest.mark.slow
