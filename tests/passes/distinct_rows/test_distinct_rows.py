@@ -9,6 +9,7 @@ import pytest
 import torch
 import zoo
 from differential import rewritten, trace
+from export_here import run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -279,7 +280,8 @@ def test_an_input_that_the_call_writes_to_is_not_asked_for() -> None:
             assert torch.equal(one, other)
 
 
-def test_an_archive_computes_every_row(tmp_path: Any) -> None:
+def test_an_archive_computes_every_row(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightint_compile.exporting.writing.run_fresh", run_here)  # a process of its own shows no more
     module = Modulated()
     given = (clean_first_frame(2, TOKENS), tokens())
     done = export(module, given, tmp_path / "modulated.pt2")

@@ -201,7 +201,8 @@ def difference(answers: list[Any]) -> float:
     return max(float(answer.difference) for answer in answers)
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_several_ranks_give_what_one_gives(pool: Pools, ranks: int) -> None:
     case = {"model": {"steps": 2}, "given": {"past": 3}, "preset": "exact", "delegate": "eager"}
     assert difference(pool(ranks).run(rank_cases.compiled_world, exchanges="copies", **case)) < EXACT
