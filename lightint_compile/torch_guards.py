@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
@@ -176,7 +176,7 @@ class _Guarded:
         self._guards = [_Guard.of(guard, self._sources) for guard in guards]
         self._places = list(dict.fromkeys(each.place for each in self._guards))
         self._ordered = [self._sources.place(source) for source in ordered]
-        self._values: list[Any] = []
+        self._values: dict[int, Any] | None = None
 
     def make_for(self, tx: Any, replaced: Mapping[Any, Any]) -> None:
         """Make the guards of a call in which other sources stand for those of this one.
@@ -184,8 +184,9 @@ class _Guarded:
         One on something that both calls have is there already.
         """
         renamed, output = self._sources.renamed(replaced), tx.output
-        self._values = self._values or list(self._read(tx, [source for source, _ in self._sources.all]))
-        values = dict(zip(self._places, self._read(tx, [renamed[place] for place in self._places]), strict=True))
+        if self._values is None:  # the same for every call
+            self._values = self._read(tx, [source for source, _ in self._sources.all])
+        values = self._read(tx, renamed)
         changed = {place for place in self._places if renamed[place] is not self._sources.all[place][0]}
         builder = _module("torch._dynamo.variables.builder").VariableBuilder
         for each in self._guards:
@@ -204,9 +205,10 @@ class _Guarded:
         make = _module("torch._dynamo.guards").GuardBuilder.DUPLICATE_INPUT
         return source.make_guard(functools.partial(make, source_b=self._sources.all[place][0]))
 
-    def _read(self, tx: Any, sources: Iterable[Any]) -> Iterator[Any]:
+    def _read(self, tx: Any, sources: Sequence[Any]) -> dict[int, Any]:
+        """What is at the guarded ones of all sources, by their places."""
         scope, known = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}, dict[Any, Any]()
-        return (source.get_value(scope, {}, known) for source in sources)
+        return {place: sources[place].get_value(scope, {}, known) for place in self._places}
 
 
 _NOT_OF_USER = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)

@@ -44,7 +44,8 @@ def is_wait(node: fx.Node) -> bool:
 
 def waits_for_copies(node: fx.Node) -> bool:
     """Whether a node waits for an exchange by copies: such waits may be made in any order."""
-    return is_wait(node) and isinstance(node.args[0], fx.Node) and node.args[0].target is EXCHANGE
+    started = node.args[0] if node.args else None  # asked first: every node is asked, and names of operators are slow
+    return isinstance(started, fx.Node) and started.target is EXCHANGE and is_wait(node)
 
 
 def exchanges_in(graph: fx.Graph) -> Iterator[Exchange]:

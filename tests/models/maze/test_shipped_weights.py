@@ -62,7 +62,11 @@ def test_the_codec_knows_the_mazes(world: MazeWorld) -> None:
 
 @pytest.mark.parametrize(
     ("name", "turn", "length"),
-    [(TRUE, "left-3", 8), *(pytest.param(name, "left-7", 16, marks=pytest.mark.slow) for name in (TRUE, LARGE))],
+    [
+        (TRUE, "left-3", 8),
+        pytest.param(TRUE, "left-5", 12, marks=pytest.mark.slow),
+        *(pytest.param(name, "left-7", 16, marks=pytest.mark.slow) for name in (TRUE, LARGE)),
+    ],
 )
 def test_what_was_seen_comes_back(name: str, turn: str, length: int) -> None:
     """A turn away and back: its last chunk is nearer to the truth than the view turned away from is."""

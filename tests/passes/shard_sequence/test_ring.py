@@ -40,7 +40,7 @@ LOOP = {"steps": 2}, {"past": 3}
 JOINT = {"joint": True, "keeps": True}, {"text": 6}
 BATCH = {}, {"frames": 3, "batch": 2}
 COPIES = {"twin": "copies"}, {}
-SHOWN = [(2, 3, *LOOP), (4, 6, *JOINT), (4, 2, *BATCH)]
+SHOWN = [(2, 3, *LOOP), (4, 6, *JOINT), (4, 2, *BATCH), (2, 3, *COPIES)]
 FURTHER = [(*pair, *way) for pair in AROUND for way in (LOOP, JOINT, BATCH, COPIES) if (*pair, *way) not in SHOWN]
 
 
